@@ -1,0 +1,60 @@
+"""Everything Gradtrace raises on purpose.
+
+GradtraceError
+├── TaskError                 the user's task cannot be attributed as it stands
+│   ├── LossError             the loss is not one finite number per example
+│   ├── DatasetError          the training data is no fixed, map-style data set
+│   └── UnsupportedLayerError a layer's per-example gradients cannot be computed
+├── CheckpointError           a checkpoint is missing, unreadable, or does not fit the model
+├── StoreError                an index cannot be read or written
+│   ├── IncompleteIndexError  a build was interrupted: run it again to resume
+│   ├── CorruptIndexError     bytes on disk are not the bytes that were written
+│   └── MismatchError         the index was built from another task, checkpoint or basis
+└── QueryError                a query names something that the index does not have
+"""
+
+from __future__ import annotations
+
+
+class GradtraceError(Exception):
+    """Base of every error that Gradtrace raises on purpose; its text names the cause and the remedy."""
+
+
+class TaskError(GradtraceError):
+    """The user's task cannot be attributed as it stands."""
+
+
+class LossError(TaskError):
+    """The loss is not one finite number per example."""
+
+
+class DatasetError(TaskError):
+    """The training data is not a fixed, map-style data set."""
+
+
+class UnsupportedLayerError(TaskError):
+    """Per-example gradients of a layer cannot be computed."""
+
+
+class CheckpointError(GradtraceError):
+    """A checkpoint is missing, unreadable, or does not fit the model."""
+
+
+class StoreError(GradtraceError):
+    """An index cannot be read or written."""
+
+
+class IncompleteIndexError(StoreError):
+    """A build was interrupted; running it again resumes it."""
+
+
+class CorruptIndexError(StoreError):
+    """Bytes on disk are not the bytes that were written."""
+
+
+class MismatchError(StoreError):
+    """The index was built from another task, data set, checkpoint or basis."""
+
+
+class QueryError(GradtraceError):
+    """A query names something that the index does not have."""

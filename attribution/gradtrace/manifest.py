@@ -1,0 +1,117 @@
+"""manifest.json: the only commit point of an index. What it does not name is not part of the index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import xxhash
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gradtrace.errors import CorruptIndexError, StoreError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+Precision = Literal["float16", "int8"]
+BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(_Entry):
+    """A file inside the index directory, `path` relative to it, with its xxh3-128 as hexadecimal digits."""
+
+    path: str
+    bytes: int
+    xxh3: str
+
+
+class CheckpointEntry(_Entry):
+    name: str  # file name, unique in an index; the key of Hit.parts
+    step: int
+    learning_rate: float
+    sha256: str
+
+
+class Probe(_Entry):
+    """A few training rows with their content hashes and their losses at the last checkpoint, to recognise a task."""
+
+    rows: list[int]
+    sha256: list[str]
+    losses: list[float]
+
+
+class TaskEntry(_Entry):
+    name: str
+    train_rows: int
+    parameters_sha256: str  # of the names, shapes and dtypes in the model's state dict
+    architecture_sha256: str  # of the model's repr
+    probe: Probe
+
+
+class BasisEntry(_Entry):
+    kind: BasisKind
+    dimensions: int
+    seed: int
+    file: FileEntry
+
+
+class ShardEntry(_Entry):
+    """Rows [start, stop) of the index at one checkpoint."""
+
+    checkpoint: int  # position in Manifest.checkpoints
+    start: int
+    stop: int
+    rows: FileEntry
+    columns: FileEntry
+
+
+class Manifest(_Entry):
+    """Shards are ordered by checkpoint, then by start, and tile [0, rows) for every checkpoint once complete."""
+
+    format: int = FORMAT_VERSION
+    generation: int
+    complete: bool
+    task: TaskEntry
+    checkpoints: list[CheckpointEntry]
+    basis: BasisEntry
+    curvature: list[FileEntry]  # one file a checkpoint, in their order; empty for bases without curvature
+    precision: Precision
+    levels: list[int]  # column boundaries of the levels, ascending, the last equals basis.dimensions
+    rows: int
+    shard_rows: int
+    shards: list[ShardEntry]
+    libraries: dict[str, str]
+    checksum: str = ""  # xxh3-128 of this manifest's JSON with an empty checksum
+
+    def sealed(self) -> Manifest:
+        """The same manifest with its checksum filled in."""
+        blank = self.model_copy(update={"checksum": ""})
+        digest = xxhash.xxh3_128_hexdigest(blank.model_dump_json().encode())
+        return self.model_copy(update={"checksum": digest})
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and validate `directory/manifest.json`.
+
+    Raises:
+        StoreError: no manifest there, or one of another format version.
+        CorruptIndexError: the manifest does not parse.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise StoreError(f"no index at {directory}: {MANIFEST_NAME} is missing; build one with `gradtrace build`") from None
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise CorruptIndexError(f"{path} is damaged or of another format: {error}") from None
+    if manifest != manifest.sealed():
+        raise CorruptIndexError(f"{path} is damaged: its checksum does not match its content; restore it or rebuild the index")
+    if manifest.format != FORMAT_VERSION:
+        raise StoreError(f"{path} has format {manifest.format}; this release reads {FORMAT_VERSION}: rebuild the index")
+    return manifest
