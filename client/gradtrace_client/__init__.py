@@ -1,0 +1,44 @@
+"""Typed client of the Gradtrace service: which training examples made this model predict that?"""
+
+from gradtrace_client._client import AsyncClient, Client
+from gradtrace_client._errors import (
+    AuthenticationError,
+    BusyError,
+    ClientError,
+    InvalidRequestError,
+    NotFoundError,
+    ProblemError,
+    ProtocolError,
+    ServiceError,
+    UnreachableError,
+)
+from gradtrace_client.schemas import (
+    ExampleAnswer,
+    Hit,
+    IndexDetails,
+    Influence,
+    InfluenceAnswer,
+    RowFilter,
+    SelfInfluenceAnswer,
+)
+
+__all__ = [
+    "AsyncClient",
+    "AuthenticationError",
+    "BusyError",
+    "Client",
+    "ClientError",
+    "ExampleAnswer",
+    "Hit",
+    "IndexDetails",
+    "Influence",
+    "InfluenceAnswer",
+    "InvalidRequestError",
+    "NotFoundError",
+    "ProblemError",
+    "ProtocolError",
+    "RowFilter",
+    "SelfInfluenceAnswer",
+    "ServiceError",
+    "UnreachableError",
+]

@@ -1,0 +1,105 @@
+"""Answers as pandas frames and as HTML for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+
+    from gradtrace_client.schemas import Hit, Influence
+
+_TEXT_LIMIT = 200
+
+
+def frame(records: Sequence[dict[str, Any]]) -> pandas.DataFrame:
+    """A DataFrame with one line a record.
+
+    Raises:
+        ImportError: pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError("to_pandas() needs pandas: pip install 'gradtrace-client[pandas]'") from None
+    table: pandas.DataFrame = pandas.DataFrame(records)
+    return table
+
+
+def influence_records(results: Iterable[Influence]) -> list[dict[str, Any]]:
+    """One record a hit, with the position of its query, its side and its rank from 1 on."""
+    return [
+        {"query": query, "side": side, "rank": rank, **hit_record(hit)}
+        for query, result in enumerate(results)
+        for side, hits in (("proponent", result.proponents), ("opponent", result.opponents))
+        for rank, hit in enumerate(hits, 1)
+    ]
+
+
+def hit_record(hit: Hit) -> dict[str, Any]:
+    """The hit's scalars, and each checkpoint's part as `part:NAME`."""
+    scalars = hit.model_dump(exclude={"parts", "example"})
+    return scalars | {f"part:{name}": part for name, part in (hit.parts or {}).items()}
+
+
+def influence_html(result: Influence) -> str:
+    """The query and both ends as HTML."""
+    query = result.query
+    title = f"Query: {example_html(query.example)} {escape(described(query.label, query.label_name))}"
+    predicted = f"predicted {described(query.prediction, query.prediction_name)}, explained: {query.target}"
+    ends = hits_html("Proponents", result.proponents) + hits_html("Opponents", result.opponents)
+    return f"<div><p>{title}<br>{escape(predicted)}</p>{ends}</div>"
+
+
+def hits_html(title: str, hits: Sequence[Hit]) -> str:
+    """A table of hits as HTML."""
+    heads = ("row", "score", "label", "prediction", "loss", "example")
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    body = "".join(f"<tr>{_cells(hit)}</tr>" for hit in hits)
+    return f"<table><caption>{escape(title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cells(hit: Hit) -> str:
+    loss = "" if hit.loss is None else f"{hit.loss:.4g}"
+    texts = (
+        str(hit.row),
+        f"{hit.score:+.4g}",
+        described(hit.label, hit.label_name),
+        described(hit.prediction, hit.prediction_name),
+        loss,
+    )
+    return "".join(f"<td>{escape(text)}</td>" for text in texts) + f"<td>{example_html(hit.example)}</td>"
+
+
+def note_html(text: str) -> str:
+    return f"<p><small>{escape(text)}</small></p>"
+
+
+def example_html(example: dict[str, Any] | None) -> str:
+    """An image as a thumbnail, anything else as escaped text; only `data:image/` addresses are ever put in a page."""
+    image = (example or {}).get("image")
+    if isinstance(image, str) and image.startswith("data:image/"):
+        return f'<img src="{escape(image)}" style="height:48px;image-rendering:pixelated">'
+    return escape(example_text(example))
+
+
+def example_text(example: dict[str, Any] | None) -> str:
+    """A rendered example in one short line of text; an image is named, not shown."""
+    if not example:
+        return ""
+    if "text" in example:
+        text = str(example["text"])
+    elif isinstance(example.get("features"), dict):
+        text = ", ".join(f"{name}={value}" for name, value in example["features"].items())
+    else:
+        text = ", ".join(example)
+    return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 1] + "…"
+
+
+def described(label: float | None, name: str | None) -> str:
+    """A label in words: its name where it has one."""
+    if label is None:
+        return "none"
+    return name if name is not None else f"{label:g}"

@@ -1,0 +1,262 @@
+"""The wire schemas: what goes over HTTP, in both directions. The service imports them.
+
+A request refuses fields that it does not know. Rows count from 0 and never change their meaning within an index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from gradtrace_client import _display
+
+if TYPE_CHECKING:
+    import pandas
+
+MAX_K = 1000
+MAX_QUERIES = 128
+
+Row = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
+Label = Annotated[int, Field(strict=True, gt=-(2**53), lt=2**53)] | Annotated[float, Field(allow_inf_nan=False)]
+Payload = dict[str, Any]  # what the task's parse takes and its render gives: {"image": ...}, {"text": ...}, ...
+Weights = Literal["learning_rate", "learning_rate_steps", "equal"]
+Include = Literal["parts", "examples"]
+Split = Literal["train", "query"]
+Order = Literal["descending", "ascending"]
+
+_SOURCES = ("example", "examples", "query_rows", "train_rows")
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Answer(BaseModel):
+    """Answers may gain fields in a later service of the same major version; a client passes over them."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class RowFilter(_Request):
+    """Which training rows are searched: those that meet every condition given."""
+
+    labels: list[Label] | None = Field(None, min_length=1, description="Rows with one of these labels.")
+    correct_only: bool = Field(False, description="Rows that the last checkpoint predicts correctly.")
+    rows: list[Row] | None = Field(None, min_length=1, description="Only these rows.")
+    exclude_rows: list[Row] | None = Field(None, description="All rows but these.")
+
+
+class _Question(_Request):
+    method: str = Field("tracin", max_length=64, description="One of the methods that GET /index lists.")
+    checkpoints: list[str] | None = Field(
+        None, min_length=1, description="Names of the checkpoints used. Default: all."
+    )
+    weights: Weights | None = Field(None, description="Weight of each checkpoint. Default: the method's own.")
+
+
+class InfluenceRequest(_Question):
+    """Exactly one of `example`, `examples`, `query_rows` and `train_rows` says what is asked about."""
+
+    example: Payload | None = Field(None, description="One example in the task's own form.")
+    examples: list[Payload] | None = Field(None, min_length=1, max_length=MAX_QUERIES)
+    query_rows: list[Row] | None = Field(
+        None, min_length=1, max_length=MAX_QUERIES, description="Rows of the task's query data set."
+    )
+    train_rows: list[Row] | None = Field(
+        None, min_length=1, max_length=MAX_QUERIES, description="Rows of the training data set."
+    )
+    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K)] = Field(10, description="Hits at each of the two ends.")
+    filter: RowFilter | None = None
+    include: frozenset[Include] = Field(
+        frozenset(("parts", "examples")),
+        description="What hits carry besides: `parts`, the score by checkpoint; `examples`, the rendered example.",
+    )
+    target: Literal["loss"] | None = Field(
+        None, description="`loss`: explain the loss even where the task defines another measurement."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> InfluenceRequest:
+        given = [name for name in _SOURCES if getattr(self, name) is not None]
+        if len(given) != 1:
+            said = " and ".join(given) if given else "none of them"
+            raise ValueError(f"give exactly one of {', '.join(_SOURCES)}; the request has {said}")
+        return self
+
+
+class SelfInfluenceRequest(_Question):
+    """One page of the training rows, ordered by their influence on themselves."""
+
+    k: Annotated[int, Field(ge=1, le=MAX_K)] = Field(10, description="Rows in the answer.")
+    offset: Annotated[int, Field(ge=0, lt=2**53)] = Field(0, description="Rows passed over before the first.")
+    order: Order = Field("descending", description="`descending`: the rows with the largest score first.")
+    labels: list[Label] | None = Field(None, min_length=1, description="Only rows with one of these labels.")
+    examples: bool = Field(True, description="Whether the answer carries the rendered examples.")
+
+
+class CheckpointInfo(_Answer):
+    name: str
+    step: int
+    learning_rate: float
+
+
+class IndexInfo(_Answer):
+    """Which index answered. `generation` grows with every change of the index."""
+
+    generation: int
+    task: str
+    rows: int
+    checkpoints: list[CheckpointInfo]
+    dimensions: int
+    basis: str
+    precision: str
+
+
+class IndexDetails(IndexInfo):
+    methods: list[str]
+    class_names: list[str] | None
+    query_rows: int = Field(description="Size of the task's query data set, 0 where it has none.")
+    conventions: dict[str, str] = Field(description="By method: sign and unit of its scores.")
+
+
+class Timing(_Answer):
+    """Milliseconds. `total` runs from the validated request to the finished answer and includes what no part covers."""
+
+    queue: float
+    gradient: float
+    search: float
+    render: float
+    total: float
+
+
+class Hit(_Answer):
+    """One training row with its score; label, prediction, loss and correct are those of the last checkpoint."""
+
+    row: int
+    score: float = Field(description="Positive: a proponent. The unit is given by the answer's `convention`.")
+    label: Label | None
+    label_name: str | None
+    prediction: Label | None
+    prediction_name: str | None
+    loss: float | None
+    correct: bool | None
+    parts: dict[str, float] | None = Field(description="By checkpoint; they sum to the score.")
+    example: Payload | None = Field(description='{"image": data URL}, {"text": ...} or {"features": {...}}.')
+
+
+class QueryInfo(_Answer):
+    """What was explained. `split` and `row` are set where the query was asked by row."""
+
+    split: Split | None
+    row: int | None
+    target: str = Field(description="The quantity explained, such as `loss` or `loss at the predicted label`.")
+    label: Label | None
+    label_name: str | None
+    prediction: Label | None
+    prediction_name: str | None
+    loss: float | None
+    example: Payload | None
+
+
+class Influence(_Answer):
+    """The answer to one query, most extreme hit first at either end."""
+
+    query: QueryInfo
+    proponents: list[Hit]
+    opponents: list[Hit]
+    rows_searched: int = Field(description="Rows that the filter left.")
+    rows_touched: int = Field(description="Rows of which the search read more than the first level.")
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One line a hit, proponents first."""
+        return _display.frame(_display.influence_records([self]))
+
+    def _repr_html_(self) -> str:
+        return _display.influence_html(self)
+
+
+class InfluenceAnswer(_Answer):
+    """`exact`: the hits are those that scoring every row would give. `results` are in the order of the queries."""
+
+    index: IndexInfo
+    method: str
+    convention: str = Field(description="Sign and unit of the scores.")
+    exact: bool
+    results: list[Influence]
+    timing_ms: Timing
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One line a hit; `query` is the position in `results`."""
+        return _display.frame(_display.influence_records(self.results))
+
+    def _repr_html_(self) -> str:
+        return "".join(_display.influence_html(result) for result in self.results) + _display.note_html(self.convention)
+
+
+class SelfInfluenceAnswer(_Answer):
+    """`rows_total`: rows that the request's labels left, of which `results` is one page."""
+
+    index: IndexInfo
+    method: str
+    convention: str
+    rows_total: int
+    results: list[Hit]
+    timing_ms: Timing
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One line a row."""
+        return _display.frame([_display.hit_record(hit) for hit in self.results])
+
+    def _repr_html_(self) -> str:
+        return _display.hits_html("Self-influence", self.results) + _display.note_html(self.convention)
+
+
+class ExampleAnswer(_Answer):
+    """One row of a data set. Prediction, loss and correct are known for training rows only."""
+
+    split: Split
+    row: int
+    label: Label | None
+    label_name: str | None
+    prediction: Label | None
+    prediction_name: str | None
+    loss: float | None
+    correct: bool | None
+    example: Payload
+
+
+class Status(_Answer):
+    status: Literal["ok", "ready"]
+
+
+class FieldProblem(_Answer):
+    field: str = Field(description="Path of the field, such as `filter.labels[1]`; empty for the request as a whole.")
+    detail: str
+
+
+class Problem(_Answer):
+    """A problem document (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] = Field(default_factory=list)
+
+
+def field_problems(errors: Iterable[Mapping[str, Any]]) -> list[FieldProblem]:
+    """Pydantic's validation errors as field problems; each names the field and what it takes."""
+    return [FieldProblem(field=_field_path(error["loc"]), detail=_remedy(error)) for error in errors]
+
+
+def _field_path(location: Iterable[str | int]) -> str:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return path.removeprefix(".")
+
+
+def _remedy(error: Mapping[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
+        return "there is no such field: leave it out"
+    return str(error["msg"]).removeprefix("Value error, ")
