@@ -1,0 +1,187 @@
+"""The read side of an index: rows, norms and columns over all shards of a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradtrace.errors import CorruptIndexError, QueryError
+from gradtrace.manifest import FileEntry, Manifest, ShardEntry
+from gradtrace.precision import decode
+from gradtrace.shards import Shard, ShardLayout, hash_file
+
+_HASH_THREADS = 4
+
+
+class RowStore:
+    """The rows of an index, memory-mapped. Shards are opened at their first use; one thread at a time may read.
+
+    rows, dimensions, checkpoints: numbers of training rows, of coordinates per checkpoint, and of checkpoints
+    levels: column boundaries, ascending, the last equals dimensions
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        self.rows = manifest.rows
+        self.dimensions = manifest.basis.dimensions
+        self.checkpoints = len(manifest.checkpoints)
+        self.levels = list(manifest.levels)
+        self._directory = directory
+        self._manifest = manifest
+        self._open: dict[str, Shard] = {}
+        self._entries = [
+            sorted((s for s in manifest.shards if s.checkpoint == c), key=lambda s: s.start)
+            for c in range(self.checkpoints)
+        ]
+        for checkpoint, entries in enumerate(self._entries):
+            self._check_tiling(checkpoint, entries)
+
+    def _check_tiling(self, checkpoint: int, entries: list[ShardEntry]) -> None:
+        edges = [0, *(entry.stop for entry in entries)]
+        if edges[:-1] != [entry.start for entry in entries] or edges[-1] != self.rows:
+            name = self._manifest.checkpoints[checkpoint].name
+            raise CorruptIndexError(
+                f"the shards of checkpoint {name} do not cover its {self.rows} rows: rebuild {self._directory}"
+            )
+
+    @cached_property
+    def _starts(self) -> list[Tensor]:
+        return [torch.tensor([entry.start for entry in entries]) for entries in self._entries]
+
+    def _shard(self, entry: ShardEntry) -> Shard:
+        name = entry.rows.path
+        if name not in self._open:
+            layout = ShardLayout(entry.stop - entry.start, tuple(self.levels), self._manifest.precision)
+            self._open[name] = Shard(self._directory / name, layout)
+        return self._open[name]
+
+    def shards(self, checkpoint: int) -> Iterator[tuple[int, Shard]]:
+        """The first row and the open shard of each stretch of rows, in order."""
+        for entry in self._entries[checkpoint]:
+            yield entry.start, self._shard(entry)
+
+    def tails(self, checkpoint: int, level: int) -> Tensor:
+        """Upper bounds of the norms of each row's coordinates from `level` on. [rows] float32."""
+        parts = [shard.tails[:, level] for _, shard in self.shards(checkpoint)]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def norms(self, checkpoint: int) -> NDArray[np.float32]:
+        """The Euclidean norm of each row, at most two float32 steps too large. [rows] float32."""
+        norms: NDArray[np.float32] = self.tails(checkpoint, 0).numpy()
+        return norms
+
+    def gather(
+        self,
+        checkpoint: int,
+        rows: Tensor | NDArray[np.int64] | Sequence[int],
+        start_level: int = 0,
+        stop_level: int | None = None,
+    ) -> Tensor:
+        """Some rows, dequantised, of the columns of levels [start_level, stop_level). [m, width] float32.
+
+        Raises:
+            QueryError: a row that the index does not have.
+        """
+        rows = torch.as_tensor(rows, dtype=torch.int64)
+        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self.rows):
+            raise QueryError(f"rows must lie in 0 to {self.rows - 1}; got {int(rows.min())} to {int(rows.max())}")
+        entries = self._entries[checkpoint]
+        if len(entries) == 1:
+            return _gather(self._shard(entries[0]), rows, start_level, stop_level)
+        owner = torch.searchsorted(self._starts[checkpoint], rows, right=True) - 1
+        bounds = [0, *self.levels][start_level], [0, *self.levels][stop_level if stop_level is not None else -1]
+        out = torch.empty(len(rows), bounds[1] - bounds[0])
+        for number in torch.unique(owner).tolist():
+            places = (owner == number).nonzero().squeeze(1)
+            entry = entries[number]
+            out[places] = _gather(self._shard(entry), rows[places] - entry.start, start_level, stop_level)
+        return out
+
+    def blocks(self, checkpoints: Sequence[int], block_rows: int) -> Iterator[tuple[int, Tensor]]:
+        """All rows in order, as (first row, [b, len(checkpoints), dimensions] float32), b at most `block_rows`."""
+        self._expect(checkpoints, scan=True)
+        try:
+            for start in range(0, self.rows, block_rows):
+                stop = min(start + block_rows, self.rows)
+                block = torch.empty(stop - start, len(checkpoints), self.dimensions)
+                for position, checkpoint in enumerate(checkpoints):
+                    self._read(checkpoint, start, stop, block[:, position])
+                yield start, block
+        finally:
+            self._expect(checkpoints, scan=False)
+
+    def _expect(self, checkpoints: Sequence[int], scan: bool) -> None:
+        for checkpoint in checkpoints:
+            for _, shard in self.shards(checkpoint):
+                shard.expect_scan() if scan else shard.expect_gathers()
+
+    def _read(self, checkpoint: int, start: int, stop: int, out: Tensor) -> None:
+        """Dequantise rows [start, stop) into `out`, [stop - start, dimensions]."""
+        for first, shard in self.shards(checkpoint):
+            low, high = max(start, first), min(stop, first + shard.layout.rows)
+            if low >= high:
+                continue
+            part = out[low - start : high - start]
+            scales = shard.scales[low - first : high - first, None]
+            for values, target in zip(shard.levels, torch.split(part, shard.layout.widths, dim=1), strict=True):
+                torch.mul(values[low - first : high - first], scales, out=target)
+
+    def columns(self, checkpoint: int) -> dict[str, NDArray[Any]]:
+        """label, prediction, loss, correct and norm of every row at a checkpoint, each [rows].
+
+        A whole-number column with nulls comes as float64 with NaN, a boolean one with nulls as objects with None.
+
+        Raises:
+            CorruptIndexError: a file is missing or no Parquet.
+        """
+        tables = [self._table(entry.columns) for entry in self._entries[checkpoint]]
+        table = pyarrow.concat_tables(tables, promote_options="permissive") if tables else pyarrow.table({})
+        return {name: table.column(name).to_numpy() for name in table.column_names}
+
+    def _table(self, entry: FileEntry) -> pyarrow.Table:
+        path = self._directory / entry.path
+        try:
+            return pyarrow.parquet.read_table(path, partitioning=None)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise CorruptIndexError(f"{path} cannot be read: {error}; restore it or rebuild the index") from error
+
+    def check_files(self, deep: bool) -> list[str]:
+        """What is wrong with the files that the manifest names, one sentence each. Empty where all is well.
+
+        Finds missing files and wrong sizes and, if `deep`, other content.
+        """
+        manifest = self._manifest
+        files = [manifest.basis.file, *manifest.curvature]
+        files += [file for shard in manifest.shards for file in (shard.rows, shard.columns)]
+        with ThreadPoolExecutor(_HASH_THREADS) as pool:
+            problems = list(pool.map(lambda entry: _check_file(self._directory, entry, deep), files))
+        return [problem for problem in problems if problem]
+
+
+def _gather(shard: Shard, rows: Tensor, start_level: int, stop_level: int | None) -> Tensor:
+    parts = [torch.index_select(values, 0, rows) for values in shard.levels[start_level:stop_level]]
+    return decode(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), shard.scales[rows])
+
+
+def _check_file(directory: Path, entry: FileEntry, deep: bool) -> str | None:
+    path = directory / entry.path
+    try:
+        size = path.stat().st_size
+        if size != entry.bytes:
+            return f"{entry.path} has {size} bytes, {entry.bytes} are expected: it was truncated or replaced"
+        if deep and hash_file(path) != entry.xxh3:
+            return f"{entry.path} does not match its checksum: its bytes are damaged or replaced"
+    except FileNotFoundError:
+        return f"{entry.path} is missing"
+    except OSError as error:
+        return f"{entry.path} cannot be read: {error.strerror}"
+    return None
