@@ -1,0 +1,97 @@
+"""Find a user's Task by its name on the command line: `module:attribute` or `path/to/file.py:attribute`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gradtrace.errors import TaskError
+from gradtrace.task import Task
+
+
+def load_task(spec: str) -> Task:
+    """The task that `spec` names; a Task subclass is instantiated without arguments.
+
+    Raises:
+        TaskError: no such file, module or attribute; an error while importing or instantiating; or not a Task.
+    """
+    source, name = _split(spec)
+    module = import_source(source)
+    if not hasattr(module, name):
+        raise TaskError(f"{source} has no {name!r}; {_tasks_in(module)}")
+    found = getattr(module, name)
+    task = _instantiate(found, spec) if inspect.isclass(found) and issubclass(found, Task) else found
+    if not isinstance(task, Task):
+        raise TaskError(f"{spec} is of type {type(found).__name__}, not a gradtrace.Task; {_tasks_in(module)}")
+    return task
+
+
+def import_source(source: str) -> ModuleType:
+    """Import a module by its dotted name, or a Python file by its path.
+
+    As when Python runs a script, the file's folder (for a module: the working directory) is on the import path.
+
+    Raises:
+        TaskError: there is no such file or module, or importing it failed.
+    """
+    is_file = source.endswith(".py") or "/" in source
+    if is_file and not Path(source).is_file():
+        raise TaskError(f"there is no file {source}; give a path to a .py file, or a module's dotted name")
+    folder = Path(source).resolve().parent if is_file else Path.cwd()
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        return _import_file(Path(source).resolve()) if is_file else importlib.import_module(source)
+    except Exception as error:  # whatever the user's code raises
+        raise TaskError(f"importing {source} failed: {type(error).__name__}: {error}") from error
+
+
+def _split(spec: str) -> tuple[str, str]:
+    source, separator, name = spec.rpartition(":")
+    if not separator or not source or not name.isidentifier():
+        raise TaskError(f"{spec!r} names no task; write module:attribute or path/to/file.py:attribute")
+    return source, name
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Run the file under a name that no other module has: a `types.py` must not become the standard library's."""
+    name = f"_gradtrace_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path.name} is no Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # before running it: dataclasses look it up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _instantiate(kind: type[Task], spec: str) -> Task:
+    try:
+        return kind()
+    except Exception as error:  # whatever the user's code raises
+        raise TaskError(
+            f"{spec}() failed: {type(error).__name__}: {error}; a task class is made without arguments: "
+            "give those that it needs a default, or name an instance instead"
+        ) from error
+
+
+def _tasks_in(module: ModuleType) -> str:
+    names = [name for name, value in vars(module).items() if _is_task(value) and not name.startswith("_")]
+    return f"tasks found there: {', '.join(names)}" if names else "no tasks were found there"
+
+
+def _is_task(value: Any) -> bool:
+    if inspect.isclass(value):
+        return issubclass(value, Task) and not inspect.isabstract(value)
+    return isinstance(value, Task)
