@@ -1,0 +1,127 @@
+"""What the ready-made tasks share: where the data comes from, and the two kinds of loss."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradtrace.errors import QueryError
+from gradtrace.task import Batch, Task
+
+
+class DataTask(Task):
+    """A task put together from a model factory and data.
+
+    `train` and `query` are each a map-style data set of (input, label) pairs, or a pair of arrays (inputs, labels), or a
+    function without arguments that returns either; a function is called once, when the data is first asked for.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], nn.Module],
+        train: Any,
+        query: Any = None,
+        *,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self._model = model
+        self._train = train
+        self._query = query
+        self.class_names = class_names
+
+    def model(self) -> nn.Module:
+        return self._model()
+
+    @cached_property
+    def train(self) -> Any:  # type: ignore[override]
+        return self._open(self._train)
+
+    @cached_property
+    def query(self) -> Any:  # type: ignore[override]
+        return None if self._query is None else self._open(self._query)
+
+    @abstractmethod
+    def rows(self, inputs: Any, labels: Any) -> Any:
+        """A data set of (input, label) pairs over two arrays."""
+
+    @abstractmethod
+    def parse_input(self, payload: Mapping[str, Any]) -> Any:
+        """The input of a request, without its label."""
+
+    @abstractmethod
+    def parse_label(self, payload: Mapping[str, Any]) -> int | float | None:
+        """The label of a request, None where it has none."""
+
+    def parse(self, payload: Mapping[str, Any]) -> tuple[Any, int | float | None]:
+        return self.parse_input(payload), self.parse_label(payload)
+
+    def _open(self, source: Any) -> Any:
+        source = source() if callable(source) else source
+        return self.rows(*source) if isinstance(source, tuple) and len(source) == 2 else source
+
+
+class Classification(DataTask):
+    """Cross-entropy over the model's [batch, classes] logits."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        return run(model, batch)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return F.cross_entropy(self.predict(model, batch), batch[1], reduction="none")
+
+    @cached_property
+    def classes(self) -> int:
+        """How many: of the names where there are any, else of the model's outputs for the first training example."""
+        if self.class_names is not None:
+            return len(self.class_names)
+        with torch.no_grad():
+            return self.predict(self.model().eval(), self.collate([self.train[0]])).shape[1]
+
+    def parse_label(self, payload: Mapping[str, Any]) -> int | None:
+        label = payload.get("label")
+        if label is None:
+            return None
+        if isinstance(label, str):
+            return self._named(label)
+        if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < self.classes:
+            raise QueryError(f"label {label!r}: give a class number from 0 to {self.classes - 1}, or a class name, or leave it out")
+        return label
+
+    def _named(self, label: str) -> int:
+        names = list(self.class_names or ())
+        if label not in names:
+            known = f"one of {', '.join(names)}" if names else "a number: this task's classes have no names"
+            raise QueryError(f"label {label!r} is no class of this task; give {known}")
+        return names.index(label)
+
+
+class Regression(DataTask):
+    """Squared error of the model's [batch] or [batch, 1] values."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        return run(model, batch).reshape(len(batch[1]))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return (self.predict(model, batch) - batch[1]).square()
+
+    def parse_label(self, payload: Mapping[str, Any]) -> float | None:
+        label = payload.get("label")
+        if label is None:
+            return None
+        if not isinstance(label, int | float) or isinstance(label, bool) or not math.isfinite(label):
+            raise QueryError(f"label {label!r}: give a finite number, or leave it out")
+        return float(label)
+
+
+def run(model: nn.Module, batch: Batch) -> Tensor:
+    """The model's output for a batch of (inputs, labels); a tuple of inputs is passed as several arguments."""
+    inputs = batch[0]
+    output: Tensor = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return output

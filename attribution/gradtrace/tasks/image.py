@@ -1,0 +1,100 @@
+"""Image classification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from gradtrace.errors import DatasetError
+from gradtrace.task import Example
+from gradtrace.tasks.base import Classification
+from gradtrace.tasks.payload import MODES, Pixels, check_keys, decode_image, encode_image
+
+Statistic = float | Sequence[float]
+
+
+class Normalise:
+    """uint8 pixels to (pixels / 255 - mean) / std and back; mean and std are one number or one for each channel."""
+
+    def __init__(self, mean: Statistic, std: Statistic) -> None:
+        self.mean = torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """uint8 [..., height, width, channels] -> float32 [..., channels, height, width]."""
+        return pixels.movedim(-1, -3).float().div_(255).sub_(self.mean).div_(self.std).contiguous()
+
+    def inverse(self, image: Tensor) -> Pixels:
+        """float [channels, height, width] -> uint8 [height, width, channels]."""
+        pixels = image.cpu().float().mul(self.std).add(self.mean).mul(255)
+        return pixels.round().clamp(0, 255).byte().movedim(0, -1).contiguous().numpy()
+
+
+class ImageRows:
+    """Data set over uint8 images [rows, height, width(, channels)]; normalises each on access."""
+
+    def __init__(self, images: Pixels, labels: npt.ArrayLike, normalise: Normalise) -> None:
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim not in (3, 4):
+            raise DatasetError(
+                f"images are {images.dtype} {list(images.shape)}; give uint8 [rows, height, width] or "
+                "[rows, height, width, channels], or a data set of (tensor, label) pairs"
+            )
+        self.images = torch.from_numpy(images if images.ndim == 4 else images[..., None])  # [rows, height, width, channels]
+        self.labels = [int(label) for label in np.asarray(labels)]
+        self.normalise = normalise
+        if len(self.images) != len(self.labels):
+            raise DatasetError(f"there are {len(self.images)} images and {len(self.labels)} labels; give one label for each image")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return self.normalise(self.images[row]), self.labels[row]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """Several rows at once, as PyTorch's loader asks for them."""
+        images = self.normalise(self.images[torch.as_tensor(rows)])
+        return list(zip(images.unbind(), [self.labels[row] for row in rows], strict=True))
+
+
+class ImageClassification(Classification):
+    """Classify images [channels, height, width], all of one size.
+
+    Arrays of uint8 pixels are normalised to (pixels / 255 - mean) / std; a data set of (tensor, label) pairs, as
+    torchvision's are, is taken as it is, with the mean and std that it was normalised by.
+
+        TASK = ImageClassification(model=make_model, train=(images, labels), class_names=names, mean=0.13, std=0.31)
+
+    Requests: {"image": base64 PNG or JPEG, or nested lists of 0 to 255; "label": number or name, optional}.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], nn.Module],
+        train: Any,
+        query: Any = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        mean: Statistic = 0.0,
+        std: Statistic = 1.0,
+    ) -> None:
+        super().__init__(model, train, query, class_names=class_names)
+        self.normalise = Normalise(mean, std)
+
+    def rows(self, inputs: Any, labels: Any) -> ImageRows:
+        return ImageRows(inputs, labels, self.normalise)
+
+    def parse_input(self, payload: Mapping[str, Any]) -> Tensor:
+        check_keys(payload, ("image", "label"))
+        channels, height, width = self.train[0][0].shape
+        return self.normalise(torch.from_numpy(decode_image(payload.get("image"), height, width, channels)))
+
+    def render(self, example: Example) -> dict[str, Any]:
+        pixels = self.normalise.inverse(example[0])
+        return {"image": encode_image(pixels) if pixels.shape[2] in MODES else pixels.tolist()}

@@ -1,0 +1,95 @@
+"""Requests to Python values and back. Nothing here trusts its input: each problem is a QueryError that names the remedy."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from gradtrace.errors import QueryError
+
+Pixels = npt.NDArray[np.uint8]  # [height, width, channels]
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MAX_IMAGE_CHARACTERS = 16 << 20
+_EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+
+
+def check_keys(payload: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+    """Refuse what is no JSON object, and any key that would go unread."""
+    if not isinstance(payload, Mapping):
+        raise QueryError(f"an example is a JSON object with {' or '.join(allowed)}, not a {type(payload).__name__}")
+    unknown = [str(key) for key in payload if key not in allowed]
+    if unknown:
+        raise QueryError(f"an example of this task has no {', '.join(unknown[:5])}; it takes {', '.join(allowed)}")
+
+
+def decode_image(value: Any, height: int, width: int, channels: int) -> Pixels:
+    """Pixels [height, width, channels] from a base64 PNG or JPEG (also as a data URL), or from nested lists of 0 to 255.
+
+    Nothing is resized. Colours are converted to the number of channels.
+
+    Raises:
+        QueryError: no image, of another size, or with more than 8 bits a channel.
+    """
+    if isinstance(value, str):
+        return _decode_file(_base64(value), height, width, channels)
+    if isinstance(value, list):
+        return _decode_lists(value, height, width, channels)
+    raise QueryError('"image" is a base64 PNG or JPEG, or nested lists of pixel values from 0 to 255')
+
+
+def encode_image(pixels: Pixels) -> str:
+    """A PNG data URL of [height, width, 1, 3 or 4] pixels."""
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _base64(text: str) -> bytes:
+    if len(text) > MAX_IMAGE_CHARACTERS:
+        raise QueryError(f'"image" has {len(text):,} characters, more than the {MAX_IMAGE_CHARACTERS:,} that are read')
+    head, comma, body = text.partition(",")
+    if comma and not (head.startswith("data:image/") and head.endswith(";base64")):
+        raise QueryError('"image" is no base64 data URL; it starts with data:image/png;base64, or with the base64 text itself')
+    try:
+        return base64.b64decode("".join((body if comma else text).split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise QueryError(f'"image" is no base64 text ({error}); encode the bytes of a PNG or JPEG file') from None
+
+
+def _decode_file(content: bytes, height: int, width: int, channels: int) -> Pixels:
+    if channels not in MODES:
+        raise QueryError(f"images of {channels} channels are no PNG or JPEG; give nested lists [height][width][{channels}]")
+    try:
+        image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+        if image.size == (width, height) and image.mode in _EIGHT_BIT_MODES:  # before any pixel is decompressed
+            return np.array(image.convert(MODES[channels]), dtype=np.uint8).reshape(height, width, channels)
+    except Exception as error:  # Pillow raises whatever a malformed file leads to
+        raise QueryError(f'"image" cannot be decoded as PNG or JPEG ({error}); send a whole file of either kind') from None
+    if image.mode not in _EIGHT_BIT_MODES:
+        raise QueryError(f'"image" has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits')
+    raise QueryError(
+        f'"image" is {image.size[0]} wide and {image.size[1]} high, the task\'s images {width} and {height}; resize it first, '
+        "as the training images were"
+    )
+
+
+def _decode_lists(value: list[Any], height: int, width: int, channels: int) -> Pixels:
+    shape = (height, width, channels)
+    remedy = f'"image" as lists is [{height}][{width}]' + (f"[{channels}]" if channels > 1 else "") + ", whole numbers 0 to 255"
+    try:
+        pixels = np.array(value)
+    except ValueError:
+        raise QueryError(f"the image's rows differ in length; {remedy}") from None
+    if pixels.shape not in ((shape, shape[:2]) if channels == 1 else (shape,)):
+        raise QueryError(f"the image's shape is {list(pixels.shape)}; {remedy}")
+    if pixels.dtype.kind not in "iuf" or not ((pixels >= 0) & (pixels <= 255) & (pixels == np.floor(pixels))).all():
+        raise QueryError(f"the image holds something else than pixel values; {remedy}")
+    return pixels.astype(np.uint8).reshape(shape)
