@@ -1,0 +1,136 @@
+"""The one command line, put together from each room's commands."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+from gradtrace_indexer.cli import app as indexer_commands
+
+import gradtrace
+from gradtrace.errors import GradtraceError, QueryError
+from gradtrace_client import Client, ClientError, InfluenceAnswer
+from gradtrace_indexer.task_loading import load_task
+from gradtrace_service.app import create_app
+from gradtrace_service.console import print_answer
+from gradtrace_service.demo import Dataset, run_demo
+from gradtrace_service.server import serving
+
+app = typer.Typer(
+    help="Which training examples made this model predict that?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.registered_commands += indexer_commands.registered_commands
+
+TaskOption = Annotated[str, typer.Option(help="module:attribute or path/to/file.py:attribute")]
+HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
+PortOption = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
+
+
+def main() -> None:
+    """Entry point: errors of ours end in one line and exit code 1."""
+    try:
+        app()
+    except (GradtraceError, ClientError, OSError) as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)
+
+
+@app.command()
+def serve(index: Path, task: TaskOption, host: HostOption = "127.0.0.1", port: PortOption = 8000) -> None:
+    """Serve an index over HTTP until Ctrl-C."""
+    uvicorn.run(create_app(gradtrace.open_index(index, load_task(task))), host=host, port=port)
+
+
+@app.command()
+def query(
+    source: Annotated[
+        str, typer.Argument(help="A service's http:// address, or an index directory (then with --task).")
+    ],
+    task: Annotated[
+        str | None, typer.Option(help="For an index directory: module:attribute or file.py:attribute.")
+    ] = None,
+    query_row: Annotated[list[int] | None, typer.Option(help="Row of the task's query data. Repeatable.")] = None,
+    train_row: Annotated[list[int] | None, typer.Option(help="Row of the training data. Repeatable.")] = None,
+    example: Annotated[str | None, typer.Option(help="An example as JSON, in the task's own form.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A PNG or JPEG as the example.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="The label of --image: a number or a class name.")] = None,
+    k: Annotated[int, typer.Option(help="Hits at each end.")] = 10,
+    method: str = "tracin",
+    checkpoint: Annotated[list[str] | None, typer.Option(help="Only these checkpoints. Repeatable.")] = None,
+    row_filter: Annotated[
+        str | None, typer.Option("--filter", help='As JSON: {"labels": [3], "correct_only": true}')
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="GRADTRACE_API_KEY")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
+) -> None:
+    """Ask which training rows made the model predict that."""
+    fields: dict[str, Any] = {
+        "example": _payload(example, image, label),
+        "query_rows": query_row or None,
+        "train_rows": train_row or None,
+        "k": k,
+        "method": method,
+        "checkpoints": checkpoint or None,
+        "filter": None if row_filter is None else _json_object("--filter", row_filter),
+    }
+    answer = _ask(source, task, api_key, fields)
+    if as_json:
+        typer.echo(answer.model_dump_json(indent=2))
+    else:
+        print_answer(answer)
+
+
+@app.command()
+def demo(
+    dataset: Dataset = Dataset.digits,
+    once: Annotated[bool, typer.Option("--once", help="End after the answer.")] = False,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8000,
+    out: Annotated[Path | None, typer.Option(help="Where checkpoints and index go. Default: runs/DATASET.")] = None,
+) -> None:
+    """Train on real data, build an index, serve it, and ask it why a test example is predicted as it is."""
+    run_demo(dataset, out or Path("runs") / dataset.value, host=host, port=port, once=once)
+
+
+def _ask(source: str, task: str | None, api_key: str | None, fields: dict[str, Any]) -> InfluenceAnswer:
+    if source.startswith(("http://", "https://")):
+        with Client(source, api_key) as client:
+            return client.influence(**fields)
+    if task is None:
+        raise QueryError(f"{source} is no http:// address; to ask an index directory, give its --task")
+    # The same road as over the network, so that both give the same answers and messages.
+    with serving(create_app(gradtrace.open_index(source, load_task(task)))) as url, Client(url) as client:
+        return client.influence(**fields)
+
+
+def _payload(example: str | None, image: Path | None, label: str | None) -> dict[str, Any] | None:
+    if example is not None and image is not None:
+        raise QueryError("give --example or --image, not both")
+    if image is None:
+        if label is not None:
+            raise QueryError("--label belongs to --image; in --example the label is part of the JSON")
+        return None if example is None else _json_object("--example", example)
+    payload: dict[str, Any] = {"image": base64.b64encode(image.read_bytes()).decode("ascii")}
+    if label is not None:
+        payload["label"] = int(label) if label.lstrip("-").isdecimal() else label
+    return payload
+
+
+def _json_object(option: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise QueryError(f"{option} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise QueryError(f"{option} must be a JSON object, such as '{{...}}'")
+    return found

@@ -1,0 +1,94 @@
+"""The main path on bundled real data: train, build the index, serve it, ask it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+
+import typer
+
+import gradtrace
+from gradtrace import Index, Task
+from gradtrace_client import Client
+from gradtrace_indexer import build_index
+from gradtrace_indexer.task_loading import import_source, load_task
+from gradtrace_service.app import create_app
+from gradtrace_service.console import print_answer
+from gradtrace_service.server import serving
+
+
+class Dataset(str, Enum):
+    digits = "digits"
+    mnist = "mnist"
+    cifar10 = "cifar10"
+
+
+def run_demo(dataset: Dataset, out: Path, *, host: str, port: int, once: bool) -> None:
+    """Train, build, serve and ask; go on serving until Ctrl-C unless `once`. What `out` holds already is used again.
+
+    Raises:
+        GradtraceError: a stage failed.
+        OSError: the port is taken.
+    """
+    folder = _examples_folder() / dataset.value
+    task = load_task(f"{folder / 'task.py'}:TASK")
+    _train(folder, task, out)
+    index = _index(task, out)
+    with serving(create_app(index), host, port) as url:
+        _ask(url)
+        typer.echo(f"\nServing at {url}; the API is described at {url}/docs")
+        if not once:
+            _wait_for_interrupt()
+
+
+def _train(folder: Path, task: Task, out: Path) -> None:
+    if (out / "checkpoints").is_dir():
+        typer.echo(f"Checkpoints: those in {out / 'checkpoints'}")
+        return
+    with _stage("Training"):
+        unfinished = out / "training"  # renamed at the end, so that a run cut short is not taken for a whole one
+        import_source(str(folder / "train.py")).train(task, unfinished)
+        (unfinished / "checkpoints").rename(out / "checkpoints")
+        unfinished.rmdir()
+
+
+def _index(task: Task, out: Path) -> Index:
+    """The index in `out`, built or resumed where needed.
+
+    Raises:
+        GradtraceError: the index there belongs to other data or checkpoints.
+    """
+    with _stage("Index"):
+        return build_index(task, gradtrace.load_checkpoints(out / "checkpoints"), out / "index")
+
+
+def _ask(url: str) -> None:
+    with _stage("Asking"), Client(url) as client:
+        answer = client.influence(query_rows=[0], k=5)
+    print_answer(answer)
+
+
+def _examples_folder() -> Path:
+    """In an installed package beside this file; in a checkout at its root."""
+    inside = Path(__file__).parent / "examples"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "examples"
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[None]:
+    typer.echo(f"{name} ...")
+    started = time.perf_counter()
+    yield
+    typer.echo(f"{name}: done in {time.perf_counter() - started:.1f} s")
+
+
+def _wait_for_interrupt() -> None:
+    typer.echo("Ctrl-C ends it.")
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        typer.echo("\nStopped.")
