@@ -8,9 +8,9 @@ and a `checkpoints.json` beside them:
      "checkpoints": [{"file": "a.pt", "step": 188, "learning_rate": 0.03},
                      {"file": "b.pt", "step": 376, "learning_rate": 0.01}]}
 
-`optimizer` and `batch_size` may be left out. `file` MUST be relative and stay inside the directory; its last part, the
-checkpoint's name, MUST be unique, and so MUST `step`, the number of optimizer steps taken before the weights were saved.
-`learning_rate` MUST be above zero; it is the rate of that step. The order of the list does not matter.
+`optimizer` and `batch_size` may be left out. `file` MUST be relative and stay inside the directory; its last part is
+the checkpoint's name and MUST be unique. `step` is the number of optimizer steps taken before the weights were saved
+and MUST be unique. `learning_rate` MUST be above zero; it is the rate of that step. The order of the list does not matter.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Checkpoint:
         return self.path.name
 
     def load(self) -> dict[str, Tensor]:
-        """The state dict on the CPU, out of the usual nestings, without the prefixes of DistributedDataParallel and torch.compile.
+        """The state dict on the CPU, without nesting and without prefixes of DistributedDataParallel and torch.compile.
 
         Nothing but tensors and plain containers is unpickled.
 
@@ -112,14 +112,16 @@ def load_checkpoints(directory: str | Path) -> list[Checkpoint]:
     """The checkpoints of a directory, ordered by step. Weights are read only by `Checkpoint.load`.
 
     Raises:
-        CheckpointError: no directory, no or a malformed checkpoints.json, no checkpoint in it, or a file that is not there.
+        CheckpointError: no directory, no or a malformed checkpoints.json, no checkpoint in it, or a file is missing.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"no directory {directory}; give the one that the training wrote its checkpoints to")
     index = read_index(directory)
     if not index.checkpoints:
-        raise CheckpointError(f"{directory / INDEX_NAME} lists no checkpoint; record at least one with CheckpointRecorder")
+        raise CheckpointError(
+            f"{directory / INDEX_NAME} lists no checkpoint; record at least one with CheckpointRecorder"
+        )
     optimizer = Optimizer(**index.optimizer.model_dump()) if index.optimizer else None
     return [
         Checkpoint(_existing(directory, entry.file), entry.step, entry.learning_rate, optimizer, index.batch_size)
@@ -152,7 +154,7 @@ def read_index(directory: Path) -> CheckpointIndex:
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Copy a checkpoint's weights into a model, all of them or none.
 
-    A weight that the file leaves out because the model ties it to another that is there (as safetensors files do) counts as there.
+    A weight may be left out of the file where the model ties it to one that is there (safetensors files do so).
 
     Raises:
         CheckpointError: names or shapes differ; the text lists those missing, unexpected and of another shape.
@@ -173,7 +175,9 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     }
     if any(differences.values()):
         text = "; ".join(f"{kind}: {_listing(names)}" for kind, names in differences.items() if names)
-        raise CheckpointError(f"{checkpoint.path} does not fit the task's model; give the model that was trained. {text}")
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit the task's model; give the model that was trained. {text}"
+        )
     model.load_state_dict({names[name]: state[name] for name in shared}, strict=False)
 
 
@@ -181,7 +185,11 @@ def _read(path: Path) -> Any:
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"{path} is of no known kind; weights end in {', '.join(SUFFIXES)}")
     try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        return (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except FileNotFoundError:
         raise CheckpointError(f"no file {path}; restore it or take it out of {INDEX_NAME}") from None
     except pickle.UnpicklingError as error:
@@ -222,14 +230,18 @@ def _plain_names(keys: Iterable[str]) -> dict[str, str]:
 def _existing(directory: Path, file: str) -> Path:
     path = directory / file
     if not path.is_file():
-        raise CheckpointError(f"{directory / INDEX_NAME} names {file}, which is not there; restore the file or take the entry out")
+        raise CheckpointError(
+            f"{directory / INDEX_NAME} names {file}, which is not there; restore the file or take the entry out"
+        )
     return path
 
 
 def _check_file_name(path: Path, file: str) -> None:
     parts = PurePosixPath(file)
     if parts.is_absolute() or ".." in parts.parts or "\\" in file or not parts.name:
-        raise CheckpointError(f"{path} names {file!r}; name files inside its own directory, relative to it, with / between folders")
+        raise CheckpointError(
+            f"{path} names {file!r}; name files inside its own directory, relative to it, with / between folders"
+        )
     if parts.suffix not in SUFFIXES:
         raise CheckpointError(f"{path} names {file!r}, which is of no known kind; weights end in {', '.join(SUFFIXES)}")
 
@@ -237,7 +249,9 @@ def _check_file_name(path: Path, file: str) -> None:
 def _check_unique(path: Path, what: str, values: list[Any]) -> None:
     repeated = [value for value, count in Counter(values).items() if count > 1]
     if repeated:
-        raise CheckpointError(f"{path} has the same {what} more than once ({repeated[0]!r}); each checkpoint needs its own")
+        raise CheckpointError(
+            f"{path} has the same {what} more than once ({repeated[0]!r}); each checkpoint needs its own"
+        )
 
 
 def _problems(error: ValidationError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from pathlib import Path
@@ -28,10 +29,10 @@ class CheckpointRecorder:
             scheduler.step()
         recorder.save(model)                  # the final weights, unless the last step saved them already
 
-    Files are written under a temporary name, synced and renamed, then `checkpoints.json` likewise: killed at any moment,
-    the directory holds every checkpoint that was finished. In a directory that already has checkpoints the recorder goes
-    on after the last of them; set `steps` where training resumes from another step. In distributed training, call it in one
-    process only.
+    Files are written under a temporary name, synced and renamed, then `checkpoints.json` likewise: killed at any
+    moment, the directory holds every checkpoint that was finished. In a directory that already has checkpoints the
+    recorder goes on after the last of them; set `steps` where training resumes from another step. In distributed
+    training, call it in one process only.
     """
 
     def __init__(self, directory: str | Path, *, every: int, batch_size: int | None = None) -> None:
@@ -53,7 +54,8 @@ class CheckpointRecorder:
         """Count one optimizer step, and save the model's weights if its turn has come."""
         group = _main_group(optimizer, warn=self._learning_rate is None)
         # A schedule may end at zero: the last rate above it then stands for the stretch that the checkpoint closes.
-        self._learning_rate = float(group["lr"]) or self._learning_rate
+        if 0 < float(group["lr"]) < math.inf:
+            self._learning_rate = float(group["lr"])
         self._index.optimizer = _describe(optimizer, group)
         self.steps += 1
         if self.steps % self.every == 0:
@@ -121,8 +123,8 @@ def _main_group(optimizer: torch.optim.Optimizer, warn: bool) -> dict[str, Any]:
     main = max(groups, key=lambda group: sum(weight.numel() for weight in group["params"]))
     if warn and len({float(group["lr"]) for group in groups}) > 1:
         warnings.warn(
-            f"the optimizer's parameter groups have different learning rates; {float(main['lr']):g}, that of the group with "
-            "the most weights, is recorded, so TracIn weighs the others' gradients by it too",
+            f"the optimizer's parameter groups have different learning rates; {float(main['lr']):g} is recorded, that "
+            "of the group with the most weights, and TracIn will weigh the others' gradients by it too",
             stacklevel=3,
         )
     return main

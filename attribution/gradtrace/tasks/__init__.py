@@ -2,5 +2,7 @@
 
 from gradtrace.tasks.files import data_file
 from gradtrace.tasks.image import ImageClassification
+from gradtrace.tasks.tabular import TabularClassification, TabularRegression
+from gradtrace.tasks.text import TextClassification
 
-__all__ = ["ImageClassification", "data_file"]
+__all__ = ["ImageClassification", "TabularClassification", "TabularRegression", "TextClassification", "data_file"]

@@ -19,8 +19,8 @@ from gradtrace.task import Batch, Task
 class DataTask(Task):
     """A task put together from a model factory and data.
 
-    `train` and `query` are each a map-style data set of (input, label) pairs, or a pair of arrays (inputs, labels), or a
-    function without arguments that returns either; a function is called once, when the data is first asked for.
+    `train` and `query` are each a map-style data set of (input, label) pairs, or a pair of arrays (inputs, labels), or
+    a function without arguments that returns either; a function is called once, when the data is first asked for.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class DataTask(Task):
         return self._model()
 
     @cached_property
-    def train(self) -> Any:  # type: ignore[override]
+    def train(self) -> Any:
         return self._open(self._train)
 
     @cached_property
-    def query(self) -> Any:  # type: ignore[override]
+    def query(self) -> Any:
         return None if self._query is None else self._open(self._query)
 
     @abstractmethod
@@ -82,7 +82,7 @@ class Classification(DataTask):
         if self.class_names is not None:
             return len(self.class_names)
         with torch.no_grad():
-            return self.predict(self.model().eval(), self.collate([self.train[0]])).shape[1]
+            return int(self.predict(self.model().eval(), self.collate([self.train[0]])).shape[1])
 
     def parse_label(self, payload: Mapping[str, Any]) -> int | None:
         label = payload.get("label")
@@ -91,7 +91,9 @@ class Classification(DataTask):
         if isinstance(label, str):
             return self._named(label)
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < self.classes:
-            raise QueryError(f"label {label!r}: give a class number from 0 to {self.classes - 1}, or a class name, or leave it out")
+            raise QueryError(
+                f"label {label!r}: give a class number from 0 to {self.classes - 1}, or a class name, or leave it out"
+            )
         return label
 
     def _named(self, label: str) -> int:
@@ -109,7 +111,8 @@ class Regression(DataTask):
         return run(model, batch).reshape(len(batch[1]))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return (self.predict(model, batch) - batch[1]).square()
+        labels: Tensor = batch[1]
+        return (self.predict(model, batch) - labels).square()
 
     def parse_label(self, payload: Mapping[str, Any]) -> float | None:
         label = payload.get("label")

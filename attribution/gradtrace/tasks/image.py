@@ -45,11 +45,15 @@ class ImageRows:
                 f"images are {images.dtype} {list(images.shape)}; give uint8 [rows, height, width] or "
                 "[rows, height, width, channels], or a data set of (tensor, label) pairs"
             )
-        self.images = torch.from_numpy(images if images.ndim == 4 else images[..., None])  # [rows, height, width, channels]
+        self.images = torch.from_numpy(
+            images if images.ndim == 4 else images[..., None]
+        )  # [rows, height, width, channels]
         self.labels = [int(label) for label in np.asarray(labels)]
         self.normalise = normalise
         if len(self.images) != len(self.labels):
-            raise DatasetError(f"there are {len(self.images)} images and {len(self.labels)} labels; give one label for each image")
+            raise DatasetError(
+                f"there are {len(self.images)} images and {len(self.labels)} labels; give one label for each image"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)

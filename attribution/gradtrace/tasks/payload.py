@@ -1,4 +1,4 @@
-"""Requests to Python values and back. Nothing here trusts its input: each problem is a QueryError that names the remedy."""
+"""Requests to Python values and back. No input is trusted: each problem is a QueryError that names the remedy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_keys(payload: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
 
 
 def decode_image(value: Any, height: int, width: int, channels: int) -> Pixels:
-    """Pixels [height, width, channels] from a base64 PNG or JPEG (also as a data URL), or from nested lists of 0 to 255.
+    """Pixels [height, width, channels] from a base64 PNG or JPEG (also a data URL), or from nested lists of 0 to 255.
 
     Nothing is resized. Colours are converted to the number of channels.
 
@@ -57,7 +57,9 @@ def _base64(text: str) -> bytes:
         raise QueryError(f'"image" has {len(text):,} characters, more than the {MAX_IMAGE_CHARACTERS:,} that are read')
     head, comma, body = text.partition(",")
     if comma and not (head.startswith("data:image/") and head.endswith(";base64")):
-        raise QueryError('"image" is no base64 data URL; it starts with data:image/png;base64, or with the base64 text itself')
+        raise QueryError(
+            '"image" is no base64 data URL; it starts with data:image/png;base64, or with the base64 text itself'
+        )
     try:
         return base64.b64decode("".join((body if comma else text).split()), validate=True)
     except (binascii.Error, ValueError) as error:
@@ -66,24 +68,32 @@ def _base64(text: str) -> bytes:
 
 def _decode_file(content: bytes, height: int, width: int, channels: int) -> Pixels:
     if channels not in MODES:
-        raise QueryError(f"images of {channels} channels are no PNG or JPEG; give nested lists [height][width][{channels}]")
+        raise QueryError(
+            f"images of {channels} channels are no PNG or JPEG; give nested lists [height][width][{channels}]"
+        )
     try:
         image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
         if image.size == (width, height) and image.mode in _EIGHT_BIT_MODES:  # before any pixel is decompressed
             return np.array(image.convert(MODES[channels]), dtype=np.uint8).reshape(height, width, channels)
     except Exception as error:  # Pillow raises whatever a malformed file leads to
-        raise QueryError(f'"image" cannot be decoded as PNG or JPEG ({error}); send a whole file of either kind') from None
+        raise QueryError(
+            f'"image" cannot be decoded as PNG or JPEG ({error}); send a whole file of either kind'
+        ) from None
     if image.mode not in _EIGHT_BIT_MODES:
         raise QueryError(f'"image" has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits')
     raise QueryError(
-        f'"image" is {image.size[0]} wide and {image.size[1]} high, the task\'s images {width} and {height}; resize it first, '
-        "as the training images were"
+        f'"image" is {image.size[0]} wide and {image.size[1]} high, the task\'s images {width} and {height}; '
+        "resize it first, as the training images were"
     )
 
 
 def _decode_lists(value: list[Any], height: int, width: int, channels: int) -> Pixels:
     shape = (height, width, channels)
-    remedy = f'"image" as lists is [{height}][{width}]' + (f"[{channels}]" if channels > 1 else "") + ", whole numbers 0 to 255"
+    remedy = (
+        f'"image" as lists is [{height}][{width}]'
+        + (f"[{channels}]" if channels > 1 else "")
+        + ", whole numbers 0 to 255"
+    )
     try:
         pixels = np.array(value)
     except ValueError:

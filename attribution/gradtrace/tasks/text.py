@@ -1,0 +1,113 @@
+"""Text classification from token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from gradtrace.errors import DatasetError, QueryError
+from gradtrace.task import Batch, Example
+from gradtrace.tasks.base import Classification
+from gradtrace.tasks.payload import check_keys
+
+MAX_CHARACTERS = 1 << 20
+
+
+class TokenRows:
+    """Data set over one sequence of token ids a row, of any lengths above zero, and labels [rows]."""
+
+    def __init__(self, token_ids: Sequence[Sequence[int]], labels: Any) -> None:
+        self.tokens = [torch.as_tensor(ids, dtype=torch.int64) for ids in token_ids]
+        self.labels = [int(label) for label in np.asarray(labels)]
+        if len(self.tokens) != len(self.labels):
+            raise DatasetError(
+                f"there are {len(self.tokens)} texts and {len(self.labels)} labels; give one label for each text"
+            )
+        empty = [row for row, tokens in enumerate(self.tokens) if not len(tokens)]
+        if empty:
+            raise DatasetError(f"row {empty[0]} has no token; leave out empty texts ({len(empty)} in all)")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return self.tokens[row], self.labels[row]
+
+
+class TextClassification(Classification):
+    """Classify texts, given as token ids; the model is called with (ids [batch, length], mask [batch, length]).
+
+    `mask` is True at the tokens and False at the padding, which the model must keep out of its result.
+    `encode` turns a request's text into at most `max_length` ids; `decode` turns ids into text for people.
+
+        TASK = TextClassification(
+            model=make_model, train=(token_ids, labels), vocabulary_size=30_000, encode=tokenizer.encode
+        )
+
+    Requests: {"text": string} or {"token_ids": [ids]}, and "label": number or name, optional.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], nn.Module],
+        train: Any,
+        query: Any = None,
+        *,
+        vocabulary_size: int,
+        encode: Callable[[str], Sequence[int]] | None = None,
+        decode: Callable[[list[int]], str] | None = None,
+        class_names: Sequence[str] | None = None,
+        pad_id: int = 0,
+        max_length: int = 512,
+    ) -> None:
+        super().__init__(model, train, query, class_names=class_names)
+        self.vocabulary_size = vocabulary_size
+        self.encode = encode
+        self.decode = decode
+        self.pad_id = pad_id
+        self.max_length = max_length
+
+    def rows(self, inputs: Any, labels: Any) -> TokenRows:
+        return TokenRows(inputs, labels)
+
+    def collate(self, examples: list[Example]) -> Batch:
+        """((int64 [batch, longest], bool [batch, longest]), int64 [batch])"""
+        tokens = [ids for ids, _ in examples]
+        lengths = torch.tensor([len(ids) for ids in tokens])
+        ids = pad_sequence(tokens, batch_first=True, padding_value=self.pad_id)
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]  # [batch, longest]
+        return (ids, mask), torch.tensor([label for _, label in examples])
+
+    def parse_input(self, payload: Mapping[str, Any]) -> Tensor:
+        check_keys(payload, ("text", "token_ids", "label"))
+        if ("text" in payload) == ("token_ids" in payload):
+            raise QueryError('give either "text" or "token_ids"')
+        ids = self._tokens(payload["text"]) if "text" in payload else payload["token_ids"]
+        if not isinstance(ids, list) or not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+            raise QueryError('"token_ids" is a list of whole numbers')
+        if not 1 <= len(ids) <= self.max_length:
+            raise QueryError(f"the text has {len(ids)} tokens; give 1 to {self.max_length}")
+        outside = next((one for one in ids if not 0 <= one < self.vocabulary_size), None)
+        if outside is not None:
+            raise QueryError(
+                f"token id {outside} is outside the vocabulary; ids go from 0 to {self.vocabulary_size - 1}"
+            )
+        return torch.tensor(ids)
+
+    def render(self, example: Example) -> dict[str, Any]:
+        ids = example[0].tolist()
+        return {"token_ids": ids} if self.decode is None else {"text": self.decode(ids)}
+
+    def _tokens(self, text: Any) -> list[int]:
+        if self.encode is None:
+            raise QueryError('this task has no tokenizer; give "token_ids", or construct the task with encode=')
+        if not isinstance(text, str):
+            raise QueryError('"text" is a string')
+        if len(text) > MAX_CHARACTERS:
+            raise QueryError(f'"text" has {len(text):,} characters, more than the {MAX_CHARACTERS:,} that are read')
+        return [int(one) for one in self.encode(text)]
