@@ -56,7 +56,10 @@ def influence(index: Index, request: InfluenceRequest, waited_ms: float) -> Infl
     queries = _queries(index.task, request)
     results = _search(index, request, [query.example for query in queries])
     found = time.perf_counter()
-    answered = [_influence(index.task, request, query, result) for query, result in zip(queries, results, strict=True)]
+    show = _shower(index.task, "examples" in request.include)
+    answered = [
+        _influence(index.task, request, query, result, show) for query, result in zip(queries, results, strict=True)
+    ]
     return InfluenceAnswer(
         index=index_info(index),
         method=request.method,
@@ -234,9 +237,9 @@ def _search(index: Index, request: InfluenceRequest, examples: list[Example]) ->
         raise FieldError(sent, f"the model cannot take it: {error}") from error
 
 
-def _influence(task: Task, request: InfluenceRequest, query: _Query, result: gradtrace.InfluenceResult) -> Influence:
-    shown = "examples" in request.include
-    show = _shower(task, shown)
+def _influence(
+    task: Task, request: InfluenceRequest, query: _Query, result: gradtrace.InfluenceResult, show: Show
+) -> Influence:
     parts = "parts" in request.include
     return Influence(
         query=QueryInfo(
@@ -248,7 +251,7 @@ def _influence(task: Task, request: InfluenceRequest, query: _Query, result: gra
             prediction=result.prediction,
             prediction_name=task.label_name(result.prediction),
             loss=result.loss,
-            example=task.render(query.example) if shown else None,
+            example=task.render(query.example) if "examples" in request.include else None,
         ),
         proponents=[_hit(task, hit, show, parts) for hit in result.proponents],
         opponents=[_hit(task, hit, show, parts) for hit in result.opponents],

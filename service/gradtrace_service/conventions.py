@@ -7,17 +7,17 @@ from gradtrace.methods import METHODS
 _SIGN = "Positive: a proponent, training on the row lowered what is explained. Negative: an opponent, it raised it."
 _BY_WEIGHTS = {
     "learning_rate": (
-        "Score: sum over checkpoints of learning rate x inner product of the gradients of row and query. To first order, "
-        "how much one step of SGD on the row at each checkpoint would lower what is explained, in its own unit"
+        "Score: sum over checkpoints of learning rate x inner product of the gradients of row and query. To first "
+        "order, how much one step of SGD on the row at each checkpoint would lower what is explained, in its own unit"
     ),
     "learning_rate_steps": (
         "Score: sum over checkpoints of learning rate x steps since the checkpoint before x inner product of the "
-        "gradients of row and query. To first order, how much what is explained would have fallen, in its own unit, had "
-        "every step of SGD been on the row alone"
+        "gradients of row and query. To first order, how much what is explained would have fallen, in its own unit, "
+        "had every step of SGD been on the row alone"
     ),
     "equal": (
-        "Score: sum over checkpoints of the inner product of the gradients of row and query. It has no unit of its own: "
-        "compare scores of one query with each other"
+        "Score: sum over checkpoints of the inner product of the gradients of row and query. It has no unit of its "
+        "own: compare the scores of one query with each other"
     ),
 }
 _NORMALIZED = "Score: cosine between the gradients of row and query, from -1 to 1"

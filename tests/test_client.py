@@ -1,0 +1,320 @@
+"""The SDK's own part, against real HTTP over loopback. What it gets from the real service is in test_service.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from gradtrace_client import (
+    AsyncClient,
+    AuthenticationError,
+    BusyError,
+    Client,
+    InfluenceAnswer,
+    InvalidRequestError,
+    NotFoundError,
+    ProtocolError,
+    SelfInfluenceAnswer,
+    ServiceError,
+    UnreachableError,
+)
+from gradtrace_client.schemas import MAX_K, InfluenceRequest, SelfInfluenceRequest
+
+INFO = {
+    "generation": 3,
+    "task": "Digits",
+    "rows": 40,
+    "checkpoints": [{"name": "a.pt", "step": 10, "learning_rate": 0.1}],
+    "dimensions": 64,
+    "basis": "spectral",
+    "precision": "float16",
+}
+DETAILS = INFO | {"methods": ["tracin"], "class_names": None, "query_rows": 5, "conventions": {}}
+PIXEL = "data:image/png;base64,AAAA"
+
+
+def hit(row: int, score: float, **changed: Any) -> dict[str, Any]:
+    known = {"label": 3, "label_name": "three", "prediction": 5, "prediction_name": "<five>", "loss": 2.5}
+    rest = {"correct": False, "parts": {"a.pt": score}, "example": {"image": PIXEL}}
+    return {"row": row, "score": score, **known, **rest, **changed}
+
+
+def answer() -> dict[str, Any]:
+    query = {"split": "query", "row": 1, "target": "loss", "label": 3, "label_name": None, "prediction": 3}
+    query |= {"prediction_name": None, "loss": 0.5, "example": {"text": "<script>alert(1)</script>"}}
+    result = {"query": query, "proponents": [hit(7, 2.0), hit(8, 1.0)], "opponents": [hit(9, -1.5)]}
+    result |= {"rows_searched": 40, "rows_touched": 12}
+    timing = dict.fromkeys(("queue", "gradient", "search", "render", "total"), 1.0)
+    return {"index": INFO, "method": "tracin", "convention": "Positive: good", "exact": True} | {
+        "results": [result],
+        "timing_ms": timing,
+    }
+
+
+@dataclass
+class Script:
+    """A server on loopback that gives these answers one after the other, and remembers what it was asked."""
+
+    answers: list[tuple[int, dict[str, str], bytes] | None]  # None: hang up without an answer
+    url: str = ""
+    seen: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
+
+
+@contextmanager
+def serving(*answers: tuple[int, dict[str, str], Any] | None) -> Iterator[Script]:
+    encoded = [a if a is None else (a[0], a[1], json.dumps(a[2]).encode()) for a in answers]
+    script = Script(encoded)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            script.seen.append((self.command, self.path, dict(self.headers), body))
+            planned = script.answers[min(len(script.seen), len(script.answers)) - 1]
+            if planned is None:
+                self.connection.close()
+                self.close_connection = True
+                return
+            status, headers, content = planned
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *args: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        script.url = f"http://127.0.0.1:{server.server_port}"
+        yield script
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def problem(status: int, **more: Any) -> tuple[int, dict[str, str], Any]:
+    document = {"type": "about:blank", "title": "No", "status": status, "detail": "because", **more}
+    return status, {"Content-Type": "application/problem+json"}, document
+
+
+def test_the_client_needs_none_of_the_other_rooms_and_no_torch() -> None:
+    code = (
+        "import sys, gradtrace_client\n"
+        "bad = {'torch', 'numpy', 'pandas', 'gradtrace', 'gradtrace_indexer', 'gradtrace_service'} & set(sys.modules)\n"
+        "sys.exit(', '.join(bad) or 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_what_influence_sends() -> None:
+    with serving((200, {}, answer())) as server, Client(server.url, api_key="secret") as client:
+        client.influence({"text": "hello"}, k=3, filter={"labels": [1]}, checkpoints=["a.pt"], include=[])
+    verb, path, headers, body = server.seen[0]
+    assert (verb, path) == ("POST", "/influence")
+    assert headers["Authorization"] == "Bearer secret"
+    sent = InfluenceRequest.model_validate_json(body)
+    assert sent == InfluenceRequest(
+        example={"text": "hello"}, k=3, filter={"labels": [1]}, checkpoints=["a.pt"], include=frozenset()
+    )
+
+
+def test_what_self_influence_sends() -> None:
+    page = {"index": INFO, "method": "cosine", "convention": "", "rows_total": 1, "results": [hit(1, 2.0, parts=None)]}
+    page["timing_ms"] = answer()["timing_ms"]
+    with serving((200, {}, page)) as server, Client(server.url) as client:
+        found = client.self_influence(k=2, offset=4, labels=[1, 2], method="cosine", examples=False)
+    assert server.seen[0][1] == "/self-influence?method=cosine&k=2&offset=4&labels=1&labels=2&examples=false"
+    assert isinstance(found, SelfInfluenceAnswer)
+    assert list(found.to_pandas()["row"]) == [1]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_service_is_asked_again(status: int) -> None:
+    busy = (status, {"Retry-After": "0"}, {})
+    with serving(busy, busy, (200, {}, DETAILS)) as server, Client(server.url) as client:
+        assert client.index().generation == 3
+    assert len(server.seen) == 3
+
+
+def test_a_lost_connection_is_tried_again() -> None:
+    with serving(None, (200, {}, DETAILS)) as server, Client(server.url) as client:
+        assert client.index().rows == 40
+    assert len(server.seen) == 2
+
+
+def test_an_absent_service_is_named() -> None:
+    with serving((200, {}, DETAILS)) as server:
+        url = server.url
+    with pytest.raises(UnreachableError, match="gradtrace serve"), Client(url, retries=1) as client:
+        client.index()
+
+
+def in_two_seconds() -> str:
+    return format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
+
+
+@pytest.mark.parametrize("header", [lambda: "1", in_two_seconds], ids=["seconds", "date"])
+def test_retry_after_is_honoured(header: Callable[[], str]) -> None:
+    busy = (503, {"Retry-After": header()}, {})
+    started = time.monotonic()
+    with serving(busy, (200, {}, DETAILS)) as server, Client(server.url) as client:
+        client.index()
+    assert 0.9 < time.monotonic() - started < 4.0  # a date has whole seconds; the backoff alone is 0.3 s at most
+
+
+def test_a_wait_beyond_patience_is_handed_to_the_caller() -> None:
+    answer_busy = problem(429)
+    answer_busy[1]["Retry-After"] = "3600"
+    with (
+        serving(answer_busy) as server,
+        Client(server.url) as client,
+        pytest.raises(BusyError) as caught,
+    ):
+        client.index()
+    assert caught.value.retry_after == 3600
+    assert len(server.seen) == 1
+
+
+def test_retries_end() -> None:
+    with serving(problem(503)) as server, Client(server.url, retries=2) as client, pytest.raises(BusyError):
+        client.index()
+    assert len(server.seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, InvalidRequestError),
+        (401, AuthenticationError),
+        (403, AuthenticationError),
+        (404, NotFoundError),
+        (413, InvalidRequestError),
+        (422, InvalidRequestError),
+        (500, ServiceError),
+    ],
+)
+def test_a_refusal_is_raised_at_once_as_its_kind(status: int, kind: type[Exception]) -> None:
+    refusal = problem(status, errors=[{"field": "k", "detail": "too large"}])
+    with serving(refusal) as server, Client(server.url) as client, pytest.raises(kind, match="because\n  k: too large"):
+        client.index()
+    assert len(server.seen) == 1
+
+
+def test_another_server_is_told_from_the_service() -> None:
+    with serving((200, {}, {"hello": "world"})) as server, Client(server.url) as client, pytest.raises(ProtocolError):
+        client.index()
+    with (
+        serving((502, {}, "bad gateway")) as server,
+        Client(server.url) as client,
+        pytest.raises(ServiceError) as caught,
+    ):
+        client.index()
+    assert "502 Bad Gateway" in str(caught.value)
+
+
+def test_a_slow_answer_is_not_asked_for_twice() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        Client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2) as client,
+    ):
+        started = time.monotonic()
+        with pytest.raises(UnreachableError, match="ReadTimeout"):
+            client.index()
+        assert time.monotonic() - started < 0.4
+
+
+def test_the_async_client_does_the_same() -> None:
+    async def ask(url: str) -> tuple[int, list[int]]:
+        async with AsyncClient(url) as client:
+            details, found = await asyncio.gather(client.index(), client.influence(query_rows=[1]))
+            return details.rows, [hit.row for hit in found.results[0].proponents]
+
+    async def refused(url: str) -> None:
+        async with AsyncClient(url, retries=0) as client:
+            await client.examples("train", 9)
+
+    page = answer() | DETAILS
+    with serving((429, {"Retry-After": "0"}, {}), None, (200, {}, page)) as server:
+        assert asyncio.run(ask(server.url)) == (40, [7, 8])
+    with serving(problem(404)) as server, pytest.raises(NotFoundError):
+        asyncio.run(refused(server.url))
+
+
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({}, ""),
+        ({"example": {}, "query_rows": [1]}, ""),
+        ({"query_rows": []}, "query_rows"),
+        ({"query_rows": [0, -1]}, "query_rows[1]"),
+        ({"query_rows": [True]}, "query_rows[0]"),
+        ({"query_rows": [0], "k": 0}, "k"),
+        ({"query_rows": [0], "k": MAX_K + 1}, "k"),
+        ({"query_rows": [0], "checkpoints": []}, "checkpoints"),
+        ({"query_rows": [0], "weights": "mine"}, "weights"),
+        ({"query_rows": [0], "target": "accuracy"}, "target"),
+        ({"query_rows": [0], "include": ["everything"]}, "include"),
+        ({"query_rows": [0], "filter": {"colour": "red"}}, "filter.colour"),
+        ({"query_rows": [0], "filter": {"rows": []}}, "filter.rows"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_not_sent(fields: dict[str, Any], where: str) -> None:
+    with Client("http://127.0.0.1:9") as client, pytest.raises(InvalidRequestError) as caught:
+        client.influence(**fields)
+    assert caught.value.errors[0].field.startswith(where)
+    assert caught.value.status == 422
+
+
+def test_what_is_not_json_is_not_sent() -> None:
+    with Client("http://127.0.0.1:9") as client, pytest.raises(InvalidRequestError, match="JSON values"):
+        client.influence({"image": object()})
+
+
+@pytest.mark.parametrize("schema", [InfluenceRequest, SelfInfluenceRequest])
+def test_a_request_refuses_unknown_fields(schema: type[InfluenceRequest]) -> None:
+    with pytest.raises(ValidationError, match="rescore"):
+        schema.model_validate({"query_rows": [1], "rescore": True})
+
+
+def test_an_answer_of_a_newer_service_still_parses() -> None:
+    InfluenceAnswer.model_validate(answer() | {"news": 1})
+
+
+def test_frames_have_a_line_a_hit() -> None:
+    table = InfluenceAnswer.model_validate(answer()).to_pandas()
+    assert list(table["side"]) == ["proponent", "proponent", "opponent"]
+    assert list(table["rank"]) == [1, 2, 1]
+    assert list(table["row"]) == [7, 8, 9]
+    assert list(table["part:a.pt"]) == [2.0, 1.0, -1.5]
+    assert "example" not in table.columns
+
+
+def test_html_shows_thumbnails_and_escapes_everything_else() -> None:
+    page = InfluenceAnswer.model_validate(answer())._repr_html_()
+    assert f'<img src="{PIXEL}"' in page
+    assert "&lt;five&gt;" in page
+    assert "<script>" not in page
+    hostile = answer()
+    hostile["results"][0]["proponents"][0]["example"] = {"image": 'https://elsewhere/x.png" onerror="alert(1)'}
+    assert "elsewhere" not in InfluenceAnswer.model_validate(hostile)._repr_html_()
