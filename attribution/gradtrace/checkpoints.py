@@ -10,7 +10,7 @@ and a `checkpoints.json` beside them:
 
 `optimizer` and `batch_size` may be left out. `file` MUST be relative and stay inside the directory; its last part is
 the checkpoint's name and MUST be unique. `step` is the number of optimizer steps taken before the weights were saved
-and MUST be unique. `learning_rate` MUST be above zero; it is the rate of that step. The order of the list does not matter.
+and MUST be unique. `learning_rate` is the rate of that step and MUST be above zero. The order of the list is free.
 """
 
 from __future__ import annotations

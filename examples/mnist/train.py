@@ -1,4 +1,4 @@
-"""Train the MNIST network by plain SGD, as in the TracIn paper: about a minute on 2 cores, 98 % right."""
+"""Train the MNIST network by plain SGD, as in the TracIn paper: under a minute on 2 cores, 98 % right."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
 
 from gradtrace.recorder import CheckpointRecorder
 from gradtrace.tasks import ImageClassification
 
 
 def train(task: ImageClassification, out: Path, epochs: int = 10, batch_size: int = 64, seed: int = 0) -> float:
-    """Leave 5 checkpoints in `out/checkpoints`; the share of the test images that the model gets right."""
+    """Leave 5 checkpoints in `out/checkpoints`; returns the share of the test images that the model gets right."""
     torch.manual_seed(seed)
     model = task.model()
-    steps = len(task.train) // batch_size
+    loader = DataLoader(task.train, batch_size, shuffle=True, drop_last=True, collate_fn=task.collate)
+    steps = epochs * len(loader)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=epochs * steps)
-    recorder = CheckpointRecorder(out / "checkpoints", every=epochs * steps // 5, batch_size=batch_size)
-    for epoch in range(epochs):
-        order = torch.randperm(len(task.train)).tolist()
-        for start in range(0, steps * batch_size, batch_size):
-            images, labels = task.collate(task.train.__getitems__(order[start : start + batch_size]))
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=steps)
+    recorder = CheckpointRecorder(out / "checkpoints", every=steps // 5, batch_size=batch_size)
+    accuracy = 0.0
+    for epoch in range(1, epochs + 1):
+        for images, labels in loader:
             loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -31,14 +33,14 @@ def train(task: ImageClassification, out: Path, epochs: int = 10, batch_size: in
             recorder.step(model, optimizer)
             scheduler.step()
         accuracy = evaluate(task, model)
-        print(f"epoch {epoch + 1} of {epochs}: loss {loss.item():.3f}, {accuracy:.2%} of the test images right")
+        print(f"epoch {epoch} of {epochs}: {accuracy:.2%} of the test images right", flush=True)
     return accuracy
 
 
 @torch.no_grad()
-def evaluate(task: ImageClassification, model: torch.nn.Module) -> float:
+def evaluate(task: ImageClassification, model: nn.Module) -> float:
     images, labels = task.collate(task.query.__getitems__(range(len(task.query))))
-    return (model(images).argmax(1) == labels).float().mean().item()
+    return float((model(images).argmax(1) == labels).float().mean())
 
 
 if __name__ == "__main__":
