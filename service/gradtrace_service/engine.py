@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from gradtrace import Index
+from gradtrace.errors import QueryError, TaskError
 
 T = TypeVar("T")
 
 QUEUE_SIZE = 256
 
+_log = logging.getLogger(__name__)
+
 
 class QueueFullError(Exception):
     """As many requests wait as the queue holds."""
+
+
+class WorkFailedError(Exception):
+    """The work raised what is no fault of the request; its cause is in the log and not for the caller."""
 
 
 class Engine:
@@ -36,6 +44,8 @@ class Engine:
 
         Raises:
             QueueFullError: the queue is full.
+            QueryError, TaskError: as the work raised them.
+            WorkFailedError: the work raised anything else.
         """
         if self._pending >= self._queue_size:
             raise QueueFullError
@@ -45,6 +55,11 @@ class Engine:
             return await asyncio.wrap_future(
                 self._owner.submit(lambda: work(self._index, (time.perf_counter() - arrived) * 1000.0))
             )
+        except (QueryError, TaskError):
+            raise
+        except Exception as error:
+            _log.exception("a request failed")
+            raise WorkFailedError from error
         finally:
             self._pending -= 1
 

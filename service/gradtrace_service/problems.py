@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from gradtrace.errors import QueryError, TaskError
 from gradtrace_client.schemas import FieldProblem, Problem, field_problems
-from gradtrace_service.engine import QueueFullError
+from gradtrace_service.engine import QueueFullError, WorkFailedError
 
 RETRY_AFTER_SECONDS = 1
 _MEDIA_TYPE = "application/problem+json"
@@ -46,6 +46,7 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(QueryError, _refused)
     app.add_exception_handler(TaskError, _refused)
     app.add_exception_handler(QueueFullError, _busy)
+    app.add_exception_handler(WorkFailedError, _failed)
     app.add_exception_handler(Exception, _failed)
 
 

@@ -1,0 +1,50 @@
+"""A small real task for end-to-end tests: 400 handwritten digits, a network of 2,410 weights, three checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import nn
+
+from gradtrace import CheckpointRecorder
+from gradtrace.tasks import ImageClassification
+
+TRAIN_ROWS, QUERY_ROWS = 400, 60
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def load(rows: slice) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    digits = load_digits()
+    return (digits.images[rows] * 255 / 16).round().astype(np.uint8), digits.target[rows]
+
+
+TASK = ImageClassification(
+    model,
+    train=lambda: load(slice(TRAIN_ROWS)),
+    query=lambda: load(slice(TRAIN_ROWS, TRAIN_ROWS + QUERY_ROWS)),
+    class_names=NAMES,
+)
+
+
+def train(directory: Path, steps: int = 60) -> None:
+    """Leave three checkpoints of a short training run in `directory`."""
+    torch.manual_seed(0)
+    network = TASK.model()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.2)
+    recorder = CheckpointRecorder(directory, every=steps // 3)
+    images, labels = TASK.collate([TASK.train[row] for row in range(TRAIN_ROWS)])
+    for _ in range(steps):
+        rows = torch.randint(TRAIN_ROWS, (64,))
+        optimizer.zero_grad()
+        F.cross_entropy(network(images[rows]), labels[rows]).backward()
+        optimizer.step()
+        recorder.step(network, optimizer)

@@ -1,0 +1,355 @@
+"""The service over real HTTP, on a real index; every figure is compared with the library's own or with brute force."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from conftest import DigitsRun
+from PIL import Image
+
+import digits_task
+import gradtrace
+from gradtrace import Index
+from gradtrace_client import AsyncClient, Client, InfluenceAnswer, InvalidRequestError, NotFoundError, ServiceError
+from gradtrace_client.schemas import MAX_K, MAX_QUERIES, Problem
+from gradtrace_service.app import MAX_BODY_BYTES, create_app
+from gradtrace_service.engine import Engine, QueueFullError
+from gradtrace_service.server import serving
+
+TASK = digits_task.TASK
+
+
+@pytest.fixture(scope="module")
+def index(digits_index: DigitsRun) -> Index:
+    """For the tests' own use, beside the one that the service owns."""
+    return digits_index.open()
+
+
+@pytest.fixture(scope="module")
+def url(digits_index: DigitsRun) -> Iterator[str]:
+    with serving(create_app(digits_index.open())) as address:
+        yield address
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    with Client(url, retries=0) as connected:
+        yield connected
+
+
+def pixels(row: int) -> list[list[int]]:
+    image = TASK.normalise.inverse(TASK.query[row][0])[:, :, 0]
+    return [[int(value) for value in line] for line in image]
+
+
+def rows(answer: InfluenceAnswer, end: str = "proponents") -> list[list[int]]:
+    return [[hit.row for hit in getattr(result, end)] for result in answer.results]
+
+
+@pytest.mark.parametrize("method", ["tracin", "graddot", "cosine"])
+def test_both_ends_are_those_of_brute_force(client: Client, index: Index, method: str) -> None:
+    answer = client.influence(query_rows=[0, 7, 31], k=12, method=method)
+    scores = index.scores([TASK.query[row] for row in (0, 7, 31)], method=method)
+    assert answer.exact
+    for result, expected in zip(answer.results, scores, strict=True):
+        best, worst = np.argsort(-expected)[:12], np.argsort(expected)[:12]
+        assert [hit.row for hit in result.proponents] == best.tolist()
+        assert [hit.row for hit in result.opponents] == worst.tolist()
+        np.testing.assert_allclose([hit.score for hit in result.proponents], expected[best], rtol=1e-4)
+        np.testing.assert_allclose([hit.score for hit in result.opponents], expected[worst], rtol=1e-4)
+
+
+def test_a_step_on_a_proponent_lowers_the_query_s_loss(client: Client, digits_index: DigitsRun) -> None:
+    """The sign that the convention states, by taking the step."""
+    answer = client.influence(query_rows=[5], k=1, method="graddot")
+    weights = gradtrace.load_checkpoints(digits_index.checkpoints)[-1].load()
+    query = TASK.collate([TASK.query[5]])
+
+    def loss_after_step_on(row: int | None) -> float:
+        model = TASK.model()
+        model.load_state_dict(weights)
+        if row is not None:
+            TASK.loss(model, TASK.collate([TASK.train[row]])).sum().backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 1e-3 * parameter.grad
+        return float(TASK.loss(model, query).detach())
+
+    before = loss_after_step_on(None)
+    assert loss_after_step_on(answer.results[0].proponents[0].row) < before
+    assert loss_after_step_on(answer.results[0].opponents[0].row) > before
+    assert "Positive: a proponent" in answer.convention
+
+
+def test_a_hit_says_what_it_is(client: Client, index: Index) -> None:
+    result = client.influence(query_rows=[3], k=2).results[0]
+    for hit in result.proponents + result.opponents:
+        image, label = TASK.train[hit.row]
+        assert (hit.label, hit.label_name) == (label, digits_task.NAMES[label])
+        assert hit.prediction == index.columns["prediction"][hit.row]
+        assert hit.correct == (hit.prediction == label)
+        assert hit.loss == pytest.approx(float(index.columns["loss"][hit.row]), rel=1e-6)
+        assert hit.parts is not None
+        assert sum(hit.parts.values()) == pytest.approx(hit.score, rel=1e-4)
+        assert hit.example == TASK.render((image, label))
+    query = result.query
+    assert (query.split, query.row, query.target) == ("query", 3, "loss")
+    assert query.label == TASK.query[3][1]
+    assert query.example == TASK.render(TASK.query[3])
+
+
+def test_an_image_asks_the_same_as_its_row(client: Client) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.array(pixels(4), dtype=np.uint8)).save(buffer, "PNG")
+    png = base64.b64encode(buffer.getvalue()).decode()
+    label = TASK.query[4][1]
+    by_row = client.influence(query_rows=[4])
+    by_image = client.influence({"image": png, "label": label})
+    by_list = client.influence({"image": pixels(4), "label": digits_task.NAMES[label]})
+    assert rows(by_row) == rows(by_image) == rows(by_list)
+    assert by_image.results[0].query.row is None
+
+
+def test_without_a_label_the_prediction_is_explained(client: Client) -> None:
+    silent = client.influence({"image": pixels(4)}).results[0]
+    assert silent.query.label is None
+    assert silent.query.target == "loss at the predicted label"
+    said = client.influence({"image": pixels(4), "label": silent.query.prediction}).results[0]
+    assert [hit.row for hit in silent.proponents] == [hit.row for hit in said.proponents]
+
+
+def test_a_training_row_is_its_own_proponent_and_can_be_left_out(client: Client) -> None:
+    assert rows(client.influence(train_rows=[11], k=3, method="cosine"))[0][0] == 11
+    assert 11 not in rows(client.influence(train_rows=[11], k=400, filter={"exclude_rows": [11]}))[0]
+
+
+def test_filters(client: Client, index: Index) -> None:
+    asked = {"query_rows": [2], "k": 400}
+    by_label = client.influence(**asked, filter={"labels": [3, 8]})
+    assert {hit.label for hit in by_label.results[0].proponents} == {3, 8}
+    assert by_label.results[0].rows_searched == int(np.isin(index.columns["label"], [3, 8]).sum())
+    right = client.influence(**asked, filter={"correct_only": True, "rows": list(range(50))}).results[0]
+    assert {hit.row for hit in right.proponents} == {
+        row for row in range(50) if index.columns["prediction"][row] == TASK.train[row][1]
+    }
+
+
+def test_checkpoints_and_weights_are_chosen(client: Client, index: Index) -> None:
+    names = [entry.name for entry in client.index().checkpoints]
+    answer = client.influence(query_rows=[0], k=5, checkpoints=names[1:2], weights="equal")
+    scores = index.scores([TASK.query[0]], checkpoints=names[1:2], weights="equal")[0]
+    assert rows(answer)[0] == np.argsort(-scores)[:5].tolist()
+    assert list(answer.results[0].proponents[0].parts or {}) == names[1:2]
+    assert "learning rate" not in answer.convention
+
+
+def test_include_leaves_out_what_is_not_wanted(client: Client) -> None:
+    lean = client.influence(query_rows=[0], include=[]).results[0]
+    assert lean.query.example is None
+    assert all(hit.parts is None and hit.example is None for hit in lean.proponents + lean.opponents)
+    half = client.influence(query_rows=[0], include=["parts"]).results[0].proponents[0]
+    assert half.parts is not None
+    assert half.example is None
+
+
+def test_timings_add_up(client: Client) -> None:
+    timing = client.influence(query_rows=[0, 1]).timing_ms
+    parts = timing.queue + timing.gradient + timing.search + timing.render
+    assert timing.gradient > 0
+    assert timing.search > 0
+    assert 0 < parts <= timing.total
+
+
+def test_self_influence_pages_through_all_rows_in_order(client: Client, index: Index) -> None:
+    scores = index.self_influence()
+    top, rest = client.self_influence(k=150), client.self_influence(k=MAX_K, offset=150, examples=False)
+    found = top.results + rest.results
+    assert top.rows_total == 400
+    assert sorted(hit.row for hit in found) == list(range(400))
+    np.testing.assert_array_equal([hit.score for hit in found], np.sort(scores)[::-1])
+    assert top.results[0].example == TASK.render(TASK.train[top.results[0].row])
+    assert rest.results[0].example is None
+    bottom = client.self_influence(k=3, order="ascending", method="graddot")
+    assert [hit.score for hit in bottom.results] == np.sort(index.self_influence(method="graddot"))[:3].tolist()
+
+
+def test_self_influence_of_some_labels(client: Client) -> None:
+    found = client.self_influence(k=MAX_K, labels=[4])
+    assert [hit.row for hit in found.results if hit.label != 4] == []
+    assert found.rows_total == len(found.results) == sum(label == 4 for _, label in (TASK.train[r] for r in range(400)))
+
+
+def test_examples(client: Client) -> None:
+    shown = client.examples("train", 17)
+    assert shown.label == TASK.train[17][1]
+    assert shown.prediction is not None
+    assert shown.example == TASK.render(TASK.train[17])
+    asked = client.examples("query", 17)
+    assert asked.label == TASK.query[17][1]
+    assert asked.prediction is None
+    with pytest.raises(NotFoundError, match="no row 60 in the query data set; its rows are 0 to 59"):
+        client.examples("query", 60)
+    with pytest.raises(NotFoundError, match="0 to 399"):
+        client.examples("train", 400)
+
+
+def test_index_says_what_may_be_asked_and_not_where_it_lies(url: str, client: Client, digits_index: DigitsRun) -> None:
+    details = client.index()
+    assert (details.rows, details.query_rows, details.dimensions) == (400, 60, 256)
+    assert details.class_names == list(digits_task.NAMES)
+    assert len(details.checkpoints) == 3
+    assert set(details.conventions) == set(details.methods)
+    assert str(digits_index.index.parent) not in httpx.get(f"{url}/index").text
+
+
+def test_health_and_documentation(url: str) -> None:
+    assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+    assert httpx.get(f"{url}/readyz").json() == {"status": "ready"}
+    assert "swagger" in httpx.get(url, follow_redirects=True).text
+    described = httpx.get(f"{url}/openapi.json").json()["paths"]
+    assert {"/influence", "/self-influence", "/examples/{split}/{row}", "/index"} <= set(described)
+    assert "application/problem+json" in described["/influence"]["post"]["responses"]["422"]["content"]
+
+
+def problem(response: httpx.Response, status: int) -> Problem:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    found = Problem.model_validate_json(response.content)
+    assert found.status == status
+    return found
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "remedy"),
+    [
+        ({"query_rows": [60]}, "query_rows[0]", "0 to 59"),
+        ({"query_rows": [0], "method": "magic"}, "method", "tracin, graddot, cosine"),
+        ({"query_rows": [0], "checkpoints": ["none.pt"]}, "checkpoints[0]", "step-"),
+        ({"query_rows": [0], "k": MAX_K + 1}, "k", str(MAX_K)),
+        ({"query_rows": [0], "k": "5"}, "k", "integer"),
+        ({"query_rows": [0] * (MAX_QUERIES + 1)}, "query_rows", str(MAX_QUERIES)),
+        ({"query_rows": [0], "rescore": True}, "rescore", "leave it out"),
+        ({"query_rows": [0], "train_rows": [0]}, "", "exactly one of example, examples, query_rows, train_rows"),
+        ({"example": {"image": [[1, 2], [3, 4]]}}, "example", "8"),
+        ({"examples": [{"image": pixels(0)}, {"image": "@@@"}]}, "examples[1]", "base64"),
+        ({"example": {"image": pixels(0), "label": 11}}, "example", "0 to 9"),
+        ({"example": {"path": "/etc/passwd"}}, "example", "image"),
+    ],
+)
+def test_a_wrong_request_is_told_the_field_and_the_remedy(url: str, body: Any, field: str, remedy: str) -> None:
+    found = problem(httpx.post(f"{url}/influence", json=body), 422)
+    assert found.errors[0].field == field
+    assert remedy in found.errors[0].detail
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"filter": {"rows": [400]}}, {"filter": {"labels": [77]}}, {"method": "cosine", "weights": "learning_rate"}],
+)
+def test_what_the_index_refuses_is_refused_in_its_words(client: Client, index: Index, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        client.influence(query_rows=[0], **wrong)
+    choice = wrong | {"filter": gradtrace.RowFilter(**wrong["filter"])} if "filter" in wrong else wrong
+    with pytest.raises(gradtrace.QueryError) as raised:
+        index.influence([TASK.query[0]], **choice)
+    assert refused.value.detail == str(raised.value)
+
+
+def test_other_wrong_requests(url: str) -> None:
+    broken = httpx.post(f"{url}/influence", content=b'{"k": ', headers={"Content-Type": "application/json"})
+    assert "not JSON" in problem(broken, 422).detail
+    assert "Content-Type" in problem(httpx.post(f"{url}/influence", content=b'{"k": 3}'), 422).detail
+    assert "Content-Type" in problem(httpx.post(f"{url}/influence", json=[1]), 422).detail
+    assert "Content-Type" in problem(httpx.post(f"{url}/influence"), 422).detail
+    assert "/docs" in problem(httpx.get(f"{url}/nowhere"), 404).detail
+    assert httpx.get(f"{url}/influence").headers["allow"] == "POST"
+    assert problem(httpx.get(f"{url}/self-influence?k=0"), 422).errors[0].field == "k"
+    assert problem(httpx.get(f"{url}/self-influence?colour=1"), 422).errors[0].field == "colour"
+    assert problem(httpx.get(f"{url}/examples/test/0"), 422).errors[0].field == "split"
+    assert problem(httpx.get(f"{url}/examples/train/-1"), 422).errors[0].field == "row"
+
+
+def test_a_body_beyond_the_limit_is_refused_announced_or_not(url: str) -> None:
+    big = b" " * (MAX_BODY_BYTES + 1)
+    headers = {"Content-Type": "application/json"}
+    assert "bytes" in problem(httpx.post(f"{url}/influence", content=big, headers=headers), 413).detail
+    chunked = httpx.post(f"{url}/influence", content=iter([big[:1000], big]), headers=headers)
+    assert "bytes" in problem(chunked, 413).detail
+
+
+def test_a_failure_tells_nothing_of_the_inside(digits_index: DigitsRun, caplog: pytest.LogCaptureFixture) -> None:
+    broken = digits_index.open()
+    broken.task = BrokenRendering(digits_task.model, TASK.train, TASK.query)
+    with serving(create_app(broken)) as url, Client(url, retries=0) as client:
+        with pytest.raises(ServiceError) as caught:
+            client.influence(query_rows=[0])
+        assert caught.value.status == 500
+        assert "secret" not in str(caught.value)
+        assert len(client.influence(query_rows=[0], include=[]).results) == 1  # and the service goes on
+    assert "a secret place" in caplog.text
+
+
+class BrokenRendering(type(TASK)):  # type: ignore[misc]
+    def render(self, example: object) -> dict[str, Any]:
+        raise OSError("a secret place")
+
+
+def test_the_same_question_gives_the_same_answer_alone_in_a_batch_and_at_once(url: str) -> None:
+    async def ask() -> tuple[list[InfluenceAnswer], InfluenceAnswer]:
+        async with AsyncClient(url) as client:
+            alone = await asyncio.gather(*(client.influence(query_rows=[row], k=5) for row in range(12)))
+            return list(alone), await client.influence(query_rows=list(range(12)), k=5)
+
+    alone, together = asyncio.run(ask())
+    assert [result for answer in alone for result in rows(answer)] == rows(together)
+    for one, result in zip(alone, together.results, strict=True):
+        mine = [hit.score for hit in one.results[0].proponents]
+        np.testing.assert_allclose(mine, [hit.score for hit in result.proponents], rtol=1e-5)
+
+
+def test_the_app_answers_in_process(digits_index: DigitsRun) -> None:
+    async def ask() -> int:
+        transport = httpx.ASGITransport(app)
+        async with AsyncClient("http://in.process", transport=transport) as client:
+            return (await client.influence(query_rows=[0], k=1)).index.rows
+
+    app = create_app(digits_index.open())
+    try:
+        assert asyncio.run(ask()) == 400
+    finally:
+        app.state.engine.close()
+
+
+def test_one_thread_owns_the_index_and_a_full_queue_refuses(index: Index) -> None:
+    engine = Engine(index, queue_size=3)
+    release = threading.Event()
+
+    async def crowd() -> list[Any]:
+        held = engine.run(lambda _, waited: (release.wait(10), threading.current_thread().name, waited))
+        others = [engine.run(lambda _, waited: (True, threading.current_thread().name, waited)) for _ in range(4)]
+        tasks = [asyncio.ensure_future(one) for one in (held, *others)]
+        await asyncio.sleep(0.05)
+        release.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    answers = asyncio.run(crowd())
+    engine.close()
+    assert [type(answer) for answer in answers] == [tuple, tuple, tuple, QueueFullError, QueueFullError]
+    assert len({name for _, name, _ in answers[:3]}) == 1
+    assert all(waited >= 45 for _, _, waited in answers[1:3])
+
+
+def test_a_full_queue_is_told_as_429(digits_index: DigitsRun) -> None:
+    with serving(create_app(digits_index.open(), queue_size=0)) as url:
+        response = httpx.post(f"{url}/influence", json={"query_rows": [0]})
+    assert "later" in problem(response, 429).detail
+    assert int(response.headers["retry-after"]) >= 1
