@@ -1,0 +1,46 @@
+"""Gradtrace: which training examples made this model predict that?"""
+
+from gradtrace.checkpoints import Checkpoint, load_checkpoints
+from gradtrace.errors import (
+    CheckpointError,
+    CorruptIndexError,
+    DatasetError,
+    GradtraceError,
+    IncompleteIndexError,
+    LossError,
+    MismatchError,
+    QueryError,
+    StoreError,
+    TaskError,
+    UnsupportedLayerError,
+)
+from gradtrace.index import Index, open_index
+from gradtrace.recorder import CheckpointRecorder
+from gradtrace.reference import gradients_reference
+from gradtrace.results import Hit, InfluenceResult
+from gradtrace.row_filter import RowFilter
+from gradtrace.task import Task
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointRecorder",
+    "CorruptIndexError",
+    "DatasetError",
+    "GradtraceError",
+    "Hit",
+    "IncompleteIndexError",
+    "Index",
+    "InfluenceResult",
+    "LossError",
+    "MismatchError",
+    "QueryError",
+    "RowFilter",
+    "StoreError",
+    "Task",
+    "TaskError",
+    "UnsupportedLayerError",
+    "gradients_reference",
+    "load_checkpoints",
+    "open_index",
+]

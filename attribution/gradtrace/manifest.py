@@ -31,6 +31,7 @@ class FileEntry(_Entry):
 
 class CheckpointEntry(_Entry):
     name: str  # file name, unique in an index; the key of Hit.parts
+    file: str  # where the weights lie, relative to the index directory
     step: int
     learning_rate: float
     sha256: str

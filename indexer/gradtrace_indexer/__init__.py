@@ -1,0 +1,6 @@
+"""The offline room: the only one that writes an index."""
+
+from gradtrace_indexer.build import build_index
+from gradtrace_indexer.verify import verify
+
+__all__ = ["build_index", "verify"]

@@ -1,0 +1,95 @@
+"""From a batch to rows: the per-example gradients of one checkpoint in the coordinates of a basis."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from gradtrace.basis import Basis
+from gradtrace.checkpoints import Checkpoint, load_into
+from gradtrace.gradients import Measure, backpropagate, unfused_attention
+from gradtrace.guards import check_loss_function, check_losses
+from gradtrace.layers import Layer
+from gradtrace.replay import recorded_call
+from gradtrace.plan import LayerPlan, checked_plan, trainable_names
+from gradtrace.task import Batch, Example, Task
+
+
+class GradientModel:
+    """A model with one checkpoint's weights, its layer plan, and the task around it. In eval mode, always.
+
+    The task's own model instance is copied, never changed.
+    """
+
+    def __init__(self, task: Task, checkpoint: Checkpoint, device: torch.device, probe: Sequence[Example]) -> None:
+        self.task, self.device = task, device
+        self.model = copy.deepcopy(task.model())
+        load_into(self.model, checkpoint)
+        names = trainable_names(self.model)
+        self.model.eval().requires_grad_(False).to(device)
+        if any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        check_loss_function(task, self.model, probe, self.batch)
+        self.plan: LayerPlan = checked_plan(self.model, task.loss, self.batch(probe), names)
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """Collated and on the device."""
+        return tree_map(lambda x: x.to(self.device) if isinstance(x, Tensor) else x, self.task.collate(list(examples)))
+
+    def encode(self, basis: Basis, batch: Batch, measure: Measure | None = None) -> tuple[Tensor, Tensor]:
+        """Rows [batch, dimensions] and losses [batch], both float32.
+
+        Raises:
+            LossError: a loss is NaN or infinite, or not one number per example.
+        """
+        parts: dict[str, Tensor] = {}
+
+        def add(layer: Layer, x: Tensor, d: Tensor) -> None:
+            if layer.name in basis.layers:
+                part = basis.layers[layer.name].of_use(layer, x, d)
+                parts[layer.name] = parts[layer.name] + part if layer.name in parts else part
+
+        losses = self.backpropagate(batch, add, measure)
+        for layer, gradient in self.plan.stray_gradients(self.model, measure or self.task.loss, batch).items():
+            if layer.name in basis.layers:
+                parts[layer.name] = basis.layers[layer.name].of_gradient(gradient)
+        return _assemble(basis, parts, losses), losses
+
+    def encode_and_predict(self, basis: Basis, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `encode`, with the task's predictions, mostly from the same forward pass."""
+        if not self.task.has_predict:
+            return *self.encode(basis, batch), None
+        with recorded_call(self.model) as replay:
+            rows, losses = self.encode(basis, batch)
+        return rows, losses, self.predict(batch, replay)
+
+    def predict(self, batch: Batch, model: nn.Module | None = None) -> Tensor:
+        """int64 [batch] predicted classes, or float [batch] predicted values."""
+        with torch.no_grad():
+            predicted = self.task.predict(model or self.model, batch)
+        if predicted.dim() == 2 and predicted.shape[1] > 1:
+            return predicted.argmax(1)
+        return predicted.flatten()
+
+    def backpropagate(self, batch: Batch, on_use: Any, measure: Measure | None = None) -> Tensor:
+        """Checked losses float32 [batch]; every layer's factors go to `on_use`."""
+        with unfused_attention():
+            losses = backpropagate(self.model, measure or self.task.loss, batch, self.plan.tapped, on_use)
+        check_losses(losses, None)
+        return losses.float()
+
+
+def _assemble(basis: Basis, parts: Mapping[str, Tensor], losses: Tensor) -> Tensor:
+    """The layers' parts in their columns; parts of dense projections share columns and are summed."""
+    rows = losses.new_zeros(len(losses), basis.dimensions)
+    for name, part in parts.items():
+        if basis.kind in ("gaussian", "rademacher"):
+            rows += part
+        else:
+            rows[:, basis.layers[name].columns] = part
+    return rows

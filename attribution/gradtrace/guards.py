@@ -1,0 +1,103 @@
+"""What silently ruins attribution, found before it does: each problem is refused with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, IterableDataset
+
+from gradtrace.errors import DatasetError, LossError
+from gradtrace.task import Task
+
+_TOLERANCE = 1e-3
+
+
+def check_losses(losses: Tensor, batch: int | None) -> None:
+    """Refuse losses that are no finite number per example.
+
+    Raises:
+        LossError: wrong shape, dtype, or NaN or infinite values.
+    """
+    if not isinstance(losses, Tensor) or losses.dim() != 1 or (batch is not None and losses.shape[0] != batch):
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise LossError(
+            f"the loss has shape {shape} where one number per example is needed, [{batch or 'batch'}]: "
+            'do not reduce it; in PyTorch losses, pass reduction="none" (then average over tokens or outputs, if any, '
+            "but not over the batch)"
+        )
+    if not losses.is_floating_point():
+        raise LossError(f"the loss has dtype {losses.dtype}; a floating-point number per example is needed")
+    finite = losses.isfinite()
+    if not bool(finite.all()):
+        bad = (~finite).nonzero().flatten().tolist()
+        raise LossError(
+            f"the loss of {len(bad)} example(s) is NaN or infinite (positions {bad[:5]} of the batch): check these "
+            "examples for missing values, the checkpoint for divergence, and the loss for log(0)"
+        )
+
+
+def check_dataset(task: Task) -> int:
+    """Refuse a loader, a stream, an empty or a random data set. Returns the number of rows.
+
+    Raises:
+        DatasetError
+    """
+    train = getattr(task, "train", None)
+    if isinstance(train, DataLoader):
+        raise DatasetError("task.train is a DataLoader; pass its data set (loader.dataset): rows must keep their numbers")
+    if train is None or isinstance(train, IterableDataset) or not (hasattr(train, "__len__") and hasattr(train, "__getitem__")):
+        raise DatasetError("task.train must be a map-style data set: len(train) and train[i]")
+    if len(train) == 0:
+        raise DatasetError("task.train is empty")
+    for row in {0, len(train) // 2, len(train) - 1}:
+        if not _same(train[row], train[row]):
+            raise DatasetError(
+                f"task.train[{row}] differs from one call to the next: switch random augmentation and shuffling off "
+                "in the task's training set; attribution needs the same example under the same number"
+            )
+    return len(train)
+
+
+def check_loss_function(task: Task, model: Any, examples: Sequence[Any], to_batch: Any) -> None:
+    """Refuse losses that are reduced, random, or depend on the other examples of the batch.
+
+    Raises:
+        LossError
+    """
+    with torch.no_grad():
+        batch = to_batch(examples)
+        together = task.loss(model, batch)
+        check_losses(together, len(examples))
+        again = task.loss(model, batch)
+        if not _close(together, again):
+            raise LossError(
+                "the loss differs between two calls on the same batch: something random is active although the model is "
+                "in eval mode (F.dropout without training=self.training? noise in the loss?); make it deterministic"
+            )
+        for position, example in enumerate(examples):
+            alone = task.loss(model, to_batch([example]))
+            check_losses(alone, 1)
+            if not _close(alone[0], together[position]):
+                raise LossError(
+                    f"the loss of an example depends on the other examples of its batch ({float(alone[0]):.6g} alone, "
+                    f"{float(together[position]):.6g} in a batch of {len(examples)}): batch statistics (BatchNorm with "
+                    "track_running_stats=False), division by the batch size, in-batch negatives or padding that is not "
+                    "masked; make each example's loss its own"
+                )
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool(torch.allclose(a.float(), b.float(), rtol=_TOLERANCE, atol=1e-5))
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal in every tensor and number."""
+    left, right = tree_leaves(a), tree_leaves(b)
+    return len(left) == len(right) and all(
+        torch.equal(torch.as_tensor(x), torch.as_tensor(y)) if hasattr(x, "shape") else x == y
+        for x, y in zip(left, right, strict=True)
+    )

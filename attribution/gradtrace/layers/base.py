@@ -1,0 +1,128 @@
+"""What every layer type has in common: its per-example gradient is a sum over positions of d aT."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Bases:
+    """A rotation or projection of either side of a layer's gradient; None stands for the identity.
+
+    inputs: [groups, in, r]; outputs: [groups, out, s]; float32.
+    """
+
+    inputs: Tensor | None = None
+    outputs: Tensor | None = None
+
+
+IDENTITY = Bases()
+
+
+class Layer(ABC):
+    """The parameters of one module, or of several that share them, seen as `groups` matrices [out, in].
+
+    A bias is the last column of its matrix (its input is the constant 1), as in K-FAC (Martens and Grosse 2015).
+    `names` are the full names of the parameters, weight first.
+    """
+
+    rotates = True  # False: its coordinates are kept as they are, never rotated (norms, stray parameters)
+    rotates_inputs = True  # False: only the output side rotates (embeddings)
+    patches_per_input = 1  # how many times each input element stands in the input factors, at most
+
+    def __init__(self, module: nn.Module, names: Sequence[str], shape: tuple[int, int, int]) -> None:
+        self.module = module
+        self.names = tuple(names)
+        self.groups, self.outputs, self.inputs = shape
+
+    @property
+    def name(self) -> str:
+        return self.names[0].rpartition(".")[0] or self.names[0]
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates, which is the number of parameters."""
+        return self.groups * self.outputs * self.inputs
+
+    @property
+    def has_bias(self) -> bool:
+        return getattr(self.module, "bias", None) is not None
+
+    @abstractmethod
+    def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
+        """Inputs times their basis. Shape [batch, groups, positions, in or r], float32."""
+
+    @abstractmethod
+    def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
+        """Gradients at the output times their basis. Shape [batch, groups, positions, out or s], float32."""
+
+    def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
+        """Per-example gradient in the coordinates of `bases`. Shape [batch, groups, out or s, in or r]."""
+        a = self.input_factors(x, bases.inputs)  # [batch, groups, positions, r]
+        s = self.output_factors(d, bases.outputs)  # [batch, groups, positions, s]
+        return s.transpose(2, 3) @ a
+
+    def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
+        """Chosen coordinates of the per-example gradient.
+
+        kept: int64 [k], positions in the flattened [groups, s, r]. Shape [batch, k].
+        """
+        a = self.input_factors(x, bases.inputs)  # [batch, groups, positions, r]
+        s = self.output_factors(d, bases.outputs)  # [batch, groups, positions, s]
+        if a.shape[1] == a.shape[2] == 1:  # one position: pick, then multiply; no outer product
+            rows = kept.div(a.shape[3], rounding_mode="floor")
+            return s.flatten(1).index_select(1, rows) * a.flatten(1).index_select(1, kept % a.shape[3])
+        return (s.transpose(2, 3) @ a).flatten(1).index_select(1, kept)
+
+    def parameter_gradients(self, gradient: Tensor) -> dict[str, Tensor]:
+        """Per-example gradients by parameter name, from the identity-basis `gradient` [batch, groups, out, in]."""
+        batch = gradient.shape[0]
+        if not self.has_bias:
+            return {self.names[0]: self.weight_gradient(gradient)}
+        weight, bias = gradient[..., :-1], gradient[..., -1]
+        return {self.names[0]: self.weight_gradient(weight), self.names[1]: bias.reshape(batch, -1)}
+
+    def weight_gradient(self, weight: Tensor) -> Tensor:
+        """[batch, groups, out, in] as [batch, *weight.shape]."""
+        return weight.reshape(weight.shape[0], *self.module.get_parameter("weight").shape)
+
+
+def with_ones(a: Tensor) -> Tensor:
+    """Append the bias's constant input 1 to the last dimension."""
+    return torch.cat([a, a.new_ones(*a.shape[:-1], 1)], dim=-1)
+
+
+def rotate(factors: Tensor, basis: Tensor | None) -> Tensor:
+    """[batch, groups, positions, n] @ [groups, n, r] -> [batch, groups, positions, r]."""
+    return factors if basis is None else factors @ basis
+
+
+LayerType = Callable[[nn.Module, Sequence[str]], Layer]
+_REGISTRY: dict[type[nn.Module] | str, LayerType] = {}
+
+
+def register(*module_types: type[nn.Module] | str) -> Callable[[LayerType], LayerType]:
+    """Class decorator: this Layer handles these module types and their subclasses.
+
+    A type of an optional library is given by its full name, so that nothing is imported for it.
+    """
+
+    def add(layer_type: LayerType) -> LayerType:
+        _REGISTRY.update(dict.fromkeys(module_types, layer_type))
+        return layer_type
+
+    return add
+
+
+def layer_type_of(module: nn.Module) -> LayerType | None:
+    """The registered layer type of a module, by its closest ancestor; None where there is none."""
+    for cls in type(module).__mro__:
+        found = _REGISTRY.get(cls) or _REGISTRY.get(f"{cls.__module__}.{cls.__qualname__}")
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,63 @@
+"""Embedding tables: the input side is a token, so its own basis; the output side rotates as any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from gradtrace.layers.base import IDENTITY, Bases, Layer, register, rotate
+
+
+@register(nn.Embedding)
+class EmbeddingLayer(Layer):
+    """A linear layer [dimensions, tokens] on one-hot inputs; E[a aT] is the diagonal of token frequencies."""
+
+    rotates_inputs = False
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        tokens, dimensions = module.get_parameter("weight").shape
+        super().__init__(module, names, (1, dimensions, tokens))
+
+    def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
+        tokens = x.reshape(x.shape[0], 1, -1)
+        if basis is None:
+            return nn.functional.one_hot(tokens, self.inputs).float()
+        return basis[0][tokens]  # [batch, 1, positions, r]
+
+    def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
+        d = d.float() if d.dtype.itemsize < 4 else d
+        return rotate(d.reshape(d.shape[0], 1, -1, d.shape[-1]), basis)
+
+    def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
+        x, d = self._without_padding(x, d)
+        if bases.inputs is not None:
+            return super().gradient(x, d, bases)
+        return self._sum_by_token(x, self.output_factors(d, bases.outputs), self.inputs)
+
+    def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
+        x, d = self._without_padding(x, d)
+        if bases.inputs is not None:
+            return super().coordinates(x, d, bases, kept)
+        rows, tokens = kept.div(self.inputs, rounding_mode="floor"), kept % self.inputs
+        wanted, column = tokens.unique(return_inverse=True)
+        lookup = torch.full((self.inputs,), len(wanted), device=x.device)  # every other token: one column too many
+        lookup[wanted] = torch.arange(len(wanted), device=x.device)
+        sums = self._sum_by_token(lookup[x], self.output_factors(d, bases.outputs), len(wanted) + 1)
+        return sums.flatten(1).index_select(1, rows * (len(wanted) + 1) + column)
+
+    def _sum_by_token(self, x: Tensor, s: Tensor, tokens: int) -> Tensor:
+        """Sum s [batch, 1, positions, out] over the positions of each token. Shape [batch, 1, out, tokens]."""
+        batch, _, positions, outputs = s.shape
+        sums = s.new_zeros(batch, tokens, outputs)
+        index = x.reshape(batch, positions, 1).expand(-1, -1, outputs)
+        return sums.scatter_add_(1, index, s[:, 0]).transpose(1, 2).unsqueeze(1)
+
+    def _without_padding(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        padding = cast(nn.Embedding, self.module).padding_idx
+        return (x, d) if padding is None else (x, d.masked_fill((x == padding).unsqueeze(-1), 0))
+
+    def weight_gradient(self, weight: Tensor) -> Tensor:
+        return weight.squeeze(1).transpose(1, 2)

@@ -1,0 +1,45 @@
+"""Fully connected layers, with any leading dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from gradtrace.layers.base import Layer, register, rotate, with_ones
+
+
+@register(nn.Linear)
+class LinearLayer(Layer):
+    """y = x W^T + b; every leading dimension but the first is a position."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        outputs, inputs = module.get_parameter("weight").shape
+        super().__init__(module, names, (1, outputs, inputs + (len(names) > 1)))
+
+    def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
+        a = _positions(x)  # [batch, 1, positions, in]
+        if basis is None or not self.has_bias:
+            return rotate(with_ones(a) if self.has_bias else a, basis)
+        return a @ basis[:, :-1] + basis[:, -1:]
+
+    def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
+        return rotate(_positions(d), basis)
+
+
+def _positions(x: Tensor) -> Tensor:
+    """[batch, ..., features] -> [batch, 1, positions, features], float32 or wider."""
+    x = x.float() if x.dtype.itemsize < 4 else x
+    return x.reshape(x.shape[0], 1, -1, x.shape[-1])
+
+
+@register("transformers.pytorch_utils.Conv1D")
+class TransposedLinearLayer(LinearLayer):
+    """y = x W + b with W [in, out], as transformers' Conv1D."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        inputs, outputs = module.get_parameter("weight").shape
+        Layer.__init__(self, module, names, (1, outputs, inputs + (len(names) > 1)))
+
+    def weight_gradient(self, weight: Tensor) -> Tensor:
+        return weight.squeeze(1).transpose(1, 2)

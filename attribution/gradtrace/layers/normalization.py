@@ -1,0 +1,103 @@
+"""Normalisation layers: one scale and one shift for each channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradtrace.layers.base import IDENTITY, Bases, Layer, register
+
+
+class NormalizationLayer(Layer):
+    """y = scale * normalized(x) + shift, channel by channel: groups of shape [1, 2] (or [1, 1] without a shift)."""
+
+    rotates = False
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__(module, names, (module.get_parameter("weight").numel(), 1, len(names)))
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """x before scale and shift, in x's shape."""
+        raise NotImplementedError
+
+    def by_channel(self, x: Tensor) -> Tensor:
+        """x as [batch, positions, channels]."""
+        raise NotImplementedError
+
+    def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
+        a = self.by_channel(self.normalized(x)).transpose(1, 2).unsqueeze(-1)  # [batch, channels, positions, 1]
+        return torch.cat([a, torch.ones_like(a)], dim=-1) if self.has_bias else a
+
+    def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
+        return self.by_channel(_wide(d)).transpose(1, 2).unsqueeze(-1)
+
+    def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
+        d = self.by_channel(_wide(d))  # [batch, positions, channels]
+        sums = [(d * self.by_channel(self.normalized(x))).sum(1)]
+        if self.has_bias:
+            sums.append(d.sum(1))
+        return torch.stack(sums, dim=-1).unsqueeze(2)  # [batch, channels, 1, 2]
+
+    def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
+        return self.gradient(x, d).flatten(1).index_select(1, kept)
+
+
+@register(nn.LayerNorm, nn.RMSNorm)
+class LayerNormLayer(NormalizationLayer):
+    """LayerNorm and RMSNorm: normalised over the last dimensions, of which each element is a channel."""
+
+    def normalized(self, x: Tensor) -> Tensor:
+        norm = cast("nn.LayerNorm | nn.RMSNorm", self.module)
+        shape = list(norm.normalized_shape)
+        if isinstance(norm, nn.LayerNorm):
+            return F.layer_norm(_wide(x), shape, eps=norm.eps)
+        return F.rms_norm(_wide(x), shape, eps=norm.eps)
+
+    def by_channel(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], -1, self.groups)
+
+
+class ChannelNormLayer(NormalizationLayer):
+    """Channels in the second dimension, positions after it."""
+
+    def by_channel(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2) if x.dim() > 2 else x.unsqueeze(1)
+
+
+@register(nn.GroupNorm)
+class GroupNormLayer(ChannelNormLayer):
+    def normalized(self, x: Tensor) -> Tensor:
+        norm = cast(nn.GroupNorm, self.module)
+        return F.group_norm(_wide(x), norm.num_groups, eps=norm.eps)
+
+
+@register(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+class BatchNormLayer(ChannelNormLayer):
+    """Batch normalisation in eval mode: a fixed affine map, so its inputs' sums are taken before it is applied."""
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        norm = cast(nn.BatchNorm1d, self.module)
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        return mean, (variance + norm.eps).rsqrt()
+
+    def normalized(self, x: Tensor) -> Tensor:
+        mean, scale = self._statistics()
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        return (x - mean.view(shape)) * scale.view(shape)
+
+    def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
+        mean, scale = self._statistics()
+        d, x = self.by_channel(_wide(d)), self.by_channel(_wide(x))  # [batch, positions, channels]
+        total = d.sum(1)
+        sums = [((d * x).sum(1) - mean * total) * scale]
+        if self.has_bias:
+            sums.append(total)
+        return torch.stack(sums, dim=-1).unsqueeze(2)  # [batch, channels, 1, 2]
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype.itemsize < 4 else x

@@ -1,0 +1,43 @@
+"""Random draws from a counter: a pure function of (seed, stream, position), the same on every device and in any order."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# SplitMix64 (Steele, Lea and Flood 2014): its increment and its two multipliers, as signed 64-bit integers.
+_INCREMENT = 0x9E3779B97F4A7C15 - 2**64
+_MULTIPLIERS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift; torch's >> on int64 is arithmetic."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    for bits, multiplier in _MULTIPLIERS:
+        x = (x ^ _shift_right(x, bits)) * multiplier
+    return x ^ _shift_right(x, 31)
+
+
+def random_integers(seed: int, stream: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """`count` 64-bit integers at positions [start, start + count) of a stream. int64 [count]."""
+    key = _mix(_mix(torch.tensor([seed], device=device)) + stream * 2 + 1)
+    counter = torch.arange(start + 1, start + count + 1, device=device)
+    return _mix(_mix(counter * _INCREMENT) ^ key)
+
+
+def rademacher(seed: int, stream: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Signs +1 and -1. float32 [count]."""
+    return 1.0 - 2.0 * _shift_right(random_integers(seed, stream, start, count, device), 63).float()
+
+
+def gaussian(seed: int, stream: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal draws by Box and Muller (1958), one from each pair of uniforms. float32 [count]."""
+    integers = random_integers(seed, stream, start, count, device)
+    first = (_shift_right(integers, 32).double() + 0.5) / 2**32
+    second = (integers & 0xFFFFFFFF).double() / 2**32
+    return ((-2 * first.log()).sqrt() * (2 * math.pi * second).cos()).float()

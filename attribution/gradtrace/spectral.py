@@ -1,0 +1,186 @@
+"""Spectral coordinates: each layer's gradient in the eigenbasis of its Kronecker-factored curvature.
+
+As in EK-FAC (George et al. 2018): U_A are the eigenvectors of E[a aT], U_S those of E[d dT], the coordinates of a
+gradient d aT are U_S^T d aT U_A. Kept are the coordinates whose gradients have the largest mean square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gradtrace.basis import Basis, ChosenCoordinates
+from gradtrace.encoder import GradientModel
+from gradtrace.layers import Bases, Layer
+from gradtrace.task import Batch
+
+_WIDEST = 4096  # features above which the eigenvectors come from a sample of factors, not from an n x n matrix
+_SKETCH = 1024  # eigenvectors that are kept of such a side
+_SLICE = 1 << 24  # elements of per-example gradients or patches that are held at a time
+
+Uses = list[tuple[Tensor, Tensor]]
+
+
+@dataclass
+class _Side:
+    """Second moment of one side of a layer, or, for wide sides, a sample of its factors."""
+
+    width: int
+    groups: int
+    moment: Tensor | None = None  # [groups, n, n]
+    sample: list[Tensor] = field(default_factory=list)  # each [m, n]
+
+    def add(self, factors: Tensor) -> None:
+        """factors: [batch, groups, positions, n]."""
+        flat = factors.transpose(0, 1).flatten(1, 2)  # [groups, batch * positions, n]
+        if self.width > _WIDEST:
+            self.sample.append(flat[0, :: max(1, flat.shape[1] // 64)].clone())
+            return
+        product = flat.transpose(1, 2) @ flat
+        self.moment = product if self.moment is None else self.moment.add_(product)
+
+    def eigenvectors(self) -> Tensor:
+        """Columns by falling eigenvalue. [groups, n, r]."""
+        if self.moment is None:
+            return _sketched_eigenvectors(torch.cat(self.sample))[None]
+        return torch.linalg.eigh(self.moment.double())[1].flip(-1).float()
+
+
+def _sketched_eigenvectors(sample: Tensor) -> Tensor:
+    """Leading right singular vectors of a sample [m, n], through its m x m Gram matrix. [n, r]."""
+    sample = sample[:: max(1, len(sample) // (2 * _SKETCH))].double()
+    values, vectors = torch.linalg.eigh(sample @ sample.T)
+    kept = values > values.max() * 1e-10
+    values, vectors = values[kept].flip(0)[:_SKETCH], vectors[:, kept].flip(1)[:, :_SKETCH]
+    return (sample.T @ vectors / values.sqrt()).float()
+
+
+def fit_eigenbases(model: GradientModel, batches: Iterator[Batch]) -> dict[Layer, Bases]:
+    """Eigenvectors of both sides of every layer that rotates, over batches whose labels the caller drew.
+
+    An embedding's input side keeps its own basis, tokens, in which E[a aT] is diagonal already.
+    """
+    inputs: dict[Layer, _Side] = {}
+    outputs: dict[Layer, _Side] = {}
+
+    def add(layer: Layer, x: Tensor, d: Tensor) -> None:
+        if not layer.rotates:
+            return
+        for part in _slices(layer, x):
+            if layer.rotates_inputs:
+                side = inputs.setdefault(layer, _Side(layer.inputs, layer.groups))
+                side.add(layer.input_factors(x[part], None))
+            side = outputs.setdefault(layer, _Side(layer.outputs, layer.groups))
+            side.add(layer.output_factors(d[part], None))
+
+    for batch in batches:
+        model.backpropagate(batch, add)
+    return {
+        layer: Bases(inputs[layer].eigenvectors() if layer in inputs else None, outputs[layer].eigenvectors())
+        for layer in outputs
+    }
+
+
+def _slices(layer: Layer, x: Tensor) -> Iterator[slice]:
+    """Parts of the batch small enough to hold their patches and whole gradients."""
+    step = max(1, _SLICE // max(layer.size, x[0].numel() * layer.patches_per_input))
+    for start in range(0, x.shape[0], step):
+        yield slice(start, start + step)
+
+
+def mean_squares(model: GradientModel, batches: Iterator[Batch], bases: Mapping[Layer, Bases]) -> dict[Layer, Tensor]:
+    """Mean square of every coordinate of every layer over the examples. Each float32 [groups, s, r]."""
+    sums: dict[Layer, Tensor] = {}
+    count = 0
+    for batch in batches:
+        uses: dict[Layer, Uses] = {}
+        losses = model.backpropagate(batch, lambda layer, x, d: uses.setdefault(layer, []).append((x, d)))
+        count += len(losses)
+        for layer, found in uses.items():
+            square = _summed_squares(layer, found, bases.get(layer, Bases()))
+            sums[layer] = sums[layer] + square if layer in sums else square
+        for layer, gradient in model.plan.stray_gradients(model.model, model.task.loss, batch).items():
+            square = gradient.square().sum(0)
+            sums[layer] = sums[layer] + square if layer in sums else square
+    return {layer: total / count for layer, total in sums.items()}
+
+
+def _summed_squares(layer: Layer, uses: Uses, bases: Bases) -> Tensor:
+    """Sum over the batch of the squared coordinates; uses of a shared layer are summed before squaring."""
+    x, d = uses[0]
+    if len(uses) == 1 and layer.rotates_inputs and layer.rotates and layer.groups == 1 and x.dim() == 2:
+        a, s = layer.input_factors(x, bases.inputs)[:, 0, 0], layer.output_factors(d, bases.outputs)[:, 0, 0]
+        return (s.square().T @ a.square())[None]  # (d_i a_j)^2 = d_i^2 a_j^2 where there is one position
+    parts = (sum_of_uses(layer, [(x[part], d[part]) for x, d in uses], bases) for part in _slices(layer, x))
+    return torch.stack([part.square().sum(0) for part in parts]).sum(0)
+
+
+def sum_of_uses(layer: Layer, uses: Uses, bases: Bases) -> Tensor:
+    """Per-example gradient summed over the uses of a layer. [batch, groups, s, r]."""
+    total = rotated_gradient(layer, *uses[0], bases)
+    for x, d in uses[1:]:
+        total = total + rotated_gradient(layer, x, d, bases)
+    return total
+
+
+def rotated_gradient(layer: Layer, x: Tensor, d: Tensor, bases: Bases) -> Tensor:
+    """The gradient in all coordinates of `bases`, rotated after the sum over positions: cheaper with many positions."""
+    if not layer.rotates or max(layer.inputs, layer.outputs) > _WIDEST:
+        return layer.gradient(x, d, bases)
+    gradient = layer.gradient(x, d)  # [batch, groups, out, in]
+    gradient = gradient if bases.inputs is None else gradient @ bases.inputs
+    return gradient if bases.outputs is None else bases.outputs.transpose(1, 2) @ gradient
+
+
+def choose_coordinates(
+    energies: Mapping[Layer, Tensor], bases: Mapping[Layer, Bases], dimensions: int, seed: int
+) -> Basis:
+    """Keep the coordinates with the largest energy over all layers; columns are ordered by it, the largest first."""
+    layers = list(energies)
+    flat = torch.cat([energies[layer].flatten() for layer in layers])
+    order = flat.argsort(descending=True, stable=True)[:dimensions]
+    starts = torch.tensor([energies[layer].numel() for layer in layers]).cumsum(0)
+    owner = torch.bucketize(order, starts.to(order.device), right=True)
+    chosen: dict[str, ChosenCoordinates] = {}
+    for number, layer in enumerate(layers):
+        columns = (owner == number).nonzero().flatten()
+        if len(columns):
+            positions = order[columns] - (starts[number] - energies[layer].numel())
+            chosen[layer.name] = _restricted(bases.get(layer, Bases()), positions, columns, energies[layer].shape)
+    return Basis("spectral", len(order), seed, chosen).to(torch.device("cpu"))
+
+
+def _restricted(bases: Bases, positions: Tensor, columns: Tensor, shape: Sequence[int]) -> ChosenCoordinates:
+    """Only the eigenvectors that some kept coordinate uses, and the positions among these."""
+    _, s, r = shape
+    group, row, column = positions // (s * r), positions // r % s, positions % r
+    if bases.outputs is not None:
+        used, row = row.unique(return_inverse=True)
+        bases, s = Bases(bases.inputs, bases.outputs[:, :, used]), len(used)
+    if bases.inputs is not None:
+        used, column = column.unique(return_inverse=True)
+        bases, r = Bases(bases.inputs[:, :, used], bases.outputs), len(used)
+    return ChosenCoordinates(bases, (group * s + row) * r + column, columns)
+
+
+def fit_spectral_basis(
+    models: Callable[[], Iterator[GradientModel]],
+    reference: GradientModel,
+    batches: Callable[[], Iterator[Batch]],
+    fisher_batches: Callable[[GradientModel], Iterator[Batch]],
+    dimensions: int,
+    seed: int,
+) -> Basis:
+    """Rotation from the reference checkpoint, choice of coordinates from the true gradients of all checkpoints."""
+    bases = fit_eigenbases(reference, fisher_batches(reference))
+    by_name = {layer.name: found for layer, found in bases.items()}
+    energies: dict[str, Tensor] = {}
+    for model in models():
+        own = {layer: by_name[layer.name] for layer in model.plan.layers if layer.name in by_name}
+        for layer, energy in mean_squares(model, batches(), own).items():
+            energies[layer.name] = energies[layer.name] + energy if layer.name in energies else energy
+    layers = [layer for layer in reference.plan.layers if layer.name in energies]
+    return choose_coordinates({layer: energies[layer.name] for layer in layers}, bases, dimensions, seed)

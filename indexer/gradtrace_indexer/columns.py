@@ -1,0 +1,55 @@
+"""What is stored of each row beside its gradient, as Parquet."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+from torch import Tensor
+
+from gradtrace.task import Label
+
+
+class ColumnBuffer:
+    """Collects label, prediction, loss, correct and norm of the rows of one shard."""
+
+    def __init__(self) -> None:
+        self._labels: list[Label | None] = []
+        self._predictions: list[Label | None] = []
+        self._losses: list[float] = []
+        self._norms: list[float] = []
+
+    def append(self, labels: Sequence[Label | None], predictions: Tensor | None, losses: Tensor, norms: Tensor) -> None:
+        """One batch; each [batch]."""
+        self._labels += labels
+        self._predictions += [None] * len(labels) if predictions is None else predictions.tolist()
+        self._losses += losses.tolist()
+        self._norms += norms.tolist()
+
+    def parquet(self) -> bytes:
+        pairs = zip(self._labels, self._predictions, strict=True)
+        table = pyarrow.table(
+            {
+                "label": _numbers(self._labels),
+                "prediction": _numbers(self._predictions),
+                "loss": pyarrow.array(self._losses, pyarrow.float32()),
+                "correct": pyarrow.array([_correct(*pair) for pair in pairs], pyarrow.bool_()),
+                "norm": pyarrow.array(self._norms, pyarrow.float32()),
+            }
+        )
+        sink = io.BytesIO()
+        pyarrow.parquet.write_table(table, sink)
+        return sink.getvalue()
+
+
+def _numbers(values: Sequence[Label | None]) -> Any:
+    whole = all(value is None or isinstance(value, int) for value in values)
+    return pyarrow.array(values, pyarrow.int64() if whole else pyarrow.float64())
+
+
+def _correct(label: Label | None, prediction: Label | None) -> bool | None:
+    """Known only where both are classes."""
+    return label == prediction if isinstance(label, int) and isinstance(prediction, int) else None

@@ -1,0 +1,68 @@
+"""Files of an index: written under a temporary name, synced, and only then renamed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gradtrace.errors import StoreError
+from gradtrace.manifest import MANIFEST_NAME, FileEntry, Manifest
+from gradtrace.shards import hash_file
+from gradtrace_indexer.shard_writer import sync_directory
+
+
+def write_file(directory: Path, name: str, content: bytes) -> FileEntry:
+    """Write `directory/name` durably and whole, or not at all.
+
+    Raises:
+        StoreError: the disk is full or the directory cannot be written.
+    """
+    path = directory / name
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = hash_file(temporary)
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(
+            f"{path} could not be written: {error.strerror}; free some space or check the directory, then run the build "
+            "again: it resumes"
+        ) from error
+    return FileEntry(path=name, bytes=len(content), xxh3=digest)
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
+    """Commit: what the manifest names is part of the index from now on. Returns it with its checksum."""
+    sealed = manifest.sealed()
+    write_file(directory, MANIFEST_NAME, sealed.model_dump_json(indent=1).encode())
+    return sealed
+
+
+@contextmanager
+def sole_writer(directory: Path) -> Iterator[None]:
+    """Keep other builds out of a directory for as long as this process lives.
+
+    Raises:
+        StoreError: another process is writing there, or the directory cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise StoreError(f"{directory} cannot be used for an index: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise StoreError(f"another process is building {directory}: wait for it, or end it") from None
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,77 @@
+"""Fit what an index keeps for life: its basis, and the curvature of each checkpoint in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+
+from gradtrace.basis import Basis, dense_basis, identity_basis, two_sided_basis
+from gradtrace.dataset import fetch
+from gradtrace.encoder import GradientModel
+from gradtrace.errors import StoreError
+from gradtrace.fisher import curvature, fisher_batches
+from gradtrace.manifest import BasisKind, FileEntry
+from gradtrace.spectral import fit_spectral_basis
+from gradtrace.task import Example, Task
+from gradtrace_indexer.files import write_file
+
+_SAMPLE_ROWS = 2048
+_SAMPLE_BATCH = 128
+
+Models = Callable[[], Iterator[GradientModel]]  # one for each checkpoint, in order, loaded one at a time
+
+
+def sample_examples(task: Task, seed: int) -> list[list[Example]]:
+    """Random training rows, without repetition, in batches."""
+    rows = len(task.train)
+    chosen = np.sort(np.random.default_rng(seed).choice(rows, size=min(rows, _SAMPLE_ROWS), replace=False))
+    parts = np.array_split(chosen, -(-len(chosen) // _SAMPLE_BATCH))
+    return [fetch(task.train, part.tolist()) for part in parts]
+
+
+def fit_basis(
+    kind: BasisKind, dimensions: int, seed: int, reference: GradientModel, models: Models, samples: Sequence[Sequence[Example]]
+) -> Basis:
+    """The basis of the wanted kind; fewer dimensions if the model has fewer parameters.
+
+    Raises:
+        StoreError: an unknown kind or no dimensions.
+    """
+    layers = reference.plan.layers
+    if dimensions < 1:
+        raise StoreError(f"dimensions must be at least 1, not {dimensions}")
+    dimensions = min(dimensions, sum(layer.size for layer in layers))
+    if kind == "spectral":
+        return fit_spectral_basis(
+            models,
+            reference,
+            lambda: (reference.batch(examples) for examples in samples),
+            lambda model: fisher_batches(model, samples, seed),
+            dimensions,
+            seed,
+        )
+    if kind == "two-sided":
+        return two_sided_basis(layers, dimensions, seed)
+    if kind in ("gaussian", "rademacher"):
+        return dense_basis(layers, kind, dimensions, seed)
+    if kind == "none":
+        return identity_basis(layers, seed)
+    raise StoreError(f"unknown basis {kind!r}; choose spectral, two-sided, gaussian, rademacher or none")
+
+
+def write_basis(directory: Path, basis: Basis) -> FileEntry:
+    return write_file(directory, "basis.safetensors", safetensors.torch.save(basis.tensors()))
+
+
+def write_curvature(
+    directory: Path, basis: Basis, names: Sequence[str], models: Models, samples: Sequence[Sequence[Example]]
+) -> list[FileEntry]:
+    """Eigenvalues in the spectral coordinates, one file a checkpoint."""
+    entries = []
+    for name, model in zip(names, models(), strict=True):
+        tensors = curvature(model, basis.to(model.device), samples, basis.seed)
+        entries.append(write_file(directory, f"curvature/{name}.safetensors", safetensors.torch.save(tensors)))
+    return entries
