@@ -43,7 +43,7 @@ def write_index(
     (directory / "basis.safetensors").write_bytes(b"a basis")
     (directory / "curvature").mkdir()
     (directory / "curvature" / "0.safetensors").write_bytes(b"a curvature")
-    entries = [CheckpointEntry(name=f"c{c}", step=c, learning_rate=0.1, sha256="") for c in range(checkpoints)]
+    entries = [CheckpointEntry(name=f"c{c}", file="", step=c, learning_rate=0.1, sha256="") for c in range(checkpoints)]
     probe = Probe(rows=[], sha256=[], losses=[])
     task = TaskEntry(name="made", train_rows=count, parameters_sha256="", architecture_sha256="", probe=probe)
     basis = BasisEntry(kind="none", dimensions=dimensions, seed=0, file=file_entry(directory, "basis.safetensors"))

@@ -21,6 +21,8 @@ from gradtrace.precision import decode
 from gradtrace.shards import Shard, ShardLayout, hash_file
 
 _HASH_THREADS = 4
+_SCAN_SHARE = 8  # from one row in so many on, reading ahead is cheaper than single rows
+_CHUNK_VALUES = 1 << 18
 
 
 class RowStore:
@@ -94,17 +96,42 @@ class RowStore:
         rows = torch.as_tensor(rows, dtype=torch.int64)
         if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self.rows):
             raise QueryError(f"rows must lie in 0 to {self.rows - 1}; got {int(rows.min())} to {int(rows.max())}")
+        edges = [0, *self.levels]
+        stop_level = len(self.levels) if stop_level is None else stop_level
+        out = torch.empty(len(rows), edges[stop_level] - edges[start_level])
+        for shard, places, local in self._by_shard(checkpoint, rows):
+            parts = [torch.index_select(values, 0, local) for values in shard.levels[start_level:stop_level]]
+            out[places] = decode(torch.cat(parts, dim=1), shard.scales[local])
+        return out
+
+    def products(self, checkpoint: int, rows: Tensor, level: int, vector: Tensor) -> Tensor:
+        """<row's coordinates of one level, vector>, for rows [m] int64 and vector [width] float32. [m] float32."""
+        out = torch.empty(len(rows))
+        many = len(rows) * _SCAN_SHARE > self.rows
+        chunk = max(1, _CHUNK_VALUES // len(vector))
+        for shard, places, local in self._by_shard(checkpoint, rows):
+            if many:
+                shard.expect_scan()
+            # In pieces that stay in the processor's cache from the gather to the product.
+            parts = [
+                torch.mv(torch.index_select(shard.levels[level], 0, some).float(), vector)
+                for some in local.split(chunk)
+            ]
+            out[places] = torch.cat(parts).mul_(shard.scales[local])
+            if many:
+                shard.expect_gathers()
+        return out
+
+    def _by_shard(self, checkpoint: int, rows: Tensor) -> Iterator[tuple[Shard, Tensor | slice, Tensor]]:
+        """Split rows [m] by shard: (shard, their places in `rows`, their numbers inside the shard)."""
         entries = self._entries[checkpoint]
         if len(entries) == 1:
-            return _gather(self._shard(entries[0]), rows, start_level, stop_level)
+            yield self._shard(entries[0]), slice(None), rows
+            return
         owner = torch.searchsorted(self._starts[checkpoint], rows, right=True) - 1
-        bounds = [0, *self.levels][start_level], [0, *self.levels][stop_level if stop_level is not None else -1]
-        out = torch.empty(len(rows), bounds[1] - bounds[0])
         for number in torch.unique(owner).tolist():
             places = (owner == number).nonzero().squeeze(1)
-            entry = entries[number]
-            out[places] = _gather(self._shard(entry), rows[places] - entry.start, start_level, stop_level)
-        return out
+            yield self._shard(entries[number]), places, rows[places] - entries[number].start
 
     def blocks(self, checkpoints: Sequence[int], block_rows: int) -> Iterator[tuple[int, Tensor]]:
         """All rows in order, as (first row, [b, len(checkpoints), dimensions] float32), b at most `block_rows`."""
@@ -165,11 +192,6 @@ class RowStore:
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
             problems = list(pool.map(lambda entry: _check_file(self._directory, entry, deep), files))
         return [problem for problem in problems if problem]
-
-
-def _gather(shard: Shard, rows: Tensor, start_level: int, stop_level: int | None) -> Tensor:
-    parts = [torch.index_select(values, 0, rows) for values in shard.levels[start_level:stop_level]]
-    return decode(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), shard.scales[rows])
 
 
 def _check_file(directory: Path, entry: FileEntry, deep: bool) -> str | None:

@@ -1,0 +1,290 @@
+"""Exact search at both ends: which rows have the highest and which the lowest scores.
+
+score(row) = row_scale[row] * sum over checkpoints c of <query[c], row[c]>
+
+The first level of every row is scanned in memory. What is left of a score is bounded by Cauchy-Schwarz,
+|<query tail, row tail>| <= |query tail| |row tail|, from stored tail norms. A row whose bounds reach neither the k best
+nor the k worst scores known so far is dropped; of the others the next levels are read, the checkpoint that leaves most
+open first. Where the bounds do not prune, all levels of all rows are read in order, and the answer is as exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradtrace.errors import QueryError
+from gradtrace.precision import tail_norms
+from gradtrace.store import RowStore
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+_SEEDS = 16  # rows scored in full at either end, beyond k, to learn where the ends lie
+_FEW = 16  # survivors beyond 2 k that are cheaper to score in full than to bound further
+_TINY = 2.0**-100  # more than float32 underflow can hide in a sum of products with a query of norm about one
+_LARGEST = 2.0**126
+_BLOCK_VALUES = 1 << 22  # float32 values that reads of whole rows hold at a time
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Both ends of one query's ranking, most extreme first; of equal scores the lower row id comes first.
+
+    rows: int64 [<= k];  scores: float32 [<= k];  parts: float32 [<= k, checkpoints], summing to the scores
+    """
+
+    top_rows: Rows
+    top_scores: Floats
+    top_parts: Floats
+    bottom_rows: Rows
+    bottom_scores: Floats
+    bottom_parts: Floats
+    exact: bool
+    rows_touched: int  # rows of which more than the first level was read
+    rows_searched: int
+
+
+@dataclass(slots=True)
+class _Ends:
+    """The k-th best score is at least `top`, the k-th worst at most `bottom`."""
+
+    k: int
+    top: float = -math.inf
+    bottom: float = math.inf
+
+    def learn(self, lower: Floats, upper: Floats) -> None:
+        """Move inwards by the bounds of some rows' scores."""
+        if len(lower) >= self.k:
+            self.top = max(self.top, float(np.partition(lower, -self.k)[-self.k]))
+            self.bottom = min(self.bottom, float(np.partition(upper, self.k - 1)[self.k - 1]))
+
+    def within_reach(self, lower: Floats, upper: Floats) -> Rows:
+        """Positions of the rows that may be at either end."""
+        return np.flatnonzero((upper >= self.top) | (lower <= self.bottom))
+
+
+@dataclass(slots=True)
+class _Survivors:
+    """Rows that may be among the k best or worst, and what is known of their scores."""
+
+    rows: Rows  # [m], ascending
+    gains: Floats  # [m] their row scales
+    partial: Floats  # [m] the scores as far as read
+    terms: Floats  # [C, m] bounds of what each checkpoint's unread columns may add or take
+    rounding: Floats  # [m] bounds of float32 rounding
+
+    def prune(self, ends: _Ends) -> None:
+        slack = self.terms.sum(axis=0) + self.rounding
+        lower, upper = self.partial - slack, self.partial + slack
+        ends.learn(lower, upper)
+        keep = ends.within_reach(lower, upper)
+        if len(keep) < len(self.rows):
+            self.rows, self.gains, self.terms = self.rows[keep], self.gains[keep], self.terms[:, keep]
+            self.partial, self.rounding = self.partial[keep], self.rounding[keep]
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """One query, divided by a power of two so that its norm is about one and float32 neither over- nor underflows."""
+
+    vectors: Tensor  # [C, D] float32; the query itself is `vectors * unit`
+    unit: float
+    tails: Floats  # [C, levels + 1] norms of what is left from each level on, zero after the last
+    checkpoints: list[int]
+    row_scale: Floats | None
+
+
+class ProgressiveSearcher:
+    """Searches a store. Holds the first level of all rows (on `device`) and their tail norms in memory.
+
+    That is 4 bytes x checkpoints x (width of the first level + number of levels + 1) for each row.
+    """
+
+    def __init__(self, store: RowStore, device: str | torch.device = "cpu") -> None:
+        self._store = store
+        self._edges = [0, *store.levels]
+        levels = len(store.levels)
+        # Column by column: a product with a narrow matrix runs four times as fast over columns as over rows.
+        first = torch.empty(store.checkpoints, store.levels[0], store.rows)
+        tails = torch.zeros(store.checkpoints, levels + 1, store.rows)
+        for checkpoint in range(store.checkpoints):
+            for start, shard in store.shards(checkpoint):
+                stretch = slice(start, start + shard.layout.rows)
+                torch.mul(shard.levels[0].T, shard.scales, out=first[checkpoint, :, stretch])
+                tails[checkpoint, :levels, stretch] = shard.tails.T
+        self._first = first.to(device)  # [C, width, rows]
+        self._tails: Floats = tails.numpy()  # [C, levels + 1, rows], zero after the last level
+        self._largest_norm = float(self._tails[:, 0].max(initial=0))
+        # Twice the usual bound of float32 summation error, relative to the product of the norms.
+        self._rounding = (store.dimensions + store.checkpoints + 64) * 2.0**-23
+
+    def search(
+        self,
+        queries: Tensor,
+        checkpoints: Sequence[int],
+        k: int,
+        *,
+        row_scale: Tensor | None = None,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> list[SearchResult]:
+        """The k highest- and the k lowest-scoring rows for each query.
+
+        Args:
+            queries: [q, C, D] float32, C = len(checkpoints); the checkpoints' weights are already in them.
+            checkpoints: positions in the manifest.
+            row_scale: [rows] float32 factor of each row's score; None: one.
+            allowed: [rows] which rows may be found; None: all.
+
+        Raises:
+            QueryError: a query or a scale is not finite, or k < 1.
+        """
+        if k < 1:
+            raise QueryError(f"k must be at least 1, not {k}")
+        scale = None if row_scale is None else row_scale.cpu().numpy()
+        largest = 1.0 if scale is None else float(np.abs(scale).max(initial=0))
+        if not largest * self._largest_norm <= _LARGEST:
+            raise QueryError("row_scale has values that are NaN, infinite or too large for float32 scores")
+        rows = np.arange(self._store.rows) if allowed is None else np.flatnonzero(allowed)
+        prepared = [self._prepare(query, list(checkpoints), scale) for query in queries.cpu()]
+        return [self._search(query, rows, k) for query in prepared]
+
+    def _prepare(self, query: Tensor, checkpoints: list[int], row_scale: Floats | None) -> _Query:
+        norm = float(query.double().norm())
+        if not math.isfinite(norm):
+            raise QueryError("the query's gradient has coordinates that are NaN or infinite")
+        unit = 2.0 ** math.frexp(norm)[1]
+        vectors = (query.double() / unit).float()
+        tails = torch.nn.functional.pad(tail_norms(vectors, self._store.levels), (0, 1))
+        return _Query(vectors, unit, tails.numpy(), checkpoints, row_scale)
+
+    def _search(self, query: _Query, rows: Rows, k: int) -> SearchResult:
+        """`rows`: the rows that may be found, ascending."""
+        few = 2 * k + _FEW
+        if not query.tails.any():  # every score is zero, and the lowest ids win at both ends
+            return self._rank(query, rows[:k], k, 0, len(rows))
+        partial, slack, rounding = (part if len(part) == len(rows) else part[rows] for part in self._scan(query))
+        ends, seeds = _Ends(k), rows[:0]
+        if len(rows) > few:
+            places = _extremes(partial, k + _SEEDS)
+            seeds = rows[places]
+            scores = self._full_scores(query, seeds)
+            ends.learn(scores - rounding[places], scores + rounding[places])
+        keep = ends.within_reach(partial - slack, partial + slack)
+        touched = len(np.union1d(rows[keep], seeds))
+        survivors = self._survivors(query, rows[keep], partial[keep], rounding[keep])
+        depths = [1] * len(query.checkpoints)
+        while len(survivors.rows) > few and survivors.terms.any():
+            self._read_more(query, survivors, depths)
+            survivors.prune(ends)
+        return self._rank(query, survivors.rows, k, touched, len(rows))
+
+    def _scan(self, query: _Query) -> tuple[Floats, Floats, Floats]:
+        """What the first level says: scores so far, bounds of the rest, bounds of rounding. Each [rows]."""
+        width = self._edges[1]
+        sums = torch.zeros(self._store.rows, device=self._first.device)
+        heads = query.vectors[:, :width].to(sums.device)
+        slack = np.full(self._store.rows, _TINY, dtype=np.float32)
+        rounding = slack.copy()
+        for head, tails, checkpoint in zip(heads, query.tails, query.checkpoints, strict=True):
+            sums.addmv_(self._first[checkpoint].T, head)
+            slack += self._tails[checkpoint, 1] * tails[1]
+            rounding += self._tails[checkpoint, 0] * np.float32(tails[0] * self._rounding)
+        partial: Floats = sums.cpu().numpy()
+        slack += rounding
+        if query.row_scale is not None:
+            partial, gains = partial * query.row_scale, np.abs(query.row_scale)
+            slack, rounding = slack * gains + np.float32(_TINY), rounding * gains + np.float32(_TINY)
+        return partial, slack, rounding
+
+    def _survivors(self, query: _Query, rows: Rows, partial: Floats, rounding: Floats) -> _Survivors:
+        gains = np.ones(len(rows), np.float32) if query.row_scale is None else query.row_scale[rows]
+        terms = np.stack(
+            [self._tails[c, 1, rows] * tails[1] for c, tails in zip(query.checkpoints, query.tails, strict=True)]
+        )
+        return _Survivors(rows, gains, partial, terms * np.abs(gains), rounding)
+
+    def _full_scores(self, query: _Query, rows: Rows) -> Floats:
+        """[m] float32, within the bounds of rounding."""
+        scores = torch.zeros(len(rows))
+        for vector, checkpoint in zip(query.vectors, query.checkpoints, strict=True):
+            scores.addmv_(self._store.gather(checkpoint, rows), vector)
+        full: Floats = scores.numpy()
+        return full if query.row_scale is None else full * query.row_scale[rows]
+
+    def _read_more(self, query: _Query, survivors: _Survivors, depths: list[int]) -> None:
+        """Read the next level of the checkpoint whose unread columns leave most open per column."""
+        widths = [self._edges[min(depth + 1, len(self._edges) - 1)] - self._edges[depth] for depth in depths]
+        chosen = int(np.argmax(survivors.terms.sum(axis=1) / np.maximum(widths, 1)))
+        checkpoint, depth = query.checkpoints[chosen], depths[chosen]
+        part = query.vectors[chosen, self._edges[depth] : self._edges[depth + 1]]
+        rows = survivors.rows
+        products = self._store.products(checkpoint, torch.from_numpy(rows), depth, part)
+        survivors.partial += products.numpy() * survivors.gains
+        tails = self._tails[checkpoint, depth + 1, rows]
+        survivors.terms[chosen] = tails * query.tails[chosen, depth + 1] * np.abs(survivors.gains)
+        depths[chosen] += 1
+
+    def _rank(self, query: _Query, rows: Rows, k: int, touched: int, searched: int) -> SearchResult:
+        """Score rows in float64, take both ends. Rows ascend: a stable sort puts the lower of two equals first."""
+        chunk = max(1, _BLOCK_VALUES // self._store.dimensions)
+        pieces = [self._exact_parts(query, rows[start : start + chunk]) for start in range(0, len(rows), chunk)]
+        parts = np.concatenate(pieces) if pieces else np.zeros((0, len(query.checkpoints)))
+        gains = np.ones(len(rows)) if query.row_scale is None else query.row_scale[rows].astype(np.float64)
+        scores = parts.sum(axis=1) * gains
+        parts *= gains[:, None]
+        top, bottom = np.argsort(-scores, kind="stable")[:k], np.argsort(scores, kind="stable")[:k]
+        return SearchResult(
+            top_rows=rows[top],
+            top_scores=scores[top].astype(np.float32),
+            top_parts=parts[top].astype(np.float32),
+            bottom_rows=rows[bottom],
+            bottom_scores=scores[bottom].astype(np.float32),
+            bottom_parts=parts[bottom].astype(np.float32),
+            exact=True,
+            rows_touched=touched,
+            rows_searched=searched,
+        )
+
+    def _exact_parts(self, query: _Query, rows: Rows) -> Doubles:
+        """Each checkpoint's inner product, [m, C] float64. Sums row by row, so that equal rows get equal scores."""
+        parts = [
+            (self._store.gather(checkpoint, rows).double() * vector.double()).sum(dim=1) * query.unit
+            for vector, checkpoint in zip(query.vectors, query.checkpoints, strict=True)
+        ]
+        stacked: Doubles = torch.stack(parts, dim=1).numpy()
+        return stacked
+
+
+def _extremes(values: Floats, count: int) -> Rows:
+    """Positions of about `count` of the highest and as many of the lowest values, in any order."""
+    if len(values) <= 2 * count:
+        return np.arange(len(values))
+    cuts = np.partition(values, [count - 1, len(values) - count])
+    low, high = cuts[count - 1], cuts[len(values) - count]
+    return np.union1d(np.flatnonzero(values <= low)[:count], np.flatnonzero(values >= high)[:count])
+
+
+def exhaustive_scores(
+    store: RowStore, queries: Tensor, checkpoints: Sequence[int], row_scale: Tensor | None = None
+) -> Floats:
+    """Every row's score for every query, [q, rows] float32. Reads all rows in blocks, so memory stays bounded.
+
+    queries: [q, C, D] float32, C = len(checkpoints);  row_scale: [rows] float32
+    """
+    flat = queries.cpu().flatten(1)  # [q, C * D]
+    scores = torch.empty(len(queries), store.rows)
+    block_rows = max(1, _BLOCK_VALUES // (store.dimensions * max(1, len(checkpoints))))
+    for start, block in store.blocks(checkpoints, block_rows):
+        scores[:, start : start + len(block)] = flat @ block.flatten(1).T
+    if row_scale is not None:
+        scores *= row_scale.cpu()
+    result: Floats = scores.numpy()
+    return result
