@@ -29,11 +29,15 @@ def main() -> None:
     rows = np.sort(np.random.default_rng(0).choice(len(task.query), arguments.queries, replace=False))
     queries = fetch(task.query, rows.tolist())
     exact = exact_tracin(task, checkpoints, queries, run / f"exact-{arguments.queries}.npy")
-    print("| basis | dimensions | precision | Pearson r | top-10 overlap | bottom-10 overlap |\n|---|--:|---|--:|--:|--:|")
+    print(
+        "| basis | dimensions | precision | Pearson r | top-10 overlap | bottom-10 overlap |\n|---|--:|---|--:|--:|--:|"
+    )
     for basis in arguments.basis:
         for precision in arguments.precision:
             path = run / f"index-{basis}-{arguments.dimensions}-{precision}"
-            index = build_index(task, checkpoints, path, dimensions=arguments.dimensions, basis=basis, precision=precision)
+            index = build_index(
+                task, checkpoints, path, dimensions=arguments.dimensions, basis=basis, precision=precision
+            )
             scores = index.scores(queries)
             r, top = agreement(scores, exact)
             _, bottom = agreement(-scores, -exact)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -79,7 +80,7 @@ class DenseProjection:
         if self._blocks and self._blocks[0].device == device:
             yield from self._blocks
             return
-        drawn = [] if self.size * len(self.columns) <= _DENSE_CACHE else None
+        drawn: list[Tensor] | None = [] if self.size * len(self.columns) <= _DENSE_CACHE else None
         for block in self._draw(device):
             yield block
             if drawn is not None:
@@ -107,13 +108,33 @@ class Basis:
     seed: int
     layers: Mapping[str, ChosenCoordinates | DenseProjection]  # layer name -> its projection; others are left out
 
+    @cached_property
+    def _order(self) -> Tensor:
+        """Where each column of a row stands in the layers' parts one after the other. int64 [dimensions]."""
+        return torch.cat([layer.columns for layer in self.layers.values()]).argsort()
+
+    def assemble(self, parts: Mapping[str, Tensor], batch: int) -> Tensor:
+        """Rows [batch, dimensions] from the parts [batch, k] of the layers; a layer without a part was not used."""
+        some = next(iter(parts.values()))
+        found = [
+            parts[name] if name in parts else some.new_zeros(batch, len(layer.columns))
+            for name, layer in self.layers.items()
+        ]
+        if self.kind in ("gaussian", "rademacher"):  # every layer is projected to all columns
+            return torch.stack(found).sum(0)
+        return torch.cat(found, dim=1).index_select(1, self._order)
+
     def to(self, device: torch.device) -> Basis:
         layers: dict[str, ChosenCoordinates | DenseProjection] = {}
         for name, layer in self.layers.items():
             if isinstance(layer, DenseProjection):
-                layers[name] = DenseProjection(layer.kind, layer.seed, layer.stream, layer.size, layer.columns.to(device))
+                layers[name] = DenseProjection(
+                    layer.kind, layer.seed, layer.stream, layer.size, layer.columns.to(device)
+                )
             else:
-                sides = (None if side is None else side.to(device) for side in (layer.bases.inputs, layer.bases.outputs))
+                sides = (
+                    None if side is None else side.to(device) for side in (layer.bases.inputs, layer.bases.outputs)
+                )
                 layers[name] = ChosenCoordinates(Bases(*sides), layer.kept.to(device), layer.columns.to(device))
         return Basis(self.kind, self.dimensions, self.seed, layers)
 
@@ -147,9 +168,13 @@ def load_basis(path: Path, kind: BasisKind, dimensions: int, seed: int) -> Basis
     for name, found in parts.items():
         if "stream" in found:
             stream, size = found["stream"].tolist()
-            layers[name] = DenseProjection("rademacher" if kind == "rademacher" else "gaussian", seed, stream, size, found["columns"])
+            layers[name] = DenseProjection(
+                "rademacher" if kind == "rademacher" else "gaussian", seed, stream, size, found["columns"]
+            )
         else:
-            layers[name] = ChosenCoordinates(Bases(found.get("inputs"), found.get("outputs")), found["kept"], found["columns"])
+            layers[name] = ChosenCoordinates(
+                Bases(found.get("inputs"), found.get("outputs")), found["kept"], found["columns"]
+            )
     return Basis(kind, dimensions, seed, layers)
 
 
@@ -157,7 +182,9 @@ def require_layers(basis: Basis, layers: Sequence[Layer]) -> None:
     """Raises MismatchError if the basis projects a layer that the model does not have."""
     missing = set(basis.layers) - {layer.name for layer in layers}
     if missing:
-        raise MismatchError(f"the basis of the index covers layers that the model does not have: {', '.join(sorted(missing))}")
+        raise MismatchError(
+            f"the basis of the index covers layers that the model does not have: {', '.join(sorted(missing))}"
+        )
 
 
 def identity_basis(layers: Sequence[Layer], seed: int) -> Basis:
@@ -165,7 +192,9 @@ def identity_basis(layers: Sequence[Layer], seed: int) -> Basis:
     chosen: dict[str, ChosenCoordinates | DenseProjection] = {}
     start = 0
     for layer in layers:
-        chosen[layer.name] = ChosenCoordinates(IDENTITY, torch.arange(layer.size), torch.arange(start, start + layer.size))
+        chosen[layer.name] = ChosenCoordinates(
+            IDENTITY, torch.arange(layer.size), torch.arange(start, start + layer.size)
+        )
         start += layer.size
     return Basis("none", start, seed, chosen)
 
@@ -197,7 +226,9 @@ def two_sided_basis(layers: Sequence[Layer], dimensions: int, seed: int) -> Basi
     return Basis("two-sided", start, seed, chosen)
 
 
-def _two_sided_layer(layer: Layer, share: int, start: int, seed: int, number: int) -> ChosenCoordinates | DenseProjection:
+def _two_sided_layer(
+    layer: Layer, share: int, start: int, seed: int, number: int
+) -> ChosenCoordinates | DenseProjection:
     if layer.size <= share:
         return ChosenCoordinates(IDENTITY, torch.arange(layer.size), torch.arange(start, start + layer.size))
     if not layer.rotates or layer.groups > 1:

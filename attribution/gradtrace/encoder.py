@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from gradtrace.checkpoints import Checkpoint, load_into
 from gradtrace.gradients import Measure, backpropagate, unfused_attention
 from gradtrace.guards import check_loss_function, check_losses
 from gradtrace.layers import Layer
-from gradtrace.replay import recorded_call
 from gradtrace.plan import LayerPlan, checked_plan, trainable_names
+from gradtrace.replay import recorded_call
 from gradtrace.task import Batch, Example, Task
 
 
@@ -58,7 +58,7 @@ class GradientModel:
         for layer, gradient in self.plan.stray_gradients(self.model, measure or self.task.loss, batch).items():
             if layer.name in basis.layers:
                 parts[layer.name] = basis.layers[layer.name].of_gradient(gradient)
-        return _assemble(basis, parts, losses), losses
+        return basis.assemble(parts, len(losses)), losses
 
     def encode_and_predict(self, basis: Basis, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """As `encode`, with the task's predictions, mostly from the same forward pass."""
@@ -82,14 +82,3 @@ class GradientModel:
             losses = backpropagate(self.model, measure or self.task.loss, batch, self.plan.tapped, on_use)
         check_losses(losses, None)
         return losses.float()
-
-
-def _assemble(basis: Basis, parts: Mapping[str, Tensor], losses: Tensor) -> Tensor:
-    """The layers' parts in their columns; parts of dense projections share columns and are summed."""
-    rows = losses.new_zeros(len(losses), basis.dimensions)
-    for name, part in parts.items():
-        if basis.kind in ("gaussian", "rademacher"):
-            rows += part
-        else:
-            rows[:, basis.layers[name].columns] = part
-    return rows

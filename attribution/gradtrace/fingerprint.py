@@ -71,8 +71,8 @@ def check_probe_losses(task: Task, model: GradientModel, entry: TaskEntry) -> No
     for row, now, then in zip(entry.probe.rows, found, entry.probe.losses, strict=True):
         if abs(now - then) > _LOSS_TOLERANCE * max(1.0, abs(then)):
             raise MismatchError(
-                f"the loss of task.train[{row}] at the last checkpoint is {now:.6g} and was {then:.6g} when the index was "
-                "built: the loss function or the model's forward pass was changed; restore it or rebuild the index"
+                f"the loss of task.train[{row}] at the last checkpoint is {now:.6g} and was {then:.6g} when the index "
+                "was built: the loss function or the model's forward pass was changed; restore it or rebuild the index"
             )
 
 

@@ -35,7 +35,9 @@ def fisher_batches(model: GradientModel, samples: Sequence[Sequence[Example]], s
         yield batch
 
 
-def _draw_labels(model: GradientModel, batch: Batch, examples: Sequence[Example], seed: int, stream: int) -> list[Label]:
+def _draw_labels(
+    model: GradientModel, batch: Batch, examples: Sequence[Example], seed: int, stream: int
+) -> list[Label]:
     with torch.no_grad():
         predicted = model.task.predict(model.model, batch)
         if predicted.dim() == 2 and predicted.shape[1] > 1:
@@ -55,7 +57,9 @@ def _noise_scale(model: GradientModel, examples: Sequence[Example], values: Sequ
     """Standard deviation of the Gaussian whose negative log-likelihood is the loss: c (f - y)^2 has 1 / sqrt(2 c)."""
     task = model.task
     at = [
-        task.loss(model.model, model.batch([task.with_label(e, y + shift) for e, y in zip(examples, values, strict=True)]))
+        task.loss(
+            model.model, model.batch([task.with_label(e, y + shift) for e, y in zip(examples, values, strict=True)])
+        )
         for shift in (0.0, 1.0)
     ]
     return (2 * (at[1] - at[0]).double().clamp_min(1e-12)).rsqrt().tolist()

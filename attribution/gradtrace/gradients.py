@@ -52,7 +52,9 @@ def tapped(layers: Mapping[nn.Module, Layer], on_use: OnUse, token: Tensor) -> I
         yield
 
 
-def backpropagate(model: nn.Module, measure: Measure, batch: Batch, layers: Mapping[nn.Module, Layer], on_use: OnUse) -> Tensor:
+def backpropagate(
+    model: nn.Module, measure: Measure, batch: Batch, layers: Mapping[nn.Module, Layer], on_use: OnUse
+) -> Tensor:
     """Run `measure` forward and back, feeding `on_use`. Returns the losses [batch], detached.
 
     Raises:

@@ -13,7 +13,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from gradtrace.errors import DatasetError, LossError
 from gradtrace.task import Task
 
-_TOLERANCE = 1e-3
+
+def rounding(dtype: torch.dtype) -> float:
+    """Relative difference between two ways of computing the same thing that rounding explains."""
+    return max(1e-3, 16 * torch.finfo(dtype).eps)
 
 
 def check_losses(losses: Tensor, batch: int | None) -> None:
@@ -48,8 +51,14 @@ def check_dataset(task: Task) -> int:
     """
     train = getattr(task, "train", None)
     if isinstance(train, DataLoader):
-        raise DatasetError("task.train is a DataLoader; pass its data set (loader.dataset): rows must keep their numbers")
-    if train is None or isinstance(train, IterableDataset) or not (hasattr(train, "__len__") and hasattr(train, "__getitem__")):
+        raise DatasetError(
+            "task.train is a DataLoader; pass its data set (loader.dataset): rows must keep their numbers"
+        )
+    if (
+        train is None
+        or isinstance(train, IterableDataset)
+        or not (hasattr(train, "__len__") and hasattr(train, "__getitem__"))
+    ):
         raise DatasetError("task.train must be a map-style data set: len(train) and train[i]")
     if len(train) == 0:
         raise DatasetError("task.train is empty")
@@ -75,8 +84,8 @@ def check_loss_function(task: Task, model: Any, examples: Sequence[Any], to_batc
         again = task.loss(model, batch)
         if not _close(together, again):
             raise LossError(
-                "the loss differs between two calls on the same batch: something random is active although the model is "
-                "in eval mode (F.dropout without training=self.training? noise in the loss?); make it deterministic"
+                "the loss differs between two calls on the same batch: something random is active although the model "
+                "is in eval mode (F.dropout without training=self.training? noise in the loss?); make it deterministic"
             )
         for position, example in enumerate(examples):
             alone = task.loss(model, to_batch([example]))
@@ -91,7 +100,7 @@ def check_loss_function(task: Task, model: Any, examples: Sequence[Any], to_batc
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    return bool(torch.allclose(a.float(), b.float(), rtol=_TOLERANCE, atol=1e-5))
+    return bool(torch.allclose(a.float(), b.float(), rtol=rounding(a.dtype), atol=1e-5))
 
 
 def _same(a: Any, b: Any) -> bool:

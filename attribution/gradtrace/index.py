@@ -41,7 +41,9 @@ class Index:
         last_timing: milliseconds of the last `influence` call: "gradient", "search" and "rest".
     """
 
-    def __init__(self, task: Task, manifest: Manifest, store: RowStore, models: list[GradientModel], basis: Basis) -> None:
+    def __init__(
+        self, task: Task, manifest: Manifest, store: RowStore, models: list[GradientModel], basis: Basis
+    ) -> None:
         self.task, self.manifest = task, manifest
         self.rows = manifest.rows
         self.methods = tuple(methods.METHODS)
@@ -105,7 +107,7 @@ class Index:
         """The score of every training row for each example. float32 [queries, rows]. Raises as `influence`."""
         chosen = _Choice(self, method, checkpoints, weights)
         vectors = chosen.vectors(self._coordinates(self._resolved(examples, target), chosen.checkpoints))
-        return exhaustive_scores(self._store, vectors, chosen.checkpoints, chosen.row_scale()).cpu().numpy()
+        return exhaustive_scores(self._store, vectors, chosen.checkpoints, chosen.row_scale())
 
     def self_influence(
         self, *, method: str = "tracin", checkpoints: Sequence[str] | None = None, weights: str | None = None
@@ -145,7 +147,9 @@ class Index:
             rows_searched=found.rows_searched,
         )
 
-    def _hits(self, rows: Tensor, scores: Tensor, parts: Tensor, names: Sequence[str]) -> list[Hit]:
+    def _hits(
+        self, rows: NDArray[np.int64], scores: NDArray[np.float32], parts: NDArray[np.float32], names: Sequence[str]
+    ) -> list[Hit]:
         return [
             Hit(
                 row=row,
@@ -197,18 +201,22 @@ def open_index(
         verify: read every file and compare its checksum; False compares sizes only (for indexes that take too long).
 
     Raises:
-        StoreError: no index, an unfinished one (IncompleteIndexError), damaged files (CorruptIndexError), or an index of
-            another task, data set or checkpoint (MismatchError).
+        StoreError: no index, an unfinished one (IncompleteIndexError), damaged files (CorruptIndexError), or an index
+            of another task, data set or checkpoint (MismatchError).
         CheckpointError: weights are missing or do not fit the model.
     """
     directory = Path(path)
     manifest = read_manifest(directory)
     if not manifest.complete:
-        raise IncompleteIndexError(f"the build of {directory} was interrupted; run it again with the same arguments to resume")
+        raise IncompleteIndexError(
+            f"the build of {directory} was interrupted; run it again with the same arguments to resume"
+        )
     store = RowStore(directory, manifest)
     problems = store.check_files(deep=verify)
     if problems:
-        raise CorruptIndexError(f"{directory} is damaged: {'; '.join(problems)}. Restore the files, or remove and rebuild the index")
+        raise CorruptIndexError(
+            f"{directory} is damaged: {'; '.join(problems)}. Restore the files, or remove and rebuild the index"
+        )
     check_dataset(task)
     check_task(task, manifest.task)
     entry = manifest.basis
@@ -228,8 +236,8 @@ def _checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | Path | 
     path = Path(moved_to) / entry.name if moved_to is not None else (directory / entry.file).resolve()
     if not path.is_file():
         raise CheckpointError(
-            f"the weights of checkpoint {entry.name} are not at {path}: restore the file, or name the directory that it "
-            "was moved to (checkpoints=...)"
+            f"the weights of checkpoint {entry.name} are not at {path}: restore the file, or name the directory that "
+            "it was moved to (checkpoints=...)"
         )
     checkpoint = Checkpoint(path, entry.step, entry.learning_rate)
     if checkpoint.sha256() != entry.sha256:

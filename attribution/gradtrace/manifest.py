@@ -106,13 +106,17 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise StoreError(f"no index at {directory}: {MANIFEST_NAME} is missing; build one with `gradtrace build`") from None
+        raise StoreError(
+            f"no index at {directory}: {MANIFEST_NAME} is missing; build one with `gradtrace build`"
+        ) from None
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         raise CorruptIndexError(f"{path} is damaged or of another format: {error}") from None
     if manifest != manifest.sealed():
-        raise CorruptIndexError(f"{path} is damaged: its checksum does not match its content; restore it or rebuild the index")
+        raise CorruptIndexError(
+            f"{path} is damaged: its checksum does not match its content; restore it or rebuild the index"
+        )
     if manifest.format != FORMAT_VERSION:
         raise StoreError(f"{path} has format {manifest.format}; this release reads {FORMAT_VERSION}: rebuild the index")
     return manifest

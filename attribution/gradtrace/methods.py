@@ -115,8 +115,10 @@ def self_influence(method: Method, norms: NDArray[np.float32], weights: NDArray[
     """The score of each row on itself, from the rows' norms [C, rows]. float32 [rows]."""
     squares = norms.astype(np.float64) ** 2  # [C, rows]
     if method.normalized:
-        return (squares.sum(0) > 0).astype(np.float32)
-    return (weights @ squares).astype(np.float32)
+        positive: NDArray[np.float32] = (squares.sum(0) > 0).astype(np.float32)
+        return positive
+    scores: NDArray[np.float32] = (weights @ squares).astype(np.float32)
+    return scores
 
 
 def _inverse(norms: Tensor) -> Tensor:

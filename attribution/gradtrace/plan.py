@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from gradtrace.errors import LossError, TaskError, UnsupportedLayerError
 from gradtrace.gradients import Measure, backpropagate, unfused_attention
+from gradtrace.guards import rounding
 from gradtrace.layers import Layer, layer_type_of
 from gradtrace.reference import vmapped_gradients
 from gradtrace.task import Batch
-
-_TOLERANCE = 1e-3  # of float32 (or the model's own precision) fast path against autograd, relative to the norm
 
 
 class StrayLayer(Layer):
@@ -36,9 +35,10 @@ class StrayLayer(Layer):
         return False
 
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
-        raise NotImplementedError  # it has no factors
+        raise NotImplementedError  # a stray parameter has no factors, only its whole gradient
 
-    output_factors = input_factors
+    def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
+        raise NotImplementedError
 
     def weight_gradient(self, weight: Tensor) -> Tensor:
         return weight.reshape(weight.shape[0], *self.module.get_parameter(self.names[0]).shape)
@@ -91,7 +91,9 @@ def _differently_shared(owners: Mapping[tuple[str, ...], list[nn.Module]]) -> se
         for module in modules:
             for name in names:
                 roles[name].add((names, layer_type_of(module), module.extra_repr()))
-    return {name for found in roles.values() if len(found) > 1 for names, *_ in found for name in cast("tuple[str]", names)}
+    return {
+        name for found in roles.values() if len(found) > 1 for names, *_ in found for name in cast("tuple[str]", names)
+    }
 
 
 def checked_plan(model: nn.Module, measure: Measure, batch: Batch, trainable: Sequence[str]) -> LayerPlan:
@@ -111,8 +113,8 @@ def checked_plan(model: nn.Module, measure: Measure, batch: Batch, trainable: Se
             return plan
         wrong += differing
     raise UnsupportedLayerError(
-        f"the per-example gradients of {', '.join(sorted(set(wrong)))} differ from autograd's: the model changes between "
-        "calls (randomness in forward?) or mixes the examples of a batch"
+        f"the per-example gradients of {', '.join(sorted(set(wrong)))} differ from autograd's: the model changes "
+        "between calls (randomness in forward?) or mixes the examples of a batch"
     )
 
 
@@ -165,12 +167,12 @@ def _checked_strays(plan: LayerPlan, model: nn.Module, measure: Measure, batch: 
 
 
 def _differing(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """Names whose gradients are farther apart than rounding explains; a parameter that nothing reached counts as zero."""
+    """Names whose gradients differ by more than rounding explains; a parameter that nothing reached counts as zero."""
     floor = 1e-6 * max(float(value.float().norm()) for value in expected.values())
     differing = []
     for name, wanted in expected.items():
         got = found[name].reshape(wanted.shape) if name in found else torch.zeros_like(wanted)
-        if float((got - wanted).float().norm()) > _TOLERANCE * float(wanted.float().norm()) + floor:
+        if float((got - wanted).float().norm()) > rounding(wanted.dtype) * float(wanted.float().norm()) + floor:
             differing.append(name)
     return differing
 

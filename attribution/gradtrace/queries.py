@@ -69,19 +69,24 @@ class _PredictionMeasure:
         return -self.task.predict(model, batch).flatten()
 
 
-def _predictions(model: GradientModel, examples: Sequence[Example], labels: Sequence[Label | None]) -> list[Label | None]:
+def _predictions(
+    model: GradientModel, examples: Sequence[Example], labels: Sequence[Label | None]
+) -> list[Label | None]:
     """The last checkpoint's prediction for each example; a placeholder stands for a missing label meanwhile."""
     task = model.task
     if not task.has_predict:
         return [None] * len(examples)
-    complete = [task.with_label(e, 0) if label is None and _takes_label(task, e) else e for e, label in zip(examples, labels, strict=True)]
+    complete = [
+        task.with_label(e, 0) if label is None and _takes_label(task, e) else e
+        for e, label in zip(examples, labels, strict=True)
+    ]
     predicted: list[Label | None] = model.predict(model.batch(complete)).tolist()
     return predicted
 
 
 def _takes_label(task: Task, example: Example) -> bool:
     """Whether the example has a place for a label: some tasks (language models, say) have none at all."""
-    return isinstance(example, tuple | list) and len(example) == 2 or type(task).with_label is not Task.with_label
+    return (isinstance(example, tuple | list) and len(example) == 2) or type(task).with_label is not Task.with_label
 
 
 def _losses(model: GradientModel, examples: Sequence[Example]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Random draws from a counter: a pure function of (seed, stream, position), the same on every device and in any order."""
+"""Random draws from a counter: pure functions of (seed, stream, position), the same on every device, in any order."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from gradtrace.gradients import Measure, unfused_attention
@@ -36,7 +36,7 @@ def vmapped_gradients(model: nn.Module, measure: Measure, batch: Batch, names: S
         losses: Tensor = functional_call(measured, parameters, (alone,))
         return losses.sum()
 
-    with unfused_attention():
+    with unfused_attention(), sdpa_kernel(SDPBackend.MATH):  # flash attention has no batching rule
         gradients = vmap(grad(one), in_dims=(None, 0), randomness="error")(parameters, batch)
     return {name.removeprefix("model."): value for name, value in gradients.items()}
 

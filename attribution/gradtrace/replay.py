@@ -38,7 +38,9 @@ class Replay(nn.Module):
 def recorded_call(model: nn.Module) -> Iterator[Replay]:
     """While open, the last call of the model is recorded into the yielded stand-in."""
     replay = Replay(model)
-    handle = model.register_forward_hook(lambda _, args, kwargs, out: replay.record(args, kwargs, out), with_kwargs=True)
+    handle = model.register_forward_hook(
+        lambda _, args, kwargs, out: replay.record(args, kwargs, out), with_kwargs=True
+    )
     try:
         yield replay
     finally:

@@ -9,7 +9,7 @@ from gradtrace.task import Label
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One training row. A positive score is a proponent: the row pushed the explained quantity down (made it better)."""
+    """One training row. Positive score: a proponent, which pushed the explained quantity down (made it better)."""
 
     row: int
     score: float

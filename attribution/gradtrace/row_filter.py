@@ -51,7 +51,9 @@ class RowFilter:
 def _marked(rows: int, chosen: Sequence[int]) -> NDArray[np.bool_]:
     wanted = np.asarray(list(chosen), dtype=np.int64)
     if len(wanted) and (wanted.min() < 0 or wanted.max() >= rows):
-        raise QueryError(f"the filter names row {wanted.min() if wanted.min() < 0 else wanted.max()}; rows are 0 to {rows - 1}")
+        raise QueryError(
+            f"the filter names row {wanted.min() if wanted.min() < 0 else wanted.max()}; rows are 0 to {rows - 1}"
+        )
     marked = np.zeros(rows, dtype=bool)
     marked[wanted] = True
     return marked

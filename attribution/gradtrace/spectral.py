@@ -46,7 +46,8 @@ class _Side:
         """Columns by falling eigenvalue. [groups, n, r]."""
         if self.moment is None:
             return _sketched_eigenvectors(torch.cat(self.sample))[None]
-        return torch.linalg.eigh(self.moment.double())[1].flip(-1).float()
+        vectors: Tensor = torch.linalg.eigh(self.moment.double())[1]
+        return vectors.flip(-1).float()
 
 
 def _sketched_eigenvectors(sample: Tensor) -> Tensor:
@@ -55,7 +56,8 @@ def _sketched_eigenvectors(sample: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(sample @ sample.T)
     kept = values > values.max() * 1e-10
     values, vectors = values[kept].flip(0)[:_SKETCH], vectors[:, kept].flip(1)[:, :_SKETCH]
-    return (sample.T @ vectors / values.sqrt()).float()
+    singular: Tensor = sample.T @ vectors / values.sqrt()
+    return singular.float()
 
 
 def fit_eigenbases(model: GradientModel, batches: Iterator[Batch]) -> dict[Layer, Bases]:
@@ -96,8 +98,7 @@ def mean_squares(model: GradientModel, batches: Iterator[Batch], bases: Mapping[
     sums: dict[Layer, Tensor] = {}
     count = 0
     for batch in batches:
-        uses: dict[Layer, Uses] = {}
-        losses = model.backpropagate(batch, lambda layer, x, d: uses.setdefault(layer, []).append((x, d)))
+        uses, losses = _uses_of_layers(model, batch)
         count += len(losses)
         for layer, found in uses.items():
             square = _summed_squares(layer, found, bases.get(layer, Bases()))
@@ -106,6 +107,12 @@ def mean_squares(model: GradientModel, batches: Iterator[Batch], bases: Mapping[
             square = gradient.square().sum(0)
             sums[layer] = sums[layer] + square if layer in sums else square
     return {layer: total / count for layer, total in sums.items()}
+
+
+def _uses_of_layers(model: GradientModel, batch: Batch) -> tuple[dict[Layer, Uses], Tensor]:
+    uses: dict[Layer, Uses] = {}
+    losses = model.backpropagate(batch, lambda layer, x, d: uses.setdefault(layer, []).append((x, d)))
+    return uses, losses
 
 
 def _summed_squares(layer: Layer, uses: Uses, bases: Bases) -> Tensor:

@@ -18,7 +18,7 @@ Label = int | float
 
 
 class Task(ABC):
-    """A model, its training data and its per-example loss. Subclass it; `model`, `train` and `loss` are all that is required.
+    """A model, its training data and its per-example loss. Subclass it; only `model`, `train` and `loss` are required.
 
     `train` is a map-style data set (`len` and integer indexing) that returns the same example for the same row every
     time: no augmentation, no shuffling. `query`, of the same kind, holds examples to ask about by number.
@@ -38,7 +38,7 @@ class Task(ABC):
         """The training loss of each example, without reduction. Shape [batch], floating point."""
 
     def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What is explained on the query's side, shape [batch]; lower is better, as for a loss (a negative margin, say).
+        """What is explained of a query, shape [batch]; lower is better, as for a loss (a negative margin, say).
 
         Default: the loss.
         """

@@ -11,13 +11,13 @@ import platform
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from gradtrace.basis import Basis, load_basis
 from gradtrace.checkpoints import Checkpoint
-from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import CheckpointError, StoreError
@@ -36,9 +36,9 @@ from gradtrace.manifest import (
 )
 from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.task import Task
-from gradtrace_indexer.columns import ColumnBuffer
 from gradtrace_indexer.files import sole_writer, write_file, write_manifest
 from gradtrace_indexer.fit import fit_basis, sample_examples, write_basis, write_curvature
+from gradtrace_indexer.shard_rows import write_rows
 from gradtrace_indexer.shard_writer import ShardWriter
 
 _SHARD_BYTES = 256 << 20
@@ -87,7 +87,13 @@ class _Builder:
     """What every step of one build needs."""
 
     def __init__(
-        self, task: Task, checkpoints: Sequence[Checkpoint], directory: Path, device: torch.device, batch_size: int, progress: bool
+        self,
+        task: Task,
+        checkpoints: Sequence[Checkpoint],
+        directory: Path,
+        device: torch.device,
+        batch_size: int,
+        progress: bool,
     ) -> None:
         self.task, self.checkpoints, self.directory, self.device = task, checkpoints, directory, device
         self.batch_size, self.progress = batch_size, progress
@@ -97,7 +103,10 @@ class _Builder:
         return GradientModel(self.task, checkpoint, self.device, self.probe)
 
     def models(self) -> Iterator[GradientModel]:
-        return (self.model(checkpoint) for checkpoint in tqdm(self.checkpoints, "fit", disable=not self.progress, leave=False))
+        return (
+            self.model(checkpoint)
+            for checkpoint in tqdm(self.checkpoints, "fit", disable=not self.progress, leave=False)
+        )
 
     def resumed(self, rows: int, basis: BasisKind, precision: Precision, dimensions: int, seed: int) -> Manifest | None:
         """The manifest of an earlier build of the same thing; None where there is none."""
@@ -124,8 +133,8 @@ class _Builder:
         differing = [key for key in wanted if wanted[key] != found[key]]
         if differing:
             raise StoreError(
-                f"{self.directory} already holds another index (other {', '.join(differing)}): choose another directory, "
-                "or remove this one first"
+                f"{self.directory} already holds another index (other {', '.join(differing)}): choose another "
+                "directory, or remove this one first"
             )
         return manifest
 
@@ -155,14 +164,20 @@ class _Builder:
             complete=False,
             task=task_entry(self.task, reference),
             checkpoints=self.checkpoint_entries(),
-            basis=BasisEntry(kind=kind, dimensions=basis.dimensions, seed=seed, file=write_basis(self.directory, basis)),
+            basis=BasisEntry(
+                kind=kind, dimensions=basis.dimensions, seed=seed, file=write_basis(self.directory, basis)
+            ),
             curvature=curvature,
             precision=precision,
             levels=levels,
             rows=rows,
             shard_rows=max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // layout.bytes)),
             shards=[],
-            libraries={"gradtrace": version("gradtrace"), "torch": torch.__version__, "python": platform.python_version()},
+            libraries={
+                "gradtrace": version("gradtrace"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
         )
         return write_manifest(self.directory, manifest)
 
@@ -181,24 +196,20 @@ class _Builder:
                 for start in pending:
                     assert model is not None
                     shard = self.write_shard(manifest, model, basis, number, start, bar)
-                    manifest = write_manifest(self.directory, manifest.model_copy(update={"shards": [*manifest.shards, shard]}))
+                    manifest = write_manifest(
+                        self.directory, manifest.model_copy(update={"shards": [*manifest.shards, shard]})
+                    )
         write_manifest(self.directory, manifest.model_copy(update={"complete": True}))
 
     def write_shard(
-        self, manifest: Manifest, model: GradientModel, basis: Basis, number: int, start: int, bar: tqdm[None]
+        self, manifest: Manifest, model: GradientModel, basis: Basis, number: int, start: int, bar: tqdm[Any]
     ) -> ShardEntry:
         """The rows of one stretch at one checkpoint, in batches counted from its start."""
         stop = min(start + manifest.shard_rows, manifest.rows)
         name = f"{manifest.checkpoints[number].name}/{start:09d}"
         layout = ShardLayout(stop - start, tuple(manifest.levels), manifest.precision)
-        columns = ColumnBuffer()
         with ShardWriter(self.directory, f"rows/{name}.rows", layout) as writer:
-            for first in range(start, stop, self.batch_size):
-                examples = fetch(self.task.train, range(first, min(first + self.batch_size, stop)))
-                rows, losses, predictions = model.encode_and_predict(basis, model.batch(examples))
-                writer.append(rows)
-                columns.append([self.task.label(example) for example in examples], predictions, losses, rows.norm(dim=1))
-                bar.update(len(examples))
+            columns = write_rows(self.task, model, basis, range(start, stop), self.batch_size, writer, bar.update)
             entry = writer.commit()
         return ShardEntry(
             checkpoint=number,

@@ -72,5 +72,6 @@ def describe(manifest: Manifest) -> str:
     state = "" if manifest.complete else "unfinished: run the build again; "
     return (
         f"{state}{manifest.rows:,} rows x {len(manifest.checkpoints)} checkpoints x {manifest.basis.dimensions} "
-        f"{manifest.basis.kind} dimensions in {manifest.precision}, task {manifest.task.name}, generation {manifest.generation}"
+        f"{manifest.basis.kind} dimensions in {manifest.precision}, task {manifest.task.name}, "
+        f"generation {manifest.generation}"
     )

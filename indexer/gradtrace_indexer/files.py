@@ -34,8 +34,8 @@ def write_file(directory: Path, name: str, content: bytes) -> FileEntry:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StoreError(
-            f"{path} could not be written: {error.strerror}; free some space or check the directory, then run the build "
-            "again: it resumes"
+            f"{path} could not be written: {error.strerror}; free some space or check the directory, then run the "
+            "build again: it resumes"
         ) from error
     return FileEntry(path=name, bytes=len(content), xxh3=digest)
 

@@ -33,7 +33,12 @@ def sample_examples(task: Task, seed: int) -> list[list[Example]]:
 
 
 def fit_basis(
-    kind: BasisKind, dimensions: int, seed: int, reference: GradientModel, models: Models, samples: Sequence[Sequence[Example]]
+    kind: BasisKind,
+    dimensions: int,
+    seed: int,
+    reference: GradientModel,
+    models: Models,
+    samples: Sequence[Sequence[Example]],
 ) -> Basis:
     """The basis of the wanted kind; fewer dimensions if the model has fewer parameters.
 

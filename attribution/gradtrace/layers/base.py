@@ -99,7 +99,9 @@ def with_ones(a: Tensor) -> Tensor:
 
 def rotate(factors: Tensor, basis: Tensor | None) -> Tensor:
     """[batch, groups, positions, n] @ [groups, n, r] -> [batch, groups, positions, r]."""
-    return factors if basis is None else factors @ basis
+    if basis is None:
+        return factors
+    return factors @ (basis[0] if len(basis) == 1 else basis)  # one group: one product, not a batch of small ones
 
 
 LayerType = Callable[[nn.Module, Sequence[str]], Layer]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import product
 from math import prod
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,18 +60,17 @@ class ConvolutionLayer(Layer):
         for offset in product(*map(range, conv.kernel_size)):
             start = [d * o for d, o in zip(conv.dilation, offset, strict=True)]
             stop = [x.shape[2 + i] - reach[i] + start[i] for i in range(space)]
-            slices.append(x[(..., *map(slice, start, stop, conv.stride))].flatten(2))  # [batch, channels, positions]
+            window: Any = (..., *map(slice, start, stop, conv.stride))
+            slices.append(x[window].flatten(2))  # [batch, channels, positions]
         patches = torch.stack(slices, dim=2)  # [batch, channels, kernel, positions]
         patches = patches.reshape(x.shape[0], self.groups, self.inputs - self.has_bias, -1).transpose(2, 3)
         return patches.float() if patches.dtype.itemsize < 4 else patches
 
     def _convolve(self, x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
         conv = self.module
-        padding: str | tuple[int, ...] = cast("str | tuple[int, ...]", conv.padding)
+        padding: str | tuple[int, ...] = conv.padding
         if conv.padding_mode != "zeros":
             x = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
             padding = (0,) * len(conv.kernel_size)
         x = x if x.dtype == kernels.dtype else x.to(kernels.dtype)
-        return _CONVOLUTIONS[len(conv.kernel_size)](
-            x, kernels, bias, conv.stride, padding, conv.dilation, conv.groups
-        )
+        return _CONVOLUTIONS[len(conv.kernel_size)](x, kernels, bias, conv.stride, padding, conv.dilation, conv.groups)

@@ -21,7 +21,7 @@ class LinearLayer(Layer):
         a = _positions(x)  # [batch, 1, positions, in]
         if basis is None or not self.has_bias:
             return rotate(with_ones(a) if self.has_bias else a, basis)
-        return a @ basis[:, :-1] + basis[:, -1:]
+        return (a @ basis[0, :-1]).add_(basis[0, -1])
 
     def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
         return rotate(_positions(d), basis)

@@ -1,0 +1,112 @@
+"""Gradient rows a second against a plain training step of the same model: `python -m benchmarks.throughput mnist`.
+
+Every figure is a median over interleaved rounds in one process; batches are fetched beforehand except where said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+
+from gradtrace.basis import load_basis
+from gradtrace.checkpoints import load_checkpoints
+from gradtrace.dataset import fetch
+from gradtrace.encoder import GradientModel
+from gradtrace.shards import ShardLayout
+from gradtrace.task import Batch, Task
+from gradtrace_indexer import build_index
+from gradtrace_indexer.shard_rows import write_rows
+from gradtrace_indexer.shard_writer import ShardWriter
+from gradtrace_indexer.task_loading import load_task
+
+_BATCHES = 8
+
+
+def training_step(task: Task, model: nn.Module) -> Callable[[Batch], object]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+    def step(batch: Batch) -> None:
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        task.loss(model, batch).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def input_gradient(task: Task, model: nn.Module) -> Callable[[Batch], object]:
+    """Forward and backward to the input alone: the least that any method must do."""
+
+    def step(batch: Batch) -> torch.Tensor:
+        x = batch[0].detach().requires_grad_(True)
+        return torch.autograd.grad(task.loss(model, (x, *batch[1:])).sum(), x)[0]
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", choices=["digits", "mnist", "cifar10"])
+    parser.add_argument("--dimensions", type=int, default=1024)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    arguments = parser.parse_args()
+    run: Path = arguments.runs / arguments.dataset
+    task = load_task(f"examples/{arguments.dataset}/task.py:TASK")
+    checkpoints = load_checkpoints(run / "checkpoints")
+    index = build_index(
+        task, checkpoints, run / f"index-spectral-{arguments.dimensions}-float16", dimensions=arguments.dimensions
+    )
+    entry = index.manifest.basis
+    basis = load_basis(
+        run / f"index-spectral-{arguments.dimensions}-float16" / entry.file.path,
+        entry.kind,
+        entry.dimensions,
+        entry.seed,
+    )
+    model = GradientModel(task, checkpoints[-1], torch.device("cpu"), [task.train[0], task.train[1]])
+    trained = GradientModel(
+        task, checkpoints[-1], torch.device("cpu"), [task.train[0], task.train[1]]
+    ).model.requires_grad_(True)
+    size = arguments.batch_size
+    batches = [model.batch(fetch(task.train, range(i * size, (i + 1) * size))) for i in range(_BATCHES)]
+    layout = ShardLayout(size * _BATCHES, tuple(index.manifest.levels), "float16")
+
+    def every(step: Callable[[Batch], object]) -> Callable[[], None]:
+        return lambda: [step(batch) for batch in batches] and None
+
+    def pipeline() -> None:
+        with tempfile.TemporaryDirectory(dir=run) as folder, ShardWriter(Path(folder), "a.rows", layout) as writer:
+            write_rows(task, model, basis, range(size * _BATCHES), size, writer)
+            writer.commit()
+
+    measured: dict[str, Callable[[], None]] = {
+        "training step": every(training_step(task, trained)),
+        "forward and backward to the input": every(input_gradient(task, model.model)),
+        "rows in the basis": every(lambda batch: model.encode(basis, batch)),
+        "rows fetched, in the basis, predicted, rounded, written, synced": pipeline,
+    }
+    times: dict[str, list[float]] = {name: [] for name in measured}
+    for _ in range(arguments.rounds):
+        for name, action in measured.items():
+            started = time.perf_counter()
+            action()
+            times[name].append(time.perf_counter() - started)
+    plain = median(times["training step"])
+    print(
+        f"| {arguments.dataset}, batch {size}, {arguments.dimensions} dimensions | rows/s | against a training step |"
+    )
+    for name, found in times.items():
+        print(f"| {name} | {size * _BATCHES / median(found):,.0f} | {plain / median(found):.2f} x |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""Every layer type, every way of using it: the fast path against vmap(grad) in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradtrace.gradients import backpropagate
+from gradtrace.layers import Layer
+from gradtrace.plan import LayerPlan, StrayLayer, checked_plan, trainable_names
+from gradtrace.reference import gradients_reference
+from gradtrace.task import Task
+
+TOLERANCE = 1e-4
+
+
+class Conv1D(nn.Module):
+    """transformers' Conv1D: a Linear with its weight transposed."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) * 0.3)
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+Conv1D.__module__ = "transformers.pytorch_utils"  # the registry goes by the full name, so that nothing is imported
+
+
+class InputTask(Task):
+    """Squared outputs of a model on (input, target) pairs: a loss that every weight moves."""
+
+    train: Any = None
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def model(self) -> nn.Module:
+        return self._model
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        x, target = batch
+        return (model(x).flatten(1).tanh() - target[:, None]).square().sum(1)
+
+
+def planned_gradients(plan: LayerPlan, model: nn.Module, task: Task, batch: Any) -> dict[str, Tensor]:
+    sums: dict[Layer, Tensor] = {}
+
+    def add(layer: Layer, x: Tensor, d: Tensor) -> None:
+        sums[layer] = sums.get(layer, torch.zeros(())) + layer.gradient(x, d)
+
+    if plan.tapped:
+        backpropagate(model, task.loss, batch, plan.tapped, add)
+    sums.update(plan.stray_gradients(model, task.loss, batch))
+    return {name: value for layer, total in sums.items() for name, value in layer.parameter_gradients(total).items()}
+
+
+def check(model: nn.Module, examples: list[Any], strays: set[str] | None = None) -> LayerPlan:
+    """Compare all parameters; `strays` are those expected to be left to vmap."""
+    task = InputTask(model.eval())
+    expected = gradients_reference(task, model, examples)
+    names = trainable_names(model)
+    model.requires_grad_(False)
+    batch = task.collate(examples)
+    plan = checked_plan(model, task.loss, task.collate(examples[:2]), names)
+    assert {stray.names[0] for stray in plan.strays} == (strays or set())
+    found = planned_gradients(plan, model, task, batch)
+    for name in names:
+        got, wanted = found[name].reshape(expected[name].shape).double(), expected[name]
+        assert wanted.norm() > 0, f"{name} is not exercised"
+        assert (got - wanted).norm() <= TOLERANCE * wanted.norm(), name
+    return plan
+
+
+def examples_of(shape: tuple[int, ...], count: int, tokens: int | None = None) -> list[Any]:
+    inputs = torch.randn(count, *shape) if tokens is None else torch.randint(0, tokens, (count, *shape))
+    return list(zip(inputs, torch.randn(count), strict=True))
+
+
+def trained_statistics(norm: nn.Module) -> nn.Module:
+    """Norms as after training: no scale is one, no shift and no running mean zero."""
+    for tensor in [*norm.parameters(), *(b for b in norm.buffers() if b.is_floating_point())]:
+        nn.init.uniform_(tensor, 0.5, 1.5)
+    return norm
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(6, 4), (6,)),
+    "linear without bias": (lambda: nn.Linear(6, 4, bias=False), (6,)),
+    "linear, leading dimensions": (lambda: nn.Linear(6, 4), (2, 3, 6)),
+    "transformers Conv1D": (lambda: Conv1D(4, 6), (5, 6)),
+    "conv1d": (lambda: nn.Conv1d(3, 4, 3, stride=2, padding=1), (3, 9)),
+    "conv2d": (lambda: nn.Conv2d(3, 4, 3), (3, 6, 7)),
+    "conv2d without bias": (lambda: nn.Conv2d(3, 4, (3, 2), bias=False), (3, 6, 7)),
+    "conv2d strided": (lambda: nn.Conv2d(3, 4, 3, stride=(2, 3), padding=2), (3, 8, 8)),
+    "conv2d dilated": (lambda: nn.Conv2d(3, 4, 3, dilation=2, padding=(1, 2)), (3, 8, 8)),
+    "conv2d grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2, padding=1), (4, 5, 5)),
+    "conv2d depthwise": (lambda: nn.Conv2d(4, 8, 3, groups=4, bias=False), (4, 5, 5)),
+    "conv2d same": (lambda: nn.Conv2d(3, 4, 4, padding="same", dilation=2), (3, 9, 9)),
+    "conv2d circular": (lambda: nn.Conv2d(3, 4, 3, padding=(1, 2), padding_mode="circular"), (3, 6, 6)),
+    "conv2d reflect": (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect", stride=2), (3, 7, 6)),
+    "conv2d replicate, same": (
+        lambda: nn.Conv2d(4, 4, 2, padding="same", padding_mode="replicate", groups=2),
+        (4, 6, 6),
+    ),
+    "conv3d": (lambda: nn.Conv3d(2, 3, (2, 3, 2), padding=1, stride=(1, 2, 1), dilation=(1, 1, 2)), (2, 5, 5, 5)),
+    "layer norm": (lambda: nn.LayerNorm(6), (3, 6)),
+    "layer norm of an image, no shift": (lambda: nn.LayerNorm((2, 3, 4), bias=False), (2, 3, 4)),
+    "RMS norm": (lambda: nn.RMSNorm(6, eps=1e-5), (3, 6)),
+    "group norm": (lambda: nn.GroupNorm(2, 6), (6, 4, 4)),
+    "group norm, no positions": (lambda: nn.GroupNorm(3, 6), (6,)),
+    "batch norm 1d": (lambda: nn.BatchNorm1d(6), (6,)),
+    "batch norm 1d, positions": (lambda: nn.BatchNorm1d(6), (6, 4)),
+    "batch norm 2d": (lambda: nn.BatchNorm2d(3), (3, 4, 4)),
+    "batch norm 3d": (lambda: nn.BatchNorm3d(2), (2, 3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("case", CASES)
+def test_layer_type(case: str, batch_size: int) -> None:
+    torch.manual_seed(0)
+    build, shape = CASES[case]
+    check(trained_statistics(build()), examples_of(shape, batch_size))
+
+
+@pytest.mark.parametrize("case", ["linear", "conv2d grouped", "group norm"])
+def test_layer_after_an_in_place_activation(case: str) -> None:
+    """The first layer's output is changed in place; what is tapped must be the gradient from before."""
+    torch.manual_seed(0)
+    build, shape = CASES[case]
+    first, second = trained_statistics(build()), nn.LazyLinear(3)
+    model = nn.Sequential(first, nn.ReLU(inplace=True), nn.Flatten(), second, nn.Tanh())
+    model(torch.randn(2, *shape))
+    check(model, examples_of(shape, 7))
+
+
+class TokenModel(nn.Module):
+    def __init__(self, padding_idx: int | None) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 5, padding_idx=padding_idx)
+        self.output = nn.Linear(5, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.output(self.embedding(tokens).tanh().mean(1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("padding_idx", [None, 3])
+def test_embedding(padding_idx: int | None, batch_size: int) -> None:
+    torch.manual_seed(0)
+    check(TokenModel(padding_idx), examples_of((6,), batch_size, tokens=11))
+
+
+class Reused(nn.Module):
+    """One module used twice, and its weight and bias shared with another module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twin = nn.Linear(5, 5), nn.Linear(5, 5)
+        self.twin.weight, self.twin.bias = self.first.weight, self.first.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.twin(self.first(self.first(x).relu()).tanh())
+
+
+class Tied(nn.Module):
+    """The embedding's table is the output layer's weight: shared in different roles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.output = nn.Embedding(11, 5), nn.Linear(5, 11)
+        self.output.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.output(self.embedding(tokens).mean(1))
+
+
+class UsedOutside(nn.Module):
+    """A weight used in the layer's forward and once more outside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(5, 5), nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.layer(x).tanh(), self.layer.weight) * self.scale
+
+
+def test_shared_modules_are_summed() -> None:
+    torch.manual_seed(0)
+    assert len(check(Reused(), examples_of((5,), 7)).layers) == 1
+
+
+def test_weights_shared_in_different_roles() -> None:
+    torch.manual_seed(0)
+    check(Tied(), examples_of((4,), 7, tokens=11), strays={"embedding.weight", "output.bias"})
+
+
+def test_weight_used_outside_of_its_module() -> None:
+    torch.manual_seed(0)
+    check(UsedOutside(), examples_of((5,), 7), strays={"layer.weight", "layer.bias", "scale"})
+
+
+def test_attention_whose_projections_bypass_their_modules() -> None:
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+    plan = check(encoder, examples_of((3, 8), 7), strays={
+        "self_attn.in_proj_weight", "self_attn.in_proj_bias", "self_attn.out_proj.weight", "self_attn.out_proj.bias"})  # fmt: skip
+    assert {type(layer) for layer in plan.layers} > {StrayLayer}
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    model[0].requires_grad_(False)
+    model[2].weight.requires_grad_(False)
+    plan = check(model, examples_of((5,), 7), strays={"2.bias"})
+    assert [layer.names for layer in plan.layers] == [("2.bias",)]
+
+
+def test_padding_does_not_change_a_row() -> None:
+    """The same sentence alone and padded next to a longer one."""
+    torch.manual_seed(0)
+    model = TokenModel(padding_idx=0).eval().requires_grad_(False)
+    model.output.requires_grad_(True), model.embedding.requires_grad_(True)
+    names = trainable_names(model)
+    model.requires_grad_(False)
+
+    class Masked(InputTask):
+        def loss(self, model: nn.Module, batch: Any) -> Tensor:
+            tokens, target = batch
+            mask = (tokens > 0).unsqueeze(-1)
+            mean = (model.embedding(tokens) * mask).sum(1) / mask.sum(1)
+            return (model.output(mean).tanh() - target[:, None]).square().sum(1)
+
+    task, short = Masked(model), torch.tensor([[4, 9, 2]])
+    padded = torch.tensor([[4, 9, 2, 0, 0], [1, 2, 3, 4, 5]])
+    target = torch.tensor([0.3, -0.2])
+    plan = checked_plan(model, task.loss, (padded, target), names)
+    alone = planned_gradients(plan, model, task, (short, target[:1]))
+    beside = planned_gradients(plan, model, task, (padded, target))
+    for name, wanted in alone.items():
+        torch.testing.assert_close(beside[name][:1], wanted, rtol=TOLERANCE, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dtypes(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(48, 4)).eval().to(dtype)
+    examples = [(x.to(dtype), y.to(dtype)) for x, y in examples_of((2, 6, 6), 5)]
+    task = InputTask(model)
+    expected = gradients_reference(task, model, examples)
+    names = trainable_names(model)
+    model.requires_grad_(False)
+    plan = checked_plan(model, task.loss, task.collate(examples[:2]), names)
+    found = planned_gradients(plan, model, task, task.collate(examples))
+    tolerance = 1e-10 if dtype == torch.float64 else 0.05  # bfloat16's own rounding in the two passes
+    for name in names:
+        difference = found[name].reshape(expected[name].shape).double() - expected[name]
+        assert difference.norm() <= tolerance * expected[name].norm(), name
