@@ -1,0 +1,164 @@
+"""The command line, run as its users run it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import digits_task
+from conftest import DigitsRun
+from gradtrace_client import Client, InfluenceAnswer
+from gradtrace_service import cli
+from gradtrace_service.app import create_app
+from gradtrace_service.server import serving
+
+TASK = digits_task.TASK
+COMMAND = [sys.executable, "-c", "from gradtrace_service.cli import main; main()"]
+
+
+def run(*words: str, code: int = 0) -> str:
+    """Output of a command in a process of its own."""
+    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def invoke(*words: str) -> str:
+    """Output of a command in this process."""
+    result = CliRunner().invoke(cli.app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def url(digits_index: DigitsRun) -> Iterator[str]:
+    with serving(create_app(digits_index.open())) as address:
+        yield address
+
+
+def test_one_program_has_the_commands_of_every_room() -> None:
+    shown = invoke("--help")
+    for command in ("build", "verify", "info", "serve", "query", "demo"):
+        assert re.search(rf"\b{command}\b", shown)
+
+
+def test_query_prints_both_ends(url: str) -> None:
+    shown = invoke("query", url, "--query-row", "3", "--k", "4")
+    with Client(url) as client:
+        result = client.influence(query_rows=[3], k=4).results[0]
+    for hit in result.proponents + result.opponents:
+        assert re.search(rf"\b{hit.row}\b.*{re.escape(f'{hit.score:+.4g}')}.*{hit.label_name}", shown)
+    assert shown.index("Proponents") < shown.index("Opponents")
+    assert "exact search of 400 rows" in shown
+
+
+def test_query_takes_an_image_and_prints_json(url: str, tmp_path: Path) -> None:
+    image, label = TASK.query[4]
+    Image.fromarray(TASK.normalise.inverse(image)[:, :, 0]).save(tmp_path / "four.png")
+    asked = ("--k", "2", "--json", "--filter", '{"correct_only": true}')
+    shown = invoke("query", url, "--image", str(tmp_path / "four.png"), "--label", digits_task.NAMES[label], *asked)
+    answer = InfluenceAnswer.model_validate_json(shown)
+    assert answer.results[0].query.label == label
+    payload = json.dumps({"image": np.asarray(Image.open(tmp_path / "four.png")).tolist(), "label": label})
+    again = InfluenceAnswer.model_validate_json(invoke("query", url, "--example", payload, *asked))
+    assert again.results == answer.results
+
+
+def test_query_asks_an_index_directory_too(url: str, digits_index: DigitsRun) -> None:
+    asked = ("--train-row", "1", "--train-row", "2", "--k", "3", "--method", "cosine", "--json")
+    local = InfluenceAnswer.model_validate_json(
+        invoke("query", str(digits_index.index), "--task", digits_index.task, *asked)
+    )
+    remote = InfluenceAnswer.model_validate_json(invoke("query", url, *asked))
+    assert [[hit.row for hit in result.proponents] for result in local.results] == [
+        [hit.row for hit in result.proponents] for result in remote.results
+    ]
+
+
+WRONG = {
+    "row": (["query", "{url}", "--query-row", "60"], "its rows are 0 to 59"),
+    "no question": (["query", "{url}"], "exactly one of"),
+    "no task": (["query", "{index}", "--query-row", "1"], "give its --task"),
+    "no service": (["query", "http://127.0.0.1:9", "--query-row", "1"], "is `gradtrace serve` running there"),
+    "not JSON": (["query", "{url}", "--example", "{{"], "--example is not JSON"),
+    "not an object": (["query", "{url}", "--example", "[1]"], "must be a JSON object"),
+    "two examples": (["query", "{url}", "--example", "{{}}", "--image", "{task_file}"], "not both"),
+    "label alone": (["query", "{url}", "--query-row", "1", "--label", "3"], "--label belongs to --image"),
+    "no task file": (["serve", "{index}", "--task", "nothing.py:TASK"], "there is no file nothing.py"),
+    "no index": (["serve", "{nowhere}", "--task", "{task}"], "no index at"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG.values(), ids=WRONG.keys())
+def test_an_error_ends_in_one_line_with_the_remedy(
+    url: str,
+    digits_index: DigitsRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    names = {"url": url, "index": digits_index.index, "task": digits_index.task, "nowhere": tmp_path}
+    names["task_file"] = digits_task.__file__
+    monkeypatch.setattr(sys, "argv", ["gradtrace", *(word.format(**names) for word in words)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert message in shown
+
+
+def test_build_serve_ask_and_stop(digits_index: DigitsRun, tmp_path: Path) -> None:
+    built = tmp_path / "index"
+    checkpoints = str(digits_index.checkpoints)
+    run("build", digits_index.task, "--checkpoints", checkpoints, "--out", str(built), "--dimensions", "64")
+    assert "is whole" in run("verify", str(built))
+    assert "400 rows" in run("info", str(built))
+    words = ["serve", str(built), "--task", digits_index.task, "--port", "0"]
+    with subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        address = next(found for line in server.stderr if (found := re.search(r"http://[\d.]+:\d+", line)))
+        with Client(address.group()) as client:
+            assert client.influence(query_rows=[0], k=1).index.dimensions == 64
+        server.send_signal(signal.SIGINT)
+        server.stderr.read()
+    assert server.returncode in (0, 1, -signal.SIGINT, 130)
+
+
+@pytest.mark.recipe
+def test_demo_serves_until_interrupted_and_uses_again_what_is_there(tmp_path: Path) -> None:
+    words = ["demo", "--port", "0", "--out", str(tmp_path / "run")]
+    unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, text=True, env=unbuffered) as demo:
+        assert demo.stdout is not None
+        first = "".join(itertools.takewhile(lambda line: line != "Ctrl-C ends it.\n", demo.stdout))
+        for stage in ("Training: done in", "Index: done in", "Asking: done in", "Proponents", "Opponents", "/docs"):
+            assert stage in first
+        address = re.search(r"Serving at (http://\S+?);", first)
+        assert address is not None
+        with Client(address.group(1)) as client:
+            assert client.self_influence(k=1).rows_total == client.index().rows
+        demo.send_signal(signal.SIGINT)
+        assert "Stopped." in demo.stdout.read()
+    assert demo.returncode == 0
+    again = run(*words, "--once")
+    assert "Training: done" not in again
+    assert tables(again) == tables(first)
+
+
+def tables(shown: str) -> list[str]:
+    return [line for line in shown.splitlines() if line.startswith("│")]
