@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import HealthCheck, settings
 
 import digits_task
 import gradtrace
 from gradtrace import Index
 from gradtrace_indexer import build_index
+
+# The tests' tensors are small: a second thread gains nothing, and on a busy machine the threads wait for each other.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+
+# Machines differ in speed: a property that is slow to check is no failure.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @dataclass(frozen=True)

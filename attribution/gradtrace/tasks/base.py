@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from gradtrace.errors import QueryError
 from gradtrace.task import Batch, Task
+from gradtrace.tasks.payload import number, shown
 
 
 class DataTask(Task):
@@ -91,16 +91,15 @@ class Classification(DataTask):
         if isinstance(label, str):
             return self._named(label)
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < self.classes:
-            raise QueryError(
-                f"label {label!r}: give a class number from 0 to {self.classes - 1}, or a class name, or leave it out"
-            )
+            known = f"a class number from 0 to {self.classes - 1}, or a class name"
+            raise QueryError(f"label {shown(label)}: give {known}, or leave it out")
         return label
 
     def _named(self, label: str) -> int:
         names = list(self.class_names or ())
         if label not in names:
             known = f"one of {', '.join(names)}" if names else "a number: this task's classes have no names"
-            raise QueryError(f"label {label!r} is no class of this task; give {known}")
+            raise QueryError(f"label {shown(label)} is no class of this task; give {known}")
         return names.index(label)
 
 
@@ -116,11 +115,10 @@ class Regression(DataTask):
 
     def parse_label(self, payload: Mapping[str, Any]) -> float | None:
         label = payload.get("label")
-        if label is None:
-            return None
-        if not isinstance(label, int | float) or isinstance(label, bool) or not math.isfinite(label):
-            raise QueryError(f"label {label!r}: give a finite number, or leave it out")
-        return float(label)
+        value = number(label)
+        if value is None and label is not None:
+            raise QueryError(f"label {shown(label)}: give a finite number, or leave it out")
+        return value
 
 
 def run(model: nn.Module, batch: Batch) -> Tensor:

@@ -17,6 +17,7 @@ from gradtrace.errors import QueryError
 Pixels = npt.NDArray[np.uint8]  # [height, width, channels]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MAX_IMAGE_CHARACTERS = 16 << 20
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
@@ -27,6 +28,22 @@ def check_keys(payload: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
     unknown = [str(key) for key in payload if key not in allowed]
     if unknown:
         raise QueryError(f"an example of this task has no {', '.join(unknown[:5])}; it takes {', '.join(allowed)}")
+
+
+def number(value: Any) -> float | None:
+    """A JSON number that float32 can hold; None for anything else, truth values and NaN among it."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= FLOAT32_MAX:
+        return None
+    return float(value)
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value as an error message may repeat it: short, whatever was sent."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        text = f"an enormous {type(value).__name__}"
+    return text if len(text) <= most else text[:most] + "..."
 
 
 def decode_image(value: Any, height: int, width: int, channels: int) -> Pixels:
@@ -94,12 +111,9 @@ def _decode_lists(value: list[Any], height: int, width: int, channels: int) -> P
         + (f"[{channels}]" if channels > 1 else "")
         + ", whole numbers 0 to 255"
     )
-    try:
-        pixels = np.array(value)
-    except ValueError:
-        raise QueryError(f"the image's rows differ in length; {remedy}") from None
+    pixels = np.array(value, dtype=object)  # as objects, so that no long word in a list widens every element
     if pixels.shape not in ((shape, shape[:2]) if channels == 1 else (shape,)):
         raise QueryError(f"the image's shape is {list(pixels.shape)}; {remedy}")
-    if pixels.dtype.kind not in "iuf" or not ((pixels >= 0) & (pixels <= 255) & (pixels == np.floor(pixels))).all():
+    if not all(type(one) in (int, float) and 0 <= one <= 255 and one == int(one) for one in pixels.flat):
         raise QueryError(f"the image holds something else than pixel values; {remedy}")
     return pixels.astype(np.uint8).reshape(shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from gradtrace.errors import DatasetError, QueryError
 from gradtrace.task import Batch, Example
 from gradtrace.tasks.base import Classification, DataTask, Regression
-from gradtrace.tasks.payload import check_keys
+from gradtrace.tasks.payload import check_keys, number, shown
 
 Column = float | npt.ArrayLike
 
@@ -129,6 +128,7 @@ class TabularRegression(_Tabular, Regression):
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > 3e38:
-        raise QueryError(f"feature {name} is {value!r}; give a finite number")
-    return float(value)
+    found = number(value)
+    if found is None:
+        raise QueryError(f"feature {name} is {shown(value)}; give a finite number")
+    return found

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from gradtrace.errors import DatasetError, QueryError
 from gradtrace.task import Batch, Example
 from gradtrace.tasks.base import Classification
-from gradtrace.tasks.payload import check_keys
+from gradtrace.tasks.payload import check_keys, shown
 
 MAX_CHARACTERS = 1 << 20
 
@@ -95,7 +95,7 @@ class TextClassification(Classification):
         outside = next((one for one in ids if not 0 <= one < self.vocabulary_size), None)
         if outside is not None:
             raise QueryError(
-                f"token id {outside} is outside the vocabulary; ids go from 0 to {self.vocabulary_size - 1}"
+                f"token id {shown(outside)} is outside the vocabulary; ids go from 0 to {self.vocabulary_size - 1}"
             )
         return torch.tensor(ids)
 

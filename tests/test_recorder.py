@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from gradtrace.checkpoints import Optimizer, load_checkpoints, load_into
+from gradtrace.errors import CheckpointError
+from gradtrace.recorder import CheckpointRecorder
+
+
+def sgd_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    loss = model(torch.ones(1, 3)).square().sum()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def test_weights_rate_and_optimizer_are_those_of_the_step(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.08, momentum=0.9, weight_decay=0.01)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    recorder = CheckpointRecorder(tmp_path / "run/checkpoints", every=2, batch_size=32)
+    weights, rates = {}, {}
+    for step in range(1, 6):
+        rates[step] = optimizer.param_groups[0]["lr"]
+        sgd_step(model, optimizer)
+        weights[step] = model.weight.detach().clone()
+        recorder.step(model, optimizer)
+        scheduler.step()
+    recorder.save(model)
+    recorder.save(model)
+
+    checkpoints = load_checkpoints(tmp_path / "run/checkpoints")
+
+    assert [one.step for one in checkpoints] == [2, 4, 5]
+    for one in checkpoints:
+        assert torch.equal(one.load()["weight"], weights[one.step])
+        assert one.learning_rate == rates[one.step]
+        assert one.optimizer == Optimizer("sgd", 0.9, 0.01)
+        assert one.batch_size == 32
+
+
+def test_every_kind_of_state_comes_back(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.convolution = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+            self.norm = nn.BatchNorm2d(4)
+            self.embedding = nn.Embedding(5, 4)
+            self.head = nn.Linear(4, 5, bias=False)
+            self.head.weight = self.embedding.weight
+            self.register_buffer("transposed", torch.randn(2, 3).half().t())
+            self.register_buffer("count", torch.tensor(seed))
+
+    model, other = Model(0), Model(1)
+    recorder = CheckpointRecorder(tmp_path, every=1)
+    recorder.step(model, torch.optim.AdamW(model.parameters(), lr=0.1))
+    (checkpoint,) = load_checkpoints(tmp_path)
+    load_into(other, checkpoint)
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+    assert checkpoint.optimizer == Optimizer("adamw", 0.0, 0.01)
+
+
+def test_training_goes_on_where_the_directory_ends(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        recorder = CheckpointRecorder(tmp_path, every=2)
+        for _ in range(4):
+            sgd_step(model, optimizer)
+            recorder.step(model, optimizer)
+    assert [one.step for one in load_checkpoints(tmp_path)] == [2, 4, 6, 8]
+
+    again = CheckpointRecorder(tmp_path, every=2)
+    again.steps = 4  # resumed from an earlier state: what comes after is recorded anew
+    for _ in range(2):
+        sgd_step(model, optimizer)
+        again.step(model, optimizer)
+    checkpoints = load_checkpoints(tmp_path)
+    assert [one.step for one in checkpoints] == [2, 4, 6, 8]
+    assert torch.equal(checkpoints[2].load()["weight"], model.weight)
+
+
+def test_a_schedule_that_ends_at_zero_records_the_last_rate_above_it(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = CheckpointRecorder(tmp_path, every=2)
+    recorder.step(model, optimizer)
+    optimizer.param_groups[0]["lr"] = 0.0
+    recorder.step(model, optimizer)
+    assert [one.learning_rate for one in load_checkpoints(tmp_path)] == [0.1]
+
+
+def test_the_rate_of_the_largest_group_is_recorded_with_a_warning(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
+    groups = [{"params": model[1].parameters(), "lr": 0.5}, {"params": model[0].parameters(), "lr": 0.1}]
+    recorder = CheckpointRecorder(tmp_path, every=1)
+    optimizer = torch.optim.SGD(groups)
+    with pytest.warns(UserWarning, match=r"different learning rates; 0\.1 is recorded"):
+        recorder.step(model, optimizer)
+    recorder.step(model, optimizer)  # says so once
+    assert [one.learning_rate for one in load_checkpoints(tmp_path)] == [0.1, 0.1]
+
+
+def test_misuse_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="every=0"):
+        CheckpointRecorder(tmp_path, every=0)
+    recorder = CheckpointRecorder(tmp_path, every=1)
+    model = nn.Linear(3, 2)
+    with pytest.raises(CheckpointError, match="call recorder"):
+        recorder.save(model)
+    with pytest.raises(CheckpointError, match="before scheduler"):
+        recorder.step(model, torch.optim.SGD(model.parameters(), lr=0.0))
+
+
+def write_for_ever(directory: Path, finished: Connection) -> None:
+    """One life of a training: saves at every step weights that all equal the step, then tells the step."""
+    model = nn.Linear(1000, 1000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = CheckpointRecorder(directory, every=1)
+    while True:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(recorder.steps + 1)
+        recorder.step(model, optimizer)
+        finished.send(recorder.steps)
+
+
+def live_and_be_killed(directory: Path, seconds: float) -> int:
+    """Kill a writer some seconds after its first save; returns the last step that it told."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gradtrace.recorder", "torch._dynamo", "pytest"])
+    ours, theirs = context.Pipe(duplex=False)
+    writer = context.Process(target=write_for_ever, args=(directory, theirs))
+    writer.start()
+    theirs.close()
+    told = [ours.recv()]
+    time.sleep(seconds)
+    writer.kill()
+    writer.join()
+    assert writer.exitcode == -signal.SIGKILL
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            told.append(ours.recv())
+    ours.close()
+    return told[-1]
+
+
+def test_killed_at_any_moment_every_finished_checkpoint_is_whole(tmp_path: Path) -> None:
+    """The writer is killed at ever other moments, at least three times within a save, and goes on in its directory."""
+    interrupted = lives = 0
+    while interrupted < 3:
+        told = live_and_be_killed(tmp_path, seconds=0.0013 * (lives % 12))
+        lives += 1
+        assert lives < 60, "hardly a kill falls into a save: the test shows nothing"
+        checkpoints = load_checkpoints(tmp_path)
+        assert len(checkpoints) >= told
+        assert [one.step for one in checkpoints] == list(range(1, len(checkpoints) + 1))
+        for one in checkpoints:
+            assert all(bool((weight == one.step).all()) for weight in one.load().values())
+        interrupted += any(tmp_path.glob("*.tmp"))
+
+    recorder = CheckpointRecorder(tmp_path, every=1)
+    assert recorder.steps == len(checkpoints)
+    assert not list(tmp_path.glob("step-*.tmp"))
