@@ -22,7 +22,7 @@ from gradtrace.encoder import GradientModel
 from gradtrace.shards import ShardLayout
 from gradtrace.task import Batch, Task
 from gradtrace_indexer import build_index
-from gradtrace_indexer.shard_rows import write_rows
+from gradtrace_indexer.shard_rows import RowWorkers, write_rows
 from gradtrace_indexer.shard_writer import ShardWriter
 from gradtrace_indexer.task_loading import load_task
 
@@ -72,11 +72,15 @@ def main() -> None:
         entry.dimensions,
         entry.seed,
     )
-    model = GradientModel(task, checkpoints[-1], torch.device("cpu"), [task.train[0], task.train[1]])
-    trained = GradientModel(
-        task, checkpoints[-1], torch.device("cpu"), [task.train[0], task.train[1]]
-    ).model.requires_grad_(True)
+
+    def gradient_model() -> GradientModel:
+        return GradientModel(task, checkpoints[-1], torch.device("cpu"), [task.train[0], task.train[1]])
+
+    model = gradient_model()
+    trained = gradient_model().model.requires_grad_(True)
+
     size = arguments.batch_size
+    workers = RowWorkers([gradient_model() for _ in range(torch.get_num_threads())], basis)
     batches = [model.batch(fetch(task.train, range(i * size, (i + 1) * size))) for i in range(_BATCHES)]
     layout = ShardLayout(size * _BATCHES, tuple(index.manifest.levels), "float16")
 
@@ -85,13 +89,17 @@ def main() -> None:
 
     def pipeline() -> None:
         with tempfile.TemporaryDirectory(dir=run) as folder, ShardWriter(Path(folder), "a.rows", layout) as writer:
-            write_rows(task, model, basis, range(size * _BATCHES), size, writer)
+            write_rows(task, workers, range(size * _BATCHES), size, writer, lambda count: None)
             writer.commit()
+
+    def in_basis() -> None:
+        for _ in workers.encode(iter(batches)):
+            pass
 
     measured: dict[str, Callable[[], None]] = {
         "training step": every(training_step(task, trained)),
         "forward and backward to the input": every(input_gradient(task, model.model)),
-        "rows in the basis": every(lambda batch: model.encode(basis, batch)),
+        "rows in the basis": in_basis,
         "rows fetched, in the basis, predicted, rounded, written, synced": pipeline,
     }
     times: dict[str, list[float]] = {name: [] for name in measured}

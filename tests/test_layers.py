@@ -217,6 +217,19 @@ def test_attention_whose_projections_bypass_their_modules() -> None:
     assert {type(layer) for layer in plan.layers} > {StrayLayer}
 
 
+@pytest.mark.parametrize("frozen", [[], ["linear1"], ["norm1", "norm2", "linear1", "linear2"]])
+def test_attention_is_not_fused_where_nothing_before_it_needs_a_gradient(frozen: list[str]) -> None:
+    """nn.TransformerEncoder's inference kernel would bypass the layers inside."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
+    )
+    for name in frozen:
+        encoder.layers[0].get_submodule(name).requires_grad_(False)
+    inside = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+    check(encoder, examples_of((3, 8), 7), strays={f"layers.{i}.self_attn.{name}" for i in (0, 1) for name in inside})
+
+
 def test_frozen_parameters_are_left_out() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))

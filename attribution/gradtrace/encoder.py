@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from gradtrace.basis import Basis
 from gradtrace.checkpoints import Checkpoint, load_into
-from gradtrace.gradients import Measure, backpropagate, unfused_attention
+from gradtrace.gradients import Measure, backpropagate
 from gradtrace.guards import check_loss_function, check_losses
 from gradtrace.layers import Layer
 from gradtrace.plan import LayerPlan, checked_plan, trainable_names
@@ -78,7 +78,6 @@ class GradientModel:
 
     def backpropagate(self, batch: Batch, on_use: Any, measure: Measure | None = None) -> Tensor:
         """Checked losses float32 [batch]; every layer's factors go to `on_use`."""
-        with unfused_attention():
-            losses = backpropagate(self.model, measure or self.task.loss, batch, self.plan.tapped, on_use)
+        losses = backpropagate(self.model, measure or self.task.loss, batch, self.plan.tapped, on_use)
         check_losses(losses, None)
         return losses.float()

@@ -70,14 +70,3 @@ def backpropagate(
             )
         torch.autograd.grad(losses, token, torch.ones_like(losses))
     return losses.detach()
-
-
-@contextmanager
-def unfused_attention() -> Iterator[None]:
-    """Fused inference kernels of nn.TransformerEncoder bypass the modules that are tapped."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradtrace.errors import LossError, TaskError, UnsupportedLayerError
-from gradtrace.gradients import Measure, backpropagate, unfused_attention
+from gradtrace.gradients import Measure, backpropagate
 from gradtrace.guards import rounding
 from gradtrace.layers import Layer, layer_type_of
 from gradtrace.reference import vmapped_gradients
@@ -124,7 +124,7 @@ def _autograd_gradients(model: nn.Module, measure: Measure, batch: Batch, names:
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
-        with torch.enable_grad(), unfused_attention():
+        with torch.enable_grad():
             losses = measure(model, batch)
             if not losses.requires_grad:
                 raise LossError("the loss does not depend on the model's parameters: was it detached?")
@@ -147,8 +147,7 @@ def _plan_gradients(plan: LayerPlan, model: nn.Module, measure: Measure, batch: 
         sums[layer] = sums[layer] + gradient if layer in sums else gradient
 
     if plan.tapped:
-        with unfused_attention():
-            backpropagate(model, measure, batch, plan.tapped, add)
+        backpropagate(model, measure, batch, plan.tapped, add)
     sums.update(_checked_strays(plan, model, measure, batch))
     return {name: value for layer, total in sums.items() for name, value in layer.parameter_gradients(total).items()}
 

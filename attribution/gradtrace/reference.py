@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
-from gradtrace.gradients import Measure, unfused_attention
+from gradtrace.gradients import Measure
 from gradtrace.task import Batch, Example, Task
 
 
@@ -36,7 +36,7 @@ def vmapped_gradients(model: nn.Module, measure: Measure, batch: Batch, names: S
         losses: Tensor = functional_call(measured, parameters, (alone,))
         return losses.sum()
 
-    with unfused_attention(), sdpa_kernel(SDPBackend.MATH):  # flash attention has no batching rule
+    with sdpa_kernel(SDPBackend.MATH):  # flash attention has no batching rule
         gradients = vmap(grad(one), in_dims=(None, 0), randomness="error")(parameters, batch)
     return {name.removeprefix("model."): value for name, value in gradients.items()}
 

@@ -38,11 +38,12 @@ from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.task import Task
 from gradtrace_indexer.files import sole_writer, write_file, write_manifest
 from gradtrace_indexer.fit import fit_basis, sample_examples, write_basis, write_curvature
-from gradtrace_indexer.shard_rows import write_rows
+from gradtrace_indexer.shard_rows import RowWorkers, write_rows
 from gradtrace_indexer.shard_writer import ShardWriter
 
 _SHARD_BYTES = 256 << 20
 _SHARD_ROWS = 32_768
+_MOST_WORKERS = 8  # copies of the model
 
 
 def build_index(
@@ -101,6 +102,10 @@ class _Builder:
 
     def model(self, checkpoint: Checkpoint) -> GradientModel:
         return GradientModel(self.task, checkpoint, self.device, self.probe)
+
+    def workers(self, checkpoint: Checkpoint, basis: Basis) -> RowWorkers:
+        count = min(_MOST_WORKERS, torch.get_num_threads()) if self.device.type == "cpu" else 1
+        return RowWorkers([self.model(checkpoint) for _ in range(count)], basis)
 
     def models(self) -> Iterator[GradientModel]:
         return (
@@ -192,24 +197,24 @@ class _Builder:
         with tqdm(total=total, initial=written, unit=" rows", desc="index", disable=not self.progress) as bar:
             for number, checkpoint in enumerate(self.checkpoints):
                 pending = [start for start in starts if (number, start) not in done]
-                model = self.model(checkpoint) if pending else None
+                workers = self.workers(checkpoint, basis) if pending else None
                 for start in pending:
-                    assert model is not None
-                    shard = self.write_shard(manifest, model, basis, number, start, bar)
+                    assert workers is not None
+                    shard = self.write_shard(manifest, workers, number, start, bar)
                     manifest = write_manifest(
                         self.directory, manifest.model_copy(update={"shards": [*manifest.shards, shard]})
                     )
         write_manifest(self.directory, manifest.model_copy(update={"complete": True}))
 
     def write_shard(
-        self, manifest: Manifest, model: GradientModel, basis: Basis, number: int, start: int, bar: tqdm[Any]
+        self, manifest: Manifest, workers: RowWorkers, number: int, start: int, bar: tqdm[Any]
     ) -> ShardEntry:
         """The rows of one stretch at one checkpoint, in batches counted from its start."""
         stop = min(start + manifest.shard_rows, manifest.rows)
         name = f"{manifest.checkpoints[number].name}/{start:09d}"
         layout = ShardLayout(stop - start, tuple(manifest.levels), manifest.precision)
         with ShardWriter(self.directory, f"rows/{name}.rows", layout) as writer:
-            columns = write_rows(self.task, model, basis, range(start, stop), self.batch_size, writer, bar.update)
+            columns = write_rows(self.task, workers, range(start, stop), self.batch_size, writer, bar.update)
             entry = writer.commit()
         return ShardEntry(
             checkpoint=number,
