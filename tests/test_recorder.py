@@ -76,13 +76,13 @@ def test_training_goes_on_where_the_directory_ends(tmp_path: Path) -> None:
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):
-        recorder = CheckpointRecorder(tmp_path, every=2)
+        recorder = CheckpointRecorder(tmp_path, every=2, resume=True)
         for _ in range(4):
             sgd_step(model, optimizer)
             recorder.step(model, optimizer)
     assert [one.step for one in load_checkpoints(tmp_path)] == [2, 4, 6, 8]
 
-    again = CheckpointRecorder(tmp_path, every=2)
+    again = CheckpointRecorder(tmp_path, every=2, resume=True)
     again.steps = 4  # resumed from an earlier state: what comes after is recorded anew
     for _ in range(2):
         sgd_step(model, optimizer)
@@ -113,6 +113,15 @@ def test_the_rate_of_the_largest_group_is_recorded_with_a_warning(tmp_path: Path
     assert [one.learning_rate for one in load_checkpoints(tmp_path)] == [0.1, 0.1]
 
 
+def test_two_trainings_do_not_mix_in_a_directory(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    CheckpointRecorder(tmp_path, every=1).step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError, match="pass resume=True"):
+        CheckpointRecorder(tmp_path, every=1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_misuse_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="every=0"):
         CheckpointRecorder(tmp_path, every=0)
@@ -128,7 +137,7 @@ def write_for_ever(directory: Path, finished: Connection) -> None:
     """One life of a training: saves at every step weights that all equal the step, then tells the step."""
     model = nn.Linear(1000, 1000)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    recorder = CheckpointRecorder(directory, every=1)
+    recorder = CheckpointRecorder(directory, every=1, resume=True)
     while True:
         with torch.no_grad():
             for parameter in model.parameters():
@@ -171,6 +180,6 @@ def test_killed_at_any_moment_every_finished_checkpoint_is_whole(tmp_path: Path)
             assert all(bool((weight == one.step).all()) for weight in one.load().values())
         interrupted += any(tmp_path.glob("*.tmp"))
 
-    recorder = CheckpointRecorder(tmp_path, every=1)
+    recorder = CheckpointRecorder(tmp_path, every=1, resume=True)
     assert recorder.steps == len(checkpoints)
     assert not list(tmp_path.glob("step-*.tmp"))

@@ -30,20 +30,28 @@ class CheckpointRecorder:
         recorder.save(model)                  # the final weights, unless the last step saved them already
 
     Files are written under a temporary name, synced and renamed, then `checkpoints.json` likewise: killed at any
-    moment, the directory holds every checkpoint that was finished. In a directory that already has checkpoints the
-    recorder goes on after the last of them; set `steps` where training resumes from another step. In distributed
-    training, call it in one process only.
+    moment, the directory holds every checkpoint that was finished. With `resume=True` the recorder goes on after the
+    last checkpoint of its directory; set `steps` where training resumes from another step. Without it, a directory
+    that has checkpoints is refused: those of two trainings must not mix. In distributed training, call the recorder in
+    one process only.
     """
 
-    def __init__(self, directory: str | Path, *, every: int, batch_size: int | None = None) -> None:
+    def __init__(
+        self, directory: str | Path, *, every: int, batch_size: int | None = None, resume: bool = False
+    ) -> None:
         if every < 1:
             raise CheckpointError(f"every={every}: give the number of optimizer steps between checkpoints, 1 or more")
         self.directory = Path(directory)
         self.every = every
         self.directory.mkdir(parents=True, exist_ok=True)
+        known = (self.directory / INDEX_NAME).exists()
+        if known and not resume:
+            raise CheckpointError(
+                f"{self.directory} has the checkpoints of a training already; give another directory or delete it, or "
+                "pass resume=True where this training goes on from the last of them"
+            )
         for leftover in self.directory.glob(f"step-*{_TEMPORARY}"):
             leftover.unlink()
-        known = (self.directory / INDEX_NAME).exists()
         self._index = read_index(self.directory) if known else CheckpointIndex()
         self._index.batch_size = batch_size or self._index.batch_size
         self.steps = max((entry.step for entry in self._index.checkpoints), default=0)

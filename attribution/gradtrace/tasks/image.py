@@ -27,7 +27,7 @@ class Normalise:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 [..., height, width, channels] -> float32 [..., channels, height, width]."""
-        return pixels.movedim(-1, -3).float().div_(255).sub_(self.mean).div_(self.std).contiguous()
+        return pixels.movedim(-1, -3).contiguous().float().div_(255).sub_(self.mean).div_(self.std)
 
     def inverse(self, image: Tensor) -> Pixels:
         """float [channels, height, width] -> uint8 [height, width, channels]."""

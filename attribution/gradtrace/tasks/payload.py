@@ -17,7 +17,7 @@ from gradtrace.errors import QueryError
 Pixels = npt.NDArray[np.uint8]  # [height, width, channels]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MAX_IMAGE_CHARACTERS = 16 << 20
-FLOAT32_MAX = float(np.finfo(np.float32).max)
+FLOAT32_MAX = 3.4028235e38  # the shortest decimal that rounds to it, as `render` writes it
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
