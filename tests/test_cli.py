@@ -125,9 +125,9 @@ def test_an_error_ends_in_one_line_with_the_remedy(
 def test_build_serve_ask_and_stop(digits_index: DigitsRun, tmp_path: Path) -> None:
     built = tmp_path / "index"
     checkpoints = str(digits_index.checkpoints)
-    run("build", digits_index.task, "--checkpoints", checkpoints, "--out", str(built), "--dimensions", "64")
-    assert "is whole" in run("verify", str(built))
-    assert "400 rows" in run("info", str(built))
+    invoke("build", digits_index.task, "--checkpoints", checkpoints, "--out", str(built), "--dimensions", "64")
+    assert "is whole" in invoke("verify", str(built))
+    assert "400 rows" in invoke("info", str(built))
     words = ["serve", str(built), "--task", digits_index.task, "--port", "0"]
     with subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
@@ -136,7 +136,7 @@ def test_build_serve_ask_and_stop(digits_index: DigitsRun, tmp_path: Path) -> No
             assert client.influence(query_rows=[0], k=1).index.dimensions == 64
         server.send_signal(signal.SIGINT)
         server.stderr.read()
-    assert server.returncode in (0, 1, -signal.SIGINT, 130)
+    assert server.returncode == 0
 
 
 @pytest.mark.recipe

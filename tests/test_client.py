@@ -144,7 +144,7 @@ def test_what_self_influence_sends() -> None:
     page["timing_ms"] = answer()["timing_ms"]
     with serving((200, {}, page)) as server, Client(server.url) as client:
         found = client.self_influence(k=2, offset=4, labels=[1, 2], method="cosine", examples=False)
-    assert server.seen[0][1] == "/self-influence?method=cosine&k=2&offset=4&labels=1&labels=2&examples=false"
+    assert server.seen[0][1] == "/self-influence?method=cosine&k=2&offset=4&labels=1.0&labels=2.0&examples=false"
     assert isinstance(found, SelfInfluenceAnswer)
     assert list(found.to_pandas()["row"]) == [1]
 

@@ -19,7 +19,8 @@ MAX_K = 1000
 MAX_QUERIES = 128
 
 Row = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
-Label = Annotated[int, Field(strict=True, gt=-(2**53), lt=2**53)] | Annotated[float, Field(allow_inf_nan=False)]
+Label = int | float
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Payload = dict[str, Any]  # what the task's parse takes and its render gives: {"image": ...}, {"text": ...}, ...
 Weights = Literal["learning_rate", "learning_rate_steps", "equal"]
 Include = Literal["parts", "examples"]
@@ -42,7 +43,9 @@ class _Answer(BaseModel):
 class RowFilter(_Request):
     """Which training rows are searched: those that meet every condition given."""
 
-    labels: list[Label] | None = Field(None, min_length=1, description="Rows with one of these labels.")
+    labels: list[Annotated[Number, Field(strict=True)]] | None = Field(
+        None, min_length=1, description="Rows with one of these labels."
+    )
     correct_only: bool = Field(False, description="Rows that the last checkpoint predicts correctly.")
     rows: list[Row] | None = Field(None, min_length=1, description="Only these rows.")
     exclude_rows: list[Row] | None = Field(None, description="All rows but these.")
@@ -92,7 +95,7 @@ class SelfInfluenceRequest(_Question):
     k: Annotated[int, Field(ge=1, le=MAX_K)] = Field(10, description="Rows in the answer.")
     offset: Annotated[int, Field(ge=0, lt=2**53)] = Field(0, description="Rows passed over before the first.")
     order: Order = Field("descending", description="`descending`: the rows with the largest score first.")
-    labels: list[Label] | None = Field(None, min_length=1, description="Only rows with one of these labels.")
+    labels: list[Number] | None = Field(None, min_length=1, description="Only rows with one of these labels.")
     examples: bool = Field(True, description="Whether the answer carries the rendered examples.")
 
 

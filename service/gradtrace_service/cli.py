@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 import uvicorn
-from gradtrace_indexer.cli import app as indexer_commands
 
 import gradtrace
 from gradtrace.errors import GradtraceError, QueryError
 from gradtrace_client import Client, ClientError, InfluenceAnswer
+from gradtrace_indexer.cli import app as indexer_commands
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_service.app import create_app
 from gradtrace_service.console import print_answer

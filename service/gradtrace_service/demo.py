@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -51,6 +52,7 @@ def _train(folder: Path, task: Task, out: Path) -> None:
         return
     with _stage("Training"):
         unfinished = out / "training"  # renamed at the end, so that a run cut short is not taken for a whole one
+        shutil.rmtree(unfinished, ignore_errors=True)
         import_source(str(folder / "train.py")).train(task, unfinished)
         (unfinished / "checkpoints").rename(out / "checkpoints")
         unfinished.rmdir()

@@ -16,6 +16,11 @@ from gradtrace_service.engine import QueueFullError, WorkFailedError
 
 RETRY_AFTER_SECONDS = 1
 _MEDIA_TYPE = "application/problem+json"
+_REMEDIES = {  # of what the framework refuses in a word
+    400: "the body cannot be read as JSON; send one JSON object",
+    404: "there is nothing at this address; /docs lists the addresses",
+    405: "this address takes other methods; the Allow header and /docs list them",
+}
 
 
 class FieldError(QueryError):
@@ -72,8 +77,7 @@ def _refused(request: Request, error: Exception) -> Response:
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
-    remedy = "; /docs lists the addresses and their methods" if error.status_code in (404, 405) else ""
-    return _problem(error.status_code, kind, f"{error.detail}{remedy}", headers=error.headers)
+    return _problem(error.status_code, kind, _REMEDIES.get(error.status_code, error.detail), headers=error.headers)
 
 
 def _busy(request: Request, error: Exception) -> Response:
