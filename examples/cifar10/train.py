@@ -1,4 +1,4 @@
-"""Train the CIFAR-10 ResNet-9: about six minutes on 2 cores."""
+"""Train the CIFAR-10 ResNet-9: ten minutes of one core's time, 85 % right."""
 
 from __future__ import annotations
 
