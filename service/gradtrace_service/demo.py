@@ -55,7 +55,7 @@ def _train(folder: Path, task: Task, out: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         import_source(str(folder / "train.py")).train(task, unfinished)
         (unfinished / "checkpoints").rename(out / "checkpoints")
-        unfinished.rmdir()
+        shutil.rmtree(unfinished)
 
 
 def _index(task: Task, out: Path) -> Index:
