@@ -115,9 +115,10 @@ class Basis:
 
     def assemble(self, parts: Mapping[str, Tensor], batch: int) -> Tensor:
         """Rows [batch, dimensions] from the parts [batch, k] of the layers; a layer without a part was not used."""
-        some = next(iter(parts.values()))
         found = [
-            parts[name] if name in parts else some.new_zeros(batch, len(layer.columns))
+            parts[name].float()
+            if name in parts
+            else torch.zeros(layer.columns.shape, device=layer.columns.device).expand(batch, -1)
             for name, layer in self.layers.items()
         ]
         if self.kind in ("gaussian", "rademacher"):  # every layer is projected to all columns

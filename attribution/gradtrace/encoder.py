@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_map
 
 from gradtrace.basis import Basis
 from gradtrace.checkpoints import Checkpoint, load_into
+from gradtrace.errors import LossError
 from gradtrace.gradients import Measure, backpropagate
-from gradtrace.guards import check_loss_function, check_losses
+from gradtrace.guards import check_finite, check_loss_function, check_losses
 from gradtrace.layers import Layer
 from gradtrace.plan import LayerPlan, checked_plan, trainable_names
 from gradtrace.replay import recorded_call
@@ -34,7 +35,10 @@ class GradientModel:
         self.model.eval().requires_grad_(False).to(device)
         if any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        check_loss_function(task, self.model, probe, self.batch)
+        try:
+            check_loss_function(task, self.model, probe, self.batch)
+        except LossError as error:
+            raise LossError(f"checkpoint {checkpoint.name}, first training rows: {error}") from error
         self.plan: LayerPlan = checked_plan(self.model, task.loss, self.batch(probe), names)
 
     def batch(self, examples: Sequence[Example]) -> Batch:
@@ -45,7 +49,7 @@ class GradientModel:
         """Rows [batch, dimensions] and losses [batch], both float32.
 
         Raises:
-            LossError: a loss is NaN or infinite, or not one number per example.
+            LossError: a loss or a gradient is NaN or infinite, or the loss is not one number per example.
         """
         parts: dict[str, Tensor] = {}
 
@@ -58,7 +62,9 @@ class GradientModel:
         for layer, gradient in self.plan.stray_gradients(self.model, measure or self.task.loss, batch).items():
             if layer.name in basis.layers:
                 parts[layer.name] = basis.layers[layer.name].of_gradient(gradient)
-        return basis.assemble(parts, len(losses)), losses
+        rows = basis.assemble(parts, len(losses))
+        check_finite(rows, "gradient")
+        return rows, losses
 
     def encode_and_predict(self, basis: Basis, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """As `encode`, with the task's predictions, mostly from the same forward pass."""

@@ -15,6 +15,8 @@ GradtraceError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class GradtraceError(Exception):
     """Base of every error that Gradtrace raises on purpose; its text names the cause and the remedy."""
@@ -25,7 +27,16 @@ class TaskError(GradtraceError):
 
 
 class LossError(TaskError):
-    """The loss is not one finite number per example."""
+    """The loss is not one finite number per example; `positions` are those of the bad examples in their batch."""
+
+    def __init__(self, text: str, positions: Sequence[int] = ()) -> None:
+        super().__init__(text)
+        self.positions = positions
+
+    def naming(self, rows: Sequence[int]) -> LossError:
+        """The same error with the numbers of the bad training rows, where `rows` are those of the batch."""
+        bad = [str(rows[position]) for position in self.positions]
+        return LossError(f"training row(s) {', '.join(bad[:5])}{' ...' * (len(bad) > 5)}: {self}") if bad else self
 
 
 class DatasetError(TaskError):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
+from gradtrace.dataset import content_hash
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import MismatchError
 from gradtrace.manifest import Probe, TaskEntry
@@ -24,7 +23,7 @@ def task_entry(task: Task, model: GradientModel) -> TaskEntry:
     """The identity of a task; `model` carries the weights of the last checkpoint."""
     rows = _probe_rows(len(task.train))
     examples = [task.train[row] for row in rows]
-    probe = Probe(rows=rows, sha256=[_content(example) for example in examples], losses=_losses(model, examples))
+    probe = Probe(rows=rows, sha256=[content_hash(example) for example in examples], losses=_losses(model, examples))
     return TaskEntry(
         name=type(task).__name__,
         train_rows=len(task.train),
@@ -51,14 +50,17 @@ def check_task(task: Task, entry: TaskEntry) -> None:
     if _sha256(repr(model).encode()) != entry.architecture_sha256:
         raise MismatchError(_WRONG_MODEL.format("layers"))
     for row, expected in zip(entry.probe.rows, entry.probe.sha256, strict=True):
-        if _content(task.train[row]) != expected:
+        if content_hash(task.train[row]) != expected:
             raise MismatchError(
                 f"task.train[{row}] is not the example that was indexed (its content hash differs): the data set was "
                 "changed, reordered or preprocessed otherwise; restore it or rebuild the index"
             )
 
 
-_WRONG_MODEL = "task.model() is not the model that was indexed: the {} differ; use the model's code of that time or rebuild the index"
+_WRONG_MODEL = (
+    "task.model() is not the model that was indexed: the {} differ; use the model's code of that time or rebuild the "
+    "index"
+)
 
 
 def check_probe_losses(task: Task, model: GradientModel, entry: TaskEntry) -> None:
@@ -90,17 +92,6 @@ def _losses(model: GradientModel, examples: Sequence[Example]) -> list[float]:
 def _parameters(model: nn.Module) -> str:
     described = [f"{name} {tuple(value.shape)} {value.dtype}" for name, value in model.state_dict().items()]
     return _sha256("\n".join(described).encode())
-
-
-def _content(example: Example) -> str:
-    return _sha256(b"\0".join(_bytes(leaf) for leaf in tree_leaves(example)))
-
-
-def _bytes(leaf: Any) -> bytes:
-    if isinstance(leaf, Tensor | np.ndarray):
-        array = np.ascontiguousarray(leaf.detach().cpu().numpy() if isinstance(leaf, Tensor) else leaf)
-        return f"{array.dtype} {array.shape} ".encode() + array.tobytes()
-    return repr(leaf).encode()
 
 
 def _sha256(data: bytes) -> str:

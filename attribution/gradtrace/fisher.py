@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def class_probabilities(scores: Tensor) -> Tensor:
     return scores.float().softmax(1)
 
 
-def fisher_batches(model: GradientModel, samples: Sequence[Sequence[Example]], seed: int) -> Iterator[Batch]:
+def fisher_batches(model: GradientModel, samples: Iterable[Sequence[Example]], seed: int) -> Iterator[Batch]:
     """The samples with labels drawn from the model's predictions; with their own labels if the task predicts nothing.
 
     The same seed and samples give the same labels.
@@ -65,7 +65,7 @@ def _noise_scale(model: GradientModel, examples: Sequence[Example], values: Sequ
     return (2 * (at[1] - at[0]).double().clamp_min(1e-12)).rsqrt().tolist()
 
 
-def curvature(model: GradientModel, basis: Basis, samples: Sequence[Sequence[Example]], seed: int) -> dict[str, Tensor]:
+def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Example]], seed: int) -> dict[str, Tensor]:
     """Corrected eigenvalues of the Fisher at one checkpoint (George et al. 2018, Equation 8).
 
     Returns:

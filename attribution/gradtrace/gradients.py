@@ -60,6 +60,9 @@ def backpropagate(
     Raises:
         LossError: the loss does not depend on any of the layers.
     """
+    if not layers:  # every parameter is left to vmap
+        with torch.no_grad():
+            return measure(model, batch)
     token = torch.zeros(0, device=next(model.parameters()).device, requires_grad=True)
     with torch.enable_grad(), tapped(layers, on_use, token):
         losses = measure(model, batch)

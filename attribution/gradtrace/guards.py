@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
+from gradtrace.dataset import content_hash
 from gradtrace.errors import DatasetError, LossError
 from gradtrace.task import Task
+
+_TWICE_READ = 16  # rows that are read twice, to see whether they stay the same
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -34,12 +36,18 @@ def check_losses(losses: Tensor, batch: int | None) -> None:
         )
     if not losses.is_floating_point():
         raise LossError(f"the loss has dtype {losses.dtype}; a floating-point number per example is needed")
-    finite = losses.isfinite()
+    check_finite(losses, "loss")
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Raises LossError if a value, or a row of values, is NaN or infinite. values: [batch] or [batch, n]."""
+    finite = values.isfinite()
     if not bool(finite.all()):
-        bad = (~finite).nonzero().flatten().tolist()
+        bad = (~finite).reshape(len(values), -1).any(1).nonzero().flatten().tolist()
         raise LossError(
-            f"the loss of {len(bad)} example(s) is NaN or infinite (positions {bad[:5]} of the batch): check these "
-            "examples for missing values, the checkpoint for divergence, and the loss for log(0)"
+            f"the {what} of {len(bad)} example(s) is NaN or infinite (positions {bad[:5]} of the batch): check these "
+            "examples for missing values, the checkpoint for divergence, and the loss for log(0) and for roots of zero",
+            bad,
         )
 
 
@@ -62,8 +70,8 @@ def check_dataset(task: Task) -> int:
         raise DatasetError("task.train must be a map-style data set: len(train) and train[i]")
     if len(train) == 0:
         raise DatasetError("task.train is empty")
-    for row in {0, len(train) // 2, len(train) - 1}:
-        if not _same(train[row], train[row]):
+    for row in sorted({len(train) * part // _TWICE_READ for part in range(_TWICE_READ)}):
+        if content_hash(train[row]) != content_hash(train[row]):
             raise DatasetError(
                 f"task.train[{row}] differs from one call to the next: switch random augmentation and shuffling off "
                 "in the task's training set; attribution needs the same example under the same number"
@@ -88,7 +96,7 @@ def check_loss_function(task: Task, model: Any, examples: Sequence[Any], to_batc
                 "is in eval mode (F.dropout without training=self.training? noise in the loss?); make it deterministic"
             )
         for position, example in enumerate(examples):
-            alone = task.loss(model, to_batch([example]))
+            alone = _loss_alone(task, model, to_batch([example]), len(examples))
             check_losses(alone, 1)
             if not _close(alone[0], together[position]):
                 raise LossError(
@@ -99,14 +107,15 @@ def check_loss_function(task: Task, model: Any, examples: Sequence[Any], to_batc
                 )
 
 
+def _loss_alone(task: Task, model: Any, batch: Any, others: int) -> Tensor:
+    try:
+        return task.loss(model, batch)
+    except Exception as error:
+        raise LossError(
+            f"the loss of an example alone fails ({error}), that of a batch of {others} does not: batch statistics "
+            "(BatchNorm with track_running_stats=False)? Make each example's loss its own"
+        ) from error
+
+
 def _close(a: Tensor, b: Tensor) -> bool:
     return bool(torch.allclose(a.float(), b.float(), rtol=rounding(a.dtype), atol=1e-5))
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equal in every tensor and number."""
-    left, right = tree_leaves(a), tree_leaves(b)
-    return len(left) == len(right) and all(
-        torch.equal(torch.as_tensor(x), torch.as_tensor(y)) if hasattr(x, "shape") else x == y
-        for x, y in zip(left, right, strict=True)
-    )

@@ -108,7 +108,7 @@ def checked_plan(model: nn.Module, measure: Measure, batch: Batch, trainable: Se
     wrong: list[str] = []
     for _ in range(2):
         plan = plan_layers(model, wrong, trainable)
-        differing = _differing(_plan_gradients(plan, model, measure, batch), expected)
+        differing = _differing(_plan_gradients(plan, model, measure, batch, len(expected[trainable[0]])), expected)
         if not differing:
             return plan
         wrong += differing
@@ -138,16 +138,17 @@ def _autograd_gradients(model: nn.Module, measure: Measure, batch: Batch, names:
     return {name: torch.stack(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
 
 
-def _plan_gradients(plan: LayerPlan, model: nn.Module, measure: Measure, batch: Batch) -> dict[str, Tensor]:
-    """Per-example gradients by parameter name, the way the plan computes them."""
+def _plan_gradients(plan: LayerPlan, model: nn.Module, measure: Measure, batch: Batch, count: int) -> dict[str, Tensor]:
+    """Per-example gradients of `count` examples by parameter name, the way the plan computes them."""
     sums: dict[Layer, Tensor] = {}
 
     def add(layer: Layer, x: Tensor, d: Tensor) -> None:
+        if d.shape[0] != count:  # examples do not come first (folded into positions, say): left out, so it will differ
+            return
         gradient = layer.gradient(x, d)
         sums[layer] = sums[layer] + gradient if layer in sums else gradient
 
-    if plan.tapped:
-        backpropagate(model, measure, batch, plan.tapped, add)
+    backpropagate(model, measure, batch, plan.tapped, add)
     sums.update(_checked_strays(plan, model, measure, batch))
     return {name: value for layer, total in sums.items() for name, value in layer.parameter_gradients(total).items()}
 

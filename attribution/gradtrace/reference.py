@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from threading import Lock
 
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -12,6 +13,8 @@ from torch.utils._pytree import tree_map
 
 from gradtrace.gradients import Measure
 from gradtrace.task import Batch, Example, Task
+
+_ATTENTION_SETTING = Lock()
 
 
 class _Measured(nn.Module):
@@ -36,7 +39,8 @@ def vmapped_gradients(model: nn.Module, measure: Measure, batch: Batch, names: S
         losses: Tensor = functional_call(measured, parameters, (alone,))
         return losses.sum()
 
-    with sdpa_kernel(SDPBackend.MATH):  # flash attention has no batching rule
+    # Flash attention has no batching rule. Which kernels may be used is a setting of the process, not of a thread.
+    with _ATTENTION_SETTING, sdpa_kernel(SDPBackend.MATH):
         gradients = vmap(grad(one), in_dims=(None, 0), randomness="error")(parameters, batch)
     return {name.removeprefix("model."): value for name, value in gradients.items()}
 

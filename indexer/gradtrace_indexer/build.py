@@ -34,10 +34,11 @@ from gradtrace.manifest import (
     ShardEntry,
     read_manifest,
 )
+from gradtrace.precision import STORED_DTYPES
 from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.task import Task
 from gradtrace_indexer.files import sole_writer, write_file, write_manifest
-from gradtrace_indexer.fit import fit_basis, sample_examples, write_basis, write_curvature
+from gradtrace_indexer.fit import Samples, fit_basis, write_basis, write_curvature
 from gradtrace_indexer.shard_rows import RowWorkers, write_rows
 from gradtrace_indexer.shard_writer import ShardWriter
 
@@ -71,6 +72,10 @@ def build_index(
         TaskError, CheckpointError: see their subclasses; nothing is written before the task was checked.
     """
     directory = Path(path)
+    if precision not in STORED_DTYPES or batch_size < 1:
+        raise StoreError(
+            f"precision must be one of {', '.join(STORED_DTYPES)}, batch_size at least 1; not {precision!r}, {batch_size}"
+        )
     rows = check_dataset(task)
     if not checkpoints or len({checkpoint.name for checkpoint in checkpoints}) < len(checkpoints):
         raise CheckpointError("checkpoints must be given, each once, with distinct file names")
@@ -158,8 +163,9 @@ class _Builder:
     def begun(self, rows: int, kind: BasisKind, precision: Precision, dimensions: int, seed: int) -> Manifest:
         """Fit basis and curvature, and commit a manifest without shards."""
         reference = self.model(self.checkpoints[-1])
-        samples = sample_examples(self.task, seed)
-        basis = fit_basis(kind, dimensions, seed, reference, self.models, samples)
+        samples = Samples(self.task, seed)
+        with samples.named_in_errors():
+            basis = fit_basis(kind, dimensions, seed, reference, self.models, samples)
         names = [checkpoint.name for checkpoint in self.checkpoints]
         curvature = write_curvature(self.directory, basis, names, self.models, samples) if kind == "spectral" else []
         levels = default_levels(basis.dimensions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import safetensors.torch
 from gradtrace.basis import Basis, dense_basis, identity_basis, two_sided_basis
 from gradtrace.dataset import fetch
 from gradtrace.encoder import GradientModel
-from gradtrace.errors import StoreError
+from gradtrace.errors import LossError, StoreError
 from gradtrace.fisher import curvature, fisher_batches
 from gradtrace.manifest import BasisKind, FileEntry
 from gradtrace.spectral import fit_spectral_basis
@@ -24,12 +25,29 @@ _SAMPLE_BATCH = 128
 Models = Callable[[], Iterator[GradientModel]]  # one for each checkpoint, in order, loaded one at a time
 
 
-def sample_examples(task: Task, seed: int) -> list[list[Example]]:
-    """Random training rows, without repetition, in batches."""
-    rows = len(task.train)
-    chosen = np.sort(np.random.default_rng(seed).choice(rows, size=min(rows, _SAMPLE_ROWS), replace=False))
-    parts = np.array_split(chosen, -(-len(chosen) // _SAMPLE_BATCH))
-    return [fetch(task.train, part.tolist()) for part in parts]
+class Samples:
+    """Random training examples, without repetition, in batches; knows which rows it handed out last."""
+
+    def __init__(self, task: Task, seed: int) -> None:
+        rows = len(task.train)
+        chosen = np.sort(np.random.default_rng(seed).choice(rows, size=min(rows, _SAMPLE_ROWS), replace=False))
+        parts = np.array_split(chosen, -(-len(chosen) // _SAMPLE_BATCH))
+        self._rows: list[list[int]] = [part.tolist() for part in parts]
+        self._examples = [fetch(task.train, part) for part in self._rows]
+        self._last = self._rows[0]
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        for rows, examples in zip(self._rows, self._examples, strict=True):
+            self._last = rows
+            yield examples
+
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Losses of these examples that are NaN or infinite are reported with the numbers of their rows."""
+        try:
+            yield
+        except LossError as error:
+            raise error.naming(self._last) from error
 
 
 def fit_basis(
@@ -38,7 +56,7 @@ def fit_basis(
     seed: int,
     reference: GradientModel,
     models: Models,
-    samples: Sequence[Sequence[Example]],
+    samples: Samples,
 ) -> Basis:
     """The basis of the wanted kind; fewer dimensions if the model has fewer parameters.
 
@@ -72,7 +90,7 @@ def write_basis(directory: Path, basis: Basis) -> FileEntry:
 
 
 def write_curvature(
-    directory: Path, basis: Basis, names: Sequence[str], models: Models, samples: Sequence[Sequence[Example]]
+    directory: Path, basis: Basis, names: Sequence[str], models: Models, samples: Samples
 ) -> list[FileEntry]:
     """Eigenvalues in the spectral coordinates, one file a checkpoint."""
     entries = []

@@ -74,7 +74,7 @@ def write_rows(
     """Write the gradient rows of these training rows; returns their columns.
 
     Raises:
-        LossError: a loss is NaN or infinite; the text names the batch's rows and the positions in it.
+        LossError: a loss or gradient is NaN or infinite; the text names the rows.
         DatasetError: a row cannot be read; the text names it.
     """
     labels: deque[list[Label | None]] = deque()
@@ -94,6 +94,5 @@ def write_rows(
             done += len(coordinates)
             on_batch(len(coordinates))
     except LossError as error:
-        batch = rows[done : done + batch_size]
-        raise LossError(f"in the batch of training rows {batch[0]} to {batch[-1]}: {error}") from error
+        raise error.naming(rows[done : done + batch_size]) from error
     return columns
