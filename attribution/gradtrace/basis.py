@@ -125,6 +125,18 @@ class Basis:
             return torch.stack(found).sum(0)
         return torch.cat(found, dim=1).index_select(1, self._order)
 
+    def add_use(self, parts: dict[str, Tensor], layer: Layer, x: Tensor, d: Tensor) -> None:
+        """Add one use's coordinates to the layer's part."""
+        if layer.name in self.layers:
+            part = self.layers[layer.name].of_use(layer, x, d)
+            parts[layer.name] = parts[layer.name] + part if layer.name in parts else part
+
+    def add_strays(self, parts: dict[str, Tensor], gradients: Mapping[Layer, Tensor]) -> None:
+        """Add the coordinates of stray parameters' gradients, each [batch, 1, 1, size]."""
+        for layer, gradient in gradients.items():
+            if layer.name in self.layers:
+                parts[layer.name] = self.layers[layer.name].of_gradient(gradient)
+
     def to(self, device: torch.device) -> Basis:
         layers: dict[str, ChosenCoordinates | DenseProjection] = {}
         for name, layer in self.layers.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from gradtrace.checkpoints import Checkpoint, load_into
 from gradtrace.errors import LossError
 from gradtrace.gradients import Measure, backpropagate
 from gradtrace.guards import check_finite, check_loss_function, check_losses
-from gradtrace.layers import Layer
 from gradtrace.plan import LayerPlan, checked_plan, trainable_names
 from gradtrace.replay import recorded_call
 from gradtrace.task import Batch, Example, Task
@@ -52,16 +52,8 @@ class GradientModel:
             LossError: a loss or a gradient is NaN or infinite, or the loss is not one number per example.
         """
         parts: dict[str, Tensor] = {}
-
-        def add(layer: Layer, x: Tensor, d: Tensor) -> None:
-            if layer.name in basis.layers:
-                part = basis.layers[layer.name].of_use(layer, x, d)
-                parts[layer.name] = parts[layer.name] + part if layer.name in parts else part
-
-        losses = self.backpropagate(batch, add, measure)
-        for layer, gradient in self.plan.stray_gradients(self.model, measure or self.task.loss, batch).items():
-            if layer.name in basis.layers:
-                parts[layer.name] = basis.layers[layer.name].of_gradient(gradient)
+        losses = self.backpropagate(batch, partial(basis.add_use, parts), measure)
+        basis.add_strays(parts, self.plan.stray_gradients(self.model, measure or self.task.loss, batch))
         rows = basis.assemble(parts, len(losses))
         check_finite(rows, "gradient")
         return rows, losses

@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtrace import random_numbers
 from gradtrace.basis import Basis
 from gradtrace.encoder import GradientModel
-from gradtrace.spectral import mean_squares
+from gradtrace.spectral import squares, whole_gradients
 from gradtrace.task import Batch, Example, Label
 
 
@@ -73,13 +73,20 @@ def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Exa
         layer_means: float32 [layers of the basis], mean eigenvalue over all coordinates of each layer.
     """
     total, count = torch.zeros(basis.dimensions, dtype=torch.float64), 0
+    traces = dict.fromkeys(basis.layers, 0.0)
     for batch in fisher_batches(model, samples, seed):
-        rows, _ = model.encode(basis, batch)
-        total += rows.square().sum(0).double().cpu()
-        count += len(rows)
-    squares = mean_squares(model, fisher_batches(model, samples, seed), {})
-    means = {layer.name: float(square.sum()) / layer.size for layer, square in squares.items()}
+        uses, strays, losses = whole_gradients(model, batch)
+        parts: dict[str, Tensor] = {}
+        for layer, found in uses.items():
+            for x, d in found:
+                basis.add_use(parts, layer, x, d)
+        basis.add_strays(parts, strays)
+        total += basis.assemble(parts, len(losses)).square().sum(0).double().cpu()
+        count += len(losses)
+        for layer, square in squares(uses, strays, {}).items():
+            if layer.name in traces:
+                traces[layer.name] += float(square.sum()) / layer.size
     return {
         "eigenvalues": (total / count).float(),
-        "layer_means": torch.tensor([means[name] for name in basis.layers], dtype=torch.float32),
+        "layer_means": torch.tensor(list(traces.values()), dtype=torch.float32) / count,
     }

@@ -6,6 +6,7 @@ gradient d aT are U_S^T d aT U_A. Kept are the coordinates whose gradients have 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from gradtrace.task import Batch
 
 _WIDEST = 4096  # features above which the eigenvectors come from a sample of factors, not from an n x n matrix
 _SKETCH = 1024  # eigenvectors that are kept of such a side
+_POSITIONS = 1 << 14  # positions of a batch that estimate E[a aT] well enough
 _SLICE = 1 << 24  # elements of per-example gradients or patches that are held at a time
 
 Uses = list[tuple[Tensor, Tensor]]
@@ -71,12 +73,13 @@ def fit_eigenbases(model: GradientModel, batches: Iterator[Batch]) -> dict[Layer
     def add(layer: Layer, x: Tensor, d: Tensor) -> None:
         if not layer.rotates:
             return
-        for part in _slices(layer, x):
-            if layer.rotates_inputs:
+        if layer.rotates_inputs:
+            some = x[:: 1 + math.prod(d.shape) // layer.groups // layer.outputs // _POSITIONS]
+            for part in _slices(layer, some):
                 side = inputs.setdefault(layer, _Side(layer.inputs, layer.groups))
-                side.add(layer.input_factors(x[part], None))
-            side = outputs.setdefault(layer, _Side(layer.outputs, layer.groups))
-            side.add(layer.output_factors(d[part], None))
+                side.add(layer.input_factors(some[part], None))
+        side = outputs.setdefault(layer, _Side(layer.outputs, layer.groups))
+        side.add(layer.output_factors(d, None))
 
     for batch in batches:
         model.backpropagate(batch, add)
@@ -98,21 +101,26 @@ def mean_squares(model: GradientModel, batches: Iterator[Batch], bases: Mapping[
     sums: dict[Layer, Tensor] = {}
     count = 0
     for batch in batches:
-        uses, losses = _uses_of_layers(model, batch)
+        uses, strays, losses = whole_gradients(model, batch)
         count += len(losses)
-        for layer, found in uses.items():
-            square = _summed_squares(layer, found, bases.get(layer, Bases()))
-            sums[layer] = sums[layer] + square if layer in sums else square
-        for layer, gradient in model.plan.stray_gradients(model.model, model.task.loss, batch).items():
-            square = gradient.square().sum(0)
+        for layer, square in squares(uses, strays, bases).items():
             sums[layer] = sums[layer] + square if layer in sums else square
     return {layer: total / count for layer, total in sums.items()}
 
 
-def _uses_of_layers(model: GradientModel, batch: Batch) -> tuple[dict[Layer, Uses], Tensor]:
+def whole_gradients(model: GradientModel, batch: Batch) -> tuple[dict[Layer, Uses], dict[Layer, Tensor], Tensor]:
+    """The factors of every use of the tapped layers, the gradients of stray parameters, and the losses [batch]."""
     uses: dict[Layer, Uses] = {}
     losses = model.backpropagate(batch, lambda layer, x, d: uses.setdefault(layer, []).append((x, d)))
-    return uses, losses
+    return uses, model.plan.stray_gradients(model.model, model.task.loss, batch), losses
+
+
+def squares(
+    uses: Mapping[Layer, Uses], strays: Mapping[Layer, Tensor], bases: Mapping[Layer, Bases]
+) -> dict[Layer, Tensor]:
+    """Sum over a batch of the squared coordinates. Each [groups, s, r]."""
+    found = {layer: _summed_squares(layer, own, bases.get(layer, Bases())) for layer, own in uses.items()}
+    return found | {layer: gradient.square().sum(0) for layer, gradient in strays.items()}
 
 
 def _summed_squares(layer: Layer, uses: Uses, bases: Bases) -> Tensor:
