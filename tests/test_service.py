@@ -348,6 +348,7 @@ def test_one_thread_owns_the_index_and_a_full_queue_refuses(index: Index) -> Non
         held = engine.run(lambda _, waited: (release.wait(10), threading.current_thread().name, waited))
         others = [engine.run(lambda _, waited: (True, threading.current_thread().name, waited)) for _ in range(4)]
         tasks = [asyncio.ensure_future(one) for one in (held, *others)]
+        await asyncio.sleep(0)  # all of them are queued or refused now
         await asyncio.sleep(0.05)
         release.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
