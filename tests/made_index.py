@@ -46,7 +46,13 @@ def write_index(
     entries = [CheckpointEntry(name=f"c{c}", file="", step=c, learning_rate=0.1, sha256="") for c in range(checkpoints)]
     probe = Probe(rows=[], sha256=[], losses=[])
     task = TaskEntry(name="made", train_rows=count, parameters_sha256="", architecture_sha256="", probe=probe)
-    basis = BasisEntry(kind="none", dimensions=dimensions, seed=0, file=file_entry(directory, "basis.safetensors"))
+    basis = BasisEntry(
+        kind="none",
+        dimensions=dimensions,
+        requested=dimensions,
+        seed=0,
+        file=file_entry(directory, "basis.safetensors"),
+    )
     return Manifest(
         generation=0,
         complete=True,

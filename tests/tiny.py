@@ -105,3 +105,8 @@ def flat(gradients: dict[str, Tensor], order: Sequence[str] | None = None) -> Te
 
 def files(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def stored(index: Index) -> Tensor:
+    """All rows as they are on disk, dequantised. [rows, checkpoints, dimensions]."""
+    return torch.cat([block for _, block in index._store.blocks(range(index._store.checkpoints), 1000)])

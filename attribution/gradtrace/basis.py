@@ -96,7 +96,7 @@ class DenseProjection:
             yield draw(self.seed, self.stream, start * k, rows * k, device).view(rows, k) / k**0.5
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"columns": self.columns, "stream": torch.tensor([self.stream, self.size])}
+        return {"columns": self.columns.clone(), "stream": torch.tensor([self.stream, self.size])}
 
 
 @dataclass(frozen=True)

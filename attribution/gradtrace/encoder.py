@@ -16,8 +16,9 @@ from gradtrace.checkpoints import Checkpoint, load_into
 from gradtrace.errors import LossError
 from gradtrace.gradients import Measure, backpropagate
 from gradtrace.guards import check_finite, check_loss_function, check_losses
+from gradtrace.layers import Layer
 from gradtrace.plan import LayerPlan, checked_plan, trainable_names
-from gradtrace.replay import recorded_call
+from gradtrace.replay import replayed_forward
 from gradtrace.task import Batch, Example, Task
 
 
@@ -62,20 +63,23 @@ class GradientModel:
         """As `encode`, with the task's predictions, mostly from the same forward pass."""
         if not self.task.has_predict:
             return *self.encode(basis, batch), None
-        with recorded_call(self.model) as replay:
-            rows, losses = self.encode(basis, batch)
-        return rows, losses, self.predict(batch, replay)
+        with replayed_forward(self.model):
+            return *self.encode(basis, batch), self.predict(batch)
 
-    def predict(self, batch: Batch, model: nn.Module | None = None) -> Tensor:
+    def predict(self, batch: Batch) -> Tensor:
         """int64 [batch] predicted classes, or float [batch] predicted values."""
         with torch.no_grad():
-            predicted = self.task.predict(model or self.model, batch)
+            predicted = self.task.predict(self.model, batch)
         if predicted.dim() == 2 and predicted.shape[1] > 1:
             return predicted.argmax(1)
         return predicted.flatten()
 
     def backpropagate(self, batch: Batch, on_use: Any, measure: Measure | None = None) -> Tensor:
         """Checked losses float32 [batch]; every layer's factors go to `on_use`."""
-        losses = backpropagate(self.model, measure or self.task.loss, batch, self.plan.tapped, on_use)
+
+        def in_single(layer: Layer, x: Tensor, d: Tensor) -> None:  # bases and rows are float32
+            on_use(layer, x.float() if x.dtype == torch.float64 else x, d.float() if d.dtype == torch.float64 else d)
+
+        losses = backpropagate(self.model, measure or self.task.loss, batch, self.plan.tapped, in_single)
         check_losses(losses, None)
         return losses.float()

@@ -56,6 +56,7 @@ class TaskEntry(_Entry):
 class BasisEntry(_Entry):
     kind: BasisKind
     dimensions: int
+    requested: int  # the dimensions that were asked for; some models and kinds have fewer
     seed: int
     file: FileEntry
 
@@ -86,13 +87,16 @@ class Manifest(_Entry):
     shard_rows: int
     shards: list[ShardEntry]
     libraries: dict[str, str]
-    checksum: str = ""  # xxh3-128 of this manifest's JSON with an empty checksum
+    checksum: str = ""  # xxh3-128 of the file's bytes with this text left empty
 
     def sealed(self) -> Manifest:
         """The same manifest with its checksum filled in."""
         blank = self.model_copy(update={"checksum": ""})
-        digest = xxhash.xxh3_128_hexdigest(blank.model_dump_json().encode())
-        return self.model_copy(update={"checksum": digest})
+        return self.model_copy(update={"checksum": xxhash.xxh3_128_hexdigest(blank.content())})
+
+    def content(self) -> bytes:
+        """What the file holds."""
+        return self.model_dump_json(indent=1).encode()
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -104,16 +108,19 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST_NAME
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
             f"no index at {directory}: {MANIFEST_NAME} is missing; build one with `gradtrace build`"
         ) from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        manifest = Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         raise CorruptIndexError(f"{path} is damaged or of another format: {error}") from None
-    if manifest != manifest.sealed():
+    blank = content.replace(b'"checksum": "%b"' % manifest.checksum.encode(), b'"checksum": ""')
+    if xxhash.xxh3_128_hexdigest(blank) != manifest.checksum:
         raise CorruptIndexError(
             f"{path} is damaged: its checksum does not match its content; restore it or rebuild the index"
         )

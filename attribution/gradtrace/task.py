@@ -61,6 +61,8 @@ class Task(ABC):
         if isinstance(label, Tensor) and label.numel() != 1:
             return None
         value = label.item() if hasattr(label, "item") else label
+        if isinstance(value, bool):
+            return int(value)
         return value if isinstance(value, int | float) else None
 
     def with_label(self, example: Example, label: Label) -> Example:
@@ -72,6 +74,11 @@ class Task(ABC):
             )
         old = example[1]
         if isinstance(old, Tensor):
+            if old.numel() != 1:
+                raise TaskError(
+                    f"{type(self).__name__}: labels are tensors {list(old.shape)}, which no number can replace; define "
+                    "with_label(self, example, label), or no predict"
+                )
             return example[0], torch.as_tensor(label, dtype=old.dtype).reshape(old.shape)
         return example[0], label
 

@@ -21,7 +21,7 @@ from gradtrace.checkpoints import Checkpoint
 from gradtrace.devices import pick_device
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import CheckpointError, StoreError
-from gradtrace.fingerprint import task_entry
+from gradtrace.fingerprint import check_probe_losses, check_task, task_entry
 from gradtrace.guards import check_dataset
 from gradtrace.index import Index, open_index
 from gradtrace.manifest import (
@@ -74,11 +74,15 @@ def build_index(
     directory = Path(path)
     if precision not in STORED_DTYPES or batch_size < 1:
         raise StoreError(
-            f"precision must be one of {', '.join(STORED_DTYPES)}, batch_size at least 1; not {precision!r}, {batch_size}"
+            f"precision must be one of {', '.join(STORED_DTYPES)}, not {precision!r}; batch_size at least 1, "
+            f"not {batch_size}"
         )
     rows = check_dataset(task)
+    steps = [checkpoint.step for checkpoint in checkpoints]
     if not checkpoints or len({checkpoint.name for checkpoint in checkpoints}) < len(checkpoints):
         raise CheckpointError("checkpoints must be given, each once, with distinct file names")
+    if steps != sorted(set(steps)):
+        raise CheckpointError(f"checkpoints must be given in training order; their steps are {steps}")
     builder = _Builder(task, checkpoints, directory, torch.device(pick_device(device)), batch_size, progress)
     with sole_writer(directory):
         manifest = builder.resumed(rows, basis, precision, dimensions, seed)
@@ -119,15 +123,18 @@ class _Builder:
         )
 
     def resumed(self, rows: int, basis: BasisKind, precision: Precision, dimensions: int, seed: int) -> Manifest | None:
-        """The manifest of an earlier build of the same thing; None where there is none."""
+        """The manifest of an earlier build of the same thing; None where there is none.
+
+        Raises:
+            StoreError: of another thing: other arguments, or (MismatchError) another task.
+        """
         if not (self.directory / MANIFEST_NAME).exists():
             return None
         manifest = read_manifest(self.directory)
-        limit = sum(layer.size for layer in self.model(self.checkpoints[-1]).plan.layers)
         wanted = {
             "rows": rows,
             "basis": basis,
-            "dimensions": min(dimensions, limit) if basis == "spectral" else manifest.basis.dimensions,
+            "dimensions": dimensions,
             "precision": precision,
             "seed": seed,
             "checkpoints": self.checkpoint_entries(),
@@ -135,7 +142,7 @@ class _Builder:
         found = {
             "rows": manifest.rows,
             "basis": manifest.basis.kind,
-            "dimensions": manifest.basis.dimensions,
+            "dimensions": manifest.basis.requested,
             "precision": manifest.precision,
             "seed": manifest.basis.seed,
             "checkpoints": manifest.checkpoints,
@@ -146,13 +153,16 @@ class _Builder:
                 f"{self.directory} already holds another index (other {', '.join(differing)}): choose another "
                 "directory, or remove this one first"
             )
+        check_task(self.task, manifest.task)
+        check_probe_losses(self.task, self.model(self.checkpoints[-1]), manifest.task)
         return manifest
 
     def checkpoint_entries(self) -> list[CheckpointEntry]:
         return [
             CheckpointEntry(
                 name=checkpoint.name,
-                file=os.path.relpath(checkpoint.path, self.directory),
+                file=os.path.relpath(checkpoint.path.parent.resolve(), self.directory.resolve())
+                + f"/{checkpoint.name}",
                 step=checkpoint.step,
                 learning_rate=checkpoint.learning_rate,
                 sha256=checkpoint.sha256(),
@@ -176,7 +186,11 @@ class _Builder:
             task=task_entry(self.task, reference),
             checkpoints=self.checkpoint_entries(),
             basis=BasisEntry(
-                kind=kind, dimensions=basis.dimensions, seed=seed, file=write_basis(self.directory, basis)
+                kind=kind,
+                dimensions=basis.dimensions,
+                requested=dimensions,
+                seed=seed,
+                file=write_basis(self.directory, basis),
             ),
             curvature=curvature,
             precision=precision,

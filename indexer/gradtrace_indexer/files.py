@@ -43,7 +43,7 @@ def write_file(directory: Path, name: str, content: bytes) -> FileEntry:
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     """Commit: what the manifest names is part of the index from now on. Returns it with its checksum."""
     sealed = manifest.sealed()
-    write_file(directory, MANIFEST_NAME, sealed.model_dump_json(indent=1).encode())
+    write_file(directory, MANIFEST_NAME, sealed.content())
     return sealed
 
 

@@ -37,7 +37,11 @@ class ShardWriter:
         with self._reporting():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._temporary.open("wb", buffering=0)
-            self._file.truncate(layout.bytes)  # the gaps between blocks read as zeros
+            try:
+                self._file.truncate(layout.bytes)  # the gaps between blocks read as zeros
+            except OSError:
+                self.__exit__(None, None, None)
+                raise
 
     def append(self, rows: Tensor) -> None:
         """Encode and write the next rows, [b, D] float32.
