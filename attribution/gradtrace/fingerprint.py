@@ -16,7 +16,8 @@ from gradtrace.manifest import Probe, TaskEntry
 from gradtrace.task import Example, Task
 
 _PROBE_ROWS = 32
-_LOSS_TOLERANCE = 1e-3
+_LOSS_TOLERANCE = 1e-3  # relative to the largest probed loss: what other devices and libraries may change
+_LOSS_ROUNDING = 1e-5  # of cross-entropies near zero: differences of logits
 
 
 def task_entry(task: Task, model: GradientModel) -> TaskEntry:
@@ -70,8 +71,9 @@ def check_probe_losses(task: Task, model: GradientModel, entry: TaskEntry) -> No
         MismatchError: names the row.
     """
     found = _losses(model, [task.train[row] for row in entry.probe.rows])
+    tolerance = _LOSS_TOLERANCE * max(map(abs, entry.probe.losses)) + _LOSS_ROUNDING
     for row, now, then in zip(entry.probe.rows, found, entry.probe.losses, strict=True):
-        if abs(now - then) > _LOSS_TOLERANCE * max(1.0, abs(then)):
+        if abs(now - then) > tolerance:
             raise MismatchError(
                 f"the loss of task.train[{row}] at the last checkpoint is {now:.6g} and was {then:.6g} when the index "
                 "was built: the loss function or the model's forward pass was changed; restore it or rebuild the index"
