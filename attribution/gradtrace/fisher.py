@@ -13,6 +13,8 @@ from gradtrace.encoder import GradientModel
 from gradtrace.spectral import squares, whole_gradients
 from gradtrace.task import Batch, Example, Label
 
+_TRACED = 4  # every which batch whole gradients are formed for, to average a layer's eigenvalues
+
 
 def class_probabilities(scores: Tensor) -> Tensor:
     """[batch, classes] probabilities from scores that are logits, log-probabilities or probabilities already."""
@@ -74,7 +76,8 @@ def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Exa
     """
     total, count = torch.zeros(basis.dimensions, dtype=torch.float64), 0
     traces = dict.fromkeys(basis.layers, 0.0)
-    for batch in fisher_batches(model, samples, seed):
+    traced = 0
+    for number, batch in enumerate(fisher_batches(model, samples, seed)):
         uses, strays, losses = whole_gradients(model, batch)
         parts: dict[str, Tensor] = {}
         for layer, found in uses.items():
@@ -83,10 +86,13 @@ def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Exa
         basis.add_strays(parts, strays)
         total += basis.assemble(parts, len(losses)).square().sum(0).double().cpu()
         count += len(losses)
+        if number % _TRACED:
+            continue
+        traced += len(losses)
         for layer, square in squares(uses, strays, {}).items():
             if layer.name in traces:
                 traces[layer.name] += float(square.sum()) / layer.size
     return {
         "eigenvalues": (total / count).float(),
-        "layer_means": torch.tensor(list(traces.values()), dtype=torch.float32) / count,
+        "layer_means": torch.tensor(list(traces.values()), dtype=torch.float32) / traced,
     }

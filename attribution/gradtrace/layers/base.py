@@ -64,20 +64,30 @@ class Layer(ABC):
     def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
         """Per-example gradient in the coordinates of `bases`. Shape [batch, groups, out or s, in or r]."""
         a = self.input_factors(x, bases.inputs)  # [batch, groups, positions, r]
-        s = self.output_factors(d, bases.outputs)  # [batch, groups, positions, s]
-        return s.transpose(2, 3) @ a
+        positions, r = a.shape[2:]
+        if bases.outputs is not None and self._rotates_last(positions, r, bases.outputs.shape[2]):
+            return rotate(_sum_over_positions(a, self.output_factors(d, None)), bases.outputs).transpose(2, 3)
+        return _sum_over_positions(a, self.output_factors(d, bases.outputs)).transpose(2, 3)
+
+    def _rotates_last(self, positions: int, r: int, s: int) -> bool:
+        """Whether rotating the sum over positions takes fewer products than rotating the output gradients first."""
+        return (positions + s) * self.outputs * r < positions * s * (self.outputs + r)
 
     def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
         """Chosen coordinates of the per-example gradient.
 
         kept: int64 [k], positions in the flattened [groups, s, r]. Shape [batch, k].
         """
-        a = self.input_factors(x, bases.inputs)  # [batch, groups, positions, r]
-        s = self.output_factors(d, bases.outputs)  # [batch, groups, positions, s]
-        if a.shape[1] == a.shape[2] == 1:  # one position: pick, then multiply; no outer product
-            rows = kept.div(a.shape[3], rounding_mode="floor")
-            return s.flatten(1).index_select(1, rows) * a.flatten(1).index_select(1, kept % a.shape[3])
-        return (s.transpose(2, 3) @ a).flatten(1).index_select(1, kept)
+        if self.groups > 1 or self.positions(d) > 1:
+            return self.gradient(x, d, bases).flatten(1).index_select(1, kept)
+        a = self.input_factors(x, bases.inputs).flatten(1)  # [batch, r]
+        s = self.output_factors(d, bases.outputs).flatten(1)  # [batch, s]
+        rows = kept.div(a.shape[1], rounding_mode="floor")  # one position: pick, then multiply; no outer product
+        return s.index_select(1, rows) * a.index_select(1, kept % a.shape[1])
+
+    def positions(self, d: Tensor) -> int:
+        """Over how many positions an example's gradient is summed."""
+        return d.numel() // (d.shape[0] * self.groups * self.outputs)
 
     def parameter_gradients(self, gradient: Tensor) -> dict[str, Tensor]:
         """Per-example gradients by parameter name, from the identity-basis `gradient` [batch, groups, out, in]."""
@@ -102,6 +112,13 @@ def rotate(factors: Tensor, basis: Tensor | None) -> Tensor:
     if basis is None:
         return factors
     return factors @ (basis[0] if len(basis) == 1 else basis)  # one group: one product, not a batch of small ones
+
+
+def _sum_over_positions(a: Tensor, s: Tensor) -> Tensor:
+    """[batch, groups, positions, r], [batch, groups, positions, s] -> [batch, groups, r, s]; r, mostly the smaller, first:
+    the product's rows are then long, which is twice as fast."""
+    product = torch.bmm(a.flatten(0, 1).transpose(1, 2), s.flatten(0, 1))
+    return product.unflatten(0, a.shape[:2])
 
 
 LayerType = Callable[[nn.Module, Sequence[str]], Layer]
