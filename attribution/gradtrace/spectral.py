@@ -6,7 +6,6 @@ gradient d aT are U_S^T d aT U_A. Kept are the coordinates whose gradients have 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -74,7 +73,7 @@ def fit_eigenbases(model: GradientModel, batches: Iterator[Batch]) -> dict[Layer
         if not layer.rotates:
             return
         if layer.rotates_inputs:
-            some = x[:: 1 + math.prod(d.shape) // layer.groups // layer.outputs // _POSITIONS]
+            some = x[:: 1 + len(d) * layer.positions(d) // _POSITIONS]
             for part in _slices(layer, some):
                 side = inputs.setdefault(layer, _Side(layer.inputs, layer.groups))
                 side.add(layer.input_factors(some[part], None))

@@ -115,9 +115,11 @@ def rotate(factors: Tensor, basis: Tensor | None) -> Tensor:
 
 
 def _sum_over_positions(a: Tensor, s: Tensor) -> Tensor:
-    """[batch, groups, positions, r], [batch, groups, positions, s] -> [batch, groups, r, s]; r, mostly the smaller, first:
-    the product's rows are then long, which is twice as fast."""
-    product = torch.bmm(a.flatten(0, 1).transpose(1, 2), s.flatten(0, 1))
+    """[batch, groups, positions, r], [batch, groups, positions, s] -> [batch, groups, r, s].
+
+    r, mostly the smaller, comes first: the product's rows are then long, which is twice as fast.
+    """
+    product: Tensor = torch.bmm(a.flatten(0, 1).transpose(1, 2), s.flatten(0, 1))
     return product.unflatten(0, a.shape[:2])
 
 
