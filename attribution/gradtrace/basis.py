@@ -156,10 +156,10 @@ class Basis:
         return {f"{name}/{key}": value for name, layer in self.layers.items() for key, value in layer.tensors().items()}
 
     def layer_of_columns(self) -> Tensor:
-        """Number (in the order of `layers`) of the layer that each column belongs to. int64 [dimensions]."""
+        """Number, in alphabetical order, of the layer that each column belongs to. int64 [dimensions]."""
         owner = torch.full((self.dimensions,), -1)
-        for number, layer in enumerate(self.layers.values()):
-            owner[layer.columns] = number
+        for number, name in enumerate(sorted(self.layers)):
+            owner[self.layers[name].columns] = number
         return owner
 
 

@@ -72,10 +72,10 @@ def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Exa
 
     Returns:
         eigenvalues: float32 [dimensions], mean square of each kept coordinate.
-        layer_means: float32 [layers of the basis], mean eigenvalue over all coordinates of each layer.
+        layer_means: float32 [layers of the basis, in alphabetical order], mean eigenvalue over all coordinates of each.
     """
     total, count = torch.zeros(basis.dimensions, dtype=torch.float64), 0
-    traces = dict.fromkeys(basis.layers, 0.0)
+    traces = dict.fromkeys(sorted(basis.layers), 0.0)
     traced = 0
     for number, batch in enumerate(fisher_batches(model, samples, seed)):
         uses, strays, losses = whole_gradients(model, batch)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gradtrace.basis import Basis, ChosenCoordinates
@@ -32,13 +34,13 @@ class _Side:
     width: int
     groups: int
     moment: Tensor | None = None  # [groups, n, n]
-    sample: list[Tensor] = field(default_factory=list)  # each [m, n]
+    sample: list[Tensor] = field(default_factory=list)  # each [groups, m, n]
 
     def add(self, factors: Tensor) -> None:
         """factors: [batch, groups, positions, n]."""
         flat = factors.transpose(0, 1).flatten(1, 2)  # [groups, batch * positions, n]
         if self.width > _WIDEST:
-            self.sample.append(flat[0, :: max(1, flat.shape[1] // 64)].clone())
+            self.sample.append(flat[:, :: max(1, flat.shape[1] // 64)].clone())
             return
         product = flat.transpose(1, 2) @ flat
         self.moment = product if self.moment is None else self.moment.add_(product)
@@ -46,7 +48,9 @@ class _Side:
     def eigenvectors(self) -> Tensor:
         """Columns by falling eigenvalue. [groups, n, r]."""
         if self.moment is None:
-            return _sketched_eigenvectors(torch.cat(self.sample))[None]
+            found = [_sketched_eigenvectors(sample) for sample in torch.cat(self.sample, dim=1)]
+            rank = max(side.shape[1] for side in found)  # groups of lower rank get columns of zeros
+            return torch.stack([F.pad(side, (0, rank - side.shape[1])) for side in found])
         vectors: Tensor = torch.linalg.eigh(self.moment.double())[1]
         return vectors.flip(-1).float()
 
@@ -129,7 +133,7 @@ def _summed_squares(layer: Layer, uses: Uses, bases: Bases) -> Tensor:
         a, s = layer.input_factors(x, bases.inputs)[:, 0, 0], layer.output_factors(d, bases.outputs)[:, 0, 0]
         return (s.square().T @ a.square())[None]  # (d_i a_j)^2 = d_i^2 a_j^2 where there is one position
     parts = (sum_of_uses(layer, [(x[part], d[part]) for x, d in uses], bases) for part in _slices(layer, x))
-    return torch.stack([part.square().sum(0) for part in parts]).sum(0)
+    return reduce(torch.Tensor.add_, (part.square().sum(0) for part in parts))
 
 
 def sum_of_uses(layer: Layer, uses: Uses, bases: Bases) -> Tensor:

@@ -78,6 +78,10 @@ def fit_basis(
             seed,
         )
     if kind == "two-sided":
+        if dimensions < len(layers):
+            raise StoreError(
+                f"two-sided: dimensions must be at least {len(layers)}, one for each layer, not {dimensions}"
+            )
         return two_sided_basis(layers, dimensions, seed)
     if kind in ("gaussian", "rademacher"):
         return dense_basis(layers, kind, dimensions, seed)

@@ -1,0 +1,397 @@
+"""Bases against independent computations: exact gradients in float64, NumPy's eigenvectors, statistics over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import tiny
+from gradtrace import Checkpoint, StoreError, gradients_reference, random_numbers, spectral
+from gradtrace.basis import Basis, ChosenCoordinates, load_basis
+from gradtrace.encoder import GradientModel
+from gradtrace.fisher import curvature, fisher_batches
+from gradtrace.layers import Layer
+from gradtrace.manifest import BasisKind
+from gradtrace.reference import vmapped_gradients
+from gradtrace.task import Task
+from gradtrace_indexer.fit import Samples, fit_basis, write_basis
+from tiny import ClassTask, PairTask, ValueTask
+
+CPU = torch.device("cpu")
+
+
+class Fit:
+    """A task with checkpoints at random weights, and bases fitted to it."""
+
+    def __init__(self, task: Task, directory: Path, count: int = 2) -> None:
+        self.task, self.samples = task, Samples(task, 0)
+        self.rows = [task.train[row] for row in range(len(task.train))]
+        self.checkpoints: list[Checkpoint] = tiny.checkpoints(task, directory, count)
+
+    def models(self) -> Iterator[GradientModel]:
+        return (GradientModel(self.task, checkpoint, CPU, self.rows[:2]) for checkpoint in self.checkpoints)
+
+    @cached_property
+    def reference(self) -> GradientModel:
+        return list(self.models())[-1]
+
+    def basis(self, kind: BasisKind, dimensions: int = 10**6, seed: int = 0) -> Basis:
+        return fit_basis(kind, dimensions, seed, self.reference, self.models, self.samples)
+
+    def encode(self, basis: Basis, model: GradientModel | None = None) -> Tensor:
+        model = model or self.reference
+        return model.encode(basis, model.batch(self.rows))[0]
+
+    def exact(self, checkpoint: int = -1) -> dict[str, Tensor]:
+        return gradients_reference(self.task, tiny.loaded(self.task, self.checkpoints[checkpoint]), self.rows)
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.output = nn.Embedding(7, 4, padding_idx=0), nn.Linear(4, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.output(self.embedding(tokens).tanh().mean(1))
+
+
+class Shared(nn.Module):
+    """One layer used twice, and a parameter that no layer owns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.output, self.scale = nn.Linear(5, 5), nn.Linear(5, 3), nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.layer(self.layer(x).tanh()).tanh() * self.scale)
+
+
+def tokens(rows: int) -> list[Any]:
+    torch.manual_seed(0)
+    return [(torch.randint(7, (6,)), row % 3) for row in range(rows)]
+
+
+def chain(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*layers)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
+    "linear": (tiny.mlp, tiny.classes(40)),
+    "linear, positions": (
+        lambda: chain(nn.Linear(5, 3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)),
+        tiny.classes(40, (4, 5)),
+    ),
+    "convolution": (
+        lambda: chain(nn.Conv2d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)),
+        tiny.classes(40, (2, 3, 3)),
+    ),
+    "grouped convolution": (
+        lambda: chain(nn.Conv1d(4, 6, 2, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(18, 3)),
+        tiny.classes(40, (4, 4)),
+    ),
+    "norms": (
+        lambda: chain(nn.Linear(5, 4), nn.LayerNorm(4), nn.BatchNorm1d(4), nn.Linear(4, 3, bias=False)),
+        tiny.classes(40),
+    ),
+    "embedding": (Tokens, tokens(40)),
+    "shared and stray": (Shared, tiny.classes(40)),
+    "one layer": (lambda: nn.Linear(5, 3), tiny.classes(40)),
+}
+
+
+@pytest.fixture(params=MODELS)
+def fit(request: pytest.FixtureRequest, tmp_path: Path) -> Fit:
+    make, rows = MODELS[request.param]
+    return Fit(ClassTask(make, rows), tmp_path)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> None:
+    assert (a.double() - b.double()).norm() <= tolerance * b.double().norm()
+
+
+# Spectral coordinates
+
+
+def test_all_spectral_coordinates_keep_every_inner_product(fit: Fit) -> None:
+    """The rotations are orthogonal."""
+    basis = fit.basis("spectral")
+    exact = tiny.flat(fit.exact())
+    assert basis.dimensions == exact.shape[1]
+    rows = fit.encode(basis)
+    close(rows @ rows.T, exact @ exact.T)
+
+
+def in_full(basis: Basis, layers: list[Layer], gradients: dict[str, Tensor]) -> Tensor:
+    """Exact gradients by parameter [batch, ...] in the columns of a basis that keeps all coordinates. float64."""
+    columns = torch.full((len(next(iter(gradients.values()))), basis.dimensions), torch.nan, dtype=torch.float64)
+    for layer in layers:
+        chosen = basis.layers[layer.name]
+        assert isinstance(chosen, ChosenCoordinates)
+        gradient = matrix(layer, gradients)
+        if chosen.bases.inputs is not None:
+            gradient = gradient @ chosen.bases.inputs.double()
+        if chosen.bases.outputs is not None:
+            gradient = chosen.bases.outputs.double().transpose(1, 2) @ gradient
+        columns[:, chosen.columns] = gradient.flatten(1)[:, chosen.kept]
+    return columns
+
+
+def matrix(layer: Layer, gradients: dict[str, Tensor]) -> Tensor:
+    """A layer's exact gradient as [batch, groups, out, in], its bias the last column."""
+    parts = [gradients[name] for name in layer.names]
+    kind = type(layer.module).__name__
+    if kind == "Embedding":
+        parts[0] = parts[0].transpose(1, 2)
+    shaped = [part.reshape(len(part), layer.groups, layer.outputs, -1) for part in parts]
+    return torch.cat(shaped, dim=3)
+
+
+def test_kept_are_the_coordinates_with_the_largest_mean_square(fit: Fit) -> None:
+    """Over all checkpoints, in falling order, against exact gradients in the same rotations."""
+    full, reference = fit.basis("spectral"), fit.reference
+    energy = sum(in_full(full, reference.plan.layers, fit.exact(number)).square().mean(0) for number in range(2))
+    assert isinstance(energy, Tensor)
+    assert (energy[1:] <= energy[:-1] * (1 + 1e-4) + 1e-7 * energy[0]).all()
+    rows = fit.encode(full)
+    for dimensions in (1, 7, full.dimensions // 2):
+        kept = fit.basis("spectral", dimensions)
+        assert kept.dimensions == dimensions
+        torch.testing.assert_close(fit.encode(kept), rows[:, :dimensions], rtol=1e-4, atol=1e-6)
+        close(fit.encode(kept), in_full(full, reference.plan.layers, fit.exact())[:, :dimensions])
+
+
+def drawn(fit: Fit, seed: int = 0) -> tuple[nn.Module, Any]:
+    """The reference model in float64, and all examples with the labels that were drawn for them."""
+    batches = list(fisher_batches(fit.reference, fit.samples, seed))
+    inputs, labels = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
+    model = tiny.loaded(fit.task, fit.checkpoints[-1]).double()
+    return model, (inputs.double() if inputs.is_floating_point() else inputs, labels)
+
+
+def test_rotations_are_the_eigenvectors_of_kronecker_factors(tmp_path: Path) -> None:
+    """E[a aT] and E[d dT] from a forward and backward pass written out, diagonalised by NumPy."""
+    fit = Fit(ClassTask(tiny.mlp, tiny.classes(300)), tmp_path)
+    model, batch = drawn(fit)
+    hidden = model[0](batch[0])
+    out = model[2](hidden.tanh())
+    losses = fit.task.loss(lambda _: out, batch)
+    for layer, a, d in zip(
+        ("0", "2"), (batch[0], hidden.tanh()), torch.autograd.grad(losses.sum(), (hidden, out)), strict=True
+    ):
+        chosen = fit.basis("spectral").layers[layer]
+        assert isinstance(chosen, ChosenCoordinates)
+        for side, found in ((torch.cat([a, torch.ones(len(a), 1)], 1), chosen.bases.inputs), (d, chosen.bases.outputs)):
+            assert found is not None
+            _, vectors = np.linalg.eigh((side.T @ side).detach().numpy())
+            if layer == "2" and found is chosen.bases.outputs:
+                vectors = vectors[:, 1:]  # gradients of logits sum to zero: one eigenvalue is
+                found = found[:, :, :2]
+            overlap = np.abs(vectors[:, ::-1].T @ found[0].double().numpy())
+            np.testing.assert_allclose(overlap, np.eye(len(overlap)), atol=2e-3)
+
+
+def test_curvature_is_the_mean_square_at_drawn_labels(fit: Fit) -> None:
+    basis, reference = fit.basis("spectral"), fit.reference
+    found = curvature(reference, basis, fit.samples, 0)
+    model, batch = drawn(fit)
+    gradients = vmapped_gradients(model, fit.task.loss, batch, list(fit.exact()))
+    expected = in_full(basis, reference.plan.layers, gradients).square().mean(0)
+    close(found["eigenvalues"], expected)
+    by_name = {layer.name: layer for layer in reference.plan.layers}
+    means = [float(matrix(by_name[name], gradients).square().mean(0).mean()) for name in sorted(basis.layers)]
+    close(found["layer_means"], torch.tensor(means))
+
+
+def test_drawn_labels_follow_the_predictions(tmp_path: Path) -> None:
+    """Same seed, same labels; over many examples their share is the predicted one."""
+    fit = Fit(ClassTask(lambda: nn.Linear(5, 3), [(torch.ones(5), 0)] * 2000), tmp_path, 1)
+    _, (x, labels) = drawn(fit)
+    assert torch.equal(labels, drawn(fit)[1][1])
+    assert not torch.equal(labels, drawn(fit, seed=1)[1][1])
+    chances = tiny.loaded(fit.task, fit.checkpoints[0]).double()(x[0]).softmax(0)
+    shares = torch.bincount(labels, minlength=3) / 2000
+    assert ((shares - chances).abs() <= 5 * (chances * (1 - chances) / 2000).sqrt()).all()
+
+
+@pytest.mark.parametrize(("c", "factor"), [(1.0, 2.0), (0.5, 1.0)])
+def test_curvature_of_a_squared_error_is_its_gauss_newton_matrix(tmp_path: Path, c: float, factor: float) -> None:
+    """c (f - y)^2 has the Gauss-Newton matrix 2 c E[J JT]; its trace over 2,000 drawn labels is within 5 deviations."""
+    task = ValueTask(tiny.value_mlp, tiny.values(2000))
+    task.c = c
+    fit = Fit(task, tmp_path, 1)
+    basis = fit.basis("spectral")
+    found = curvature(fit.reference, basis, fit.samples, 0)["eigenvalues"]
+    jacobian = tiny.flat(gradients_reference(task, tiny.loaded(task, fit.checkpoints[0]), fit.rows, task.predict))
+    squares = jacobian.square().sum(1)
+    deviation = factor * float((2 * squares.square().sum()).sqrt()) / 2000
+    assert abs(float(found.double().sum()) - factor * float(squares.mean())) <= 5 * deviation
+
+
+# Wide layers
+
+
+@pytest.mark.parametrize("case", ["linear", "linear, positions", "convolution", "grouped convolution", "embedding"])
+def test_wide_sides_are_sketched(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No matrix as wide as the layer is formed; what is kept is still a part of an orthogonal rotation."""
+    monkeypatch.setattr(spectral, "_WIDEST", 4)
+    monkeypatch.setattr(spectral, "_SKETCH", 2)
+    decomposed: list[int] = []
+    eigh = torch.linalg.eigh
+
+    def recorded(matrix: Tensor) -> Any:
+        decomposed.append(matrix.shape[-1])
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", recorded)
+    make, rows = MODELS[case]
+    fit = Fit(ClassTask(make, rows), tmp_path)
+    basis = fit.basis("spectral")
+    assert max(decomposed) <= 2 * 2 + 1
+    gradients, layers = fit.exact(), {layer.name: layer for layer in fit.reference.plan.layers}
+    found = fit.encode(basis).double()
+    for name, chosen in basis.layers.items():
+        assert isinstance(chosen, ChosenCoordinates)
+        gradient = matrix(layers[name], gradients)
+        for side, wide in ((chosen.bases.inputs, layers[name].inputs), (chosen.bases.outputs, layers[name].outputs)):
+            if side is not None:
+                assert side.shape[2] <= (2 if wide > 4 else wide)
+                assert len(side) == layers[name].groups
+                torch.testing.assert_close(
+                    side.transpose(1, 2) @ side, torch.eye(side.shape[2]).expand(len(side), -1, -1), atol=1e-4, rtol=0
+                )
+        if chosen.bases.inputs is not None:
+            gradient = gradient @ chosen.bases.inputs.double()
+        if chosen.bases.outputs is not None:
+            gradient = chosen.bases.outputs.double().transpose(1, 2) @ gradient
+        close(found[:, chosen.columns], gradient.flatten(1)[:, chosen.kept])
+
+
+def test_energies_need_no_more_memory_for_more_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of one example each give the same energies as one slice."""
+    make, rows = MODELS["convolution"]
+    fit = Fit(ClassTask(make, rows), tmp_path)
+    whole = fit.encode(fit.basis("spectral", 20))
+    monkeypatch.setattr(spectral, "_SLICE", 1)
+    torch.testing.assert_close(fit.encode(fit.basis("spectral", 20)), whole, rtol=1e-3, atol=1e-5)
+
+
+# Random projections
+
+
+@pytest.mark.parametrize("kind", ["two-sided", "gaussian", "rademacher"])
+@pytest.mark.parametrize(
+    "case", ["linear", "convolution", "grouped convolution", "norms", "embedding", "shared and stray"]
+)
+def test_random_projections_keep_inner_products_in_expectation(kind: BasisKind, case: str, tmp_path: Path) -> None:
+    make, rows = MODELS[case]
+    fit = Fit(ClassTask(make, rows[:6]), tmp_path, 1)
+    exact = tiny.flat(fit.exact())
+    expected = exact @ exact.T
+    model, seeds = fit.reference, 100
+    found = torch.stack([
+        rows @ rows.T for rows in (fit.encode(fit.basis(kind, 24, seed), model).double() for seed in range(seeds))
+    ])  # fmt: skip
+    assert ((found.mean(0) - expected).abs() <= 5 * found.std(0) / seeds**0.5 + 1e-6 * expected.abs().max()).all()
+
+
+def test_dense_projection_is_the_same_in_small_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = Fit(ClassTask(*MODELS["linear"]), tmp_path, 1)
+    whole = fit.encode(fit.basis("gaussian", 8))
+    monkeypatch.setattr("gradtrace.basis._DENSE_BLOCK", 24)
+    monkeypatch.setattr("gradtrace.basis._DENSE_CACHE", 0)
+    basis = fit.basis("gaussian", 8)
+    for _ in range(2):
+        torch.testing.assert_close(fit.encode(basis), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_dimensions_that_a_projection_cannot_have(tmp_path: Path) -> None:
+    fit = Fit(ClassTask(*MODELS["norms"]), tmp_path, 1)
+    with pytest.raises(StoreError, match="at least"):
+        fit.basis("two-sided", 2)
+    for kind in ("two-sided", "gaussian", "rademacher", "none"):
+        assert fit.basis(kind, 10**6).dimensions == sum(layer.size for layer in fit.reference.plan.layers)
+
+
+@pytest.mark.parametrize("draw", [random_numbers.gaussian, random_numbers.rademacher, random_numbers.random_integers])
+def test_random_numbers_are_a_function_of_their_position(draw: Callable[..., Tensor]) -> None:
+    whole = draw(3, 5, 0, 1000)
+    parts = [draw(3, 5, start, 250) for start in (750, 500, 250, 0)]
+    assert torch.equal(torch.cat(parts[::-1]), whole)
+    assert not torch.equal(draw(4, 5, 0, 1000), whole)
+    assert not torch.equal(draw(3, 6, 0, 1000), whole)
+
+
+def test_random_numbers_have_their_moments() -> None:
+    count = 1 << 18
+    for seed in range(3):
+        normal, sign = random_numbers.gaussian(seed, 1, 0, count).double(), random_numbers.rademacher(seed, 1, 0, count)
+        for power, (mean, variance) in {1: (0, 1), 2: (1, 2), 3: (0, 15), 4: (3, 96)}.items():
+            assert abs(float(normal.pow(power).mean()) - mean) <= 5 * (variance / count) ** 0.5
+        assert set(sign.tolist()) == {-1.0, 1.0}
+        assert abs(float(sign.mean())) <= 5 / count**0.5
+        other = random_numbers.gaussian(seed, 2, 0, count).double()
+        for a, b in ((normal, other), (normal[1:], normal[:-1]), (normal[1024:], normal[:-1024])):
+            assert abs(float((a * b).mean())) <= 5 / len(a) ** 0.5
+
+
+def mixed(z: int) -> int:
+    """SplitMix64's finaliser, on Python's integers."""
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+@pytest.mark.parametrize(
+    ("seed", "stream", "position"), [(0, 0, 0), (7, 2, 10**12), (-3, 1, 5), (2**63 - 1, 2**40, 2**40)]
+)
+def test_random_numbers_stay_what_they_are(seed: int, stream: int, position: int) -> None:
+    """On every machine and in every release: an index stores the seed, not the numbers."""
+    key = mixed((mixed(seed % 2**64) + stream * 2 + 1) % 2**64)
+    expected = mixed(mixed((position + 1) * 0x9E3779B97F4A7C15 % 2**64) ^ key)
+    assert random_numbers.random_integers(seed, stream, position, 1).item() % 2**64 == expected
+
+
+# On disk
+
+
+@pytest.mark.parametrize("kind", ["spectral", "two-sided", "gaussian", "rademacher", "none"])
+@pytest.mark.parametrize("case", ["norms", "shared and stray"])
+def test_saved_and_loaded_bases_are_equal(kind: BasisKind, case: str, tmp_path: Path) -> None:
+    fit = Fit(ClassTask(*MODELS[case]), tmp_path / "checkpoints")
+    basis = fit.basis(kind, 20, seed=9)
+    entry = write_basis(tmp_path, basis)
+    loaded = load_basis(tmp_path / entry.path, kind, basis.dimensions, 9)
+    torch.testing.assert_close(fit.encode(loaded), fit.encode(basis), rtol=1e-6, atol=1e-7)
+    if kind not in ("gaussian", "rademacher"):
+        assert torch.equal(loaded.layer_of_columns(), basis.layer_of_columns())
+    saved = safetensors.torch.load((tmp_path / entry.path).read_bytes())
+    assert set(saved) == set(basis.tensors())
+
+
+def test_what_does_not_reach_a_layer_has_zeros_there(tmp_path: Path) -> None:
+    """A measurement of the hidden activations: the output layer's coordinates are zero."""
+    fit = Fit(ClassTask(*MODELS["linear"]), tmp_path)
+    basis, model = fit.basis("spectral"), fit.reference
+    rows, _ = model.encode(basis, model.batch(fit.rows), lambda m, batch: m[0](batch[0]).square().sum(1))
+    first, last = basis.layers["0"].columns, basis.layers["2"].columns
+    assert (rows[:, first] != 0).any()
+    assert (rows[:, last] == 0).all()
+    only_last = Basis("spectral", len(last), 0, {"2": replace(basis.layers["2"], columns=torch.arange(len(last)))})
+    rows, _ = model.encode(only_last, model.batch(fit.rows), lambda m, batch: m[0](batch[0]).square().sum(1))
+    assert rows.shape == (40, len(last))
+    assert (rows == 0).all()
+
+
+def test_tasks_without_predictions_use_their_own_labels(tmp_path: Path) -> None:
+    fit = Fit(PairTask(*MODELS["linear"]), tmp_path)
+    _, (_, labels) = drawn(fit)
+    assert labels.tolist() == [label for _, label in fit.rows]
