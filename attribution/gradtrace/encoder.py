@@ -74,6 +74,13 @@ class GradientModel:
             return predicted.argmax(1)
         return predicted.flatten()
 
+    def losses(self, batch: Batch) -> Tensor:
+        """Checked losses float32 [batch], without gradients."""
+        with torch.no_grad():
+            losses = self.task.loss(self.model, batch)
+        check_losses(losses, None)
+        return losses.float()
+
     def backpropagate(self, batch: Batch, on_use: Any, measure: Measure | None = None) -> Tensor:
         """Checked losses float32 [batch]; every layer's factors go to `on_use`."""
 

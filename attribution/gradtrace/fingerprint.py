@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import nn
 
 from gradtrace.dataset import content_hash
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import MismatchError
 from gradtrace.manifest import Probe, TaskEntry
-from gradtrace.task import Example, Task
+from gradtrace.task import Task
 
 _PROBE_ROWS = 32
 _LOSS_TOLERANCE = 1e-3  # relative to the largest probed loss: what other devices and libraries may change
@@ -24,7 +22,11 @@ def task_entry(task: Task, model: GradientModel) -> TaskEntry:
     """The identity of a task; `model` carries the weights of the last checkpoint."""
     rows = _probe_rows(len(task.train))
     examples = [task.train[row] for row in rows]
-    probe = Probe(rows=rows, sha256=[content_hash(example) for example in examples], losses=_losses(model, examples))
+    probe = Probe(
+        rows=rows,
+        sha256=[content_hash(example) for example in examples],
+        losses=model.losses(model.batch(examples)).tolist(),
+    )
     return TaskEntry(
         name=type(task).__name__,
         train_rows=len(task.train),
@@ -70,7 +72,7 @@ def check_probe_losses(task: Task, model: GradientModel, entry: TaskEntry) -> No
     Raises:
         MismatchError: names the row.
     """
-    found = _losses(model, [task.train[row] for row in entry.probe.rows])
+    found = model.losses(model.batch([task.train[row] for row in entry.probe.rows])).tolist()
     tolerance = _LOSS_TOLERANCE * max(map(abs, entry.probe.losses)) + _LOSS_ROUNDING
     for row, now, then in zip(entry.probe.rows, found, entry.probe.losses, strict=True):
         if abs(now - then) > tolerance:
@@ -83,12 +85,6 @@ def check_probe_losses(task: Task, model: GradientModel, entry: TaskEntry) -> No
 def _probe_rows(rows: int) -> list[int]:
     spread = np.linspace(0, rows - 1, min(rows, _PROBE_ROWS)).round().astype(int)
     return [int(row) for row in np.unique(spread)]
-
-
-def _losses(model: GradientModel, examples: Sequence[Example]) -> list[float]:
-    with torch.no_grad():
-        losses: list[float] = model.task.loss(model.model, model.batch(examples)).double().tolist()
-    return losses
 
 
 def _parameters(model: nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,12 +83,13 @@ class Index:
         chosen = _Choice(self, method, checkpoints, weights)
         allowed = (filter or RowFilter()).mask(self.rows, self.columns)
         queries = self._resolved(examples, target)
-        vectors = chosen.vectors(self._coordinates(queries, chosen.checkpoints))
+        coordinates, losses = self._gradients(queries, chosen.checkpoints)
+        vectors = chosen.vectors(coordinates)
         encoded = time.perf_counter()
         found = self._searcher.search(vectors, chosen.checkpoints, k, row_scale=chosen.row_scale(), allowed=allowed)
         searched = time.perf_counter()
         names = [self.manifest.checkpoints[c].name for c in chosen.checkpoints]
-        results = [self._result(q, f, method, names) for q, f in zip(queries, found, strict=True)]
+        results = [self._result(*one, method, names) for one in zip(queries, losses, found, strict=True)]
         self.last_timing = {
             "gradient": 1e3 * (encoded - started),
             "search": 1e3 * (searched - encoded),
@@ -106,7 +108,7 @@ class Index:
     ) -> NDArray[np.float32]:
         """The score of every training row for each example. float32 [queries, rows]. Raises as `influence`."""
         chosen = _Choice(self, method, checkpoints, weights)
-        vectors = chosen.vectors(self._coordinates(self._resolved(examples, target), chosen.checkpoints))
+        vectors = chosen.vectors(self._gradients(self._resolved(examples, target), chosen.checkpoints)[0])
         return exhaustive_scores(self._store, vectors, chosen.checkpoints, chosen.row_scale())
 
     def self_influence(
@@ -121,19 +123,28 @@ class Index:
             raise QueryError("no example to explain")
         return resolve_queries(self._models[-1], examples, target)
 
-    def _coordinates(self, queries: Sequence[Query], checkpoints: Sequence[int]) -> Tensor:
-        """Compressed gradients of the queries. float32 [queries, checkpoints, dimensions]."""
+    def _gradients(self, queries: Sequence[Query], checkpoints: Sequence[int]) -> tuple[Tensor, list[float]]:
+        """Compressed gradients of the queries, float32 [queries, checkpoints, dimensions], and their losses at the last
+        checkpoint, from the same pass where it is the loss that is explained there."""
+        last = len(self._models) - 1
+        losses = [math.nan] * len(queries)
         out = torch.empty(len(queries), len(checkpoints), self._basis.dimensions, device=self._models[0].device)
         for measure in dict.fromkeys(query.measure for query in queries):
             rows = [number for number, query in enumerate(queries) if query.measure == measure]
             for start in range(0, len(rows), _QUERY_BATCH):
                 part = rows[start : start + _QUERY_BATCH]
-                batch = self._models[-1].batch([queries[number].example for number in part])
+                batch = self._models[last].batch([queries[number].example for number in part])
                 for position, checkpoint in enumerate(checkpoints):
-                    out[part, position] = self._models[checkpoint].encode(self._basis, batch, measure)[0]
-        return out
+                    out[part, position], values = self._models[checkpoint].encode(self._basis, batch, measure)
+                if measure != self.task.loss or checkpoints[-1] != last:
+                    values = self._models[last].losses(batch)
+                for number, value in zip(part, values.tolist(), strict=True):
+                    losses[number] = value
+        return out, losses
 
-    def _result(self, query: Query, found: SearchResult, method: str, names: Sequence[str]) -> InfluenceResult:
+    def _result(
+        self, query: Query, loss: float, found: SearchResult, method: str, names: Sequence[str]
+    ) -> InfluenceResult:
         return InfluenceResult(
             proponents=self._hits(found.top_rows, found.top_scores, found.top_parts, names),
             opponents=self._hits(found.bottom_rows, found.bottom_scores, found.bottom_parts, names),
@@ -141,7 +152,7 @@ class Index:
             target=query.target,
             label=query.label,
             prediction=query.prediction,
-            loss=query.loss,
+            loss=loss,
             exact=found.exact,
             rows_touched=found.rows_touched,
             rows_searched=found.rows_searched,

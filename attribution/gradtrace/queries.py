@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from gradtrace.encoder import GradientModel
@@ -23,7 +22,6 @@ class Query:
     target: str
     label: Label | None
     prediction: Label | None
-    loss: float | None
 
 
 def resolve_queries(model: GradientModel, examples: Sequence[Example], target: str | None) -> list[Query]:
@@ -47,15 +45,14 @@ def resolve_queries(model: GradientModel, examples: Sequence[Example], target: s
         task.with_label(example, prediction) if label is None and prediction is not None else example
         for example, label, prediction in zip(examples, labels, predictions, strict=True)
     ]
-    losses = _losses(model, filled)
     queries = []
-    for example, label, prediction, loss in zip(filled, labels, predictions, losses, strict=True):
+    for example, label, prediction in zip(filled, labels, predictions, strict=True):
         own = (measure, name)
         if label is None and isinstance(prediction, float) and not use_measurement:
             own = (_PredictionMeasure(task), "prediction")
         elif label is None and prediction is not None:
             own = (measure, f"{name} at the predicted label")
-        queries.append(Query(example, *own, label, prediction, loss))
+        queries.append(Query(example, *own, label, prediction))
     return queries
 
 
@@ -87,9 +84,3 @@ def _predictions(
 def _takes_label(task: Task, example: Example) -> bool:
     """Whether the example has a place for a label: some tasks (language models, say) have none at all."""
     return (isinstance(example, tuple | list) and len(example) == 2) or type(task).with_label is not Task.with_label
-
-
-def _losses(model: GradientModel, examples: Sequence[Example]) -> list[float]:
-    with torch.no_grad():
-        losses: list[float] = model.task.loss(model.model, model.batch(examples)).double().tolist()
-    return losses

@@ -30,7 +30,7 @@ class InfluenceResult:
     target: str  # what is explained: "loss", "loss at the predicted label", "measurement" or "prediction"
     label: Label | None
     prediction: Label | None
-    loss: float | None  # of the query at the last checkpoint
+    loss: float  # of the query at the last checkpoint
     exact: bool  # True: the same as scoring every row
     rows_touched: int  # rows of which more than the first level was read
     rows_searched: int  # rows that the filter left

@@ -120,7 +120,7 @@ def _sum_over_positions(a: Tensor, s: Tensor) -> Tensor:
     r, mostly the smaller, comes first: the product's rows are then long, which is twice as fast.
     """
     product: Tensor = torch.bmm(a.flatten(0, 1).transpose(1, 2), s.flatten(0, 1))
-    return product.unflatten(0, a.shape[:2])
+    return product.reshape(*a.shape[:2], *product.shape[1:])
 
 
 LayerType = Callable[[nn.Module, Sequence[str]], Layer]
