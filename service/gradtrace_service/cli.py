@@ -30,6 +30,10 @@ app = typer.Typer(
 app.registered_commands += indexer_commands.registered_commands
 
 TaskOption = Annotated[str, typer.Option(help="module:attribute or path/to/file.py:attribute")]
+CheckpointsOption = Annotated[
+    Path | None, typer.Option(help="Directory of the weights, if they were moved since the build.")
+]
+DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
 HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
 PortOption = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
 
@@ -44,9 +48,21 @@ def main() -> None:
 
 
 @app.command()
-def serve(index: Path, task: TaskOption, host: HostOption = "127.0.0.1", port: PortOption = 8000) -> None:
+def serve(
+    index: Annotated[Path, typer.Argument(help="The index directory.")],
+    task: TaskOption,
+    checkpoints: CheckpointsOption = None,
+    device: DeviceOption = "auto",
+    host: CheckpointsOption = Annotated[
+    Path | None, typer.Option(help="Directory of the weights, if they were moved since the build.")
+]
+DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
+HostOption = "127.0.0.1",
+    port: PortOption = 8000,
+) -> None:
     """Serve an index over HTTP until Ctrl-C."""
-    uvicorn.run(create_app(gradtrace.open_index(index, load_task(task))), host=host, port=port)
+    opened = gradtrace.open_index(index, load_task(task), checkpoints=checkpoints, device=device)
+    uvicorn.run(create_app(opened), host=host, port=port)
 
 
 @app.command()
@@ -94,7 +110,11 @@ def query(
 def demo(
     dataset: Dataset = Dataset.digits,
     once: Annotated[bool, typer.Option("--once", help="End after the answer.")] = False,
-    host: HostOption = "127.0.0.1",
+    host: CheckpointsOption = Annotated[
+    Path | None, typer.Option(help="Directory of the weights, if they were moved since the build.")
+]
+DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
+HostOption = "127.0.0.1",
     port: PortOption = 8000,
     out: Annotated[Path | None, typer.Option(help="Where checkpoints and index go. Default: runs/DATASET.")] = None,
 ) -> None:
