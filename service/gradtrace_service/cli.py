@@ -53,11 +53,7 @@ def serve(
     task: TaskOption,
     checkpoints: CheckpointsOption = None,
     device: DeviceOption = "auto",
-    host: CheckpointsOption = Annotated[
-    Path | None, typer.Option(help="Directory of the weights, if they were moved since the build.")
-]
-DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
-HostOption = "127.0.0.1",
+    host: HostOption = "127.0.0.1",
     port: PortOption = 8000,
 ) -> None:
     """Serve an index over HTTP until Ctrl-C."""
@@ -110,11 +106,7 @@ def query(
 def demo(
     dataset: Dataset = Dataset.digits,
     once: Annotated[bool, typer.Option("--once", help="End after the answer.")] = False,
-    host: CheckpointsOption = Annotated[
-    Path | None, typer.Option(help="Directory of the weights, if they were moved since the build.")
-]
-DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
-HostOption = "127.0.0.1",
+    host: HostOption = "127.0.0.1",
     port: PortOption = 8000,
     out: Annotated[Path | None, typer.Option(help="Where checkpoints and index go. Default: runs/DATASET.")] = None,
 ) -> None:
