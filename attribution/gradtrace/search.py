@@ -30,7 +30,7 @@ Rows = NDArray[np.int64]
 _SEEDS = 16  # rows scored in full at either end, beyond k, to learn where the ends lie
 _FEW = 16  # survivors beyond 2 k that are cheaper to score in full than to bound further
 _TINY = 2.0**-100  # more than float32 underflow can hide in a sum of products with a query of norm about one
-_LARGEST = 2.0**126
+_LARGEST = 2.0**110  # leaves room to add bounds up
 _BLOCK_VALUES = 1 << 22  # float32 values that reads of whole rows hold at a time
 
 
@@ -66,9 +66,9 @@ class _Ends:
             self.top = max(self.top, float(np.partition(lower, -self.k)[-self.k]))
             self.bottom = min(self.bottom, float(np.partition(upper, self.k - 1)[self.k - 1]))
 
-    def within_reach(self, lower: Floats, upper: Floats) -> Rows:
-        """Positions of the rows that may be at either end."""
-        return np.flatnonzero((upper >= self.top) | (lower <= self.bottom))
+    def within_reach(self, lower: Floats, upper: Floats) -> NDArray[np.bool_]:
+        """Which rows may be at either end."""
+        return (upper >= self.top) | (lower <= self.bottom)
 
 
 @dataclass(slots=True)
@@ -76,27 +76,25 @@ class _Survivors:
     """Rows that may be among the k best or worst, and what is known of their scores."""
 
     rows: Rows  # [m], ascending
-    gains: Floats  # [m] their row scales
     partial: Floats  # [m] the scores as far as read
-    terms: Floats  # [C, m] bounds of what each checkpoint's unread columns may add or take
-    rounding: Floats  # [m] bounds of float32 rounding
+    open: Floats  # [C + 1, m] bounds of what each checkpoint's unread columns, and at last rounding, may add or take
 
     def prune(self, ends: _Ends) -> None:
-        slack = self.terms.sum(axis=0) + self.rounding
+        slack = self.open.sum(axis=0)
         lower, upper = self.partial - slack, self.partial + slack
         ends.learn(lower, upper)
-        keep = ends.within_reach(lower, upper)
+        keep = np.flatnonzero(ends.within_reach(lower, upper))
         if len(keep) < len(self.rows):
-            self.rows, self.gains, self.terms = self.rows[keep], self.gains[keep], self.terms[:, keep]
-            self.partial, self.rounding = self.partial[keep], self.rounding[keep]
+            self.rows, self.partial = self.rows[keep], self.partial[keep]
+            self.open = self.open.take(keep, axis=1)
 
 
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """One query, divided by a power of two so that its norm is about one and float32 neither over- nor underflows."""
+    """One query: as it came, for the scores, and at a norm of about one, for bounds that float32 can hold."""
 
-    vectors: Tensor  # [C, D] float32; the query itself is `vectors * unit`
-    unit: float
+    exact: Doubles  # [C, D]
+    vectors: Tensor  # [C, D] float32, the query divided by a power of two
     tails: Floats  # [C, levels + 1] norms of what is left from each level on, zero after the last
     checkpoints: list[int]
     row_scale: Floats | None
@@ -160,10 +158,9 @@ class ProgressiveSearcher:
         norm = float(query.double().norm())
         if not math.isfinite(norm):
             raise QueryError("the query's gradient has coordinates that are NaN or infinite")
-        unit = 2.0 ** math.frexp(norm)[1]
-        vectors = (query.double() / unit).float()
+        vectors = (query.double() / 2.0 ** math.frexp(norm)[1]).float()
         tails = torch.nn.functional.pad(tail_norms(vectors, self._store.levels), (0, 1))
-        return _Query(vectors, unit, tails.numpy(), checkpoints, row_scale)
+        return _Query(query.double().numpy(), vectors, tails.numpy(), checkpoints, row_scale)
 
     def _search(self, query: _Query, rows: Rows, k: int) -> SearchResult:
         """`rows`: the rows that may be found, ascending."""
@@ -173,68 +170,70 @@ class ProgressiveSearcher:
         partial, slack, rounding = (part if len(part) == len(rows) else part[rows] for part in self._scan(query))
         ends, seeds = _Ends(k), rows[:0]
         if len(rows) > few:
-            places = _extremes(partial, k + _SEEDS)
-            seeds = rows[places]
-            scores = self._full_scores(query, seeds)
-            ends.learn(scores - rounding[places], scores + rounding[places])
-        keep = ends.within_reach(partial - slack, partial + slack)
-        touched = len(np.union1d(rows[keep], seeds))
+            seeds = _extremes(partial, k + _SEEDS)
+            scores = self._full_scores(query, rows[seeds])
+            ends.learn(scores - rounding[seeds], scores + rounding[seeds])
+        reach = ends.within_reach(partial - slack, partial + slack)
+        keep = np.flatnonzero(reach)
+        touched = len(keep) + int(np.count_nonzero(~reach[seeds]))
         survivors = self._survivors(query, rows[keep], partial[keep], rounding[keep])
         depths = [1] * len(query.checkpoints)
-        while len(survivors.rows) > few and survivors.terms.any():
+        while len(survivors.rows) > few and survivors.open[:-1].any():
             self._read_more(query, survivors, depths)
             survivors.prune(ends)
         return self._rank(query, survivors.rows, k, touched, len(rows))
 
     def _scan(self, query: _Query) -> tuple[Floats, Floats, Floats]:
         """What the first level says: scores so far, bounds of the rest, bounds of rounding. Each [rows]."""
-        width = self._edges[1]
-        sums = torch.zeros(self._store.rows, device=self._first.device)
-        heads = query.vectors[:, :width].to(sums.device)
-        slack = np.full(self._store.rows, _TINY, dtype=np.float32)
-        rounding = slack.copy()
-        for head, tails, checkpoint in zip(heads, query.tails, query.checkpoints, strict=True):
-            sums.addmv_(self._first[checkpoint].T, head)
-            slack += self._tails[checkpoint, 1] * tails[1]
-            rounding += self._tails[checkpoint, 0] * np.float32(tails[0] * self._rounding)
+        sums = torch.empty(self._store.rows, device=self._first.device)
+        heads = query.vectors[:, : self._edges[1]].to(sums.device)
+        for position, (head, checkpoint) in enumerate(zip(heads, query.checkpoints, strict=True)):
+            sums.addmv_(self._first[checkpoint].T, head, beta=min(position, 1))
         partial: Floats = sums.cpu().numpy()
-        slack += rounding
+        rounding = self._weighted_tails(query, 0) * np.float32(self._rounding) + np.float32(_TINY)
+        slack = self._weighted_tails(query, 1) + rounding
         if query.row_scale is not None:
             partial, gains = partial * query.row_scale, np.abs(query.row_scale)
             slack, rounding = slack * gains + np.float32(_TINY), rounding * gains + np.float32(_TINY)
         return partial, slack, rounding
 
+    def _weighted_tails(self, query: _Query, level: int) -> Floats:
+        """Sum over checkpoints of |query from level on| |row from level on|. [rows]."""
+        weights = np.zeros(self._store.checkpoints, dtype=np.float32)
+        np.add.at(weights, query.checkpoints, query.tails[:, level])
+        sums: Floats = torch.mv(torch.from_numpy(self._tails[:, level]).T, torch.from_numpy(weights)).numpy()
+        return sums
+
     def _survivors(self, query: _Query, rows: Rows, partial: Floats, rounding: Floats) -> _Survivors:
-        gains = np.ones(len(rows), np.float32) if query.row_scale is None else query.row_scale[rows]
-        terms = np.stack(
-            [self._tails[c, 1, rows] * tails[1] for c, tails in zip(query.checkpoints, query.tails, strict=True)]
-        )
-        return _Survivors(rows, gains, partial, terms * np.abs(gains), rounding)
+        places = range(len(query.checkpoints))
+        return _Survivors(rows, partial, np.stack([*(self._left(query, place, 1, rows) for place in places), rounding]))
+
+    def _left(self, query: _Query, place: int, level: int, rows: Rows) -> Floats:
+        """Bounds of what the columns from `level` on of the checkpoint at this place of the query may add. [m]."""
+        left: Floats = self._tails[query.checkpoints[place], level][rows] * query.tails[place, level]
+        return left if query.row_scale is None else left * np.abs(query.row_scale[rows])
 
     def _full_scores(self, query: _Query, rows: Rows) -> Floats:
         """[m] float32, within the bounds of rounding."""
-        scores = torch.zeros(len(rows))
-        for vector, checkpoint in zip(query.vectors, query.checkpoints, strict=True):
-            scores.addmv_(self._store.gather(checkpoint, rows), vector)
-        full: Floats = scores.numpy()
-        return full if query.row_scale is None else full * query.row_scale[rows]
+        scores: Floats = torch.mv(
+            self._store.gather(query.checkpoints, rows).flatten(1), query.vectors.flatten()
+        ).numpy()
+        return scores if query.row_scale is None else scores * query.row_scale[rows]
 
     def _read_more(self, query: _Query, survivors: _Survivors, depths: list[int]) -> None:
         """Read the next level of the checkpoint whose unread columns leave most open per column."""
         widths = [self._edges[min(depth + 1, len(self._edges) - 1)] - self._edges[depth] for depth in depths]
-        chosen = int(np.argmax(survivors.terms.sum(axis=1) / np.maximum(widths, 1)))
-        checkpoint, depth = query.checkpoints[chosen], depths[chosen]
-        part = query.vectors[chosen, self._edges[depth] : self._edges[depth + 1]]
-        rows = survivors.rows
-        products = self._store.products(checkpoint, torch.from_numpy(rows), depth, part)
-        survivors.partial += products.numpy() * survivors.gains
-        tails = self._tails[checkpoint, depth + 1, rows]
-        survivors.terms[chosen] = tails * query.tails[chosen, depth + 1] * np.abs(survivors.gains)
-        depths[chosen] += 1
+        place = int(np.argmax(survivors.open[:-1].sum(axis=1) / np.maximum(widths, 1)))
+        depth, rows = depths[place], survivors.rows
+        part = query.vectors[place, self._edges[depth] : self._edges[depth + 1]]
+        products = self._store.products(query.checkpoints[place], torch.from_numpy(rows), depth, part).numpy()
+        survivors.partial += products if query.row_scale is None else products * query.row_scale[rows]
+        survivors.open[place] = self._left(query, place, depth + 1, rows)
+        depths[place] += 1
 
     def _rank(self, query: _Query, rows: Rows, k: int, touched: int, searched: int) -> SearchResult:
         """Score rows in float64, take both ends. Rows ascend: a stable sort puts the lower of two equals first."""
-        chunk = max(1, _BLOCK_VALUES // self._store.dimensions)
+        chunk = max(1, _BLOCK_VALUES // (self._store.dimensions * len(query.checkpoints)))
         pieces = [self._exact_parts(query, rows[start : start + chunk]) for start in range(0, len(rows), chunk)]
         parts = np.concatenate(pieces) if pieces else np.zeros((0, len(query.checkpoints)))
         gains = np.ones(len(rows)) if query.row_scale is None else query.row_scale[rows].astype(np.float64)
@@ -255,21 +254,19 @@ class ProgressiveSearcher:
 
     def _exact_parts(self, query: _Query, rows: Rows) -> Doubles:
         """Each checkpoint's inner product, [m, C] float64. Sums row by row, so that equal rows get equal scores."""
-        parts = [
-            (self._store.gather(checkpoint, rows).double() * vector.double()).sum(dim=1) * query.unit
-            for vector, checkpoint in zip(query.vectors, query.checkpoints, strict=True)
-        ]
-        stacked: Doubles = torch.stack(parts, dim=1).numpy()
-        return stacked
+        values = self._store.gather(query.checkpoints, rows).numpy().astype(np.float64)  # [m, C, D]
+        values *= query.exact
+        parts: Doubles = values.sum(axis=2)
+        return parts
 
 
 def _extremes(values: Floats, count: int) -> Rows:
-    """Positions of about `count` of the highest and as many of the lowest values, in any order."""
+    """Positions of `count` of the highest and as many of the lowest values, ascending; of all where there are fewer."""
     if len(values) <= 2 * count:
         return np.arange(len(values))
-    cuts = np.partition(values, [count - 1, len(values) - count])
-    low, high = cuts[count - 1], cuts[len(values) - count]
-    return np.union1d(np.flatnonzero(values <= low)[:count], np.flatnonzero(values >= high)[:count])
+    tensor = torch.from_numpy(values)
+    both = torch.cat([tensor.topk(count).indices, tensor.topk(count, largest=False).indices])
+    return np.unique(both.numpy())
 
 
 def exhaustive_scores(

@@ -31,12 +31,15 @@ _HASH_CHUNK = 1 << 22
 
 
 def default_levels(dimensions: int) -> list[int]:
-    """Column boundaries for the progressive search: 16, 128, 256, 512, ... as far as they fit, and `dimensions`.
+    """Column boundaries for the progressive search: 32, 256, 1024, 4096, ... as far as they fit, and `dimensions`.
 
-    >>> default_levels(1024)
-    [16, 128, 256, 512, 1024]
+    Measured on gradients of well and of badly fitted models: a wider first level costs every query and every row more
+    memory than it saves in survivors; more levels cost as many reads as they save.
+
+    >>> default_levels(2048)
+    [32, 256, 1024, 2048]
     """
-    steps = [16, *(128 * 2**power for power in range(16))]
+    steps = [32, *(256 * 4**power for power in range(16))]
     # A last level narrower than half the one before it would cost a read and prune next to nothing.
     return [*(step for step in steps if step * 1.5 < dimensions), dimensions]
 

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from gradtrace.errors import CorruptIndexError, QueryError
 from gradtrace.manifest import FileEntry, Manifest, ShardEntry
-from gradtrace.precision import decode
 from gradtrace.shards import Shard, ShardLayout, hash_file
 
 _HASH_THREADS = 4
 _SCAN_SHARE = 8  # from one row in so many on, reading ahead is cheaper than single rows
-_CHUNK_VALUES = 1 << 18
+_PIECE_VALUES = 1 << 18
 
 
 class RowStore:
@@ -81,57 +80,46 @@ class RowStore:
         norms: NDArray[np.float32] = self.tails(checkpoint, 0).numpy()
         return norms
 
-    def gather(
-        self,
-        checkpoint: int,
-        rows: Tensor | NDArray[np.int64] | Sequence[int],
-        start_level: int = 0,
-        stop_level: int | None = None,
-    ) -> Tensor:
-        """Some rows, dequantised, of the columns of levels [start_level, stop_level). [m, width] float32.
+    def gather(self, checkpoints: Sequence[int], rows: Tensor | NDArray[np.int64] | Sequence[int]) -> Tensor:
+        """Some rows, dequantised. [m, len(checkpoints), dimensions] float32.
 
         Raises:
             QueryError: a row that the index does not have.
         """
         rows = torch.as_tensor(rows, dtype=torch.int64)
-        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self.rows):
-            raise QueryError(f"rows must lie in 0 to {self.rows - 1}; got {int(rows.min())} to {int(rows.max())}")
-        edges = [0, *self.levels]
-        stop_level = len(self.levels) if stop_level is None else stop_level
-        out = torch.empty(len(rows), edges[stop_level] - edges[start_level])
-        for shard, places, local in self._by_shard(checkpoint, rows):
-            parts = [torch.index_select(values, 0, local) for values in shard.levels[start_level:stop_level]]
-            out[places] = decode(torch.cat(parts, dim=1), shard.scales[local])
+        if bool((rows[1:] < rows[:-1]).any()):
+            ascending, order = rows.sort()
+            return self.gather(checkpoints, ascending)[order.argsort()]
+        if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= self.rows):
+            raise QueryError(f"rows must lie in 0 to {self.rows - 1}; got {int(rows[0])} to {int(rows[-1])}")
+        out = torch.empty(len(rows), len(checkpoints), self.dimensions)
+        for position, checkpoint in enumerate(checkpoints):
+            for shard, places, local in self._by_shard(checkpoint, rows):
+                scales = shard.scales[local, None]
+                targets = torch.split(out[places, position], shard.layout.widths, dim=1)
+                for values, target in zip(shard.levels, targets, strict=True):
+                    torch.mul(torch.index_select(values, 0, local), scales, out=target)
         return out
 
     def products(self, checkpoint: int, rows: Tensor, level: int, vector: Tensor) -> Tensor:
-        """<row's coordinates of one level, vector>, for rows [m] int64 and vector [width] float32. [m] float32."""
+        """<row's columns of one level, vector>, for ascending rows [m] int64, vector [width]. [m] float32."""
         out = torch.empty(len(rows))
         many = len(rows) * _SCAN_SHARE > self.rows
-        chunk = max(1, _CHUNK_VALUES // len(vector))
         for shard, places, local in self._by_shard(checkpoint, rows):
             if many:
                 shard.expect_scan()
-            # In pieces that stay in the processor's cache from the gather to the product.
-            parts = [
-                torch.mv(torch.index_select(shard.levels[level], 0, some).float(), vector)
-                for some in local.split(chunk)
-            ]
-            out[places] = torch.cat(parts).mul_(shard.scales[local])
+            torch.mul(_products(shard.levels[level], local, vector), shard.scales[local], out=out[places])
             if many:
                 shard.expect_gathers()
         return out
 
-    def _by_shard(self, checkpoint: int, rows: Tensor) -> Iterator[tuple[Shard, Tensor | slice, Tensor]]:
-        """Split rows [m] by shard: (shard, their places in `rows`, their numbers inside the shard)."""
+    def _by_shard(self, checkpoint: int, rows: Tensor) -> Iterator[tuple[Shard, slice, Tensor]]:
+        """Split ascending rows [m] by shard: (shard, their places in `rows`, their numbers inside the shard)."""
         entries = self._entries[checkpoint]
-        if len(entries) == 1:
-            yield self._shard(entries[0]), slice(None), rows
-            return
-        owner = torch.searchsorted(self._starts[checkpoint], rows, right=True) - 1
-        for number in torch.unique(owner).tolist():
-            places = (owner == number).nonzero().squeeze(1)
-            yield self._shard(entries[number]), places, rows[places] - entries[number].start
+        edges = [0, *torch.searchsorted(rows, self._starts[checkpoint][1:]).tolist(), len(rows)]
+        for entry, low, high in zip(entries, edges[:-1], edges[1:], strict=True):
+            if low < high:
+                yield self._shard(entry), slice(low, high), rows[low:high] - entry.start
 
     def blocks(self, checkpoints: Sequence[int], block_rows: int) -> Iterator[tuple[int, Tensor]]:
         """All rows in order, as (first row, [b, len(checkpoints), dimensions] float32), b at most `block_rows`."""
@@ -192,6 +180,20 @@ class RowStore:
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
             problems = list(pool.map(lambda entry: _check_file(self._directory, entry, deep), files))
         return [problem for problem in problems if problem]
+
+
+def _products(values: Tensor, rows: Tensor, vector: Tensor) -> Tensor:
+    """values[rows].float() @ vector, in pieces that stay in the processor's cache, without a new buffer for each."""
+    piece = min(len(rows), max(1, _PIECE_VALUES // len(vector)))
+    stored = torch.empty(piece, len(vector), dtype=values.dtype)
+    decoded = torch.empty(piece, len(vector))
+    out = torch.empty(len(rows))
+    for start in range(0, len(rows), max(1, piece)):
+        some = rows[start : start + piece]
+        count = len(some)
+        torch.index_select(values, 0, some, out=stored[:count])
+        torch.mv(decoded[:count].copy_(stored[:count]), vector, out=out[start : start + count])
+    return out
 
 
 def _check_file(directory: Path, entry: FileEntry, deep: bool) -> str | None:

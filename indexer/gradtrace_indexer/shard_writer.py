@@ -40,7 +40,7 @@ class ShardWriter:
             try:
                 self._file.truncate(layout.bytes)  # the gaps between blocks read as zeros
             except OSError:
-                self.__exit__(None, None, None)
+                self._discard()
                 raise
 
     def append(self, rows: Tensor) -> None:
@@ -101,6 +101,9 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._discard()
+
+    def _discard(self) -> None:
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 

@@ -1,0 +1,85 @@
+"""Rows in fewer bytes: how near they come back, at any magnitude."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradtrace.errors import StoreError
+from gradtrace.manifest import Precision
+from gradtrace.precision import STORED_DTYPES, decode, encode, tail_norms
+
+PRECISIONS: list[Precision] = ["float16", "int8"]
+STEP = {"float16": 2.0**-11, "int8": 0.5 / 127}  # the largest error, as a share of the row's largest coordinate
+
+
+def spread_rows(seed: int, rows: int, columns: int, exponents: tuple[float, float]) -> torch.Tensor:
+    """Normal rows whose sizes spread evenly over powers of ten, [rows, columns] float32."""
+    rng = np.random.default_rng(seed)
+    sizes = 10.0 ** rng.uniform(*exponents, (rows, 1))
+    return torch.from_numpy((rng.standard_normal((rows, columns)) * sizes).astype(np.float32))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), columns=st.integers(1, 40), low=st.integers(-36, 28))
+def test_rows_come_back_within_half_a_step_at_any_magnitude(
+    precision: Precision, seed: int, columns: int, low: int
+) -> None:
+    rows = spread_rows(seed, 8, columns, (low, low + 1.5))
+    stored, scales = encode(rows, precision)
+    assert stored.dtype == STORED_DTYPES[precision]
+    assert scales.dtype == torch.float32
+    error = (decode(stored, scales).double() - rows.double()).abs()
+    assert (error <= rows.abs().amax(1, keepdim=True).double() * STEP[precision] * (1 + 1e-6)).all()
+
+
+def test_float16_keeps_three_digits_of_coordinates_far_below_the_largest() -> None:
+    rows = torch.tensor([[1e20, 1e20 * 2.0**-28], [3e-20, 3e-20 * 2.0**-28]])
+    decoded = decode(*encode(rows, "float16"))
+    assert ((decoded - rows).abs() <= rows.abs() * 2.0**-11).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_zero_rows_stay_zero_and_leave_others_alone(precision: Precision) -> None:
+    rows = torch.zeros(3, 5)
+    rows[1] = torch.arange(5)
+    stored, scales = encode(rows, precision)
+    assert torch.isfinite(scales).all()
+    decoded = decode(stored, scales)
+    assert torch.equal(decoded[[0, 2]], torch.zeros(2, 5))
+    assert torch.equal(decoded[1], decode(*encode(rows[1:2], precision))[0])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_rows_code_depends_on_that_row_alone(precision: Precision) -> None:
+    rows = spread_rows(0, 33, 100, (-20, 20))
+    stored, scales = encode(rows, precision)
+    for row in range(33):
+        alone, scale = encode(rows[row : row + 1], precision)
+        assert torch.equal(alone[0], stored[row])
+        assert torch.equal(scale[0], scales[row])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e35])
+def test_what_float32_scores_cannot_hold_is_refused_with_its_row(precision: Precision, value: float) -> None:
+    rows = torch.ones(4, 3)
+    rows[2, 1] = value
+    with pytest.raises(StoreError, match="row 2 of this batch"):
+        encode(rows, precision)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), low=st.integers(-36, 20))
+def test_tail_norms_bound_the_exact_ones_closely(seed: int, low: int) -> None:
+    rows = spread_rows(seed, 6, 20, (low, low + 6))
+    rows[0] = 0
+    tails = tail_norms(rows, [3, 4, 20]).double().numpy()
+    for level, start in enumerate([0, 3, 4]):
+        exact = np.sqrt(np.square(rows[:, start:].double().numpy()).sum(axis=1))
+        assert (tails[:, level] >= exact).all()
+        assert (tails[:, level] <= exact * (1 + 3e-7) + 1e-44).all()
