@@ -116,7 +116,7 @@ class RowStore:
     def _by_shard(self, checkpoint: int, rows: Tensor) -> Iterator[tuple[Shard, slice, Tensor]]:
         """Split ascending rows [m] by shard: (shard, their places in `rows`, their numbers inside the shard)."""
         entries = self._entries[checkpoint]
-        edges = [0, *torch.searchsorted(rows, self._starts[checkpoint][1:]).tolist(), len(rows)]
+        edges = [*torch.searchsorted(rows, self._starts[checkpoint]).tolist(), len(rows)]
         for entry, low, high in zip(entries, edges[:-1], edges[1:], strict=True):
             if low < high:
                 yield self._shard(entry), slice(low, high), rows[low:high] - entry.start

@@ -1,0 +1,246 @@
+"""The search against brute force: the same rows, in the same order, at both ends, whatever the input."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from gradtrace.errors import QueryError
+from gradtrace.manifest import Precision
+from gradtrace.search import ProgressiveSearcher, SearchResult, exhaustive_scores
+from gradtrace.store import RowStore
+from made_index import make_store
+
+
+@dataclass
+class Brute:
+    """Scores and parts of every row in float64, and both ends by sorting (score, row)."""
+
+    scores: NDArray[np.float64]  # [rows]
+    parts: NDArray[np.float64]  # [rows, C]
+    allowed: NDArray[np.bool_]  # [rows]
+
+    def end(self, k: int, sign: int) -> list[int]:
+        found = sorted((sign * self.scores[row], row) for row in np.flatnonzero(self.allowed))
+        return [int(row) for _, row in found[:k]]
+
+
+def brute_force(
+    store: RowStore,
+    query: torch.Tensor,
+    checkpoints: list[int],
+    row_scale: torch.Tensor | None = None,
+    allowed: NDArray[np.bool_] | None = None,
+) -> Brute:
+    rows = torch.cat([block for _, block in store.blocks(checkpoints, 1000)]).double().numpy()  # [rows, C, D]
+    scale = np.ones(store.rows) if row_scale is None else row_scale.double().numpy()
+    inner = np.stack([rows[:, c] @ query[c].double().numpy() for c in range(len(checkpoints))], axis=1)
+    mask = np.ones(store.rows, bool) if allowed is None else allowed
+    return Brute(inner.sum(axis=1) * scale, inner * scale[:, None], mask)
+
+
+def check(result: SearchResult, brute: Brute, k: int) -> None:
+    assert result.exact
+    assert result.rows_searched == brute.allowed.sum()
+    assert result.rows_touched <= result.rows_searched
+    ends = [
+        (result.top_rows, result.top_scores, result.top_parts, -1),
+        (result.bottom_rows, result.bottom_scores, result.bottom_parts, 1),
+    ]
+    for rows, scores, parts, sign in ends:
+        assert rows.tolist() == brute.end(k, sign)
+        assert (rows.dtype, scores.dtype, parts.dtype) == (np.int64, np.float32, np.float32)
+        size = np.abs(brute.parts[rows]).max(initial=0) * 1e-6
+        np.testing.assert_allclose(scores, brute.scores[rows], rtol=1e-6, atol=size)
+        np.testing.assert_allclose(parts, brute.parts[rows], rtol=1e-6, atol=size)
+
+
+@dataclass
+class Case:
+    seed: int
+    rows: int
+    checkpoints: int
+    levels: list[int]
+    precision: Precision
+    shard_rows: int
+    k: int
+    integers: bool  # exact arithmetic with many ties, or normal rows of sizes over many powers of ten
+    repeats: float  # share of rows that are copies of others
+    zeros: float  # share of rows that are zero
+    scaled: bool
+    share_allowed: float
+
+
+CASES = st.builds(
+    Case,
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.sampled_from([1, 2, 3, 30, 150, 400]),
+    checkpoints=st.integers(1, 3),
+    levels=st.sampled_from([[1], [9], [2, 20], [3, 6, 12, 24]]),
+    precision=st.sampled_from(["float16", "int8"]),
+    shard_rows=st.sampled_from([64, 1000]),
+    k=st.sampled_from([1, 2, 5, 10, 500]),
+    integers=st.booleans(),
+    repeats=st.sampled_from([0.0, 0.5, 0.99]),
+    zeros=st.sampled_from([0.0, 0.3, 0.97]),
+    scaled=st.booleans(),
+    share_allowed=st.sampled_from([0.0, 0.03, 0.5, 1.0]),
+)
+
+
+def make_rows(case: Case, rng: np.random.Generator) -> NDArray[np.float32]:
+    shape = case.checkpoints, case.rows, case.levels[-1]
+    steep = 1.0 / np.arange(1, case.levels[-1] + 1)
+    if case.integers:
+        rows = rng.integers(-3, 4, shape) * 2.0 ** rng.integers(-6, 7, (1, case.rows, 1))
+    else:
+        rows = rng.standard_normal(shape) * steep * 10.0 ** rng.uniform(-4, 4, (1, case.rows, 1))
+    copies = rng.random(case.rows) < case.repeats
+    rows[:, copies] = rows[:, rng.integers(0, case.rows, copies.sum())]
+    rows[:, rng.random(case.rows) < case.zeros] = 0
+    return rows.astype(np.float32)
+
+
+def make_query(case: Case, rng: np.random.Generator, checkpoints: int) -> torch.Tensor:
+    shape = checkpoints, case.levels[-1]
+    values = rng.integers(-2, 3, shape) if case.integers else rng.standard_normal(shape) * 10.0 ** rng.uniform(-9, 9)
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def make_scale(case: Case, rng: np.random.Generator) -> torch.Tensor:
+    values = rng.choice([-2.0, 0.0, 0.5, 1.0], case.rows) if case.integers else rng.standard_normal(case.rows)
+    return torch.from_numpy(values.astype(np.float32))
+
+
+@settings(max_examples=120, deadline=None)
+@given(case=CASES)
+@example(Case(0, 400, 3, [3, 6, 12, 24], "float16", 64, 5, False, 0.0, 0.0, False, 1.0))
+@example(Case(1, 400, 3, [3, 6, 12, 24], "int8", 64, 5, True, 0.5, 0.3, True, 0.5))
+def test_both_ends_equal_brute_force(case: Case) -> None:
+    rng = np.random.default_rng(case.seed)
+    with tempfile.TemporaryDirectory() as name:
+        store = make_store(Path(name), make_rows(case, rng), case.precision, case.levels, case.shard_rows)
+        searcher = ProgressiveSearcher(store)
+        for _ in range(3):
+            chosen = rng.permutation(case.checkpoints)[: rng.integers(1, case.checkpoints + 1)].tolist()
+            query = make_query(case, rng, len(chosen))
+            scale = make_scale(case, rng) if case.scaled else None
+            allowed = None if case.share_allowed == 1 else rng.random(case.rows) < case.share_allowed
+            (result,) = searcher.search(query[None], chosen, case.k, row_scale=scale, allowed=allowed)
+            check(result, brute_force(store, query, chosen, scale, allowed), case.k)
+
+
+def gradient_like(rows: int, checkpoints: int = 3, columns: int = 96) -> NDArray[np.float32]:
+    """Steep spectrum, correlated checkpoints, norms over several powers of ten. [checkpoints, rows, columns]."""
+    rng = np.random.default_rng(0)
+    common = rng.standard_normal((1, rows, columns)) + 0.5 * rng.standard_normal((checkpoints, rows, columns))
+    spectrum = 1.0 / np.arange(1, columns + 1)
+    return (common * spectrum * 10.0 ** rng.uniform(-4, 0, (1, rows, 1))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> RowStore:
+    return make_store(tmp_path_factory.mktemp("index"), gradient_like(3000), "float16", [8, 24, 96], 1100)
+
+
+@pytest.fixture(scope="module")
+def queries() -> torch.Tensor:
+    return torch.from_numpy(gradient_like(3008)[:, 3000:].transpose(1, 0, 2).copy())  # [8, 3, 96]
+
+
+def test_few_rows_are_touched_where_the_spectrum_is_steep(store: RowStore, queries: torch.Tensor) -> None:
+    for query, result in zip(queries, ProgressiveSearcher(store).search(queries, [0, 1, 2], 10), strict=True):
+        check(result, brute_force(store, query, [0, 1, 2]), 10)
+        assert result.rows_touched < 600
+
+
+def test_it_stays_exact_where_bounds_do_not_prune(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((2, 2000, 64)).astype(np.float32)
+    rows[:, :, :4] = 0  # the first level says nothing
+    store = make_store(tmp_path, rows / np.linalg.norm(rows, axis=2, keepdims=True), "int8", [4, 16, 64], 700)
+    query = torch.from_numpy(rng.standard_normal((2, 64)).astype(np.float32))
+    (result,) = ProgressiveSearcher(store).search(query[None], [0, 1], 7)
+    check(result, brute_force(store, query, [0, 1]), 7)
+    assert result.rows_touched == 2000
+
+
+def test_a_query_gets_the_same_answer_alone_and_in_a_batch(store: RowStore, queries: torch.Tensor) -> None:
+    searcher = ProgressiveSearcher(store)
+    together = searcher.search(queries, [0, 2, 1], 5)
+    for query, batched in zip(queries, together, strict=True):
+        (alone,) = ProgressiveSearcher(store).search(query[None], [0, 2, 1], 5)
+        for field in ("top_rows", "top_scores", "top_parts", "bottom_rows", "bottom_scores", "bottom_parts"):
+            np.testing.assert_array_equal(getattr(alone, field), getattr(batched, field))
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-30, 1e30])
+def test_neither_tiny_nor_huge_queries_lose_a_hit(store: RowStore, queries: torch.Tensor, size: float) -> None:
+    query = (queries[0].double() * size).float()
+    (result,) = ProgressiveSearcher(store).search(query[None], [0, 1, 2], 10)
+    brute = brute_force(store, query, [0, 1, 2])
+    assert result.top_rows.tolist() == brute.end(10, -1)
+    assert result.bottom_rows.tolist() == brute.end(10, 1)
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-25, 1e27])
+def test_neither_tiny_nor_huge_rows_lose_a_hit(tmp_path: Path, queries: torch.Tensor, size: float) -> None:
+    rows = (gradient_like(400).astype(np.float64) * size).astype(np.float32)
+    store = make_store(tmp_path, rows, "float16", [8, 24, 96])
+    (result,) = ProgressiveSearcher(store).search(queries[:1], [0, 1, 2], 10)
+    brute = brute_force(store, queries[0], [0, 1, 2])
+    assert result.top_rows.tolist() == brute.end(10, -1)
+    assert result.bottom_rows.tolist() == brute.end(10, 1)
+
+
+def test_a_zero_query_scores_zero_and_the_first_rows_win(store: RowStore) -> None:
+    allowed = np.arange(store.rows) >= 100
+    (result,) = ProgressiveSearcher(store).search(torch.zeros(1, 2, 96), [0, 1], 4, allowed=allowed)
+    assert result.top_rows.tolist() == result.bottom_rows.tolist() == [100, 101, 102, 103]
+    assert not result.top_scores.any()
+    assert not result.bottom_parts.any()
+
+
+def test_an_empty_index_has_no_hits(tmp_path: Path) -> None:
+    store = make_store(tmp_path, np.zeros((1, 0, 4), np.float32))
+    (result,) = ProgressiveSearcher(store).search(torch.ones(1, 1, 4), [0], 3)
+    assert len(result.top_rows) == len(result.bottom_rows) == result.rows_searched == 0
+
+
+def test_impossible_searches_are_refused(store: RowStore, queries: torch.Tensor) -> None:
+    searcher = ProgressiveSearcher(store)
+    with pytest.raises(QueryError, match="k must be at least 1"):
+        searcher.search(queries, [0, 1, 2], 0)
+    with pytest.raises(QueryError, match="NaN"):
+        searcher.search(queries * torch.nan, [0, 1, 2], 3)
+    for value in (torch.nan, torch.inf, 1e38):
+        with pytest.raises(QueryError, match="row_scale"):
+            searcher.search(queries, [0, 1, 2], 3, row_scale=torch.full((store.rows,), value))
+
+
+@pytest.mark.parametrize("checkpoints", [[0, 1, 2], [2], [2, 0]])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_exhaustive_scores_are_brute_force(
+    store: RowStore, queries: torch.Tensor, checkpoints: list[int], scaled: bool
+) -> None:
+    scale = torch.linspace(-1, 2, store.rows) if scaled else None
+    scores = exhaustive_scores(store, queries[:, checkpoints], checkpoints, scale)
+    assert scores.dtype == np.float32
+    want = np.stack([brute_force(store, query[checkpoints], checkpoints, scale).scores for query in queries])
+    np.testing.assert_allclose(scores, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_first_level_may_lie_on_a_gpu(store: RowStore, queries: torch.Tensor) -> None:
+    results = ProgressiveSearcher(store, device="cuda").search(queries.cuda(), [0, 1, 2], 10)
+    for query, result in zip(queries, results, strict=True):
+        check(result, brute_force(store, query, [0, 1, 2]), 10)
