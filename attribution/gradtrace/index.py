@@ -119,9 +119,10 @@ class Index:
         return methods.self_influence(chosen.method, chosen.norms(), chosen.weights)
 
     def _resolved(self, examples: Sequence[Example], target: str | None) -> list[Query]:
-        if not examples:
+        if not len(examples):
             raise QueryError("no example to explain")
-        return resolve_queries(self._models[-1], examples, target)
+        parts = (examples[start : start + _QUERY_BATCH] for start in range(0, len(examples), _QUERY_BATCH))
+        return [query for part in parts for query in resolve_queries(self._models[-1], part, target)]
 
     def _gradients(self, queries: Sequence[Query], checkpoints: Sequence[int]) -> tuple[Tensor, list[float]]:
         """Compressed gradients of the queries, float32 [queries, checkpoints, dimensions], and their losses at the last
@@ -237,7 +238,8 @@ def open_index(
     models = [
         GradientModel(task, _checkpoint(directory, found, checkpoints), where, probe) for found in manifest.checkpoints
     ]
-    require_layers(basis, models[-1].plan.layers)
+    for model in models:
+        require_layers(basis, model.plan.layers)
     check_probe_losses(task, models[-1], manifest.task)
     return Index(task, manifest, store, models, basis.to(where))
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from gradtrace.errors import QueryError
 from gradtrace.manifest import CheckpointEntry
 
+_NO_DIRECTION = 2.0**-100  # rows so much smaller than the largest are taken for zero: float32 holds no more of them
+
 Weights = Literal["learning_rate", "learning_rate_steps", "equal"]
 
 
@@ -108,15 +110,17 @@ def row_scale(method: Method, norms: NDArray[np.float32]) -> Tensor | None:
     """One factor for each row's score, from the rows' norms [C, rows]; None where scores stay as they are."""
     if not method.normalized:
         return None
-    return _inverse(torch.from_numpy(np.sqrt((norms.astype(np.float64) ** 2).sum(0)))).float()
+    total = torch.from_numpy(np.sqrt((norms.astype(np.float64) ** 2).sum(0)))
+    return torch.where(total > _NO_DIRECTION * total.max(), _inverse(total), 0).float()
 
 
 def self_influence(method: Method, norms: NDArray[np.float32], weights: NDArray[np.float64]) -> NDArray[np.float32]:
     """The score of each row on itself, from the rows' norms [C, rows]. float32 [rows]."""
     squares = norms.astype(np.float64) ** 2  # [C, rows]
     if method.normalized:
-        positive: NDArray[np.float32] = (squares.sum(0) > 0).astype(np.float32)
-        return positive
+        total = np.sqrt(squares.sum(0))
+        directed: NDArray[np.float32] = (total > _NO_DIRECTION * total.max()).astype(np.float32)
+        return directed
     scores: NDArray[np.float32] = (weights @ squares).astype(np.float32)
     return scores
 

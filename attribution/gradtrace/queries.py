@@ -32,7 +32,7 @@ def resolve_queries(model: GradientModel, examples: Sequence[Example], target: s
     proponents are the rows that raised it).
 
     Raises:
-        QueryError: an unknown target, or no label and no prediction either.
+        QueryError: an unknown target, or a label is missing and the task predicts none.
     """
     task = model.task
     if target not in (None, "loss"):
@@ -40,23 +40,22 @@ def resolve_queries(model: GradientModel, examples: Sequence[Example], target: s
     use_measurement = task.has_measurement and target is None
     measure, name = (task.measurement, "measurement") if use_measurement else (task.loss, "loss")
     labels = [task.label(example) for example in examples]
-    predictions = _predictions(model, examples, labels)
-    filled = [
-        task.with_label(example, prediction) if label is None and prediction is not None else example
-        for example, label, prediction in zip(examples, labels, predictions, strict=True)
-    ]
+    lacking = [_lacks_label(task, example, label) for example, label in zip(examples, labels, strict=True)]
+    predictions = _predictions(model, examples, lacking)
+    of_prediction = _PredictionMeasure(task)
     queries = []
-    for example, label, prediction in zip(filled, labels, predictions, strict=True):
-        own = (measure, name)
-        if label is None and isinstance(prediction, float) and not use_measurement:
-            own = (_PredictionMeasure(task), "prediction")
-        elif label is None and prediction is not None:
+    for example, label, lacks, prediction in zip(examples, labels, lacking, predictions, strict=True):
+        own: tuple[Measure, str] = (measure, name)
+        if lacks and prediction is not None:
+            example = task.with_label(example, prediction)
             own = (measure, f"{name} at the predicted label")
+            if isinstance(prediction, float) and not use_measurement:
+                own = (of_prediction, "prediction")
         queries.append(Query(example, *own, label, prediction))
     return queries
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _PredictionMeasure:
     """The negative predicted value."""
 
@@ -66,21 +65,24 @@ class _PredictionMeasure:
         return -self.task.predict(model, batch).flatten()
 
 
-def _predictions(
-    model: GradientModel, examples: Sequence[Example], labels: Sequence[Label | None]
-) -> list[Label | None]:
+def _predictions(model: GradientModel, examples: Sequence[Example], lacking: Sequence[bool]) -> list[Label | None]:
     """The last checkpoint's prediction for each example; a placeholder stands for a missing label meanwhile."""
     task = model.task
+    if not task.has_predict and any(lacking):
+        raise QueryError(
+            f"the example has no label, and {type(task).__name__} defines no predict(self, model, batch) to take one "
+            "from: give a label"
+        )
     if not task.has_predict:
         return [None] * len(examples)
-    complete = [
-        task.with_label(e, 0) if label is None and _takes_label(task, e) else e
-        for e, label in zip(examples, labels, strict=True)
-    ]
+    complete = [task.with_label(e, 0) if lacks else e for e, lacks in zip(examples, lacking, strict=True)]
     predicted: list[Label | None] = model.predict(model.batch(complete)).tolist()
     return predicted
 
 
-def _takes_label(task: Task, example: Example) -> bool:
-    """Whether the example has a place for a label: some tasks (language models, say) have none at all."""
-    return (isinstance(example, tuple | list) and len(example) == 2) or type(task).with_label is not Task.with_label
+def _lacks_label(task: Task, example: Example, label: Label | None) -> bool:
+    """Whether a label is missing. None is no proof: labels may be tensors, and language models have none at all."""
+    is_pair = isinstance(example, tuple | list) and len(example) == 2
+    if type(task).label is not Task.label:  # the task knows
+        return label is None and (is_pair or type(task).with_label is not Task.with_label)
+    return is_pair and example[1] is None

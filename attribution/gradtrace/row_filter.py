@@ -32,7 +32,7 @@ class RowFilter:
         Raises:
             QueryError: a row that does not exist, or no row left.
         """
-        if self == RowFilter():
+        if not self.correct_only and self.labels is None and self.rows is None and self.exclude_rows is None:
             return None
         allowed = np.ones(rows, dtype=bool)
         if self.labels is not None:
@@ -49,7 +49,9 @@ class RowFilter:
 
 
 def _marked(rows: int, chosen: Sequence[int]) -> NDArray[np.bool_]:
-    wanted = np.asarray(list(chosen), dtype=np.int64)
+    wanted = np.asarray(list(chosen) or np.zeros(0, dtype=np.int64))
+    if not np.issubdtype(wanted.dtype, np.integer):
+        raise QueryError(f"rows and exclude_rows of a filter are row numbers, not {wanted.dtype} values")
     if len(wanted) and (wanted.min() < 0 or wanted.max() >= rows):
         raise QueryError(
             f"the filter names row {wanted.min() if wanted.min() < 0 else wanted.max()}; rows are 0 to {rows - 1}"
