@@ -1,0 +1,118 @@
+"""How long one query takes over HTTP, and where the time goes: `python -m benchmarks.latency cifar10 --index DIR`.
+
+The service runs in a process of its own; the SDK asks one query at a time, an image without a label. Then the same
+queries go to the index in this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradtrace import Index, Task, open_index
+from gradtrace.dataset import fetch
+from gradtrace_client import Client
+from gradtrace_client.schemas import Payload
+from gradtrace_indexer.task_loading import load_task
+
+_WARM_UP = 10
+_SERVE = [sys.executable, "-c", "from gradtrace_service.cli import main; main()", "serve"]
+
+Times = dict[str, NDArray[np.float64]]  # milliseconds of each query, [queries], by what they were spent on
+Found = list[list[int]]  # rows found for each query, those of both ends
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", choices=["digits", "mnist", "cifar10"])
+    parser.add_argument("--index", type=Path, help="default: the one that benchmarks.throughput built")
+    parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    arguments = parser.parse_args()
+    path = arguments.index or arguments.runs / arguments.dataset / "index-spectral-1024-float16"
+    spec = f"examples/{arguments.dataset}/task.py:TASK"
+    task = load_task(spec)
+    payloads = images(task, arguments.queries + _WARM_UP)
+    with served(path, spec) as url, Client(url) as client:
+        over_http, found = ask(client, payloads, arguments.k)
+    index = open_index(path, task)
+    in_process, expected = ask_in_process(index, payloads, arguments.k)
+    if found != expected:
+        sys.exit("the service found other rows than the index in this process")
+    print(
+        f"| {arguments.dataset}: {index.rows:,} rows x {len(index.manifest.checkpoints)} checkpoints x "
+        f"{index.manifest.basis.dimensions:,} dimensions, {arguments.queries} queries, k = {arguments.k} "
+        "| median, ms | 95 %, ms |\n|---|--:|--:|"
+    )
+    for where, times in (("HTTP", over_http), ("in process", in_process)):
+        for name, values in times.items():
+            print(f"| {where}: {name} | {np.median(values):.2f} | {np.quantile(values, 0.95):.2f} |")
+
+
+def images(task: Task, count: int) -> list[Payload]:
+    """Requests for random test images, {"image": PNG as base64}."""
+    rows = np.random.default_rng(0).choice(len(task.query), count, replace=False)
+    return [task.render(example) for example in fetch(task.query, rows.tolist())]
+
+
+@contextmanager
+def served(index: Path, task: str) -> Iterator[str]:
+    """The address of a `gradtrace serve` in a process of its own."""
+    words = [*_SERVE, str(index), "--task", task, "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        said = ""
+        try:
+            while not (address := re.search(r"running on (http://[\d.]+:\d+)", said)):
+                if not (line := server.stderr.readline()):
+                    sys.exit(f"gradtrace serve ended: {said}")
+                said += line
+            yield address.group(1)
+        finally:
+            server.terminate()
+
+
+def ask(client: Client, payloads: Sequence[Payload], k: int) -> tuple[Times, Found]:
+    """Times and found rows of all but the first few queries, which warm up."""
+    lines, found = [], []
+    for payload in payloads:
+        started = time.perf_counter()
+        answer = client.influence(payload, k=k)
+        whole, spent = 1e3 * (time.perf_counter() - started), answer.timing_ms
+        rest = spent.total - spent.queue - spent.gradient - spent.search
+        lines.append((whole, spent.gradient, spent.search, spent.queue, rest, whole - spent.total))
+        result = answer.results[0]
+        found.append([hit.row for hit in (*result.proponents, *result.opponents)])
+    names = ("end to end", "gradient", "search", "queue", "parsing, rendering", "network, JSON")
+    return _by_name(names, lines), found
+
+
+def ask_in_process(index: Index, payloads: Sequence[Payload], k: int) -> tuple[Times, Found]:
+    """As `ask`; images are decoded before the clock starts."""
+    lines, found = [], []
+    for payload in payloads:
+        example = index.task.parse(payload)
+        started = time.perf_counter()
+        result = index.influence([example], k=k)[0]
+        whole = 1e3 * (time.perf_counter() - started)
+        lines.append((whole, *(index.last_timing[name] for name in ("gradient", "search", "rest"))))
+        found.append([hit.row for hit in (*result.proponents, *result.opponents)])
+    return _by_name(("end to end", "gradient", "search", "rest"), lines), found
+
+
+def _by_name(names: Sequence[str], lines: Sequence[tuple[float, ...]]) -> Times:
+    return dict(zip(names, np.array(lines[_WARM_UP:]).T, strict=True))
+
+
+if __name__ == "__main__":
+    main()
