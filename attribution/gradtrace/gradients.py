@@ -71,5 +71,5 @@ def backpropagate(
                 "the loss does not depend on any layer of the model: was it computed under torch.no_grad(), "
                 "detached, or from another model than the one passed in?"
             )
-        torch.autograd.grad(losses, token, torch.ones_like(losses))
+        torch.autograd.grad(losses.sum(), token)  # of a sum: grad_outputs would make PyTorch load SymPy (1.4 s)
     return losses.detach()
