@@ -111,6 +111,7 @@ def main() -> None:
     plain = median(times["training step"])
     print(
         f"| {arguments.dataset}, batch {size}, {arguments.dimensions} dimensions | rows/s | against a training step |"
+        "\n|---|--:|--:|"
     )
     for name, found in times.items():
         print(f"| {name} | {size * _BATCHES / median(found):,.0f} | {plain / median(found):.2f} x |")
