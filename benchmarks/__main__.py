@@ -41,7 +41,7 @@ BENCHMARKS = {
         ("Gradient rows a second", "throughput cifar10"),
         ("Exact search", "search cifar10"),
         ("Time of a query", "latency cifar10"),
-        ("Memory of a build", "memory cifar10"),
+        ("Memory of a build", "memory cifar10 --rows 5000 10000 20000"),
     ),
 }
 
