@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import tiny
-from gradtrace import DatasetError, GradtraceError, LossError, TaskError, UnsupportedLayerError
+from gradtrace import DatasetError, GradtraceError, LossError, StoreError, TaskError, UnsupportedLayerError
+from gradtrace_indexer.shard_writer import ShardWriter
 from tiny import ClassTask, PairTask
 
 ROWS = tiny.classes(20)
@@ -74,6 +75,34 @@ def test_gradient_that_is_not_finite_names_the_row(tmp_path: Path) -> None:
         lambda: nn.Linear(5, 3, bias=False), with_input(150, 0.0), lambda m, b: m(b[0]).square().sum(1).sqrt()
     )
     refused(LossError, task, tmp_path, "gradient", "NaN or infinite", r"row\(s\) 150:", basis="none")
+
+
+def test_loss_that_is_too_large_names_the_row(tmp_path: Path) -> None:
+    """Finite, but no norm of its gradient would be."""
+    rows = [(x, torch.tensor(1e32 if row == 150 else 1.0)) for row, (x, _) in enumerate(tiny.classes(200))]
+    task = PairTask(lambda: nn.Linear(5, 1), rows, lambda m, b: m(b[0]).flatten() * b[1])
+    found = tiny.checkpoints(task, tmp_path / "checkpoints")
+    with pytest.raises(GradtraceError, match=r"150: the loss .* above 1e\+30"):
+        tiny.build_index(task, found, tmp_path / "index", basis="none", batch_size=64, progress=False)
+
+
+class Full(ShardWriter):
+    """Has no room for a second batch."""
+
+    def append(self, rows: Tensor) -> None:
+        if self._written:
+            raise StoreError("full")
+        super().append(rows)
+
+
+def test_threads_are_as_before_while_an_error_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its traceback keeps alive what the build was in the middle of."""
+    monkeypatch.setattr("gradtrace_indexer.build.ShardWriter", Full)
+    torch.set_num_threads(3)
+    with pytest.raises(StoreError, match="full") as caught:
+        tiny.build(PairTask(tiny.mlp, ROWS), tmp_path, batch_size=4)
+    assert torch.get_num_threads() == 3, f"changed while {caught.value} is handled"
+    torch.set_num_threads(1)
 
 
 class Stream(IterableDataset):  # type: ignore[type-arg]
@@ -228,7 +257,8 @@ def test_model_is_left_as_it_was(tmp_path: Path, fails: bool) -> None:
 
     task = ClassTask(lambda: model, rows, failing if fails else None)
     found = tiny.checkpoints(task, tmp_path / "checkpoints")
-    before, threads, drawn = state(model), torch.get_num_threads(), torch.random.get_rng_state()
+    torch.set_num_threads(3)
+    before, drawn = state(model), torch.random.get_rng_state()
     if fails:
         with pytest.raises(LossError):
             tiny.build_index(task, found, tmp_path / "index", dimensions=16, progress=False)
@@ -236,7 +266,8 @@ def test_model_is_left_as_it_was(tmp_path: Path, fails: bool) -> None:
         index = tiny.build_index(task, found, tmp_path / "index", dimensions=16, progress=False)
         index.influence(rows[:2], k=3)
     assert state(model) == before
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(1)
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert torch.is_grad_enabled()
 

@@ -157,6 +157,17 @@ def test_labelled_and_unlabelled_queries_together(index: Index) -> None:
         same(a, index.influence([query])[0])
 
 
+@pytest.mark.parametrize(
+    "task", [ValueTask(tiny.value_mlp, tiny.values(60)), ClassTask(tiny.mlp, [(x, torch.tensor(y)) for x, y in ROWS])]
+)
+def test_tensor_labels_and_missing_ones_together(tmp_path: Path, task: PairTask) -> None:
+    """What is filled in is of the kind that the other labels are, so that all stack."""
+    index = tiny.build(task, tmp_path)
+    mixed = [task.train[0], (task.train[1][0], None), task.train[2], (task.train[3][0], None)]
+    for query, result in zip(mixed, index.influence(mixed), strict=True):
+        same(index.influence([query])[0], result)
+
+
 @dataclass
 class ValueData(ValueTask):
     """A task as a data class: it compares by value, and has no hash."""

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from gradtrace.dataset import content_hash
 from gradtrace.errors import DatasetError, LossError
+from gradtrace.precision import LARGEST_VALUE
 from gradtrace.task import Task
 
 _TWICE_READ = 16  # rows that are read twice, to see whether they stay the same
@@ -40,13 +41,17 @@ def check_losses(losses: Tensor, batch: int | None) -> None:
 
 
 def check_finite(values: Tensor, what: str) -> None:
-    """Raises LossError if a value, or a row of values, is NaN or infinite. values: [batch] or [batch, n]."""
-    finite = values.isfinite()
+    """Raises LossError if a value, or a row of values, is NaN or infinite, or too large to be stored.
+
+    values: [batch] or [batch, n].
+    """
+    finite = values.abs() <= LARGEST_VALUE  # NaN compares false
     if not bool(finite.all()):
         bad = (~finite).reshape(len(values), -1).any(1).nonzero().flatten().tolist()
         raise LossError(
-            f"the {what} of {len(bad)} example(s) is NaN or infinite (positions {bad[:5]} of the batch): check these "
-            "examples for missing values, the checkpoint for divergence, and the loss for log(0) and for roots of zero",
+            f"the {what} of {len(bad)} example(s) is NaN or infinite, or above {LARGEST_VALUE:.0e} (positions {bad[:5]} of "
+            "the batch): check these examples for missing values, the checkpoint for divergence, and the loss for log(0) and for "
+            "roots of zero",
             bad,
         )
 

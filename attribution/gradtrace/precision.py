@@ -14,7 +14,7 @@ from gradtrace.manifest import Precision
 
 STORED_DTYPES: dict[Precision, torch.dtype] = {"float16": torch.float16, "int8": torch.int8}
 _SMALLEST_SCALE = 2.0**-126  # the smallest normal float32: a scale below it would itself lose digits
-_LARGEST_VALUE = 2.0**100  # leaves room for inner products; a gradient of 1e30 has left the rails anyway
+LARGEST_VALUE = 2.0**100  # leaves room for inner products; a gradient of 1e30 has left the rails anyway
 
 
 def encode(rows: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
@@ -26,10 +26,10 @@ def encode(rows: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
         StoreError: a coordinate is NaN, infinite, or too large for its row's norm to be a float32.
     """
     largest = rows.abs().amax(dim=1) if rows.shape[1] else rows.new_zeros(len(rows))  # [n]
-    if not bool((largest <= _LARGEST_VALUE).all()):  # NaN compares false
-        row = int((~(largest <= _LARGEST_VALUE)).nonzero()[0])
+    if not bool((largest <= LARGEST_VALUE).all()):  # NaN compares false
+        row = int((~(largest <= LARGEST_VALUE)).nonzero()[0])
         raise StoreError(
-            f"row {row} of this batch has a coordinate that is NaN, infinite or above {_LARGEST_VALUE:.0e}: the "
+            f"row {row} of this batch has a coordinate that is NaN, infinite or above {LARGEST_VALUE:.0e}: the "
             "gradient of that training example has overflowed; check its input, its loss and the checkpoint's weights"
         )
     if precision == "int8":

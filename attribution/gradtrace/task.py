@@ -72,7 +72,7 @@ class Task(ABC):
                 f"{type(self).__name__}: the example is no (input, label) pair, so its label cannot be set; "
                 "define with_label(self, example, label)"
             )
-        old = example[1]
+        old = self.train[0][1] if example[1] is None else example[1]  # of the kind that stacks with the others
         if isinstance(old, Tensor):
             if old.numel() != 1:
                 raise TaskError(

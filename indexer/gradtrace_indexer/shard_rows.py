@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from queue import SimpleQueue
 
 import torch
@@ -35,7 +35,7 @@ class RowWorkers:
         self._basis, self._count = basis, len(models)
         self.collate = models[0].batch
 
-    def encode(self, batches: Iterator[Batch]) -> Iterator[Encoded]:
+    def encode(self, batches: Iterator[Batch]) -> Generator[Encoded]:
         pending: deque[Future[Encoded]] = deque()
         with _one_core_each(self._count), ThreadPoolExecutor(self._count) as pool:
             for batch in batches:
@@ -88,11 +88,12 @@ def write_rows(
 
     done = 0
     try:
-        for coordinates, losses, predictions in workers.encode(batches()):
-            writer.append(coordinates)
-            columns.append(labels.popleft(), predictions, losses, coordinates.norm(dim=1))
-            done += len(coordinates)
-            on_batch(len(coordinates))
+        with closing(workers.encode(batches())) as encoded:
+            for coordinates, losses, predictions in encoded:
+                writer.append(coordinates)
+                columns.append(labels.popleft(), predictions, losses, coordinates.norm(dim=1))
+                done += len(coordinates)
+                on_batch(len(coordinates))
     except LossError as error:
         raise error.naming(rows[done : done + batch_size]) from error
     return columns
