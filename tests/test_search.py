@@ -42,7 +42,7 @@ def brute_force(
 ) -> Brute:
     rows = torch.cat([block for _, block in store.blocks(checkpoints, 1000)]).double().numpy()  # [rows, C, D]
     scale = np.ones(store.rows) if row_scale is None else row_scale.double().numpy()
-    inner = np.stack([rows[:, c] @ query[c].double().numpy() for c in range(len(checkpoints))], axis=1)
+    inner = (rows * query.double().numpy()).sum(axis=2)  # a matrix product may round equal rows differently
     mask = np.ones(store.rows, bool) if allowed is None else allowed
     return Brute(inner.sum(axis=1) * scale, inner * scale[:, None], mask)
 

@@ -111,6 +111,10 @@ class Shard:
         count = torch.Size(shape).numel()
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(shape)
 
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Views of whole rows [n, dimensions] by level."""
+        return torch.split(rows, self.layout.widths, dim=1)
+
     def expect_gathers(self) -> None:
         """Tell the system that single rows of the later levels are read next: no read-ahead around each."""
         self._advise(mmap.MADV_RANDOM)

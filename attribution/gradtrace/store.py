@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.errors import CorruptIndexError, QueryError
-from gradtrace.manifest import FileEntry, Manifest, ShardEntry
+from gradtrace.manifest import FileEntry, Manifest
 from gradtrace.shards import Shard, ShardLayout, hash_file
 
 _HASH_THREADS = 4
@@ -43,22 +42,25 @@ class RowStore:
             sorted((s for s in manifest.shards if s.checkpoint == c), key=lambda s: s.start)
             for c in range(self.checkpoints)
         ]
-        for checkpoint, entries in enumerate(self._entries):
-            self._check_tiling(checkpoint, entries)
+        self._check_stretches()
+        self._starts = torch.tensor([start for start, _ in self._stretches(0)], dtype=torch.int64)
 
-    def _check_tiling(self, checkpoint: int, entries: list[ShardEntry]) -> None:
-        edges = [0, *(entry.stop for entry in entries)]
-        if edges[:-1] != [entry.start for entry in entries] or edges[-1] != self.rows:
-            name = self._manifest.checkpoints[checkpoint].name
-            raise CorruptIndexError(
-                f"the shards of checkpoint {name} do not cover its {self.rows} rows: rebuild {self._directory}"
-            )
+    def _stretches(self, checkpoint: int) -> list[tuple[int, int]]:
+        return [(entry.start, entry.stop) for entry in self._entries[checkpoint]] if self._entries else []
 
-    @cached_property
-    def _starts(self) -> list[Tensor]:
-        return [torch.tensor([entry.start for entry in entries]) for entries in self._entries]
+    def _check_stretches(self) -> None:
+        for checkpoint in range(self.checkpoints):
+            edges = [0, *(stop for _, stop in self._stretches(checkpoint))]
+            starts = [start for start, _ in self._stretches(checkpoint)]
+            if edges[:-1] != starts or edges[-1] != self.rows or self._stretches(checkpoint) != self._stretches(0):
+                name = self._manifest.checkpoints[checkpoint].name
+                raise CorruptIndexError(
+                    f"the shards of checkpoint {name} do not cover its {self.rows} rows in the same stretches as those "
+                    f"of the first checkpoint: rebuild {self._directory}"
+                )
 
-    def _shard(self, entry: ShardEntry) -> Shard:
+    def _shard(self, checkpoint: int, number: int) -> Shard:
+        entry = self._entries[checkpoint][number]
         name = entry.rows.path
         if name not in self._open:
             layout = ShardLayout(entry.stop - entry.start, tuple(self.levels), self._manifest.precision)
@@ -67,8 +69,8 @@ class RowStore:
 
     def shards(self, checkpoint: int) -> Iterator[tuple[int, Shard]]:
         """The first row and the open shard of each stretch of rows, in order."""
-        for entry in self._entries[checkpoint]:
-            yield entry.start, self._shard(entry)
+        for number, entry in enumerate(self._entries[checkpoint]):
+            yield entry.start, self._shard(checkpoint, number)
 
     def tails(self, checkpoint: int, level: int) -> Tensor:
         """Upper bounds of the norms of each row's coordinates from `level` on. [rows] float32."""
@@ -93,19 +95,21 @@ class RowStore:
         if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= self.rows):
             raise QueryError(f"rows must lie in 0 to {self.rows - 1}; got {int(rows[0])} to {int(rows[-1])}")
         out = torch.empty(len(rows), len(checkpoints), self.dimensions)
-        for position, checkpoint in enumerate(checkpoints):
-            for shard, places, local in self._by_shard(checkpoint, rows):
-                scales = shard.scales[local, None]
-                targets = torch.split(out[places, position], shard.layout.widths, dim=1)
-                for values, target in zip(shard.levels, targets, strict=True):
-                    torch.mul(torch.index_select(values, 0, local), scales, out=target)
-        return out
+        scales = torch.empty(len(rows), len(checkpoints), 1)
+        for number, places, local in self._by_shard(rows):
+            for position, checkpoint in enumerate(checkpoints):
+                shard = self._shard(checkpoint, number)
+                scales[places, position, 0] = shard.scales[local]
+                for values, target in zip(shard.levels, shard.split(out[places, position]), strict=True):
+                    target.copy_(torch.index_select(values, 0, local))
+        return out.mul_(scales)
 
     def products(self, checkpoint: int, rows: Tensor, level: int, vector: Tensor) -> Tensor:
         """<row's columns of one level, vector>, for ascending rows [m] int64, vector [width]. [m] float32."""
         out = torch.empty(len(rows))
         many = len(rows) * _SCAN_SHARE > self.rows
-        for shard, places, local in self._by_shard(checkpoint, rows):
+        for number, places, local in self._by_shard(rows):
+            shard = self._shard(checkpoint, number)
             if many:
                 shard.expect_scan()
             torch.mul(_products(shard.levels[level], local, vector), shard.scales[local], out=out[places])
@@ -113,13 +117,12 @@ class RowStore:
                 shard.expect_gathers()
         return out
 
-    def _by_shard(self, checkpoint: int, rows: Tensor) -> Iterator[tuple[Shard, slice, Tensor]]:
-        """Split ascending rows [m] by shard: (shard, their places in `rows`, their numbers inside the shard)."""
-        entries = self._entries[checkpoint]
-        edges = [*torch.searchsorted(rows, self._starts[checkpoint]).tolist(), len(rows)]
-        for entry, low, high in zip(entries, edges[:-1], edges[1:], strict=True):
+    def _by_shard(self, rows: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+        """Split ascending rows [m] by stretch: (its number, places in `rows`, numbers inside its shards)."""
+        edges = [*torch.searchsorted(rows, self._starts).tolist(), len(rows)]
+        for number, (start, low, high) in enumerate(zip(self._starts.tolist(), edges[:-1], edges[1:], strict=True)):
             if low < high:
-                yield self._shard(entry), slice(low, high), rows[low:high] - entry.start
+                yield number, slice(low, high), rows[low:high] - start
 
     def blocks(self, checkpoints: Sequence[int], block_rows: int) -> Iterator[tuple[int, Tensor]]:
         """All rows in order, as (first row, [b, len(checkpoints), dimensions] float32), b at most `block_rows`."""
@@ -145,10 +148,10 @@ class RowStore:
             low, high = max(start, first), min(stop, first + shard.layout.rows)
             if low >= high:
                 continue
-            part = out[low - start : high - start]
-            scales = shard.scales[low - first : high - first, None]
-            for values, target in zip(shard.levels, torch.split(part, shard.layout.widths, dim=1), strict=True):
-                torch.mul(values[low - first : high - first], scales, out=target)
+            part, local = out[low - start : high - start], slice(low - first, high - first)
+            for values, target in zip(shard.levels, shard.split(part), strict=True):
+                target.copy_(values[local])
+            part.mul_(shard.scales[local, None])
 
     def columns(self, checkpoint: int) -> dict[str, NDArray[Any]]:
         """label, prediction, loss, correct and norm of every row at a checkpoint, each [rows].
