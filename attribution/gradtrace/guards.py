@@ -49,8 +49,8 @@ def check_finite(values: Tensor, what: str) -> None:
     if not bool(finite.all()):
         bad = (~finite).reshape(len(values), -1).any(1).nonzero().flatten().tolist()
         raise LossError(
-            f"the {what} of {len(bad)} example(s) is NaN or infinite, or above {LARGEST_VALUE:.0e} (positions {bad[:5]} "
-            "of the batch): check these examples for missing values, the checkpoint for divergence, and the loss for "
+            f"the {what} of {len(bad)} example(s) is NaN or infinite, or above {LARGEST_VALUE:.0e} (positions {bad[:5]}"
+            " of the batch): check these examples for missing values, the checkpoint for divergence, and the loss for "
             "log(0) and for roots of zero",
             bad,
         )
