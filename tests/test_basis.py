@@ -19,7 +19,7 @@ from gradtrace import Checkpoint, StoreError, gradients_reference, random_number
 from gradtrace.basis import Basis, ChosenCoordinates, load_basis
 from gradtrace.encoder import GradientModel
 from gradtrace.fisher import curvature, fisher_batches
-from gradtrace.layers import Layer
+from gradtrace.layers import Layer, base
 from gradtrace.manifest import BasisKind
 from gradtrace.reference import vmapped_gradients
 from gradtrace.task import Task
@@ -280,7 +280,7 @@ def test_energies_need_no_more_memory_for_more_slices(tmp_path: Path, monkeypatc
     make, rows = MODELS["convolution"]
     fit = Fit(ClassTask(make, rows), tmp_path)
     whole = fit.encode(fit.basis("spectral", 20))
-    monkeypatch.setattr(spectral, "_SLICE", 1)
+    monkeypatch.setattr(base, "_SLICE", 1)
     torch.testing.assert_close(fit.encode(fit.basis("spectral", 20)), whole, rtol=1e-3, atol=1e-5)
 
 

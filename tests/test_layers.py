@@ -212,8 +212,8 @@ def test_weight_used_outside_of_its_module() -> None:
 def test_attention_whose_projections_bypass_their_modules() -> None:
     torch.manual_seed(0)
     encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
-    plan = check(encoder, examples_of((3, 8), 7), strays={
-        "self_attn.in_proj_weight", "self_attn.in_proj_bias", "self_attn.out_proj.weight", "self_attn.out_proj.bias"})  # fmt: skip
+    inside = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+    plan = check(encoder, examples_of((3, 8), 7), strays={f"self_attn.{name}" for name in inside})
     assert {type(layer) for layer in plan.layers} > {StrayLayer}
 
 

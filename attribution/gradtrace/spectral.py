@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +15,12 @@ from torch import Tensor
 
 from gradtrace.basis import Basis, ChosenCoordinates
 from gradtrace.encoder import GradientModel
-from gradtrace.layers import Bases, Layer
+from gradtrace.layers import IDENTITY, Bases, Layer, Uses
 from gradtrace.task import Batch
 
 _WIDEST = 4096  # features above which the eigenvectors come from a sample of factors, not from an n x n matrix
 _SKETCH = 1024  # eigenvectors that are kept of such a side
 _POSITIONS = 1 << 14  # positions of a batch that estimate E[a aT] well enough
-_SLICE = 1 << 24  # elements of per-example gradients or patches that are held at a time
-
-Uses = list[tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -78,7 +74,7 @@ def fit_eigenbases(model: GradientModel, batches: Iterator[Batch]) -> dict[Layer
             return
         if layer.rotates_inputs:
             some = x[:: 1 + len(d) * layer.positions(d) // _POSITIONS]
-            for part in _slices(layer, some):
+            for part in layer.slices(some):
                 side = inputs.setdefault(layer, _Side(layer.inputs, layer.groups))
                 side.add(layer.input_factors(some[part], None))
         side = outputs.setdefault(layer, _Side(layer.outputs, layer.groups))
@@ -90,13 +86,6 @@ def fit_eigenbases(model: GradientModel, batches: Iterator[Batch]) -> dict[Layer
         layer: Bases(inputs[layer].eigenvectors() if layer in inputs else None, outputs[layer].eigenvectors())
         for layer in outputs
     }
-
-
-def _slices(layer: Layer, x: Tensor) -> Iterator[slice]:
-    """Parts of the batch small enough to hold their patches and whole gradients."""
-    step = max(1, _SLICE // max(layer.size, x[0].numel() * layer.patches_per_input))
-    for start in range(0, x.shape[0], step):
-        yield slice(start, start + step)
 
 
 def mean_squares(model: GradientModel, batches: Iterator[Batch], bases: Mapping[Layer, Bases]) -> dict[Layer, Tensor]:
@@ -122,35 +111,8 @@ def squares(
     uses: Mapping[Layer, Uses], strays: Mapping[Layer, Tensor], bases: Mapping[Layer, Bases]
 ) -> dict[Layer, Tensor]:
     """Sum over a batch of the squared coordinates. Each [groups, s, r]."""
-    found = {layer: _summed_squares(layer, own, bases.get(layer, Bases())) for layer, own in uses.items()}
+    found = {layer: layer.squared_sum(own, bases.get(layer, IDENTITY)) for layer, own in uses.items()}
     return found | {layer: gradient.square().sum(0) for layer, gradient in strays.items()}
-
-
-def _summed_squares(layer: Layer, uses: Uses, bases: Bases) -> Tensor:
-    """Sum over the batch of the squared coordinates; uses of a shared layer are summed before squaring."""
-    x, d = uses[0]
-    if len(uses) == 1 and layer.rotates_inputs and layer.rotates and layer.groups == 1 and x.dim() == 2:
-        a, s = layer.input_factors(x, bases.inputs)[:, 0, 0], layer.output_factors(d, bases.outputs)[:, 0, 0]
-        return (s.square().T @ a.square())[None]  # (d_i a_j)^2 = d_i^2 a_j^2 where there is one position
-    parts = (sum_of_uses(layer, [(x[part], d[part]) for x, d in uses], bases) for part in _slices(layer, x))
-    return reduce(torch.Tensor.add_, (part.square().sum(0) for part in parts))
-
-
-def sum_of_uses(layer: Layer, uses: Uses, bases: Bases) -> Tensor:
-    """Per-example gradient summed over the uses of a layer. [batch, groups, s, r]."""
-    total = rotated_gradient(layer, *uses[0], bases)
-    for x, d in uses[1:]:
-        total = total + rotated_gradient(layer, x, d, bases)
-    return total
-
-
-def rotated_gradient(layer: Layer, x: Tensor, d: Tensor, bases: Bases) -> Tensor:
-    """The gradient in all coordinates of `bases`, rotated after the sum over positions: cheaper with many positions."""
-    if not layer.rotates or max(layer.inputs, layer.outputs) > _WIDEST:
-        return layer.gradient(x, d, bases)
-    gradient = layer.gradient(x, d)  # [batch, groups, out, in]
-    gradient = gradient if bases.inputs is None else gradient @ bases.inputs
-    return gradient if bases.outputs is None else bases.outputs.transpose(1, 2) @ gradient
 
 
 def choose_coordinates(
@@ -167,7 +129,7 @@ def choose_coordinates(
         columns = (owner == number).nonzero().flatten()
         if len(columns):
             positions = order[columns] - (starts[number] - energies[layer].numel())
-            chosen[layer.name] = _restricted(bases.get(layer, Bases()), positions, columns, energies[layer].shape)
+            chosen[layer.name] = _restricted(bases.get(layer, IDENTITY), positions, columns, energies[layer].shape)
     return Basis("spectral", len(order), seed, chosen).to(torch.device("cpu"))
 
 

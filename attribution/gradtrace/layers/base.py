@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
+
+_SLICE = 1 << 24  # elements of per-example gradients or patches that are held at a time
+
+Uses = list[tuple[Tensor, Tensor]]  # (input, gradient at the output) of each use of a layer in one batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,30 @@ class Layer(ABC):
         s = self.output_factors(d, bases.outputs).flatten(1)  # [batch, s]
         rows = kept.div(a.shape[1], rounding_mode="floor")  # one position: pick, then multiply; no outer product
         return s.index_select(1, rows) * a.index_select(1, kept % a.shape[1])
+
+    def squared_sum(self, uses: Uses, bases: Bases) -> Tensor:
+        """Sum over the batch of all squared coordinates; uses are summed before squaring. [groups, s, r]."""
+        x, d = uses[0]
+        if len(uses) == 1 and self.rotates and self.groups == 1 and self.positions(d) == 1:
+            a, s = self.input_factors(x, bases.inputs)[:, 0, 0], self.output_factors(d, bases.outputs)[:, 0, 0]
+            return (s.square().T @ a.square())[None]  # (d_i a_j)^2 = d_i^2 a_j^2
+        sums = (
+            reduce(torch.add, (self._rotated_gradient(x[part], d[part], bases) for x, d in uses))
+            for part in self.slices(x)
+        )
+        return reduce(Tensor.add_, (gradient.square().sum(0) for gradient in sums))
+
+    def slices(self, x: Tensor) -> Iterator[slice]:
+        """Parts of the batch small enough to hold their patches and whole gradients."""
+        step = max(1, _SLICE // max(self.size, x[0].numel() * self.patches_per_input))
+        for start in range(0, x.shape[0], step):
+            yield slice(start, start + step)
+
+    def _rotated_gradient(self, x: Tensor, d: Tensor, bases: Bases) -> Tensor:
+        """As `gradient`, for whole rotations: rotated after the sum over positions, which is cheaper then."""
+        if bases.inputs is None or bases.inputs.shape[2] < self.inputs:  # of a wide side, few directions are kept
+            return self.gradient(x, d, bases)
+        return self.gradient(x, d, Bases(None, bases.outputs)) @ bases.inputs
 
     def positions(self, d: Tensor) -> int:
         """Over how many positions an example's gradient is summed."""

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gradtrace.layers.base import IDENTITY, Bases, Layer, register, rotate
+from gradtrace.layers.base import IDENTITY, Bases, Layer, Uses, register, rotate
 
 
 @register(nn.Embedding)
@@ -47,6 +47,21 @@ class EmbeddingLayer(Layer):
         lookup[wanted] = torch.arange(len(wanted), device=x.device)
         sums = self._sum_by_token(lookup[x], self.output_factors(d, bases.outputs), len(wanted) + 1)
         return sums.flatten(1).index_select(1, rows * (len(wanted) + 1) + column)
+
+    def squared_sum(self, uses: Uses, bases: Bases) -> Tensor:
+        """As in `Layer`, holding only the tokens that stand in each example, not the whole table for each."""
+        owner, tokens, parts = [], [], []
+        for x, d in uses:
+            x, d = self._without_padding(x, d)
+            s = self.output_factors(d, bases.outputs)[:, 0]  # [batch, positions, s]
+            owner.append(torch.arange(len(x), device=x.device).repeat_interleave(s.shape[1]))
+            tokens.append(x.flatten())
+            parts.append(s.flatten(0, 1))
+        pairs, place = (torch.cat(owner) * self.inputs + torch.cat(tokens)).unique(return_inverse=True)
+        values = torch.cat(parts)
+        sums = values.new_zeros(len(pairs), values.shape[1]).index_add_(0, place, values)  # [pairs, s]
+        squares = values.new_zeros(self.inputs, values.shape[1])
+        return squares.index_add_(0, pairs % self.inputs, sums.square()).T[None]
 
     def _sum_by_token(self, x: Tensor, s: Tensor, tokens: int) -> Tensor:
         """Sum s [batch, 1, positions, out] over the positions of each token. Shape [batch, 1, out, tokens]."""
