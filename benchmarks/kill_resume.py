@@ -83,8 +83,8 @@ def killed(action: Callable[[], object], directory: Path, seconds: float, in_sha
     started = time.perf_counter()
     pid = process(action)
     time.sleep(seconds)
-    while in_shard and running(pid) and not list(directory.glob("rows/*/*.tmp")):
-        time.sleep(_POLL)
+    if in_shard:
+        stop_in_shard(pid, directory)
     seconds = time.perf_counter() - started
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
@@ -94,6 +94,17 @@ def killed(action: Callable[[], object], directory: Path, seconds: float, in_sha
     unfinished = list(directory.rglob("*.tmp"))
     stage = "fitting" if done is None else "inside a shard" if unfinished else "between shards"
     return Killed(seconds, stage, done or 0)
+
+
+def stop_in_shard(pid: int, directory: Path) -> None:
+    """Stop the process while it writes a shard, if it still comes to one: a stopped one cannot get past it."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        state = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if state is None or state.si_code != os.CLD_STOPPED or list(directory.glob("rows/*/*.tmp")):
+            return
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(_POLL)
 
 
 def must_equal(a: Path, b: Path) -> None:
@@ -136,16 +147,18 @@ def main() -> None:
     print(f"undisturbed: basis after {fitted:.1f} s, all {shards(whole)} shards after {total:.1f} s\n")
     print("| kill | after | found | shards committed |\n|--:|--:|---|--:|")
     moments = random.Random(arguments.seed)
-    number = 0
+    number, fits, fit = 0, max(1, arguments.kills // 4), fitted
     while number < arguments.kills:
-        if number < max(1, arguments.kills // 4):
-            seconds = moments.uniform(0.05, 0.6) * fitted
+        if number < fits:
+            seconds = moments.uniform(0.05, 0.6) * fit
         else:  # a fit that was killed has to be done again
             seconds = moments.uniform(0, 2) * (total - fitted) / (arguments.kills - number)
             seconds += fitted if shards(broken) is None else 0
-        found = killed(builds(broken), broken, seconds, in_shard=number % 2 == 1)
-        if found is None:  # done before it was killed: on with another one
-            must_equal(whole, broken)
+        found = killed(builds(broken), broken, seconds, in_shard=number >= fits and number % 2 == 1)
+        if found is None or (number < fits and found.stage != "fitting"):  # it was faster: on with another one
+            if found is None:
+                must_equal(whole, broken)
+            fit *= 0.7
             shutil.rmtree(broken)
             continue
         number += 1

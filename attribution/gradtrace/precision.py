@@ -20,7 +20,8 @@ LARGEST_VALUE = 2.0**100  # leaves room for inner products; a gradient of 1e30 h
 def encode(rows: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
     """float32 rows [n, D] -> stored values [n, D] and float32 scales [n], on the rows' device.
 
-    A row's code depends on that row alone. Zero rows come back as zeros.
+    A row's code depends on that row alone. Zero rows come back as zeros. No scale lies below 2^-126: values of rows
+    that would need one are off by up to half of that.
 
     Raises:
         StoreError: a coordinate is NaN, infinite, or too large for its row's norm to be a float32.

@@ -31,7 +31,7 @@ _SEEDS = 16  # rows scored in full at either end, beyond k, to learn where the e
 _FEW = 16  # survivors beyond 2 k that are cheaper to score in full than to bound further
 _TINY = 2.0**-100  # more than float32 underflow can hide in a sum of products with a query of norm about one
 _LARGEST = 2.0**110  # leaves room to add bounds up
-_BLOCK_VALUES = 1 << 22  # float32 values that reads of whole rows hold at a time
+_BLOCK_VALUES = 1 << 23  # float32 values that reads of whole rows hold at a time
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,10 @@ from gradtrace.shards import Shard, ShardLayout, hash_file
 _HASH_THREADS = 4
 _SCAN_SHARE = 8  # from one row in so many on, reading ahead is cheaper than single rows
 _PIECE_VALUES = 1 << 18
+# PyTorch shares work on more values than this with its other threads. Waiting for those costs milliseconds wherever
+# another process keeps a core busy, so only many values are worth it.
+_SERIAL_VALUES = (1 << 15) - 1
+_MANY_VALUES = 1 << 21
 
 
 class RowStore:
@@ -94,15 +98,16 @@ class RowStore:
             return self.gather(checkpoints, ascending)[order.argsort()]
         if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= self.rows):
             raise QueryError(f"rows must lie in 0 to {self.rows - 1}; got {int(rows[0])} to {int(rows[-1])}")
-        out = torch.empty(len(rows), len(checkpoints), self.dimensions)
-        scales = torch.empty(len(rows), len(checkpoints), 1)
+        shape = len(rows), len(checkpoints), self.dimensions
+        stored = np.empty(shape, self._manifest.precision)
+        scales = torch.empty(*shape[:2], 1)
         for number, places, local in self._by_shard(rows):
             for position, checkpoint in enumerate(checkpoints):
                 shard = self._shard(checkpoint, number)
                 scales[places, position, 0] = shard.scales[local]
-                for values, target in zip(shard.levels, shard.split(out[places, position]), strict=True):
-                    target.copy_(torch.index_select(values, 0, local))
-        return out.mul_(scales)
+                for values, low, high in zip(shard.levels, [0, *self.levels], self.levels, strict=False):
+                    stored[places, position, low:high] = values.numpy()[local.numpy()]
+        return _decode(torch.from_numpy(stored), scales, torch.empty(shape))
 
     def products(self, checkpoint: int, rows: Tensor, level: int, vector: Tensor) -> Tensor:
         """<row's columns of one level, vector>, for ascending rows [m] int64, vector [width]. [m] float32."""
@@ -195,8 +200,23 @@ def _products(values: Tensor, rows: Tensor, vector: Tensor) -> Tensor:
     for start in range(0, len(rows), max(1, piece)):
         some = rows[start : start + piece]
         count = len(some)
-        torch.index_select(values, 0, some, out=stored[:count])
-        torch.mv(decoded[:count].copy_(stored[:count]), vector, out=out[start : start + count])
+        values.numpy().take(some.numpy(), axis=0, out=stored[:count].numpy(), mode="clip")
+        if len(rows) * len(vector) > _MANY_VALUES:
+            decoded[:count].copy_(stored[:count])
+        else:
+            _decode(stored[:count], None, decoded[:count])
+        torch.mv(decoded[:count], vector, out=out[start : start + count])
+    return out
+
+
+def _decode(stored: Tensor, scales: Tensor | None, out: Tensor) -> Tensor:
+    """out = stored * scales, row by row of [n, ...], on this thread alone."""
+    rows_at_once = max(1, _SERIAL_VALUES // max(1, stored[:1].numel()))
+    for start in range(0, len(stored), rows_at_once):
+        part = slice(start, start + rows_at_once)
+        out[part].copy_(stored[part])
+        if scales is not None:
+            out[part].mul_(scales[part])
     return out
 
 
