@@ -51,6 +51,7 @@ def write_index(
         dimensions=dimensions,
         requested=dimensions,
         seed=0,
+        fitted_rows=count,
         file=file_entry(directory, "basis.safetensors"),
     )
     return Manifest(

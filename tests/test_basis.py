@@ -33,7 +33,7 @@ class Fit:
     """A task with checkpoints at random weights, and bases fitted to it."""
 
     def __init__(self, task: Task, directory: Path, count: int = 2) -> None:
-        self.task, self.samples = task, Samples(task, 0)
+        self.task, self.samples = task, Samples(task, 0, len(task.train))
         self.rows = [task.train[row] for row in range(len(task.train))]
         self.checkpoints: list[Checkpoint] = tiny.checkpoints(task, directory, count)
 

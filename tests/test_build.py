@@ -71,7 +71,7 @@ def interrupted(directory: Path, task: ClassTask, **arguments: Any) -> None:
 
     with pytest.raises(LossError, match="stop here"):
         tiny.build(ClassTask(task.make, task.train, loss), directory, batch_size=8, **arguments)
-    manifest = (directory / "index" / "manifest.json").read_text()
+    manifest = (directory / "index" / "pending.json").read_text()
     assert 0 < manifest.count('"start"') < 14
 
 
@@ -231,13 +231,13 @@ def index_files(directory: Path) -> list[str]:
 
 NAMES = [
     "basis.safetensors",
-    "columns/1.pt/000000000.parquet",
-    "columns/2.pt/000000000.parquet",
-    "curvature/1.pt.safetensors",
-    "curvature/2.pt.safetensors",
+    "columns/1.pt/000000000.1.parquet",
+    "columns/2.pt/000000000.1.parquet",
+    "curvature/1.pt.1.safetensors",
+    "curvature/2.pt.1.safetensors",
     "manifest.json",
-    "rows/1.pt/000000000.rows",
-    "rows/2.pt/000000000.rows",
+    "rows/1.pt/000000000.1.rows",
+    "rows/2.pt/000000000.1.rows",
 ]
 
 

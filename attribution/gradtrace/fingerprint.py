@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from gradtrace.dataset import content_hash
@@ -18,9 +20,10 @@ _LOSS_TOLERANCE = 1e-3  # relative to the largest probed loss: what other device
 _LOSS_ROUNDING = 1e-5  # of cross-entropies near zero: differences of logits
 
 
-def task_entry(task: Task, model: GradientModel) -> TaskEntry:
-    """The identity of a task; `model` carries the weights of the last checkpoint."""
-    rows = _probe_rows(len(task.train))
+def task_entry(task: Task, model: GradientModel, indexed: NDArray[np.int64]) -> TaskEntry:
+    """The identity of a task: `model` carries the weights of the last checkpoint, `indexed` are the rows that an index
+    of the task holds, ascending."""
+    rows = indexed[_spread(len(indexed))].tolist()
     examples = [task.train[row] for row in rows]
     probe = Probe(
         rows=rows,
@@ -36,16 +39,26 @@ def task_entry(task: Task, model: GradientModel) -> TaskEntry:
     )
 
 
-def check_task(task: Task, entry: TaskEntry) -> None:
-    """Compare everything that needs no weights.
+def without_probes(entry: TaskEntry, deleted: Sequence[int]) -> TaskEntry:
+    """The same identity, not relying on rows that are deleted: those may be taken out of the data set's storage."""
+    gone, probe = set(deleted), entry.probe
+    kept = [place for place, row in enumerate(probe.rows) if row not in gone]
+    fields = {name: [values[place] for place in kept] for name, values in probe.model_dump().items()}
+    return entry.model_copy(update={"probe": Probe(**fields)})
+
+
+def check_task(task: Task, entry: TaskEntry, grown: bool = False) -> None:
+    """Compare everything that needs no weights. `grown`: the data set may have more rows at its end than the index.
 
     Raises:
         MismatchError: names what differs.
     """
-    if len(task.train) != entry.train_rows:
+    rows = len(task.train)
+    if rows < entry.train_rows or (rows > entry.train_rows and not grown):
+        remedy = "append the new ones with `gradtrace append`" if rows > entry.train_rows else "rebuild it"
         raise MismatchError(
-            f"the index was built from {entry.train_rows} training rows, task.train has {len(task.train)}: "
-            "open it with the data set it was built from, or rebuild it"
+            f"the index was built from {entry.train_rows} training rows, task.train has {rows}: open it with the data "
+            f"set it was built from, or {remedy}"
         )
     model = task.model()
     if _parameters(model) != entry.parameters_sha256:
@@ -72,6 +85,8 @@ def check_probe_losses(task: Task, model: GradientModel, entry: TaskEntry) -> No
     Raises:
         MismatchError: names the row.
     """
+    if not entry.probe.rows:  # all of them were deleted from the index
+        return
     found = model.losses(model.batch([task.train[row] for row in entry.probe.rows])).tolist()
     tolerance = _LOSS_TOLERANCE * max(map(abs, entry.probe.losses)) + _LOSS_ROUNDING
     for row, now, then in zip(entry.probe.rows, found, entry.probe.losses, strict=True):
@@ -82,9 +97,9 @@ def check_probe_losses(task: Task, model: GradientModel, entry: TaskEntry) -> No
             )
 
 
-def _probe_rows(rows: int) -> list[int]:
-    spread = np.linspace(0, rows - 1, min(rows, _PROBE_ROWS)).round().astype(int)
-    return [int(row) for row in np.unique(spread)]
+def _spread(count: int) -> list[int]:
+    places = np.linspace(0, count - 1, min(count, _PROBE_ROWS)).round().astype(int)
+    return [int(place) for place in np.unique(places)]
 
 
 def _parameters(model: nn.Module) -> str:

@@ -18,7 +18,7 @@ from gradtrace.basis import Basis, load_basis, require_layers
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.devices import pick_device
 from gradtrace.encoder import GradientModel
-from gradtrace.errors import CheckpointError, CorruptIndexError, IncompleteIndexError, MismatchError, QueryError
+from gradtrace.errors import CheckpointError, CorruptIndexError, MismatchError, QueryError
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.guards import check_dataset
 from gradtrace.manifest import CheckpointEntry, Manifest, read_manifest
@@ -36,9 +36,11 @@ class Index:
     """A read-only index with its task and the models of all its checkpoints. One thread at a time may use it.
 
     Attributes:
-        rows: number of training rows.
+        rows: number of training rows; ids of rows are below it, also those of deleted rows.
+        present: bool [rows], False for deleted rows.
         methods: names of the methods that it answers.
-        columns: label, prediction, loss, correct and norm of every row at the last checkpoint, each [rows].
+        columns: label, prediction, loss, correct and norm of every row at the last checkpoint, each [rows]; NaN or
+            None for deleted rows.
         last_timing: milliseconds of the last `influence` call: "gradient", "search" and "rest".
     """
 
@@ -46,9 +48,11 @@ class Index:
         self, task: Task, manifest: Manifest, store: RowStore, models: list[GradientModel], basis: Basis
     ) -> None:
         self.task, self.manifest = task, manifest
-        self.rows = manifest.rows
+        self._row_ids = store.row_ids
+        self.rows, self.present = self._row_ids.rows, self._row_ids.present
         self.methods = tuple(methods.METHODS)
-        self.columns: dict[str, NDArray[Any]] = store.columns(store.checkpoints - 1)
+        self._stored_columns = store.columns(store.checkpoints - 1)
+        self.columns: dict[str, NDArray[Any]] = self._row_ids.columns(self._stored_columns)
         self.last_timing: dict[str, float] = {}
         self._store, self._models, self._basis = store, models, basis
         self._searcher = ProgressiveSearcher(store, device=str(models[0].device))
@@ -81,7 +85,7 @@ class Index:
             raise QueryError(f"k must be at least 1, not {k}")
         started = time.perf_counter()
         chosen = _Choice(self, method, checkpoints, weights)
-        allowed = (filter or RowFilter()).mask(self.rows, self.columns)
+        allowed = self._row_ids.allowed((filter or RowFilter()).mask(self.rows, self.columns))
         queries = self._resolved(examples, target)
         coordinates, losses = self._gradients(queries, chosen.checkpoints)
         vectors = chosen.vectors(coordinates)
@@ -106,17 +110,21 @@ class Index:
         weights: str | None = None,
         target: str | None = None,
     ) -> NDArray[np.float32]:
-        """The score of every training row for each example. float32 [queries, rows]. Raises as `influence`."""
+        """The score of every training row for each example. float32 [queries, rows], NaN for deleted rows.
+
+        Raises as `influence`.
+        """
         chosen = _Choice(self, method, checkpoints, weights)
         vectors = chosen.vectors(self._gradients(self._resolved(examples, target), chosen.checkpoints)[0])
-        return exhaustive_scores(self._store, vectors, chosen.checkpoints, chosen.row_scale())
+        return self._row_ids.spread(exhaustive_scores(self._store, vectors, chosen.checkpoints, chosen.row_scale()))
 
     def self_influence(
         self, *, method: str = "tracin", checkpoints: Sequence[str] | None = None, weights: str | None = None
     ) -> NDArray[np.float32]:
-        """The score of each training row on itself; high ones are worth a look for wrong labels. float32 [rows]."""
+        """The score of each training row on itself; high ones are worth a look for wrong labels. float32 [rows], NaN
+        for deleted rows."""
         chosen = _Choice(self, method, checkpoints, weights)
-        return methods.self_influence(chosen.method, chosen.norms(), chosen.weights)
+        return self._row_ids.spread(methods.self_influence(chosen.method, chosen.norms(), chosen.weights))
 
     def _resolved(self, examples: Sequence[Example], target: str | None) -> list[Query]:
         if not len(examples):
@@ -160,19 +168,26 @@ class Index:
         )
 
     def _hits(
-        self, rows: NDArray[np.int64], scores: NDArray[np.float32], parts: NDArray[np.float32], names: Sequence[str]
+        self,
+        positions: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        parts: NDArray[np.float32],
+        names: Sequence[str],
     ) -> list[Hit]:
+        columns, rows = self._stored_columns, self._row_ids.of(positions).tolist()
         return [
             Hit(
                 row=row,
                 score=score,
                 parts=dict(zip(names, part, strict=True)),
-                label=_plain(self.columns["label"][row]),
-                prediction=_plain(self.columns["prediction"][row]),
-                loss=float(self.columns["loss"][row]),
-                correct=_plain(self.columns["correct"][row]),
+                label=_plain(columns["label"][position]),
+                prediction=_plain(columns["prediction"][position]),
+                loss=float(columns["loss"][position]),
+                correct=_plain(columns["correct"][position]),
             )
-            for row, score, part in zip(rows.tolist(), scores.tolist(), parts.tolist(), strict=True)
+            for position, row, score, part in zip(
+                positions.tolist(), rows, scores.tolist(), parts.tolist(), strict=True
+            )
         ]
 
 
@@ -187,7 +202,7 @@ class _Choice:
         self._store = index._store
 
     def norms(self) -> NDArray[np.float32]:
-        """[chosen checkpoints, rows]."""
+        """[chosen checkpoints, stored rows]."""
         return np.stack([self._store.norms(checkpoint) for checkpoint in self.checkpoints])
 
     def vectors(self, coordinates: Tensor) -> Tensor:
@@ -219,10 +234,6 @@ def open_index(
     """
     directory = Path(path)
     manifest = read_manifest(directory)
-    if not manifest.complete:
-        raise IncompleteIndexError(
-            f"the build of {directory} was interrupted; run it again with the same arguments to resume"
-        )
     store = RowStore(directory, manifest)
     problems = store.check_files(deep=verify)
     if problems:
@@ -236,7 +247,8 @@ def open_index(
     where = torch.device(pick_device(device))
     probe = [task.train[row] for row in range(min(2, len(task.train)))]
     models = [
-        GradientModel(task, _checkpoint(directory, found, checkpoints), where, probe) for found in manifest.checkpoints
+        GradientModel(task, indexed_checkpoint(directory, found, checkpoints), where, probe)
+        for found in manifest.checkpoints
     ]
     for model in models:
         require_layers(basis, model.plan.layers)
@@ -244,8 +256,13 @@ def open_index(
     return Index(task, manifest, store, models, basis.to(where))
 
 
-def _checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | Path | None) -> Checkpoint:
-    """The checkpoint of an entry, if it is still the file that was indexed."""
+def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | Path | None = None) -> Checkpoint:
+    """The checkpoint of an entry, if it is still the file that was indexed.
+
+    Raises:
+        CheckpointError: the weights are not there.
+        MismatchError: they are others.
+    """
     path = Path(moved_to) / entry.name if moved_to is not None else directory.resolve() / entry.file
     if not path.is_file():
         raise CheckpointError(

@@ -1,4 +1,8 @@
-"""manifest.json: the only commit point of an index. What it does not name is not part of the index."""
+"""manifest.json: the only commit point of an index. What it does not name is not part of the index.
+
+The manifest of an unfinished build or update lies beside it as pending.json; those of earlier generations lie in
+generations/.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,15 @@ from typing import Literal
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gradtrace.errors import CorruptIndexError, StoreError
+from gradtrace.errors import CorruptIndexError, IncompleteIndexError, StoreError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+PENDING_NAME = "pending.json"
 
 Precision = Literal["float16", "int8"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
+Operation = Literal["build", "add checkpoints", "append rows", "delete rows", "compact", "roll back"]
 
 
 class _Entry(BaseModel):
@@ -47,7 +53,7 @@ class Probe(_Entry):
 
 class TaskEntry(_Entry):
     name: str
-    train_rows: int
+    train_rows: int  # ids of rows are below this, also those of deleted rows
     parameters_sha256: str  # of the names, shapes and dtypes in the model's state dict
     architecture_sha256: str  # of the model's repr
     probe: Probe
@@ -58,11 +64,12 @@ class BasisEntry(_Entry):
     dimensions: int
     requested: int  # the dimensions that were asked for; some models and kinds have fewer
     seed: int
+    fitted_rows: int  # the samples for basis and curvature are drawn from the first so many training rows
     file: FileEntry
 
 
 class ShardEntry(_Entry):
-    """Rows [start, stop) of the index at one checkpoint."""
+    """Stored rows [start, stop) at one checkpoint."""
 
     checkpoint: int  # position in Manifest.checkpoints
     start: int
@@ -75,7 +82,8 @@ class Manifest(_Entry):
     """Shards are ordered by checkpoint, then by start, and tile [0, rows) for every checkpoint once complete."""
 
     format: int = FORMAT_VERSION
-    generation: int
+    generation: int  # counts up, whatever is published
+    made_by: Operation = "build"
     complete: bool
     task: TaskEntry
     checkpoints: list[CheckpointEntry]
@@ -83,11 +91,23 @@ class Manifest(_Entry):
     curvature: list[FileEntry]  # one file a checkpoint, in their order; empty for bases without curvature
     precision: Precision
     levels: list[int]  # column boundaries of the levels, ascending, the last equals basis.dimensions
-    rows: int
+    rows: int  # stored rows, at positions 0, 1, ... in the shards
+    row_ids: FileEntry | None = None  # int64 [rows], ascending: the training row at each position; None: that number
+    deleted: FileEntry | None = None  # int64 [n], ascending: ids of stored rows that no answer may name
     shard_rows: int
     shards: list[ShardEntry]
     libraries: dict[str, str]
     checksum: str = ""  # xxh3-128 of the file's bytes with this text left empty
+
+    def files(self) -> list[FileEntry]:
+        """Every file of this generation beside the manifest itself."""
+        ids = [entry for entry in (self.row_ids, self.deleted) if entry is not None]
+        shards = [file for shard in self.shards for file in (shard.rows, shard.columns)]
+        return [self.basis.file, *self.curvature, *ids, *shards]
+
+    def stretches(self) -> list[tuple[int, int]]:
+        """(start, stop) of the rows that lie in one shard, ascending, as far as the first checkpoint has them."""
+        return sorted((shard.start, shard.stop) for shard in self.shards if shard.checkpoint == 0)
 
     def sealed(self) -> Manifest:
         """The same manifest with its checksum filled in."""
@@ -100,19 +120,27 @@ class Manifest(_Entry):
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read and validate `directory/manifest.json`.
+    """Read and validate `directory/manifest.json`, the current generation.
 
     Raises:
         StoreError: no manifest there, or one of another format version.
+        IncompleteIndexError: the first build was interrupted.
         CorruptIndexError: the manifest does not parse.
     """
-    path = directory / MANIFEST_NAME
+    if not (directory / MANIFEST_NAME).exists() and (directory / PENDING_NAME).exists():
+        raise IncompleteIndexError(
+            f"the build of {directory} was interrupted; run it again with the same arguments to resume"
+        )
+    return read_generation(directory, MANIFEST_NAME)
+
+
+def read_generation(directory: Path, name: str) -> Manifest:
+    """Read and validate the manifest in one of an index's files. Raises as `read_manifest`."""
+    path = directory / name
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(
-            f"no index at {directory}: {MANIFEST_NAME} is missing; build one with `gradtrace build`"
-        ) from None
+        raise StoreError(f"no index at {directory}: {name} is missing; build one with `gradtrace build`") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
     try:

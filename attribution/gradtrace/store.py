@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from gradtrace.errors import CorruptIndexError, QueryError
 from gradtrace.manifest import FileEntry, Manifest
+from gradtrace.row_ids import RowIds, read_row_ids
 from gradtrace.shards import Shard, ShardLayout, hash_file
 
 _HASH_THREADS = 4
@@ -30,7 +32,9 @@ _MANY_VALUES = 1 << 21
 class RowStore:
     """The rows of an index, memory-mapped. Shards are opened at their first use; one thread at a time may read.
 
-    rows, dimensions, checkpoints: numbers of training rows, of coordinates per checkpoint, and of checkpoints
+    Rows are named by their position here; `row_ids` says which training row each is.
+
+    rows, dimensions, checkpoints: numbers of stored rows, of coordinates per checkpoint, and of checkpoints
     levels: column boundaries, ascending, the last equals dimensions
     """
 
@@ -48,6 +52,11 @@ class RowStore:
         ]
         self._check_stretches()
         self._starts = torch.tensor([start for start, _ in self._stretches(0)], dtype=torch.int64)
+
+    @cached_property
+    def row_ids(self) -> RowIds:
+        """Which training row each stored row is. Raises CorruptIndexError."""
+        return read_row_ids(self._directory, self._manifest)
 
     def _stretches(self, checkpoint: int) -> list[tuple[int, int]]:
         return [(entry.start, entry.stop) for entry in self._entries[checkpoint]] if self._entries else []
@@ -183,11 +192,8 @@ class RowStore:
 
         Finds missing files and wrong sizes and, if `deep`, other content.
         """
-        manifest = self._manifest
-        files = [manifest.basis.file, *manifest.curvature]
-        files += [file for shard in manifest.shards for file in (shard.rows, shard.columns)]
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
-            problems = list(pool.map(lambda entry: _check_file(self._directory, entry, deep), files))
+            problems = list(pool.map(lambda entry: check_file(self._directory, entry, deep), self._manifest.files()))
         return [problem for problem in problems if problem]
 
 
@@ -220,7 +226,8 @@ def _decode(stored: Tensor, scales: Tensor | None, out: Tensor) -> Tensor:
     return out
 
 
-def _check_file(directory: Path, entry: FileEntry, deep: bool) -> str | None:
+def check_file(directory: Path, entry: FileEntry, deep: bool) -> str | None:
+    """What is wrong with a file; None where all is well. See `RowStore.check_files`."""
     path = directory / entry.path
     try:
         size = path.stat().st_size

@@ -1,6 +1,22 @@
 """The offline room: the only one that writes an index."""
 
+from gradtrace_indexer.add_checkpoints import add_checkpoints
+from gradtrace_indexer.append import append_rows
 from gradtrace_indexer.build import build_index
+from gradtrace_indexer.compact import compact
+from gradtrace_indexer.delete import delete_rows
+from gradtrace_indexer.generations import discard, kept_generations, prune, roll_back
 from gradtrace_indexer.verify import verify
 
-__all__ = ["build_index", "verify"]
+__all__ = [
+    "add_checkpoints",
+    "append_rows",
+    "build_index",
+    "compact",
+    "delete_rows",
+    "discard",
+    "kept_generations",
+    "prune",
+    "roll_back",
+    "verify",
+]

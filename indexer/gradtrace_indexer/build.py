@@ -1,50 +1,33 @@
-"""Build an index: fit the basis once, then one shard after the other; each is committed before the next begins.
-
-A build is a list of independent, idempotent shard tasks (checkpoint, stretch of rows), so a killed one resumes with
-the first shard that the manifest does not name, to the same bytes.
-"""
+"""Build an index: fit the basis once, then compute the rows of every checkpoint."""
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from gradtrace.basis import Basis, load_basis
 from gradtrace.checkpoints import Checkpoint
-from gradtrace.devices import pick_device
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import CheckpointError, StoreError
-from gradtrace.fingerprint import check_probe_losses, check_task, task_entry
+from gradtrace.fingerprint import task_entry
 from gradtrace.guards import check_dataset
 from gradtrace.index import Index, open_index
-from gradtrace.manifest import (
-    MANIFEST_NAME,
-    BasisEntry,
-    BasisKind,
-    CheckpointEntry,
-    Manifest,
-    Precision,
-    ShardEntry,
-    read_manifest,
-)
+from gradtrace.manifest import MANIFEST_NAME, BasisEntry, BasisKind, Manifest, Precision, read_manifest
 from gradtrace.precision import STORED_DTYPES
 from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.task import Task
-from gradtrace_indexer.files import sole_writer, write_file, write_manifest
-from gradtrace_indexer.fit import Samples, fit_basis, write_basis, write_curvature
-from gradtrace_indexer.shard_rows import RowWorkers, write_rows
-from gradtrace_indexer.shard_writer import ShardWriter
+from gradtrace_indexer.builder import Builder, checkpoint_entries
+from gradtrace_indexer.files import sole_writer
+from gradtrace_indexer.fit import Samples, fit_basis, write_basis
+from gradtrace_indexer.generations import read_pending, save_pending
 
 _SHARD_BYTES = 256 << 20
 _SHARD_ROWS = 32_768
-_MOST_WORKERS = 8  # copies of the model
 
 
 def build_index(
@@ -72,174 +55,112 @@ def build_index(
         TaskError, CheckpointError: see their subclasses; nothing is written before the task was checked.
     """
     directory = Path(path)
-    if precision not in STORED_DTYPES or batch_size < 1:
-        raise StoreError(
-            f"precision must be one of {', '.join(STORED_DTYPES)}, not {precision!r}; batch_size at least 1, "
-            f"not {batch_size}"
-        )
+    if precision not in STORED_DTYPES:
+        raise StoreError(f"precision must be one of {', '.join(STORED_DTYPES)}, not {precision!r}")
     rows = check_dataset(task)
-    steps = [checkpoint.step for checkpoint in checkpoints]
-    if not checkpoints or len({checkpoint.name for checkpoint in checkpoints}) < len(checkpoints):
-        raise CheckpointError("checkpoints must be given, each once, with distinct file names")
-    if steps != sorted(set(steps)):
-        raise CheckpointError(f"checkpoints must be given in training order; their steps are {steps}")
-    builder = _Builder(task, checkpoints, directory, torch.device(pick_device(device)), batch_size, progress)
+    check_order(checkpoints)
+    builder = Builder(task, directory, device, batch_size, progress)
     with sole_writer(directory):
-        manifest = builder.resumed(rows, basis, precision, dimensions, seed)
-        if manifest is None:
-            manifest = builder.begun(rows, basis, precision, dimensions, seed)
-        if not manifest.complete:
-            builder.write_shards(manifest)
-    return open_index(directory, task, device=device)
-
-
-class _Builder:
-    """What every step of one build needs."""
-
-    def __init__(
-        self,
-        task: Task,
-        checkpoints: Sequence[Checkpoint],
-        directory: Path,
-        device: torch.device,
-        batch_size: int,
-        progress: bool,
-    ) -> None:
-        self.task, self.checkpoints, self.directory, self.device = task, checkpoints, directory, device
-        self.batch_size, self.progress = batch_size, progress
-        self.probe = [task.train[row] for row in range(min(2, len(task.train)))]
-
-    def model(self, checkpoint: Checkpoint) -> GradientModel:
-        return GradientModel(self.task, checkpoint, self.device, self.probe)
-
-    def workers(self, checkpoint: Checkpoint, basis: Basis) -> RowWorkers:
-        count = min(_MOST_WORKERS, torch.get_num_threads()) if self.device.type == "cpu" else 1
-        return RowWorkers([self.model(checkpoint) for _ in range(count)], basis)
-
-    def models(self) -> Iterator[GradientModel]:
-        return (
-            self.model(checkpoint)
-            for checkpoint in tqdm(self.checkpoints, "fit", disable=not self.progress, leave=False)
-        )
-
-    def resumed(self, rows: int, basis: BasisKind, precision: Precision, dimensions: int, seed: int) -> Manifest | None:
-        """The manifest of an earlier build of the same thing; None where there is none.
-
-        Raises:
-            StoreError: of another thing: other arguments, or (MismatchError) another task.
-        """
-        if not (self.directory / MANIFEST_NAME).exists():
-            return None
-        manifest = read_manifest(self.directory)
         wanted = {
             "rows": rows,
             "basis": basis,
             "dimensions": dimensions,
             "precision": precision,
             "seed": seed,
-            "checkpoints": self.checkpoint_entries(),
+            "checkpoints": checkpoint_entries(directory, checkpoints),
         }
-        found = {
-            "rows": manifest.rows,
-            "basis": manifest.basis.kind,
-            "dimensions": manifest.basis.requested,
-            "precision": manifest.precision,
-            "seed": manifest.basis.seed,
-            "checkpoints": manifest.checkpoints,
-        }
-        differing = [key for key in wanted if wanted[key] != found[key]]
-        if differing:
-            raise StoreError(
-                f"{self.directory} already holds another index (other {', '.join(differing)}): choose another "
-                "directory, or remove this one first"
-            )
-        check_task(self.task, manifest.task)
-        check_probe_losses(self.task, self.model(self.checkpoints[-1]), manifest.task)
-        return manifest
+        manifest = _found(builder, wanted)
+        if manifest is None:
+            manifest = _begun(builder, checkpoints, rows, basis, precision, dimensions, seed)
+        if not manifest.complete:
+            builder.finish(manifest)
+    return open_index(directory, task, device=device)
 
-    def checkpoint_entries(self) -> list[CheckpointEntry]:
-        return [
-            CheckpointEntry(
-                name=checkpoint.name,
-                file=os.path.relpath(checkpoint.path.parent.resolve(), self.directory.resolve())
-                + f"/{checkpoint.name}",
-                step=checkpoint.step,
-                learning_rate=checkpoint.learning_rate,
-                sha256=checkpoint.sha256(),
-            )
-            for checkpoint in self.checkpoints
-        ]
 
-    def begun(self, rows: int, kind: BasisKind, precision: Precision, dimensions: int, seed: int) -> Manifest:
-        """Fit basis and curvature, and commit a manifest without shards."""
-        reference = self.model(self.checkpoints[-1])
-        samples = Samples(self.task, seed)
-        with samples.named_in_errors():
-            basis = fit_basis(kind, dimensions, seed, reference, self.models, samples)
-        names = [checkpoint.name for checkpoint in self.checkpoints]
-        curvature = write_curvature(self.directory, basis, names, self.models, samples) if kind == "spectral" else []
-        levels = default_levels(basis.dimensions)
-        layout = ShardLayout(1024, tuple(levels), precision)
-        manifest = Manifest(
-            generation=1,
-            complete=False,
-            task=task_entry(self.task, reference),
-            checkpoints=self.checkpoint_entries(),
-            basis=BasisEntry(
-                kind=kind,
-                dimensions=basis.dimensions,
-                requested=dimensions,
-                seed=seed,
-                file=write_basis(self.directory, basis),
-            ),
-            curvature=curvature,
-            precision=precision,
-            levels=levels,
-            rows=rows,
-            shard_rows=max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // layout.bytes)),
-            shards=[],
-            libraries={
-                "gradtrace": version("gradtrace"),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+def check_order(checkpoints: Sequence[Checkpoint]) -> None:
+    """Raises CheckpointError if there are none, or not in training order, or not with names of their own."""
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    if not checkpoints or len({checkpoint.name for checkpoint in checkpoints}) < len(checkpoints):
+        raise CheckpointError("checkpoints must be given, each once, with distinct file names")
+    if steps != sorted(set(steps)):
+        raise CheckpointError(f"checkpoints must be given in training order; their steps are {steps}")
+
+
+def _found(builder: Builder, wanted: Mapping[str, object]) -> Manifest | None:
+    """The manifest of the same build, finished or not; None where there is none.
+
+    Raises:
+        StoreError: there is one of another thing: other arguments, or (MismatchError) another task.
+    """
+    directory = builder.directory
+    if (directory / MANIFEST_NAME).exists():
+        manifest = read_manifest(directory)
+    elif (pending := read_pending(directory)) is not None:
+        manifest = pending
+    else:
+        return None
+    found = {
+        "rows": manifest.task.train_rows,
+        "basis": manifest.basis.kind,
+        "dimensions": manifest.basis.requested,
+        "precision": manifest.precision,
+        "seed": manifest.basis.seed,
+        "checkpoints": manifest.checkpoints,
+    }
+    differing = [key for key in wanted if wanted[key] != found[key]]
+    if differing:
+        raise StoreError(
+            f"{directory} already holds another index (other {', '.join(differing)}): choose another directory, remove "
+            "this one first, or bring it up to date with `gradtrace update` (checkpoints) or `gradtrace append` (rows)"
         )
-        return write_manifest(self.directory, manifest)
+    builder.check(manifest)
+    return manifest
 
-    def write_shards(self, manifest: Manifest) -> None:
-        """Write every shard that the manifest does not name yet, in order, committing each."""
-        entry = manifest.basis
-        basis = load_basis(self.directory / entry.file.path, entry.kind, entry.dimensions, entry.seed).to(self.device)
-        done = {(shard.checkpoint, shard.start) for shard in manifest.shards}
-        starts = range(0, manifest.rows, manifest.shard_rows)
-        written = sum(shard.stop - shard.start for shard in manifest.shards)
-        total = manifest.rows * len(self.checkpoints)
-        with tqdm(total=total, initial=written, unit=" rows", desc="index", disable=not self.progress) as bar:
-            for number, checkpoint in enumerate(self.checkpoints):
-                pending = [start for start in starts if (number, start) not in done]
-                workers = self.workers(checkpoint, basis) if pending else None
-                for start in pending:
-                    assert workers is not None
-                    shard = self.write_shard(manifest, workers, number, start, bar)
-                    manifest = write_manifest(
-                        self.directory, manifest.model_copy(update={"shards": [*manifest.shards, shard]})
-                    )
-        write_manifest(self.directory, manifest.model_copy(update={"complete": True}))
 
-    def write_shard(
-        self, manifest: Manifest, workers: RowWorkers, number: int, start: int, bar: tqdm[Any]
-    ) -> ShardEntry:
-        """The rows of one stretch at one checkpoint, in batches counted from its start."""
-        stop = min(start + manifest.shard_rows, manifest.rows)
-        name = f"{manifest.checkpoints[number].name}/{start:09d}"
-        layout = ShardLayout(stop - start, tuple(manifest.levels), manifest.precision)
-        with ShardWriter(self.directory, f"rows/{name}.rows", layout) as writer:
-            columns = write_rows(self.task, workers, range(start, stop), self.batch_size, writer, bar.update)
-            entry = writer.commit()
-        return ShardEntry(
-            checkpoint=number,
-            start=start,
-            stop=stop,
-            rows=entry,
-            columns=write_file(self.directory, f"columns/{name}.parquet", columns.parquet()),
-        )
+def _begun(
+    builder: Builder,
+    checkpoints: Sequence[Checkpoint],
+    rows: int,
+    kind: BasisKind,
+    precision: Precision,
+    dimensions: int,
+    seed: int,
+) -> Manifest:
+    """Fit the basis, and commit a manifest without rows."""
+    reference = builder.model(checkpoints[-1])
+    samples = Samples(builder.task, seed, rows)
+
+    def models() -> Iterator[GradientModel]:
+        return map(builder.model, tqdm(checkpoints, "fit", disable=not builder.progress, leave=False))
+
+    with samples.named_in_errors():
+        basis = fit_basis(kind, dimensions, seed, reference, models, samples)
+    levels = default_levels(basis.dimensions)
+    layout = ShardLayout(1024, tuple(levels), precision)
+    manifest = Manifest(
+        generation=1,
+        made_by="build",
+        complete=False,
+        task=task_entry(builder.task, reference, np.arange(rows)),
+        checkpoints=checkpoint_entries(builder.directory, checkpoints),
+        basis=BasisEntry(
+            kind=kind,
+            dimensions=basis.dimensions,
+            requested=dimensions,
+            seed=seed,
+            fitted_rows=rows,
+            file=write_basis(builder.directory, basis),
+        ),
+        curvature=[],
+        precision=precision,
+        levels=levels,
+        rows=rows,
+        shard_rows=max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // layout.bytes)),
+        shards=[],
+        libraries={
+            "gradtrace": version("gradtrace"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )
+    return save_pending(builder.directory, manifest)

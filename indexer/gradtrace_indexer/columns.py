@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.task import Label
@@ -40,9 +43,22 @@ class ColumnBuffer:
                 "norm": pyarrow.array(self._norms, pyarrow.float32()),
             }
         )
-        sink = io.BytesIO()
-        pyarrow.parquet.write_table(table, sink)
-        return sink.getvalue()
+        return _written(table)
+
+
+def gathered(parts: Sequence[tuple[Path, NDArray[np.int64]]]) -> bytes:
+    """Some rows of several column files, in order, as one."""
+    tables = []
+    for path, rows in parts:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            tables.append(file.read().take(rows))
+    return _written(pyarrow.concat_tables(tables, promote_options="permissive").combine_chunks())
+
+
+def _written(table: pyarrow.Table) -> bytes:
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(table, sink)
+    return sink.getvalue()
 
 
 def _numbers(values: Sequence[Label | None]) -> Any:

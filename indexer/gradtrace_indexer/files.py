@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gradtrace.errors import StoreError
-from gradtrace.manifest import MANIFEST_NAME, FileEntry, Manifest
+from gradtrace.manifest import FileEntry, Manifest
 from gradtrace.shards import hash_file
 from gradtrace_indexer.shard_writer import sync_directory
 
@@ -34,22 +37,27 @@ def write_file(directory: Path, name: str, content: bytes) -> FileEntry:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StoreError(
-            f"{path} could not be written: {error.strerror}; free some space or check the directory, then run the "
-            "build again: it resumes"
+            f"{path} could not be written: {error.strerror}; free some space or check the directory, then run "
+            "the same again: it resumes"
         ) from error
     return FileEntry(path=name, bytes=len(content), xxh3=digest)
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
-    """Commit: what the manifest names is part of the index from now on. Returns it with its checksum."""
+def write_ids(directory: Path, name: str, ids: NDArray[np.int64]) -> FileEntry:
+    """Row ids as they are stored: little-endian int64, no header."""
+    return write_file(directory, name, ids.astype("<i8").tobytes())
+
+
+def write_manifest(directory: Path, name: str, manifest: Manifest) -> Manifest:
+    """Write `directory/name` with its checksum filled in. Returns the manifest with it."""
     sealed = manifest.sealed()
-    write_file(directory, MANIFEST_NAME, sealed.content())
+    write_file(directory, name, sealed.content())
     return sealed
 
 
 @contextmanager
 def sole_writer(directory: Path) -> Iterator[None]:
-    """Keep other builds out of a directory for as long as this process lives.
+    """Keep other writers out of a directory for as long as this process lives.
 
     Raises:
         StoreError: another process is writing there, or the directory cannot be made.
@@ -63,6 +71,6 @@ def sole_writer(directory: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise StoreError(f"another process is building {directory}: wait for it, or end it") from None
+        raise StoreError(f"another process is building or updating {directory}: wait for it, or end it") from None
     finally:
         os.close(descriptor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -27,10 +27,10 @@ Models = Callable[[], Iterator[GradientModel]]  # one for each checkpoint, in or
 
 
 class Samples:
-    """Random training examples, without repetition, in batches; knows which rows it handed out last."""
+    """Random ones of the first `rows` training examples, without repetition, in batches; the same whenever they are
+    drawn again. Knows which rows it handed out last."""
 
-    def __init__(self, task: Task, seed: int) -> None:
-        rows = len(task.train)
+    def __init__(self, task: Task, seed: int, rows: int) -> None:
         chosen = np.sort(np.random.default_rng(seed).choice(rows, size=min(rows, _SAMPLE_ROWS), replace=False))
         parts = np.array_split(chosen, -(-len(chosen) // _SAMPLE_BATCH))
         self._rows: list[list[int]] = [part.tolist() for part in parts]
@@ -94,12 +94,8 @@ def write_basis(directory: Path, basis: Basis) -> FileEntry:
     return write_file(directory, "basis.safetensors", safetensors.torch.save(basis.tensors()))
 
 
-def write_curvature(
-    directory: Path, basis: Basis, names: Sequence[str], models: Models, samples: Samples
-) -> list[FileEntry]:
-    """Eigenvalues in the spectral coordinates, one file a checkpoint."""
-    entries = []
-    for name, model in zip(names, models(), strict=True):
+def write_curvature(directory: Path, name: str, basis: Basis, model: GradientModel, samples: Samples) -> FileEntry:
+    """Eigenvalues at one checkpoint in the spectral coordinates."""
+    with samples.named_in_errors():
         tensors = curvature(model, basis.to(model.device), samples, basis.seed)
-        entries.append(write_file(directory, f"curvature/{name}.safetensors", safetensors.torch.save(tensors)))
-    return entries
+    return write_file(directory, f"curvature/{name}.safetensors", safetensors.torch.save(tensors))

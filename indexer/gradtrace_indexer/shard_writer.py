@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ from torch import Tensor
 from gradtrace.errors import StoreError
 from gradtrace.manifest import FileEntry
 from gradtrace.precision import decode, encode, tail_norms
-from gradtrace.shards import ShardLayout, hash_file
+from gradtrace.shards import Shard, ShardLayout, hash_file
 
 
 class ShardWriter:
@@ -57,10 +57,18 @@ class ShardWriter:
             )
         stored, scales = encode(rows, layout.precision)
         tails = tail_norms(decode(stored, scales), list(layout.levels))
-        blocks = zip(layout.level_offsets, torch.split(stored, layout.widths, dim=1), strict=True)
+        self._append_blocks(torch.split(stored, layout.widths, dim=1), scales, tails)
+
+    def append_stored(self, shard: Shard, rows: Tensor) -> None:
+        """Copy some rows [b] int64 of another shard with the same levels and precision, bit for bit."""
+        self._append_blocks([level[rows] for level in shard.levels], shard.scales[rows], shard.tails[rows])
+
+    def _append_blocks(self, levels: Sequence[Tensor], scales: Tensor, tails: Tensor) -> None:
+        layout, first = self._layout, self._written
+        blocks = zip(layout.level_offsets, levels, strict=True)
         for offset, block in [*blocks, (layout.scales_offset, scales[:, None]), (layout.tails_offset, tails)]:
             self._write(block, offset + first * block.shape[1] * block.element_size())
-        self._written += len(rows)
+        self._written += len(scales)
 
     def _write(self, block: Tensor, offset: int) -> None:
         left = block.contiguous().cpu().view(torch.uint8).flatten().numpy().data
@@ -92,7 +100,7 @@ class ShardWriter:
         except OSError as error:
             raise StoreError(
                 f"{self._path} could not be written: {error.strerror}; free some space or check the directory, then "
-                "run the build again: it resumes"
+                "run the same again: it resumes"
             ) from error
 
     def __enter__(self) -> ShardWriter:

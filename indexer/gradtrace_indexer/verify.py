@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gradtrace.errors import IncompleteIndexError
 from gradtrace.manifest import read_manifest
 from gradtrace.store import RowStore
+from gradtrace_indexer.generations import kept_generations
 
 
-def verify(path: str | Path) -> list[str]:
+def verify(path: str | Path, *, all_generations: bool = False) -> list[str]:
     """What is wrong with an index, one sentence for each damaged or missing file; empty where all is well.
+
+    all_generations: check those that are kept, too; else only the current one.
 
     Raises:
         StoreError: there is no index, or its manifest itself is damaged (CorruptIndexError).
     """
     directory = Path(path)
-    manifest = read_manifest(directory)
-    problems = RowStore(directory, manifest).check_files(deep=True) if manifest.complete else []
-    return problems if manifest.complete else ["the build was interrupted: run it again to resume"]
+    try:
+        current = read_manifest(directory)
+    except IncompleteIndexError:
+        return ["the build was interrupted: run it again to resume"]
+    problems = RowStore(directory, current).check_files(deep=True)
+    for kept in kept_generations(directory) if all_generations else []:
+        found = RowStore(directory, kept).check_files(deep=True)
+        problems += [f"generation {kept.generation}: {problem}" for problem in found]
+    return problems

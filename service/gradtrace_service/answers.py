@@ -117,6 +117,8 @@ def example(index: Index, split: Split, row: int) -> ExampleAnswer:
     size = _size(index, split)
     if row >= size:
         raise NoSuchRowError("row", _missing_row(split, row, size))
+    if split == "train" and not index.present[row]:
+        raise NoSuchRowError("row", f"row {row} of the training data was deleted from the index")
     if split == "train":
         hit = _row_hit(index, row, 0.0, _shower(index.task, True))
         return ExampleAnswer(split=split, **hit.model_dump(exclude={"score", "parts"}))
@@ -304,7 +306,7 @@ def _label(task: Task, value: Any) -> Label | None:
 
 def _rows_with_labels(index: Index, labels: Sequence[Label] | None) -> NDArray[np.int64]:
     mask = RowFilter(labels=labels).mask(index.rows, index.columns)
-    return np.arange(index.rows) if mask is None else np.flatnonzero(mask)
+    return np.flatnonzero(index.present if mask is None else mask & index.present)
 
 
 def _shower(task: Task, wanted: bool) -> Show:

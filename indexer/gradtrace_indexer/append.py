@@ -1,0 +1,61 @@
+"""Append the training rows that a data set has grown by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from gradtrace.encoder import GradientModel
+from gradtrace.fingerprint import task_entry
+from gradtrace.guards import check_dataset
+from gradtrace.index import Index, open_index
+from gradtrace.manifest import Manifest
+from gradtrace.row_ids import read_row_ids
+from gradtrace.task import Task
+from gradtrace_indexer.builder import Builder
+from gradtrace_indexer.files import write_ids
+from gradtrace_indexer.generations import save_pending, successor, updating
+
+
+def append_rows(
+    path: str | Path, task: Task, *, batch_size: int = 128, device: str = "auto", progress: bool = True
+) -> Index:
+    """Index the rows that task.train has beyond those of the index, publish them as one generation, and open it.
+
+    They are given the next ids, their own numbers in task.train; their segment has shards of its own. With no new row
+    the index is opened as it is. What an interrupted call began is finished first.
+
+    Raises:
+        StoreError: no index, another update unfinished or running, a full disk, or (MismatchError) a task.train that
+            does not begin with the rows of the index.
+        TaskError, CheckpointError: see `build_index`.
+    """
+    directory = Path(path)
+    rows = check_dataset(task)
+    builder = Builder(task, directory, device, batch_size, progress)
+    with updating(directory, "append rows") as (current, pending):
+        last = builder.check(current if pending is None else pending, grown=True)
+        if pending is not None:
+            current = builder.finish(pending)
+        if rows > current.task.train_rows:
+            builder.finish(_begun(builder, current, last, rows))
+    return open_index(directory, task, device=device)
+
+
+def _begun(builder: Builder, current: Manifest, last: GradientModel, rows: int) -> Manifest:
+    """Commit the next generation without the new rows."""
+    old = read_row_ids(builder.directory, current)
+    new = np.arange(current.task.train_rows, rows)
+    ids = np.concatenate([old.ids, new])
+    begun = successor(
+        current,
+        "append rows",
+        rows=len(ids),
+        task=task_entry(builder.task, last, np.concatenate([old.live_ids(), new])),
+    )
+    if len(ids) < rows:
+        begun = begun.model_copy(
+            update={"row_ids": write_ids(builder.directory, f"row_ids/{begun.generation}.ids", ids)}
+        )
+    return save_pending(builder.directory, begun)

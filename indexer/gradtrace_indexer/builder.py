@@ -1,0 +1,172 @@
+"""What builds and updates share: computing what a generation in the making still lacks.
+
+That is a list of independent, idempotent tasks: the curvature of a checkpoint, and the rows of one stretch at one
+checkpoint. Each is committed before the next begins, so that what was killed goes on with the first that is missing,
+to the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from gradtrace.basis import Basis, load_basis
+from gradtrace.checkpoints import Checkpoint
+from gradtrace.devices import pick_device
+from gradtrace.encoder import GradientModel
+from gradtrace.errors import StoreError
+from gradtrace.fingerprint import check_probe_losses, check_task
+from gradtrace.index import indexed_checkpoint
+from gradtrace.manifest import CheckpointEntry, Manifest, ShardEntry
+from gradtrace.row_ids import read_row_ids
+from gradtrace.shards import ShardLayout
+from gradtrace.task import Task
+from gradtrace_indexer.files import write_file
+from gradtrace_indexer.fit import Samples, write_curvature
+from gradtrace_indexer.generations import publish, save_pending
+from gradtrace_indexer.shard_rows import RowWorkers, write_rows
+from gradtrace_indexer.shard_writer import ShardWriter
+
+_MOST_WORKERS = 8  # copies of the model
+
+
+class ShardTask(NamedTuple):
+    """Stored rows [start, stop) at one checkpoint."""
+
+    checkpoint: int
+    start: int
+    stop: int
+
+
+def missing_shards(manifest: Manifest) -> list[ShardTask]:
+    """The shards that an unfinished generation lacks, in the order in which they are written.
+
+    Stretches are those of the first checkpoint; rows that it does not have yet are cut into new ones.
+    """
+    stretches = manifest.stretches()
+    first = stretches[-1][1] if stretches else 0
+    stretches += [
+        (start, min(start + manifest.shard_rows, manifest.rows))
+        for start in range(first, manifest.rows, manifest.shard_rows)
+    ]
+    done = {(shard.checkpoint, shard.start) for shard in manifest.shards}
+    wanted = (ShardTask(number, *stretch) for number in range(len(manifest.checkpoints)) for stretch in stretches)
+    return [task for task in wanted if (task.checkpoint, task.start) not in done]
+
+
+def shard_name(manifest: Manifest, checkpoint: int, start: int) -> str:
+    """Of a new shard's files, without folder and ending: no other generation's shard has it."""
+    return f"{manifest.checkpoints[checkpoint].name}/{start:09d}.{manifest.generation}"
+
+
+def with_shard(manifest: Manifest, shard: ShardEntry) -> Manifest:
+    shards = sorted([*manifest.shards, shard], key=lambda entry: (entry.checkpoint, entry.start))
+    return manifest.model_copy(update={"shards": shards})
+
+
+def checkpoint_entries(directory: Path, checkpoints: Sequence[Checkpoint]) -> list[CheckpointEntry]:
+    return [
+        CheckpointEntry(
+            name=checkpoint.name,
+            file=os.path.relpath(checkpoint.path.parent.resolve(), directory.resolve()) + f"/{checkpoint.name}",
+            step=checkpoint.step,
+            learning_rate=checkpoint.learning_rate,
+            sha256=checkpoint.sha256(),
+        )
+        for checkpoint in checkpoints
+    ]
+
+
+class Builder:
+    """Brings an index's unfinished generation to its end."""
+
+    def __init__(self, task: Task, directory: Path, device: str, batch_size: int, progress: bool) -> None:
+        """Raises StoreError if batch_size < 1."""
+        if batch_size < 1:
+            raise StoreError(f"batch_size must be at least 1, not {batch_size}")
+        self.task, self.directory, self.device = task, directory, torch.device(pick_device(device))
+        self.batch_size, self.progress = batch_size, progress
+        self._probe = [task.train[row] for row in range(min(2, len(task.train)))]
+
+    def model(self, checkpoint: Checkpoint) -> GradientModel:
+        return GradientModel(self.task, checkpoint, self.device, self._probe)
+
+    def model_of(self, entry: CheckpointEntry) -> GradientModel:
+        return self.model(indexed_checkpoint(self.directory, entry))
+
+    def basis_of(self, manifest: Manifest) -> Basis:
+        entry = manifest.basis
+        return load_basis(self.directory / entry.file.path, entry.kind, entry.dimensions, entry.seed).to(self.device)
+
+    def check(self, manifest: Manifest, grown: bool = False) -> GradientModel:
+        """See that the task is the index's, with or without new rows at its end. Returns the last checkpoint's model.
+
+        Raises:
+            MismatchError: names what differs.
+            CheckpointError: the last checkpoint's weights are missing.
+        """
+        check_task(self.task, manifest.task, grown)
+        model = self.model_of(manifest.checkpoints[-1])
+        check_probe_losses(self.task, model, manifest.task)
+        return model
+
+    def finish(self, pending: Manifest) -> Manifest:
+        """Compute what is missing, committing each part, and publish. Returns the published manifest.
+
+        Raises:
+            StoreError: the disk is full; what is there is used when run again.
+            TaskError: a row's loss or gradient is not finite, or a row cannot be read.
+            CheckpointError, MismatchError: weights that are needed are missing, or were changed since the beginning.
+        """
+        basis = self.basis_of(pending)
+        return publish(self.directory, self._with_rows(self._with_curvature(pending, basis), basis))
+
+    def _with_curvature(self, manifest: Manifest, basis: Basis) -> Manifest:
+        missing = manifest.checkpoints[len(manifest.curvature) :] if basis.kind == "spectral" else []
+        if not missing:
+            return manifest
+        samples = Samples(self.task, basis.seed, manifest.basis.fitted_rows)
+        for entry in tqdm(missing, "curvature", disable=not self.progress, leave=False):
+            name = f"{entry.name}.{manifest.generation}"
+            file = write_curvature(self.directory, name, basis, self.model_of(entry), samples)
+            manifest = save_pending(
+                self.directory, manifest.model_copy(update={"curvature": [*manifest.curvature, file]})
+            )
+        return manifest
+
+    def _with_rows(self, manifest: Manifest, basis: Basis) -> Manifest:
+        tasks = missing_shards(manifest)
+        total = sum(task.stop - task.start for task in tasks)
+        with tqdm(total=total, unit=" rows", desc="index", disable=not self.progress) as bar:
+            for number, of_checkpoint in groupby(tasks, key=lambda task: task.checkpoint):
+                workers = self._workers(manifest.checkpoints[number], basis)
+                for task in of_checkpoint:
+                    shard = self._write_shard(manifest, workers, task, bar)
+                    manifest = save_pending(self.directory, with_shard(manifest, shard))
+        return manifest
+
+    def _workers(self, entry: CheckpointEntry, basis: Basis) -> RowWorkers:
+        count = min(_MOST_WORKERS, torch.get_num_threads()) if self.device.type == "cpu" else 1
+        checkpoint = indexed_checkpoint(self.directory, entry)
+        return RowWorkers([self.model(checkpoint) for _ in range(count)], basis)
+
+    def _write_shard(self, manifest: Manifest, workers: RowWorkers, task: ShardTask, bar: tqdm[Any]) -> ShardEntry:
+        """The rows of one stretch at one checkpoint, in batches counted from its start."""
+        ids = read_row_ids(self.directory, manifest).of(np.arange(task.start, task.stop))
+        layout = ShardLayout(len(ids), tuple(manifest.levels), manifest.precision)
+        name = shard_name(manifest, task.checkpoint, task.start)
+        with ShardWriter(self.directory, f"rows/{name}.rows", layout) as writer:
+            columns = write_rows(self.task, workers, ids.tolist(), self.batch_size, writer, bar.update)
+            entry = writer.commit()
+        return ShardEntry(
+            **task._asdict(),
+            rows=entry,
+            columns=write_file(self.directory, f"columns/{name}.parquet", columns.parquet()),
+        )

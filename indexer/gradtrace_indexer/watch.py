@@ -1,0 +1,61 @@
+"""Follow a training run: add its checkpoints to an index as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from gradtrace.checkpoints import Checkpoint, load_checkpoints
+from gradtrace.errors import CheckpointError
+from gradtrace.index import Index
+from gradtrace.manifest import read_manifest
+from gradtrace.task import Task
+from gradtrace_indexer.add_checkpoints import add_checkpoints
+
+INTERVAL = 10.0  # seconds between two looks
+
+_State = tuple[int, int]  # size and time of change of a weight file
+
+
+def watch(
+    path: str | Path,
+    task: Task,
+    checkpoints: str | Path,
+    *,
+    batch_size: int = 128,
+    device: str = "auto",
+    interval: float = INTERVAL,
+    on_wait: Callable[[CheckpointError], object] = lambda error: None,
+) -> Iterator[Index]:
+    """Look into a checkpoint directory every `interval` seconds, for as long as the iterator is drawn from; gives the
+    updated index after each look that found new checkpoints.
+
+    Weights are taken once their file stayed as it was from one look to the next, so that none is read while it is
+    written. Where the directory or a file of it cannot be read yet, `on_wait` is told, and the next look tries again.
+
+    Raises:
+        as `add_checkpoints`, but CheckpointError.
+    """
+    directory = Path(path)
+    seen: dict[str, _State] = {}
+    while True:
+        try:
+            found = load_checkpoints(checkpoints)
+            states = {checkpoint.name: _state(checkpoint) for checkpoint in found}
+            settled = [checkpoint for checkpoint in found if seen.get(checkpoint.name) == states[checkpoint.name]]
+            seen = states
+            indexed = {entry.name for entry in read_manifest(directory).checkpoints}
+            if {checkpoint.name for checkpoint in settled} - indexed:
+                yield add_checkpoints(directory, task, settled, batch_size=batch_size, device=device)
+        except CheckpointError as error:
+            on_wait(error)
+        time.sleep(interval)
+
+
+def _state(checkpoint: Checkpoint) -> _State:
+    try:
+        found = checkpoint.path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint.path} cannot be read ({error.strerror}); restore the file") from None
+    return found.st_size, found.st_mtime_ns
