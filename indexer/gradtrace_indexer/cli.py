@@ -1,34 +1,48 @@
-"""The offline commands: build, verify, info."""
+"""The offline commands: build, what changes an index, and what looks after it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gradtrace.checkpoints import load_checkpoints
-from gradtrace.manifest import BasisKind, Manifest, Precision, read_manifest
+from gradtrace.errors import CheckpointError, QueryError
+from gradtrace.manifest import BasisKind, Precision, read_manifest
+from gradtrace_indexer import generations
+from gradtrace_indexer.add_checkpoints import add_checkpoints
+from gradtrace_indexer.append import append_rows
 from gradtrace_indexer.build import build_index
+from gradtrace_indexer.compact import compact as compact_index
+from gradtrace_indexer.delete import delete_rows
+from gradtrace_indexer.description import describe, details
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_indexer.verify import verify as verify_index
+from gradtrace_indexer.watch import INTERVAL, watch
 
 app = typer.Typer()
 
+_TASK = "module:attribute or path/to/file.py:attribute"
 IndexArgument = Annotated[Path, typer.Argument(help="The index directory.")]
+TaskOption = Annotated[str, typer.Option(help=_TASK)]
+CheckpointsOption = Annotated[Path, typer.Option(help="Directory with the weights and their checkpoints.json.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Examples a step.")]
+DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
 
 
 @app.command()
 def build(
-    task: Annotated[str, typer.Argument(help="module:attribute or path/to/file.py:attribute")],
-    checkpoints: Annotated[Path, typer.Option(help="Directory with the weights and their checkpoints.json.")],
+    task: Annotated[str, typer.Argument(help=_TASK)],
+    checkpoints: CheckpointsOption,
     out: Annotated[Path, typer.Option(help="The index directory; an interrupted build there is resumed.")],
     dimensions: Annotated[int, typer.Option(min=1, help="Columns kept for each checkpoint.")] = 2048,
     basis: Annotated[BasisKind, typer.Option(help="How gradients are compressed.")] = "spectral",
     precision: Annotated[Precision, typer.Option(help="Of the stored rows.")] = "float16",
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 128,
+    batch_size: BatchOption = 128,
     seed: Annotated[int, typer.Option(help="Of sampled rows, labels and projections.")] = 0,
-    device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Build the index of a task's training rows, or resume an interrupted build."""
     index = build_index(
@@ -46,9 +60,109 @@ def build(
 
 
 @app.command()
-def verify(index: IndexArgument) -> None:
+def update(
+    index: IndexArgument,
+    task: TaskOption,
+    checkpoints: CheckpointsOption,
+    follow: Annotated[
+        bool, typer.Option("--watch", help="Go on until Ctrl-C, adding checkpoints as the training writes them.")
+    ] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = INTERVAL,
+    batch_size: BatchOption = 128,
+    device: DeviceOption = "auto",
+) -> None:
+    """Add the checkpoints that a training run wrote since the index was built.
+
+    Only their columns are computed; those that the index has are passed over. Readers see the old generation until the
+    new one is whole. Interrupted, it goes on where it stood when run again.
+    """
+    loaded = load_task(task)
+    if not follow:
+        found = load_checkpoints(checkpoints)
+        updated = add_checkpoints(index, loaded, found, batch_size=batch_size, device=device)
+        typer.echo(f"{index}: {describe(updated.manifest)}")
+        return
+    typer.echo(f"Watching {checkpoints}; Ctrl-C ends it.")
+    told: list[str] = []
+
+    def tell(error: CheckpointError) -> None:
+        if str(error) not in told[-1:]:
+            told.append(str(error))
+            typer.echo(f"waiting: {error}", err=True)
+
+    try:
+        for updated in watch(
+            index, loaded, checkpoints, batch_size=batch_size, device=device, interval=interval, on_wait=tell
+        ):
+            typer.echo(f"{index}: {describe(updated.manifest)}")
+    except KeyboardInterrupt:
+        typer.echo("\nStopped; run it again to go on.")
+
+
+@app.command()
+def append(
+    index: IndexArgument, task: TaskOption, batch_size: BatchOption = 128, device: DeviceOption = "auto"
+) -> None:
+    """Index the rows that the task's training data has grown by.
+
+    The new examples must come after the old ones: a row's number in the data set is its id, for good. Only the new rows
+    are computed. Interrupted, it goes on where it stood when run again.
+    """
+    updated = append_rows(index, load_task(task), batch_size=batch_size, device=device)
+    typer.echo(f"{index}: {describe(updated.manifest)}")
+
+
+@app.command()
+def delete(
+    index: IndexArgument,
+    rows: Annotated[list[str], typer.Option(help="Numbers and ranges: 3,17,100-199. Repeatable.")],
+) -> None:
+    """Delete training rows: no answer names them again, and the other rows keep their numbers.
+
+    The rows are marked; `gradtrace compact` takes them out of the files, and `gradtrace prune` removes the files that
+    only earlier generations have.
+    """
+    typer.echo(f"{index}: {describe(delete_rows(index, _numbers(rows)))}")
+
+
+@app.command()
+def compact(index: IndexArgument) -> None:
+    """Rewrite shards without deleted rows and merge small ones; answers stay the same."""
+    typer.echo(f"{index}: {describe(compact_index(index))}")
+
+
+@app.command()
+def rollback(
+    index: IndexArgument, generation: Annotated[int, typer.Argument(help="One that `gradtrace info` lists.")]
+) -> None:
+    """Make an index what it was at an earlier generation, as a new generation."""
+    typer.echo(f"{index}: {describe(generations.roll_back(index, generation))}")
+
+
+@app.command()
+def prune(
+    index: IndexArgument,
+    keep: Annotated[int, typer.Option(min=1, help="How many generations stay, the current one among them.")] = 1,
+) -> None:
+    """Remove earlier generations, and the files that only they have."""
+    generations.prune(index, keep)
+    typer.echo(f"{index}: {describe(read_manifest(index))}")
+
+
+@app.command()
+def discard(index: IndexArgument) -> None:
+    """Give up an unfinished build or update; the current generation stays as it is."""
+    generations.discard(index)
+    typer.echo(f"{index}: nothing unfinished is left")
+
+
+@app.command()
+def verify(
+    index: IndexArgument,
+    all_generations: Annotated[bool, typer.Option("--all", help="Earlier generations, too.")] = False,
+) -> None:
     """Check every byte of an index against its manifest."""
-    problems = verify_index(index)
+    problems = verify_index(index, all_generations=all_generations)
     for problem in problems:
         typer.echo(problem)
     if problems:
@@ -58,20 +172,17 @@ def verify(index: IndexArgument) -> None:
 
 @app.command()
 def info(index: IndexArgument) -> None:
-    """Say what an index holds."""
-    manifest = read_manifest(index)
-    typer.echo(describe(manifest))
-    for checkpoint in manifest.checkpoints:
-        typer.echo(f"  {checkpoint.name}: step {checkpoint.step}, learning rate {checkpoint.learning_rate:g}")
-    size = sum(shard.rows.bytes for shard in manifest.shards)
-    typer.echo(f"  {len(manifest.shards)} shards, {size / 1e6:,.1f} MB of rows, built with {manifest.libraries}")
+    """Say what an index holds: checkpoints, segments, deleted rows, sizes, and its generations."""
+    for line in details(index):
+        typer.echo(line)
 
 
-def describe(manifest: Manifest) -> str:
-    """One line on what an index holds."""
-    state = "" if manifest.complete else "unfinished: run the build again; "
-    return (
-        f"{state}{manifest.rows:,} rows x {len(manifest.checkpoints)} checkpoints x {manifest.basis.dimensions} "
-        f"{manifest.basis.kind} dimensions in {manifest.precision}, task {manifest.task.name}, "
-        f"generation {manifest.generation}"
-    )
+def _numbers(texts: Sequence[str]) -> list[int]:
+    """["3,17", "100-199"] -> 3, 17, 100, 101, ... 199."""
+    found: list[int] = []
+    for part in (part.strip() for text in texts for part in text.split(",")):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(first) > int(last)):
+            raise QueryError(f"{part!r} names no rows; write numbers and ranges, such as 3,17,100-199")
+        found += range(int(first), int(last or first) + 1)
+    return found

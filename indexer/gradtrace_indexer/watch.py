@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from gradtrace.checkpoints import Checkpoint, load_checkpoints
@@ -31,8 +32,9 @@ def watch(
     """Look into a checkpoint directory every `interval` seconds, for as long as the iterator is drawn from; gives the
     updated index after each look that found new checkpoints.
 
-    Weights are taken once their file stayed as it was from one look to the next, so that none is read while it is
-    written. Where the directory or a file of it cannot be read yet, `on_wait` is told, and the next look tries again.
+    Weights are taken in order, once their file stayed as it was from one look to the next, so that none is read while
+    it is written. Where the directory or a file of it cannot be read yet, `on_wait` is told, and the next look tries
+    again.
 
     Raises:
         as `add_checkpoints`, but CheckpointError.
@@ -43,7 +45,7 @@ def watch(
         try:
             found = load_checkpoints(checkpoints)
             states = {checkpoint.name: _state(checkpoint) for checkpoint in found}
-            settled = [checkpoint for checkpoint in found if seen.get(checkpoint.name) == states[checkpoint.name]]
+            settled = _settled(found, seen, states)
             seen = states
             indexed = {entry.name for entry in read_manifest(directory).checkpoints}
             if {checkpoint.name for checkpoint in settled} - indexed:
@@ -51,6 +53,11 @@ def watch(
         except CheckpointError as error:
             on_wait(error)
         time.sleep(interval)
+
+
+def _settled(found: list[Checkpoint], before: dict[str, _State], now: dict[str, _State]) -> list[Checkpoint]:
+    """Those before the first that changed: an earlier checkpoint cannot be added after a later one."""
+    return list(takewhile(lambda checkpoint: before.get(checkpoint.name) == now[checkpoint.name], found))
 
 
 def _state(checkpoint: Checkpoint) -> _State:

@@ -1,0 +1,63 @@
+"""What an index holds, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gradtrace.errors import IncompleteIndexError
+from gradtrace.manifest import Manifest, read_manifest
+from gradtrace.row_ids import read_row_ids
+from gradtrace_indexer.builder import missing_shards
+from gradtrace_indexer.generations import kept_generations, read_pending
+
+
+def describe(manifest: Manifest) -> str:
+    """One line on what a generation holds."""
+    deleted = 0 if manifest.deleted is None else manifest.deleted.bytes // 8
+    return (
+        f"{manifest.rows - deleted:,} rows x {len(manifest.checkpoints)} checkpoints x {manifest.basis.dimensions} "
+        f"{manifest.basis.kind} dimensions in {manifest.precision}, task {manifest.task.name}, "
+        f"generation {manifest.generation}"
+    )
+
+
+def details(directory: Path) -> Iterator[str]:
+    """Line by line: the current generation, what is unfinished, and the earlier ones that are kept.
+
+    Raises:
+        StoreError: there is no index.
+        CorruptIndexError: a manifest or the file of row ids is damaged.
+    """
+    pending = read_pending(directory)
+    try:
+        current = read_manifest(directory)
+    except IncompleteIndexError:
+        assert pending is not None
+        yield f"unfinished: run the build again; {describe(pending)}"
+        return
+    yield describe(current)
+    for checkpoint in current.checkpoints:
+        yield f"  {checkpoint.name}: step {checkpoint.step}, learning rate {checkpoint.learning_rate:g}"
+    ids = read_row_ids(directory, current)
+    yield (
+        f"  row numbers 0 to {ids.rows - 1}: {len(ids.live_ids()):,} present, {len(ids.deleted):,} deleted, "
+        f"{ids.rows - len(ids.ids):,} deleted and compacted"
+    )
+    stretches = current.stretches()
+    yield (
+        f"  {len(stretches)} shard(s) a checkpoint, of {min(b - a for a, b in stretches):,} to "
+        f"{max(b - a for a, b in stretches):,} rows; {_megabytes(current)}, built with {current.libraries}"
+    )
+    if pending is not None:
+        left = len(missing_shards(pending))
+        yield f"  unfinished ({pending.made_by}), {left} shard(s) left: run it again, or `gradtrace discard`"
+    for kept in kept_generations(directory)[::-1]:
+        yield (
+            f"  kept: generation {kept.generation} ({kept.made_by}), {kept.rows:,} rows x {len(kept.checkpoints)} "
+            f"checkpoints, {_megabytes(kept)}"
+        )
+
+
+def _megabytes(manifest: Manifest) -> str:
+    return f"{sum(entry.bytes for entry in manifest.files()) / 1e6:,.1f} MB"
