@@ -8,7 +8,6 @@ from pathlib import Path
 from gradtrace.errors import IncompleteIndexError
 from gradtrace.manifest import Manifest, read_manifest
 from gradtrace.row_ids import read_row_ids
-from gradtrace_indexer.builder import missing_shards
 from gradtrace_indexer.generations import kept_generations, read_pending
 
 
@@ -50,8 +49,9 @@ def details(directory: Path) -> Iterator[str]:
         f"{max(b - a for a, b in stretches):,} rows; {_megabytes(current)}, built with {current.libraries}"
     )
     if pending is not None:
-        left = len(missing_shards(pending))
-        yield f"  unfinished ({pending.made_by}), {left} shard(s) left: run it again, or `gradtrace discard`"
+        written = sum(shard.stop - shard.start for shard in pending.shards)
+        share = written / (pending.rows * len(pending.checkpoints))
+        yield f"  unfinished: {pending.made_by}, {share:.0%} there; run it again, or `gradtrace discard` it"
     for kept in kept_generations(directory)[::-1]:
         yield (
             f"  kept: generation {kept.generation} ({kept.made_by}), {kept.rows:,} rows x {len(kept.checkpoints)} "
