@@ -24,7 +24,7 @@ from gradtrace.task import Task
 from gradtrace_indexer.builder import Builder, checkpoint_entries
 from gradtrace_indexer.files import sole_writer
 from gradtrace_indexer.fit import Samples, fit_basis, write_basis
-from gradtrace_indexer.generations import read_pending, save_pending
+from gradtrace_indexer.generations import save_pending, unfinished
 
 _SHARD_BYTES = 256 << 20
 _SHARD_ROWS = 32_768
@@ -93,11 +93,10 @@ def _found(builder: Builder, wanted: Mapping[str, object]) -> Manifest | None:
         StoreError: there is one of another thing: other arguments, or (MismatchError) another task.
     """
     directory = builder.directory
+    manifest = unfinished(directory)
     if (directory / MANIFEST_NAME).exists():
         manifest = read_manifest(directory)
-    elif (pending := read_pending(directory)) is not None:
-        manifest = pending
-    else:
+    if manifest is None:
         return None
     found = {
         "rows": manifest.task.train_rows,

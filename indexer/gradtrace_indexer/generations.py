@@ -58,6 +58,14 @@ def read_pending(directory: Path) -> Manifest | None:
     return pending if pending.generation > published else None
 
 
+def unfinished(directory: Path) -> Manifest | None:
+    """As `read_pending`, for the one writer: removes what a process left that was killed just after publishing."""
+    pending = read_pending(directory)
+    if pending is None:
+        (directory / PENDING_NAME).unlink(missing_ok=True)
+    return pending
+
+
 @contextmanager
 def updating(path: str | Path, operation: Operation) -> Iterator[tuple[Manifest, Manifest | None]]:
     """Be the only writer of an index; gives its current generation, and what this operation left unfinished before.
@@ -68,10 +76,8 @@ def updating(path: str | Path, operation: Operation) -> Iterator[tuple[Manifest,
     directory = Path(path)
     read_manifest(directory)  # where there is no index, say so before anything is made
     with sole_writer(directory):
-        current, pending = read_manifest(directory), read_pending(directory)
-        if pending is None:
-            (directory / PENDING_NAME).unlink(missing_ok=True)  # of a process that was killed just after publishing
-        elif pending.made_by != operation:
+        current, pending = read_manifest(directory), unfinished(directory)
+        if pending is not None and pending.made_by != operation:
             raise StoreError(
                 f"an unfinished update ({pending.made_by}) of {directory} is in the way: run it again to finish it, or "
                 "give it up with `gradtrace discard`"
