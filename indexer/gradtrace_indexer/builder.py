@@ -21,7 +21,7 @@ from gradtrace.basis import Basis, load_basis
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.devices import pick_device
 from gradtrace.encoder import GradientModel
-from gradtrace.errors import StoreError
+from gradtrace.errors import MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.index import indexed_checkpoint
 from gradtrace.manifest import CheckpointEntry, Manifest, ShardEntry
@@ -126,7 +126,10 @@ class Builder:
             CheckpointError, MismatchError: weights that are needed are missing, or were changed since the beginning.
         """
         basis = self.basis_of(pending)
-        return publish(self.directory, self._with_rows(self._with_curvature(pending, basis), basis))
+        try:
+            return publish(self.directory, self._with_rows(self._with_curvature(pending, basis), basis))
+        except MismatchError as error:
+            raise MismatchError(f"{error}; or give up what is unfinished, with `gradtrace discard`") from error
 
     def _with_curvature(self, manifest: Manifest, basis: Basis) -> Manifest:
         missing = manifest.checkpoints[len(manifest.curvature) :] if basis.kind == "spectral" else []
