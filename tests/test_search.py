@@ -85,8 +85,8 @@ CASES = st.builds(
     seed=st.integers(0, 2**32 - 1),
     rows=st.sampled_from([1, 2, 3, 30, 150, 400]),
     checkpoints=st.integers(1, 3),
-    levels=st.sampled_from([[1], [9], [2, 20], [3, 6, 12, 24]]),
-    precision=st.sampled_from(["float16", "int8"]),
+    levels=st.sampled_from([[1], [9], [2, 20], [4, 6, 12, 25]]),
+    precision=st.sampled_from(["float16", "int8", "int4"]),
     shard_rows=st.sampled_from([64, 1000]),
     k=st.sampled_from([1, 2, 5, 10, 500]),
     integers=st.booleans(),
@@ -131,6 +131,7 @@ def make_scale(case: Case, rng: np.random.Generator) -> torch.Tensor:
 @example(Case(0, 400, 3, [3, 6, 12, 24], "float16", 64, 5, False, 0.0, 0.0, False, False, 1.0))
 @example(Case(1, 400, 3, [3, 6, 12, 24], "int8", 64, 5, True, 0.5, 0.3, False, True, 0.5))
 @example(Case(2, 400, 3, [3, 6, 12, 24], "float16", 1000, 2, False, 0.0, 0.0, True, False, 1.0))
+@example(Case(3, 400, 3, [4, 6, 12, 25], "int4", 64, 5, False, 0.5, 0.3, False, True, 0.5))
 def test_both_ends_equal_brute_force(case: Case) -> None:
     rng = np.random.default_rng(case.seed)
     with tempfile.TemporaryDirectory() as name:

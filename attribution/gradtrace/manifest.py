@@ -13,7 +13,7 @@ from gradtrace.errors import CorruptIndexError, StoreError
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 
-Precision = Literal["float16", "int8"]
+Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
 
 
@@ -82,6 +82,7 @@ class Manifest(_Entry):
     basis: BasisEntry
     curvature: list[FileEntry]  # one file a checkpoint, in their order; empty for bases without curvature
     precision: Precision
+    column_scales: FileEntry | None = None  # int4 only: what each column was divided by, for the life of the index
     levels: list[int]  # column boundaries of the levels, ascending, the last equals basis.dimensions
     rows: int
     shard_rows: int

@@ -114,10 +114,10 @@ class ProgressiveSearcher:
         first = torch.empty(store.checkpoints, store.levels[0], store.rows)
         tails = torch.zeros(store.checkpoints, levels + 1, store.rows)
         for checkpoint in range(store.checkpoints):
+            for start, values in store.first_levels(checkpoint):
+                first[checkpoint, :, start : start + len(values)] = values.T
             for start, shard in store.shards(checkpoint):
-                stretch = slice(start, start + shard.layout.rows)
-                torch.mul(shard.levels[0].T, shard.scales, out=first[checkpoint, :, stretch])
-                tails[checkpoint, :levels, stretch] = shard.tails.T
+                tails[checkpoint, :levels, start : start + shard.layout.rows] = shard.tails.T
         self._first = first.to(device)  # [C, width, rows]
         self._tails: Floats = tails.numpy()  # [C, levels + 1, rows], zero after the last level
         self._largest_norm = float(self._tails[:, 0].max(initial=0))

@@ -34,11 +34,11 @@ from gradtrace.manifest import (
     ShardEntry,
     read_manifest,
 )
-from gradtrace.precision import STORED_DTYPES
+from gradtrace.precision import STORED_DTYPES, load_column_scales
 from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.task import Task
 from gradtrace_indexer.files import sole_writer, write_file, write_manifest
-from gradtrace_indexer.fit import Samples, fit_basis, write_basis, write_curvature
+from gradtrace_indexer.fit import Samples, fit_basis, write_basis, write_column_scales, write_curvature
 from gradtrace_indexer.shard_rows import RowWorkers, write_rows
 from gradtrace_indexer.shard_writer import ShardWriter
 
@@ -176,6 +176,7 @@ class _Builder:
         samples = Samples(self.task, seed)
         with samples.named_in_errors():
             basis = fit_basis(kind, dimensions, seed, reference, self.models, samples)
+            scales = write_column_scales(self.directory, basis, self.models, samples) if precision == "int4" else None
         names = [checkpoint.name for checkpoint in self.checkpoints]
         curvature = write_curvature(self.directory, basis, names, self.models, samples) if kind == "spectral" else []
         levels = default_levels(basis.dimensions)
@@ -194,6 +195,7 @@ class _Builder:
             ),
             curvature=curvature,
             precision=precision,
+            column_scales=scales,
             levels=levels,
             rows=rows,
             shard_rows=max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // layout.bytes)),
@@ -233,7 +235,8 @@ class _Builder:
         stop = min(start + manifest.shard_rows, manifest.rows)
         name = f"{manifest.checkpoints[number].name}/{start:09d}"
         layout = ShardLayout(stop - start, tuple(manifest.levels), manifest.precision)
-        with ShardWriter(self.directory, f"rows/{name}.rows", layout) as writer:
+        column_scales = load_column_scales(self.directory, manifest)
+        with ShardWriter(self.directory, f"rows/{name}.rows", layout, column_scales) as writer:
             columns = write_rows(self.task, workers, range(start, stop), self.batch_size, writer, bar.update)
             entry = writer.commit()
         return ShardEntry(
