@@ -1,8 +1,8 @@
 """Exact search over a million gradient rows: `python -m benchmarks.million cifar10 --out DIR`.
 
-The rows are those of an index, and mixtures of two of them, cos t row + sin t other row with t drawn evenly from a right
-angle and the same at every checkpoint: their second moments, and so the spectrum that search lives by, are those of the
-real rows. Queries are gradients of test examples. DIR keeps the index, and queries.npy, float32 [queries, C, D].
+The rows are those of an index, and mixtures of two of them, cos t row + sin t other row with t drawn evenly from a
+right angle and the same at every checkpoint: their second moments, and so the spectrum that the search lives by, are
+those of the real rows. Queries are gradients of test examples. DIR keeps the index and queries.npy, float32 [q, C, D].
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.derived import derived
 from benchmarks.memory import peak
 from benchmarks.search import query_vectors
-from gradtrace.manifest import Manifest, read_manifest
+from gradtrace.manifest import Manifest, Precision, read_manifest
 from gradtrace.search import ProgressiveSearcher, SearchResult, exhaustive_scores
 from gradtrace.store import RowStore
 from gradtrace_indexer.task_loading import load_task
@@ -62,7 +62,7 @@ def make(arguments: argparse.Namespace) -> None:
     np.save(arguments.out / "queries.npy", queries[:, arguments.checkpoints].numpy())
 
 
-def mix(path: Path, manifest: Manifest, out: Path, checkpoints: Sequence[int], rows: int, precision: str) -> None:
+def mix(path: Path, manifest: Manifest, out: Path, checkpoints: Sequence[int], rows: int, precision: Precision) -> None:
     """The rows of the source, then mixtures of two that are drawn at random."""
     source = RowStore(path, manifest)
     draw = np.random.default_rng(0)
@@ -101,10 +101,8 @@ def measure(path: Path, queries: Tensor, k: int) -> None:
             searcher.search(queries[start : start + batch], checkpoints, k)
             times.append(1e3 * (time.perf_counter() - started))
         rate = 1e3 * batch / np.mean(times)
-        figures = f"{np.median(times):.1f} / {np.quantile(times, 0.95):.1f} | queries a second"
-        print(
-            f"| batch {batch}: median / 95 %, ms; {figures.split(' | ')[1]} | {figures.split(' | ')[0]}; {rate:.0f} |"
-        )
+        latency = f"{np.median(times):.1f} / {np.quantile(times, 0.95):.1f}"
+        print(f"| batch {batch}: median / 95 %, ms; queries a second | {latency}; {rate:.0f} |")
     touched = np.mean([result.rows_touched / result.rows_searched for result in results])
     print(f"| rows read beyond the first level | {100 * touched:.2f} % |")
     print(f"| peak resident memory, MB (mapped files count) | {peak():,.0f} |")

@@ -23,9 +23,8 @@ _HASH_THREADS = 4
 _SCAN_SHARE = 8  # from one row in so many on, reading ahead is cheaper than single rows
 _PIECE_VALUES = 1 << 18
 # PyTorch shares work on more values than this with its other threads. Waiting for those costs milliseconds wherever
-# another process keeps a core busy, so only many values are worth it.
+# another process keeps a core busy.
 _SERIAL_VALUES = (1 << 15) - 1
-_MANY_VALUES = 1 << 21
 
 
 class RowStore:
@@ -50,7 +49,7 @@ class RowStore:
         self._check_stretches()
         self._layout = ShardLayout(1, tuple(self.levels), manifest.precision)  # of each row
         self._column_scales = load_column_scales(directory, manifest)
-        self._starts = torch.tensor([start for start, _ in self._stretches(0)], dtype=torch.int64)
+        self._starts = np.array([start for start, _ in self._stretches(0)], dtype=np.int64)
 
     def _stretches(self, checkpoint: int) -> list[tuple[int, int]]:
         return [(entry.start, entry.stop) for entry in self._entries[checkpoint]] if self._entries else []
@@ -126,25 +125,39 @@ class RowStore:
 
     def products(self, checkpoint: int, rows: Tensor, level: int, vector: Tensor) -> Tensor:
         """<row's columns of one level, vector>, for ascending rows [m] int64, vector [width]. [m] float32."""
-        out = torch.empty(len(rows))
-        many = len(rows) * _SCAN_SHARE > self.rows
         column_scales = self._scales_of(level)
         vector = vector if column_scales is None else vector * column_scales
-        for number, places, local in self._by_shard(rows):
-            shard = self._shard(checkpoint, number)
-            if many:
-                shard.expect_scan()
-            torch.mul(_products(shard.levels[level], local, vector), shard.scales[local], out=out[places])
-            if many:
-                shard.expect_gathers()
-        return out
+        many = len(rows) * _SCAN_SHARE > self.rows
+        if many:
+            self._expect([checkpoint], scan=True)
+        out, scales = torch.empty(len(rows)), torch.empty(len(rows))
+        # In pieces that stay in the processor's cache, and in the same buffers.
+        step = min(len(rows), max(1, _PIECE_VALUES // len(vector)))
+        stored = torch.empty(step, self._layout.stored_widths[level], dtype=self._layout.dtype)
+        codes = torch.empty(step, len(vector))
+        for piece in _pieces(len(rows), len(vector), _PIECE_VALUES):
+            some = rows[piece]
+            for number, places, local in self._by_shard(some):
+                shard = self._shard(checkpoint, number)
+                shard.levels[level].numpy().take(local.numpy(), axis=0, out=stored[places].numpy(), mode="clip")
+                shard.scales.numpy().take(local.numpy(), out=scales[piece][places].numpy(), mode="clip")
+            self._unpack(stored[: len(some)], codes[: len(some)])
+            torch.mv(codes[: len(some)], vector, out=out[piece])
+        if many:
+            self._expect([checkpoint], scan=False)
+        return out.mul_(scales)
+
+    def _unpack(self, stored: Tensor, out: Tensor) -> None:
+        """Codes as float32, on this thread alone. [n, stored width] -> [n, width]."""
+        for few in _pieces(len(stored), out.shape[1], _SERIAL_VALUES):
+            out[few] = stored[few] if self._column_scales is None else unpack(stored[few], out.shape[1])
 
     def _by_shard(self, rows: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
         """Split ascending rows [m] by stretch: (its number, places in `rows`, numbers inside its shards)."""
-        edges = [*torch.searchsorted(rows, self._starts).tolist(), len(rows)]
-        for number, (start, low, high) in enumerate(zip(self._starts.tolist(), edges[:-1], edges[1:], strict=True)):
-            if low < high:
-                yield number, slice(low, high), rows[low:high] - start
+        edges = np.append(np.searchsorted(rows.numpy(), self._starts), len(rows))
+        for number in np.flatnonzero(np.diff(edges)).tolist():
+            places = slice(int(edges[number]), int(edges[number + 1]))
+            yield number, places, rows[places] - int(self._starts[number])
 
     def blocks(self, checkpoints: Sequence[int], block_rows: int) -> Iterator[tuple[int, Tensor]]:
         """All rows in order, as (first row, [b, len(checkpoints), dimensions] float32), b at most `block_rows`."""
@@ -206,23 +219,6 @@ class RowStore:
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
             problems = list(pool.map(lambda entry: _check_file(self._directory, entry, deep), files))
         return [problem for problem in problems if problem]
-
-
-def _products(values: Tensor, rows: Tensor, vector: Tensor) -> Tensor:
-    """The codes of values[rows] @ vector, in pieces that stay in the processor's cache, in the same buffers."""
-    width, packed = len(vector), values.dtype == torch.uint8
-    piece = min(len(rows), max(1, _PIECE_VALUES // width))
-    stored = torch.empty(piece, values.shape[1], dtype=values.dtype)
-    decoded = torch.empty(piece, width)
-    serial = _SERIAL_VALUES if len(rows) * width <= _MANY_VALUES else piece * width
-    out = torch.empty(len(rows))
-    for some in _pieces(len(rows), width, _PIECE_VALUES):
-        count = len(rows[some])
-        values.numpy().take(rows[some].numpy(), axis=0, out=stored[:count].numpy(), mode="clip")
-        for few in _pieces(count, width, serial):
-            decoded[few] = unpack(stored[few], width) if packed else stored[few]
-        torch.mv(decoded[:count], vector, out=out[some])
-    return out
 
 
 def _pieces(rows: int, width: int, values: int) -> Iterator[slice]:

@@ -54,7 +54,7 @@ def build_index(
     *,
     dimensions: int = 2048,
     basis: BasisKind = "spectral",
-    precision: Precision = "float16",
+    precision: Precision = "int8",
     batch_size: int = 128,
     seed: int = 0,
     device: str = "auto",
@@ -65,7 +65,7 @@ def build_index(
     Args:
         checkpoints: in training order; the last one is the reference of the basis.
         dimensions: columns kept for each checkpoint; at most the number of parameters.
-        precision: of the stored rows.
+        precision: of the stored rows, see docs/choosing.md.
 
     Raises:
         StoreError: another build lies at `path` or is running there, or the disk is full.
