@@ -105,7 +105,8 @@ class _Query:
 class ProgressiveSearcher:
     """Searches a store. Holds the first level of all rows (on `device`) and their tail norms in memory.
 
-    That is 4 bytes x checkpoints x (width of the first level + number of levels + 1) for each row.
+    That is 4 bytes x checkpoints x (width of the first level + number of levels + 1) for each row, as float32: half the
+    width would take twice the time to scan. A search adds 4 bytes a row and query, for up to 16 queries at a time.
     """
 
     def __init__(self, store: RowStore, device: str | torch.device = "cpu") -> None:
