@@ -32,6 +32,7 @@ BENCHMARKS = {
     ),
     "mnist": (
         ("Agreement with exact TracInCP", "fidelity mnist --queries 50"),
+        ("Precision and dimensions", "precision mnist --dimensions 512 2048 --queries 50"),
         ("Gradient rows a second", "throughput mnist"),
         ("Exact search", "search mnist"),
         ("Time of a query", "latency mnist"),
@@ -40,6 +41,7 @@ BENCHMARKS = {
     "cifar10": (
         ("Gradient rows a second", "throughput cifar10"),
         ("Exact search", "search cifar10"),
+        ("Exact search over many rows", "million cifar10 --rows 200000 --out runs/cifar10/many"),
         ("Time of a query", "latency cifar10"),
         ("Memory of a build", "memory cifar10 --rows 5000 10000 20000"),
     ),

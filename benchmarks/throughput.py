@@ -62,16 +62,10 @@ def main() -> None:
     run: Path = arguments.runs / arguments.dataset
     task = load_task(f"examples/{arguments.dataset}/task.py:TASK")
     checkpoints = load_checkpoints(run / "checkpoints")
-    index = build_index(
-        task, checkpoints, run / f"index-spectral-{arguments.dimensions}-float16", dimensions=arguments.dimensions
-    )
+    path = run / f"index-spectral-{arguments.dimensions}-float16"
+    index = build_index(task, checkpoints, path, dimensions=arguments.dimensions, precision="float16")
     entry = index.manifest.basis
-    basis = load_basis(
-        run / f"index-spectral-{arguments.dimensions}-float16" / entry.file.path,
-        entry.kind,
-        entry.dimensions,
-        entry.seed,
-    )
+    basis = load_basis(path / entry.file.path, entry.kind, entry.dimensions, entry.seed)
 
     def gradient_model() -> GradientModel:
         return GradientModel(task, checkpoints[-1], torch.device("cpu"), [task.train[0], task.train[1]])

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gradtrace.manifest import (
     BasisEntry,
@@ -20,6 +22,7 @@ from gradtrace.manifest import (
     ShardEntry,
     TaskEntry,
 )
+from gradtrace.precision import column_scales
 from gradtrace.shards import ShardLayout, hash_file
 from gradtrace.store import RowStore
 from gradtrace_indexer.shard_writer import ShardWriter
@@ -35,14 +38,19 @@ def write_index(
     """Write rows [checkpoints, n, D] as an index; returns its manifest (which is not written)."""
     checkpoints, count, dimensions = rows.shape
     levels = levels or [dimensions]
+    mean_squares = torch.from_numpy(rows).double().flatten(0, 1).square().sum(0) / max(1, checkpoints * count)
+    scales = column_scales(mean_squares, checkpoints * count)
+    scales_of_columns = scales if precision == "int4" else None
     shards = [
-        _write_shard(directory, rows[c], c, start, min(start + shard_rows, count), levels, precision)
+        _write_shard(directory, rows[c], c, start, min(start + shard_rows, count), levels, precision, scales_of_columns)
         for c in range(checkpoints)
         for start in range(0, count, shard_rows)
     ]
     (directory / "basis.safetensors").write_bytes(b"a basis")
     (directory / "curvature").mkdir()
     (directory / "curvature" / "0.safetensors").write_bytes(b"a curvature")
+    if precision == "int4":
+        (directory / "column_scales.safetensors").write_bytes(safetensors.torch.save({"column_scales": scales}))
     entries = [CheckpointEntry(name=f"c{c}", file="", step=c, learning_rate=0.1, sha256="") for c in range(checkpoints)]
     probe = Probe(rows=[], sha256=[], losses=[])
     task = TaskEntry(name="made", train_rows=count, parameters_sha256="", architecture_sha256="", probe=probe)
@@ -62,6 +70,7 @@ def write_index(
         basis=basis,
         curvature=[file_entry(directory, "curvature/0.safetensors")],
         precision=precision,
+        column_scales=file_entry(directory, "column_scales.safetensors") if precision == "int4" else None,
         levels=levels,
         rows=count,
         shard_rows=shard_rows,
@@ -78,9 +87,10 @@ def _write_shard(
     stop: int,
     levels: list[int],
     precision: Precision,
+    column_scales: Tensor | None,
 ) -> ShardEntry:
     layout = ShardLayout(stop - start, tuple(levels), precision)
-    with ShardWriter(directory, f"rows/c{checkpoint}/{start:09d}.rows", layout) as writer:
+    with ShardWriter(directory, f"rows/c{checkpoint}/{start:09d}.rows", layout, column_scales) as writer:
         for first in range(start, stop, 7):
             writer.append(torch.from_numpy(rows[first : min(first + 7, stop)].copy()))
         entry = writer.commit()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gradtrace.errors import QueryError
 from gradtrace.manifest import Precision
-from gradtrace.search import ProgressiveSearcher, SearchResult, exhaustive_scores
+from gradtrace.search import ProgressiveSearcher, SearchResult, _extremes, exhaustive_scores
 from gradtrace.store import RowStore
 from made_index import make_store
 
@@ -85,8 +85,8 @@ CASES = st.builds(
     seed=st.integers(0, 2**32 - 1),
     rows=st.sampled_from([1, 2, 3, 30, 150, 400]),
     checkpoints=st.integers(1, 3),
-    levels=st.sampled_from([[1], [9], [2, 20], [3, 6, 12, 24]]),
-    precision=st.sampled_from(["float16", "int8"]),
+    levels=st.sampled_from([[1], [9], [2, 20], [4, 6, 12, 25]]),
+    precision=st.sampled_from(["float16", "int8", "int4"]),
     shard_rows=st.sampled_from([64, 1000]),
     k=st.sampled_from([1, 2, 5, 10, 500]),
     integers=st.booleans(),
@@ -131,6 +131,7 @@ def make_scale(case: Case, rng: np.random.Generator) -> torch.Tensor:
 @example(Case(0, 400, 3, [3, 6, 12, 24], "float16", 64, 5, False, 0.0, 0.0, False, False, 1.0))
 @example(Case(1, 400, 3, [3, 6, 12, 24], "int8", 64, 5, True, 0.5, 0.3, False, True, 0.5))
 @example(Case(2, 400, 3, [3, 6, 12, 24], "float16", 1000, 2, False, 0.0, 0.0, True, False, 1.0))
+@example(Case(3, 400, 3, [4, 6, 12, 25], "int4", 64, 5, False, 0.5, 0.3, False, True, 0.5))
 def test_both_ends_equal_brute_force(case: Case) -> None:
     rng = np.random.default_rng(case.seed)
     with tempfile.TemporaryDirectory() as name:
@@ -196,11 +197,32 @@ def test_bounds_that_are_tight_lose_no_hit(tmp_path: Path, k: int) -> None:
 
 def test_a_query_gets_the_same_answer_alone_and_in_a_batch(store: RowStore, queries: torch.Tensor) -> None:
     searcher = ProgressiveSearcher(store)
+    queries = torch.cat([queries, -queries, 1e-9 * queries])  # more than one pass over the first level takes
     together = searcher.search(queries, [0, 2, 1], 5)
     for query, batched in zip(queries, together, strict=True):
         (alone,) = ProgressiveSearcher(store).search(query[None], [0, 2, 1], 5)
         for field in ("top_rows", "top_scores", "top_parts", "bottom_rows", "bottom_scores", "bottom_parts"):
             np.testing.assert_array_equal(getattr(alone, field), getattr(batched, field))
+
+
+@pytest.mark.parametrize("precision", ["float16", "int4"])
+def test_it_is_exact_among_many_rows(tmp_path: Path, precision: Precision) -> None:
+    """So many that seeds come from stretches of rows, and that one level is read in pieces over several shards."""
+    rows = gradient_like(20_003, 1, 300)
+    store = make_store(tmp_path, rows[:, :20_000], precision, [4, 290, 300], 6000)
+    query = torch.from_numpy(rows[:, 20_000].copy())
+    for k in (1, 10):
+        (result,) = ProgressiveSearcher(store).search(query[None], [0], k)
+        check(result, brute_force(store, query, [0]), k)
+
+
+def test_extremes_hold_the_very_highest_and_lowest() -> None:
+    for count in (1, 20, 1000):
+        values = np.random.default_rng(count).standard_normal(100_000).astype(np.float32)
+        found = _extremes(values, count)
+        assert {values.argmax(), values.argmin()} <= set(found)
+        assert len(found) == 2 * count
+        assert (np.diff(found) > 0).all()
 
 
 @pytest.mark.parametrize("size", [1e-40, 1e-30, 1e30])

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.manifest import Precision
+from gradtrace.precision import decode
 from gradtrace.shards import Shard, ShardLayout, default_levels, hash_file
 from gradtrace_indexer.shard_writer import ShardWriter
 
@@ -30,7 +32,8 @@ def normal_rows(count: int, columns: int) -> torch.Tensor:
 def read_independently(
     path: Path, rows: int, levels: list[int], precision: Precision
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Dequantised values [rows, D] and tail norms [rows, levels], by the words of the format and numpy alone."""
+    """Dequantised values [rows, D] (before the columns' scales) and tail norms [rows, levels], by the words of the
+    format and numpy alone."""
     data, position = path.read_bytes(), 0
 
     def block(dtype: str, width: int) -> NDArray[np.float64]:
@@ -41,33 +44,53 @@ def read_independently(
         assert not any(data[end:position])
         return values
 
-    dtype = {"float16": "<f2", "int8": "i1"}[precision]
-    parts = [block(dtype, width).astype(np.float64) for width in np.diff([0, *levels])]
+    def level(width: int) -> NDArray[np.float64]:
+        if precision != "int4":
+            return block({"float16": "<f2", "int8": "i1"}[precision], width).astype(np.float64)
+        packed = block("u1", -(-width // 2)).astype(int).tolist()
+        nibbles = [[half - 8 for byte in row for half in (byte % 16, byte // 16)] for row in packed]
+        return np.array([row[:width] for row in nibbles], np.float64)
+
+    parts = [level(width) for width in np.diff([0, *levels]).tolist()]
     scales, tails = block("<f4", 1), block("<f4", len(levels))
     assert position == len(data)
     return np.concatenate(parts, axis=1) * scales, tails.astype(np.float32)
 
 
-@pytest.mark.parametrize("precision", ["float16", "int8"])
-@pytest.mark.parametrize("levels", [[3, 10, 33], [7], [64, 128]])
+@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
+@pytest.mark.parametrize("levels", [[4, 10, 33], [7], [64, 128]])
 def test_the_file_is_the_documented_layout(tmp_path: Path, precision: Precision, levels: list[int]) -> None:
     rows = normal_rows(29, levels[-1])
     layout = ShardLayout(29, tuple(levels), precision)
-    with ShardWriter(tmp_path, NAME, layout) as writer:
+    scales = torch.linspace(1, 0.01, levels[-1]) if precision == "int4" else None
+    with ShardWriter(tmp_path, NAME, layout, scales) as writer:
         for batch in rows.split([1, 20, 0, 8]):
             writer.append(batch)
         entry = writer.commit()
     path = tmp_path / NAME
     values, tails = read_independently(path, 29, levels, precision)
-    assert np.abs(values - rows.numpy()).max() <= np.abs(rows.numpy()).max() / 254
+    if scales is not None:
+        values = (values.astype(np.float32) * scales.numpy()).astype(np.float64)
+    step = 100 / 14 if precision == "int4" else 1 / 254
+    assert np.abs(values - rows.numpy()).max() <= np.abs(rows.numpy()).max() * step
     exact = [np.linalg.norm(values[:, start:], axis=1) for start in [0, *levels[:-1]]]
     np.testing.assert_allclose(tails, np.stack(exact, axis=1), rtol=3e-7)
     content = path.read_bytes()
     assert (entry.path, entry.bytes, entry.xxh3) == (NAME, len(content), xxhash.xxh3_128_hexdigest(content))
     shard = Shard(path, layout)
-    np.testing.assert_array_equal(torch.cat(shard.levels, dim=1).double() * shard.scales[:, None].double(), values)
+    decoded = [decode(*part) for part in zip(shard.levels, [shard.scales] * 3, by_level(scales, layout), strict=False)]
+    np.testing.assert_array_equal(torch.cat(decoded, dim=1), values.astype(np.float32))
     np.testing.assert_array_equal(shard.tails, tails)
     assert list(path.parent.iterdir()) == [path]
+
+
+def by_level(scales: torch.Tensor | None, layout: ShardLayout) -> Sequence[torch.Tensor | None]:
+    return [None] * len(layout.levels) if scales is None else scales.split(layout.widths)
+
+
+def test_levels_of_an_odd_width_cannot_be_packed() -> None:
+    with pytest.raises(StoreError, match="levels must be of even width"):
+        ShardLayout(5, (3, 8), "int4")
 
 
 def test_default_levels_ascend_to_the_dimensions() -> None:

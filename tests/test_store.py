@@ -18,7 +18,7 @@ from gradtrace.manifest import Precision
 from gradtrace.store import RowStore
 from made_index import make_store, write_index
 
-LEVELS = [2, 5, 12]
+LEVELS = [2, 6, 12]
 
 
 def integer_rows(checkpoints: int, count: int) -> NDArray[np.float32]:
@@ -47,6 +47,25 @@ def test_products_of_one_level(stored: RowStore, rows: list[int], level: int) ->
     vector = torch.arange(1.0, 13.0)[columns]
     products = stored.products(1, torch.tensor(sorted(rows), dtype=torch.int64), level, vector)
     np.testing.assert_array_equal(products, integer_rows(2, 30)[1, sorted(rows)][:, columns] @ vector.numpy())
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
+@pytest.mark.parametrize("columns", [12, 13])
+def test_gather_blocks_and_products_read_the_same_rows(tmp_path: Path, precision: Precision, columns: int) -> None:
+    rows = np.random.default_rng(1).standard_normal((2, 50, columns)).astype(np.float32)
+    store = make_store(tmp_path, rows / np.arange(1, columns + 1, dtype=np.float32), precision, [2, 6, columns], 7)
+    whole = torch.cat([block for _, block in store.blocks([1, 0], 9)])
+    np.testing.assert_array_equal(store.gather([1, 0], range(50)), whole)
+    first = torch.cat([values for _, values in store.first_levels(1)])
+    np.testing.assert_array_equal(first, whole[:, 0, :2])
+    some, vector = torch.arange(3, 50, 4), torch.linspace(-1, 1, columns)
+    parts = enumerate(vector.split([2, 4, columns - 6]))
+    products = sum(store.products(1, some, level, part) for level, part in parts)
+    np.testing.assert_allclose(products, whole[some, 0] @ vector, rtol=1e-4, atol=1e-5)
+    tails = torch.stack([store.tails(1, level) for level in range(3)], dim=1)
+    exact = torch.stack([whole[:, 0, low:].double().norm(dim=1) for low in (0, 2, 6)], dim=1)
+    assert (tails.double() >= exact).all()
+    np.testing.assert_allclose(tails, exact, rtol=3e-7)
 
 
 @pytest.mark.parametrize("block_rows", [1, 4, 30, 99])
@@ -87,13 +106,14 @@ def test_an_empty_index_can_be_read(tmp_path: Path) -> None:
     assert list(store.blocks([0], 8)) == []
 
 
-@pytest.mark.parametrize("precision", ["float16", "int8"])
+@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
 def test_a_flipped_byte_anywhere_is_found_and_its_shard_named(tmp_path: Path, precision: Precision) -> None:
     manifest = write_index(tmp_path, integer_rows(2, 9), precision, LEVELS, 5)
     store = RowStore(tmp_path, manifest)
     assert store.check_files(deep=True) == []
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 2 * 2 * 2 + 2  # rows and columns of two shards at two checkpoints, basis, curvature
+    # Rows and columns of two shards at two checkpoints, basis, curvature, and for int4 the columns' scales.
+    assert len(files) == 2 * 2 * 2 + 2 + (precision == "int4")
     for path in files:
         intact = path.read_bytes()
         for position in {0, len(intact) // 2, len(intact) - 1}:

@@ -95,7 +95,9 @@ def loaded(task: Task, checkpoint: Checkpoint) -> nn.Module:
 def build(task: Task, directory: Path, count: int = 2, **arguments: Any) -> Index:
     """Build `directory/index` at checkpoints in `directory/checkpoints`."""
     found = checkpoints(task, directory / "checkpoints", count)
-    return build_index(task, found, directory / "index", progress=False, **{"basis": "none", **arguments})
+    return build_index(
+        task, found, directory / "index", progress=False, **{"basis": "none", "precision": "float16", **arguments}
+    )
 
 
 def flat(gradients: dict[str, Tensor], order: Sequence[str] | None = None) -> Tensor:

@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 PENDING_NAME = "pending.json"
 
-Precision = Literal["float16", "int8"]
+Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
 Operation = Literal["build", "add checkpoints", "append rows", "delete rows", "compact", "roll back"]
 
@@ -90,6 +90,7 @@ class Manifest(_Entry):
     basis: BasisEntry
     curvature: list[FileEntry]  # one file a checkpoint, in their order; empty for bases without curvature
     precision: Precision
+    column_scales: FileEntry | None = None  # int4 only: what each column was divided by, for the life of the index
     levels: list[int]  # column boundaries of the levels, ascending, the last equals basis.dimensions
     rows: int  # stored rows, at positions 0, 1, ... in the shards
     row_ids: FileEntry | None = None  # int64 [rows], ascending: the training row at each position; None: that number
@@ -101,9 +102,9 @@ class Manifest(_Entry):
 
     def files(self) -> list[FileEntry]:
         """Every file of this generation beside the manifest itself."""
-        ids = [entry for entry in (self.row_ids, self.deleted) if entry is not None]
+        some = [entry for entry in (self.column_scales, self.row_ids, self.deleted) if entry is not None]
         shards = [file for shard in self.shards for file in (shard.rows, shard.columns)]
-        return [self.basis.file, *self.curvature, *ids, *shards]
+        return [self.basis.file, *self.curvature, *some, *shards]
 
     def stretches(self) -> list[tuple[int, int]]:
         """(start, stop) of the rows that lie in one shard, ascending, as far as the first checkpoint has them."""

@@ -28,10 +28,12 @@ Doubles = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 _SEEDS = 16  # rows scored in full at either end, beyond k, to learn where the ends lie
+_STRETCHES = 64  # for each of these rows, so that hardly two of them meet in one
 _FEW = 16  # survivors beyond 2 k that are cheaper to score in full than to bound further
 _TINY = 2.0**-100  # more than float32 underflow can hide in a sum of products with a query of norm about one
 _LARGEST = 2.0**110  # leaves room to add bounds up
 _BLOCK_VALUES = 1 << 23  # float32 values that reads of whole rows hold at a time
+_TOGETHER = 16  # queries that share a pass over the first level: a third of the time for each; more gain little
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,8 @@ class _Query:
 class ProgressiveSearcher:
     """Searches a store. Holds the first level of all rows (on `device`) and their tail norms in memory.
 
-    That is 4 bytes x checkpoints x (width of the first level + number of levels + 1) for each row.
+    That is 4 bytes x checkpoints x (width of the first level + number of levels + 1) for each row, as float32: half the
+    width would take twice the time to scan. A search adds 4 bytes a row and query, for up to 16 queries at a time.
     """
 
     def __init__(self, store: RowStore, device: str | torch.device = "cpu") -> None:
@@ -114,10 +117,10 @@ class ProgressiveSearcher:
         first = torch.empty(store.checkpoints, store.levels[0], store.rows)
         tails = torch.zeros(store.checkpoints, levels + 1, store.rows)
         for checkpoint in range(store.checkpoints):
+            for start, values in store.first_levels(checkpoint):
+                first[checkpoint, :, start : start + len(values)] = values.T
             for start, shard in store.shards(checkpoint):
-                stretch = slice(start, start + shard.layout.rows)
-                torch.mul(shard.levels[0].T, shard.scales, out=first[checkpoint, :, stretch])
-                tails[checkpoint, :levels, stretch] = shard.tails.T
+                tails[checkpoint, :levels, start : start + shard.layout.rows] = shard.tails.T
         self._first = first.to(device)  # [C, width, rows]
         self._tails: Floats = tails.numpy()  # [C, levels + 1, rows], zero after the last level
         self._largest_norm = float(self._tails[:, 0].max(initial=0))
@@ -152,7 +155,12 @@ class ProgressiveSearcher:
             raise QueryError("row_scale has values that are NaN, infinite or too large for float32 scores")
         rows = np.arange(self._store.rows) if allowed is None else np.flatnonzero(allowed)
         prepared = [self._prepare(query, list(checkpoints), scale) for query in queries.cpu()]
-        return [self._search(query, rows, k) for query in prepared]
+        results = []
+        for start in range(0, len(prepared), _TOGETHER):
+            some = prepared[start : start + _TOGETHER]
+            for query, sums in zip(some, self._first_level(some), strict=True):
+                results.append(self._search(query, sums, rows, k))
+        return results
 
     def _prepare(self, query: Tensor, checkpoints: list[int], row_scale: Floats | None) -> _Query:
         norm = float(query.double().norm())
@@ -162,12 +170,20 @@ class ProgressiveSearcher:
         tails = torch.nn.functional.pad(tail_norms(vectors, self._store.levels), (0, 1))
         return _Query(query.double().numpy(), vectors, tails.numpy(), checkpoints, row_scale)
 
-    def _search(self, query: _Query, rows: Rows, k: int) -> SearchResult:
-        """`rows`: the rows that may be found, ascending."""
+    def _first_level(self, queries: Sequence[_Query]) -> Tensor:
+        """The first level's part of all scores, [queries, rows]: one pass over memory for all queries."""
+        sums = torch.empty(len(queries), self._store.rows, device=self._first.device)
+        for position, checkpoint in enumerate(queries[0].checkpoints):
+            heads = torch.stack([query.vectors[position, : self._edges[1]] for query in queries]).to(sums.device)
+            sums.addmm_(heads, self._first[checkpoint], beta=min(position, 1))
+        return sums.cpu()
+
+    def _search(self, query: _Query, sums: Tensor, rows: Rows, k: int) -> SearchResult:
+        """`sums`: the first level's part of all scores;  `rows`: the rows that may be found, ascending."""
         few = 2 * k + _FEW
         if not query.tails.any():  # every score is zero, and the lowest ids win at both ends
             return self._rank(query, rows[:k], k, 0, len(rows))
-        partial, slack, rounding = (part if len(part) == len(rows) else part[rows] for part in self._scan(query))
+        partial, slack, rounding = (part if len(part) == len(rows) else part[rows] for part in self._scan(query, sums))
         ends, seeds = _Ends(k), rows[:0]
         if len(rows) > few:
             seeds = _extremes(partial, k + _SEEDS)
@@ -183,13 +199,9 @@ class ProgressiveSearcher:
             survivors.prune(ends)
         return self._rank(query, survivors.rows, k, touched, len(rows))
 
-    def _scan(self, query: _Query) -> tuple[Floats, Floats, Floats]:
+    def _scan(self, query: _Query, sums: Tensor) -> tuple[Floats, Floats, Floats]:
         """What the first level says: scores so far, bounds of the rest, bounds of rounding. Each [rows]."""
-        sums = torch.empty(self._store.rows, device=self._first.device)
-        heads = query.vectors[:, : self._edges[1]].to(sums.device)
-        for position, (head, checkpoint) in enumerate(zip(heads, query.checkpoints, strict=True)):
-            sums.addmv_(self._first[checkpoint].T, head, beta=min(position, 1))
-        partial: Floats = sums.cpu().numpy()
+        partial: Floats = sums.numpy()
         rounding = self._weighted_tails(query, 0) * np.float32(self._rounding) + np.float32(_TINY)
         slack = self._weighted_tails(query, 1) + rounding
         if query.row_scale is not None:
@@ -261,11 +273,17 @@ class ProgressiveSearcher:
 
 
 def _extremes(values: Floats, count: int) -> Rows:
-    """Positions of `count` of the highest and as many of the lowest values, ascending; of all where there are fewer."""
+    """Positions of `count` high and as many low values, ascending; of all where there are fewer.
+
+    Of many values, the best of each stretch compete alone: a whole selection would take longer than the scan.
+    """
     if len(values) <= 2 * count:
         return np.arange(len(values))
-    tensor = torch.from_numpy(values)
-    both = torch.cat([tensor.topk(count).indices, tensor.topk(count, largest=False).indices])
+    width = max(1, len(values) // (_STRETCHES * count))
+    stretches = torch.from_numpy(values)[: len(values) // width * width].view(-1, width)
+    high = stretches.amax(1).topk(count).indices
+    low = stretches.amin(1).topk(count, largest=False).indices
+    both = torch.cat([high * width + stretches[high].argmax(1), low * width + stretches[low].argmin(1)])
     return np.unique(both.numpy())
 
 

@@ -3,7 +3,7 @@
 Layout, little endian, no header (the manifest says rows, levels and precision), every block at a multiple of 64 bytes
 and the gaps zero:
 
-    for each level   values [rows, width of the level]   float16 or int8, row-major
+    for each level   values [rows, width of the level]   float16 or int8, or two int4 in a byte; row-major
     scales           [rows]                              float32, value = stored * scale
     tail norms       [rows, levels]                      float32, see `precision.tail_norms`
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.manifest import Precision
-from gradtrace.precision import STORED_DTYPES
+from gradtrace.precision import STORED_DTYPES, stored_width
 
 ALIGNMENT = 64
 _HASH_CHUNK = 1 << 22
@@ -52,6 +52,10 @@ class ShardLayout:
     levels: tuple[int, ...]
     precision: Precision
 
+    def __post_init__(self) -> None:
+        if self.precision == "int4" and any(edge % 2 for edge in self.levels[:-1]):
+            raise StoreError(f"int4 stores two columns in a byte: levels must be of even width, not {self.levels}")
+
     @property
     def dimensions(self) -> int:
         return self.levels[-1]
@@ -61,13 +65,18 @@ class ShardLayout:
         return [stop - start for start, stop in zip((0, *self.levels[:-1]), self.levels, strict=True)]
 
     @cached_property
+    def stored_widths(self) -> list[int]:
+        """Elements of `dtype` that each level takes of a row."""
+        return [stored_width(width, self.precision) for width in self.widths]
+
+    @cached_property
     def dtype(self) -> torch.dtype:
         return STORED_DTYPES[self.precision]
 
     @cached_property
     def _ends(self) -> list[int]:
         value_bytes = self.dtype.itemsize
-        sizes = [self.rows * width * value_bytes for width in self.widths] + [
+        sizes = [self.rows * width * value_bytes for width in self.stored_widths] + [
             self.rows * 4,
             self.rows * len(self.levels) * 4,
         ]
@@ -93,7 +102,8 @@ class ShardLayout:
 class Shard:
     """An open shard: tensors that are views of the mapped file. Never write to them.
 
-    levels: per level [rows, width] float16 or int8;  scales: [rows] float32;  tails: [rows, levels] float32
+    levels: per level [rows, stored width] as `precision.encode` makes them;  scales: [rows] float32
+    tails: [rows, levels] float32
     """
 
     def __init__(self, path: Path, layout: ShardLayout) -> None:
@@ -101,7 +111,7 @@ class Shard:
         self.layout = layout
         self.levels = [
             self._view(layout.dtype, offset, layout.rows, width)
-            for offset, width in zip(layout.level_offsets, layout.widths, strict=True)
+            for offset, width in zip(layout.level_offsets, layout.stored_widths, strict=True)
         ]
         self.scales = self._view(torch.float32, layout.scales_offset, layout.rows)
         self.tails = self._view(torch.float32, layout.tails_offset, layout.rows, len(layout.levels))
@@ -110,10 +120,6 @@ class Shard:
     def _view(self, dtype: torch.dtype, offset: int, *shape: int) -> Tensor:
         count = torch.Size(shape).numel()
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(shape)
-
-    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Views of whole rows [n, dimensions] by level."""
-        return torch.split(rows, self.layout.widths, dim=1)
 
     def expect_gathers(self) -> None:
         """Tell the system that single rows of the later levels are read next: no read-ahead around each."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gradtrace.errors import CorruptIndexError, QueryError
 from gradtrace.manifest import FileEntry, Manifest
+from gradtrace.precision import decode, load_column_scales, unpack
 from gradtrace.row_ids import RowIds, read_row_ids
 from gradtrace.shards import Shard, ShardLayout, hash_file
 
@@ -24,9 +25,8 @@ _HASH_THREADS = 4
 _SCAN_SHARE = 8  # from one row in so many on, reading ahead is cheaper than single rows
 _PIECE_VALUES = 1 << 18
 # PyTorch shares work on more values than this with its other threads. Waiting for those costs milliseconds wherever
-# another process keeps a core busy, so only many values are worth it.
+# another process keeps a core busy.
 _SERIAL_VALUES = (1 << 15) - 1
-_MANY_VALUES = 1 << 21
 
 
 class RowStore:
@@ -51,7 +51,9 @@ class RowStore:
             for c in range(self.checkpoints)
         ]
         self._check_stretches()
-        self._starts = torch.tensor([start for start, _ in self._stretches(0)], dtype=torch.int64)
+        self._layout = ShardLayout(1, tuple(self.levels), manifest.precision)  # of each row
+        self._column_scales = load_column_scales(directory, manifest)
+        self._starts = np.array([start for start, _ in self._stretches(0)], dtype=np.int64)
 
     @cached_property
     def row_ids(self) -> RowIds:
@@ -85,6 +87,15 @@ class RowStore:
         for number, entry in enumerate(self._entries[checkpoint]):
             yield entry.start, self._shard(checkpoint, number)
 
+    def first_levels(self, checkpoint: int) -> Iterator[tuple[int, Tensor]]:
+        """The first level of all rows in order, as (first row, [rows of a shard, width] float32)."""
+        for start, shard in self.shards(checkpoint):
+            yield start, decode(shard.levels[0], shard.scales, self._scales_of(0))
+
+    def _scales_of(self, level: int) -> Tensor | None:
+        """The columns' scales of one level, [width]."""
+        return None if self._column_scales is None else self._column_scales.split(self._layout.widths)[level]
+
     def tails(self, checkpoint: int, level: int) -> Tensor:
         """Upper bounds of the norms of each row's coordinates from `level` on. [rows] float32."""
         parts = [shard.tails[:, level] for _, shard in self.shards(checkpoint)]
@@ -107,36 +118,55 @@ class RowStore:
             return self.gather(checkpoints, ascending)[order.argsort()]
         if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= self.rows):
             raise QueryError(f"rows must lie in 0 to {self.rows - 1}; got {int(rows[0])} to {int(rows[-1])}")
-        shape = len(rows), len(checkpoints), self.dimensions
-        stored = np.empty(shape, self._manifest.precision)
-        scales = torch.empty(*shape[:2], 1)
+        stored = torch.empty(len(rows), len(checkpoints), sum(self._layout.stored_widths), dtype=self._layout.dtype)
+        scales = torch.empty(len(rows), len(checkpoints))
         for number, places, local in self._by_shard(rows):
             for position, checkpoint in enumerate(checkpoints):
                 shard = self._shard(checkpoint, number)
-                scales[places, position, 0] = shard.scales[local]
-                for values, low, high in zip(shard.levels, [0, *self.levels], self.levels, strict=False):
-                    stored[places, position, low:high] = values.numpy()[local.numpy()]
-        return _decode(torch.from_numpy(stored), scales, torch.empty(shape))
+                scales[places, position] = shard.scales[local]
+                parts = stored[places, position].split(self._layout.stored_widths, dim=1)
+                for part, values in zip(parts, shard.levels, strict=True):
+                    part.numpy()[:] = values.numpy()[local.numpy()]
+        out = torch.empty(len(rows), len(checkpoints), self.dimensions)
+        for few in _pieces(len(rows), len(checkpoints) * self.dimensions, _SERIAL_VALUES):
+            decode(stored[few], scales[few], self._column_scales, out[few])
+        return out
 
     def products(self, checkpoint: int, rows: Tensor, level: int, vector: Tensor) -> Tensor:
         """<row's columns of one level, vector>, for ascending rows [m] int64, vector [width]. [m] float32."""
-        out = torch.empty(len(rows))
+        column_scales = self._scales_of(level)
+        vector = vector if column_scales is None else vector * column_scales
         many = len(rows) * _SCAN_SHARE > self.rows
-        for number, places, local in self._by_shard(rows):
-            shard = self._shard(checkpoint, number)
-            if many:
-                shard.expect_scan()
-            torch.mul(_products(shard.levels[level], local, vector), shard.scales[local], out=out[places])
-            if many:
-                shard.expect_gathers()
-        return out
+        if many:
+            self._expect([checkpoint], scan=True)
+        out, scales = torch.empty(len(rows)), torch.empty(len(rows))
+        # In pieces that stay in the processor's cache, and in the same buffers.
+        step = min(len(rows), max(1, _PIECE_VALUES // len(vector)))
+        stored = torch.empty(step, self._layout.stored_widths[level], dtype=self._layout.dtype)
+        codes = torch.empty(step, len(vector))
+        for piece in _pieces(len(rows), len(vector), _PIECE_VALUES):
+            some = rows[piece]
+            for number, places, local in self._by_shard(some):
+                shard = self._shard(checkpoint, number)
+                shard.levels[level].numpy().take(local.numpy(), axis=0, out=stored[places].numpy(), mode="clip")
+                shard.scales.numpy().take(local.numpy(), out=scales[piece][places].numpy(), mode="clip")
+            self._unpack(stored[: len(some)], codes[: len(some)])
+            torch.mv(codes[: len(some)], vector, out=out[piece])
+        if many:
+            self._expect([checkpoint], scan=False)
+        return out.mul_(scales)
+
+    def _unpack(self, stored: Tensor, out: Tensor) -> None:
+        """Codes as float32, on this thread alone. [n, stored width] -> [n, width]."""
+        for few in _pieces(len(stored), out.shape[1], _SERIAL_VALUES):
+            out[few] = stored[few] if self._column_scales is None else unpack(stored[few], out.shape[1])
 
     def _by_shard(self, rows: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
         """Split ascending rows [m] by stretch: (its number, places in `rows`, numbers inside its shards)."""
-        edges = [*torch.searchsorted(rows, self._starts).tolist(), len(rows)]
-        for number, (start, low, high) in enumerate(zip(self._starts.tolist(), edges[:-1], edges[1:], strict=True)):
-            if low < high:
-                yield number, slice(low, high), rows[low:high] - start
+        edges = np.append(np.searchsorted(rows.numpy(), self._starts), len(rows))
+        for number in np.flatnonzero(np.diff(edges)).tolist():
+            places = slice(int(edges[number]), int(edges[number + 1]))
+            yield number, places, rows[places] - int(self._starts[number])
 
     def blocks(self, checkpoints: Sequence[int], block_rows: int) -> Iterator[tuple[int, Tensor]]:
         """All rows in order, as (first row, [b, len(checkpoints), dimensions] float32), b at most `block_rows`."""
@@ -163,9 +193,8 @@ class RowStore:
             if low >= high:
                 continue
             part, local = out[low - start : high - start], slice(low - first, high - first)
-            for values, target in zip(shard.levels, shard.split(part), strict=True):
-                target.copy_(values[local])
-            part.mul_(shard.scales[local, None])
+            for level, target in enumerate(part.split(self._layout.widths, dim=1)):
+                decode(shard.levels[level][local], shard.scales[local], self._scales_of(level), target)
 
     def columns(self, checkpoint: int) -> dict[str, NDArray[Any]]:
         """label, prediction, loss, correct and norm of every row at a checkpoint, each [rows].
@@ -197,33 +226,10 @@ class RowStore:
         return [problem for problem in problems if problem]
 
 
-def _products(values: Tensor, rows: Tensor, vector: Tensor) -> Tensor:
-    """values[rows].float() @ vector, in pieces that stay in the processor's cache, without a new buffer for each."""
-    piece = min(len(rows), max(1, _PIECE_VALUES // len(vector)))
-    stored = torch.empty(piece, len(vector), dtype=values.dtype)
-    decoded = torch.empty(piece, len(vector))
-    out = torch.empty(len(rows))
-    for start in range(0, len(rows), max(1, piece)):
-        some = rows[start : start + piece]
-        count = len(some)
-        values.numpy().take(some.numpy(), axis=0, out=stored[:count].numpy(), mode="clip")
-        if len(rows) * len(vector) > _MANY_VALUES:
-            decoded[:count].copy_(stored[:count])
-        else:
-            _decode(stored[:count], None, decoded[:count])
-        torch.mv(decoded[:count], vector, out=out[start : start + count])
-    return out
-
-
-def _decode(stored: Tensor, scales: Tensor | None, out: Tensor) -> Tensor:
-    """out = stored * scales, row by row of [n, ...], on this thread alone."""
-    rows_at_once = max(1, _SERIAL_VALUES // max(1, stored[:1].numel()))
-    for start in range(0, len(stored), rows_at_once):
-        part = slice(start, start + rows_at_once)
-        out[part].copy_(stored[part])
-        if scales is not None:
-            out[part].mul_(scales[part])
-    return out
+def _pieces(rows: int, width: int, values: int) -> Iterator[slice]:
+    """Consecutive slices of so many rows, none of more values than given (but of one row at least)."""
+    step = max(1, values // max(1, width))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def check_file(directory: Path, entry: FileEntry, deep: bool) -> str | None:

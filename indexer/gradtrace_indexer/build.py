@@ -23,7 +23,7 @@ from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.task import Task
 from gradtrace_indexer.builder import Builder, checkpoint_entries
 from gradtrace_indexer.files import sole_writer
-from gradtrace_indexer.fit import Samples, fit_basis, write_basis
+from gradtrace_indexer.fit import Samples, fit_basis, write_basis, write_column_scales
 from gradtrace_indexer.generations import save_pending, unfinished
 
 _SHARD_BYTES = 256 << 20
@@ -37,7 +37,7 @@ def build_index(
     *,
     dimensions: int = 2048,
     basis: BasisKind = "spectral",
-    precision: Precision = "float16",
+    precision: Precision = "int8",
     batch_size: int = 128,
     seed: int = 0,
     device: str = "auto",
@@ -48,7 +48,7 @@ def build_index(
     Args:
         checkpoints: in training order; the last one is the reference of the basis.
         dimensions: columns kept for each checkpoint; at most the number of parameters.
-        precision: of the stored rows.
+        precision: of the stored rows, see docs/choosing.md.
 
     Raises:
         StoreError: another build lies at `path` or is running there, or the disk is full.
@@ -134,6 +134,7 @@ def _begun(
 
     with samples.named_in_errors():
         basis = fit_basis(kind, dimensions, seed, reference, models, samples)
+        scales = write_column_scales(builder.directory, basis, models, samples) if precision == "int4" else None
     levels = default_levels(basis.dimensions)
     layout = ShardLayout(1024, tuple(levels), precision)
     manifest = Manifest(
@@ -152,6 +153,7 @@ def _begun(
         ),
         curvature=[],
         precision=precision,
+        column_scales=scales,
         levels=levels,
         rows=rows,
         shard_rows=max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // layout.bytes)),

@@ -25,6 +25,7 @@ from gradtrace.errors import MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.index import indexed_checkpoint
 from gradtrace.manifest import CheckpointEntry, Manifest, ShardEntry
+from gradtrace.precision import load_column_scales
 from gradtrace.row_ids import read_row_ids
 from gradtrace.shards import ShardLayout
 from gradtrace.task import Task
@@ -165,7 +166,8 @@ class Builder:
         ids = read_row_ids(self.directory, manifest).of(np.arange(task.start, task.stop))
         layout = ShardLayout(len(ids), tuple(manifest.levels), manifest.precision)
         name = shard_name(manifest, task.checkpoint, task.start)
-        with ShardWriter(self.directory, f"rows/{name}.rows", layout) as writer:
+        column_scales = load_column_scales(self.directory, manifest)
+        with ShardWriter(self.directory, f"rows/{name}.rows", layout, column_scales) as writer:
             columns = write_rows(self.task, workers, ids.tolist(), self.batch_size, writer, bar.update)
             entry = writer.commit()
         return ShardEntry(

@@ -39,7 +39,7 @@ def build(
     out: Annotated[Path, typer.Option(help="The index directory; an interrupted build there is resumed.")],
     dimensions: Annotated[int, typer.Option(min=1, help="Columns kept for each checkpoint.")] = 2048,
     basis: Annotated[BasisKind, typer.Option(help="How gradients are compressed.")] = "spectral",
-    precision: Annotated[Precision, typer.Option(help="Of the stored rows.")] = "float16",
+    precision: Annotated[Precision, typer.Option(help="Of the stored rows: 2, 1 or half a byte a value.")] = "int8",
     batch_size: BatchOption = 128,
     seed: Annotated[int, typer.Option(help="Of sampled rows, labels and projections.")] = 0,
     device: DeviceOption = "auto",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.torch
+import torch
 
 from gradtrace.basis import Basis, dense_basis, identity_basis, two_sided_basis
 from gradtrace.dataset import fetch
@@ -16,6 +17,7 @@ from gradtrace.encoder import GradientModel
 from gradtrace.errors import LossError, StoreError
 from gradtrace.fisher import curvature, fisher_batches
 from gradtrace.manifest import BasisKind, FileEntry
+from gradtrace.precision import column_scales
 from gradtrace.spectral import fit_spectral_basis
 from gradtrace.task import Example, Task
 from gradtrace_indexer.files import write_file
@@ -92,6 +94,19 @@ def fit_basis(
 
 def write_basis(directory: Path, basis: Basis) -> FileEntry:
     return write_file(directory, "basis.safetensors", safetensors.torch.save(basis.tensors()))
+
+
+def write_column_scales(directory: Path, basis: Basis, models: Models, samples: Samples) -> FileEntry:
+    """What int4 divides each column by, from the gradients of half the samples at every checkpoint."""
+    squares, rows = torch.zeros(basis.dimensions, dtype=torch.float64), 0
+    for model in models():
+        projection = basis.to(model.device)
+        for examples in islice(samples, 0, None, 2):
+            coordinates = model.encode(projection, model.batch(examples))[0]
+            squares += coordinates.double().square().sum(0).cpu()
+            rows += len(coordinates)
+    content = safetensors.torch.save({"column_scales": column_scales(squares / rows, rows)})
+    return write_file(directory, "column_scales.safetensors", content)
 
 
 def write_curvature(directory: Path, name: str, basis: Basis, model: GradientModel, samples: Samples) -> FileEntry:

@@ -28,11 +28,11 @@ class ShardWriter:
     killed process left is overwritten by the next writer of the same name.
     """
 
-    def __init__(self, directory: Path, name: str, layout: ShardLayout) -> None:
+    def __init__(self, directory: Path, name: str, layout: ShardLayout, column_scales: Tensor | None = None) -> None:
         self._path = directory / name
         self._temporary = self._path.with_name(self._path.name + ".tmp")
         self._name = name
-        self._layout = layout
+        self._layout, self._column_scales = layout, column_scales
         self._written = 0
         with self._reporting():
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,9 +55,9 @@ class ShardWriter:
                 f"{self._path} takes {layout.rows} rows of {layout.dimensions} columns, of which {first} are written; "
                 f"rows of shape {tuple(rows.shape)} do not fit"
             )
-        stored, scales = encode(rows, layout.precision)
-        tails = tail_norms(decode(stored, scales), list(layout.levels))
-        self._append_blocks(torch.split(stored, layout.widths, dim=1), scales, tails)
+        stored, scales = encode(rows, layout.precision, self._column_scales)
+        tails = tail_norms(decode(stored, scales, self._column_scales), list(layout.levels))
+        self._append_blocks(torch.split(stored, layout.stored_widths, dim=1), scales, tails)
 
     def append_stored(self, shard: Shard, rows: Tensor) -> None:
         """Copy some rows [b] int64 of another shard with the same levels and precision, bit for bit."""

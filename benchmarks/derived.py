@@ -1,0 +1,90 @@
+"""Indexes made from the rows of another one, without computing gradients again. Searchers read them; tasks do not."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import safetensors.torch
+from torch import Tensor
+
+from gradtrace.manifest import Manifest, Precision, ShardEntry
+from gradtrace.precision import column_scales
+from gradtrace.shards import ShardLayout, default_levels
+from gradtrace.store import RowStore
+from gradtrace_indexer.files import write_file, write_manifest
+from gradtrace_indexer.shard_writer import ShardWriter
+
+_SHARD_ROWS = 32_768
+_SAMPLE_ROWS = 1024
+
+Blocks = Callable[[int], Iterable[Tensor]]  # position of a checkpoint in the source -> its rows, blocks [b, columns]
+
+
+def rounded(source: RowStore, manifest: Manifest, out: Path, dimensions: int, precision: Precision) -> Manifest:
+    """The same rows, cut to their first columns and rounded again."""
+
+    def blocks(checkpoint: int) -> Iterable[Tensor]:
+        return (block[:, 0] for _, block in source.blocks([checkpoint], 2048))
+
+    return derived(source, manifest, out, dimensions, precision, range(source.checkpoints), source.rows, blocks)
+
+
+def derived(
+    source: RowStore,
+    manifest: Manifest,
+    out: Path,
+    dimensions: int,
+    precision: Precision,
+    checkpoints: Sequence[int],
+    rows: int,
+    blocks: Blocks,
+) -> Manifest:
+    """Write an index of the first columns of other rows, whose blocks must fit into shards."""
+    levels = default_levels(dimensions)
+    scales = _column_scales(source, checkpoints)[:dimensions] if precision == "int4" else None
+    columns = write_file(out, "columns.parquet", _no_columns())
+    shards = []
+    for place, checkpoint in enumerate(checkpoints):
+        start, parts = 0, iter(blocks(checkpoint))
+        while start < rows:
+            layout = ShardLayout(min(_SHARD_ROWS, rows - start), tuple(levels), precision)
+            name = f"rows/{manifest.checkpoints[checkpoint].name}/{start:09d}.rows"
+            with ShardWriter(out, name, layout, scales) as writer:
+                written = 0
+                while written < layout.rows:
+                    part = next(parts)[:, :dimensions]
+                    writer.append(part)
+                    written += len(part)
+                entry = writer.commit()
+            stop = start + layout.rows
+            shards.append(ShardEntry(checkpoint=place, start=start, stop=stop, rows=entry, columns=columns))
+            start = stop
+    content = None if scales is None else safetensors.torch.save({"column_scales": scales})
+    changed = {
+        "checkpoints": [manifest.checkpoints[checkpoint] for checkpoint in checkpoints],
+        "basis": manifest.basis.model_copy(update={"dimensions": dimensions}),
+        "precision": precision,
+        "column_scales": None if content is None else write_file(out, "column_scales.safetensors", content),
+        "levels": levels,
+        "rows": rows,
+        "shard_rows": _SHARD_ROWS,
+        "shards": shards,
+    }
+    return write_manifest(out, manifest.model_copy(update=changed))
+
+
+def _column_scales(source: RowStore, checkpoints: Sequence[int]) -> Tensor:
+    some = np.random.default_rng(0).choice(source.rows, min(source.rows, _SAMPLE_ROWS), replace=False)
+    sample = source.gather(checkpoints, np.sort(some))
+    return column_scales(sample.double().square().mean((0, 1)), sample.shape[0] * sample.shape[1])
+
+
+def _no_columns() -> bytes:
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({}), sink)
+    return sink.getvalue()
