@@ -71,6 +71,27 @@ class ShardEntry(_Entry):
     columns: FileEntry
 
 
+class RecallEntry(_Entry):
+    """Shares of the exact k best and k worst rows that an approximate searcher found, over held-out queries."""
+
+    top: float
+    bottom: float
+
+
+class SearcherEntry(_Entry):
+    """An approximate searcher over all stored rows, with their coordinates at all checkpoints side by side."""
+
+    name: str  # as it was asked for: "faiss:HNSW32,SQfp16", "annoy:50"
+    parameters: str  # of its searches, "efSearch=128"
+    library: str  # that wrote it, with its version
+    file: FileEntry
+    rows: str  # Manifest.rows_digest of the rows in it
+    recall: dict[str, RecallEntry]  # by method, all checkpoints and rows, default weights
+    k: int  # hits at each end that the recall counts
+    queries: int
+    split: Literal["query", "train"]  # where the queries are from
+
+
 class Manifest(_Entry):
     """Shards are ordered by checkpoint, then by start, and tile [0, rows) for every checkpoint once complete."""
 
@@ -87,7 +108,12 @@ class Manifest(_Entry):
     shard_rows: int
     shards: list[ShardEntry]
     libraries: dict[str, str]
+    searcher: SearcherEntry | None = None  # None: exact search alone
     checksum: str = ""  # xxh3-128 of the file's bytes with this text left empty
+
+    def rows_digest(self) -> str:
+        """Tells apart what is in the rows' files, at all checkpoints: xxh3-128 over their checksums."""
+        return xxhash.xxh3_128_hexdigest("".join(shard.rows.xxh3 for shard in self.shards).encode())
 
     def sealed(self) -> Manifest:
         """The same manifest with its checksum filled in."""

@@ -186,8 +186,9 @@ class RowStore:
         manifest = self._manifest
         files = [manifest.basis.file, *manifest.curvature]
         files += [file for shard in manifest.shards for file in (shard.rows, shard.columns)]
+        files += [manifest.searcher.file] if manifest.searcher else []
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
-            problems = list(pool.map(lambda entry: _check_file(self._directory, entry, deep), files))
+            problems = list(pool.map(lambda entry: check_file(self._directory, entry, deep), files))
         return [problem for problem in problems if problem]
 
 
@@ -220,7 +221,8 @@ def _decode(stored: Tensor, scales: Tensor | None, out: Tensor) -> Tensor:
     return out
 
 
-def _check_file(directory: Path, entry: FileEntry, deep: bool) -> str | None:
+def check_file(directory: Path, entry: FileEntry, deep: bool) -> str | None:
+    """What is wrong with a file, None where nothing is; `deep` compares its content, too."""
     path = directory / entry.path
     try:
         size = path.stat().st_size

@@ -39,6 +39,7 @@ from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.task import Task
 from gradtrace_indexer.files import sole_writer, write_file, write_manifest
 from gradtrace_indexer.fit import Samples, fit_basis, write_basis, write_curvature
+from gradtrace_indexer.searcher_build import check_searcher, set_searcher
 from gradtrace_indexer.shard_rows import RowWorkers, write_rows
 from gradtrace_indexer.shard_writer import ShardWriter
 
@@ -57,6 +58,7 @@ def build_index(
     precision: Precision = "float16",
     batch_size: int = 128,
     seed: int = 0,
+    searcher: str | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Index:
@@ -66,6 +68,8 @@ def build_index(
         checkpoints: in training order; the last one is the reference of the basis.
         dimensions: columns kept for each checkpoint; at most the number of parameters.
         precision: of the stored rows.
+        searcher: "progressive", "faiss:FACTORY" or "annoy:TREES", see `set_searcher`; None: the one that is there, or
+            exact search.
 
     Raises:
         StoreError: another build lies at `path` or is running there, or the disk is full.
@@ -83,6 +87,8 @@ def build_index(
         raise CheckpointError("checkpoints must be given, each once, with distinct file names")
     if steps != sorted(set(steps)):
         raise CheckpointError(f"checkpoints must be given in training order; their steps are {steps}")
+    if searcher is not None:
+        check_searcher(searcher)
     builder = _Builder(task, checkpoints, directory, torch.device(pick_device(device)), batch_size, progress)
     with sole_writer(directory):
         manifest = builder.resumed(rows, basis, precision, dimensions, seed)
@@ -90,6 +96,8 @@ def build_index(
             manifest = builder.begun(rows, basis, precision, dimensions, seed)
         if not manifest.complete:
             builder.write_shards(manifest)
+    if searcher is not None:
+        return set_searcher(directory, task, searcher, device=device, progress=progress)
     return open_index(directory, task, device=device)
 
 
