@@ -245,6 +245,8 @@ def open_index(
         raise IncompleteIndexError(
             f"the build of {directory} was interrupted; run it again with the same arguments to resume"
         )
+    if searcher == "progressive":  # then the file of another need not even be whole
+        manifest = manifest.model_copy(update={"searcher": None})
     store = RowStore(directory, manifest)
     problems = store.check_files(deep=verify)
     if problems:

@@ -58,11 +58,11 @@ def open_searcher(
     """
     entry = manifest.searcher
     own = "progressive" if entry is None else entry.name
-    if name not in (None, "progressive", own):
+    if name not in (None, own):
         raise StoreError(
             f"{directory} has no searcher {name!r}, only {own}: add it with `gradtrace build ... --searcher {name}`"
         )
-    if entry is None or name == "progressive" or entry.rows != manifest.rows_digest():
+    if entry is None or entry.rows != manifest.rows_digest():
         return ProgressiveSearcher(store, device)
     path = directory / entry.file.path
     if SearcherName.parse(entry.name).kind == "annoy":
