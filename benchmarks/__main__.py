@@ -34,6 +34,7 @@ BENCHMARKS = {
         ("Agreement with exact TracInCP", "fidelity mnist --queries 50"),
         ("Gradient rows a second", "throughput mnist"),
         ("Exact search", "search mnist"),
+        ("Searchers", "searchers mnist --queries 20"),
         ("Time of a query", "latency mnist"),
         ("Memory of a build", "memory mnist"),
     ),

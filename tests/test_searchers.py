@@ -24,8 +24,8 @@ from gradtrace.candidates import CandidateSearcher
 from gradtrace.errors import CorruptIndexError, QueryError, StoreError
 from gradtrace.faiss_searcher import FaissSearcher
 from gradtrace.manifest import MANIFEST_NAME, read_manifest
-from gradtrace.search import ProgressiveSearcher, SearchResult
-from gradtrace.searchers import SearcherName, open_searcher
+from gradtrace.search import SearchResult
+from gradtrace.searchers import SearcherName
 from gradtrace.store import RowStore
 from gradtrace_client import Client
 from gradtrace_indexer import build_index, set_searcher, verify
@@ -40,7 +40,7 @@ from test_search import Brute, brute_force, gradient_like
 
 TASK = digits_task.TASK
 CHECKPOINTS = [0, 1, 2]
-# By selector of FAISS: graph, lists, flat; without one: codes in blocks, a rotation before; and Annoy.
+# With a selector of FAISS: lists, flat; without one: a graph, codes in blocks, a rotation before; and Annoy.
 KINDS = [
     "faiss:HNSW16,SQfp16",
     "faiss:IVF16,Flat;nprobe=8",
@@ -236,6 +236,7 @@ def own_memory() -> int:
         ("faiss:L2norm,Flat", "cosines"),
         ("faiss:PCA32,Flat", "subtracts the mean"),
         ("faiss:BIVF32", "vectors of bits"),
+        ("faiss:IVF16,RaBitQfs", "hardly any"),
         ("faiss:PQ17", "multiple of the number of subquantizers"),
         ("faiss:LSH", "cannot make 'LSH'"),
         ("faiss:Flatt", "could not parse"),
@@ -267,7 +268,7 @@ def test_why_some_kinds_are_refused() -> None:
     rows *= 10 ** rng.uniform(-1, 1, (500, 1)).astype(np.float32)
     best = int((rows @ query[0]).argmax())
     found = {}
-    for factory in ("Flat", "L2norm,Flat", "PCA31,Flat"):
+    for factory in ("Flat", "L2norm,Flat", "PCA31,Flat", "IVF1,RaBitQ"):
         index = faiss.index_factory(32, factory, faiss.METRIC_INNER_PRODUCT)
         index.train(rows)
         index.add(rows)
@@ -276,6 +277,7 @@ def test_why_some_kinds_are_refused() -> None:
     assert found["Flat"][0] == best
     assert len(set(found["L2norm,Flat"]) & set(found["Flat"])) < 8
     assert len(set(found["PCA31,Flat"]) & set(found["Flat"])) < 8
+    assert len(set(found["IVF1,RaBitQ"]) & set(found["Flat"])) < 5
 
 
 def test_annoy_s_lowest_are_not_found_from_the_query_itself(store: RowStore, queries: torch.Tensor) -> None:
@@ -431,9 +433,6 @@ def test_the_command_line_and_the_service(digits_index: DigitsRun, index: Path) 
         assert answer.recall is not None
         assert (answer.recall.top, answer.recall.bottom) == (1, 1)
         assert client.influence(query_rows=[0], method="cosine").recall is None
-    assert ProgressiveSearcher is type(
-        open_searcher(index, read_manifest(index), RowStore(index, read_manifest(index)), "progressive", "cpu")
-    )
 
 
 @pytest.mark.gpu

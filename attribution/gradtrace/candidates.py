@@ -51,6 +51,8 @@ class CandidateSearcher(ABC):
     and where too few candidates turn up.
     """
 
+    _filters = True  # False: exact search does better where a filter is given
+
     def __init__(self, store: RowStore, device: str | torch.device = "cpu") -> None:
         self._store, self._device = store, device
 
@@ -88,7 +90,7 @@ class CandidateSearcher(ABC):
             rows, searched = (rows if norm else rows[:k]), len(rows)  # all scores are zero: the lowest ids win
             return rank(self._store, doubles, checkpoints, rows, k, exact=True, touched=len(rows), searched=searched)
         found = None
-        if len(rows) * _SPARSE > self._store.rows:
+        if allowed is None or (self._filters and len(rows) * _SPARSE > self._store.rows):
             vector = torch.zeros(self._store.checkpoints, self._store.dimensions)
             vector[checkpoints] = (query.double() / norm).float()
             found = self._candidates(vector.flatten().numpy(), count, k, allowed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class FaissSearcher(CandidateSearcher):
         if (whole.ntotal, whole.d) != (store.rows, store.checkpoints * store.dimensions):
             raise CorruptIndexError(f"{path} holds other rows than the index: rebuild it with `gradtrace build`")
         self._index = self._on_gpu(torch.device(device)) or whole
+        # A walk over a graph ends among the nearest rows: of rows of one label it found .81 in three times the time.
+        self._filters = not any(isinstance(part, faiss.IndexHNSW | faiss.IndexNSG) for part in parts(whole))
 
     def _on_gpu(self, device: torch.device) -> Any:
         """A copy on the device; None where there is none, or FAISS has no such index for it."""
@@ -77,13 +80,20 @@ class FaissSearcher(CandidateSearcher):
         """
         faiss, index = self._faiss, self._index
         rows = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-        if isinstance(index, faiss.IndexHNSW):
-            return faiss.SearchParametersHNSW(sel=rows, efSearch=math.ceil(index.hnsw.efSearch / share))
         if isinstance(index, faiss.IndexIVFFlat | faiss.IndexIVFScalarQuantizer | faiss.IndexIVFPQ):
             return faiss.SearchParametersIVF(sel=rows, nprobe=min(index.nlist, math.ceil(index.nprobe / share)))
         if isinstance(index, faiss.IndexFlat | faiss.IndexScalarQuantizer):
             return faiss.SearchParameters(sel=rows)
         return None
+
+
+def parts(index: Any) -> Iterator[Any]:
+    """A FAISS index and those inside it. They live as long as the outermost."""
+    yield index
+    for name in ("storage", "quantizer", "index", "base_index"):
+        inner = getattr(index, name, None)
+        if inner is not None:
+            yield from parts(import_faiss().downcast_index(inner))
 
 
 def _mapped(faiss: Any, path: Path) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gradtrace.errors import StoreError
-from gradtrace.faiss_searcher import import_faiss
+from gradtrace.faiss_searcher import import_faiss, parts
 from gradtrace.store import RowStore
 from gradtrace_indexer.row_blocks import row_blocks, sampled_rows
 
@@ -25,6 +25,7 @@ _REFUSED = (
     (r"(^|,)IDMap", "the ids of the rows are their positions already: leave IDMap out"),
     (r"(^|,)L2norm", "it makes all rows equally long, so that cosines are found, not inner products: leave L2norm out"),
     (r"(^|,)(PCA|ITQ)", "it subtracts the mean, which changes the order of inner products: use OPQ or RR instead"),
+    (r"IVF.*RaBitQ", "it finds hardly any of the largest inner products: take RaBitQ without IVF, or another code"),
     (r"^B(Flat|IVF|HNSW|Hash)", "it is for vectors of bits: take the kind without the B"),
 )
 
@@ -88,7 +89,7 @@ def _made_index(faiss: Any, factory: str, columns: int) -> Any:
             f"faiss cannot make {factory!r} for inner products of {columns:,} columns: {_reason(error)}; take another "
             "factory string, such as HNSW32,SQfp16"
         ) from error
-    for part in _parts(faiss, index):
+    for part in parts(index):
         if part.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise StoreError(
                 f"faiss:{factory} is refused: faiss {faiss.__version__} makes a {type(part).__name__} of it that looks "
@@ -97,22 +98,12 @@ def _made_index(faiss: Any, factory: str, columns: int) -> Any:
     return index
 
 
-def _parts(faiss: Any, index: Any) -> Iterator[Any]:
-    """The index and those inside it."""
-    yield index
-    for name in ("storage", "quantizer", "index", "base_index"):
-        inner = getattr(index, name, None)
-        if inner is not None:
-            yield from _parts(faiss, faiss.downcast_index(inner))
-
-
 def _default_parameters(faiss: Any, index: Any) -> str:
     """Measured in docs/searchers.md; FAISS's own, efSearch=16 and nprobe=1, find half of the hits or fewer."""
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is not None:
         return f"nprobe={round(inverted.nlist**0.5)}"
-    graphs = (faiss.IndexHNSW, faiss.IndexNSG)
-    return f"efSearch={_EF_SEARCH}" if any(isinstance(part, graphs) for part in _parts(faiss, index)) else ""
+    return f"efSearch={_EF_SEARCH}" if any(isinstance(part, faiss.IndexHNSW) for part in parts(index)) else ""
 
 
 def _sample_size(faiss: Any, index: Any) -> int:
