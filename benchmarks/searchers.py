@@ -164,12 +164,23 @@ class Product:
         allowed: NDArray[np.bool_] | None = None,
     ) -> list[SearchResult]:
         (query,) = queries
-        scores = sum(torch.mv(self._rows[c], part) for c, part in zip(checkpoints, query, strict=True))
+        parts = [torch.mv(self._rows[c], part) for c, part in zip(checkpoints, query, strict=True)]
         rows = np.arange(self._store.rows) if allowed is None else np.flatnonzero(allowed)
-        some = scores[rows]
+        some = torch.stack(parts).sum(0)[rows]
         ends = torch.cat([some.topk(2 * k).indices, some.topk(2 * k, largest=False).indices]).unique().numpy()
-        counts = {"touched": len(rows), "searched": len(rows)}
-        return [rank(self._store, query.double().numpy(), checkpoints, rows[ends], k, exact=True, **counts)]
+        count = len(rows)
+        return [
+            rank(
+                self._store,
+                query.double().numpy(),
+                checkpoints,
+                rows[ends],
+                k,
+                exact=True,
+                touched=count,
+                searched=count,
+            )
+        ]
 
 
 def _recall(exact: Sequence[SearchResult], found: Sequence[SearchResult]) -> str:

@@ -34,6 +34,8 @@ class AnnoySearcher(CandidateSearcher):
     parameters: "search_k=50000", the nodes to look at for each end
     """
 
+    _per_hit = 2
+
     def __init__(self, store: RowStore, path: Path, parameters: str, device: str | torch.device = "cpu") -> None:
         super().__init__(store, device)
         self._forest = import_annoy().AnnoyIndex(store.checkpoints * store.dimensions, "dot")

@@ -22,9 +22,9 @@ from gradtrace.errors import QueryError
 from gradtrace.search import Floats, ProgressiveSearcher, Rows, SearchResult, rank
 from gradtrace.store import RowStore
 
-_WIDER, _MORE = 4, 16  # candidates at each end: so many times k, and so many more
+_MORE = 4  # candidates for each end: for so many more hits than are asked for
 _SPARSE = 32  # where a filter leaves one row in more than this, exact search is sooner done
-_ATTEMPTS = 3  # each with _WIDER times the candidates, before exact search takes over
+_ATTEMPTS, _GROWTH = 3, 4  # each with so many times the candidates, before exact search takes over
 
 
 class Searcher(Protocol):
@@ -52,6 +52,7 @@ class CandidateSearcher(ABC):
     """
 
     _filters = True  # False: exact search does better where a filter is given
+    _per_hit = 4  # candidates; 2 do where the index ranks by whole values, not by codes of a few bits
 
     def __init__(self, store: RowStore, device: str | torch.device = "cpu") -> None:
         self._store, self._device = store, device
@@ -85,7 +86,7 @@ class CandidateSearcher(ABC):
         if not math.isfinite(norm):
             raise QueryError("the query's gradient has coordinates that are NaN or infinite")
         rows = np.arange(self._store.rows) if allowed is None else np.flatnonzero(allowed)
-        count = _WIDER * k + _MORE
+        count = self._per_hit * (k + _MORE)
         if norm == 0 or len(rows) <= 2 * count:
             rows, searched = (rows if norm else rows[:k]), len(rows)  # all scores are zero: the lowest ids win
             return rank(self._store, doubles, checkpoints, rows, k, exact=True, touched=len(rows), searched=searched)
@@ -106,5 +107,5 @@ class CandidateSearcher(ABC):
                 ends = [rows[allowed[rows]] for rows in ends]
             if min(map(len, ends)) >= k:
                 return np.unique(np.concatenate(ends))
-            count *= _WIDER
+            count *= _GROWTH
         return None

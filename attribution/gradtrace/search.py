@@ -166,7 +166,7 @@ class ProgressiveSearcher:
         """`rows`: the rows that may be found, ascending."""
         few = 2 * k + _FEW
         if not query.tails.any():  # every score is zero, and the lowest ids win at both ends
-            return self._ranked(query, rows[:k], k, 0, len(rows))
+            return self._rank(query, rows[:k], k, 0, len(rows))
         partial, slack, rounding = (part if len(part) == len(rows) else part[rows] for part in self._scan(query))
         ends, seeds = _Ends(k), rows[:0]
         if len(rows) > few:
@@ -181,13 +181,7 @@ class ProgressiveSearcher:
         while len(survivors.rows) > few and survivors.open[:-1].any():
             self._read_more(query, survivors, depths)
             survivors.prune(ends)
-        return self._ranked(query, survivors.rows, k, touched, len(rows))
-
-    def _ranked(self, query: _Query, rows: Rows, k: int, touched: int, searched: int) -> SearchResult:
-        counts = {"touched": touched, "searched": searched}
-        return rank(
-            self._store, query.exact, query.checkpoints, rows, k, row_scale=query.row_scale, exact=True, **counts
-        )
+        return self._rank(query, survivors.rows, k, touched, len(rows))
 
     def _scan(self, query: _Query) -> tuple[Floats, Floats, Floats]:
         """What the first level says: scores so far, bounds of the rest, bounds of rounding. Each [rows]."""
@@ -236,6 +230,19 @@ class ProgressiveSearcher:
         survivors.partial += products if query.row_scale is None else products * query.row_scale[rows]
         survivors.open[place] = self._left(query, place, depth + 1, rows)
         depths[place] += 1
+
+    def _rank(self, query: _Query, rows: Rows, k: int, touched: int, searched: int) -> SearchResult:
+        return rank(
+            self._store,
+            query.exact,
+            query.checkpoints,
+            rows,
+            k,
+            row_scale=query.row_scale,
+            exact=True,
+            touched=touched,
+            searched=searched,
+        )
 
 
 def rank(
