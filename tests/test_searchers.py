@@ -111,13 +111,14 @@ def test_recall_at_both_ends(
     assert min(recall(results, brutes, 10)) > 0.8
 
 
-@pytest.mark.parametrize("share", [0.5, 0.1, 0.02, 0.001])
+@pytest.mark.parametrize("share", [0.95, 0.5, 0.1, 0.02, 0.001])
 def test_filters(store: RowStore, queries: torch.Tensor, searcher: CandidateSearcher, share: float) -> None:
     allowed = np.random.default_rng(0).random(store.rows) < share
     results = searcher.search(queries, CHECKPOINTS, 10, allowed=allowed)
     brutes = [brute_force(store, query, CHECKPOINTS, allowed=allowed) for query in queries]
     for result, brute in zip(results, brutes, strict=True):
         check_scores(result, brute, 10)
+        assert not (result.exact and share > 0.9)
     assert min(recall(results, brutes, 10)) > 0.8
 
 

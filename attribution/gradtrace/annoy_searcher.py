@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradtrace.candidates import CandidateSearcher
+from gradtrace.candidates import CandidateSearcher, widened
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.search import Floats, Rows
 from gradtrace.store import RowStore
@@ -35,6 +34,7 @@ class AnnoySearcher(CandidateSearcher):
     """
 
     _per_hit = 2
+    _least_share = 0.9  # Annoy knows no filter: looking far enough for one row in ten took 15 times the exact search
 
     def __init__(self, store: RowStore, path: Path, parameters: str, device: str | torch.device = "cpu") -> None:
         super().__init__(store, device)
@@ -48,7 +48,6 @@ class AnnoySearcher(CandidateSearcher):
             raise CorruptIndexError(f"{path} holds other rows than the index: rebuild it with `gradtrace build`")
 
     def _nearest(self, vectors: Floats, count: int, allowed: NDArray[np.bool_] | None) -> list[Rows]:
-        if allowed is not None:  # Annoy knows no filter
-            count = min(len(allowed), math.ceil(count * len(allowed) / np.count_nonzero(allowed)))
+        count = count if allowed is None else widened(count, allowed)
         nodes = max(self._search_k, self._forest.get_n_trees() * count)
         return [np.array(self._forest.get_nns_by_vector(v, count, nodes), dtype=np.int64) for v in vectors]

@@ -23,7 +23,6 @@ from gradtrace.search import Floats, ProgressiveSearcher, Rows, SearchResult, ra
 from gradtrace.store import RowStore
 
 _MORE = 4  # candidates for each end: for so many more hits than are asked for
-_SPARSE = 32  # where a filter leaves one row in more than this, exact search is sooner done
 _ATTEMPTS, _GROWTH = 3, 4  # each with so many times the candidates, before exact search takes over
 
 
@@ -43,6 +42,11 @@ class Searcher(Protocol):
         ...
 
 
+def widened(count: int, allowed: NDArray[np.bool_]) -> int:
+    """How many rows to look up for some `count` that are allowed, where the index itself knows no filter."""
+    return min(len(allowed), math.ceil(count * len(allowed) / np.count_nonzero(allowed)))
+
+
 class CandidateSearcher(ABC):
     """The k best and k worst of the candidates that an approximate index proposes.
 
@@ -51,7 +55,7 @@ class CandidateSearcher(ABC):
     and where too few candidates turn up.
     """
 
-    _filters = True  # False: exact search does better where a filter is given
+    _least_share = 1 / 32  # of the rows, that a filter must leave; with fewer, exact search does better
     _per_hit = 4  # candidates; 2 do where the index ranks by whole values, not by codes of a few bits
 
     def __init__(self, store: RowStore, device: str | torch.device = "cpu") -> None:
@@ -91,7 +95,7 @@ class CandidateSearcher(ABC):
             rows, searched = (rows if norm else rows[:k]), len(rows)  # all scores are zero: the lowest ids win
             return rank(self._store, doubles, checkpoints, rows, k, exact=True, touched=len(rows), searched=searched)
         found = None
-        if allowed is None or (self._filters and len(rows) * _SPARSE > self._store.rows):
+        if len(rows) >= self._least_share * self._store.rows:
             vector = torch.zeros(self._store.checkpoints, self._store.dimensions)
             vector[checkpoints] = (query.double() / norm).float()
             found = self._candidates(vector.flatten().numpy(), count, k, allowed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradtrace.candidates import CandidateSearcher
+from gradtrace.candidates import CandidateSearcher, widened
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.search import Floats, Rows
 from gradtrace.store import RowStore
@@ -51,7 +50,8 @@ class FaissSearcher(CandidateSearcher):
         self._index = self._on_gpu(torch.device(device)) or whole
         self._per_hit = 2 if _keeps_values(faiss, whole) else 4
         # A walk over a graph ends among the nearest rows: of rows of one label it found .81 in three times the time.
-        self._filters = not any(isinstance(part, faiss.IndexHNSW | faiss.IndexNSG) for part in parts(whole))
+        graph = any(isinstance(part, faiss.IndexHNSW | faiss.IndexNSG) for part in parts(whole))
+        self._least_share = 0.9 if graph else 1 / 32
 
     def _on_gpu(self, device: torch.device) -> Any:
         """A copy on the device; None where there is none, or FAISS has no such index for it."""
@@ -67,14 +67,12 @@ class FaissSearcher(CandidateSearcher):
     def _nearest(self, vectors: Floats, count: int, allowed: NDArray[np.bool_] | None) -> list[Rows]:
         selection = None
         if allowed is not None:
-            share = np.count_nonzero(allowed) / len(allowed)
-            selection = self._selection(allowed, share)
-            if selection is None:
-                count = min(len(allowed), math.ceil(count / share))
+            selection = self._selection(allowed)
+            count = count if selection is not None else widened(count, allowed)
         _, found = self._index.search(vectors, count, params=selection)  # int64, -1 where there is none
         return [rows[rows >= 0] for rows in found]
 
-    def _selection(self, allowed: NDArray[np.bool_], share: float) -> Any:
+    def _selection(self, allowed: NDArray[np.bool_]) -> Any:
         """FAISS's search parameters that admit these rows alone; None where the kind of index knows none.
 
         These replace the index's own parameters. The fewer rows are admitted, the farther the search has to look.
@@ -82,7 +80,7 @@ class FaissSearcher(CandidateSearcher):
         faiss, index = self._faiss, self._index
         rows = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
         if isinstance(index, faiss.IndexIVFFlat | faiss.IndexIVFScalarQuantizer | faiss.IndexIVFPQ):
-            return faiss.SearchParametersIVF(sel=rows, nprobe=min(index.nlist, math.ceil(index.nprobe / share)))
+            return faiss.SearchParametersIVF(sel=rows, nprobe=min(index.nlist, widened(index.nprobe, allowed)))
         if isinstance(index, faiss.IndexFlat | faiss.IndexScalarQuantizer):
             return faiss.SearchParameters(sel=rows)
         return None

@@ -14,7 +14,7 @@ from gradtrace.store import RowStore
 from gradtrace_indexer.row_blocks import row_blocks
 
 _GROWTH = 1.5  # of a file that grows by steps, with the trees' own nodes
-_NODES_PER_TREE = 2000
+_NODES_PER_TREE = 400
 
 
 def annoy_parameters(trees: int, parameters: str) -> str:
