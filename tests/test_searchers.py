@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from typer.testing import CliRunner
 
 import digits_task
 import gradtrace as gt
+import tiny
 from conftest import DigitsRun
 from gradtrace.annoy_searcher import AnnoySearcher
 from gradtrace.candidates import CandidateSearcher
@@ -363,6 +367,23 @@ def test_setting_a_searcher_again_changes_nothing_and_another_replaces_it(index:
     assert entry.name == "faiss:Flat"
     set_searcher(index, TASK, "progressive", progress=False)
     assert (index / MANIFEST_NAME).read_bytes() == before
+
+
+def test_a_build_that_is_killed_while_it_makes_the_searcher(digits_index: DigitsRun, index: Path) -> None:
+    shutil.copytree(index, index.parent / "other")
+    before = {path: path.stat().st_mtime_ns for path in index.rglob("*.rows")}
+    words = ["build", digits_index.task, "--checkpoints", str(index.parent / "checkpoints"), "--out", str(index)]
+    command = [sys.executable, "-c", "from gradtrace_service.cli import main; main()", *words, "--dimensions", "256"]
+    with subprocess.Popen([*command, "--searcher", "annoy:200"], stderr=subprocess.DEVNULL) as process:
+        while not list(index.glob("searchers/*.tmp")) and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert gt.open_index(index, TASK).influence([TASK.query[0]])[0].exact
+    for path in (index, index.parent / "other"):
+        set_searcher(path, TASK, "annoy:200", progress=False)
+    assert tiny.files(index) == tiny.files(index.parent / "other")
+    assert before == {path: path.stat().st_mtime_ns for path in index.rglob("*.rows")}
 
 
 def test_a_damaged_file_is_named_refused_and_made_again(index: Path) -> None:

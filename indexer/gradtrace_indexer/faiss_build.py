@@ -99,7 +99,7 @@ def _made_index(faiss: Any, factory: str, columns: int) -> Any:
 
 
 def _default_parameters(faiss: Any, index: Any) -> str:
-    """Measured in docs/searchers.md; FAISS's own, efSearch=16 and nprobe=1, find half of the hits or fewer."""
+    """FAISS's own are efSearch=16 and nprobe=1; docs/searchers.md has what these find."""
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is not None:
         return f"nprobe={round(inverted.nlist**0.5)}"
