@@ -35,6 +35,7 @@ BENCHMARKS = {
         ("Precision and dimensions", "precision mnist --dimensions 512 2048 --queries 50"),
         ("Gradient rows a second", "throughput mnist"),
         ("Exact search", "search mnist"),
+        ("Searchers", "searchers mnist --queries 20"),
         ("Time of a query", "latency mnist"),
         ("Memory of a build", "memory mnist"),
     ),

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import safetensors.torch
 from torch import Tensor
 
-from gradtrace.manifest import Manifest, Precision, ShardEntry
+from gradtrace.manifest import MANIFEST_NAME, Manifest, Precision, ShardEntry
 from gradtrace.precision import column_scales
 from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.store import RowStore
@@ -75,7 +75,7 @@ def derived(
         "shard_rows": _SHARD_ROWS,
         "shards": shards,
     }
-    return write_manifest(out, manifest.model_copy(update=changed))
+    return write_manifest(out, MANIFEST_NAME, manifest.model_copy(update=changed))
 
 
 def _column_scales(source: RowStore, checkpoints: Sequence[int]) -> Tensor:

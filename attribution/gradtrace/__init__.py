@@ -17,7 +17,7 @@ from gradtrace.errors import (
 from gradtrace.index import Index, open_index
 from gradtrace.recorder import CheckpointRecorder
 from gradtrace.reference import gradients_reference
-from gradtrace.results import Hit, InfluenceResult
+from gradtrace.results import Hit, InfluenceResult, Recall
 from gradtrace.row_filter import RowFilter
 from gradtrace.task import Task
 
@@ -35,6 +35,7 @@ __all__ = [
     "LossError",
     "MismatchError",
     "QueryError",
+    "Recall",
     "RowFilter",
     "StoreError",
     "Task",

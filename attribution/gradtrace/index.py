@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradtrace import methods
 from gradtrace.basis import Basis, load_basis, require_layers
+from gradtrace.candidates import Searcher
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.devices import pick_device
 from gradtrace.encoder import GradientModel
@@ -23,9 +24,10 @@ from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.guards import check_dataset
 from gradtrace.manifest import CheckpointEntry, Manifest, read_manifest
 from gradtrace.queries import Query, resolve_queries
-from gradtrace.results import Hit, InfluenceResult
+from gradtrace.results import Hit, InfluenceResult, Recall
 from gradtrace.row_filter import RowFilter
-from gradtrace.search import ProgressiveSearcher, SearchResult, exhaustive_scores
+from gradtrace.search import SearchResult, exhaustive_scores
+from gradtrace.searchers import open_searcher
 from gradtrace.store import RowStore
 from gradtrace.task import Example, Task
 
@@ -41,11 +43,18 @@ class Index:
         methods: names of the methods that it answers.
         columns: label, prediction, loss, correct and norm of every row at the last checkpoint, each [rows]; NaN or
             None for deleted rows.
+        searcher: finds both ends for `influence`.
         last_timing: milliseconds of the last `influence` call: "gradient", "search" and "rest".
     """
 
     def __init__(
-        self, task: Task, manifest: Manifest, store: RowStore, models: list[GradientModel], basis: Basis
+        self,
+        task: Task,
+        manifest: Manifest,
+        store: RowStore,
+        models: list[GradientModel],
+        basis: Basis,
+        searcher: Searcher,
     ) -> None:
         self.task, self.manifest = task, manifest
         self._row_ids = store.row_ids
@@ -55,7 +64,7 @@ class Index:
         self.columns: dict[str, NDArray[Any]] = self._row_ids.columns(self._stored_columns)
         self.last_timing: dict[str, float] = {}
         self._store, self._models, self._basis = store, models, basis
-        self._searcher = ProgressiveSearcher(store, device=str(models[0].device))
+        self.searcher = searcher
 
     def influence(
         self,
@@ -90,7 +99,7 @@ class Index:
         coordinates, losses = self._gradients(queries, chosen.checkpoints)
         vectors = chosen.vectors(coordinates)
         encoded = time.perf_counter()
-        found = self._searcher.search(vectors, chosen.checkpoints, k, row_scale=chosen.row_scale(), allowed=allowed)
+        found = self.searcher.search(vectors, chosen.checkpoints, k, row_scale=chosen.row_scale(), allowed=allowed)
         searched = time.perf_counter()
         names = [self.manifest.checkpoints[c].name for c in chosen.checkpoints]
         results = [self._result(*one, method, names) for one in zip(queries, losses, found, strict=True)]
@@ -163,9 +172,15 @@ class Index:
             prediction=query.prediction,
             loss=loss,
             exact=found.exact,
+            recall=None if found.exact else self._recall(method),
             rows_touched=found.rows_touched,
             rows_searched=found.rows_searched,
         )
+
+    def _recall(self, method: str) -> Recall | None:
+        entry = self.manifest.searcher
+        measured = entry and entry.recall.get(method)
+        return Recall(measured.top, measured.bottom) if measured else None
 
     def _hits(
         self,
@@ -219,12 +234,19 @@ def _plain(value: Any) -> Any:
 
 
 def open_index(
-    path: str | Path, task: Task, *, checkpoints: str | Path | None = None, device: str = "auto", verify: bool = True
+    path: str | Path,
+    task: Task,
+    *,
+    checkpoints: str | Path | None = None,
+    searcher: str | None = None,
+    device: str = "auto",
+    verify: bool = True,
 ) -> Index:
     """Open an index for queries, after checking that it is whole and belongs to the task.
 
     Args:
         checkpoints: directory of the weights, if they were moved since the build.
+        searcher: "progressive" for exact answers from an index that has an approximate searcher; None: its own.
         verify: read every file and compare its checksum; False compares sizes only (for indexes that take too long).
 
     Raises:
@@ -234,6 +256,8 @@ def open_index(
     """
     directory = Path(path)
     manifest = read_manifest(directory)
+    if searcher == "progressive":  # then the file of another need not even be whole
+        manifest = manifest.model_copy(update={"searcher": None})
     store = RowStore(directory, manifest)
     problems = store.check_files(deep=verify)
     if problems:
@@ -247,13 +271,14 @@ def open_index(
     where = torch.device(pick_device(device))
     probe = [task.train[row] for row in range(min(2, len(task.train)))]
     models = [
-        GradientModel(task, indexed_checkpoint(directory, found, checkpoints), where, probe)
-        for found in manifest.checkpoints
+        GradientModel(task, indexed_checkpoint(directory, saved, checkpoints), where, probe)
+        for saved in manifest.checkpoints
     ]
     for model in models:
         require_layers(basis, model.plan.layers)
     check_probe_losses(task, models[-1], manifest.task)
-    return Index(task, manifest, store, models, basis.to(where))
+    found = open_searcher(directory, manifest, store, searcher, where)
+    return Index(task, manifest, store, models, basis.to(where), found)
 
 
 def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | Path | None = None) -> Checkpoint:

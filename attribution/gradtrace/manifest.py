@@ -20,7 +20,7 @@ PENDING_NAME = "pending.json"
 
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
-Operation = Literal["build", "add checkpoints", "append rows", "delete rows", "compact", "roll back"]
+Operation = Literal["build", "add checkpoints", "append rows", "delete rows", "compact", "roll back", "set searcher"]
 
 
 class _Entry(BaseModel):
@@ -78,6 +78,27 @@ class ShardEntry(_Entry):
     columns: FileEntry
 
 
+class RecallEntry(_Entry):
+    """Shares of the exact k best and k worst rows that an approximate searcher found, over held-out queries."""
+
+    top: float
+    bottom: float
+
+
+class SearcherEntry(_Entry):
+    """An approximate searcher over all stored rows, with their coordinates at all checkpoints side by side."""
+
+    name: str  # as it was asked for: "faiss:HNSW32,SQfp16", "annoy:50"
+    parameters: str  # of its searches, "efSearch=128"
+    library: str  # that wrote it, with its version
+    file: FileEntry
+    rows: str  # Manifest.rows_digest of the rows in it
+    recall: dict[str, RecallEntry]  # by method, all checkpoints and rows, default weights
+    k: int  # hits at each end that the recall counts
+    queries: int
+    split: Literal["query", "train"]  # where the queries are from
+
+
 class Manifest(_Entry):
     """Shards are ordered by checkpoint, then by start, and tile [0, rows) for every checkpoint once complete."""
 
@@ -98,17 +119,23 @@ class Manifest(_Entry):
     shard_rows: int
     shards: list[ShardEntry]
     libraries: dict[str, str]
+    searcher: SearcherEntry | None = None  # None: exact search alone
     checksum: str = ""  # xxh3-128 of the file's bytes with this text left empty
 
     def files(self) -> list[FileEntry]:
         """Every file of this generation beside the manifest itself."""
         some = [entry for entry in (self.column_scales, self.row_ids, self.deleted) if entry is not None]
+        some += [self.searcher.file] if self.searcher else []
         shards = [file for shard in self.shards for file in (shard.rows, shard.columns)]
         return [self.basis.file, *self.curvature, *some, *shards]
 
     def stretches(self) -> list[tuple[int, int]]:
         """(start, stop) of the rows that lie in one shard, ascending, as far as the first checkpoint has them."""
         return sorted((shard.start, shard.stop) for shard in self.shards if shard.checkpoint == 0)
+
+    def rows_digest(self) -> str:
+        """Tells apart what is in the rows' files, at all checkpoints: xxh3-128 over their checksums."""
+        return xxhash.xxh3_128_hexdigest("".join(shard.rows.xxh3 for shard in self.shards).encode())
 
     def sealed(self) -> Manifest:
         """The same manifest with its checksum filled in."""

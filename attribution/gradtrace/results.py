@@ -21,6 +21,14 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """Shares of the exact best and worst rows that an approximate searcher found on held-out queries at its build."""
+
+    top: float
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True)
 class InfluenceResult:
     """The answer to one query, most extreme hit first at either end."""
 
@@ -32,5 +40,6 @@ class InfluenceResult:
     prediction: Label | None
     loss: float  # of the query at the last checkpoint
     exact: bool  # True: the same as scoring every row
+    recall: Recall | None  # of the searcher with this method, where not exact and measured
     rows_touched: int  # rows of which more than the first level was read
     rows_searched: int  # rows that the filter left

@@ -244,32 +244,62 @@ class ProgressiveSearcher:
         depths[place] += 1
 
     def _rank(self, query: _Query, rows: Rows, k: int, touched: int, searched: int) -> SearchResult:
-        """Score rows in float64, take both ends. Rows ascend: a stable sort puts the lower of two equals first."""
-        chunk = max(1, _BLOCK_VALUES // (self._store.dimensions * len(query.checkpoints)))
-        pieces = [self._exact_parts(query, rows[start : start + chunk]) for start in range(0, len(rows), chunk)]
-        parts = np.concatenate(pieces) if pieces else np.zeros((0, len(query.checkpoints)))
-        gains = np.ones(len(rows)) if query.row_scale is None else query.row_scale[rows].astype(np.float64)
-        scores = parts.sum(axis=1) * gains
-        parts *= gains[:, None]
-        top, bottom = np.argsort(-scores, kind="stable")[:k], np.argsort(scores, kind="stable")[:k]
-        return SearchResult(
-            top_rows=rows[top],
-            top_scores=scores[top].astype(np.float32),
-            top_parts=parts[top].astype(np.float32),
-            bottom_rows=rows[bottom],
-            bottom_scores=scores[bottom].astype(np.float32),
-            bottom_parts=parts[bottom].astype(np.float32),
+        return rank(
+            self._store,
+            query.exact,
+            query.checkpoints,
+            rows,
+            k,
+            row_scale=query.row_scale,
             exact=True,
-            rows_touched=touched,
-            rows_searched=searched,
+            touched=touched,
+            searched=searched,
         )
 
-    def _exact_parts(self, query: _Query, rows: Rows) -> Doubles:
-        """Each checkpoint's inner product, [m, C] float64. Sums row by row, so that equal rows get equal scores."""
-        values = self._store.gather(query.checkpoints, rows).numpy().astype(np.float64)  # [m, C, D]
-        values *= query.exact
-        parts: Doubles = values.sum(axis=2)
-        return parts
+
+def rank(
+    store: RowStore,
+    query: Doubles,
+    checkpoints: Sequence[int],
+    rows: Rows,
+    k: int,
+    *,
+    row_scale: Floats | None = None,
+    exact: bool,
+    touched: int,
+    searched: int,
+) -> SearchResult:
+    """Score some rows in float64 and take both ends of them.
+
+    query: [C, D];  rows: [m], ascending, so that a stable sort puts the lower of two equals first
+    """
+    chunk = max(1, _BLOCK_VALUES // (store.dimensions * len(checkpoints)))
+    starts = range(0, len(rows), chunk)
+    pieces = [_exact_parts(store, query, checkpoints, rows[start : start + chunk]) for start in starts]
+    parts = np.concatenate(pieces) if pieces else np.zeros((0, len(checkpoints)))
+    gains = np.ones(len(rows)) if row_scale is None else row_scale[rows].astype(np.float64)
+    scores = parts.sum(axis=1) * gains
+    parts *= gains[:, None]
+    top, bottom = np.argsort(-scores, kind="stable")[:k], np.argsort(scores, kind="stable")[:k]
+    return SearchResult(
+        top_rows=rows[top],
+        top_scores=scores[top].astype(np.float32),
+        top_parts=parts[top].astype(np.float32),
+        bottom_rows=rows[bottom],
+        bottom_scores=scores[bottom].astype(np.float32),
+        bottom_parts=parts[bottom].astype(np.float32),
+        exact=exact,
+        rows_touched=touched,
+        rows_searched=searched,
+    )
+
+
+def _exact_parts(store: RowStore, query: Doubles, checkpoints: Sequence[int], rows: Rows) -> Doubles:
+    """Each checkpoint's inner product, [m, C] float64. Sums row by row, so that equal rows get equal scores."""
+    values = store.gather(checkpoints, rows).numpy().astype(np.float64)  # [m, C, D]
+    values *= query
+    parts: Doubles = values.sum(axis=2)
+    return parts
 
 
 def _extremes(values: Floats, count: int) -> Rows:

@@ -233,7 +233,7 @@ def _pieces(rows: int, width: int, values: int) -> Iterator[slice]:
 
 
 def check_file(directory: Path, entry: FileEntry, deep: bool) -> str | None:
-    """What is wrong with a file; None where all is well. See `RowStore.check_files`."""
+    """What is wrong with a file, None where nothing is; `deep` compares its content, too."""
     path = directory / entry.path
     try:
         size = path.stat().st_size

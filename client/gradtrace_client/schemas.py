@@ -180,6 +180,13 @@ class Influence(_Answer):
         return _display.influence_html(self)
 
 
+class Recall(_Answer):
+    """Mean shares of the exact best and worst rows that the searcher found on held-out queries when it was built."""
+
+    top: float
+    bottom: float
+
+
 class InfluenceAnswer(_Answer):
     """`exact`: the hits are those that scoring every row would give. `results` are in the order of the queries."""
 
@@ -187,6 +194,7 @@ class InfluenceAnswer(_Answer):
     method: str
     convention: str = Field(description="Sign and unit of the scores.")
     exact: bool
+    recall: Recall | None = Field(None, description="Of the searcher with this method, where not exact and measured.")
     results: list[Influence]
     timing_ms: Timing
 

@@ -10,13 +10,14 @@ from gradtrace.checkpoints import Checkpoint
 from gradtrace.errors import CheckpointError
 from gradtrace.fingerprint import task_entry
 from gradtrace.guards import check_dataset
-from gradtrace.index import Index, open_index
+from gradtrace.index import Index
 from gradtrace.manifest import Manifest
 from gradtrace.row_ids import read_row_ids
 from gradtrace.task import Task
 from gradtrace_indexer.build import check_order
 from gradtrace_indexer.builder import Builder, checkpoint_entries
 from gradtrace_indexer.generations import save_pending, successor, updating
+from gradtrace_indexer.searcher_build import refresh_searcher
 
 
 def add_checkpoints(
@@ -53,7 +54,7 @@ def add_checkpoints(
         new = _not_indexed(new_checkpoints, current)
         if new:
             builder.finish(_begun(builder, current, new))
-    return open_index(directory, task, device=device)
+    return refresh_searcher(directory, task, device=device, progress=progress)
 
 
 def _not_indexed(checkpoints: Sequence[Checkpoint], current: Manifest) -> list[Checkpoint]:

@@ -9,13 +9,14 @@ import numpy as np
 from gradtrace.encoder import GradientModel
 from gradtrace.fingerprint import task_entry
 from gradtrace.guards import check_dataset
-from gradtrace.index import Index, open_index
+from gradtrace.index import Index
 from gradtrace.manifest import Manifest
 from gradtrace.row_ids import read_row_ids
 from gradtrace.task import Task
 from gradtrace_indexer.builder import Builder
 from gradtrace_indexer.files import write_ids
 from gradtrace_indexer.generations import save_pending, successor, updating
+from gradtrace_indexer.searcher_build import refresh_searcher
 
 
 def append_rows(
@@ -40,7 +41,7 @@ def append_rows(
             current = builder.finish(pending)
         if rows > current.task.train_rows:
             builder.finish(_begun(builder, current, last, rows))
-    return open_index(directory, task, device=device)
+    return refresh_searcher(directory, task, device=device, progress=progress)
 
 
 def _begun(builder: Builder, current: Manifest, last: GradientModel, rows: int) -> Manifest:

@@ -25,6 +25,7 @@ from gradtrace_indexer.builder import Builder, checkpoint_entries
 from gradtrace_indexer.files import sole_writer
 from gradtrace_indexer.fit import Samples, fit_basis, write_basis, write_column_scales
 from gradtrace_indexer.generations import save_pending, unfinished
+from gradtrace_indexer.searcher_build import check_searcher, set_searcher
 
 _SHARD_BYTES = 256 << 20
 _SHARD_ROWS = 32_768
@@ -40,6 +41,7 @@ def build_index(
     precision: Precision = "int8",
     batch_size: int = 128,
     seed: int = 0,
+    searcher: str | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Index:
@@ -49,6 +51,8 @@ def build_index(
         checkpoints: in training order; the last one is the reference of the basis.
         dimensions: columns kept for each checkpoint; at most the number of parameters.
         precision: of the stored rows, see docs/choosing.md.
+        searcher: "progressive", "faiss:FACTORY" or "annoy:TREES", see `set_searcher`; None: the one that is there, or
+            exact search.
 
     Raises:
         StoreError: another build lies at `path` or is running there, or the disk is full.
@@ -59,6 +63,8 @@ def build_index(
         raise StoreError(f"precision must be one of {', '.join(STORED_DTYPES)}, not {precision!r}")
     rows = check_dataset(task)
     check_order(checkpoints)
+    if searcher is not None:
+        check_searcher(searcher)
     builder = Builder(task, directory, device, batch_size, progress)
     with sole_writer(directory):
         wanted = {
@@ -74,6 +80,8 @@ def build_index(
             manifest = _begun(builder, checkpoints, rows, basis, precision, dimensions, seed)
         if not manifest.complete:
             builder.finish(manifest)
+    if searcher is not None:
+        return set_searcher(directory, task, searcher, device=device, progress=progress)
     return open_index(directory, task, device=device)
 
 

@@ -17,7 +17,7 @@ from gradtrace_indexer.append import append_rows
 from gradtrace_indexer.build import build_index
 from gradtrace_indexer.compact import compact as compact_index
 from gradtrace_indexer.delete import delete_rows
-from gradtrace_indexer.description import describe, details
+from gradtrace_indexer.description import describe, describe_searcher, details
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_indexer.verify import verify as verify_index
 from gradtrace_indexer.watch import INTERVAL, watch
@@ -41,6 +41,10 @@ def build(
     basis: Annotated[BasisKind, typer.Option(help="How gradients are compressed.")] = "spectral",
     precision: Annotated[Precision, typer.Option(help="Of the stored rows: 2, 1 or half a byte a value.")] = "int8",
     batch_size: BatchOption = 128,
+    searcher: Annotated[
+        str | None,
+        typer.Option(help="progressive (exact), faiss:FACTORY such as faiss:HNSW32,SQfp16, or annoy:TREES."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of sampled rows, labels and projections.")] = 0,
     device: DeviceOption = "auto",
 ) -> None:
@@ -53,10 +57,13 @@ def build(
         basis=basis,
         precision=precision,
         batch_size=batch_size,
+        searcher=searcher,
         seed=seed,
         device=device,
     )
     typer.echo(f"{out}: {describe(index.manifest)}")
+    if index.manifest.searcher is not None:
+        typer.echo(describe_searcher(index.manifest, index.manifest.searcher))
 
 
 @app.command()

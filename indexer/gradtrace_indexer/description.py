@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gradtrace.errors import IncompleteIndexError
-from gradtrace.manifest import Manifest, read_manifest
+from gradtrace.manifest import Manifest, SearcherEntry, read_manifest
 from gradtrace.row_ids import read_row_ids
 from gradtrace_indexer.generations import kept_generations, read_pending
 
@@ -18,6 +18,17 @@ def describe(manifest: Manifest) -> str:
         f"{manifest.rows - deleted:,} rows x {len(manifest.checkpoints)} checkpoints x {manifest.basis.dimensions} "
         f"{manifest.basis.kind} dimensions in {manifest.precision}, task {manifest.task.name}, "
         f"generation {manifest.generation}"
+    )
+
+
+def describe_searcher(manifest: Manifest, entry: SearcherEntry) -> str:
+    """One line on what a searcher is and finds."""
+    if entry.rows != manifest.rows_digest():
+        return f"searcher {entry.name} is of earlier rows: exact search answers until `gradtrace build` sets it again"
+    recall = ", ".join(f"{name} {found.top:.3f} / {found.bottom:.3f}" for name, found in entry.recall.items())
+    return (
+        f"searcher {entry.name} ({entry.parameters}), {entry.file.bytes / 1e6:,.1f} MB, by {entry.library}; "
+        f"recall@{entry.k} at the top / bottom on {entry.queries} {entry.split} rows: {recall}"
     )
 
 
@@ -38,6 +49,8 @@ def details(directory: Path) -> Iterator[str]:
     yield describe(current)
     for checkpoint in current.checkpoints:
         yield f"  {checkpoint.name}: step {checkpoint.step}, learning rate {checkpoint.learning_rate:g}"
+    if current.searcher is not None:
+        yield f"  {describe_searcher(current, current.searcher)}"
     ids = read_row_ids(directory, current)
     yield (
         f"  row numbers 0 to {ids.rows - 1}: {len(ids.live_ids()):,} present, {len(ids.deleted):,} deleted, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,12 @@ from gradtrace_indexer.shard_writer import sync_directory
 
 
 def write_file(directory: Path, name: str, content: bytes) -> FileEntry:
-    """Write `directory/name` durably and whole, or not at all.
+    """Write `directory/name` durably and whole, or not at all. Raises as `write_through`."""
+    return write_through(directory, name, lambda path: path.write_bytes(content))
+
+
+def write_through(directory: Path, name: str, write: Callable[[Path], object]) -> FileEntry:
+    """Have `write` write a file under the path it is given, and make it `directory/name`, durably and whole.
 
     Raises:
         StoreError: the disk is full or the directory cannot be written.
@@ -27,20 +32,20 @@ def write_file(directory: Path, name: str, content: bytes) -> FileEntry:
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
+        write(temporary)
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        digest = hash_file(temporary)
+        entry = FileEntry(path=name, bytes=temporary.stat().st_size, xxh3=hash_file(temporary))
         temporary.replace(path)
         sync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StoreError(
             f"{path} could not be written: {error.strerror}; free some space or check the directory, then run "
             "the same again: it resumes"
         ) from error
-    return FileEntry(path=name, bytes=len(content), xxh3=digest)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return entry
 
 
 def write_ids(directory: Path, name: str, ids: NDArray[np.int64]) -> FileEntry:

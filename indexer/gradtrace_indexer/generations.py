@@ -18,7 +18,14 @@ from gradtrace.store import RowStore
 from gradtrace_indexer.files import sole_writer, write_file, write_manifest
 
 _KEPT = "generations"
-_FOLDERS = ("rows", "columns", "curvature", "row_ids", "deleted")  # nothing but files of generations is in these
+_FOLDERS = (
+    "rows",
+    "columns",
+    "curvature",
+    "row_ids",
+    "deleted",
+    "searchers",
+)  # nothing but files of generations is in these
 
 
 def successor(current: Manifest, operation: Operation, **changes: Any) -> Manifest:

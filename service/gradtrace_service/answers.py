@@ -26,6 +26,7 @@ from gradtrace_client.schemas import (
     InfluenceRequest,
     Payload,
     QueryInfo,
+    Recall,
     SelfInfluenceAnswer,
     SelfInfluenceRequest,
     Split,
@@ -65,6 +66,7 @@ def influence(index: Index, request: InfluenceRequest, waited_ms: float) -> Infl
         method=request.method,
         convention=convention(request.method, request.weights),
         exact=all(result.exact for result in results),
+        recall=next((Recall(top=r.recall.top, bottom=r.recall.bottom) for r in results if r.recall), None),
         results=answered,
         timing_ms=Timing(
             queue=waited_ms,

@@ -18,7 +18,7 @@ def print_answer(answer: InfluenceAnswer) -> None:
         console.print(f"\n[bold]{escape(_question(result.query))}[/bold]")
         console.print(_table("Proponents", "green", result.proponents))
         console.print(_table("Opponents", "red", result.opponents))
-        console.print(_searched(result, answer.exact), style="dim")
+        console.print(_searched(result, answer), style="dim")
     timing = answer.timing_ms
     console.print(
         f"{timing.total:.1f} ms: queue {timing.queue:.1f}, gradient {timing.gradient:.1f}, "
@@ -47,8 +47,10 @@ def _table(title: str, colour: str, hits: Sequence[Hit]) -> Table:
     return table
 
 
-def _searched(result: Influence, exact: bool) -> str:
-    kind = "exact" if exact else "approximate"
+def _searched(result: Influence, answer: InfluenceAnswer) -> str:
+    kind = "exact" if answer.exact else "approximate"
+    if answer.recall is not None:
+        kind += f" (recall {answer.recall.top:.3f} at the top, {answer.recall.bottom:.3f} at the bottom)"
     return f"{kind} search of {result.rows_searched:,} rows; {result.rows_touched:,} read beyond the first level"
 
 
