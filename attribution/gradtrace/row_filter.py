@@ -95,7 +95,7 @@ def _numbers(values: Sequence[Label | str], class_names: Sequence[str] | None) -
 def _class_number(name: str, class_names: Sequence[str] | None) -> int:
     known = list(class_names or ())
     if name not in known:
-        has = f"the task's classes are {', '.join(known)}" if known else "the task names no classes: give numbers"
+        has = f"the classes are {', '.join(known)}" if known else "nothing has a name there: give numbers"
         raise QueryError(f"the filter names class {name!r}; {has}")
     return known.index(name)
 

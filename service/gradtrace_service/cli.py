@@ -80,12 +80,35 @@ def query(
     method: str = "tracin",
     checkpoint: Annotated[list[str] | None, typer.Option(help="Only these checkpoints. Repeatable.")] = None,
     row_filter: Annotated[
-        str | None, typer.Option("--filter", help='As JSON: {"labels": [3], "correct_only": true}')
+        str | None,
+        typer.Option("--filter", help="Which training rows may be found, as JSON: see the examples above."),
+    ] = None,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Recompute the hits' full gradients: exact scores, some ms a hit.")
+    ] = False,
+    aggregate: Annotated[
+        str | None, typer.Option(help='"mean": one answer, to the mean of all queries.', metavar="mean")
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help='"layers": scores by layer; "percentiles": where scores stand among all. Repeatable.'),
     ] = None,
     api_key: Annotated[str | None, typer.Option(envvar="GRADTRACE_API_KEY")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
 ) -> None:
-    """Ask which training rows made the model predict that."""
+    """Ask which training rows made the model predict that.
+
+    docs/queries.md describes every option, with its cost. Examples, with U for http://127.0.0.1:8000:
+
+    \b
+      gradtrace query U --query-row 3 --k 5
+      gradtrace query runs/1/index --task my_task.py:MyTask --train-row 17
+      gradtrace query U --image cat.png --label cat --rescore
+      gradtrace query U --query-row 3 --include layers --include percentiles
+      gradtrace query U --query-row 3 --query-row 8 --aggregate mean
+      gradtrace query U --query-row 3 --filter '{"labels": ["cat", 5]}'
+      gradtrace query U --query-row 3 --filter '{"where": {"loss": {"min": 1}}}'
+    """
     fields: dict[str, Any] = {
         "example": _payload(example, image, label),
         "query_rows": query_row or None,
@@ -94,6 +117,9 @@ def query(
         "method": method,
         "checkpoints": checkpoint or None,
         "filter": None if row_filter is None else _json_object("--filter", row_filter),
+        "rescore": rescore,
+        "aggregate": aggregate,
+        "include": ["parts", "examples", *(include or ())],
     }
     answer = _ask(source, task, api_key, fields)
     if as_json:
