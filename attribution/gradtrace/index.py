@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradtrace import methods
+from gradtrace import methods, rescoring
 from gradtrace.basis import Basis, load_basis, require_layers
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.devices import pick_device
@@ -26,7 +26,6 @@ from gradtrace.guards import check_dataset
 from gradtrace.layer_shares import layer_shares
 from gradtrace.manifest import CheckpointEntry, Manifest, read_manifest
 from gradtrace.queries import QUERY_BATCH, Query, query_batches, resolve_queries
-from gradtrace.rescoring import CANDIDATES, rescored
 from gradtrace.results import InfluenceResult
 from gradtrace.row_filter import RowFilter
 from gradtrace.search import ProgressiveSearcher, exhaustive_scores
@@ -102,7 +101,7 @@ class Index:
             vectors = chosen.vectors(coordinates)
             vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
         with self._timed("search"):
-            wanted = k * CANDIDATES if rescore else k
+            wanted = k * rescoring.CANDIDATES if rescore else k
             scale = chosen.row_scale()
             found = self._searcher.search(vectors, chosen.checkpoints, wanted, row_scale=scale, allowed=allowed)
         groups = zip(_grouped(queries, aggregate), _grouped(losses, aggregate), found, strict=True)
@@ -179,7 +178,7 @@ class Index:
     def _rescore(self, drafts: Sequence[Draft], chosen: _Choice, k: int, layers: bool) -> None:
         models = [self._models[checkpoint] for checkpoint in chosen.checkpoints]
         groups, found = [draft.queries for draft in drafts], [draft.found for draft in drafts]
-        exact = rescored(models, chosen.method, chosen.weights, groups, found, k)
+        exact = rescoring.rescored(models, chosen.method, chosen.weights, groups, found, k)
         for draft, one in zip(drafts, exact, strict=True):
             draft.found, draft.rows_rescored = one.found, len(one.rows)
             if layers:

@@ -37,6 +37,20 @@ DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1"
 HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
 PortOption = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
 
+FilterOption = Annotated[
+    str | None, typer.Option("--filter", help="Which training rows may be found, as JSON: see the examples above.")
+]
+RescoreOption = Annotated[
+    bool, typer.Option("--rescore", help="Recompute the hits' full gradients, and order them by exact scores.")
+]
+AggregateOption = Annotated[
+    str | None, typer.Option(help='"mean": one answer, to the mean of all queries.', metavar="mean")
+]
+IncludeOption = Annotated[
+    list[str] | None,
+    typer.Option(help='"layers": scores by layer; "percentiles": where scores stand among all. Repeatable.'),
+]
+
 
 def main() -> None:
     """Entry point: errors of ours end in one line and exit code 1."""
@@ -79,20 +93,10 @@ def query(
     k: Annotated[int, typer.Option(help="Hits at each end.")] = 10,
     method: str = "tracin",
     checkpoint: Annotated[list[str] | None, typer.Option(help="Only these checkpoints. Repeatable.")] = None,
-    row_filter: Annotated[
-        str | None,
-        typer.Option("--filter", help="Which training rows may be found, as JSON: see the examples above."),
-    ] = None,
-    rescore: Annotated[
-        bool, typer.Option("--rescore", help="Recompute the hits' full gradients: exact scores, some ms a hit.")
-    ] = False,
-    aggregate: Annotated[
-        str | None, typer.Option(help='"mean": one answer, to the mean of all queries.', metavar="mean")
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(help='"layers": scores by layer; "percentiles": where scores stand among all. Repeatable.'),
-    ] = None,
+    row_filter: FilterOption = None,
+    rescore: RescoreOption = False,
+    aggregate: AggregateOption = None,
+    include: IncludeOption = None,
     api_key: Annotated[str | None, typer.Option(envvar="GRADTRACE_API_KEY")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
 ) -> None:

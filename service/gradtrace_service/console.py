@@ -26,8 +26,10 @@ def print_answer(answer: InfluenceAnswer) -> None:
 
 
 def _question(query: QueryInfo) -> str:
-    label = "without a label" if query.label is None else f"labelled {_words(query.label, query.label_name)}"
     loss = "" if query.loss is None else f" (loss {query.loss:.3g})"
+    if query.count > 1:
+        return f"{_subject(query)}{loss}; explained: {query.target}"
+    label = "without a label" if query.label is None else f"labelled {_words(query.label, query.label_name)}"
     predicted = f"predicted {_words(query.prediction, query.prediction_name)}{loss}"
     return f"{_subject(query)}, {label}, {predicted}; explained: {query.target}"
 
