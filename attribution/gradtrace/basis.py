@@ -164,7 +164,7 @@ class Basis:
         """Number, in alphabetical order, of the layer that each column belongs to. int64 [dimensions]."""
         owner = torch.full((self.dimensions,), -1)
         for number, name in enumerate(sorted(self.layers)):
-            owner[self.layers[name].columns] = number
+            owner[self.layers[name].columns.cpu()] = number
         return owner
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from gradtrace import methods, rescoring
 from gradtrace.basis import Basis, load_basis, require_layers
 from gradtrace.checkpoints import Checkpoint
+from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
 from gradtrace.draft import Draft
 from gradtrace.encoder import GradientModel
@@ -178,11 +179,14 @@ class Index:
     def _rescore(self, drafts: Sequence[Draft], chosen: _Choice, k: int, layers: bool) -> None:
         models = [self._models[checkpoint] for checkpoint in chosen.checkpoints]
         groups, found = [draft.queries for draft in drafts], [draft.found for draft in drafts]
-        exact = rescoring.rescored(models, chosen.method, chosen.weights, groups, found, k)
+        exact = rescoring.rescored(models, chosen.method, chosen.weights, groups, found, k, self._training_examples)
         for draft, one in zip(drafts, exact, strict=True):
             draft.found, draft.rows_rescored = one.found, len(one.rows)
             if layers:
                 draft.share_by_layer(one.rows, one.layers)
+
+    def _training_examples(self, rows: NDArray[np.int64]) -> list[Example]:
+        return fetch(self.task.train, rows.tolist())
 
     def _share_by_layer(self, drafts: Sequence[Draft], vectors: Tensor, chosen: _Choice) -> None:
         scale = chosen.row_scale()

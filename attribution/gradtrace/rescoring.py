@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradtrace.dataset import fetch
 from gradtrace.encoder import GradientModel
 from gradtrace.full_gradients import FullGradients, full_gradients
 from gradtrace.methods import Method, inverse
 from gradtrace.queries import Query, query_batches
 from gradtrace.search import SearchResult
+from gradtrace.task import Example
 
 CANDIDATES = 2  # so many times k rows are taken from either end of the compressed search
 
@@ -45,12 +45,14 @@ def rescored(
     groups: Sequence[Sequence[Query]],
     found: Sequence[SearchResult],
     k: int,
+    examples: Callable[[Rows], Sequence[Example]],
 ) -> list[Rescored]:
     """Score what the compressed search found by full gradients, and keep the best k at either end.
 
     Args:
         models: of the chosen checkpoints, whose weights are `weights`.
         groups: for each result its queries, of whose scores the mean is taken.
+        examples: reads the training examples of rows [m].
 
     Raises:
         LossError: a loss is NaN or infinite.
@@ -60,7 +62,8 @@ def rescored(
         some = slice(start, start + _RESULTS_TOGETHER)
         rows = [np.union1d(one.top_rows, one.bottom_rows) for one in found[some]]
         union = np.unique(np.concatenate(rows))
-        scores = _scores(models, method, weights, [query for group in groups[some] for query in group], union)
+        queries = [query for group in groups[some] for query in group]
+        scores = _scores(models, method, weights, queries, examples(union))
         first = 0
         for group, own, one in zip(groups[some], rows, found[some], strict=True):
             mine, at = slice(first, first + len(group)), np.searchsorted(union, own)
@@ -72,7 +75,7 @@ def rescored(
 
 def _best(found: SearchResult, rows: Rows, by_layer: Mapping[str, Doubles], k: int) -> Rescored:
     """by_layer: float64 [C, m]. Rows ascend: a stable sort puts the lower of two equals first."""
-    parts = np.stack(list(by_layer.values())).sum(0).T  # [m, C]
+    parts = sum(by_layer.values(), np.zeros((found.top_parts.shape[1], len(rows)))).T  # [m, C]
     scores = parts.sum(axis=1)
     top, bottom = np.argsort(-scores, kind="stable")[:k], np.argsort(scores, kind="stable")[:k]
     ends = replace(
@@ -88,16 +91,19 @@ def _best(found: SearchResult, rows: Rows, by_layer: Mapping[str, Doubles], k: i
 
 
 def _scores(
-    models: Sequence[GradientModel], method: Method, weights: Doubles, queries: Sequence[Query], rows: Rows
+    models: Sequence[GradientModel],
+    method: Method,
+    weights: Doubles,
+    queries: Sequence[Query],
+    examples: Sequence[Example],
 ) -> dict[str, Tensor]:
-    """Every query's score on every row by layer and checkpoint. Each float64 [C, queries, rows]."""
-    pairs = _Pairs(len(models), len(queries), len(rows), method.normalized)
-    examples = fetch(models[0].task.train, rows.tolist())
+    """Every query's score on every training example by layer and checkpoint. Each float64 [C, queries, examples]."""
+    pairs = _Pairs(len(models), len(queries), len(examples), method.normalized)
     for checkpoint, model in enumerate(models):
         for mine, measure in query_batches(queries):
             asked = full_gradients(model, model.batch([queries[number].example for number in mine]), measure)
-            for start in range(0, len(rows), _ROW_BATCH):
-                some = range(start, min(start + _ROW_BATCH, len(rows)))
+            for start in range(0, len(examples), _ROW_BATCH):
+                some = range(start, min(start + _ROW_BATCH, len(examples)))
                 others = full_gradients(model, model.batch([examples[number] for number in some]))
                 pairs.add(checkpoint, mine, asked, some, others)
     return pairs.scores(torch.from_numpy(weights))
