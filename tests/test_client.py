@@ -300,6 +300,7 @@ def test_the_async_client_does_the_same() -> None:
         ({"query_rows": [0], "filter": {"where": {"loss": {}}}}, "filter.where.loss"),
         ({"query_rows": [0], "filter": {"where": {"loss": {"in_": [1]}}}}, "filter.where.loss.in_"),
         ({"query_rows": [0], "aggregate": "sum"}, "aggregate"),
+        ({"query_rows": [0, 1, 2], "k": MAX_K // 2, "rescore": True}, ""),
     ],
 )
 def test_a_request_that_does_not_fit_is_not_sent(fields: dict[str, Any], where: str) -> None:
@@ -307,6 +308,11 @@ def test_a_request_that_does_not_fit_is_not_sent(fields: dict[str, Any], where: 
         client.influence(**fields)
     assert caught.value.errors[0].field.startswith(where)
     assert caught.value.status == 422
+
+
+def test_what_may_be_rescored_at_once() -> None:
+    for enough in ({"query_rows": [0, 1]}, {"query_rows": [0, 1, 2], "aggregate": "mean"}, {"example": {}}):
+        assert InfluenceRequest(**enough, k=MAX_K // 2, rescore=True).rescore
 
 
 def test_what_is_not_json_is_not_sent() -> None:

@@ -77,7 +77,7 @@ class Condition(_Request):
 
     @model_validator(mode="after")
     def _some(self) -> Condition:
-        if self == Condition.model_construct():
+        if self.min is None and self.max is None and self.in_ is None:
             raise ValueError("give one or more of min, max and in")
         return self
 
@@ -145,6 +145,17 @@ class InfluenceRequest(_Question):
         if len(given) != 1:
             said = " and ".join(given) if given else "none of them"
             raise ValueError(f"give exactly one of {', '.join(_SOURCES)}; the request has {said}")
+        return self
+
+    @model_validator(mode="after")
+    def _affordable(self) -> InfluenceRequest:
+        lists = (self.examples, self.query_rows, self.train_rows)
+        results = 1 if self.aggregate else max(len(given or ()) for given in lists) or 1
+        if self.rescore and results * self.k > MAX_K:
+            raise ValueError(
+                f"rescore takes {MAX_K} hits at each end over all results at most, not {results} x {self.k}; lower k or "
+                "send fewer queries at a time"
+            )
         return self
 
 
