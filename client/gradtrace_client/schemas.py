@@ -153,8 +153,8 @@ class InfluenceRequest(_Question):
         results = 1 if self.aggregate else max(len(given or ()) for given in lists) or 1
         if self.rescore and results * self.k > MAX_K:
             raise ValueError(
-                f"rescore takes {MAX_K} hits at each end over all results at most, not {results} x {self.k}; lower k or "
-                "send fewer queries at a time"
+                f"rescore takes {MAX_K} hits at each end at most, over all results, not {results} x {self.k}; lower k "
+                "or send fewer queries at a time"
             )
         return self
 
