@@ -25,6 +25,7 @@ RUNS = Path("runs")
 BENCHMARKS = {
     "digits": (
         ("Agreement with exact TracInCP", "fidelity digits --queries 100 --dimensions 512"),
+        ("Rescoring and percentiles", "rescore digits --dimensions 512"),
         ("Gradient rows a second", "throughput digits"),
         ("Time of a query", "latency digits"),
         ("Killed builds, resumed", "kill_resume digits --shard-rows 128"),
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "mnist": (
         ("Agreement with exact TracInCP", "fidelity mnist --queries 50"),
         ("Precision and dimensions", "precision mnist --dimensions 512 2048 --queries 50"),
+        ("Rescoring and percentiles", "rescore mnist"),
         ("Gradient rows a second", "throughput mnist"),
         ("Exact search", "search mnist"),
         ("Searchers", "searchers mnist --queries 20"),

@@ -64,6 +64,19 @@ def test_query_prints_both_ends(url: str) -> None:
     assert "exact search of 400 rows" in shown
 
 
+def test_query_shows_what_its_options_add(url: str) -> None:
+    words = ("query", url, "--query-row", "3", "--query-row", "5", "--aggregate", "mean", "--rescore", "--k", "4")
+    shown = invoke(*words, "--include", "layers", "--include", "percentiles", "--filter", '{"labels": ["five", 3]}')
+    with Client(url) as client:
+        asked = {"query_rows": [3, 5], "aggregate": "mean", "rescore": True, "k": 4, "filter": {"labels": [5, 3]}}
+        result = client.influence(**asked, include=["percentiles"]).results[0]
+    assert "The mean of 2 rows of the query data (3, 5)" in shown
+    for hit in result.proponents:
+        assert re.search(rf"\b{hit.row}\b.*{re.escape(f'{hit.score:+.4g}')}.*{hit.percentile:.2f} %", shown)
+    for words_of in ("strongest layers", "rescored by full gradients", "scores of all rows", r"rescoring [\d.]+ \("):
+        assert re.search(words_of, " ".join(shown.split()))
+
+
 def test_query_takes_an_image_and_prints_json(url: str, tmp_path: Path) -> None:
     image, label = TASK.query[4]
     Image.fromarray(TASK.normalise.inverse(image)[:, :, 0]).save(tmp_path / "four.png")

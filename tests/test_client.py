@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -137,6 +138,22 @@ def test_what_influence_sends() -> None:
     assert sent == InfluenceRequest(
         example={"text": "hello"}, k=3, filter={"labels": [1]}, checkpoints=["a.pt"], include=frozenset()
     )
+
+
+def test_options_are_sent_as_they_were_given() -> None:
+    where = {"loss": {"min": 1.0}, "prediction": {"in": [3, "cat"]}}
+    with serving((200, {}, answer())) as server, Client(server.url) as client:
+        client.influence(query_rows=[1, 2], filter={"where": where}, rescore=True, aggregate="mean", include=["layers"])
+        client.influence(query_rows=[1])
+    sent, plain = (json.loads(body) for _, _, _, body in server.seen)
+    assert sent == {
+        "query_rows": [1, 2],
+        "filter": {"where": where},
+        "rescore": True,
+        "aggregate": "mean",
+        "include": ["layers"],
+    }
+    assert plain == {"query_rows": [1]}
 
 
 def test_what_self_influence_sends() -> None:
@@ -277,6 +294,13 @@ def test_the_async_client_does_the_same() -> None:
         ({"query_rows": [0], "include": ["everything"]}, "include"),
         ({"query_rows": [0], "filter": {"colour": "red"}}, "filter.colour"),
         ({"query_rows": [0], "filter": {"rows": []}}, "filter.rows"),
+        ({"query_rows": [0], "filter": {"labels": [math.nan]}}, "filter.labels[0]"),
+        ({"query_rows": [0], "filter": {"labels": [10**400]}}, "filter.labels[0]"),
+        ({"query_rows": [0], "filter": {"where": {}}}, "filter.where"),
+        ({"query_rows": [0], "filter": {"where": {"loss": {}}}}, "filter.where.loss"),
+        ({"query_rows": [0], "filter": {"where": {"loss": {"in_": [1]}}}}, "filter.where.loss.in_"),
+        ({"query_rows": [0], "aggregate": "sum"}, "aggregate"),
+        ({"query_rows": [0, 1, 2], "k": MAX_K // 2, "rescore": True}, ""),
     ],
 )
 def test_a_request_that_does_not_fit_is_not_sent(fields: dict[str, Any], where: str) -> None:
@@ -286,6 +310,11 @@ def test_a_request_that_does_not_fit_is_not_sent(fields: dict[str, Any], where: 
     assert caught.value.status == 422
 
 
+def test_what_may_be_rescored_at_once() -> None:
+    for enough in ({"query_rows": [0, 1]}, {"query_rows": [0, 1, 2], "aggregate": "mean"}, {"example": {}}):
+        assert InfluenceRequest(**enough, k=MAX_K // 2, rescore=True).rescore
+
+
 def test_what_is_not_json_is_not_sent() -> None:
     with Client("http://127.0.0.1:9") as client, pytest.raises(InvalidRequestError, match="JSON values"):
         client.influence({"image": object()})
@@ -293,8 +322,8 @@ def test_what_is_not_json_is_not_sent() -> None:
 
 @pytest.mark.parametrize("schema", [InfluenceRequest, SelfInfluenceRequest])
 def test_a_request_refuses_unknown_fields(schema: type[InfluenceRequest]) -> None:
-    with pytest.raises(ValidationError, match="rescore"):
-        schema.model_validate({"query_rows": [1], "rescore": True})
+    with pytest.raises(ValidationError, match="colour"):
+        schema.model_validate({"query_rows": [1], "colour": True})
 
 
 def test_an_answer_of_a_newer_service_still_parses() -> None:
@@ -308,6 +337,25 @@ def test_frames_have_a_line_a_hit() -> None:
     assert list(table["row"]) == [7, 8, 9]
     assert list(table["part:a.pt"]) == [2.0, 1.0, -1.5]
     assert "example" not in table.columns
+
+
+def test_layers_and_percentiles_are_shown_where_they_are() -> None:
+    found = answer()
+    found["results"][0]["proponents"][0] |= {"layers": {"fc": 1.5, "out": 0.5}, "percentile": 99.5}
+    typed = InfluenceAnswer.model_validate(found)
+    table = typed.to_pandas()
+    assert table.loc[0, ["percentile", "layer:fc", "layer:out"]].tolist() == [99.5, 1.5, 0.5]
+    assert table["percentile"].isna().tolist() == [False, True, True]
+    page = typed._repr_html_()
+    assert page.count("<th>percentile</th>") == 1
+    assert "99.50 %" in page
+    assert "percentile" not in InfluenceAnswer.model_validate(answer())._repr_html_()
+
+
+def test_html_names_the_mean_of_queries() -> None:
+    found = answer()
+    found["results"][0]["query"] |= {"count": 12, "row": None, "rows": list(range(12)), "example": None}
+    assert "Mean of 12 queries" in InfluenceAnswer.model_validate(found)._repr_html_()
 
 
 def test_html_shows_thumbnails_and_escapes_everything_else() -> None:

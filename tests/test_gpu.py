@@ -33,6 +33,21 @@ def test_the_same_answers_on_either_device(digits_index: DigitsRun) -> None:
         np.testing.assert_allclose([hit.score for hit in there.proponents + there.opponents], scores, rtol=1e-3)
 
 
+@pytest.mark.parametrize("method", ["tracin", "cosine"])
+def test_rescored_and_by_layer_on_either_device(digits_index: DigitsRun, method: str) -> None:
+    queries = [TASK.query[row] for row in range(5)]
+    for rescore in (False, True):
+        asked = {"method": method, "rescore": rescore, "include": ["layers", "percentiles"]}
+        here, there = (
+            gt.open_index(digits_index.index, TASK, device=d).influence(queries, **asked) for d in ("cpu", "cuda")
+        )
+        for one, other in zip(here, there, strict=True):
+            for a, b in zip(one.proponents, other.proponents, strict=True):
+                assert a.layers is not None
+                assert b.layers is not None
+                np.testing.assert_allclose(list(b.layers.values()), list(a.layers.values()), rtol=1e-2, atol=1e-4)
+
+
 def test_an_index_built_on_the_device(digits_index: DigitsRun, tmp_path: Path) -> None:
     """Rows agree in what any rotation leaves alone: their norms and the scores between them."""
     checkpoints = gt.load_checkpoints(digits_index.checkpoints)

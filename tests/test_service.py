@@ -19,7 +19,7 @@ import digits_task
 import gradtrace
 from conftest import DigitsRun
 from gradtrace import Index
-from gradtrace_client import AsyncClient, Client, InfluenceAnswer, InvalidRequestError, NotFoundError, ServiceError
+from gradtrace_client import AsyncClient, Client, Hit, InfluenceAnswer, InvalidRequestError, NotFoundError, ServiceError
 from gradtrace_client.schemas import MAX_K, MAX_QUERIES, Problem
 from gradtrace_service.app import MAX_BODY_BYTES, create_app
 from gradtrace_service.engine import Engine, QueueFullError
@@ -161,9 +161,66 @@ def test_include_leaves_out_what_is_not_wanted(client: Client) -> None:
     assert half.example is None
 
 
+def hits(answer: InfluenceAnswer) -> list[Hit]:
+    return [hit for result in answer.results for hit in (*result.proponents, *result.opponents)]
+
+
+def test_filters_on_columns_and_by_class_names(client: Client, index: Index) -> None:
+    asked = {"query_rows": [2], "k": 400}
+    named = client.influence(**asked, filter={"labels": ["three", 8]})
+    assert rows(named) == rows(client.influence(**asked, filter={"labels": [3, 8]}))
+    where = {"loss": {"min": 0.1, "max": 1.0}, "prediction": {"in": ["five", 3]}, "correct": {"in": [True]}}
+    found = client.influence(**asked, filter={"where": where}).results[0]
+    columns = index.columns
+    kept = (columns["loss"] >= 0.1) & (columns["loss"] <= 1) & np.isin(columns["prediction"], [3, 5])
+    assert sorted(hit.row for hit in found.proponents) == np.flatnonzero(kept & columns["correct"]).tolist()
+
+
+def test_rescored_answers_are_those_of_the_library_and_tell_their_cost(client: Client, index: Index) -> None:
+    answer = client.influence(query_rows=[2, 9], k=6, rescore=True, method="cosine")
+    expected = index.influence([TASK.query[2], TASK.query[9]], k=6, rescore=True, method="cosine")
+    assert answer.rescored
+    assert "full gradients" in answer.convention
+    assert rows(answer) == [[hit.row for hit in result.proponents] for result in expected]
+    assert [result.rows_rescored for result in answer.results] == [result.rows_rescored for result in expected]
+    timing = answer.timing_ms
+    assert timing.rescore_per_row is not None
+    assert timing.rescore_per_row * sum(r.rows_rescored for r in answer.results) == pytest.approx(timing.rescore)
+    plain = client.influence(query_rows=[2], k=6)
+    assert (plain.rescored, plain.timing_ms.rescore, plain.timing_ms.rescore_per_row) == (False, 0, None)
+    assert "compressed coordinates" in plain.convention
+
+
+def test_the_mean_of_queries_says_of_which(client: Client, index: Index) -> None:
+    answer = client.influence(query_rows=[2, 9, 4], k=6, aggregate="mean")
+    mean = index.scores([TASK.query[row] for row in (2, 9, 4)]).mean(0)
+    assert rows(answer) == [np.argsort(-mean)[:6].tolist()]
+    query = answer.results[0].query
+    assert (query.count, query.rows, query.row, query.split, query.example) == (3, [2, 9, 4], None, "query", None)
+    sent = client.influence(examples=[{"image": pixels(row)} for row in (2, 9)], aggregate="mean").results[0].query
+    assert (sent.count, sent.rows, sent.split) == (2, None, None)
+
+
+def test_layers_and_percentiles_are_included_where_asked_for(client: Client, index: Index) -> None:
+    answer = client.influence(query_rows=[3], k=5, include=["layers", "percentiles"])
+    scores = index.scores([TASK.query[3]])[0]
+    for hit in hits(answer):
+        assert set(hit.layers or {}) == {"1", "3"}
+        assert sum((hit.layers or {}).values()) == pytest.approx(hit.score, rel=1e-4)
+        assert hit.percentile == pytest.approx(100 * np.mean(scores < scores[hit.row]))
+        assert hit.parts is None
+    distribution = answer.results[0].distribution
+    assert distribution is not None
+    assert distribution.quantiles["50"] == pytest.approx(np.median(scores), rel=1e-4)
+    assert answer.timing_ms.percentiles > 0
+    plain = client.influence(query_rows=[3], k=5)
+    assert all(hit.layers is None and hit.percentile is None for hit in hits(plain))
+    assert plain.results[0].distribution is None
+
+
 def test_timings_add_up(client: Client) -> None:
-    timing = client.influence(query_rows=[0, 1]).timing_ms
-    parts = timing.queue + timing.gradient + timing.search + timing.render
+    timing = client.influence(query_rows=[0, 1], rescore=True, include=["percentiles"]).timing_ms
+    parts = timing.queue + timing.gradient + timing.search + timing.rescore + timing.percentiles + timing.render
     assert timing.gradient > 0
     assert timing.search > 0
     assert 0 < parts <= timing.total
@@ -243,10 +300,15 @@ def problem(response: httpx.Response, status: int) -> Problem:
         ({"query_rows": [0], "checkpoints": ["none.pt"]}, "checkpoints[0]", "step-"),
         ({"query_rows": [0], "k": MAX_K + 1}, "k", str(MAX_K)),
         ({"query_rows": [0], "k": "5"}, "k", "integer"),
-        ({"query_rows": [0], "filter": {"labels": [3, "4"]}}, "filter.labels[1]", "number"),
+        ({"query_rows": [0], "filter": {"labels": [3, None]}}, "filter.labels[1]", "number or the name of a class"),
         ({"query_rows": [0], "filter": {"labels": [True]}}, "filter.labels[0]", "number"),
+        ({"query_rows": [0], "filter": {"where": {"loss": {"min": "1"}}}}, "filter.where.loss.min", "number"),
+        ({"query_rows": [0], "filter": {"where": {"loss": {"above": 1}}}}, "filter.where.loss.above", "no such field"),
+        ({"query_rows": [0], "filter": {"where": {"loss": {}}}}, "filter.where.loss", "min, max and in"),
+        ({"query_rows": [0], "filter": {"where": {"label": {"in": [[]]}}}}, "filter.where.label.in[0]", "name"),
+        ({"query_rows": [0], "aggregate": "sum"}, "aggregate", "mean"),
         ({"query_rows": [0] * (MAX_QUERIES + 1)}, "query_rows", str(MAX_QUERIES)),
-        ({"query_rows": [0], "rescore": True}, "rescore", "leave it out"),
+        ({"query_rows": [0], "colour": True}, "colour", "leave it out"),
         ({"query_rows": [0], "train_rows": [0]}, "", "exactly one of example, examples, query_rows, train_rows"),
         ({"example": {"image": [[1, 2], [3, 4]]}}, "example", "8"),
         ({"examples": [{"image": pixels(0)}, {"image": "@@@"}]}, "examples[1]", "base64"),
@@ -262,7 +324,13 @@ def test_a_wrong_request_is_told_the_field_and_the_remedy(url: str, body: Any, f
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"filter": {"rows": [400]}}, {"filter": {"labels": [77]}}, {"method": "cosine", "weights": "learning_rate"}],
+    [
+        {"filter": {"rows": [400]}},
+        {"filter": {"labels": [77]}},
+        {"filter": {"labels": ["eleven"]}},
+        {"filter": {"where": {"colour": {"min": 1}}}},
+        {"method": "cosine", "weights": "learning_rate"},
+    ],
 )
 def test_what_the_index_refuses_is_refused_in_its_words(client: Client, index: Index, wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError) as refused:

@@ -1,6 +1,7 @@
 """Gradtrace: which training examples made this model predict that?"""
 
 from gradtrace.checkpoints import Checkpoint, load_checkpoints
+from gradtrace.distribution import Distribution
 from gradtrace.errors import (
     CheckpointError,
     CorruptIndexError,
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointRecorder",
     "CorruptIndexError",
     "DatasetError",
+    "Distribution",
     "GradtraceError",
     "Hit",
     "IncompleteIndexError",

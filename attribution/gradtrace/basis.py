@@ -113,6 +113,11 @@ class Basis:
         """Where each column of a row stands in the layers' parts one after the other. int64 [dimensions]."""
         return torch.cat([layer.columns for layer in self.layers.values()]).argsort()
 
+    @property
+    def mixes_layers(self) -> bool:
+        """Whether every layer is projected to all columns; else each column belongs to one layer."""
+        return self.kind in ("gaussian", "rademacher")
+
     def assemble(self, parts: Mapping[str, Tensor], batch: int) -> Tensor:
         """Rows [batch, dimensions] from the parts [batch, k] of the layers; a layer without a part was not used."""
         found = [
@@ -121,7 +126,7 @@ class Basis:
             else torch.zeros(layer.columns.shape, device=layer.columns.device).expand(batch, -1)
             for name, layer in self.layers.items()
         ]
-        if self.kind in ("gaussian", "rademacher"):  # every layer is projected to all columns
+        if self.mixes_layers:
             return torch.stack(found).sum(0)
         return torch.cat(found, dim=1).index_select(1, self._order)
 
@@ -159,7 +164,7 @@ class Basis:
         """Number, in alphabetical order, of the layer that each column belongs to. int64 [dimensions]."""
         owner = torch.full((self.dimensions,), -1)
         for number, name in enumerate(sorted(self.layers)):
-            owner[self.layers[name].columns] = number
+            owner[self.layers[name].columns.cpu()] = number
         return owner
 
 

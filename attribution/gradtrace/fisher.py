@@ -10,7 +10,8 @@ from torch import Tensor
 from gradtrace import random_numbers
 from gradtrace.basis import Basis
 from gradtrace.encoder import GradientModel
-from gradtrace.spectral import squares, whole_gradients
+from gradtrace.full_gradients import full_gradients
+from gradtrace.spectral import squares
 from gradtrace.task import Batch, Example, Label
 
 _TRACED = 4  # every which batch whole gradients are formed for, to average a layer's eigenvalues
@@ -78,18 +79,18 @@ def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Exa
     traces = dict.fromkeys(sorted(basis.layers), 0.0)
     traced = 0
     for number, batch in enumerate(fisher_batches(model, samples, seed)):
-        uses, strays, losses = whole_gradients(model, batch)
+        gradients = full_gradients(model, batch)
         parts: dict[str, Tensor] = {}
-        for layer, found in uses.items():
-            for x, d in found:
+        for layer, uses in gradients.uses.items():
+            for x, d in uses:
                 basis.add_use(parts, layer, x, d)
-        basis.add_strays(parts, strays)
-        total += basis.assemble(parts, len(losses)).square().sum(0).double().cpu()
-        count += len(losses)
+        basis.add_strays(parts, gradients.strays)
+        total += basis.assemble(parts, len(gradients.losses)).square().sum(0).double().cpu()
+        count += len(gradients.losses)
         if number % _TRACED:
             continue
-        traced += len(losses)
-        for layer, square in squares(uses, strays, {}).items():
+        traced += len(gradients.losses)
+        for layer, square in squares(gradients, {}).items():
             if layer.name in traces:
                 traces[layer.name] += float(square.sum()) / layer.size
     return {

@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradtrace import methods
+from gradtrace import methods, rescoring
 from gradtrace.basis import Basis, load_basis, require_layers
 from gradtrace.candidates import Searcher
 from gradtrace.checkpoints import Checkpoint
+from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
+from gradtrace.draft import Draft
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import CheckpointError, CorruptIndexError, MismatchError, QueryError
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.guards import check_dataset
+from gradtrace.layer_shares import layer_shares
 from gradtrace.manifest import CheckpointEntry, Manifest, read_manifest
-from gradtrace.queries import Query, resolve_queries
-from gradtrace.results import Hit, InfluenceResult, Recall
+from gradtrace.queries import QUERY_BATCH, Query, query_batches, resolve_queries
+from gradtrace.results import InfluenceResult, Recall
 from gradtrace.row_filter import RowFilter
-from gradtrace.search import SearchResult, exhaustive_scores
+from gradtrace.search import exhaustive_scores
 from gradtrace.searchers import open_searcher
 from gradtrace.store import RowStore
 from gradtrace.task import Example, Task
 
-_QUERY_BATCH = 64
+T = TypeVar("T")
+
+Aggregate = Literal["mean"]
+Include = Literal["layers", "percentiles"]
 
 
 class Index:
@@ -44,7 +51,7 @@ class Index:
         columns: label, prediction, loss, correct and norm of every row at the last checkpoint, each [rows]; NaN or
             None for deleted rows.
         searcher: finds both ends for `influence`.
-        last_timing: milliseconds of the last `influence` call: "gradient", "search" and "rest".
+        last_timing: milliseconds of the last `influence` call: "gradient", "search", "rescore", "percentiles", "rest".
     """
 
     def __init__(
@@ -76,6 +83,9 @@ class Index:
         weights: str | None = None,
         filter: RowFilter | None = None,  # noqa: A002  (the word of the HTTP contract)
         target: str | None = None,
+        rescore: bool = False,
+        aggregate: Aggregate | None = None,
+        include: Collection[Include] = (),
     ) -> list[InfluenceResult]:
         """The k strongest proponents and opponents of each example.
 
@@ -85,30 +95,44 @@ class Index:
             checkpoints: names of those to sum over; default: all, or the last one for graddot and cosine.
             weights: of the checkpoints: "learning_rate", "learning_rate_steps" or "equal".
             target: "loss" explains the loss even where the task defines a measurement.
+            rescore: recompute the full gradients of the rows found, twice as many at either end as asked for, and order
+                them by exact scores.
+            aggregate: "mean": one result, whose scores are the means over the examples of their scores.
+            include: "layers", each score's shares by layer; "percentiles", where each score stands among the scores of
+                all rows, which reads the whole index.
 
         Raises:
             QueryError: something asked for does not exist.
             LossError: a query's loss is NaN or infinite.
         """
-        if k < 1:
-            raise QueryError(f"k must be at least 1, not {k}")
-        started = time.perf_counter()
         chosen = _Choice(self, method, checkpoints, weights)
-        allowed = self._row_ids.allowed((filter or RowFilter()).mask(self.rows, self.columns))
-        queries = self._resolved(examples, target)
-        coordinates, losses = self._gradients(queries, chosen.checkpoints)
-        vectors = chosen.vectors(coordinates)
-        encoded = time.perf_counter()
-        found = self.searcher.search(vectors, chosen.checkpoints, k, row_scale=chosen.row_scale(), allowed=allowed)
-        searched = time.perf_counter()
-        names = [self.manifest.checkpoints[c].name for c in chosen.checkpoints]
-        results = [self._result(*one, method, names) for one in zip(queries, losses, found, strict=True)]
-        self.last_timing = {
-            "gradient": 1e3 * (encoded - started),
-            "search": 1e3 * (searched - encoded),
-            "rest": 1e3 * (time.perf_counter() - searched),
-        }
-        return results
+        self._check_options(k, rescore, aggregate, include)
+        mask = (filter or RowFilter()).mask(self.rows, self.columns, self.task.class_names)
+        allowed = self._row_ids.allowed(mask)
+        self.last_timing = {"rescore": 0.0, "percentiles": 0.0}
+        with self._timed("gradient"):
+            queries = self._resolved(examples, target)
+            coordinates, losses = self._gradients(queries, chosen.checkpoints)
+            vectors = chosen.vectors(coordinates)
+            vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
+        with self._timed("search"):
+            wanted = k * rescoring.CANDIDATES if rescore else k
+            scale = chosen.row_scale()
+            found = self.searcher.search(vectors, chosen.checkpoints, wanted, row_scale=scale, allowed=allowed)
+        groups = zip(_grouped(queries, aggregate), _grouped(losses, aggregate), found, strict=True)
+        drafts = [Draft(*one) for one in groups]
+        if rescore:
+            with self._timed("rescore"):
+                self._rescore(drafts, chosen, k, "layers" in include)
+        if "percentiles" in include:
+            with self._timed("percentiles"):
+                self._place(drafts, vectors, chosen)
+        with self._timed("rest"):
+            if "layers" in include and not rescore:
+                self._share_by_layer(drafts, vectors, chosen)
+            names = [self.manifest.checkpoints[c].name for c in chosen.checkpoints]
+            recall = self._recall(method)
+            return [draft.result(method, names, recall, self._row_ids, self._stored_columns) for draft in drafts]
 
     def scores(
         self,
@@ -138,7 +162,7 @@ class Index:
     def _resolved(self, examples: Sequence[Example], target: str | None) -> list[Query]:
         if not len(examples):
             raise QueryError("no example to explain")
-        parts = (examples[start : start + _QUERY_BATCH] for start in range(0, len(examples), _QUERY_BATCH))
+        parts = (examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH))
         return [query for part in parts for query in resolve_queries(self._models[-1], part, target)]
 
     def _gradients(self, queries: Sequence[Query], checkpoints: Sequence[int]) -> tuple[Tensor, list[float]]:
@@ -147,63 +171,72 @@ class Index:
         last = len(self._models) - 1
         losses = [math.nan] * len(queries)
         out = torch.empty(len(queries), len(checkpoints), self._basis.dimensions, device=self._models[0].device)
-        for measure in dict.fromkeys(query.measure for query in queries):
-            rows = [number for number, query in enumerate(queries) if query.measure == measure]
-            for start in range(0, len(rows), _QUERY_BATCH):
-                part = rows[start : start + _QUERY_BATCH]
-                batch = self._models[last].batch([queries[number].example for number in part])
-                for position, checkpoint in enumerate(checkpoints):
-                    out[part, position], values = self._models[checkpoint].encode(self._basis, batch, measure)
-                if measure != self.task.loss or checkpoints[-1] != last:
-                    values = self._models[last].losses(batch)
-                for number, value in zip(part, values.tolist(), strict=True):
-                    losses[number] = value
+        for part, measure in query_batches(queries):
+            batch = self._models[last].batch([queries[number].example for number in part])
+            for position, checkpoint in enumerate(checkpoints):
+                out[part, position], values = self._models[checkpoint].encode(self._basis, batch, measure)
+            if measure != self.task.loss or checkpoints[-1] != last:
+                values = self._models[last].losses(batch)
+            for number, value in zip(part, values.tolist(), strict=True):
+                losses[number] = value
         return out, losses
-
-    def _result(
-        self, query: Query, loss: float, found: SearchResult, method: str, names: Sequence[str]
-    ) -> InfluenceResult:
-        return InfluenceResult(
-            proponents=self._hits(found.top_rows, found.top_scores, found.top_parts, names),
-            opponents=self._hits(found.bottom_rows, found.bottom_scores, found.bottom_parts, names),
-            method=method,
-            target=query.target,
-            label=query.label,
-            prediction=query.prediction,
-            loss=loss,
-            exact=found.exact,
-            recall=None if found.exact else self._recall(method),
-            rows_touched=found.rows_touched,
-            rows_searched=found.rows_searched,
-        )
 
     def _recall(self, method: str) -> Recall | None:
         entry = self.manifest.searcher
         measured = entry and entry.recall.get(method)
         return Recall(measured.top, measured.bottom) if measured else None
 
-    def _hits(
-        self,
-        positions: NDArray[np.int64],
-        scores: NDArray[np.float32],
-        parts: NDArray[np.float32],
-        names: Sequence[str],
-    ) -> list[Hit]:
-        columns, rows = self._stored_columns, self._row_ids.of(positions).tolist()
-        return [
-            Hit(
-                row=row,
-                score=score,
-                parts=dict(zip(names, part, strict=True)),
-                label=_plain(columns["label"][position]),
-                prediction=_plain(columns["prediction"][position]),
-                loss=float(columns["loss"][position]),
-                correct=_plain(columns["correct"][position]),
+    def _check_options(self, k: int, rescore: bool, aggregate: str | None, include: Collection[str]) -> None:
+        if k < 1:
+            raise QueryError(f"k must be at least 1, not {k}")
+        if aggregate not in (None, *get_args(Aggregate)):
+            raise QueryError(f'unknown aggregate {aggregate!r}; leave it out or pass "mean"')
+        unknown = set(include) - set(get_args(Include))
+        if unknown:
+            raise QueryError(f"unknown include {sorted(unknown)}; choose from {', '.join(get_args(Include))}")
+        if "layers" in include and self._basis.mixes_layers and not rescore:
+            raise QueryError(
+                f"the columns of a {self._basis.kind} projection mix all layers, so they give no shares by layer: ask "
+                "for rescore as well, or build the index with another basis"
             )
-            for position, row, score, part in zip(
-                positions.tolist(), rows, scores.tolist(), parts.tolist(), strict=True
-            )
-        ]
+
+    def _rescore(self, drafts: Sequence[Draft], chosen: _Choice, k: int, layers: bool) -> None:
+        models = [self._models[checkpoint] for checkpoint in chosen.checkpoints]
+        groups, found = [draft.queries for draft in drafts], [draft.found for draft in drafts]
+        exact = rescoring.rescored(models, chosen.method, chosen.weights, groups, found, k, self._training_examples)
+        for draft, one in zip(drafts, exact, strict=True):
+            draft.found, draft.rows_rescored = one.found, len(one.rows)
+            if layers:
+                draft.share_by_layer(one.rows, one.layers)
+
+    def _training_examples(self, positions: NDArray[np.int64]) -> list[Example]:
+        return fetch(self.task.train, self._row_ids.of(positions).tolist())
+
+    def _share_by_layer(self, drafts: Sequence[Draft], vectors: Tensor, chosen: _Choice) -> None:
+        scale = chosen.row_scale()
+        for draft, vector in zip(drafts, vectors, strict=True):
+            positions = draft.positions
+            shares = layer_shares(self._store, self._basis, vector, chosen.checkpoints, positions)
+            gains = 1.0 if scale is None else scale.numpy()[positions]
+            draft.share_by_layer(positions, {name: share * gains for name, share in shares.items()})
+
+    def _place(self, drafts: Sequence[Draft], vectors: Tensor, chosen: _Choice) -> None:
+        for start in range(0, len(drafts), QUERY_BATCH):
+            some = slice(start, start + QUERY_BATCH)
+            scores = exhaustive_scores(self._store, vectors[some], chosen.checkpoints, chosen.row_scale())
+            for draft, own in zip(drafts[some], scores, strict=True):
+                draft.place_among(own, self._row_ids.live())
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.last_timing[name] = 1e3 * (time.perf_counter() - started)
+
+
+def _grouped(values: Sequence[T], aggregate: str | None) -> list[Sequence[T]]:
+    """The values behind each result: all of them, or one by one."""
+    return [values] if aggregate else [[value] for value in values]
 
 
 class _Choice:
@@ -225,12 +258,6 @@ class _Choice:
 
     def row_scale(self) -> Tensor | None:
         return methods.row_scale(self.method, self.norms()) if self.method.normalized else None
-
-
-def _plain(value: Any) -> Any:
-    """A column's value as a Python number; None where it is not known."""
-    value = value.item() if hasattr(value, "item") else value
-    return None if value is None or value != value else value
 
 
 def open_index(

@@ -102,7 +102,7 @@ def query_vectors(method: Method, coordinates: Tensor, weights: NDArray[np.float
     vectors = coordinates * torch.as_tensor(weights, dtype=coordinates.dtype, device=coordinates.device)[:, None]
     if method.normalized:
         norms = vectors.flatten(1).norm(dim=1)
-        vectors = vectors * _inverse(norms)[:, None, None]
+        vectors = vectors * inverse(norms)[:, None, None]
     return vectors
 
 
@@ -111,7 +111,7 @@ def row_scale(method: Method, norms: NDArray[np.float32]) -> Tensor | None:
     if not method.normalized:
         return None
     total = torch.from_numpy(np.sqrt((norms.astype(np.float64) ** 2).sum(0)))
-    return torch.where(total > _NO_DIRECTION * total.max(), _inverse(total), 0).float()
+    return torch.where(total > _NO_DIRECTION * total.max(), inverse(total), 0).float()
 
 
 def self_influence(method: Method, norms: NDArray[np.float32], weights: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -125,6 +125,6 @@ def self_influence(method: Method, norms: NDArray[np.float32], weights: NDArray[
     return scores
 
 
-def _inverse(norms: Tensor) -> Tensor:
+def inverse(norms: Tensor) -> Tensor:
     """1 / norm, and 0 for zero gradients: these have no direction, so no cosine but 0."""
     return torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0)

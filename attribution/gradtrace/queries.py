@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from gradtrace.encoder import GradientModel
 from gradtrace.errors import QueryError
 from gradtrace.gradients import Measure
 from gradtrace.task import Batch, Example, Label, Task
+
+QUERY_BATCH = 64  # examples that go through the model together
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,14 @@ def resolve_queries(model: GradientModel, examples: Sequence[Example], target: s
                 own = (of_prediction, "prediction")
         queries.append(Query(example, *own, label, prediction))
     return queries
+
+
+def query_batches(queries: Sequence[Query]) -> Iterator[tuple[list[int], Measure]]:
+    """The queries' numbers in batches of one measure each, small enough to be differentiated together."""
+    for measure in dict.fromkeys(query.measure for query in queries):
+        numbers = [number for number, query in enumerate(queries) if query.measure == measure]
+        for start in range(0, len(numbers), QUERY_BATCH):
+            yield numbers[start : start + QUERY_BATCH], measure
 
 
 @dataclass(frozen=True, eq=False)

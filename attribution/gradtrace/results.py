@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradtrace.distribution import Distribution
 from gradtrace.task import Label
 
 
@@ -18,6 +19,8 @@ class Hit:
     prediction: Label | None  # of the last checkpoint
     loss: float  # at the last checkpoint
     correct: bool | None
+    layers: dict[str, float] | None = None  # layer name -> its share of the score, likewise; where asked for
+    percentile: float | None = None  # share of all rows of the index with a lower score, in %; where asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,10 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class InfluenceResult:
-    """The answer to one query, most extreme hit first at either end."""
+    """The answer to one query, or to the mean of several, most extreme hit first at either end.
+
+    Of several queries, `label` and `prediction` are those that all share, and `loss` is their mean.
+    """
 
     proponents: list[Hit]
     opponents: list[Hit]
@@ -39,7 +45,14 @@ class InfluenceResult:
     label: Label | None
     prediction: Label | None
     loss: float  # of the query at the last checkpoint
-    exact: bool  # True: the same as scoring every row
+    exact: bool  # True: the rows found are those that scoring every stored row would find
     recall: Recall | None  # of the searcher with this method, where not exact and measured
     rows_touched: int  # rows of which more than the first level was read
     rows_searched: int  # rows that the filter left
+    queries: int = 1
+    rows_rescored: int = 0  # candidates that were scored by full gradients; 0: scores are those of the stored rows
+    distribution: Distribution | None = None  # where percentiles were asked for
+
+    @property
+    def rescored(self) -> bool:
+        return self.rows_rescored > 0

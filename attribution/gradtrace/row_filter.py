@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -12,40 +13,91 @@ from numpy.typing import NDArray
 from gradtrace.errors import QueryError
 from gradtrace.task import Label
 
+_CONDITIONS = ("min", "max", "in")
+
 
 @dataclass(frozen=True, slots=True)
 class RowFilter:
     """All conditions hold together; an empty filter admits every row.
 
-    labels: the row's label is one of these;  correct_only: the last checkpoint predicts the row's label
+    labels: the row's label is one of these; a class may be given by its name
+    correct_only: the last checkpoint predicts the row's label
     rows: only these;  exclude_rows: none of these
+    where: by column ("label", "prediction", "loss", "correct", "norm", at the last checkpoint) one or more of "min",
+        "max" (both inclusive) and "in": {"loss": {"min": 1.0}, "prediction": {"in": [3, 5]}}. A row of which the value
+        is not known meets no condition.
     """
 
-    labels: Sequence[Label] | None = None
+    labels: Sequence[Label | str] | None = None
     correct_only: bool = False
     rows: Sequence[int] | None = None
     exclude_rows: Sequence[int] | None = None
+    where: Mapping[str, Mapping[str, Any]] | None = None
 
-    def mask(self, rows: int, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_] | None:
+    def mask(
+        self, rows: int, columns: Mapping[str, NDArray[Any]], class_names: Sequence[str] | None = None
+    ) -> NDArray[np.bool_] | None:
         """bool [rows], or None where nothing is filtered.
 
         Raises:
-            QueryError: a row that does not exist, or no row left.
+            QueryError: a row, class, column or condition that does not exist, or no row left.
         """
-        if not self.correct_only and self.labels is None and self.rows is None and self.exclude_rows is None:
+        given = (self.labels, self.rows, self.exclude_rows, self.where)
+        if not self.correct_only and all(condition is None for condition in given):
             return None
         allowed = np.ones(rows, dtype=bool)
         if self.labels is not None:
-            allowed &= np.isin(columns["label"], list(self.labels))
+            allowed &= np.isin(columns["label"], _numbers(self.labels, class_names))
         if self.correct_only:
             allowed &= columns["correct"] == True  # noqa: E712  (None, for unknown, is not True)
         if self.rows is not None:
             allowed &= _marked(rows, self.rows)
         if self.exclude_rows is not None:
             allowed &= ~_marked(rows, self.exclude_rows)
+        for name, condition in (self.where or {}).items():
+            allowed &= _meets(columns, name, condition, class_names)
         if not allowed.any():
-            raise QueryError("the filter leaves no training row; relax labels, correct_only, rows or exclude_rows")
+            raise QueryError("the filter leaves no training row; relax its conditions")
         return allowed
+
+
+def _meets(
+    columns: Mapping[str, NDArray[Any]], name: str, condition: Mapping[str, Any], class_names: Sequence[str] | None
+) -> NDArray[np.bool_]:
+    """Which rows meet the condition on one column. bool [rows]."""
+    if name not in columns:
+        raise QueryError(f"the filter names column {name!r}; the index has {', '.join(columns)}")
+    if not condition or not set(condition) <= set(_CONDITIONS):
+        raise QueryError(f"the filter's condition on {name} is {dict(condition)}; give one or more of min, max and in")
+    values = columns[name].astype(np.float64)  # unknown: NaN, which compares false
+    names = class_names if name in ("label", "prediction") else None
+    met = ~np.isnan(values)
+    if "min" in condition:
+        met &= values >= _bound(name, condition["min"])
+    if "max" in condition:
+        met &= values <= _bound(name, condition["max"])
+    if "in" in condition:
+        met &= np.isin(values, _numbers(condition["in"], names))
+    return met
+
+
+def _bound(name: str, value: Any) -> float:
+    if not isinstance(value, Real):
+        raise QueryError(f"min and max of the filter's condition on {name} are numbers, not {value!r}")
+    return float(value)
+
+
+def _numbers(values: Sequence[Label | str], class_names: Sequence[str] | None) -> list[Label]:
+    """The values with the names of classes as their numbers."""
+    return [_class_number(value, class_names) if isinstance(value, str) else value for value in values]
+
+
+def _class_number(name: str, class_names: Sequence[str] | None) -> int:
+    known = list(class_names or ())
+    if name not in known:
+        has = f"the classes are {', '.join(known)}" if known else "nothing has a name there: give numbers"
+        raise QueryError(f"the filter names class {name!r}; {has}")
+    return known.index(name)
 
 
 def _marked(rows: int, chosen: Sequence[int]) -> NDArray[np.bool_]:

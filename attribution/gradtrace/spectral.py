@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gradtrace.basis import Basis, ChosenCoordinates
 from gradtrace.encoder import GradientModel
-from gradtrace.layers import IDENTITY, Bases, Layer, Uses
+from gradtrace.full_gradients import FullGradients, full_gradients
+from gradtrace.layers import IDENTITY, Bases, Layer
 from gradtrace.task import Batch
 
 _WIDEST = 4096  # features above which the eigenvectors come from a sample of factors, not from an n x n matrix
@@ -93,26 +94,17 @@ def mean_squares(model: GradientModel, batches: Iterator[Batch], bases: Mapping[
     sums: dict[Layer, Tensor] = {}
     count = 0
     for batch in batches:
-        uses, strays, losses = whole_gradients(model, batch)
-        count += len(losses)
-        for layer, square in squares(uses, strays, bases).items():
+        found = full_gradients(model, batch)
+        count += len(found.losses)
+        for layer, square in squares(found, bases).items():
             sums[layer] = sums[layer] + square if layer in sums else square
     return {layer: total / count for layer, total in sums.items()}
 
 
-def whole_gradients(model: GradientModel, batch: Batch) -> tuple[dict[Layer, Uses], dict[Layer, Tensor], Tensor]:
-    """The factors of every use of the tapped layers, the gradients of stray parameters, and the losses [batch]."""
-    uses: dict[Layer, Uses] = {}
-    losses = model.backpropagate(batch, lambda layer, x, d: uses.setdefault(layer, []).append((x, d)))
-    return uses, model.plan.stray_gradients(model.model, model.task.loss, batch), losses
-
-
-def squares(
-    uses: Mapping[Layer, Uses], strays: Mapping[Layer, Tensor], bases: Mapping[Layer, Bases]
-) -> dict[Layer, Tensor]:
+def squares(gradients: FullGradients, bases: Mapping[Layer, Bases]) -> dict[Layer, Tensor]:
     """Sum over a batch of the squared coordinates. Each [groups, s, r]."""
-    found = {layer: layer.squared_sum(own, bases.get(layer, IDENTITY)) for layer, own in uses.items()}
-    return found | {layer: gradient.square().sum(0) for layer, gradient in strays.items()}
+    found = {layer: layer.squared_sum(own, bases.get(layer, IDENTITY)) for layer, own in gradients.uses.items()}
+    return found | {layer: gradient.square().sum(0) for layer, gradient in gradients.strays.items()}
 
 
 def choose_coordinates(

@@ -13,6 +13,7 @@ from pydantic_core import PydanticSerializationError
 from gradtrace_client._errors import InvalidRequestError, ProtocolError, UnreachableError, problem_error
 from gradtrace_client._retry import retry_after
 from gradtrace_client.schemas import (
+    Aggregate,
     ExampleAnswer,
     FieldProblem,
     Include,
@@ -77,6 +78,8 @@ def influence(
     weights: Weights | None = None,
     filter: RowFilter | Mapping[str, Any] | None = None,  # noqa: A002
     target: Literal["loss"] | None = None,
+    rescore: bool = False,
+    aggregate: Aggregate | None = None,
     include: Iterable[Include] = ("parts", "examples"),
 ) -> Call[InfluenceAnswer]:
     """The k strongest proponents and opponents of each query, which is exactly one of `example`, `examples` (in the
@@ -97,6 +100,8 @@ def influence(
         weights=weights,
         filter=filter,
         target=target,
+        rescore=rescore,
+        aggregate=aggregate,
         include=frozenset(include),
     )
     return Call("POST", "/influence", InfluenceAnswer, json=body)
@@ -153,7 +158,7 @@ def index() -> Call[IndexDetails]:
 def _request(schema: type[BaseModel], **fields: Any) -> dict[str, Any]:
     """The fields as JSON, checked against the schema, without those that have their default."""
     try:
-        return schema(**fields).model_dump(mode="json", exclude_defaults=True)
+        return schema(**fields).model_dump(mode="json", exclude_defaults=True, by_alias=True)
     except ValidationError as error:
         raise _not_sent(field_problems(error.errors())) from None
     except PydanticSerializationError as error:

@@ -39,33 +39,39 @@ def influence_records(results: Iterable[Influence]) -> list[dict[str, Any]]:
 
 
 def hit_record(hit: Hit) -> dict[str, Any]:
-    """The hit's scalars, and each checkpoint's part as `part:NAME`."""
-    scalars = hit.model_dump(exclude={"parts", "example"})
-    return scalars | {f"part:{name}": part for name, part in (hit.parts or {}).items()}
+    """The hit's scalars, each checkpoint's part as `part:NAME` and each layer's as `layer:NAME`."""
+    scalars = hit.model_dump(exclude={"parts", "layers", "example"})
+    parts = {f"part:{name}": part for name, part in (hit.parts or {}).items()}
+    return scalars | parts | {f"layer:{name}": part for name, part in (hit.layers or {}).items()}
 
 
 def influence_html(result: Influence) -> str:
     """The query and both ends as HTML."""
     query = result.query
     title = f"Query: {example_html(query.example)} {escape(described(query.label, query.label_name))}"
+    if query.count > 1:
+        title = f"Mean of {query.count} queries, label: {escape(described(query.label, query.label_name))}"
     predicted = f"predicted {described(query.prediction, query.prediction_name)}, explained: {query.target}"
     ends = hits_html("Proponents", result.proponents) + hits_html("Opponents", result.opponents)
     return f"<div><p>{title}<br>{escape(predicted)}</p>{ends}</div>"
 
 
 def hits_html(title: str, hits: Sequence[Hit]) -> str:
-    """A table of hits as HTML."""
-    heads = ("row", "score", "label", "prediction", "loss", "example")
+    """A table of hits as HTML, with percentiles where they carry them."""
+    placed = any(hit.percentile is not None for hit in hits)
+    heads = ("row", "score", *["percentile"] * placed, "label", "prediction", "loss", "example")
     head = "".join(f"<th>{name}</th>" for name in heads)
-    body = "".join(f"<tr>{_cells(hit)}</tr>" for hit in hits)
+    body = "".join(f"<tr>{_cells(hit, placed)}</tr>" for hit in hits)
     return f"<table><caption>{escape(title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cells(hit: Hit) -> str:
+def _cells(hit: Hit, placed: bool) -> str:
     loss = "" if hit.loss is None else f"{hit.loss:.4g}"
+    percentile = "" if hit.percentile is None else f"{hit.percentile:.2f} %"
     texts = (
         str(hit.row),
         f"{hit.score:+.4g}",
+        *[percentile] * placed,
         described(hit.label, hit.label_name),
         described(hit.prediction, hit.prediction_name),
         loss,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from gradtrace_client import _display
 
@@ -23,9 +23,35 @@ Label = int | float
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Payload = dict[str, Any]  # what the task's parse takes and its render gives: {"image": ...}, {"text": ...}, ...
 Weights = Literal["learning_rate", "learning_rate_steps", "equal"]
-Include = Literal["parts", "examples"]
+Aggregate = Literal["mean"]
+Include = Literal["parts", "layers", "percentiles", "examples"]
 Split = Literal["train", "query"]
 Order = Literal["descending", "ascending"]
+
+
+def _value(value: Any) -> float | str | bool:
+    """One function for all kinds, since pydantic's unions put the kind's name into the path of the field."""
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | float) and abs(value) < 2**63:  # NaN compares false
+        return float(value)
+    raise ValueError("give a number or the name of a class")
+
+
+def _class(value: Any) -> float | str:
+    if isinstance(value, bool):
+        raise ValueError("give a number or the name of a class")
+    return _value(value)
+
+
+Class = Annotated[
+    float | str, PlainValidator(_class), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})
+]
+Value = Annotated[
+    float | str | bool,
+    PlainValidator(_value),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "boolean"}]}),
+]
 
 _SOURCES = ("example", "examples", "query_rows", "train_rows")
 
@@ -40,15 +66,37 @@ class _Answer(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class RowFilter(_Request):
-    """Which training rows are searched: those that meet every condition given."""
+class Condition(_Request):
+    """What the value of a column must meet, in all that is given. Unknown values meet nothing."""
 
-    labels: list[Annotated[Number, Field(strict=True)]] | None = Field(
-        None, min_length=1, description="Rows with one of these labels."
+    min: Annotated[Number, Field(strict=True)] | None = Field(None, description="At least this.")
+    max: Annotated[Number, Field(strict=True)] | None = Field(None, description="At most this.")
+    in_: list[Value] | None = Field(
+        None, alias="in", min_length=1, description="One of these; classes also by their names."
+    )
+
+    @model_validator(mode="after")
+    def _some(self) -> Condition:
+        if self.min is None and self.max is None and self.in_ is None:
+            raise ValueError("give one or more of min, max and in")
+        return self
+
+
+class RowFilter(_Request):
+    """Which training rows may be found: those that meet every condition given."""
+
+    labels: list[Class] | None = Field(
+        None, min_length=1, description="Rows with one of these labels; classes also by their names."
     )
     correct_only: bool = Field(False, description="Rows that the last checkpoint predicts correctly.")
     rows: list[Row] | None = Field(None, min_length=1, description="Only these rows.")
     exclude_rows: list[Row] | None = Field(None, description="All rows but these.")
+    where: dict[str, Condition] | None = Field(
+        None,
+        min_length=1,
+        description="By column (label, prediction, loss, correct, norm) what its value must meet: "
+        '{"loss": {"min": 1.0}, "prediction": {"in": [3, 5]}}.',
+    )
 
 
 class _Question(_Request):
@@ -63,7 +111,9 @@ class InfluenceRequest(_Question):
     """Exactly one of `example`, `examples`, `query_rows` and `train_rows` says what is asked about."""
 
     example: Payload | None = Field(None, description="One example in the task's own form.")
-    examples: list[Payload] | None = Field(None, min_length=1, max_length=MAX_QUERIES)
+    examples: list[Payload] | None = Field(
+        None, min_length=1, max_length=MAX_QUERIES, description="Several examples in the task's own form."
+    )
     query_rows: list[Row] | None = Field(
         None, min_length=1, max_length=MAX_QUERIES, description="Rows of the task's query data set."
     )
@@ -71,10 +121,19 @@ class InfluenceRequest(_Question):
         None, min_length=1, max_length=MAX_QUERIES, description="Rows of the training data set."
     )
     k: Annotated[int, Field(strict=True, ge=1, le=MAX_K)] = Field(10, description="Hits at each of the two ends.")
-    filter: RowFilter | None = None
+    filter: RowFilter | None = Field(None, description="Which training rows may be found. Default: all.")
+    rescore: bool = Field(
+        False,
+        description="Recompute the full gradients of the rows found, twice as many at either end as asked for, and "
+        "order them by exact scores.",
+    )
+    aggregate: Aggregate | None = Field(
+        None, description="`mean`: one result, whose scores are the means over the queries of their scores."
+    )
     include: frozenset[Include] = Field(
         frozenset(("parts", "examples")),
-        description="What hits carry besides: `parts`, the score by checkpoint; `examples`, the rendered example.",
+        description="What hits carry besides: `parts`, the score by checkpoint; `layers`, the score by layer; "
+        "`percentiles`, where the score stands among those of all rows; `examples`, the rendered example.",
     )
     target: Literal["loss"] | None = Field(
         None, description="`loss`: explain the loss even where the task defines another measurement."
@@ -86,6 +145,17 @@ class InfluenceRequest(_Question):
         if len(given) != 1:
             said = " and ".join(given) if given else "none of them"
             raise ValueError(f"give exactly one of {', '.join(_SOURCES)}; the request has {said}")
+        return self
+
+    @model_validator(mode="after")
+    def _affordable(self) -> InfluenceRequest:
+        lists = (self.examples, self.query_rows, self.train_rows)
+        results = 1 if self.aggregate else max(len(given or ()) for given in lists) or 1
+        if self.rescore and results * self.k > MAX_K:
+            raise ValueError(
+                f"rescore takes {MAX_K} hits at each end at most, over all results, not {results} x {self.k}; lower k "
+                "or send fewer queries at a time"
+            )
         return self
 
 
@@ -130,6 +200,9 @@ class Timing(_Answer):
     queue: float
     gradient: float
     search: float
+    rescore: float = 0.0
+    rescore_per_row: float | None = Field(default=None, description="`rescore` by the number of rows rescored.")
+    percentiles: float = 0.0
     render: float
     total: float
 
@@ -146,14 +219,22 @@ class Hit(_Answer):
     loss: float | None
     correct: bool | None
     parts: dict[str, float] | None = Field(description="By checkpoint; they sum to the score.")
+    layers: dict[str, float] | None = Field(default=None, description="By layer; they sum to the score.")
+    percentile: float | None = Field(default=None, description="Share of all training rows with a lower score, in %.")
     example: Payload | None = Field(description='{"image": data URL}, {"text": ...} or {"features": {...}}.')
 
 
 class QueryInfo(_Answer):
-    """What was explained. `split` and `row` are set where the query was asked by row."""
+    """What was explained. `split` and `row` are set where the query was asked by row.
+
+    For the mean of several queries `rows` takes the place of `row`, `label` and `prediction` are those that all share,
+    and `loss` is their mean.
+    """
 
     split: Split | None
     row: int | None
+    rows: list[int] | None = None
+    count: int = Field(default=1, description="Queries whose mean it is.")
     target: str = Field(description="The quantity explained, such as `loss` or `loss at the predicted label`.")
     label: Label | None
     label_name: str | None
@@ -161,6 +242,14 @@ class QueryInfo(_Answer):
     prediction_name: str | None
     loss: float | None
     example: Payload | None
+
+
+class Distribution(_Answer):
+    """The scores of all training rows on the query, whatever the filter."""
+
+    mean: float
+    std: float
+    quantiles: dict[str, float] = Field(description="By percentage: `0` is the lowest score, `100` the highest.")
 
 
 class Influence(_Answer):
@@ -171,6 +260,8 @@ class Influence(_Answer):
     opponents: list[Hit]
     rows_searched: int = Field(description="Rows that the filter left.")
     rows_touched: int = Field(description="Rows of which the search read more than the first level.")
+    rows_rescored: int = Field(default=0, description="Rows whose full gradients were recomputed.")
+    distribution: Distribution | None = Field(default=None, description="Where `percentiles` were included.")
 
     def to_pandas(self) -> pandas.DataFrame:
         """One line a hit, proponents first."""
@@ -188,13 +279,18 @@ class Recall(_Answer):
 
 
 class InfluenceAnswer(_Answer):
-    """`exact`: the hits are those that scoring every row would give. `results` are in the order of the queries."""
+    """`results` are in the order of the queries, or one result for their mean.
+
+    `exact`: the search found the rows that scoring every stored row would find. `rescored`: their scores are those of
+    full gradients, not of the stored rows.
+    """
 
     index: IndexInfo
     method: str
     convention: str = Field(description="Sign and unit of the scores.")
     exact: bool
     recall: Recall | None = Field(None, description="Of the searcher with this method, where not exact and measured.")
+    rescored: bool = False
     results: list[Influence]
     timing_ms: Timing
 

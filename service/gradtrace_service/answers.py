@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 import gradtrace
 from gradtrace import Index, RowFilter, Task
 from gradtrace.errors import GradtraceError
+from gradtrace.index import Include
 from gradtrace.task import Example, Label
 from gradtrace_client.schemas import (
     CheckpointInfo,
+    Distribution,
     ExampleAnswer,
     Hit,
     IndexDetails,
@@ -56,22 +58,28 @@ def influence(index: Index, request: InfluenceRequest, waited_ms: float) -> Infl
     _check_names(index, request.method, request.checkpoints)
     queries = _queries(index.task, request)
     results = _search(index, request, [query.example for query in queries])
-    found = time.perf_counter()
+    found, spent = time.perf_counter(), index.last_timing
     show = _shower(index.task, "examples" in request.include)
+    groups = [queries] if request.aggregate else [[query] for query in queries]
     answered = [
-        _influence(index.task, request, query, result, show) for query, result in zip(queries, results, strict=True)
+        _influence(index.task, request, group, result, show) for group, result in zip(groups, results, strict=True)
     ]
+    rows_rescored = sum(result.rows_rescored for result in results)
     return InfluenceAnswer(
         index=index_info(index),
         method=request.method,
-        convention=convention(request.method, request.weights),
+        convention=convention(request.method, request.weights, request.rescore),
         exact=all(result.exact for result in results),
         recall=next((Recall(top=r.recall.top, bottom=r.recall.bottom) for r in results if r.recall), None),
+        rescored=request.rescore,
         results=answered,
         timing_ms=Timing(
             queue=waited_ms,
-            gradient=index.last_timing["gradient"],
-            search=index.last_timing["search"],
+            gradient=spent["gradient"],
+            search=spent["search"],
+            rescore=spent["rescore"],
+            rescore_per_row=spent["rescore"] / rows_rescored if rows_rescored else None,
+            percentiles=spent["percentiles"],
             render=_since(found),
             total=waited_ms + _since(started),
         ),
@@ -123,7 +131,7 @@ def example(index: Index, split: Split, row: int) -> ExampleAnswer:
         raise NoSuchRowError("row", f"row {row} of the training data was deleted from the index")
     if split == "train":
         hit = _row_hit(index, row, 0.0, _shower(index.task, True))
-        return ExampleAnswer(split=split, **hit.model_dump(exclude={"score", "parts"}))
+        return ExampleAnswer(split=split, **hit.model_dump(exclude={"score", "parts", "layers", "percentile"}))
     found = index.task.query[row]
     label = index.task.label(found)
     return ExampleAnswer(
@@ -228,8 +236,11 @@ def _search(index: Index, request: InfluenceRequest, examples: list[Example]) ->
             method=request.method,
             checkpoints=request.checkpoints,
             weights=request.weights,
-            filter=None if request.filter is None else RowFilter(**request.filter.model_dump()),
+            filter=_row_filter(request),
             target=request.target,
+            rescore=request.rescore,
+            aggregate=request.aggregate,
+            include=[name for name in get_args(Include) if name in request.include],
         )
     except (RuntimeError, ValueError) as error:
         sent = next((name for name in ("example", "examples") if getattr(request, name) is not None), None)
@@ -241,26 +252,43 @@ def _search(index: Index, request: InfluenceRequest, examples: list[Example]) ->
         raise FieldError(sent, f"the model cannot take it: {error}") from error
 
 
+def _row_filter(request: InfluenceRequest) -> RowFilter | None:
+    if request.filter is None:
+        return None
+    return RowFilter(**request.filter.model_dump(by_alias=True, exclude_none=True))
+
+
 def _influence(
-    task: Task, request: InfluenceRequest, query: _Query, result: gradtrace.InfluenceResult, show: Show
+    task: Task, request: InfluenceRequest, group: Sequence[_Query], result: gradtrace.InfluenceResult, show: Show
 ) -> Influence:
-    parts = "parts" in request.include
+    parts, distribution = "parts" in request.include, result.distribution
     return Influence(
-        query=QueryInfo(
-            split=query.split,
-            row=query.row,
-            target=result.target,
-            label=result.label,
-            label_name=task.label_name(result.label),
-            prediction=result.prediction,
-            prediction_name=task.label_name(result.prediction),
-            loss=result.loss,
-            example=task.render(query.example) if "examples" in request.include else None,
-        ),
+        query=_query_info(task, request, group, result),
         proponents=[_hit(task, hit, show, parts) for hit in result.proponents],
         opponents=[_hit(task, hit, show, parts) for hit in result.opponents],
         rows_searched=result.rows_searched,
         rows_touched=result.rows_touched,
+        rows_rescored=result.rows_rescored,
+        distribution=None if distribution is None else Distribution(**asdict(distribution)),
+    )
+
+
+def _query_info(
+    task: Task, request: InfluenceRequest, group: Sequence[_Query], result: gradtrace.InfluenceResult
+) -> QueryInfo:
+    query, several = group[0], request.aggregate is not None
+    return QueryInfo(
+        split=query.split,
+        row=None if several else query.row,
+        rows=[one.row for one in group if one.row is not None] or None if several else None,
+        count=result.queries,
+        target=result.target,
+        label=result.label,
+        label_name=task.label_name(result.label),
+        prediction=result.prediction,
+        prediction_name=task.label_name(result.prediction),
+        loss=result.loss,
+        example=task.render(query.example) if "examples" in request.include and not several else None,
     )
 
 
@@ -275,6 +303,8 @@ def _hit(task: Task, hit: gradtrace.Hit, show: Show, parts: bool) -> Hit:
         loss=hit.loss,
         correct=hit.correct,
         parts=hit.parts if parts else None,
+        layers=hit.layers,
+        percentile=hit.percentile,
         example=show(hit.row),
     )
 

@@ -37,6 +37,20 @@ DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1"
 HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
 PortOption = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
 
+FilterOption = Annotated[
+    str | None, typer.Option("--filter", help="Which training rows may be found, as JSON: see the examples above.")
+]
+RescoreOption = Annotated[
+    bool, typer.Option("--rescore", help="Recompute the hits' full gradients, and order them by exact scores.")
+]
+AggregateOption = Annotated[
+    str | None, typer.Option(help='"mean": one answer, to the mean of all queries.', metavar="mean")
+]
+IncludeOption = Annotated[
+    list[str] | None,
+    typer.Option(help='"layers": scores by layer; "percentiles": where scores stand among all. Repeatable.'),
+]
+
 
 def main() -> None:
     """Entry point: errors of ours end in one line and exit code 1."""
@@ -79,13 +93,26 @@ def query(
     k: Annotated[int, typer.Option(help="Hits at each end.")] = 10,
     method: str = "tracin",
     checkpoint: Annotated[list[str] | None, typer.Option(help="Only these checkpoints. Repeatable.")] = None,
-    row_filter: Annotated[
-        str | None, typer.Option("--filter", help='As JSON: {"labels": [3], "correct_only": true}')
-    ] = None,
+    row_filter: FilterOption = None,
+    rescore: RescoreOption = False,
+    aggregate: AggregateOption = None,
+    include: IncludeOption = None,
     api_key: Annotated[str | None, typer.Option(envvar="GRADTRACE_API_KEY")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
 ) -> None:
-    """Ask which training rows made the model predict that."""
+    """Ask which training rows made the model predict that.
+
+    docs/queries.md describes every option, with its cost. Examples, with U for http://127.0.0.1:8000:
+
+    \b
+      gradtrace query U --query-row 3 --k 5
+      gradtrace query runs/1/index --task my_task.py:MyTask --train-row 17
+      gradtrace query U --image cat.png --label cat --rescore
+      gradtrace query U --query-row 3 --include layers --include percentiles
+      gradtrace query U --query-row 3 --query-row 8 --aggregate mean
+      gradtrace query U --query-row 3 --filter '{"labels": ["cat", 5]}'
+      gradtrace query U --query-row 3 --filter '{"where": {"loss": {"min": 1}}}'
+    """
     fields: dict[str, Any] = {
         "example": _payload(example, image, label),
         "query_rows": query_row or None,
@@ -94,6 +121,9 @@ def query(
         "method": method,
         "checkpoints": checkpoint or None,
         "filter": None if row_filter is None else _json_object("--filter", row_filter),
+        "rescore": rescore,
+        "aggregate": aggregate,
+        "include": ["parts", "examples", *(include or ())],
     }
     answer = _ask(source, task, api_key, fields)
     if as_json:

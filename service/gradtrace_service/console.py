@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gradtrace_client.schemas import Hit, Influence, InfluenceAnswer, Label, QueryInfo
+from gradtrace_client.schemas import Hit, Influence, InfluenceAnswer, Label, QueryInfo, Timing
+
+_FEW = 3
 
 
 def print_answer(answer: InfluenceAnswer) -> None:
@@ -19,39 +21,70 @@ def print_answer(answer: InfluenceAnswer) -> None:
         console.print(_table("Proponents", "green", result.proponents))
         console.print(_table("Opponents", "red", result.opponents))
         console.print(_searched(result, answer), style="dim")
-    timing = answer.timing_ms
-    console.print(
-        f"{timing.total:.1f} ms: queue {timing.queue:.1f}, gradient {timing.gradient:.1f}, "
-        f"search {timing.search:.1f}, rendering {timing.render:.1f}",
-        style="dim",
-    )
+    console.print(_spent(answer.timing_ms), style="dim")
     console.print(escape(answer.convention), style="dim")
 
 
 def _question(query: QueryInfo) -> str:
-    where = "The example" if query.row is None else f"Row {query.row} of the {query.split} data"
-    label = "without a label" if query.label is None else f"labelled {_words(query.label, query.label_name)}"
     loss = "" if query.loss is None else f" (loss {query.loss:.3g})"
+    if query.count > 1:
+        return f"{_subject(query)}{loss}; explained: {query.target}"
+    label = "without a label" if query.label is None else f"labelled {_words(query.label, query.label_name)}"
     predicted = f"predicted {_words(query.prediction, query.prediction_name)}{loss}"
-    return f"{where}, {label}, {predicted}; explained: {query.target}"
+    return f"{_subject(query)}, {label}, {predicted}; explained: {query.target}"
+
+
+def _subject(query: QueryInfo) -> str:
+    if query.rows is not None:
+        listed = ", ".join(map(str, query.rows[:_FEW])) + (" ..." if len(query.rows) > _FEW else "")
+        return f"The mean of {query.count} rows of the {query.split} data ({listed})"
+    if query.count > 1:
+        return f"The mean of {query.count} examples"
+    return "The example" if query.row is None else f"Row {query.row} of the {query.split} data"
 
 
 def _table(title: str, colour: str, hits: Sequence[Hit]) -> Table:
+    """With a column more for each of percentiles and layers, where the hits carry them."""
     table = Table(title=title, title_justify="left", title_style=colour)
-    for name in ("row", "score", "label", "prediction", "loss"):
-        table.add_column(name, justify="left" if name in ("label", "prediction") else "right")
+    placed, layered = (any(getattr(hit, name) is not None for hit in hits) for name in ("percentile", "layers"))
+    more = ["percentile"] * placed + ["strongest layers"] * layered
+    for name in ("row", "score", "label", "prediction", "loss", *more):
+        table.add_column(name, justify="left" if name in ("label", "prediction", "strongest layers") else "right")
     for hit in hits:
         label, prediction = _words(hit.label, hit.label_name), _words(hit.prediction, hit.prediction_name)
         loss = "" if hit.loss is None else f"{hit.loss:.3g}"
-        table.add_row(str(hit.row), f"{hit.score:+.4g}", escape(label), escape(prediction), loss)
+        cells = [str(hit.row), f"{hit.score:+.4g}", escape(label), escape(prediction), loss]
+        cells += [f"{hit.percentile or 0:.2f} %"] * placed + [escape(_layers(hit))] * layered
+        table.add_row(*cells)
     return table
+
+
+def _layers(hit: Hit) -> str:
+    strongest = sorted((hit.layers or {}).items(), key=lambda item: -abs(item[1]))[:_FEW]
+    return ", ".join(f"{name} {share:+.3g}" for name, share in strongest)
+
+
+def _spent(timing: Timing) -> str:
+    parts = [f"queue {timing.queue:.1f}", f"gradient {timing.gradient:.1f}", f"search {timing.search:.1f}"]
+    if timing.rescore_per_row is not None:
+        parts.append(f"rescoring {timing.rescore:.1f} ({timing.rescore_per_row:.2f} a row)")
+    if timing.percentiles:
+        parts.append(f"percentiles {timing.percentiles:.1f}")
+    return f"{timing.total:.1f} ms: {', '.join(parts)}, rendering {timing.render:.1f}"
 
 
 def _searched(result: Influence, answer: InfluenceAnswer) -> str:
     kind = "exact" if answer.exact else "approximate"
     if answer.recall is not None:
         kind += f" (recall {answer.recall.top:.3f} at the top, {answer.recall.bottom:.3f} at the bottom)"
-    return f"{kind} search of {result.rows_searched:,} rows; {result.rows_touched:,} read beyond the first level"
+    text = f"{kind} search of {result.rows_searched:,} rows; {result.rows_touched:,} read beyond the first level"
+    if result.rows_rescored:
+        text += f"; {result.rows_rescored:,} rescored by full gradients"
+    if result.distribution is not None:
+        scores = result.distribution
+        low, high = scores.quantiles["0"], scores.quantiles["100"]
+        text += f"\nscores of all rows: {low:.4g} to {high:.4g}, mean {scores.mean:.4g}, deviation {scores.std:.4g}"
+    return text
 
 
 def _words(label: Label | None, name: str | None) -> str:

@@ -21,11 +21,13 @@ _BY_WEIGHTS = {
     ),
 }
 _NORMALIZED = "Score: cosine between the gradients of row and query, from -1 to 1"
-_LIMITS = "; computed in the index's compressed coordinates. It is no forecast of what removing the row would do."
+_COMPRESSED = "; computed in the index's compressed coordinates"
+_FULL = "; computed from full gradients, for rows that the search in the index's compressed coordinates found"
+_LIMITS = ". It is no forecast of what removing the row would do."
 
 
-def convention(method: str, weights: str | None = None) -> str:
+def convention(method: str, weights: str | None = None, rescored: bool = False) -> str:
     """Sign and unit of a method's scores, in words; `weights` None stands for the method's own."""
     chosen = METHODS[method]
     unit = _NORMALIZED if chosen.normalized else _BY_WEIGHTS[weights or chosen.weights]
-    return f"{_SIGN} {unit}{_LIMITS}"
+    return f"{_SIGN} {unit}{_FULL if rescored else _COMPRESSED}{_LIMITS}"

@@ -102,6 +102,47 @@ class Layer(ABC):
         )
         return reduce(Tensor.add_, (gradient.square().sum(0) for gradient in sums))
 
+    def inner_products(self, left: Uses, right: Uses) -> Tensor:
+        """The inner product of every two examples' gradients, uses summed. [batch of left, batch of right] float32."""
+        if self.rotates and self._factors_are_cheaper(left, right):
+            return self._products_of_factors(left, right)
+        rows = []
+        for part in self.slices(left[0][0]):
+            some = self._summed(left, part)
+            others = (self._summed(right, part) for part in self.slices(right[0][0]))
+            rows.append(torch.cat([some @ other.T for other in others], dim=1))
+        return torch.cat(rows)
+
+    def _factors_are_cheaper(self, left: Uses, right: Uses) -> bool:
+        """Whether comparing positions two by two takes fewer products than summing over positions first."""
+        own, others = (sum(d.numel() for _, d in uses) // (self.groups * self.outputs) for uses in (left, right))
+        pairs = left[0][1].shape[0] * right[0][1].shape[0]
+        return own * others * (self.outputs + self.inputs) <= (own + others + pairs) * self.outputs * self.inputs
+
+    def _products_of_factors(self, left: Uses, right: Uses) -> Tensor:
+        """(sum_p d_p a_pT) . (sum_q e_q b_qT) = sum_pq (a_p . b_q) (d_p . e_q)."""
+        a, d = self._factors(left)  # [groups, batch, positions, in], [groups, batch, positions, out]
+        b, e = self._factors(right)
+        groups, batch, positions = e.shape[:3]
+        step = max(1, _SLICE // (e.shape[:3].numel() * a.shape[2]))
+        products = []
+        for start in range(0, a.shape[1], step):
+            part = slice(start, start + step)
+            both = a[:, part].flatten(1, 2) @ b.flatten(1, 2).mT  # [groups, examples x positions, batch x positions]
+            both *= d[:, part].flatten(1, 2) @ e.flatten(1, 2).mT
+            products.append(both.view(groups, -1, a.shape[2], batch, positions).sum((0, 2, 4)))
+        return torch.cat(products)
+
+    def _factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
+        """Inputs [groups, batch, positions, in] and output gradients [.., out]; every use adds its positions."""
+        sides = zip(*((self.input_factors(x, None), self.output_factors(d, None)) for x, d in uses), strict=True)
+        inputs, outputs = (torch.cat(side, dim=2).transpose(0, 1) for side in sides)
+        return inputs, outputs
+
+    def _summed(self, uses: Uses, part: slice) -> Tensor:
+        """Whole gradients of some examples, uses summed. [examples, size]."""
+        return reduce(torch.add, (self.gradient(x[part], d[part]) for x, d in uses)).flatten(1)
+
     def slices(self, x: Tensor) -> Iterator[slice]:
         """Parts of the batch small enough to hold their patches and whole gradients."""
         step = max(1, _SLICE // max(self.size, x[0].numel() * self.patches_per_input))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import cast
 
 import torch
@@ -62,6 +63,19 @@ class EmbeddingLayer(Layer):
         sums = values.new_zeros(len(pairs), values.shape[1]).index_add_(0, place, values)  # [pairs, s]
         squares = values.new_zeros(self.inputs, values.shape[1])
         return squares.index_add_(0, pairs % self.inputs, sums.square()).T[None]
+
+    def inner_products(self, left: Uses, right: Uses) -> Tensor:
+        """As in `Layer`, holding of each example's table only the tokens that stand in `left`: others add nothing."""
+        wanted = torch.cat([x.flatten() for x, _ in left]).unique()
+        lookup = torch.full((self.inputs,), len(wanted), device=wanted.device)  # every other token: one column too many
+        lookup[wanted] = torch.arange(len(wanted), device=wanted.device)
+
+        def sums(uses: Uses) -> Tensor:
+            parts = (self._without_padding(x, d) for x, d in uses)
+            found = (self._sum_by_token(lookup[x], self.output_factors(d, None), len(wanted) + 1) for x, d in parts)
+            return reduce(torch.add, found).flatten(1)
+
+        return sums(left) @ sums(right).T
 
     def _sum_by_token(self, x: Tensor, s: Tensor, tokens: int) -> Tensor:
         """Sum s [batch, 1, positions, out] over the positions of each token. Shape [batch, 1, out, tokens]."""

@@ -1,0 +1,47 @@
+"""docs/queries.md describes everything that may be asked."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from gradtrace import Index
+from gradtrace_client import Client
+from gradtrace_client.schemas import Condition, Include, InfluenceRequest, RowFilter, Weights
+from gradtrace_service import cli
+
+PAGE = (Path(__file__).parents[1] / "docs" / "queries.md").read_text()
+
+
+def test_every_field_of_a_question_has_a_section_with_an_example() -> None:
+    sections = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL))
+    assert set(sections) == set(InfluenceRequest.model_fields)
+    for name, text in sections.items():
+        assert f'"{name}": ' in text, f"no example of {name}"
+
+
+@pytest.mark.parametrize("name", [*RowFilter.model_fields, *get_args(Include)])
+def test_every_part_of_a_filter_and_of_a_hit_is_listed(name: str) -> None:
+    assert re.search(rf"^- [^:]*`{name}`[^:]*: ", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", [f.alias or n for n, f in Condition.model_fields.items()] + list(get_args(Weights)))
+def test_every_condition_and_weight_is_named(name: str) -> None:
+    assert f"`{name}`" in PAGE
+
+
+def test_the_sdk_takes_every_field_and_the_library_all_but_the_kinds_of_example() -> None:
+    fields = set(InfluenceRequest.model_fields)
+    assert set(inspect.signature(Client.influence).parameters) == fields
+    sources = {"example", "examples", "query_rows", "train_rows"}
+    assert set(inspect.signature(Index.influence).parameters) - {"self", "examples"} == fields - sources
+
+
+def test_the_command_line_has_the_options_that_the_page_shows() -> None:
+    options = set(inspect.signature(cli.query).parameters) - {"row_filter"} | {"filter"}
+    shown = set(re.findall(r"--([a-z-]+)", "\n".join(re.findall(r"gradtrace query.*", PAGE))))
+    assert {name.replace("-", "_") for name in shown} <= options
