@@ -35,10 +35,10 @@ def exact_tracin(
     scores = torch.zeros(len(queries), rows)
     for checkpoint in checkpoints:
         model = GradientModel(task, checkpoint, torch.device("cpu"), [task.train[0], task.train[1]])
-        wanted = _joined([_factors(model, queries[i : i + _BATCH]) for i in range(0, len(queries), _BATCH)])
+        wanted = _joined([factors(model, queries[i : i + _BATCH]) for i in range(0, len(queries), _BATCH)])
         for start in tqdm(range(0, rows, _BATCH), f"exact {checkpoint.name}", leave=False):
             examples = fetch(task.train, range(start, min(start + _BATCH, rows)))
-            products = _products(wanted, _factors(model, examples))
+            products = factor_products(wanted, factors(model, examples))
             scores[:, start : start + len(examples)] += checkpoint.learning_rate * products
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def exact_tracin(
     return scores.numpy()
 
 
-def _factors(model: GradientModel, examples: Sequence[Example]) -> dict[str, Factors]:
+def factors(model: GradientModel, examples: Sequence[Example]) -> dict[str, Factors]:
     """What the inner products of the layers' gradients need, by layer (none of them used twice)."""
     found: dict[str, Factors] = {}
 
@@ -66,7 +66,7 @@ def _joined(parts: Sequence[dict[str, Factors]]) -> dict[str, Factors]:
     return {name: tuple(torch.cat(side) for side in zip(*(p[name] for p in parts), strict=True)) for name in parts[0]}
 
 
-def _products(queries: dict[str, Factors], rows: dict[str, Factors]) -> Tensor:
+def factor_products(queries: dict[str, Factors], rows: dict[str, Factors]) -> Tensor:
     """[queries, batch]: (d a^T) . (d' a'^T) = (a . a') (d . d')."""
     by_layer: Iterator[Tensor] = (
         torch.stack([q @ r.T for q, r in zip(queries[name], rows[name], strict=True)]).prod(0) for name in rows

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gradtrace.checkpoints import INDEX_NAME, CheckpointIndex, FileEntry, OptimizerEntry, read_index
+from gradtrace.checkpoint_index import INDEX_NAME, CheckpointIndex, FileEntry, OptimizerEntry, read_index
 from gradtrace.errors import CheckpointError
 
 _TEMPORARY = ".tmp"
@@ -52,7 +52,7 @@ class CheckpointRecorder:
             )
         for leftover in self.directory.glob(f"step-*{_TEMPORARY}"):
             leftover.unlink()
-        self._index = read_index(self.directory) if known else CheckpointIndex()
+        self._index = read_index(self.directory / INDEX_NAME) if known else CheckpointIndex()
         self._index.batch_size = batch_size or self._index.batch_size
         self.steps = max((entry.step for entry in self._index.checkpoints), default=0)
         self._learning_rate: float | None = None
