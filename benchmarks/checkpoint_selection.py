@@ -128,14 +128,19 @@ def sets(run: Run, count: int) -> dict[str, list[int]]:
 
 
 def table(runs: Sequence[Run], count: int) -> str:
-    lines = ["| checkpoints | steps (first seed) | wrong in top 10 % | in top 20 % | r with all |", "|---|---|--:|--:|--:|"]
+    lines = [
+        "| checkpoints | steps (first seed) | wrong in top 10 % | in top 20 % | r with all |",
+        "|---|---|--:|--:|--:|",
+    ]
     for name, first in sets(runs[0], count).items():
         chosen = [sets(run, count)[name] for run in runs]
         figures = np.array(
             [[run.found(c, 0.1), run.found(c, 0.2), run.correlation(c)] for run, c in zip(runs, chosen, strict=True)]
         )
         steps = f"{len(first)} of them" if name == "all" else ", ".join(str(runs[0].steps[i]) for i in first)
-        spread = [f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in zip(figures.mean(0), figures.std(0), strict=True)]
+        spread = [
+            f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in zip(figures.mean(0), figures.std(0), strict=True)
+        ]
         lines.append(f"| {name} | {steps} | {' | '.join(spread)} |")
     return "\n".join(lines)
 

@@ -105,7 +105,9 @@ def test_groups_that_fit_in_two_ways_and_other_models_are_refused(tmp_path: Path
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     torch.save({"optimizer_states": [optimizer.state_dict()]}, tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match=r"0\.weight \[3, 3\] may be in 2 of the optimizer's groups; .*keeps the names"):
+    with pytest.raises(
+        CheckpointError, match=r"0\.weight \[3, 3\] may be in 2 of the optimizer's groups; .*keeps the names"
+    ):
         Checkpoint(tmp_path / "a.ckpt", 1, 0.1).second_moments(model)
     with pytest.raises(CheckpointError, match="give the model that was trained"):
         Checkpoint(tmp_path / "a.ckpt", 1, 0.1).second_moments(Tied())

@@ -59,7 +59,16 @@ def test_a_curve_without_a_steady_fall_leaves_the_last_alone() -> None:
 
 def test_losses_that_are_not_finite_are_no_fall() -> None:
     losses = [3.0, 2.0, 1.0, math.nan, 0.5, 0.4, 0.3, math.inf]
-    assert least_falls(losses) == [-math.inf, 1.0, -math.inf, -math.inf, -math.inf, pytest.approx(0.1), -math.inf, -math.inf]
+    assert least_falls(losses) == [
+        -math.inf,
+        1.0,
+        -math.inf,
+        -math.inf,
+        -math.inf,
+        pytest.approx(0.1),
+        -math.inf,
+        -math.inf,
+    ]
     assert choose(losses, 5) == [1, 5, 7]
 
 

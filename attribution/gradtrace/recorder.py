@@ -35,9 +35,9 @@ class CheckpointRecorder:
             scheduler.step()
         recorder.save(model)                       # the final weights, unless the last step saved them already
 
-    The loss may be left out. Where it is given, `losses.csv` gets a line for each save: its step and the mean loss since
-    the save before. With `keep=N`, only N checkpoints stay on disk: the newest, and those around which this mean falls
-    most and steadily (`gradtrace.selection`); a checkpoint is given up when a new one is whole. Save often, then:
+    The loss may be left out. Where it is given, `losses.csv` gets a line for each save: its step and the mean loss
+    since the save before. With `keep=N`, only N checkpoints stay on disk: the newest, and those around which this mean
+    falls most and steadily (`gradtrace.selection`); a checkpoint is given up when a new one is whole. Save often, then:
     `every` decides how finely they are chosen. With `optimizer_state=True` the second moments of Adam and its kin are
     kept beside each checkpoint, for methods that need them.
 

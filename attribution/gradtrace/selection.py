@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 LEAST = 0.001
 
@@ -24,7 +25,7 @@ def least_falls(losses: Sequence[float]) -> list[float]:
 
     A loss that is NaN or infinite is no fall on either side of it.
     """
-    falls = [earlier - later for earlier, later in zip(losses, losses[1:], strict=False)]
+    falls = [earlier - later for earlier, later in pairwise(losses)]
     falls = [fall if math.isfinite(fall) else -math.inf for fall in falls]
     return [min(pair) for pair in zip([-math.inf, *falls], [*falls, -math.inf], strict=True)]
 

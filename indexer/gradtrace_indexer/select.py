@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from gradtrace.checkpoint_index import CheckpointIndex, FileEntry, OptimizerEntry
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
 from gradtrace.encoder import GradientModel
+from gradtrace.errors import MissingLibraryError
 from gradtrace.guards import check_dataset
+from gradtrace.selection import least_falls, refusals
 from gradtrace.task import Task
 
 
@@ -38,3 +43,55 @@ def mean_losses(
         model = GradientModel(task, checkpoint, where, parts[0][:2])
         found.append(sum(float(model.losses(model.batch(part)).sum()) for part in parts) / len(chosen))
     return found
+
+
+def selection_index(checkpoints: Sequence[Checkpoint], chosen: Sequence[int], directory: Path) -> CheckpointIndex:
+    """What a checkpoints.json of the chosen ones holds, whose files lie in `directory`."""
+    first = checkpoints[0]
+    return CheckpointIndex(
+        optimizer=OptimizerEntry(**dataclasses.asdict(first.optimizer)) if first.optimizer else None,
+        batch_size=first.batch_size,
+        checkpoints=[
+            FileEntry(
+                file=checkpoint.path.relative_to(directory).as_posix(),
+                step=checkpoint.step,
+                learning_rate=checkpoint.learning_rate,
+            )
+            for checkpoint in (checkpoints[position] for position in chosen)
+        ],
+    )
+
+
+def explained(checkpoints: Sequence[Checkpoint], losses: Sequence[float], chosen: Sequence[int]) -> Iterator[str]:
+    """A line for each checkpoint: its step, its loss, and why it was chosen or not."""
+    falls = least_falls(losses)
+    for position, refusal in enumerate(refusals(losses)):
+        if position == len(losses) - 1:
+            why = "chosen: the last, whose predictions answers show"
+        elif position in chosen:
+            why = f"chosen: the loss falls steadily, by {falls[position]:.2g} at least on either side"
+        else:
+            why = f"left out: {refusal or 'the loss falls more around the chosen ones beside it'}"
+        yield f"{checkpoints[position].step:>9}  {losses[position]:<10.4g}  {why}"
+
+
+def plot_selection(
+    checkpoints: Sequence[Checkpoint], losses: Sequence[float], chosen: Sequence[int], path: Path
+) -> None:
+    """Draw the losses and the chosen checkpoints to a file of any kind that matplotlib writes.
+
+    Raises:
+        MissingLibraryError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingLibraryError("matplotlib", "plots") from error
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, ".-", color="grey", label="mean training loss")
+    axes.plot([steps[p] for p in chosen], [losses[p] for p in chosen], "o", color="tab:red", label="selected")
+    axes.set(xlabel="optimizer step", ylabel="loss", ylim=(0, None) if min(losses) > 0 else None)
+    axes.legend()
+    figure.savefig(path, dpi=100)

@@ -17,24 +17,24 @@ _STATE = "trainer_state.json"
 
 
 class TransformersReader(Reader):
-    """Learning rates come from the log, between two entries by interpolation; without one, from the optimizer."""
+    """Rates are logged at some steps, and the optimizer holds that of the next step; between them by interpolation."""
 
     def find(self, directory: Path) -> list[Path]:
         return folders_with(directory, _STATE)
 
     def read(self, path: Path) -> Checkpoint:
         state = _trainer_state(path / _STATE)
-        file = path / "optimizer.pt"
-        group = main_group(file, read_file(file, lazily=True)) if file.is_file() else None
+        step, optimizer = state["global_step"], None
         rates = {entry["step"]: entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry}
-        if not rates and group is None:
+        if (path / "optimizer.pt").is_file():
+            group = main_group(path / "optimizer.pt", read_file(path / "optimizer.pt", lazily=True))
+            rates[step + 1], optimizer = float(group["lr"]), described(group)
+        if not rates:
             raise CheckpointError(
                 f"{path} tells no learning rate: its log has none and there is no optimizer.pt; train with "
                 "logging_steps at most save_steps, or write a checkpoints.json beside it"
             )
-        step = state["global_step"]
-        rate = np.interp(step, list(rates), list(rates.values())) if rates else group["lr"]  # type: ignore[index]
-        return Checkpoint(path, step, float(rate), described(group) if group is not None else None)
+        return Checkpoint(path, step, float(np.interp(step, list(rates), list(rates.values()))), optimizer)
 
 
 def _trainer_state(path: Path) -> dict[str, Any]:
