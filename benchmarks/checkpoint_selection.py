@@ -99,7 +99,7 @@ def measured(rows: int, epochs: int, seed: int) -> Run:
 def products(
     task: ImageClassification, checkpoint: Checkpoint, queries: Sequence[Example]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Learning rate x the rows' squared gradient norms [rows], and x their products with the queries' [queries, rows]."""
+    """Learning rate x the rows' squared gradient norms [rows], and x their products with queries [queries, rows]."""
     model = GradientModel(task, checkpoint, torch.device("cpu"), [task.train[0], task.train[1]])
     wanted = factors(model, queries)
     selfs, scores = [], []
@@ -129,7 +129,7 @@ def sets(run: Run, count: int) -> dict[str, list[int]]:
 
 def table(runs: Sequence[Run], count: int) -> str:
     lines = [
-        "| checkpoints | steps (first seed) | wrong in top 10 % | in top 20 % | r with all |",
+        "| checkpoints | steps, seed 0 | wrong in top 10 % | in top 20 % | r with all |",
         "|---|---|--:|--:|--:|",
     ]
     for name, first in sets(runs[0], count).items():
@@ -138,9 +138,7 @@ def table(runs: Sequence[Run], count: int) -> str:
             [[run.found(c, 0.1), run.found(c, 0.2), run.correlation(c)] for run, c in zip(runs, chosen, strict=True)]
         )
         steps = f"{len(first)} of them" if name == "all" else ", ".join(str(runs[0].steps[i]) for i in first)
-        spread = [
-            f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in zip(figures.mean(0), figures.std(0), strict=True)
-        ]
+        spread = [f"{mean:.3f} ± {by:.3f}" for mean, by in zip(figures.mean(0), figures.std(0), strict=True)]
         lines.append(f"| {name} | {steps} | {' | '.join(spread)} |")
     return "\n".join(lines)
 

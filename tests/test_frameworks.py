@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def rates(schedule: list[float], steps: list[int]) -> list[float]:
 class TestTransformers:
     """A BERT of 8 dimensions."""
 
-    LINEAR = [RATE * (1 - step / 7) for step in range(7)]  # the Trainer's default schedule, by step
+    LINEAR: ClassVar = [RATE * (1 - step / 7) for step in range(7)]  # the Trainer's default schedule, by step
 
     @staticmethod
     def model(seed: int = 0) -> Any:
@@ -119,7 +119,7 @@ class TestTransformers:
         (checkpoint,) = load_checkpoints(tmp_path)
         assert checkpoint.learning_rate == RATE
         (tmp_path / "checkpoint-4/optimizer.pt").unlink()
-        with pytest.raises(CheckpointError, match="tells no learning rate.*logging_steps"):
+        with pytest.raises(CheckpointError, match=r"tells no learning rate.*logging_steps"):
             load_checkpoints(tmp_path)
 
     def test_sharded_weights(self, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ class TestTransformers:
         self.trained(tmp_path)
         shutil.rmtree(tmp_path / "checkpoint-3")
         (tmp_path / "checkpoint-6/model.safetensors").unlink()
-        with pytest.raises(CheckpointError, match="checkpoint-6 holds no model.safetensors"):
+        with pytest.raises(CheckpointError, match=r"checkpoint-6 holds no model\.safetensors"):
             load_checkpoints(tmp_path)[0].load()
         (tmp_path / "checkpoint-6/trainer_state.json").write_text("{}")
         with pytest.raises(CheckpointError, match="tells no global_step"):
@@ -205,7 +205,7 @@ class Perceptron(nn.Module):
 
 
 class TestAccelerate:
-    SCHEDULE = [RATE * (1 - 0.9 * step / 6) for step in range(7)]  # LinearLR from 1 to .1 in 6 steps
+    SCHEDULE: ClassVar = [RATE * (1 - 0.9 * step / 6) for step in range(7)]  # LinearLR from 1 to .1 in 6 steps
 
     def trained(self, directory: Path, adam: bool = True, names: str = "state_{}", schedule: bool = True) -> nn.Module:
         accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
@@ -258,7 +258,7 @@ class TestAccelerate:
 
 
 class TestLightning:
-    SCHEDULE = [RATE * (1 - step / 6) for step in range(7)]  # LinearLR from 1 to 0 in 6 steps
+    SCHEDULE: ClassVar = [RATE * (1 - step / 6) for step in range(7)]  # LinearLR from 1 to 0 in 6 steps
 
     def trained(self, directory: Path, callbacks: Any = (), note: Any = None, **arguments: Any) -> nn.Module:
         lightning = pytest.importorskip("lightning", reason="lightning is not installed")
@@ -315,7 +315,7 @@ class TestLightning:
         with pytest.raises(CheckpointError, match="not Lightning's; record checkpoints"):
             load_checkpoints(tmp_path)
         torch.save({"pytorch-lightning_version": "2", "global_step": 3, "state_dict": {}}, tmp_path / "a.ckpt")
-        with pytest.raises(CheckpointError, match="state of 0 optimizers.*save_weights_only=False"):
+        with pytest.raises(CheckpointError, match=r"state of 0 optimizers.*save_weights_only=False"):
             load_checkpoints(tmp_path)
 
     @pytest.mark.parametrize("accumulate", [1, 2])

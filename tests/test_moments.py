@@ -155,5 +155,5 @@ def test_damaged_moments_are_named(tmp_path: Path) -> None:
     CheckpointRecorder(tmp_path, every=1, optimizer_state=True).step(model, optimizer)
     path = tmp_path / "step-000000001.optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(CheckpointError, match="optimizer.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors is damaged"):
         load_checkpoints(tmp_path)[0].second_moments(model)

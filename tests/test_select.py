@@ -14,6 +14,7 @@ from conftest import DigitsRun
 from gradtrace.checkpoint import load_into
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.errors import CheckpointError, MissingLibraryError
+from gradtrace.recorder import CheckpointRecorder
 from gradtrace.selection import choose
 from gradtrace_indexer.select import explained, mean_losses, plot_selection
 from gradtrace_service.cli import app
@@ -28,8 +29,6 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network = digits_task.TASK.model()
     images, labels = digits_task.TASK.collate([digits_task.TASK.train[row] for row in range(digits_task.TRAIN_ROWS)])
-    from gradtrace.recorder import CheckpointRecorder
-
     recorder = CheckpointRecorder(directory, every=20, batch_size=digits_task.TRAIN_ROWS)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.3, momentum=0.5)
     for _ in range(240):
@@ -48,7 +47,7 @@ def test_the_losses_are_those_of_the_training_rows(digits_index: DigitsRun) -> N
     for checkpoint in checkpoints:
         model = task.model()
         load_into(model, checkpoint)
-        wanted.append(float(task.loss(model, batch).mean()))
+        wanted.append(task.loss(model, batch).mean().item())
     assert mean_losses(task, checkpoints, rows=10_000) == pytest.approx(wanted, rel=1e-5)
     some = mean_losses(task, checkpoints, rows=300, batch_size=70)
     assert some == pytest.approx(wanted, rel=0.2)
@@ -83,7 +82,7 @@ def test_the_list_is_what_build_takes_and_every_checkpoint_is_explained(many: Pa
 @pytest.mark.parametrize("out", ["checkpoints.json", "../selected.json", "a.txt", "x/selected.json"])
 def test_the_list_stays_in_the_directory_and_replaces_no_other(many: Path, out: str) -> None:
     before = (many / "checkpoints.json").read_bytes()
-    with pytest.raises(CheckpointError, match="ends in .json"):
+    with pytest.raises(CheckpointError, match=r"ends in \.json"):
         CliRunner().invoke(app, ["select", str(many), "--task", TASK, "--out", out], catch_exceptions=False)
     assert (many / "checkpoints.json").read_bytes() == before
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -31,7 +32,7 @@ def test_of_an_exponential_fall_equal_parts_are_chosen() -> None:
     losses = [math.exp(-step / 20) for step in range(101)]
     chosen = choose(losses, 6)
     levels = [losses[0], *(losses[position] for position in chosen)]
-    parts = [before - after for before, after in zip(levels, levels[1:], strict=False)]
+    parts = [before - after for before, after in pairwise(levels)]
     assert chosen[-1] == 100
     assert max(parts) < 2.1 * min(parts)  # each is made of merged neighbours: at most a factor of two apart
     assert chosen[3] < 40

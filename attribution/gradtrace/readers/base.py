@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gradtrace.checkpoint import Checkpoint, Optimizer
 from gradtrace.errors import CheckpointError
 
@@ -36,12 +38,17 @@ def folders_with(directory: Path, *names: str) -> list[Path]:
 
 
 def main_group(path: Path, state: Any) -> Group:
-    """The group with the most parameters in an optimizer's state dict."""
+    """The group with the most weights in an optimizer's state dict, as the recorder takes it."""
     groups = state.get("param_groups") if isinstance(state, Mapping) else None
     if not groups or not all("lr" in group for group in groups):
         raise CheckpointError(f"{path} holds no state of an optimizer of PyTorch; save the checkpoint again")
-    found: Group = max(groups, key=lambda group: len(group["params"]))
+    found: Group = max(groups, key=lambda group: sum(_weights(state["state"].get(n, {})) for n in group["params"]))
     return found
+
+
+def _weights(entry: Group) -> int:
+    """How many weights a parameter has, by what the optimizer keeps of it; 1 where it keeps nothing."""
+    return max((value.numel() for value in entry.values() if isinstance(value, Tensor)), default=1)
 
 
 def described(group: Group) -> Optimizer:
