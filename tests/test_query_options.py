@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import tiny
-from gradtrace import Hit, Index, InfluenceResult, QueryError, RowFilter, gradients_reference
+from gradtrace import Hit, Index, InfluenceResult, QueryError, RowFilter, gradients_reference, open_index
 from gradtrace.rescoring import CANDIDATES
+from gradtrace_indexer import compact, delete_rows
 from tiny import ClassTask, PairTask
 
 ROWS, QUERIES = tiny.classes(60), tiny.classes(7, seed=5)
@@ -306,6 +307,33 @@ def test_equal_rows_have_equal_percentiles(tmp_path: Path) -> None:
     index = tiny.build(ClassTask(tiny.mlp, ROWS[:5] * 4), tmp_path)
     result = index.influence(QUERIES[:1], k=20, include=["percentiles"])[0]
     assert sorted({hit.percentile for hit in both(result)}) == [0, 20, 40, 60, 80]
+
+
+# Deleted rows
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_deleted_rows_are_neither_found_nor_counted(tmp_path: Path, compacted: bool) -> None:
+    task, gone = ClassTask(tiny.mlp, ROWS), [0, 3, 30, 31]
+    exact = made(task, tmp_path, basis="none")
+    delete_rows(tmp_path / "index", gone)
+    if compacted:
+        compact(tmp_path / "index", progress=False)
+    index = open_index(tmp_path / "index", task)
+    asked: dict[str, Any] = {"k": 60, "include": ["layers", "percentiles"]}
+    left = [row for row in range(60) if row not in gone]
+    scores = sum(exact.scores({}).values())
+    assert isinstance(scores, Tensor)
+    for rescore in (False, True):
+        for number, result in enumerate(index.influence(QUERIES, rescore=rescore, **asked)):
+            own = scores[number]
+            assert sorted(hit.row for hit in result.proponents) == left
+            for place, hit in enumerate(result.opponents):
+                assert abs(hit.score - float(own[hit.row])) < 2e-3 * float(own.abs().max())
+                assert abs(sum((hit.layers or {}).values()) - hit.score) < 1e-5
+                assert hit.label == ROWS[hit.row][1]
+                assert hit.percentile is not None
+                assert abs(hit.percentile - 100 * place / len(left)) <= 100 / len(left)
 
 
 # Refused

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import signal
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -183,3 +184,69 @@ def test_killed_at_any_moment_every_finished_checkpoint_is_whole(tmp_path: Path)
     recorder = CheckpointRecorder(tmp_path, every=1, resume=True)
     assert recorder.steps == len(checkpoints)
     assert not list(tmp_path.glob("step-*.tmp"))
+
+
+def run(recorder: CheckpointRecorder, losses: Sequence[float]) -> nn.Module:
+    """One step for each loss, with weights that all equal the step."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for loss in losses:
+        torch.nn.init.constant_(model.weight, recorder.steps + 1)
+        recorder.step(model, optimizer, torch.tensor(loss))
+    return model
+
+
+def test_the_curve_holds_the_mean_loss_between_saves_and_goes_on_after_a_resume(tmp_path: Path) -> None:
+    run(CheckpointRecorder(tmp_path, every=2), [3.0, 2.0, 1.0, 0.5])
+    assert (tmp_path / "losses.csv").read_text() == "step,loss\n2,2.5\n4,0.75\n"
+    run(CheckpointRecorder(tmp_path, every=2, resume=True), [0.5, 0.25])
+    assert (tmp_path / "losses.csv").read_text() == "step,loss\n2,2.5\n4,0.75\n6,0.375\n"
+    set_back = CheckpointRecorder(tmp_path, every=2, resume=True)
+    set_back.steps = 2
+    run(set_back, [1.0, 1.0])
+    assert (tmp_path / "losses.csv").read_text() == "step,loss\n2,2.5\n4,1.0\n"
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_disk_holds_the_kept_checkpoints_only_and_they_divide_the_fall(tmp_path: Path, resumed: bool) -> None:
+    fluctuating, falling, flat = [9.0, 10, 9, 10, 9, 10], [9.0 - step for step in range(9)], [0.9] * 20
+    losses = [*fluctuating, *falling, *flat]
+    recorder = CheckpointRecorder(tmp_path, every=1, keep=4)
+    for start in range(0, len(losses), 5):
+        run(recorder, losses[start : start + 5])
+        if resumed:
+            recorder = CheckpointRecorder(tmp_path, every=1, keep=4, resume=True)
+        assert len(list(tmp_path.glob("*.safetensors"))) <= 4
+    kept = load_checkpoints(tmp_path)
+    assert kept[-1].step == len(losses)  # the newest
+    assert all(6 < one.step <= 15 for one in kept[:-1])  # neither the fluctuating start nor the flat end
+    for one in kept:
+        assert bool((one.load()["weight"] == one.step).all())
+
+
+def test_what_a_killed_training_had_given_up_is_removed_later(tmp_path: Path) -> None:
+    run(CheckpointRecorder(tmp_path, every=1, keep=3), [3.0, 2.0, 1.0])
+    for name in ("step-000000099.safetensors", "step-000000099.optimizer.safetensors"):
+        (tmp_path / name).touch()
+    CheckpointRecorder(tmp_path, every=1, keep=3, resume=True)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+    assert len(load_checkpoints(tmp_path)) == 3
+
+
+def test_keeping_some_needs_the_loss(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="keep=0"):
+        CheckpointRecorder(tmp_path, every=1, keep=0)
+    model = nn.Linear(3, 2)
+    recorder = CheckpointRecorder(tmp_path, every=1, keep=2)
+    with pytest.raises(CheckpointError, match=r"call recorder.step\(model, optimizer, loss\)"):
+        recorder.step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("text", ["step,loss\n1,x\n", "a,b\n1,2\n", "\x00"])
+def test_a_damaged_curve_is_named(tmp_path: Path, text: str) -> None:
+    run(CheckpointRecorder(tmp_path, every=1), [1.0])
+    (tmp_path / "losses.csv").write_text(text)
+    if text == "\x00":
+        (tmp_path / "losses.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"losses.csv is damaged"):
+        CheckpointRecorder(tmp_path, every=1, resume=True)

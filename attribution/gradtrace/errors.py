@@ -10,7 +10,8 @@ GradtraceError
 │   ├── IncompleteIndexError  a build was interrupted: run it again to resume
 │   ├── CorruptIndexError     bytes on disk are not the bytes that were written
 │   └── MismatchError         the index was built from another task, checkpoint or basis
-└── QueryError                a query names something that the index does not have
+├── QueryError                a query names something that the index does not have
+└── MissingLibraryError       an optional library is not installed
 """
 
 from __future__ import annotations
@@ -69,3 +70,10 @@ class MismatchError(StoreError):
 
 class QueryError(GradtraceError):
     """A query names something that the index does not have."""
+
+
+class MissingLibraryError(GradtraceError):
+    """An optional library is not installed; `extra` is the one of Gradtrace's that brings it."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(f"{library} is not installed; pip install 'gradtrace[{extra}]'")

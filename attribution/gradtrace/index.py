@@ -316,7 +316,7 @@ def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | 
         MismatchError: they are others.
     """
     path = Path(moved_to) / entry.name if moved_to is not None else directory.resolve() / entry.file
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(
             f"the weights of checkpoint {entry.name} are not at {path}: restore the file, or name the directory that "
             "it was moved to (checkpoints=...)"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gradtrace.checkpoints import INDEX_NAME, CheckpointIndex, FileEntry, OptimizerEntry, read_index
+from gradtrace.checkpoint_index import INDEX_NAME, CheckpointIndex, FileEntry, OptimizerEntry, read_index
 from gradtrace.errors import CheckpointError
+from gradtrace.moments import moments_path, recorded_moments
+from gradtrace.selection import weakest
 
+LOSSES_NAME = "losses.csv"
 _TEMPORARY = ".tmp"
 
 
@@ -25,9 +31,15 @@ class CheckpointRecorder:
         for inputs, labels in loader:
             ...
             optimizer.step()
-            recorder.step(model, optimizer)   # before scheduler.step(), so that the rate read is the rate used
+            recorder.step(model, optimizer, loss)  # before scheduler.step(), so that the rate read is the rate used
             scheduler.step()
-        recorder.save(model)                  # the final weights, unless the last step saved them already
+        recorder.save(model)                       # the final weights, unless the last step saved them already
+
+    The loss may be left out. Where it is given, `losses.csv` gets a line for each save: its step and the mean loss
+    since the save before. With `keep=N`, only N checkpoints stay on disk: the newest, and those around which this mean
+    falls most and steadily (`gradtrace.selection`); a checkpoint is given up when a new one is whole. Save often, then:
+    `every` decides how finely they are chosen. With `optimizer_state=True` the second moments of Adam and its kin are
+    kept beside each checkpoint, for methods that need them.
 
     Files are written under a temporary name, synced and renamed, then `checkpoints.json` likewise: killed at any
     moment, the directory holds every checkpoint that was finished. With `resume=True` the recorder goes on after the
@@ -37,12 +49,23 @@ class CheckpointRecorder:
     """
 
     def __init__(
-        self, directory: str | Path, *, every: int, batch_size: int | None = None, resume: bool = False
+        self,
+        directory: str | Path,
+        *,
+        every: int,
+        keep: int | None = None,
+        batch_size: int | None = None,
+        optimizer_state: bool = False,
+        resume: bool = False,
     ) -> None:
         if every < 1:
             raise CheckpointError(f"every={every}: give the number of optimizer steps between checkpoints, 1 or more")
+        if keep is not None and keep < 1:
+            raise CheckpointError(f"keep={keep}: give the number of checkpoints to keep on disk, 1 or more")
         self.directory = Path(directory)
         self.every = every
+        self.keep = keep
+        self.optimizer_state = optimizer_state
         self.directory.mkdir(parents=True, exist_ok=True)
         known = (self.directory / INDEX_NAME).exists()
         if known and not resume:
@@ -50,21 +73,40 @@ class CheckpointRecorder:
                 f"{self.directory} has the checkpoints of a training already; give another directory or delete it, or "
                 "pass resume=True where this training goes on from the last of them"
             )
-        for leftover in self.directory.glob(f"step-*{_TEMPORARY}"):
-            leftover.unlink()
-        self._index = read_index(self.directory) if known else CheckpointIndex()
+        self._index = read_index(self.directory / INDEX_NAME) if known else CheckpointIndex()
+        self._remove_leftovers()
         self._index.batch_size = batch_size or self._index.batch_size
         self.steps = max((entry.step for entry in self._index.checkpoints), default=0)
+        self._losses = _read_losses(self.directory / LOSSES_NAME) if known else {}
+        self._loss_sum: float | Tensor = 0.0
+        self._loss_count = 0
         self._learning_rate: float | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
         self._saved: int | None = None
 
-    def step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Count one optimizer step, and save the model's weights if its turn has come."""
-        group = _main_group(optimizer, warn=self._learning_rate is None)
+    def step(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: float | Tensor | None = None,
+        learning_rate: float | None = None,
+    ) -> None:
+        """Count one optimizer step, and save the model's weights if its turn has come.
+
+        Args:
+            loss: the step's training loss, a number; a tensor is not waited for until the next save.
+            learning_rate: the step's, where the optimizer holds the next one's already.
+        """
+        self._optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        group = main_group(self._optimizer, warn=self._learning_rate is None)
+        rate = float(group["lr"]) if learning_rate is None else learning_rate
         # A schedule may end at zero: the last rate above it then stands for the stretch that the checkpoint closes.
-        if 0 < float(group["lr"]) < math.inf:
-            self._learning_rate = float(group["lr"])
-        self._index.optimizer = _describe(optimizer, group)
+        if 0 < rate < math.inf:
+            self._learning_rate = rate
+        self._index.optimizer = _describe(self._optimizer, group)
+        if loss is not None:
+            self._loss_sum = self._loss_sum + (loss.detach() if isinstance(loss, Tensor) else loss)
+            self._loss_count += 1
         self.steps += 1
         if self.steps % self.every == 0:
             self.save(model)
@@ -73,31 +115,76 @@ class CheckpointRecorder:
         """Save the weights as they are after the latest step; does nothing where that step is saved already.
 
         Raises:
-            CheckpointError: `step` has not been called yet, or the learning rate has been zero ever since.
+            CheckpointError: `step` has not been called yet, or the learning rate has been zero ever since; or it had no
+                loss to choose by with `keep`, or no second moments with `optimizer_state`.
         """
-        if self._learning_rate is None:
+        if self._learning_rate is None or self._optimizer is None:
             raise CheckpointError(
                 "no step with a learning rate above zero has been recorded; call recorder.step(model, optimizer) after "
                 "each optimizer.step() and before scheduler.step()"
             )
-        file = f"step-{self.steps:09d}.safetensors"
         if self._saved == self.steps:
             return
-        path = self.directory / file
-        temporary = path.with_name(path.name + _TEMPORARY)
-        save_file(_tensors(model), temporary)
-        _commit(temporary, path)
+        path = self.directory / f"step-{self.steps:09d}.safetensors"
+        self._note_loss()
+        if self.optimizer_state:
+            moments = recorded_moments(model, self._optimizer)
+            _write(moments_path(path), moments.save)
+        _write(path, lambda temporary: save_file(_tensors(model), temporary))
         kept = [entry for entry in self._index.checkpoints if entry.step != self.steps]
-        entry = FileEntry(file=file, step=self.steps, learning_rate=self._learning_rate)
+        entry = FileEntry(file=path.name, step=self.steps, learning_rate=self._learning_rate)
         self._index.checkpoints = sorted([*kept, entry], key=lambda entry: entry.step)
-        self._write_index()
+        given_up = self._thin()
+        _write(self.directory / INDEX_NAME, lambda temporary: temporary.write_text(self._index.content(), "utf-8"))
+        for entry in given_up:
+            (self.directory / entry.file).unlink(missing_ok=True)
+            moments_path(self.directory / entry.file).unlink(missing_ok=True)
         self._saved = self.steps
 
-    def _write_index(self) -> None:
-        path = self.directory / INDEX_NAME
-        temporary = path.with_name(path.name + _TEMPORARY)
-        temporary.write_text(self._index.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
-        _commit(temporary, path)
+    def _note_loss(self) -> None:
+        """Add the mean loss since the last save to the curve; what a training that was set back left there goes."""
+        if not self._loss_count:
+            if self.keep is not None:
+                raise CheckpointError("keep=... chooses by the loss: call recorder.step(model, optimizer, loss)")
+            return
+        self._losses = {step: loss for step, loss in self._losses.items() if step < self.steps}
+        self._losses[self.steps] = float(self._loss_sum) / self._loss_count
+        self._loss_sum, self._loss_count = 0.0, 0
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("step", "loss"), *self._losses.items()])
+        _write(self.directory / LOSSES_NAME, lambda temporary: temporary.write_text(text.getvalue(), "utf-8"))
+
+    def _remove_leftovers(self) -> None:
+        """What a killed training had not finished to write, or to give up."""
+        for unfinished in self.directory.glob(f"step-*{_TEMPORARY}"):
+            unfinished.unlink()
+        listed = {Path(entry.file).stem for entry in self._index.checkpoints}
+        for path in self.directory.glob("step-*.safetensors") if self.keep is not None else ():
+            if path.name.split(".")[0] not in listed:
+                path.unlink()
+
+    def _thin(self) -> list[FileEntry]:
+        """Take all but `keep` checkpoints out of the list, and return them."""
+        given_up: list[FileEntry] = []
+        while self.keep is not None and len(self._index.checkpoints) > self.keep:
+            entries = self._index.checkpoints
+            steps = sorted(self._losses.keys() | {entry.step for entry in entries})
+            losses = [self._losses.get(step, math.nan) for step in steps]
+            weak = weakest(losses, [steps.index(entry.step) for entry in entries])
+            given_up += [entry for entry in entries if entry.step == steps[weak]]
+            self._index.checkpoints = [entry for entry in entries if entry.step != steps[weak]]
+        return given_up
+
+
+def _read_losses(path: Path) -> dict[int, float]:
+    """Mean loss by step, in the order of the steps."""
+    if not path.exists():
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {int(line["step"]): float(line["loss"]) for line in csv.DictReader(file)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); restore it, or delete it to begin a new one") from None
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -110,8 +197,10 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _commit(temporary: Path, path: Path) -> None:
-    """Give a written file its final name once its bytes, and then the name itself, are on disk."""
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write under a temporary name; give the file its own once its bytes, and then the name itself, are on disk."""
+    temporary = path.with_name(path.name + _TEMPORARY)
+    write(temporary)
     _sync(temporary)
     temporary.replace(path)
     _sync(path.parent)
@@ -125,7 +214,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _main_group(optimizer: torch.optim.Optimizer, warn: bool) -> dict[str, Any]:
+def main_group(optimizer: torch.optim.Optimizer, warn: bool) -> dict[str, Any]:
     """The parameter group with the most weights: a checkpoint has room for one learning rate."""
     groups = optimizer.param_groups
     main = max(groups, key=lambda group: sum(weight.numel() for weight in group["params"]))

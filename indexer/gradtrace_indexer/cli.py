@@ -1,4 +1,4 @@
-"""The offline commands: build, what changes an index, and what looks after it."""
+"""The offline commands: build and select, what changes an index, and what looks after it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from gradtrace.checkpoint_index import INDEX_NAME
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.errors import CheckpointError, QueryError
 from gradtrace.manifest import BasisKind, Precision, read_manifest
+from gradtrace.selection import choose
 from gradtrace_indexer import generations
 from gradtrace_indexer.add_checkpoints import add_checkpoints
 from gradtrace_indexer.append import append_rows
@@ -18,6 +20,7 @@ from gradtrace_indexer.build import build_index
 from gradtrace_indexer.compact import compact as compact_index
 from gradtrace_indexer.delete import delete_rows
 from gradtrace_indexer.description import describe, describe_searcher, details
+from gradtrace_indexer.select import explained, mean_losses, plot_selection, selection_index
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_indexer.verify import verify as verify_index
 from gradtrace_indexer.watch import INTERVAL, watch
@@ -27,7 +30,7 @@ app = typer.Typer()
 _TASK = "module:attribute or path/to/file.py:attribute"
 IndexArgument = Annotated[Path, typer.Argument(help="The index directory.")]
 TaskOption = Annotated[str, typer.Option(help=_TASK)]
-CheckpointsOption = Annotated[Path, typer.Option(help="Directory with the weights and their checkpoints.json.")]
+CheckpointsOption = Annotated[Path, typer.Option(help="Directory of a training's checkpoints, or a list by `select`.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Examples a step.")]
 DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
 
@@ -64,6 +67,31 @@ def build(
     typer.echo(f"{out}: {describe(index.manifest)}")
     if index.manifest.searcher is not None:
         typer.echo(describe_searcher(index.manifest, index.manifest.searcher))
+
+
+@app.command()
+def select(
+    checkpoints: Annotated[Path, typer.Argument(help="Directory of a training's checkpoints.", file_okay=False)],
+    task: TaskOption,
+    count: Annotated[int, typer.Option(min=1, help="How many to choose at most.")] = 5,
+    rows: Annotated[int, typer.Option(min=1, help="Training rows whose mean loss is taken.")] = 1000,
+    out: Annotated[str, typer.Option(help="File name of the list, in the checkpoints' directory.")] = "selected.json",
+    plot: Annotated[Path | None, typer.Option(help="Draw the loss and the chosen ones to this file.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Choose the checkpoints around which the loss falls most and steadily, and list them for `build`."""
+    path = checkpoints / out
+    if path.suffix != ".json" or path.name in ("", INDEX_NAME) or path.parent != checkpoints:
+        raise CheckpointError(f"--out {out}: give a file name that ends in .json, other than {INDEX_NAME}")
+    found = load_checkpoints(checkpoints)
+    losses = mean_losses(load_task(task), found, rows, device=device)
+    chosen = choose(losses, count)
+    for line in explained(found, losses, chosen):
+        typer.echo(line)
+    path.write_text(selection_index(found, chosen, checkpoints).content(), "utf-8")
+    if plot is not None:
+        plot_selection(found, losses, chosen, plot)
+    typer.echo(f"{len(chosen)} of {len(found)} chosen; build with --checkpoints {path}")
 
 
 @app.command()

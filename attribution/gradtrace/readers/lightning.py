@@ -1,0 +1,43 @@
+"""Lightning: `.ckpt` files of a ModelCheckpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gradtrace.checkpoint import Checkpoint
+from gradtrace.checkpoint_index import how_to_write
+from gradtrace.errors import CheckpointError
+from gradtrace.readers.base import Reader, described, main_group
+from gradtrace.weight_files import read_file
+
+
+class LightningReader(Reader):
+    """The rate is the optimizer's, that of the next step: a schedule has moved on by one."""
+
+    def find(self, directory: Path) -> list[Path]:
+        """`last.ckpt` comes last, since it repeats another."""
+        return sorted(directory.glob("*.ckpt"), key=lambda path: (path.stem.startswith("last"), path.name))
+
+    def read(self, path: Path) -> Checkpoint:
+        content = _content(path)
+        if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+            raise CheckpointError(f"{path} is not Lightning's; {how_to_write(path.parent)}")
+        states = content.get("optimizer_states") or []
+        if len(states) != 1:
+            raise CheckpointError(
+                f"{path} holds the state of {len(states)} optimizers, so that its learning rate is not known: save "
+                f"with save_weights_only=False; otherwise, {how_to_write(path.parent)}"
+            )
+        group = main_group(path, states[0])
+        return Checkpoint(path, content["global_step"], float(group["lr"]), described(group))
+
+
+def _content(path: Path) -> Any:
+    try:
+        return read_file(path, lazily=True)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} In Lightning, hyperparameters are saved beside the weights: leave objects out of them "
+            "(self.save_hyperparameters(ignore=[...])), or use gradtrace.integrations.lightning.RecorderCallback"
+        ) from None

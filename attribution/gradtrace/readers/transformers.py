@@ -1,0 +1,47 @@
+"""Hugging Face Trainer: `checkpoint-500/` with model.safetensors, trainer_state.json and optimizer.pt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradtrace.checkpoint import Checkpoint
+from gradtrace.errors import CheckpointError
+from gradtrace.readers.base import Reader, described, folders_with, main_group
+from gradtrace.weight_files import read_file
+
+_STATE = "trainer_state.json"
+
+
+class TransformersReader(Reader):
+    """Rates are logged at some steps, and the optimizer holds that of the next step; between them by interpolation."""
+
+    def find(self, directory: Path) -> list[Path]:
+        return folders_with(directory, _STATE)
+
+    def read(self, path: Path) -> Checkpoint:
+        state = _trainer_state(path / _STATE)
+        step, optimizer = state["global_step"], None
+        rates = {entry["step"]: entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry}
+        if (path / "optimizer.pt").is_file():
+            group = main_group(path / "optimizer.pt", read_file(path / "optimizer.pt", lazily=True))
+            rates[step + 1], optimizer = float(group["lr"]), described(group)
+        if not rates:
+            raise CheckpointError(
+                f"{path} tells no learning rate: its log has none and there is no optimizer.pt; train with "
+                "logging_steps at most save_steps, or write a checkpoints.json beside it"
+            )
+        return Checkpoint(path, step, float(np.interp(step, list(rates), list(rates.values()))), optimizer)
+
+
+def _trainer_state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads(path.read_text())
+        if isinstance(state["global_step"], int) and isinstance(state["log_history"], list):
+            return state
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise CheckpointError(f"{path} is damaged: it tells no global_step and log_history; save the checkpoint again")
