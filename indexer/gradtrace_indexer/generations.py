@@ -22,7 +22,10 @@ _FOLDERS = ("rows", "columns", "curvature", "row_ids", "deleted")  # nothing but
 
 
 def successor(current: Manifest, operation: Operation, **changes: Any) -> Manifest:
-    """The generation after the current one, begun: the same but for the given fields."""
+    """The generation after the current one, begun: the same but for the given fields.
+
+    What is derived from the rows and not carried along (a searcher's files) is to be dropped here, for every update.
+    """
     begun = {"generation": current.generation + 1, "complete": False, "made_by": operation, **changes}
     return current.model_copy(update=begun)
 
@@ -120,8 +123,14 @@ def roll_back(path: str | Path, generation: int) -> Manifest:
 
 
 def discard(path: str | Path) -> None:
-    """Give up an unfinished build or update, and remove its files. The current generation stays as it is."""
+    """Give up an unfinished build or update, and remove its files. The current generation stays as it is.
+
+    Raises:
+        StoreError: there is neither, or another process is writing there.
+    """
     directory = Path(path)
+    if not (directory / PENDING_NAME).exists():
+        read_manifest(directory)
     with sole_writer(directory):
         (directory / PENDING_NAME).unlink(missing_ok=True)
         _sweep(directory)
