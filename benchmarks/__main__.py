@@ -29,6 +29,11 @@ BENCHMARKS = {
         ("Gradient rows a second", "throughput digits"),
         ("Time of a query", "latency digits"),
         ("Killed builds, resumed", "kill_resume digits --shard-rows 128"),
+        *(
+            (f"Killed while a reader asks: {name}", f"kill_resume digits --operation {name} --shard-rows 128")
+            for name in ("add", "append", "delete", "compact")
+        ),
+        ("What updates cost", "updates digits --dimensions 512"),
         ("What is said when something is wrong", "messages"),
     ),
     "mnist": (
@@ -40,6 +45,7 @@ BENCHMARKS = {
         ("Searchers", "searchers mnist --queries 20"),
         ("Time of a query", "latency mnist"),
         ("Memory of a build", "memory mnist"),
+        ("What updates cost", "updates mnist"),
     ),
     "cifar10": (
         ("Gradient rows a second", "throughput cifar10"),

@@ -36,6 +36,7 @@ from gradtrace_indexer.task_loading import load_task
 
 _POLL = 0.002
 _QUERIES = 3
+_EARLY = "before the first commit"
 
 Action = Callable[[], object]
 Answers = tuple[list[list[int]], list[list[float]], int]  # rows of both ends, their scores, and rows searched
@@ -157,7 +158,7 @@ def killed(action: Action, directory: Path, seconds: float, in_shard: bool) -> K
         return None
     done = pending_shards(directory)
     inside = list(directory.rglob("*.tmp"))
-    stage = "fitting" if done is None else "inside a shard" if inside else "between shards"
+    stage = _EARLY if done is None else "inside a shard" if inside else "between shards"
     return Killed(seconds, stage, done or 0)
 
 
@@ -294,7 +295,7 @@ class Trial:
             in_shard = shards and number >= fits and number % 2 == 1
             with reader(self.subject, self.broken, self.expected, self.seen):
                 found = killed(self.action(self.broken), self.broken, seconds, in_shard)
-            if found is None or (number < fits and found.stage != "fitting"):  # it was faster: on with another one
+            if found is None or (number < fits and found.stage != _EARLY):  # it was faster: on with another one
                 if found is None:
                     must_equal(self.whole, self.broken)
                 fit, total = fit * 0.7, begun + (total - begun) * 0.9

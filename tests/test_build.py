@@ -44,18 +44,21 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 # Killed and resumed
 
 
-def test_killed_builds_resume_to_the_same_bytes(digits_index: DigitsRun, tmp_path: Path) -> None:
-    """Real processes, ended by SIGKILL while fitting, inside shards and between them."""
-    command = [sys.executable, "-m", "benchmarks.kill_resume", "--task", digits_index.task, "--checkpoints",
-               str(digits_index.checkpoints), "--runs", str(tmp_path), "--dimensions", "64", "--kills", "6",
-               "--shard-rows", "40"]  # fmt: skip
+@pytest.mark.parametrize("operation", ["build", "add", "append", "delete", "compact"])
+def test_what_is_killed_resumes_to_the_same_bytes(digits_index: DigitsRun, tmp_path: Path, operation: str) -> None:
+    """Real processes, ended by SIGKILL before the first commit, inside shards and between them; another one reads."""
+    command = [sys.executable, "-m", "benchmarks.kill_resume", "--operation", operation, "--task", digits_index.task,
+               "--checkpoints", str(digits_index.checkpoints), "--runs", str(tmp_path), "--dimensions", "64",
+               "--kills", "6" if operation == "build" else "4", "--shard-rows", "40"]  # fmt: skip
     root = Path(__file__).parents[1]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=root, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     moments = re.findall(r"^\| +\d+ \| [^|]* \| (\w[\w ]*\w) ", done.stdout, re.MULTILINE)
-    assert len(moments) == 6, done.stdout
-    assert "fitting" in moments
-    assert "inside a shard" in moments
+    assert len(moments) == (6 if operation == "build" else 4), done.stdout
+    assert "before the first commit" in moments
+    assert "inside a shard" in moments or operation == "delete"
+    if operation != "build":
+        assert re.search(r"every answer right: \d+ of generation [12]", done.stdout), done.stdout
 
 
 def interrupted(directory: Path, task: ClassTask, **arguments: Any) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 import digits_task
 from conftest import DigitsRun
+from gradtrace import QueryError
 from gradtrace_client import Client, InfluenceAnswer
 from gradtrace_service import cli
 from gradtrace_service.app import create_app
@@ -50,7 +52,8 @@ def url(digits_index: DigitsRun) -> Iterator[str]:
 
 def test_one_program_has_the_commands_of_every_room() -> None:
     shown = invoke("--help")
-    for command in ("build", "verify", "info", "serve", "query", "demo"):
+    offline = ("build", "update", "append", "delete", "compact", "rollback", "prune", "discard", "verify", "info")
+    for command in (*offline, "serve", "query", "demo"):
         assert re.search(rf"\b{command}\b", shown)
 
 
@@ -150,6 +153,58 @@ def test_build_serve_ask_and_stop(digits_index: DigitsRun, tmp_path: Path) -> No
         server.send_signal(signal.SIGINT)
         server.stderr.read()
     assert server.returncode == 0
+
+
+def test_the_life_of_an_index(digits_index: DigitsRun, tmp_path: Path) -> None:
+    """Through the commands alone: built at two of three checkpoints, then updated, cut down, compacted, rolled back."""
+    shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints")
+    listing = tmp_path / "checkpoints" / "checkpoints.json"
+    whole = json.loads(listing.read_text())
+    listing.write_text(json.dumps(whole | {"checkpoints": whole["checkpoints"][:2]}))
+    index, task = str(tmp_path / "index"), ("--task", digits_index.task)
+    run_of = ("--checkpoints", str(tmp_path / "checkpoints"))
+    invoke("build", digits_index.task, *run_of, "--out", index, "--dimensions", "64")
+    listing.write_text(json.dumps(whole))
+    for _ in range(2):
+        assert "400 rows x 3 checkpoints" in invoke("update", index, *task, *run_of)
+    assert "generation 2" in invoke("append", index, *task)
+    assert "387 rows" in invoke("delete", index, "--rows", "0, 17,30-39", "--rows", "399")
+    assert "generation 4" in invoke("compact", index)
+    shown = invoke("info", index)
+    assert "387 present, 0 deleted, 13 deleted and compacted" in shown
+    assert "generation 3 (delete rows)" in shown
+    assert "generation 1 (build)" in shown
+    assert "is whole" in invoke("verify", index, "--all")
+    assert "400 rows x 2 checkpoints" in invoke("rollback", index, "1")
+    assert "400 rows x 2 checkpoints" in invoke("prune", index, "--keep", "1")
+    assert "kept" not in invoke("info", index)
+    assert "nothing unfinished" in invoke("discard", index)
+    assert "is whole" in invoke("verify", index, "--all")
+
+
+@pytest.mark.parametrize("rows", ["", "a", "3-", "-3", "5-4", "1,,2", "1.5"])
+def test_rows_to_delete_that_are_no_numbers(digits_index: DigitsRun, rows: str) -> None:
+    with pytest.raises(QueryError, match="names no rows"):
+        invoke("delete", str(digits_index.index), f"--rows={rows}")
+
+
+def test_watching_until_interrupted(digits_index: DigitsRun, tmp_path: Path) -> None:
+    shutil.copytree(digits_index.index.parent, tmp_path / "run")
+    words = ["update", str(tmp_path / "run" / "index"), "--task", digits_index.task, "--watch", "--interval", "0.2",
+             "--checkpoints", str(tmp_path / "run" / "checkpoints")]  # fmt: skip
+    listing = tmp_path / "run" / "checkpoints" / "checkpoints.json"
+    content = json.loads(listing.read_text())
+    last = content["checkpoints"][-1]
+    with subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        assert "Watching" in watching.stdout.readline()
+        shutil.copy(listing.parent / last["file"], listing.parent / "later.safetensors")
+        more = last | {"file": "later.safetensors", "step": last["step"] + 1}
+        listing.write_text(json.dumps(content | {"checkpoints": [*content["checkpoints"], more]}))
+        assert "400 rows x 4 checkpoints" in watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        assert "run it again to go on" in watching.stdout.read()
+    assert watching.returncode == 0
 
 
 @pytest.mark.recipe

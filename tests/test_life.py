@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from gradtrace import QueryError, open_index
+from gradtrace import Checkpoint, QueryError, open_index
 from gradtrace.manifest import read_manifest
 from gradtrace_indexer import (
     add_checkpoints,
@@ -102,7 +102,7 @@ def take(step: Step, model: Model, path: Path) -> None:
             model.publish(rows, model.checkpoints, model.deleted)
     elif name == "add":
         count = min(CHECKPOINTS, model.checkpoints + number % 3)
-        found = [tiny.Checkpoint(path.parent / "checkpoints" / f"{n}.pt", 5 * n * (n + 1), 0.1 / n)
+        found = [Checkpoint(path.parent / "checkpoints" / f"{n}.pt", 5 * n * (n + 1), 0.1 / n)
                  for n in range(1, count + 1)]  # fmt: skip
         add_checkpoints(path, task(model.rows), found, progress=False)
         if count > model.checkpoints:
@@ -144,11 +144,12 @@ def check(model: Model, path: Path, parts: Any) -> None:
     assert np.flatnonzero(index.present).tolist() == present
     expected = parts[: model.checkpoints].sum(0)[:, : model.rows].numpy().copy()
     expected[:, sorted(model.deleted)] = np.nan
-    np.testing.assert_allclose(index.scores(QUERIES), expected, rtol=5e-3, atol=2e-3 * np.nanmax(np.abs(expected)))
+    slack = float(2e-3 * np.nanmax(np.abs(expected)))
+    np.testing.assert_allclose(index.scores(QUERIES), expected, rtol=5e-3, atol=slack)
     for line, result in zip(expected, index.influence(QUERIES, k=60), strict=True):
         assert sorted(hit.row for hit in result.proponents) == present
         for hit in result.proponents:
-            assert hit.score == pytest.approx(line[hit.row], rel=5e-3, abs=2e-3 * np.nanmax(np.abs(expected)))
+            assert hit.score == pytest.approx(line[hit.row], rel=5e-3, abs=slack)
             assert hit.label == ROWS[hit.row][1]
             assert len(hit.parts) == model.checkpoints
     assert [kept.generation for kept in kept_generations(path)] == sorted(model.kept)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import shutil
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +23,7 @@ from conftest import DigitsRun
 from gradtrace import Index
 from gradtrace_client import AsyncClient, Client, Hit, InfluenceAnswer, InvalidRequestError, NotFoundError, ServiceError
 from gradtrace_client.schemas import MAX_K, MAX_QUERIES, Problem
+from gradtrace_indexer import delete_rows
 from gradtrace_service.app import MAX_BODY_BYTES, create_app
 from gradtrace_service.engine import Engine, QueueFullError
 from gradtrace_service.server import serving
@@ -433,3 +436,17 @@ def test_a_full_queue_is_told_as_429(digits_index: DigitsRun) -> None:
         response = httpx.post(f"{url}/influence", json={"query_rows": [0]})
     assert "later" in problem(response, 429).detail
     assert int(response.headers["retry-after"]) >= 1
+
+
+def test_deleted_rows_are_in_no_answer(digits_index: DigitsRun, tmp_path: Path) -> None:
+    shutil.copytree(digits_index.index.parent, tmp_path / "run")
+    path = tmp_path / "run" / "index"
+    delete_rows(path, range(0, 400, 2))
+    with serving(create_app(gradtrace.open_index(path, TASK))) as url, Client(url) as client:
+        found = client.self_influence(k=300)
+        assert [hit.row % 2 for hit in found.results] == [1] * 200
+        assert found.rows_total == 200
+        assert all(hit.row % 2 for hit in client.influence(query_rows=[0], k=300).results[0].opponents)
+        answer = problem(httpx.get(f"{url}/examples/train/4"), 404)
+        assert "row 4 of the training data was deleted" in answer.model_dump_json()
+        assert httpx.get(f"{url}/examples/train/5").status_code == 200

@@ -24,7 +24,17 @@ from gradtrace import (
     open_index,
 )
 from gradtrace.manifest import ShardEntry, read_manifest
-from gradtrace_indexer import add_checkpoints, append_rows, build, build_index, compact, delete_rows, prune, verify
+from gradtrace_indexer import (
+    add_checkpoints,
+    append_rows,
+    build,
+    build_index,
+    compact,
+    delete_rows,
+    discard,
+    prune,
+    verify,
+)
 from same_basis import fresh_build
 from tiny import ClassTask
 
@@ -376,8 +386,9 @@ def test_where_there_is_no_index(tmp_path: Path) -> None:
         lambda path: add(path, new),
         lambda path: append(path, ROWS),
         lambda path: delete_rows(path, [0]),
-        lambda path: compact(path),
-        lambda path: prune(path),
+        compact,
+        prune,
+        discard,
     ):
         with pytest.raises(StoreError, match="no index at"):
             change(tmp_path / "nowhere")

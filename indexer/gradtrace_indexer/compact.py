@@ -125,10 +125,7 @@ def _shard(
         return sources[piece.parts[0].stretch].model_copy(update={"start": start, "stop": stop})
     name = shard_name(manifest, checkpoint, start)
     parts = [(sources[part.stretch], part.rows) for part in piece.parts]
-    for entry, _ in parts:  # else damage would be copied, and hidden by a new checksum
-        for file in (entry.rows, entry.columns):
-            if problem := check_file(directory, file, deep=True):
-                raise CorruptIndexError(f"{directory} is damaged: {problem}. Restore the file, or rebuild the index")
+    _refuse_damage(directory, [entry for entry, _ in parts])
     layout = ShardLayout(piece.size, tuple(manifest.levels), manifest.precision)
     with ShardWriter(directory, f"rows/{name}.rows", layout) as writer:
         for entry, rows in parts:
@@ -144,3 +141,10 @@ def _shard(
         rows=file,
         columns=write_file(directory, f"columns/{name}.parquet", columns),
     )
+
+
+def _refuse_damage(directory: Path, entries: list[ShardEntry]) -> None:
+    """A damaged value must not be copied: its new file would have a checksum that fits."""
+    for file in (file for entry in entries for file in (entry.rows, entry.columns)):
+        if problem := check_file(directory, file, deep=True):
+            raise CorruptIndexError(f"{directory} is damaged: {problem}. Restore the file, or rebuild the index")

@@ -29,7 +29,10 @@ _FOLDERS = (
 
 
 def successor(current: Manifest, operation: Operation, **changes: Any) -> Manifest:
-    """The generation after the current one, begun: the same but for the given fields."""
+    """The generation after the current one, begun: the same but for the given fields.
+
+    What is derived from the rows and not carried along (a searcher's files) is to be dropped here, for every update.
+    """
     begun = {"generation": current.generation + 1, "complete": False, "made_by": operation, **changes}
     return current.model_copy(update=begun)
 
@@ -127,8 +130,14 @@ def roll_back(path: str | Path, generation: int) -> Manifest:
 
 
 def discard(path: str | Path) -> None:
-    """Give up an unfinished build or update, and remove its files. The current generation stays as it is."""
+    """Give up an unfinished build or update, and remove its files. The current generation stays as it is.
+
+    Raises:
+        StoreError: there is neither, or another process is writing there.
+    """
     directory = Path(path)
+    if not (directory / PENDING_NAME).exists():
+        read_manifest(directory)
     with sole_writer(directory):
         (directory / PENDING_NAME).unlink(missing_ok=True)
         _sweep(directory)
@@ -160,6 +169,6 @@ def _sweep(directory: Path) -> None:
         generations += [read_manifest(directory), *kept_generations(directory)]
     named = {entry.path for manifest in generations if manifest is not None for entry in manifest.files()}
     found = [path for folder in _FOLDERS for path in (directory / folder).rglob("*") if path.is_file()]
-    for path in [directory / "basis.safetensors", *found]:
+    for path in [directory / "basis.safetensors", directory / "column_scales.safetensors", *found]:
         if path.relative_to(directory).as_posix() not in named:
             path.unlink(missing_ok=True)
