@@ -374,14 +374,14 @@ def test_a_build_that_is_killed_while_it_makes_the_searcher(digits_index: Digits
     before = {path: path.stat().st_mtime_ns for path in index.rglob("*.rows")}
     words = ["build", digits_index.task, "--checkpoints", str(index.parent / "checkpoints"), "--out", str(index)]
     command = [sys.executable, "-c", "from gradtrace_service.cli import main; main()", *words, "--dimensions", "256"]
-    with subprocess.Popen([*command, "--searcher", "annoy:200"], stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen([*command, "--searcher", "annoy:200;search_k=1000"], stderr=subprocess.DEVNULL) as process:
         while not list(index.glob("searchers/*.tmp")) and process.poll() is None:
             time.sleep(0.001)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert gt.open_index(index, TASK).influence([TASK.query[0]])[0].exact
     for path in (index, index.parent / "other"):
-        set_searcher(path, TASK, "annoy:200", progress=False)
+        set_searcher(path, TASK, "annoy:200;search_k=1000", progress=False)
     assert tiny.files(index) == tiny.files(index.parent / "other")
     assert before == {path: path.stat().st_mtime_ns for path in index.rglob("*.rows")}
 
