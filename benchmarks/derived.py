@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,20 +50,15 @@ def derived(
     columns = write_file(out, "columns.parquet", _no_columns())
     shards = []
     for place, checkpoint in enumerate(checkpoints):
-        start, parts = 0, iter(blocks(checkpoint))
-        while start < rows:
-            layout = ShardLayout(min(_SHARD_ROWS, rows - start), tuple(levels), precision)
+        parts = (block[:, :dimensions] for block in blocks(checkpoint))
+        for start in range(0, rows, _SHARD_ROWS):
+            stop = min(start + _SHARD_ROWS, rows)
+            layout = ShardLayout(stop - start, tuple(levels), precision)
             name = f"rows/{manifest.checkpoints[checkpoint].name}/{start:09d}.rows"
             with ShardWriter(out, name, layout, scales) as writer:
-                written = 0
-                while written < layout.rows:
-                    part = next(parts)[:, :dimensions]
-                    writer.append(part)
-                    written += len(part)
+                _fill(writer, parts, layout.rows)
                 entry = writer.commit()
-            stop = start + layout.rows
             shards.append(ShardEntry(checkpoint=place, start=start, stop=stop, rows=entry, columns=columns))
-            start = stop
     content = None if scales is None else safetensors.torch.save({"column_scales": scales})
     changed = {
         "checkpoints": [manifest.checkpoints[checkpoint] for checkpoint in checkpoints],
@@ -76,6 +71,13 @@ def derived(
         "shards": shards,
     }
     return write_manifest(out, MANIFEST_NAME, manifest.model_copy(update=changed))
+
+
+def _fill(writer: ShardWriter, parts: Iterator[Tensor], rows: int) -> None:
+    while rows:
+        part = next(parts)
+        writer.append(part)
+        rows -= len(part)
 
 
 def _column_scales(source: RowStore, checkpoints: Sequence[int]) -> Tensor:

@@ -210,7 +210,7 @@ def test_full_disk(tmp_path: Path, largest_file: Callable[[int], None], limit: i
     torch.set_num_threads(3)
     largest_file(limit)
     with pytest.raises(StoreError, match=r"could not be written.*free some space") as caught:
-        build_index(task, found, tmp_path / "full" / "index", basis=basis, progress=False)
+        build_index(task, found, tmp_path / "full" / "index", basis=basis, precision="float16", progress=False)
     largest_file(resource.RLIM_INFINITY)
     assert torch.get_num_threads() == 3, f"left so while {caught.value} is handled"
     torch.set_num_threads(1)

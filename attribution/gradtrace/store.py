@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from gradtrace.row_ids import RowIds, read_row_ids
 from gradtrace.shards import Shard, ShardLayout, hash_file
 
 _HASH_THREADS = 4
-_SCAN_SHARE = 8  # from one row in so many on, reading ahead is cheaper than single rows
+_SCAN_SHARE = 8  # if pages that hold one byte in so many are wanted, reading all is cheaper than one page at a time
 _PIECE_VALUES = 1 << 18
 # PyTorch shares work on more values than this with its other threads. Waiting for those costs milliseconds wherever
 # another process keeps a core busy.
@@ -120,13 +122,13 @@ class RowStore:
             raise QueryError(f"rows must lie in 0 to {self.rows - 1}; got {int(rows[0])} to {int(rows[-1])}")
         stored = torch.empty(len(rows), len(checkpoints), sum(self._layout.stored_widths), dtype=self._layout.dtype)
         scales = torch.empty(len(rows), len(checkpoints))
-        for number, places, local in self._by_shard(rows):
+        for number, places, local in self._by_shard(rows.numpy()):
             for position, checkpoint in enumerate(checkpoints):
                 shard = self._shard(checkpoint, number)
-                scales[places, position] = shard.scales[local]
+                scales.numpy()[places, position] = shard.scales.numpy()[local]
                 parts = stored[places, position].split(self._layout.stored_widths, dim=1)
                 for part, values in zip(parts, shard.levels, strict=True):
-                    part.numpy()[:] = values.numpy()[local.numpy()]
+                    part.numpy()[:] = values.numpy()[local]
         out = torch.empty(len(rows), len(checkpoints), self.dimensions)
         for few in _pieces(len(rows), len(checkpoints) * self.dimensions, _SERIAL_VALUES):
             decode(stored[few], scales[few], self._column_scales, out[few])
@@ -136,7 +138,8 @@ class RowStore:
         """<row's columns of one level, vector>, for ascending rows [m] int64, vector [width]. [m] float32."""
         column_scales = self._scales_of(level)
         vector = vector if column_scales is None else vector * column_scales
-        many = len(rows) * _SCAN_SHARE > self.rows
+        row_bytes = self._layout.stored_widths[level] * self._layout.dtype.itemsize
+        many = len(rows) * (row_bytes + mmap.PAGESIZE) * _SCAN_SHARE > self.rows * row_bytes
         if many:
             self._expect([checkpoint], scan=True)
         out, scales = torch.empty(len(rows)), torch.empty(len(rows))
@@ -145,13 +148,13 @@ class RowStore:
         stored = torch.empty(step, self._layout.stored_widths[level], dtype=self._layout.dtype)
         codes = torch.empty(step, len(vector))
         for piece in _pieces(len(rows), len(vector), _PIECE_VALUES):
-            some = rows[piece]
-            for number, places, local in self._by_shard(some):
+            count = piece.stop - piece.start
+            for number, places, local in self._by_shard(rows[piece].numpy()):
                 shard = self._shard(checkpoint, number)
-                shard.levels[level].numpy().take(local.numpy(), axis=0, out=stored[places].numpy(), mode="clip")
-                shard.scales.numpy().take(local.numpy(), out=scales[piece][places].numpy(), mode="clip")
-            self._unpack(stored[: len(some)], codes[: len(some)])
-            torch.mv(codes[: len(some)], vector, out=out[piece])
+                shard.levels[level].numpy().take(local, axis=0, out=stored.numpy()[places], mode="clip")
+                shard.scales.numpy().take(local, out=scales.numpy()[piece][places], mode="clip")
+            self._unpack(stored[:count], codes[:count])
+            torch.mv(codes[:count], vector, out=out[piece])
         if many:
             self._expect([checkpoint], scan=False)
         return out.mul_(scales)
@@ -161,12 +164,12 @@ class RowStore:
         for few in _pieces(len(stored), out.shape[1], _SERIAL_VALUES):
             out[few] = stored[few] if self._column_scales is None else unpack(stored[few], out.shape[1])
 
-    def _by_shard(self, rows: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+    def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, slice, NDArray[np.int64]]]:
         """Split ascending rows [m] by stretch: (its number, places in `rows`, numbers inside its shards)."""
-        edges = np.append(np.searchsorted(rows.numpy(), self._starts), len(rows))
-        for number in np.flatnonzero(np.diff(edges)).tolist():
-            places = slice(int(edges[number]), int(edges[number + 1]))
-            yield number, places, rows[places] - int(self._starts[number])
+        edges = [*rows.searchsorted(self._starts).tolist(), len(rows)]
+        for number, (low, high) in enumerate(pairwise(edges)):
+            if low < high:
+                yield number, slice(low, high), rows[low:high] - self._starts[number]
 
     def blocks(self, checkpoints: Sequence[int], block_rows: int) -> Iterator[tuple[int, Tensor]]:
         """All rows in order, as (first row, [b, len(checkpoints), dimensions] float32), b at most `block_rows`."""
