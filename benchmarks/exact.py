@@ -52,7 +52,7 @@ def _factors(model: GradientModel, examples: Sequence[Example]) -> dict[str, Fac
 
     def add(layer: Layer, x: Tensor, d: Tensor) -> None:
         assert layer.name not in found
-        if layer.rotates and x.dim() == 2:
+        if layer.rotates and layer.rotates_inputs and x.dim() == 2:
             found[layer.name] = (layer.input_factors(x, None).flatten(1), layer.output_factors(d, None).flatten(1))
         else:
             found[layer.name] = (layer.gradient(x, d).flatten(1),)

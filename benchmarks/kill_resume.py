@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.datasets import DATASETS, task_spec
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.errors import StoreError
 from gradtrace.manifest import read_manifest
@@ -121,7 +122,7 @@ def must_equal(a: Path, b: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", nargs="?", choices=["digits", "mnist", "cifar10"])
+    parser.add_argument("dataset", nargs="?", choices=DATASETS)
     parser.add_argument("--task", help="another task, with --checkpoints")
     parser.add_argument("--checkpoints", type=Path)
     parser.add_argument("--dimensions", type=int, default=1024)
@@ -133,7 +134,7 @@ def main() -> None:
     if (arguments.dataset is None) == (arguments.task is None or arguments.checkpoints is None):
         parser.error("name a data set, or --task and --checkpoints")
     run: Path = arguments.runs / (arguments.dataset or "")
-    task = load_task(arguments.task or f"examples/{arguments.dataset}/task.py:TASK")
+    task = load_task(arguments.task or task_spec(arguments.dataset))
     checkpoints = load_checkpoints(arguments.checkpoints or run / "checkpoints")
     whole, broken = run / "kill-undisturbed", run / "kill-resumed"
     for directory in (whole, broken):

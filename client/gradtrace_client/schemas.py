@@ -148,6 +148,10 @@ class Hit(_Answer):
     parts: dict[str, float] | None = Field(description="By checkpoint; they sum to the score.")
     example: Payload | None = Field(description='{"image": data URL}, {"text": ...} or {"features": {...}}.')
 
+    def example_text(self) -> str:
+        """The example in one line of at most 250 characters; an image is only named."""
+        return _display.example_text(self.example)
+
 
 class QueryInfo(_Answer):
     """What was explained. `split` and `row` are set where the query was asked by row."""
@@ -161,6 +165,10 @@ class QueryInfo(_Answer):
     prediction_name: str | None
     loss: float | None
     example: Payload | None
+
+    def example_text(self) -> str:
+        """The example in one line of at most 250 characters; an image is only named."""
+        return _display.example_text(self.example)
 
 
 class Influence(_Answer):

@@ -16,6 +16,8 @@ def print_answer(answer: InfluenceAnswer) -> None:
     console = Console()
     for result in answer.results:
         console.print(f"\n[bold]{escape(_question(result.query))}[/bold]")
+        if _has_words(result.query):
+            console.print(escape(result.query.example_text()))
         console.print(_table("Proponents", "green", result.proponents))
         console.print(_table("Opponents", "red", result.opponents))
         console.print(_searched(result, answer.exact), style="dim")
@@ -39,12 +41,21 @@ def _question(query: QueryInfo) -> str:
 def _table(title: str, colour: str, hits: Sequence[Hit]) -> Table:
     table = Table(title=title, title_justify="left", title_style=colour)
     for name in ("row", "score", "label", "prediction", "loss"):
-        table.add_column(name, justify="left" if name in ("label", "prediction") else "right")
+        is_word = name in ("label", "prediction") and any(hit.label_name for hit in hits)
+        table.add_column(name, justify="left" if is_word else "right", no_wrap=True)
+    if any(_has_words(hit) for hit in hits):
+        table.add_column("example", min_width=24)
     for hit in hits:
         label, prediction = _words(hit.label, hit.label_name), _words(hit.prediction, hit.prediction_name)
         loss = "" if hit.loss is None else f"{hit.loss:.3g}"
-        table.add_row(str(hit.row), f"{hit.score:+.4g}", escape(label), escape(prediction), loss)
+        cells = [str(hit.row), f"{hit.score:+.3g}", escape(label), escape(prediction), loss]
+        table.add_row(*cells, *([escape(hit.example_text())] if _has_words(hit) else []))
     return table
+
+
+def _has_words(shown: Hit | QueryInfo) -> bool:
+    """Whether a terminal can show the example: a text, or features by name."""
+    return bool({"text", "features"} & set(shown.example or ()))
 
 
 def _searched(result: Influence, exact: bool) -> str:
@@ -55,4 +66,4 @@ def _searched(result: Influence, exact: bool) -> str:
 def _words(label: Label | None, name: str | None) -> str:
     if label is None:
         return "-"
-    return name if name is not None else f"{label:g}"
+    return name if name is not None else f"{label:,.6g}"
