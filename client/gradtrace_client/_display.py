@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from gradtrace_client.schemas import Hit, Influence
 
-_TEXT_LIMIT = 250
+_TEXT_LIMIT = 200
 
 
 def frame(records: Sequence[dict[str, Any]]) -> pandas.DataFrame:

@@ -149,7 +149,7 @@ class Hit(_Answer):
     example: Payload | None = Field(description='{"image": data URL}, {"text": ...} or {"features": {...}}.')
 
     def example_text(self) -> str:
-        """The example in one line of at most 250 characters; an image is only named."""
+        """The example in one line of at most 200 characters; an image is only named."""
         return _display.example_text(self.example)
 
 
@@ -167,7 +167,7 @@ class QueryInfo(_Answer):
     example: Payload | None
 
     def example_text(self) -> str:
-        """The example in one line of at most 250 characters; an image is only named."""
+        """The example in one line of at most 200 characters; an image is only named."""
         return _display.example_text(self.example)
 
 

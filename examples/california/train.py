@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from gradtrace.dataset import fetch
 from gradtrace.recorder import CheckpointRecorder
 from gradtrace.tasks import TabularRegression
 
@@ -39,7 +40,7 @@ def train(task: TabularRegression, out: Path, epochs: int = 30, batch_size: int 
 @torch.no_grad()
 def evaluate(task: TabularRegression, model: nn.Module) -> float:
     """1 - squared error / variance, over the held-out rows."""
-    batch = task.collate(task.query.__getitems__(range(len(task.query))))
+    batch = task.collate(fetch(task.query, range(len(task.query))))
     prices = batch[1]
     return 1 - float((task.predict(model, batch) - prices).square().mean() / prices.var(correction=0))
 

@@ -33,24 +33,37 @@ def print_answer(answer: InfluenceAnswer) -> None:
 def _question(query: QueryInfo) -> str:
     where = "The example" if query.row is None else f"Row {query.row} of the {query.split} data"
     label = "without a label" if query.label is None else f"labelled {_words(query.label, query.label_name)}"
-    loss = "" if query.loss is None else f" (loss {query.loss:.3g})"
-    predicted = f"predicted {_words(query.prediction, query.prediction_name)}{loss}"
-    return f"{where}, {label}, {predicted}; explained: {query.target}"
+    return f"{where}, {label}, {_predicted(query)}; explained: {query.target}"
 
 
 def _table(title: str, colour: str, hits: Sequence[Hit]) -> Table:
+    if any(_has_words(hit) for hit in hits):
+        return _table_of_words(title, colour, hits)
     table = Table(title=title, title_justify="left", title_style=colour)
     for name in ("row", "score", "label", "prediction", "loss"):
-        is_word = name in ("label", "prediction") and any(hit.label_name for hit in hits)
-        table.add_column(name, justify="left" if is_word else "right", no_wrap=True)
-    if any(_has_words(hit) for hit in hits):
-        table.add_column("example", min_width=24)
+        table.add_column(name, justify="left" if name in ("label", "prediction") else "right")
     for hit in hits:
         label, prediction = _words(hit.label, hit.label_name), _words(hit.prediction, hit.prediction_name)
         loss = "" if hit.loss is None else f"{hit.loss:.3g}"
-        cells = [str(hit.row), f"{hit.score:+.3g}", escape(label), escape(prediction), loss]
-        table.add_row(*cells, *([escape(hit.example_text())] if _has_words(hit) else []))
+        table.add_row(str(hit.row), f"{hit.score:+.4g}", escape(label), escape(prediction), loss)
     return table
+
+
+def _table_of_words(title: str, colour: str, hits: Sequence[Hit]) -> Table:
+    """Label and prediction above the example: texts need the width."""
+    table = Table(title=title, title_justify="left", title_style=colour)
+    table.add_column("row", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("label, prediction and example")
+    for hit in hits:
+        head = f"[bold]{escape(_words(hit.label, hit.label_name))}[/bold], {escape(_predicted(hit))}"
+        table.add_row(str(hit.row), f"{hit.score:+.3g}", f"{head}\n{escape(hit.example_text())}")
+    return table
+
+
+def _predicted(shown: Hit | QueryInfo) -> str:
+    loss = "" if shown.loss is None else f" (loss {shown.loss:.3g})"
+    return f"predicted {_words(shown.prediction, shown.prediction_name)}{loss}"
 
 
 def _has_words(shown: Hit | QueryInfo) -> bool:
