@@ -57,14 +57,13 @@ def misclassified(checkpoints: Path) -> dict[int, int]:
     return {row: predicted for row, predicted in enumerate(found) if predicted != TASK.query[row][1]}
 
 
-def suspects(index: gt.Index, errors: list[int], k: int = 5, most: int = 12) -> Table:
-    """The training rows that are most often among the k strongest opponents of a misclassified test text."""
-    opponents = [
-        hit for result in index.influence([TASK.query[row] for row in errors], k=k) for hit in result.opponents
-    ]
+def suspects(index: gt.Index, errors: list[int], k: int = 10, most: int = 10) -> Table:
+    """The misclassified training rows that are most often among the k strongest opponents of a misclassified text."""
+    results = index.influence([TASK.query[row] for row in errors], k=k)
+    opponents = [hit for result in results for hit in result.opponents if not hit.correct]
     times, hits = Counter(hit.row for hit in opponents), {hit.row: hit for hit in opponents}
     chosen = [(hits[row], str(count)) for row, count in times.most_common(most)]
-    return table(f"Most often among the {k} strongest opponents of the {len(errors)} errors", chosen, "errors")
+    return table(f"Misclassified rows most often among the {k} strongest opponents of an error", chosen, "errors")
 
 
 def table(title: str, hits: list[tuple[gt.Hit, str]], measured: str) -> Table:
