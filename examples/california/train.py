@@ -1,4 +1,4 @@
-"""Train the California housing network by Adam, as in the TracIn paper: half a minute, 80 % of the variance explained."""
+"""Train the California network by Adam, as in the TracIn paper: half a minute, 80 % of the variance explained."""
 
 from __future__ import annotations
 
