@@ -4,6 +4,7 @@ VENV ?= .venv
 # Installed first, so that no later requirement chooses another build of PyTorch; any release from 2.6 on will do.
 TORCH ?= torch==2.13.0
 export GRADTRACE_DATA ?= $(abspath ../shared/data)
+# digits, or with GRADTRACE_DATA: mnist, cifar10, california, dbpedia, sst2
 DATASET ?= digits
 ONCE ?=
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.datasets import DATASETS, task_spec
 from benchmarks.exact import agreement, exact_tracin
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.dataset import fetch
@@ -16,7 +17,7 @@ from gradtrace_indexer.task_loading import load_task
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", choices=["digits", "mnist", "cifar10"])
+    parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--dimensions", type=int, default=1024)
     parser.add_argument("--basis", nargs="+", default=["spectral", "two-sided"])
     parser.add_argument("--precision", nargs="+", default=["float16"])
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     run: Path = arguments.runs / arguments.dataset
-    task = load_task(f"examples/{arguments.dataset}/task.py:TASK")
+    task = load_task(task_spec(arguments.dataset))
     checkpoints = load_checkpoints(run / "checkpoints")
     rows = np.sort(np.random.default_rng(0).choice(len(task.query), arguments.queries, replace=False))
     queries = fetch(task.query, rows.tolist())

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.datasets import DATASETS, task_spec
 from benchmarks.memory import SomeRows
 from gradtrace import Index, open_index
 from gradtrace.checkpoints import Checkpoint, load_checkpoints
@@ -310,7 +311,7 @@ class Trial:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", nargs="?", choices=["digits", "mnist", "cifar10"])
+    parser.add_argument("dataset", nargs="?", choices=DATASETS)
     parser.add_argument("--operation", choices=list(OPERATIONS), default="build")
     parser.add_argument("--task", help="another task, with --checkpoints")
     parser.add_argument("--checkpoints", type=Path)
@@ -323,7 +324,7 @@ def main() -> None:
     if (arguments.dataset is None) == (arguments.task is None or arguments.checkpoints is None):
         parser.error("name a data set, or --task and --checkpoints")
     run: Path = arguments.runs / (arguments.dataset or "")
-    task = load_task(arguments.task or f"examples/{arguments.dataset}/task.py:TASK")
+    task = load_task(arguments.task or task_spec(arguments.dataset))
     shorter = copy.copy(task)
     shorter.train = SomeRows(task.train, range(len(task.train) * 2 // 3))
     checkpoints = load_checkpoints(arguments.checkpoints or run / "checkpoints")

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.datasets import DATASETS, task_spec
 from gradtrace import Index, Task, open_index
 from gradtrace.dataset import fetch
 from gradtrace_client import Client
@@ -33,16 +34,16 @@ Found = list[list[int]]  # rows found for each query, those of both ends
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", choices=["digits", "mnist", "cifar10"])
+    parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--index", type=Path, help="default: the one that benchmarks.throughput built")
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     path = arguments.index or arguments.runs / arguments.dataset / "index-spectral-1024-float16"
-    spec = f"examples/{arguments.dataset}/task.py:TASK"
+    spec = task_spec(arguments.dataset)
     task = load_task(spec)
-    payloads = images(task, arguments.queries + _WARM_UP)
+    payloads = requests(task, arguments.queries + _WARM_UP)
     with served(path, spec) as url, Client(url) as client:
         over_http, found = ask(client, payloads, arguments.k)
     index = open_index(path, task)
@@ -59,8 +60,8 @@ def main() -> None:
             print(f"| {where}: {name} | {np.median(values):.2f} | {np.quantile(values, 0.95):.2f} |")
 
 
-def images(task: Task, count: int) -> list[Payload]:
-    """Requests for random test images, {"image": PNG as base64}."""
+def requests(task: Task, count: int) -> list[Payload]:
+    """Requests for random test examples, as the task renders them."""
     rows = np.random.default_rng(0).choice(len(task.query), count, replace=False)
     return [task.render(example) for example in fetch(task.query, rows.tolist())]
 
@@ -98,7 +99,7 @@ def ask(client: Client, payloads: Sequence[Payload], k: int) -> tuple[Times, Fou
 
 
 def ask_in_process(index: Index, payloads: Sequence[Payload], k: int) -> tuple[Times, Found]:
-    """As `ask`; images are decoded before the clock starts."""
+    """As `ask`; examples are parsed before the clock starts."""
     lines, found = [], []
     for payload in payloads:
         example = index.task.parse(payload)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.datasets import DATASETS, task_spec
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.dataset import fetch
 from gradtrace.task import Example
@@ -42,7 +43,7 @@ class SomeRows:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", choices=["digits", "mnist", "cifar10"])
+    parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 20_000, 40_000])
     parser.add_argument("--dimensions", type=int, default=1024)
     parser.add_argument("--all-checkpoints", action="store_true", help="default: the last one alone")
@@ -65,7 +66,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> tuple[str, str]:
     """Megabytes: the peak of this process since its start, and since the data was read."""
-    task = load_task(f"examples/{arguments.dataset}/task.py:TASK")
+    task = load_task(task_spec(arguments.dataset))
     checkpoints = load_checkpoints(arguments.runs / arguments.dataset / "checkpoints")
     order = np.random.default_rng(0).permutation(len(task.train))
     if not 0 <= arguments.measure <= len(order):

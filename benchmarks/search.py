@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.datasets import DATASETS, task_spec
 from gradtrace import Task, load_checkpoints
 from gradtrace.basis import load_basis
 from gradtrace.dataset import fetch
@@ -34,7 +35,7 @@ _WARM_UP, _SCANS = 5, 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", choices=["digits", "mnist", "cifar10"])
+    parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--index", type=Path, help="default: the one that benchmarks.throughput built")
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--k", type=int, default=10)
@@ -43,7 +44,7 @@ def main() -> None:
     run = arguments.runs / arguments.dataset
     path = arguments.index or run / "index-spectral-1024-float16"
     manifest = read_manifest(path)
-    task = load_task(f"examples/{arguments.dataset}/task.py:TASK")
+    task = load_task(task_spec(arguments.dataset))
     vectors = query_vectors(task, path, manifest, run / "checkpoints", arguments.queries + _WARM_UP)
     store = RowStore(path, manifest)
     print(

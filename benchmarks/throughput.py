@@ -15,6 +15,7 @@ from statistics import median
 import torch
 from torch import nn
 
+from benchmarks.datasets import DATASETS, task_spec
 from gradtrace.basis import load_basis
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.dataset import fetch
@@ -53,14 +54,14 @@ def input_gradient(task: Task, model: nn.Module) -> Callable[[Batch], object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", choices=["digits", "mnist", "cifar10"])
+    parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--dimensions", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     run: Path = arguments.runs / arguments.dataset
-    task = load_task(f"examples/{arguments.dataset}/task.py:TASK")
+    task = load_task(task_spec(arguments.dataset))
     checkpoints = load_checkpoints(run / "checkpoints")
     path = run / f"index-spectral-{arguments.dimensions}-float16"
     index = build_index(task, checkpoints, path, dimensions=arguments.dimensions, precision="float16")

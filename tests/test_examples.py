@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
@@ -7,14 +8,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from gradtrace.checkpoints import load_checkpoints, load_into
+from gradtrace.checkpoints import Checkpoint, load_checkpoints, load_into
 from gradtrace.errors import DatasetError
+from gradtrace.results import Hit, InfluenceResult
+from gradtrace_indexer import build_index
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-ROWS = {"digits": (1_500, 297), "mnist": (60_000, 10_000), "cifar10": (50_000, 10_000)}
+ROWS = {
+    "digits": (1_500, 297),
+    "mnist": (60_000, 10_000),
+    "cifar10": (50_000, 10_000),
+    "california": (16_512, 4_128),
+    "dbpedia": (9_861, 7_600),
+    "sst2": (6_920, 872),
+}
+FILES = {
+    "mnist": "mnist-train.npz",
+    "cifar10": "cifar10-train.npz",
+    "california": "california_housing.csv",
+    "dbpedia": "dbpedia14-train.jsonl.gz",
+    "sst2": "sst2-train-sentences.jsonl.gz",
+}
 needs_data = pytest.mark.skipif("GRADTRACE_DATA" not in os.environ, reason="GRADTRACE_DATA names no directory of data")
 
 
@@ -46,7 +64,15 @@ def test_a_training_script_runs_from_the_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "most"), [("digits", 5_000, 20_000), ("mnist", 235_000, 245_000), ("cifar10", 138_000, 145_000)]
+    ("name", "least", "most"),
+    [
+        ("digits", 5_000, 20_000),
+        ("mnist", 235_000, 245_000),
+        ("cifar10", 138_000, 145_000),
+        ("california", 12_000, 13_000),
+        ("dbpedia", 1_285_000, 1_295_000),
+        ("sst2", 705_000, 715_000),
+    ],
 )
 def test_the_models_are_of_the_stated_size(name: str, least: int, most: int) -> None:
     model = example(name).model()
@@ -71,15 +97,101 @@ def test_the_tasks_give_their_data_losses_and_pictures(name: str) -> None:
         assert parsed[1] == fetched[1]
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def shortened(name: str, rows: int) -> Any:
+    """The example with its first rows only."""
+    task = example(name)
+    task.train = [task.train[row] for row in range(rows)]
+    task.query = [task.query[row] for row in range(200)]
+    return task
+
+
+@needs_data
+@pytest.mark.recipe
+@pytest.mark.parametrize("name", ["california", "dbpedia", "sst2"])
+def test_an_index_of_an_example_agrees_with_exact_gradients(name: str, tmp_path: Path) -> None:
+    task = shortened(name, 128)
+    runpy.run_path(str(EXAMPLES / name / "train.py"))["train"](task, tmp_path, epochs=3)
+    checkpoints = load_checkpoints(tmp_path / "checkpoints")[-2:]
+    index = build_index(task, checkpoints, tmp_path / "index", dimensions=512, progress=False)
+    queries = task.query[:6]
+    exact = sum(one.learning_rate * inner_products(task, one, queries) for one in checkpoints)  # [queries, rows]
+    for scores, expected in zip(index.scores(queries), exact, strict=True):
+        assert np.corrcoef(scores, expected)[0, 1] > 0.95
+
+
+def inner_products(task: Any, checkpoint: Checkpoint, queries: list[Any]) -> Any:
+    """Of whole gradients, by plain autograd, one example at a time. [queries, rows]"""
+    model = task.model().eval()
+    load_into(model, checkpoint)
+
+    def gradient(item: Any) -> torch.Tensor:
+        loss = task.loss(model, task.collate([item])).sum()
+        return torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
+
+    wanted = torch.stack([gradient(item) for item in queries])
+    return torch.stack([wanted @ gradient(item) for item in task.train], 1).numpy()
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["dbpedia", "sst2"])
+def test_padding_changes_no_loss(name: str) -> None:
+    task = example(name)
+    torch.manual_seed(0)
+    model = task.model().eval()
+    items = [task.train[row] for row in range(12)]
+    together = task.loss(model, task.collate(items))
+    alone = torch.cat([task.loss(model, task.collate([item])) for item in items])
+    torch.testing.assert_close(together, alone)
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["california", "dbpedia", "sst2"])
+def test_what_is_rendered_is_read_again(name: str) -> None:
+    task = example(name)
+    for row in (0, 5, len(task.query) - 1):
+        item = task.query[row]
+        rendered = json.loads(json.dumps(task.render(item)))
+        assert task.render(task.parse(rendered)) == rendered
+
+
+@needs_data
+def test_california_knows_missing_bedrooms_and_prices_in_dollars() -> None:
+    task = example("california")
+    gaps = [row for row in range(len(task.train)) if task.train[row][0].isnan().any()]
+    assert 100 < len(gaps) < 207
+    assert task.render(task.train[gaps[0]])["features"]["total_bedrooms"] is None
+    inputs, prices = task.collate([task.train[row] for row in range(len(task.train))])
+    assert inputs.shape[1] == 13
+    torch.testing.assert_close(inputs[:, :8].mean(0), torch.zeros(8), atol=0.01, rtol=0)
+    torch.testing.assert_close(inputs[:, :8].std(0), torch.ones(8), atol=0.01, rtol=0)
+    assert abs(float(prices.mean()) - task.label_mean) < 1
+    assert abs(float(prices.std()) - task.label_std) < 10
+
+
+@needs_data
+@pytest.mark.recipe
+def test_the_map_of_comparables_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib").use("agg")
+    task = example("california")
+    monkeypatch.syspath_prepend(EXAMPLES / "california")
+    monkeypatch.delitem(sys.modules, "task", raising=False)
+    draw = runpy.run_path(str(EXAMPLES / "california/map.py"))["draw"]
+    monkeypatch.delitem(sys.modules, "task")
+    hits = [Hit(row, 1.0, {}, task.train[row][1], 1e5, 0.1, None) for row in range(5)]
+    result = InfluenceResult(hits[:2], hits[2:], "tracin", "loss", 2e5, 2.1e5, 0.1, True, 5, 5)
+    draw(result, task.query[0][0][:2].numpy(), tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_without_data_the_message_names_the_variable_and_the_file(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("GRADTRACE_DATA", raising=False)
-    with pytest.raises(DatasetError, match=rf"{name}-train.npz is needed; set GRADTRACE_DATA"):
+    with pytest.raises(DatasetError, match=rf"{FILES[name]} is needed; set GRADTRACE_DATA"):
         len(example(name).train)
     monkeypatch.setenv("GRADTRACE_DATA", str(tmp_path))
-    with pytest.raises(DatasetError, match=rf"{name}-train.npz is not in .*; set GRADTRACE_DATA"):
+    with pytest.raises(DatasetError, match=rf"{FILES[name]} is not in .*; set GRADTRACE_DATA"):
         len(example(name).train)
 
 

@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gradtrace.errors import DatasetError, QueryError
-from gradtrace.tasks import ImageClassification, TabularClassification, TabularRegression, TextClassification
+from gradtrace.tasks import (
+    ImageClassification,
+    TabularClassification,
+    TabularRegression,
+    TextClassification,
+    Vocabulary,
+)
 
 NAMES = ("cat", "dog", "ship")
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -50,6 +56,24 @@ def table_task(kind: type[TabularClassification] | type[TabularRegression]) -> A
     )
 
 
+HOUSES = [[41.0, 3.0, "INLAND"], [None, 5.0, "ISLAND"], [12.5, float("nan"), "INLAND"], [7.0, 1.0, "BAY"]]
+PRICES = [120_000.0, 450_000.0, 90_000.0, 300_000.0]
+
+
+def house_task(**changes: Any) -> TabularRegression:
+    options = {
+        "feature_names": ("age", "rooms", "place"),
+        "categories": {"place": ("BAY", "INLAND", "ISLAND")},
+        "fill": {"age": 20.0, "rooms": 4.0},
+        "mean": (20.0, 3.0),
+        "std": (10.0, 2.0),
+        "label_mean": 200_000.0,
+        "label_std": 100_000.0,
+        **changes,
+    }
+    return TabularRegression(lambda: nn.Linear(5, 1), (HOUSES, PRICES), **options)
+
+
 class Average(nn.Module):
     """Mean of the token embeddings, padding left out, then a linear layer."""
 
@@ -73,6 +97,21 @@ def text_task(**options: Any) -> TextClassification:
     return TextClassification(Average, (TEXTS, [0, 1, 2, 0]), vocabulary_size=50, class_names=NAMES, **options)
 
 
+WRITTEN = ["Two cats", "a DOG, once", "ships!"]
+
+
+def written_task(**options: Any) -> TextClassification:
+    vocabulary = Vocabulary(WRITTEN, 50)
+    return TextClassification(
+        Average,
+        (WRITTEN, [0, 1, 2]),
+        vocabulary_size=50,
+        class_names=NAMES,
+        encode=lambda text: vocabulary.encode(text, 8),
+        **options,
+    )
+
+
 def encode(text: str) -> list[int]:
     return [ord(letter) - ord("a") for letter in text]
 
@@ -89,8 +128,10 @@ def file(array: Any, kind: str = "PNG", mode: str | None = None) -> str:
 
 
 def assert_equal_examples(one: Any, other: Any) -> None:
-    assert torch.equal(one[0], other[0])
-    assert one[0].dtype == other[0].dtype
+    if isinstance(one[0], str):
+        assert one[0] == other[0]
+    else:
+        torch.testing.assert_close(one[0], other[0], rtol=0, atol=0, equal_nan=True)
     assert one[1] == other[1]
     assert type(one[1]) is type(other[1])
 
@@ -100,7 +141,9 @@ ALL_TASKS = {
     "grey": lambda: image_task(1),
     "table classes": lambda: table_task(TabularClassification),
     "table values": lambda: table_task(TabularRegression),
+    "table with categories and gaps": house_task,
     "token ids": text_task,
+    "written text": written_task,
     "text": lambda: text_task(encode=encode, decode=decode),
 }
 
@@ -120,7 +163,7 @@ def test_what_is_rendered_parses_to_the_same_example(kind: str) -> None:
 @pytest.mark.parametrize("kind", ALL_TASKS)
 def test_rows_fetched_together_are_the_rows_fetched_one_by_one(kind: str) -> None:
     task = ALL_TASKS[kind]()
-    rows = [3, 0, 2]
+    rows = [1, 0, 2]
     fetched = DataLoader(task.train, batch_sampler=[rows], collate_fn=lambda examples: examples)
     for row, example in zip(rows, next(iter(fetched)), strict=True):
         assert_equal_examples(example, task.train[row])
@@ -135,7 +178,8 @@ def test_losses_and_predictions_are_one_an_example_and_alike_in_any_batch(kind: 
     losses = task.loss(model, task.collate(examples))
     predictions = task.predict(model, task.collate(examples))
     assert losses.shape == (len(examples),)
-    assert predictions.shape == ((len(examples),) if kind == "table values" else (len(examples), 3))
+    is_regression = isinstance(task, TabularRegression)
+    assert predictions.shape == ((len(examples),) if is_regression else (len(examples), 3))
     for row, example in enumerate(examples):
         torch.testing.assert_close(task.loss(model, task.collate([example])), losses[row : row + 1])
         torch.testing.assert_close(task.predict(model, task.collate([example])), predictions[row : row + 1])
@@ -166,6 +210,40 @@ def test_tables_are_scaled_in_the_batch_only() -> None:
     torch.testing.assert_close(features.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(features.std(0, correction=0), torch.ones(3))
     assert labels.dtype == torch.float32
+
+
+def test_gaps_are_filled_numbers_scaled_and_categories_expanded_in_the_batch_only() -> None:
+    task = house_task()
+    inputs, labels = task.collate([task.train[row] for row in range(4)])
+    expected = [[2.1, 0.0, 0, 1, 0], [0.0, 1.0, 0, 0, 1], [-0.75, 0.5, 0, 1, 0], [-1.3, -1.0, 1, 0, 0]]
+    torch.testing.assert_close(inputs, torch.tensor(expected))
+    assert labels.tolist() == PRICES
+    assert task.render(task.train[1]) == {"features": {"age": None, "rooms": 5.0, "place": "ISLAND"}}
+
+
+def test_labels_are_scaled_for_the_model_and_predictions_are_in_their_unit() -> None:
+    task = house_task()
+    model = task.model()
+    batch = task.collate([task.train[row] for row in range(4)])
+    output = model(batch[0])[:, 0]
+    torch.testing.assert_close(task.predict(model, batch), output * 100_000 + 200_000)
+    scaled = (torch.tensor(PRICES) - 200_000) / 100_000
+    torch.testing.assert_close(task.loss(model, batch), (output - scaled).square())
+
+
+def test_a_vocabulary_numbers_words_by_frequency_then_spelling() -> None:
+    vocabulary = Vocabulary(["B b, a", "c! a b"], 6)
+    assert vocabulary.ids == {"b": 2, "a": 3, "!": 4, ",": 5}
+    assert vocabulary.encode("A c b!", 9) == [3, 1, 2, 4]
+    assert vocabulary.encode("A c b!", 2) == [3, 1]
+
+
+def test_written_texts_take_token_ids_too() -> None:
+    task = written_task()
+    ids = task.parse({"token_ids": [2, 3]})
+    (batch, mask), _ = task.collate([task.with_label(ids, 0), task.train[1]])
+    assert batch[0].tolist() == [2, 3, 0, 0]
+    assert mask.tolist() == [[True, True, False, False], [True] * 4]
 
 
 @given(pixels=hnp.arrays(np.uint8, (5, 4, 3)), label=st.sampled_from([None, 0, 2, "cat", "ship"]))
@@ -305,6 +383,35 @@ def test_bad_tables_are_refused(case: str) -> None:
     assert message in str(caught.value)
 
 
+BAD_HOUSES: dict[str, tuple[Any, str]] = {
+    "an unknown category": ({"place": "MARS"}, "feature place is 'MARS'; give one of BAY, INLAND, ISLAND"),
+    "a category as a number": ({"place": 1}, "feature place is 1; give one of"),
+    "a category not known": ({"place": None}, "feature place is None; give one of"),
+    "a list for a category": ({"place": ["BAY"]}, "feature place is ['BAY']; give one of"),
+    "a word for a number": ({"age": "old"}, "give a finite number, or null where it is not known"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_HOUSES)
+def test_bad_categories_and_gaps_are_refused(case: str) -> None:
+    changes, message = BAD_HOUSES[case]
+    with pytest.raises(QueryError) as caught:
+        house_task().parse({"features": {"age": 1, "rooms": 2, "place": "BAY", **changes}})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fill": {"age": 20.0}}, "rooms has missing or infinite values; for missing ones give fill={'rooms': number}"),
+        ({"categories": {"place": ("BAY", "INLAND")}}, "place has 'ISLAND', which its categories lack"),
+    ],
+)
+def test_tables_with_unlisted_words_or_gaps_are_refused(changes: Any, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        train_of(house_task(**changes))
+
+
 BAD_TEXTS: dict[str, tuple[Any, str]] = {
     "nothing": ({}, 'either "text" or "token_ids"'),
     "both": ({"text": "ab", "token_ids": [1]}, 'either "text" or "token_ids"'),
@@ -344,6 +451,7 @@ FUZZED = (
     (image_task(), "image"),
     (table_task(TabularRegression), "features"),
     (text_task(encode=encode), "text"),
+    (written_task(), "text"),
 )
 
 

@@ -96,16 +96,27 @@ def example_text(example: dict[str, Any] | None) -> str:
     if not example:
         return ""
     if "text" in example:
-        text = str(example["text"])
+        text = " ".join(str(example["text"]).split())
     elif isinstance(example.get("features"), dict):
-        text = ", ".join(f"{name}={value}" for name, value in example["features"].items())
+        text = ", ".join(f"{name} {_cell(value)}" for name, value in example["features"].items())
     else:
         text = ", ".join(example)
     return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 1] + "…"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    return number_text(value) if isinstance(value, int | float) else str(value)
+
+
+def number_text(value: float) -> str:
+    """Six digits, thousands set apart."""
+    return f"{value:,.6g}"
 
 
 def described(label: float | None, name: str | None) -> str:
     """A label in words: its name where it has one."""
     if label is None:
         return "none"
-    return name if name is not None else f"{label:g}"
+    return name if name is not None else number_text(label)

@@ -223,6 +223,10 @@ class Hit(_Answer):
     percentile: float | None = Field(default=None, description="Share of all training rows with a lower score, in %.")
     example: Payload | None = Field(description='{"image": data URL}, {"text": ...} or {"features": {...}}.')
 
+    def example_text(self) -> str:
+        """The example in one line of at most 200 characters; an image is only named."""
+        return _display.example_text(self.example)
+
 
 class QueryInfo(_Answer):
     """What was explained. `split` and `row` are set where the query was asked by row.
@@ -242,6 +246,10 @@ class QueryInfo(_Answer):
     prediction_name: str | None
     loss: float | None
     example: Payload | None
+
+    def example_text(self) -> str:
+        """The example in one line of at most 200 characters; an image is only named."""
+        return _display.example_text(self.example)
 
 
 class Distribution(_Answer):

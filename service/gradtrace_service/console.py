@@ -18,6 +18,8 @@ def print_answer(answer: InfluenceAnswer) -> None:
     console = Console()
     for result in answer.results:
         console.print(f"\n[bold]{escape(_question(result.query))}[/bold]")
+        if _has_words(result.query):
+            console.print(escape(result.query.example_text()))
         console.print(_table("Proponents", "green", result.proponents))
         console.print(_table("Opponents", "red", result.opponents))
         console.print(_searched(result, answer), style="dim")
@@ -26,12 +28,10 @@ def print_answer(answer: InfluenceAnswer) -> None:
 
 
 def _question(query: QueryInfo) -> str:
-    loss = "" if query.loss is None else f" (loss {query.loss:.3g})"
     if query.count > 1:
-        return f"{_subject(query)}{loss}; explained: {query.target}"
+        return f"{_subject(query)}{_loss(query)}; explained: {query.target}"
     label = "without a label" if query.label is None else f"labelled {_words(query.label, query.label_name)}"
-    predicted = f"predicted {_words(query.prediction, query.prediction_name)}{loss}"
-    return f"{_subject(query)}, {label}, {predicted}; explained: {query.target}"
+    return f"{_subject(query)}, {label}, {_predicted(query)}; explained: {query.target}"
 
 
 def _subject(query: QueryInfo) -> str:
@@ -45,6 +45,8 @@ def _subject(query: QueryInfo) -> str:
 
 def _table(title: str, colour: str, hits: Sequence[Hit]) -> Table:
     """With a column more for each of percentiles and layers, where the hits carry them."""
+    if any(_has_words(hit) for hit in hits):
+        return _table_of_words(title, colour, hits)
     table = Table(title=title, title_justify="left", title_style=colour)
     placed, layered = (any(getattr(hit, name) is not None for hit in hits) for name in ("percentile", "layers"))
     more = ["percentile"] * placed + ["strongest layers"] * layered
@@ -87,7 +89,34 @@ def _searched(result: Influence, answer: InfluenceAnswer) -> str:
     return text
 
 
+def _table_of_words(title: str, colour: str, hits: Sequence[Hit]) -> Table:
+    """Label and prediction above the example: texts need the width."""
+    table = Table(title=title, title_justify="left", title_style=colour)
+    table.add_column("row", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("label, prediction and example")
+    for hit in hits:
+        head = f"[bold]{escape(_words(hit.label, hit.label_name))}[/bold], {escape(_predicted(hit))}"
+        head += "" if hit.percentile is None else f", percentile {hit.percentile:.4g}"
+        head += f"\n{escape(_layers(hit))}" if hit.layers else ""
+        table.add_row(str(hit.row), f"{hit.score:+.3g}", f"{head}\n{escape(hit.example_text())}")
+    return table
+
+
+def _predicted(shown: Hit | QueryInfo) -> str:
+    return f"predicted {_words(shown.prediction, shown.prediction_name)}{_loss(shown)}"
+
+
+def _loss(shown: Hit | QueryInfo) -> str:
+    return "" if shown.loss is None else f" (loss {shown.loss:.3g})"
+
+
+def _has_words(shown: Hit | QueryInfo) -> bool:
+    """Whether a terminal can show the example: a text, or features by name."""
+    return bool({"text", "features"} & set(shown.example or ()))
+
+
 def _words(label: Label | None, name: str | None) -> str:
     if label is None:
         return "-"
-    return name if name is not None else f"{label:g}"
+    return name if name is not None else f"{label:,.6g}"

@@ -26,6 +26,9 @@ class Dataset(str, Enum):
     digits = "digits"
     mnist = "mnist"
     cifar10 = "cifar10"
+    california = "california"
+    dbpedia = "dbpedia"
+    sst2 = "sst2"
 
 
 def run_demo(dataset: Dataset, out: Path, *, host: str, port: int, once: bool) -> None:

@@ -104,14 +104,17 @@ class Classification(DataTask):
 
 
 class Regression(DataTask):
-    """Squared error of the model's [batch] or [batch, 1] values."""
+    """Squared error of the model's [batch] or [batch, 1] values, in units of `label_std` around `label_mean`."""
+
+    label_mean = 0.0
+    label_std = 1.0
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        return run(model, batch).reshape(len(batch[1]))
+        return run(model, batch).reshape(len(batch[1])) * self.label_std + self.label_mean
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         labels: Tensor = batch[1]
-        return (self.predict(model, batch) - labels).square()
+        return ((self.predict(model, batch) - labels) / self.label_std).square()
 
     def parse_label(self, payload: Mapping[str, Any]) -> float | None:
         label = payload.get("label")

@@ -1,13 +1,15 @@
-"""Classification and regression from tables of numbers."""
+"""Classification and regression from tables of numbers and categories."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradtrace.errors import DatasetError, QueryError
@@ -15,24 +17,15 @@ from gradtrace.task import Batch, Example
 from gradtrace.tasks.base import Classification, DataTask, Regression
 from gradtrace.tasks.payload import check_keys, number, shown
 
-Column = float | npt.ArrayLike
+Statistic = float | npt.ArrayLike
+Table = npt.NDArray[np.float32]  # [rows, features]; NaN where a number is missing, a category's position in its list
 
 
 class TableRows:
     """Data set over features [rows, features] and labels [rows]."""
 
-    def __init__(self, features: Any, labels: Any, label_type: type[int] | type[float], names: Sequence[str]) -> None:
-        table = np.asarray(features, dtype=np.float32)
-        if table.ndim != 2 or table.shape[1] != len(names):
-            raise DatasetError(
-                f"the features are of shape {list(table.shape)}; give [rows, {len(names)}], one column a feature name"
-            )
-        bad = [name for name, column in zip(names, table.T, strict=True) if not np.isfinite(column).all()]
-        if bad:
-            raise DatasetError(
-                f"{', '.join(bad)} has missing or infinite values; fill them in, or leave those rows out"
-            )
-        self.features = torch.from_numpy(table.copy())
+    def __init__(self, table: Table, labels: Any, label_type: type[int] | type[float]) -> None:
+        self.features = torch.from_numpy(table)
         self.labels = [label_type(label) for label in np.asarray(labels)]
         if len(table) != len(self.labels):
             raise DatasetError(
@@ -52,7 +45,13 @@ class TableRows:
 
 
 class _Tabular(DataTask):
-    """Examples hold the raw numbers, float32 [features]; `collate` scales a batch to (features - mean) / std."""
+    """Tables of numbers and categories, one column a feature.
+
+    `categories` lists the words of each feature that is no number; the model sees them one-hot, after the numbers.
+    `fill` has the number that stands in for a missing one (None or NaN), for each feature that may lack some.
+    `mean` and `std` scale the numbers, in the order of `feature_names`. An example holds the table's row as it is:
+    only `collate` fills, scales and expands.
+    """
 
     label_type: type[int] | type[float]
 
@@ -63,31 +62,51 @@ class _Tabular(DataTask):
         query: Any = None,
         *,
         feature_names: Sequence[str],
+        categories: Mapping[str, Sequence[str]] | None = None,
+        fill: Mapping[str, float] | None = None,
         class_names: Sequence[str] | None = None,
-        mean: Column = 0.0,
-        std: Column = 1.0,
+        mean: Statistic = 0.0,
+        std: Statistic = 1.0,
     ) -> None:
         super().__init__(model, train, query, class_names=class_names)
         self.feature_names = tuple(feature_names)
+        self.categories = {name: list(words) for name, words in (categories or {}).items()}
+        self.fill = dict(fill or {})
         self.mean = torch.as_tensor(mean, dtype=torch.float32)
         self.std = torch.as_tensor(std, dtype=torch.float32)
+        self._numbers = [at for at, name in enumerate(self.feature_names) if name not in self.categories]
+        fills = [self.fill.get(self.feature_names[at], math.nan) for at in self._numbers]
+        self._fills = torch.tensor(fills, dtype=torch.float32)
 
     def rows(self, inputs: Any, labels: Any) -> TableRows:
-        return TableRows(inputs, labels, self.label_type, self.feature_names)
+        table = np.asarray(inputs, dtype=object if self.categories else np.float32)
+        if table.ndim != 2 or table.shape[1] != len(self.feature_names):
+            raise DatasetError(
+                f"the features are of shape {list(table.shape)}; give [rows, {len(self.feature_names)}], one column a "
+                "feature name"
+            )
+        columns = [self._column(name, column) for name, column in zip(self.feature_names, table.T, strict=True)]
+        return TableRows(np.stack(columns, 1), labels, self.label_type)
 
     def collate(self, examples: list[Example]) -> Batch:
-        """(float32 [batch, features], int64 or float32 [batch])"""
-        features = torch.stack([features for features, _ in examples])
+        """(float32 [batch, numbers + words of all categories], int64 or float32 [batch])"""
+        table = torch.stack([features for features, _ in examples])
         labels = torch.tensor(
             [label for _, label in examples], dtype=torch.float32 if self.label_type is float else torch.int64
         )
-        return (features - self.mean) / self.std, labels
+        numbers = table[:, self._numbers]
+        scaled = (torch.where(numbers.isnan(), self._fills, numbers) - self.mean) / self.std
+        one_hot = [
+            F.one_hot(table[:, self.feature_names.index(name)].long(), len(words)).float()
+            for name, words in self.categories.items()
+        ]
+        return torch.cat([scaled, *one_hot], 1), labels
 
     def parse_input(self, payload: Mapping[str, Any]) -> Tensor:
         check_keys(payload, ("features", "label"))
         features = payload.get("features")
         if not isinstance(features, Mapping):
-            raise QueryError(f'"features" is an object with a number for each of {", ".join(self.feature_names)}')
+            raise QueryError(f'"features" is an object with a value for each of {", ".join(self.feature_names)}')
         unknown = [str(name) for name in features if name not in self.feature_names]
         missing = [name for name in self.feature_names if name not in features]
         if unknown or missing:
@@ -97,12 +116,49 @@ class _Tabular(DataTask):
                 if names
             ]
             raise QueryError(f"the features do not match the task's; give each once and no other. {'; '.join(parts)}")
-        return torch.tensor([_number(name, features[name]) for name in self.feature_names], dtype=torch.float32)
+        return torch.tensor([self._parsed(name, features[name]) for name in self.feature_names], dtype=torch.float32)
 
     def render(self, example: Example) -> dict[str, Any]:
-        # The shortest decimal that is the same float32: 0.1, not 0.10000000149.
-        values = [float(str(value)) for value in example[0].cpu().numpy()]
-        return {"features": dict(zip(self.feature_names, values, strict=True))}
+        cells = zip(self.feature_names, example[0].cpu().numpy(), strict=True)
+        return {"features": {name: self._shown(name, value) for name, value in cells}}
+
+    def _column(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        if name in self.categories:
+            code = {word: at for at, word in enumerate(self.categories[name])}
+            if unlisted := [word for word in values if word not in code]:
+                raise DatasetError(
+                    f"{name} has {shown(unlisted[0])}, which its categories lack ({len(unlisted)} rows in all); list "
+                    "every word, or leave those rows out"
+                )
+            return np.array([code[word] for word in values], dtype=np.float32)
+        column = values.astype(np.float32)  # None becomes NaN
+        if not (np.isfinite(column) | (np.isnan(column) & (name in self.fill))).all():
+            raise DatasetError(
+                f"{name} has missing or infinite values; for missing ones give fill={{{name!r}: number}}, or leave "
+                "those rows out"
+            )
+        return column
+
+    def _parsed(self, name: str, value: Any) -> float:
+        if name in self.categories:
+            words = self.categories[name]
+            if not isinstance(value, str) or value not in words:
+                raise QueryError(f"feature {name} is {shown(value)}; give one of {', '.join(words)}")
+            return words.index(value)
+        if value is None and name in self.fill:
+            return math.nan
+        found = number(value)
+        if found is None:
+            remedy = "give a finite number" + (", or null where it is not known" if name in self.fill else "")
+            raise QueryError(f"feature {name} is {shown(value)}; {remedy}")
+        return found
+
+    def _shown(self, name: str, value: np.float32) -> float | str | None:
+        if name in self.categories:
+            return self.categories[name][int(value)]
+        if np.isnan(value):
+            return None
+        return float(str(value))  # the shortest decimal that is the same float32: 0.1, not 0.10000000149
 
 
 class TabularClassification(_Tabular, Classification):
@@ -112,7 +168,8 @@ class TabularClassification(_Tabular, Classification):
             model=make_model, train=(table, labels), feature_names=names, mean=table.mean(0), std=table.std(0)
         )
 
-    Requests: {"features": {name: number, ...}, "label": number or class name, optional}.
+    Requests: {"features": {name: number, category or, where `fill` has one, null}, "label": number or class name,
+    optional}.
     """
 
     label_type = int
@@ -121,14 +178,30 @@ class TabularClassification(_Tabular, Classification):
 class TabularRegression(_Tabular, Regression):
     """Predict a number from rows of a table by the model's [batch] or [batch, 1] output, squared error.
 
-    Constructed as TabularClassification is. Requests: {"features": {name: number, ...}, "label": number, optional}.
+    Labels and predictions are in the label's own unit; the model's output and the loss are in units of `label_std`
+    around `label_mean`, so that a network of usual size can be trained to large numbers.
+
+    Requests: as TabularClassification's; the label is a number.
     """
 
     label_type = float
 
-
-def _number(name: str, value: Any) -> float:
-    found = number(value)
-    if found is None:
-        raise QueryError(f"feature {name} is {shown(value)}; give a finite number")
-    return found
+    def __init__(
+        self,
+        model: Callable[[], nn.Module],
+        train: Any,
+        query: Any = None,
+        *,
+        feature_names: Sequence[str],
+        categories: Mapping[str, Sequence[str]] | None = None,
+        fill: Mapping[str, float] | None = None,
+        mean: Statistic = 0.0,
+        std: Statistic = 1.0,
+        label_mean: float = 0.0,
+        label_std: float = 1.0,
+    ) -> None:
+        super().__init__(
+            model, train, query, feature_names=feature_names, categories=categories, fill=fill, mean=mean, std=std
+        )
+        self.label_mean = label_mean
+        self.label_std = label_std

@@ -1,4 +1,4 @@
-"""Text classification from token ids."""
+"""Text classification, from texts or token ids."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from gradtrace.tasks.payload import check_keys, shown
 MAX_CHARACTERS = 1 << 20
 
 
-class TokenRows:
-    """Data set over one sequence of token ids a row, of any lengths above zero, and labels [rows]."""
+class TextRows:
+    """Data set over texts, or sequences of token ids, of any lengths above zero, and labels [rows]."""
 
-    def __init__(self, token_ids: Sequence[Sequence[int]], labels: Any) -> None:
-        self.tokens = [torch.as_tensor(ids, dtype=torch.int64) for ids in token_ids]
+    def __init__(self, texts: Sequence[str] | Sequence[Sequence[int]], labels: Any) -> None:
+        self.texts = [text if isinstance(text, str) else torch.as_tensor(text, dtype=torch.int64) for text in texts]
         self.labels = [int(label) for label in np.asarray(labels)]
-        if len(self.tokens) != len(self.labels):
+        if len(self.texts) != len(self.labels):
             raise DatasetError(
-                f"there are {len(self.tokens)} texts and {len(self.labels)} labels; give one label for each text"
+                f"there are {len(self.texts)} texts and {len(self.labels)} labels; give one label for each text"
             )
-        empty = [row for row, tokens in enumerate(self.tokens) if not len(tokens)]
+        empty = [row for row, text in enumerate(self.texts) if not len(text)]
         if empty:
             raise DatasetError(f"row {empty[0]} has no token; leave out empty texts ({len(empty)} in all)")
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        return self.tokens[row], self.labels[row]
+    def __getitem__(self, row: int) -> tuple[str | Tensor, int]:
+        return self.texts[row], self.labels[row]
 
 
 class TextClassification(Classification):
-    """Classify texts, given as token ids; the model is called with (ids [batch, length], mask [batch, length]).
+    """Classify texts; the model is called with (ids [batch, length], mask [batch, length]).
 
     `mask` is True at the tokens and False at the padding, which the model must keep out of its result.
-    `encode` turns a request's text into at most `max_length` ids; `decode` turns ids into text for people.
+    `encode` turns a text into 1 to `max_length` ids, and is needed where examples are texts; `decode` turns ids into
+    text for people, and is of use where they are ids.
 
-        TASK = TextClassification(
-            model=make_model, train=(token_ids, labels), vocabulary_size=30_000, encode=tokenizer.encode
-        )
+        TASK = TextClassification(model=make_model, train=(texts, labels), vocabulary_size=30_000, encode=encode)
+        TASK = TextClassification(model=make_model, train=(token_ids, labels), vocabulary_size=30_000)
 
     Requests: {"text": string} or {"token_ids": [ids]}, and "label": number or name, optional.
     """
@@ -72,22 +72,47 @@ class TextClassification(Classification):
         self.pad_id = pad_id
         self.max_length = max_length
 
-    def rows(self, inputs: Any, labels: Any) -> TokenRows:
-        return TokenRows(inputs, labels)
+    def rows(self, inputs: Any, labels: Any) -> TextRows:
+        return TextRows(inputs, labels)
 
     def collate(self, examples: list[Example]) -> Batch:
         """((int64 [batch, longest], bool [batch, longest]), int64 [batch])"""
-        tokens = [ids for ids, _ in examples]
+        tokens = [self._ids(text) if isinstance(text, str) else text for text, _ in examples]
         lengths = torch.tensor([len(ids) for ids in tokens])
         ids = pad_sequence(tokens, batch_first=True, padding_value=self.pad_id)
         mask = torch.arange(ids.shape[1]) < lengths[:, None]  # [batch, longest]
         return (ids, mask), torch.tensor([label for _, label in examples])
 
-    def parse_input(self, payload: Mapping[str, Any]) -> Tensor:
+    def parse_input(self, payload: Mapping[str, Any]) -> str | Tensor:
         check_keys(payload, ("text", "token_ids", "label"))
         if ("text" in payload) == ("token_ids" in payload):
             raise QueryError('give either "text" or "token_ids"')
-        ids = self._tokens(payload["text"]) if "text" in payload else payload["token_ids"]
+        if "text" in payload:
+            text = self._text(payload["text"])
+            ids = self._ids(text)
+            return text if isinstance(self.train[0][0], str) else ids
+        return self._checked(payload["token_ids"])
+
+    def render(self, example: Example) -> dict[str, Any]:
+        if isinstance(example[0], str):
+            return {"text": example[0]}
+        ids = example[0].tolist()
+        return {"token_ids": ids} if self.decode is None else {"text": self.decode(ids)}
+
+    def _text(self, text: Any) -> str:
+        if not isinstance(text, str):
+            raise QueryError('"text" is a string')
+        if len(text) > MAX_CHARACTERS:
+            raise QueryError(f'"text" has {len(text):,} characters, more than the {MAX_CHARACTERS:,} that are read')
+        return text
+
+    def _ids(self, text: str) -> Tensor:
+        """int64 [length]"""
+        if self.encode is None:
+            raise QueryError('this task has no tokenizer; give "token_ids", or construct the task with encode=')
+        return self._checked([int(one) for one in self.encode(text)])
+
+    def _checked(self, ids: Any) -> Tensor:
         if not isinstance(ids, list) or not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
             raise QueryError('"token_ids" is a list of whole numbers')
         if not 1 <= len(ids) <= self.max_length:
@@ -98,16 +123,3 @@ class TextClassification(Classification):
                 f"token id {shown(outside)} is outside the vocabulary; ids go from 0 to {self.vocabulary_size - 1}"
             )
         return torch.tensor(ids)
-
-    def render(self, example: Example) -> dict[str, Any]:
-        ids = example[0].tolist()
-        return {"token_ids": ids} if self.decode is None else {"text": self.decode(ids)}
-
-    def _tokens(self, text: Any) -> list[int]:
-        if self.encode is None:
-            raise QueryError('this task has no tokenizer; give "token_ids", or construct the task with encode=')
-        if not isinstance(text, str):
-            raise QueryError('"text" is a string')
-        if len(text) > MAX_CHARACTERS:
-            raise QueryError(f'"text" has {len(text):,} characters, more than the {MAX_CHARACTERS:,} that are read')
-        return [int(one) for one in self.encode(text)]

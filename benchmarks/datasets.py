@@ -1,0 +1,12 @@
+"""The examples that benchmarks run on, by name; benchmarks run at the root of a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DATASETS = sorted(file.parent.name for file in Path("examples").glob("*/task.py"))
+
+
+def task_spec(dataset: str) -> str:
+    """The example's task, as `load_task` takes it."""
+    return f"examples/{dataset}/task.py:TASK"
