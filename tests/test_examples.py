@@ -178,7 +178,7 @@ def test_the_map_of_comparables_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_pa
     draw = runpy.run_path(str(EXAMPLES / "california/map.py"))["draw"]
     monkeypatch.delitem(sys.modules, "task")
     hits = [Hit(row, 1.0, {}, task.train[row][1], 1e5, 0.1, None) for row in range(5)]
-    result = InfluenceResult(hits[:2], hits[2:], "tracin", "loss", 2e5, 2.1e5, 0.1, True, 5, 5)
+    result = InfluenceResult(hits[:2], hits[2:], "tracin", "loss", 2e5, 2.1e5, 0.1, True, None, 5, 5)
     draw(result, task.query[0][0][:2].numpy(), tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
