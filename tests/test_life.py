@@ -43,7 +43,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tiny.checkpoints(task(FIRST), directory / "checkpoints", CHECKPOINTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "_SHARD_ROWS", 5)
-        build_index(task(FIRST), found[:1], directory / "index", dimensions=12, basis="gaussian", progress=False)
+        build_index(
+            task(FIRST),
+            found[:1],
+            directory / "index",
+            dimensions=12,
+            basis="gaussian",
+            precision="float16",
+            progress=False,
+        )
     return directory
 
 

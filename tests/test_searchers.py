@@ -32,7 +32,7 @@ from gradtrace.search import SearchResult
 from gradtrace.searchers import SearcherName
 from gradtrace.store import RowStore
 from gradtrace_client import Client
-from gradtrace_indexer import build_index, set_searcher, verify
+from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, delete_rows, set_searcher, verify
 from gradtrace_indexer.faiss_build import filled_index
 from gradtrace_indexer.files import write_manifest
 from gradtrace_indexer.searcher_build import mean_recall, write_searcher
@@ -356,7 +356,7 @@ def test_the_recall_that_is_reported_is_that_of_the_queries(index: Path) -> None
 
 
 def test_setting_a_searcher_again_changes_nothing_and_another_replaces_it(index: Path) -> None:
-    before = (index / MANIFEST_NAME).read_bytes()
+    before = read_manifest(index)
     set_searcher(index, TASK, "annoy:5", progress=False)
     with_annoy = (index / MANIFEST_NAME).read_bytes()
     set_searcher(index, TASK, "annoy:5", progress=False)
@@ -366,7 +366,10 @@ def test_setting_a_searcher_again_changes_nothing_and_another_replaces_it(index:
     assert entry is not None
     assert entry.name == "faiss:Flat"
     set_searcher(index, TASK, "progressive", progress=False)
-    assert (index / MANIFEST_NAME).read_bytes() == before
+    after = read_manifest(index)
+    assert after.generation == before.generation + 3
+    assert after.searcher is None
+    assert after.files() == before.files()
 
 
 def test_a_build_that_is_killed_while_it_makes_the_searcher(digits_index: DigitsRun, index: Path) -> None:
@@ -388,7 +391,7 @@ def test_a_build_that_is_killed_while_it_makes_the_searcher(digits_index: Digits
 
 def test_a_damaged_file_is_named_refused_and_made_again(index: Path) -> None:
     set_searcher(index, TASK, "annoy:5", progress=False)
-    whole = (index / MANIFEST_NAME).read_bytes()
+    whole = read_manifest(index)
     (file,) = (index / "searchers").iterdir()
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -400,7 +403,7 @@ def test_a_damaged_file_is_named_refused_and_made_again(index: Path) -> None:
     with pytest.raises(CorruptIndexError, match="missing"):
         gt.open_index(index, TASK)
     set_searcher(index, TASK, "annoy:5", progress=False)
-    assert (index / MANIFEST_NAME).read_bytes() == whole
+    assert read_manifest(index).files() == whole.files()
     assert verify(index) == []
 
 
@@ -423,6 +426,25 @@ def test_a_searcher_of_other_rows_is_passed_over(index: Path) -> None:
     stale = manifest.searcher.model_copy(update={"rows": "of an earlier generation"})
     write_manifest(index, "manifest.json", manifest.model_copy(update={"searcher": stale}))
     assert gt.open_index(index, TASK).influence([TASK.query[0]])[0].exact
+
+
+def test_a_searcher_through_the_life_of_an_index(tmp_path: Path) -> None:
+    rows, query = tiny.classes(60), tiny.classes(1, seed=5)
+    grown = tiny.ClassTask(tiny.mlp, rows)
+    tiny.build(tiny.ClassTask(tiny.mlp, rows[:40]), tmp_path, searcher="faiss:Flat")
+    path, later = tmp_path / "index", tiny.checkpoints(grown, tmp_path / "checkpoints", 3)
+    for index in (append_rows(path, grown, progress=False), add_checkpoints(path, grown, later, progress=False)):
+        best = np.argsort(-index.scores(query)[0])[:5].tolist()
+        (result,) = index.influence(query, k=5)
+        assert not result.exact  # built again from all rows and checkpoints
+        assert [hit.row for hit in result.proponents] == best
+    delete_rows(path, best[:1])
+    (result,) = gt.open_index(path, grown).influence(query, k=4)
+    assert not result.exact
+    assert [hit.row for hit in result.proponents] == best[1:]
+    compact(path, progress=False)
+    assert gt.open_index(path, grown).influence(query)[0].exact  # the searcher is of other positions
+    assert set_searcher(path, grown, "faiss:Flat", progress=False).influence(query)[0].exact is False
 
 
 def test_a_searcher_that_the_index_does_not_have(digits_index: DigitsRun) -> None:
