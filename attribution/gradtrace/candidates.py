@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradtrace.devices import threads
 from gradtrace.errors import QueryError
 from gradtrace.search import Floats, ProgressiveSearcher, Rows, SearchResult, rank
 from gradtrace.store import RowStore
@@ -83,7 +84,8 @@ class CandidateSearcher(ABC):
             raise QueryError(f"k must be at least 1, not {k}")
         if row_scale is not None:
             return self._exact.search(queries, checkpoints, k, row_scale=row_scale, allowed=allowed)
-        return [self._search(query, list(checkpoints), k, allowed) for query in queries.cpu()]
+        with threads(1):
+            return [self._search(query, list(checkpoints), k, allowed) for query in queries.cpu()]
 
     def _search(self, query: Tensor, checkpoints: list[int], k: int, allowed: NDArray[np.bool_] | None) -> SearchResult:
         doubles, norm = query.double().numpy(), float(query.double().norm())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
@@ -10,3 +13,17 @@ def pick_device(device: str = "auto") -> str:
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """While open, PyTorch computes with so many threads for the thread that calls.
+
+    Sharing the work on a few thousand values costs milliseconds of waiting wherever another process keeps a core busy.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradtrace.devices import threads
 from gradtrace.errors import QueryError
 from gradtrace.precision import tail_norms
 from gradtrace.store import RowStore
@@ -156,10 +157,11 @@ class ProgressiveSearcher:
         rows = np.arange(self._store.rows) if allowed is None else np.flatnonzero(allowed)
         prepared = [self._prepare(query, list(checkpoints), scale) for query in queries.cpu()]
         results = []
-        for start in range(0, len(prepared), _TOGETHER):
-            some = prepared[start : start + _TOGETHER]
-            for query, sums in zip(some, self._first_level(some), strict=True):
-                results.append(self._search(query, sums, rows, k))
+        with threads(1):
+            for start in range(0, len(prepared), _TOGETHER):
+                some = prepared[start : start + _TOGETHER]
+                for query, sums in zip(some, self._first_level(some), strict=True):
+                    results.append(self._search(query, sums, rows, k))
         return results
 
     def _prepare(self, query: Tensor, checkpoints: list[int], row_scale: Floats | None) -> _Query:
@@ -175,7 +177,10 @@ class ProgressiveSearcher:
         sums = torch.empty(len(queries), self._store.rows, device=self._first.device)
         for position, checkpoint in enumerate(queries[0].checkpoints):
             heads = torch.stack([query.vectors[position, : self._edges[1]] for query in queries]).to(sums.device)
-            sums.addmm_(heads, self._first[checkpoint], beta=min(position, 1))
+            if len(queries) == 1:  # a product with a vector runs faster than with a matrix of one row
+                sums[0].addmv_(self._first[checkpoint].T, heads[0], beta=min(position, 1))
+            else:
+                sums.addmm_(heads, self._first[checkpoint], beta=min(position, 1))
         return sums.cpu()
 
     def _search(self, query: _Query, sums: Tensor, rows: Rows, k: int) -> SearchResult:

@@ -26,9 +26,6 @@ from gradtrace.shards import Shard, ShardLayout, hash_file
 _HASH_THREADS = 4
 _SCAN_SHARE = 8  # if pages that hold one byte in so many are wanted, reading all is cheaper than one page at a time
 _PIECE_VALUES = 1 << 18
-# PyTorch shares work on more values than this with its other threads. Waiting for those costs milliseconds wherever
-# another process keeps a core busy.
-_SERIAL_VALUES = (1 << 15) - 1
 
 
 class RowStore:
@@ -120,19 +117,22 @@ class RowStore:
             return self.gather(checkpoints, ascending)[order.argsort()]
         if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= self.rows):
             raise QueryError(f"rows must lie in 0 to {self.rows - 1}; got {int(rows[0])} to {int(rows[-1])}")
-        stored = torch.empty(len(rows), len(checkpoints), sum(self._layout.stored_widths), dtype=self._layout.dtype)
-        scales = torch.empty(len(rows), len(checkpoints))
+        levels = [self._buffer(len(checkpoints), len(rows), width) for width in self._layout.stored_widths]
+        scales = np.empty((len(checkpoints), len(rows)), dtype=np.float32)
         for number, places, local in self._by_shard(rows.numpy()):
             for position, checkpoint in enumerate(checkpoints):
                 shard = self._shard(checkpoint, number)
-                scales.numpy()[places, position] = shard.scales.numpy()[local]
-                parts = stored[places, position].split(self._layout.stored_widths, dim=1)
-                for part, values in zip(parts, shard.levels, strict=True):
-                    part.numpy()[:] = values.numpy()[local]
-        out = torch.empty(len(rows), len(checkpoints), self.dimensions)
-        for few in _pieces(len(rows), len(checkpoints) * self.dimensions, _SERIAL_VALUES):
-            decode(stored[few], scales[few], self._column_scales, out[few])
-        return out
+                shard.scale_array.take(local, out=scales[position, places], mode="clip")
+                for values, level in zip(shard.level_arrays, levels, strict=True):
+                    values.take(local, axis=0, out=level[position, places], mode="clip")
+        out = torch.empty(len(checkpoints), len(rows), self.dimensions)
+        for number, part in enumerate(out.split(self._layout.widths, dim=2)):
+            decode(torch.from_numpy(levels[number]), torch.from_numpy(scales), self._scales_of(number), part)
+        return out.transpose(0, 1)
+
+    def _buffer(self, *shape: int) -> NDArray[Any]:
+        """Room for stored values."""
+        return np.empty(shape, dtype=str(self._layout.dtype).removeprefix("torch."))
 
     def products(self, checkpoint: int, rows: Tensor, level: int, vector: Tensor) -> Tensor:
         """<row's columns of one level, vector>, for ascending rows [m] int64, vector [width]. [m] float32."""
@@ -142,27 +142,27 @@ class RowStore:
         many = len(rows) * (row_bytes + mmap.PAGESIZE) * _SCAN_SHARE > self.rows * row_bytes
         if many:
             self._expect([checkpoint], scan=True)
-        out, scales = torch.empty(len(rows)), torch.empty(len(rows))
+        out, scales = torch.empty(len(rows)), np.empty(len(rows), dtype=np.float32)
         # In pieces that stay in the processor's cache, and in the same buffers.
         step = min(len(rows), max(1, _PIECE_VALUES // len(vector)))
-        stored = torch.empty(step, self._layout.stored_widths[level], dtype=self._layout.dtype)
+        stored = self._buffer(step, self._layout.stored_widths[level])
         codes = torch.empty(step, len(vector))
-        for piece in _pieces(len(rows), len(vector), _PIECE_VALUES):
-            count = piece.stop - piece.start
+        for start in range(0, len(rows), max(1, step)):
+            piece = slice(start, min(start + step, len(rows)))
+            count = piece.stop - start
             for number, places, local in self._by_shard(rows[piece].numpy()):
                 shard = self._shard(checkpoint, number)
-                shard.levels[level].numpy().take(local, axis=0, out=stored.numpy()[places], mode="clip")
-                shard.scales.numpy().take(local, out=scales.numpy()[piece][places], mode="clip")
-            self._unpack(stored[:count], codes[:count])
+                shard.level_arrays[level].take(local, axis=0, out=stored[places], mode="clip")
+                shard.scale_array.take(local, out=scales[piece][places], mode="clip")
+            self._unpack(torch.from_numpy(stored[:count]), codes[:count])
             torch.mv(codes[:count], vector, out=out[piece])
         if many:
             self._expect([checkpoint], scan=False)
-        return out.mul_(scales)
+        return out.mul_(torch.from_numpy(scales))
 
     def _unpack(self, stored: Tensor, out: Tensor) -> None:
-        """Codes as float32, on this thread alone. [n, stored width] -> [n, width]."""
-        for few in _pieces(len(stored), out.shape[1], _SERIAL_VALUES):
-            out[few] = stored[few] if self._column_scales is None else unpack(stored[few], out.shape[1])
+        """Codes as float32. [n, stored width] -> [n, width]."""
+        out.copy_(stored if self._column_scales is None else unpack(stored, out.shape[1]))
 
     def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, slice, NDArray[np.int64]]]:
         """Split ascending rows [m] by stretch: (its number, places in `rows`, numbers inside its shards)."""
@@ -227,12 +227,6 @@ class RowStore:
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
             problems = list(pool.map(lambda entry: check_file(self._directory, entry, deep), self._manifest.files()))
         return [problem for problem in problems if problem]
-
-
-def _pieces(rows: int, width: int, values: int) -> Iterator[slice]:
-    """Consecutive slices of so many rows, none of more values than given (but of one row at least)."""
-    step = max(1, values // max(1, width))
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def check_file(directory: Path, entry: FileEntry, deep: bool) -> str | None:

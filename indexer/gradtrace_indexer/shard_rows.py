@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from queue import SimpleQueue
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradtrace.basis import Basis
 from gradtrace.dataset import fetch
+from gradtrace.devices import threads
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import LossError
 from gradtrace.task import Batch, Label, Task
@@ -37,7 +38,7 @@ class RowWorkers:
 
     def encode(self, batches: Iterator[Batch]) -> Generator[Encoded]:
         pending: deque[Future[Encoded]] = deque()
-        with _one_core_each(self._count), ThreadPoolExecutor(self._count) as pool:
+        with threads(max(1, torch.get_num_threads() // self._count)), ThreadPoolExecutor(self._count) as pool:
             for batch in batches:
                 pending.append(pool.submit(self._encode, batch))
                 if len(pending) > self._count:  # one more than can be at work, so that no worker waits
@@ -51,16 +52,6 @@ class RowWorkers:
             return model.encode_and_predict(self._basis, batch)
         finally:
             self._models.put(model)
-
-
-@contextmanager
-def _one_core_each(workers: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // workers))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def write_rows(
