@@ -45,8 +45,8 @@ def check_finite(values: Tensor, what: str) -> None:
 
     values: [batch] or [batch, n].
     """
-    finite = values.abs() <= LARGEST_VALUE  # NaN compares false
-    if not bool(finite.all()):
+    if values.numel() and not float(torch.linalg.vector_norm(values.detach(), torch.inf)) <= LARGEST_VALUE:  # or NaN
+        finite = values.abs() <= LARGEST_VALUE
         bad = (~finite).reshape(len(values), -1).any(1).nonzero().flatten().tolist()
         raise LossError(
             f"the {what} of {len(bad)} example(s) is NaN or infinite, or above {LARGEST_VALUE:.0e} (positions {bad[:5]}"
