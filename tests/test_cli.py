@@ -22,6 +22,7 @@ import digits_task
 from conftest import DigitsRun
 from gradtrace import QueryError
 from gradtrace_client import Client, InfluenceAnswer
+from gradtrace_indexer import set_searcher
 from gradtrace_service import cli
 from gradtrace_service.app import create_app
 from gradtrace_service.server import serving
@@ -52,8 +53,20 @@ def url(digits_index: DigitsRun) -> Iterator[str]:
 
 def test_one_program_has_the_commands_of_every_room() -> None:
     shown = invoke("--help")
-    offline = ("build", "update", "append", "delete", "compact", "rollback", "prune", "discard", "verify", "info")
-    for command in (*offline, "serve", "query", "demo"):
+    offline = (
+        "build",
+        "select",
+        "update",
+        "append",
+        "delete",
+        "compact",
+        "rollback",
+        "prune",
+        "discard",
+        "verify",
+        "info",
+    )
+    for command in (*offline, "bench", "serve", "query", "demo"):
         assert re.search(rf"\b{command}\b", shown)
 
 
@@ -180,6 +193,24 @@ def test_the_life_of_an_index(digits_index: DigitsRun, tmp_path: Path) -> None:
     assert "kept" not in invoke("info", index)
     assert "nothing unfinished" in invoke("discard", index)
     assert "is whole" in invoke("verify", index, "--all")
+
+
+def test_bench_measures_an_index_with_and_without_its_searcher(digits_index: DigitsRun, tmp_path: Path) -> None:
+    shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints")
+    shutil.copytree(digits_index.index, tmp_path / "index")
+    set_searcher(tmp_path / "index", digits_task.TASK, "faiss:IVF20,Flat;nprobe=1", progress=False)
+    words = ("bench", str(tmp_path / "index"), "--task", digits_index.task, "--queries", "10")
+    lines = [[cell.strip() for cell in line.split("|")] for line in invoke(*words).splitlines() if line[:1] == "|"]
+    assert [line[1:3] for line in lines[2:]] == [
+        ["progressive", "1"],
+        ["progressive", "8"],
+        ["faiss:IVF20,Flat;nprobe=1", "1"],
+        ["faiss:IVF20,Flat;nprobe=1", "8"],
+        ["all scores", "1"],
+    ]
+    assert lines[2][8:10] == ["1.000", "1.000"]
+    assert float(lines[4][8]) < 1  # one list in twenty does not hold all
+    assert all(float(cell) > 0 for line in lines[2:6] for cell in line[3:7])
 
 
 @pytest.mark.parametrize("rows", ["", "a", "3-", "-3", "5-4", "1,,2", "1.5"])

@@ -16,6 +16,7 @@ from gradtrace.selection import choose
 from gradtrace_indexer import generations
 from gradtrace_indexer.add_checkpoints import add_checkpoints
 from gradtrace_indexer.append import append_rows
+from gradtrace_indexer.bench import bench as bench_lines
 from gradtrace_indexer.build import build_index
 from gradtrace_indexer.compact import compact as compact_index
 from gradtrace_indexer.delete import delete_rows
@@ -209,6 +210,19 @@ def verify(
 def info(index: IndexArgument) -> None:
     """Say what an index holds: checkpoints, segments, deleted rows, sizes, and its generations."""
     for line in details(index):
+        typer.echo(line)
+
+
+@app.command()
+def bench(
+    index: IndexArgument,
+    task: TaskOption,
+    k: Annotated[int, typer.Option(min=1, help="Hits at each end.")] = 10,
+    queries: Annotated[int, typer.Option(min=1, help="Held-out examples to ask about.")] = 64,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure how fast an index answers here, one query at a time and many, and what an approximate searcher misses."""
+    for line in bench_lines(index, load_task(task), k=k, queries=queries, device=device):
         typer.echo(line)
 
 

@@ -6,17 +6,15 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from gradtrace.annoy_searcher import import_annoy
-from gradtrace.dataset import fetch
 from gradtrace.faiss_searcher import import_faiss
 from gradtrace.index import Index, open_index
 from gradtrace.manifest import FileEntry, Manifest, RecallEntry, SearcherEntry, read_manifest
 from gradtrace.methods import METHODS
-from gradtrace.results import Hit
+from gradtrace.results import Hit, InfluenceResult
 from gradtrace.search import Floats
 from gradtrace.searchers import SearcherName, open_searcher
 from gradtrace.store import RowStore, check_file
@@ -25,6 +23,7 @@ from gradtrace_indexer.annoy_build import annoy_parameters, write_annoy
 from gradtrace_indexer.faiss_build import check_factory, filled_index, save_index
 from gradtrace_indexer.files import write_through
 from gradtrace_indexer.generations import publish, successor, updating
+from gradtrace_indexer.held_out import held_out
 
 _K = 10
 _QUERIES = 64
@@ -79,8 +78,7 @@ def _built(directory: Path, index: Index, name: str, progress: bool) -> Searcher
     # Rows in the name: a searcher of other rows, which an earlier generation may still need, is not overwritten.
     file = f"searchers/{re.sub('[^A-Za-z0-9]+', '-', name)}-{rows[:8]}"
     written, parameters = write_searcher(directory, file, RowStore(directory, manifest), parsed, progress)
-    split: Literal["query", "train"] = "query" if index.task.query is not None and len(index.task.query) else "train"
-    queries = _held_out(index.task, split)
+    split, queries = held_out(index.task, _QUERIES)
     entry = SearcherEntry(
         name=name,
         parameters=parameters,
@@ -111,12 +109,6 @@ def write_searcher(
     return write_through(directory, file, lambda path: save_index(index, path)), parameters
 
 
-def _held_out(task: Task, split: str) -> list[Example]:
-    dataset = task.query if split == "query" else task.train
-    chosen = np.random.default_rng(0).permutation(len(dataset))[:_QUERIES]
-    return fetch(dataset, chosen.tolist())
-
-
 def _recall(directory: Path, index: Index, entry: SearcherEntry, queries: Sequence[Example]) -> dict[str, RecallEntry]:
     """What the searcher finds of the exact ends, by method. The index gets it for its searcher."""
     manifest = index.manifest.model_copy(update={"searcher": entry})
@@ -126,12 +118,17 @@ def _recall(directory: Path, index: Index, entry: SearcherEntry, queries: Sequen
         index.searcher = exact
         wanted = index.influence(queries, k=_K, method=method)
         index.searcher = approximate
-        pairs = list(zip(wanted, index.influence(queries, k=_K, method=method), strict=True))
-        recall[method] = RecallEntry(
-            top=mean_recall([(_scores(want.proponents), _scores(got.proponents)) for want, got in pairs]),
-            bottom=mean_recall([(-_scores(want.opponents), -_scores(got.opponents)) for want, got in pairs]),
-        )
+        recall[method] = recall_of(wanted, index.influence(queries, k=_K, method=method))
     return recall
+
+
+def recall_of(exact: Sequence[InfluenceResult], found: Sequence[InfluenceResult]) -> RecallEntry:
+    """Mean shares of the exact hits at either end that were found, of the same queries."""
+    pairs = list(zip(exact, found, strict=True))
+    return RecallEntry(
+        top=mean_recall([(_scores(want.proponents), _scores(got.proponents)) for want, got in pairs]),
+        bottom=mean_recall([(-_scores(want.opponents), -_scores(got.opponents)) for want, got in pairs]),
+    )
 
 
 def _scores(hits: Sequence[Hit]) -> Floats:

@@ -1,0 +1,20 @@
+"""Examples to try an index with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from gradtrace.dataset import fetch
+from gradtrace.task import Example, Task
+
+Split = Literal["query", "train"]
+
+
+def held_out(task: Task, count: int) -> tuple[Split, list[Example]]:
+    """Random examples of the query data where the task has some, else of the training data; the same every time."""
+    split: Split = "query" if task.query is not None and len(task.query) else "train"
+    dataset = task.query if split == "query" else task.train
+    chosen = np.random.default_rng(0).permutation(len(dataset))[:count]
+    return split, fetch(dataset, chosen.tolist())
