@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from gradtrace.encoder import GradientModel
 from gradtrace.full_gradients import FullGradients, full_gradients
 from gradtrace.methods import Method, inverse
 from gradtrace.queries import Query, query_batches
-from gradtrace.search import SearchResult
+from gradtrace.search import SearchResult, both_ends
 from gradtrace.task import Example
 
 CANDIDATES = 2  # so many times k rows are taken from either end of the compressed search
@@ -74,19 +74,10 @@ def rescored(
 
 
 def _best(found: SearchResult, rows: Rows, by_layer: Mapping[str, Doubles], k: int) -> Rescored:
-    """by_layer: float64 [C, m]. Rows ascend: a stable sort puts the lower of two equals first."""
+    """by_layer: float64 [C, m];  rows: [m], ascending."""
     parts = sum(by_layer.values(), np.zeros((found.top_parts.shape[1], len(rows)))).T  # [m, C]
-    scores = parts.sum(axis=1)
-    top, bottom = np.argsort(-scores, kind="stable")[:k], np.argsort(scores, kind="stable")[:k]
-    ends = replace(
-        found,
-        top_rows=rows[top],
-        top_scores=scores[top].astype(np.float32),
-        top_parts=parts[top].astype(np.float32),
-        bottom_rows=rows[bottom],
-        bottom_scores=scores[bottom].astype(np.float32),
-        bottom_parts=parts[bottom].astype(np.float32),
-    )
+    counts = {"touched": found.rows_touched, "searched": found.rows_searched}
+    ends = both_ends(rows, parts, k, exact=found.exact, **counts)
     return Rescored(ends, rows, {name: layer.sum(axis=0) for name, layer in by_layer.items()})
 
 

@@ -276,15 +276,24 @@ def rank(
 ) -> SearchResult:
     """Score some rows in float64 and take both ends of them.
 
-    query: [C, D];  rows: [m], ascending, so that a stable sort puts the lower of two equals first
+    query: [C, D];  rows: [m], ascending
     """
     chunk = max(1, _BLOCK_VALUES // (store.dimensions * len(checkpoints)))
     starts = range(0, len(rows), chunk)
     pieces = [_exact_parts(store, query, checkpoints, rows[start : start + chunk]) for start in starts]
     parts = np.concatenate(pieces) if pieces else np.zeros((0, len(checkpoints)))
-    gains = np.ones(len(rows)) if row_scale is None else row_scale[rows].astype(np.float64)
-    scores = parts.sum(axis=1) * gains
-    parts *= gains[:, None]
+    if row_scale is not None:
+        parts *= row_scale[rows].astype(np.float64)[:, None]
+    return both_ends(rows, parts, k, exact=exact, touched=touched, searched=searched)
+
+
+def both_ends(rows: Rows, parts: Doubles, k: int, *, exact: bool, touched: int, searched: int) -> SearchResult:
+    """The k best and the k worst of scored rows.
+
+    rows: [m], ascending, so that a stable sort puts the lower of two equals first
+    parts: [m, C], summing to the scores
+    """
+    scores = parts.sum(axis=1)
     top, bottom = np.argsort(-scores, kind="stable")[:k], np.argsort(scores, kind="stable")[:k]
     return SearchResult(
         top_rows=rows[top],
