@@ -38,7 +38,7 @@ def main() -> None:
     queries = fetch(task.query, rows.tolist())
     exact = exact_tracin(task, checkpoints, queries, run / f"exact-{arguments.queries}.npy")
     path = run / f"index-spectral-{arguments.dimensions}-float16"
-    index = build_index(task, checkpoints, path, dimensions=arguments.dimensions)
+    index = build_index(task, checkpoints, path, dimensions=arguments.dimensions, precision="float16")
     print(
         f"| {arguments.dataset}, {index.rows:,} rows x {len(checkpoints)} checkpoints x "
         f"{index.manifest.basis.dimensions:,} dimensions, {arguments.queries} queries | top-10 overlap "

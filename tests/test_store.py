@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gradtrace.errors import CorruptIndexError, QueryError
 from gradtrace.manifest import Precision
-from gradtrace.store import RowStore
+from gradtrace.store import RowStore, check_files
 from made_index import make_store, write_index
 
 LEVELS = [2, 6, 12]
@@ -109,8 +109,7 @@ def test_an_empty_index_can_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
 def test_a_flipped_byte_anywhere_is_found_and_its_shard_named(tmp_path: Path, precision: Precision) -> None:
     manifest = write_index(tmp_path, integer_rows(2, 9), precision, LEVELS, 5)
-    store = RowStore(tmp_path, manifest)
-    assert store.check_files(deep=True) == []
+    assert check_files(tmp_path, manifest, deep=True) == []
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     # Rows and columns of two shards at two checkpoints, basis, curvature, and for int4 the columns' scales.
     assert len(files) == 2 * 2 * 2 + 2 + (precision == "int4")
@@ -120,11 +119,11 @@ def test_a_flipped_byte_anywhere_is_found_and_its_shard_named(tmp_path: Path, pr
             damaged = bytearray(intact)
             damaged[position] ^= 1
             path.write_bytes(damaged)
-            assert store.check_files(deep=False) == []
-            (problem,) = store.check_files(deep=True)
+            assert check_files(tmp_path, manifest, deep=False) == []
+            (problem,) = check_files(tmp_path, manifest, deep=True)
             assert problem.startswith(f"{path.relative_to(tmp_path)} does not match its checksum")
         path.write_bytes(intact)
-    assert store.check_files(deep=True) == []
+    assert check_files(tmp_path, manifest, deep=True) == []
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -134,7 +133,7 @@ def test_missing_and_truncated_files_are_found(tmp_path: Path, deep: bool) -> No
     (tmp_path / manifest.shards[1].rows.path).unlink()
     damaged = tmp_path / manifest.shards[2].columns.path
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    missing, short = store.check_files(deep)
+    missing, short = check_files(tmp_path, manifest, deep)
     assert missing == f"{manifest.shards[1].rows.path} is missing"
     assert short.startswith(f"{manifest.shards[2].columns.path} has {manifest.shards[2].columns.bytes - 1} bytes")
     with pytest.raises(CorruptIndexError, match=r"c0/000000005\.rows is missing"):

@@ -32,7 +32,7 @@ from gradtrace.results import InfluenceResult, Recall
 from gradtrace.row_filter import RowFilter
 from gradtrace.search import exhaustive_scores
 from gradtrace.searchers import open_searcher
-from gradtrace.store import RowStore
+from gradtrace.store import RowStore, check_files
 from gradtrace.task import Example, Task
 
 T = TypeVar("T")
@@ -64,6 +64,7 @@ class Index:
         searcher: Searcher,
     ) -> None:
         self.task, self.manifest = task, manifest
+        store.open_all()  # an open index answers even when its generation is pruned
         self._row_ids = store.row_ids
         self.rows, self.present = self._row_ids.rows, self._row_ids.present
         self.methods = tuple(methods.METHODS)
@@ -250,8 +251,10 @@ class _Choice:
         self._store = index._store
 
     def norms(self) -> NDArray[np.float32]:
-        """[chosen checkpoints, stored rows]."""
-        return np.stack([self._store.norms(checkpoint) for checkpoint in self.checkpoints])
+        """[chosen checkpoints, stored rows]; zero for deleted rows, which must not set the measure for the others."""
+        norms = np.stack([self._store.norms(checkpoint) for checkpoint in self.checkpoints])
+        norms[:, ~self._store.row_ids.live()] = 0
+        return norms
 
     def vectors(self, coordinates: Tensor) -> Tensor:
         return methods.query_vectors(self.method, coordinates, self.weights)
@@ -285,12 +288,12 @@ def open_index(
     manifest = read_manifest(directory)
     if searcher == "progressive":  # then the file of another need not even be whole
         manifest = manifest.model_copy(update={"searcher": None})
-    store = RowStore(directory, manifest)
-    problems = store.check_files(deep=verify)
+    problems = check_files(directory, manifest, deep=verify)
     if problems:
         raise CorruptIndexError(
             f"{directory} is damaged: {'; '.join(problems)}. Restore the files, or remove and rebuild the index"
         )
+    store = RowStore(directory, manifest)
     check_dataset(task)
     check_task(task, manifest.task)
     entry = manifest.basis

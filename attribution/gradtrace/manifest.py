@@ -125,9 +125,13 @@ class Manifest(_Entry):
     def files(self) -> list[FileEntry]:
         """Every file of this generation beside the manifest itself."""
         some = [entry for entry in (self.column_scales, self.row_ids, self.deleted) if entry is not None]
-        some += [self.searcher.file] if self.searcher else []
+        some += [self.searcher.file] if self.searcher and not self.searcher_is_stale() else []
         shards = [file for shard in self.shards for file in (shard.rows, shard.columns)]
         return [self.basis.file, *self.curvature, *some, *shards]
+
+    def searcher_is_stale(self) -> bool:
+        """Whether the searcher is of other rows than these, so that exact search answers."""
+        return self.searcher is not None and self.searcher.rows != self.rows_digest()
 
     def stretches(self) -> list[tuple[int, int]]:
         """(start, stop) of the rows that lie in one shard, ascending, as far as the first checkpoint has them."""

@@ -62,7 +62,7 @@ def open_searcher(
         raise StoreError(
             f"{directory} has no searcher {name!r}, only {own}: add it with `gradtrace build ... --searcher {name}`"
         )
-    if entry is None or entry.rows != manifest.rows_digest():
+    if entry is None or manifest.searcher_is_stale():
         return ProgressiveSearcher(store, device)
     path = directory / entry.file.path
     if SearcherName.parse(entry.name).kind == "annoy":

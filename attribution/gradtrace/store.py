@@ -86,6 +86,12 @@ class RowStore:
         for number, entry in enumerate(self._entries[checkpoint]):
             yield entry.start, self._shard(checkpoint, number)
 
+    def open_all(self) -> None:
+        """Open every shard now: an open one can be read whatever becomes of its file."""
+        for checkpoint in range(self.checkpoints):
+            for number in range(len(self._entries[checkpoint])):
+                self._shard(checkpoint, number)
+
     def first_levels(self, checkpoint: int) -> Iterator[tuple[int, Tensor]]:
         """The first level of all rows in order, as (first row, [rows of a shard, width] float32)."""
         for start, shard in self.shards(checkpoint):
@@ -219,14 +225,15 @@ class RowStore:
         except (OSError, pyarrow.ArrowException) as error:
             raise CorruptIndexError(f"{path} cannot be read: {error}; restore it or rebuild the index") from error
 
-    def check_files(self, deep: bool) -> list[str]:
-        """What is wrong with the files that the manifest names, one sentence each. Empty where all is well.
 
-        Finds missing files and wrong sizes and, if `deep`, other content.
-        """
-        with ThreadPoolExecutor(_HASH_THREADS) as pool:
-            problems = list(pool.map(lambda entry: check_file(self._directory, entry, deep), self._manifest.files()))
-        return [problem for problem in problems if problem]
+def check_files(directory: Path, manifest: Manifest, deep: bool) -> list[str]:
+    """What is wrong with the files that a manifest names, one sentence each. Empty where all is well.
+
+    Finds missing files and wrong sizes and, if `deep`, other content.
+    """
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        problems = list(pool.map(lambda entry: check_file(directory, entry, deep), manifest.files()))
+    return [problem for problem in problems if problem]
 
 
 def check_file(directory: Path, entry: FileEntry, deep: bool) -> str | None:

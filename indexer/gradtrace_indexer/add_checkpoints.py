@@ -57,6 +57,12 @@ def add_checkpoints(
     return refresh_searcher(directory, task, device=device, progress=progress)
 
 
+def still_to_come(checkpoints: Sequence[Checkpoint], manifest: Manifest) -> list[Checkpoint]:
+    """Without those that a selection left out: of steps before the index's last, and not in it."""
+    known, last = {entry.name for entry in manifest.checkpoints}, manifest.checkpoints[-1].step
+    return [checkpoint for checkpoint in checkpoints if checkpoint.name in known or checkpoint.step > last]
+
+
 def _not_indexed(checkpoints: Sequence[Checkpoint], current: Manifest) -> list[Checkpoint]:
     indexed = {entry.name: entry for entry in current.checkpoints}
     new = [checkpoint for checkpoint in checkpoints if checkpoint.name not in indexed]

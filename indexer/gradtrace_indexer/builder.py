@@ -32,6 +32,7 @@ from gradtrace.task import Task
 from gradtrace_indexer.files import write_file
 from gradtrace_indexer.fit import Samples, write_curvature
 from gradtrace_indexer.generations import publish, save_pending
+from gradtrace_indexer.searcher_build import check_searcher
 from gradtrace_indexer.shard_rows import RowWorkers, write_rows
 from gradtrace_indexer.shard_writer import ShardWriter
 
@@ -107,13 +108,19 @@ class Builder:
         return load_basis(self.directory / entry.file.path, entry.kind, entry.dimensions, entry.seed).to(self.device)
 
     def check(self, manifest: Manifest, grown: bool = False) -> GradientModel:
-        """See that the task is the index's, with or without new rows at its end. Returns the last checkpoint's model.
+        """See that the task is the index's, with or without new rows at its end, and that what is to come could be
+        opened. Returns the last checkpoint's model.
 
         Raises:
             MismatchError: names what differs.
-            CheckpointError: the last checkpoint's weights are missing.
+            CheckpointError: the weights of a checkpoint are missing.
+            StoreError: the library of the index's searcher is missing.
         """
         check_task(self.task, manifest.task, grown)
+        for entry in manifest.checkpoints:
+            indexed_checkpoint(self.directory, entry)
+        if manifest.searcher is not None:
+            check_searcher(manifest.searcher.name)
         model = self.model_of(manifest.checkpoints[-1])
         check_probe_losses(self.task, model, manifest.task)
         return model
@@ -136,7 +143,8 @@ class Builder:
         missing = manifest.checkpoints[len(manifest.curvature) :] if basis.kind == "spectral" else []
         if not missing:
             return manifest
-        samples = Samples(self.task, basis.seed, manifest.basis.fitted_rows)
+        live = read_row_ids(self.directory, manifest).live_ids()
+        samples = Samples(self.task, basis.seed, manifest.basis.fitted_rows, live)
         for entry in tqdm(missing, "curvature", disable=not self.progress, leave=False):
             name = f"{entry.name}.{manifest.generation}"
             file = write_curvature(self.directory, name, basis, self.model_of(entry), samples)

@@ -14,7 +14,7 @@ from gradtrace.errors import CheckpointError, QueryError
 from gradtrace.manifest import BasisKind, Precision, read_manifest
 from gradtrace.selection import choose
 from gradtrace_indexer import generations
-from gradtrace_indexer.add_checkpoints import add_checkpoints
+from gradtrace_indexer.add_checkpoints import add_checkpoints, still_to_come
 from gradtrace_indexer.append import append_rows
 from gradtrace_indexer.bench import bench as bench_lines
 from gradtrace_indexer.build import build_index
@@ -114,7 +114,7 @@ def update(
     """
     loaded = load_task(task)
     if not follow:
-        found = load_checkpoints(checkpoints)
+        found = still_to_come(load_checkpoints(checkpoints), read_manifest(index))
         updated = add_checkpoints(index, loaded, found, batch_size=batch_size, device=device)
         typer.echo(f"{index}: {describe(updated.manifest)}")
         return

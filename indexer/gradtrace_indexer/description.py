@@ -23,7 +23,7 @@ def describe(manifest: Manifest) -> str:
 
 def describe_searcher(manifest: Manifest, entry: SearcherEntry) -> str:
     """One line on what a searcher is and finds."""
-    if entry.rows != manifest.rows_digest():
+    if manifest.searcher_is_stale():
         return f"searcher {entry.name} is of earlier rows: exact search answers until `gradtrace build` sets it again"
     recall = ", ".join(f"{name} {found.top:.3f} / {found.bottom:.3f}" for name, found in entry.recall.items())
     return (

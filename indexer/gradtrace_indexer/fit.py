@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 
 from gradtrace.basis import Basis, dense_basis, identity_basis, two_sided_basis
 from gradtrace.dataset import fetch
@@ -30,10 +31,16 @@ Models = Callable[[], Iterator[GradientModel]]  # one for each checkpoint, in or
 
 class Samples:
     """Random ones of the first `rows` training examples, without repetition, in batches; the same whenever they are
-    drawn again. Knows which rows it handed out last."""
+    drawn again, but for deleted rows. Knows which rows it handed out last.
 
-    def __init__(self, task: Task, seed: int, rows: int) -> None:
+    live: int64, ascending, the rows that are not deleted;  None: all
+    """
+
+    def __init__(self, task: Task, seed: int, rows: int, live: NDArray[np.int64] | None = None) -> None:
         chosen = np.sort(np.random.default_rng(seed).choice(rows, size=min(rows, _SAMPLE_ROWS), replace=False))
+        if live is not None:
+            left = np.intersect1d(chosen, live)
+            chosen = left if len(left) else live[:_SAMPLE_ROWS]
         parts = np.array_split(chosen, -(-len(chosen) // _SAMPLE_BATCH))
         self._rows: list[list[int]] = [part.tolist() for part in parts]
         self._examples = [fetch(task.train, part) for part in self._rows]

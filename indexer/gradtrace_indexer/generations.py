@@ -14,7 +14,7 @@ from typing import Any
 
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.manifest import MANIFEST_NAME, PENDING_NAME, Manifest, Operation, read_generation, read_manifest
-from gradtrace.store import RowStore
+from gradtrace.store import check_files
 from gradtrace_indexer.files import sole_writer, write_file, write_manifest
 
 _KEPT = "generations"
@@ -120,7 +120,7 @@ def roll_back(path: str | Path, generation: int) -> Manifest:
         if generation not in kept:
             there = ", ".join(map(str, kept)) or "none"
             raise StoreError(f"{directory} keeps no generation {generation}; earlier generations kept: {there}")
-        problems = RowStore(directory, kept[generation]).check_files(deep=True)
+        problems = check_files(directory, kept[generation], deep=True)
         if problems:
             raise CorruptIndexError(
                 f"generation {generation} of {directory} is damaged: {'; '.join(problems)}. Choose another"

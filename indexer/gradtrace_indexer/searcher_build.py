@@ -69,14 +69,12 @@ def _has(directory: Path, manifest: Manifest, name: str) -> bool:
     entry = manifest.searcher
     if entry is None:
         return name == "progressive"
-    return entry.name == name and entry.rows == manifest.rows_digest() and not check_file(directory, entry.file, True)
+    return entry.name == name and not manifest.searcher_is_stale() and not check_file(directory, entry.file, True)
 
 
 def _built(directory: Path, index: Index, name: str, progress: bool) -> SearcherEntry:
     manifest, parsed = index.manifest, SearcherName.parse(name)
-    rows = manifest.rows_digest()
-    # Rows in the name: a searcher of other rows, which an earlier generation may still need, is not overwritten.
-    file = f"searchers/{re.sub('[^A-Za-z0-9]+', '-', name)}-{rows[:8]}"
+    file = f"searchers/{re.sub('[^A-Za-z0-9]+', '-', name)}.{manifest.generation + 1}"
     written, parameters = write_searcher(directory, file, RowStore(directory, manifest), parsed, progress)
     split, queries = held_out(index.task, _QUERIES)
     entry = SearcherEntry(
@@ -84,7 +82,7 @@ def _built(directory: Path, index: Index, name: str, progress: bool) -> Searcher
         parameters=parameters,
         library=f"annoy {version('annoy')}" if parsed.kind == "annoy" else f"faiss {import_faiss().__version__}",
         file=written,
-        rows=rows,
+        rows=manifest.rows_digest(),
         recall={},
         k=_K,
         queries=len(queries),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gradtrace.errors import IncompleteIndexError
-from gradtrace.manifest import read_manifest
-from gradtrace.store import RowStore
+from gradtrace.errors import CorruptIndexError, IncompleteIndexError
+from gradtrace.manifest import Manifest, read_manifest
+from gradtrace.store import RowStore, check_files
 from gradtrace_indexer.generations import kept_generations
 
 
@@ -23,8 +23,16 @@ def verify(path: str | Path, *, all_generations: bool = False) -> list[str]:
         current = read_manifest(directory)
     except IncompleteIndexError:
         return ["the build was interrupted: run it again to resume"]
-    problems = RowStore(directory, current).check_files(deep=True)
+    problems = _problems(directory, current)
     for kept in kept_generations(directory) if all_generations else []:
-        found = RowStore(directory, kept).check_files(deep=True)
-        problems += [f"generation {kept.generation}: {problem}" for problem in found]
+        problems += [f"generation {kept.generation}: {problem}" for problem in _problems(directory, kept)]
+    return problems
+
+
+def _problems(directory: Path, manifest: Manifest) -> list[str]:
+    problems = check_files(directory, manifest, deep=True)
+    try:
+        RowStore(directory, manifest)
+    except CorruptIndexError as error:
+        return problems or [str(error)]
     return problems

@@ -12,11 +12,12 @@ from gradtrace.errors import CheckpointError
 from gradtrace.index import Index
 from gradtrace.manifest import read_manifest
 from gradtrace.task import Task
-from gradtrace_indexer.add_checkpoints import add_checkpoints
+from gradtrace.weight_files import weight_files
+from gradtrace_indexer.add_checkpoints import add_checkpoints, still_to_come
 
 INTERVAL = 10.0  # seconds between two looks
 
-_State = tuple[int, int]  # size and time of change of a weight file
+_State = list[tuple[str, int, int]]  # name, size and time of change of each weight file
 
 
 def watch(
@@ -43,12 +44,13 @@ def watch(
     seen: dict[str, _State] = {}
     while True:
         try:
-            found = load_checkpoints(checkpoints)
+            manifest = read_manifest(directory)
+            found = still_to_come(load_checkpoints(checkpoints), manifest)
             states = {checkpoint.name: _state(checkpoint) for checkpoint in found}
             settled = _settled(found, seen, states)
             seen = states
-            indexed = {entry.name for entry in read_manifest(directory).checkpoints}
-            if {checkpoint.name for checkpoint in settled} - indexed:
+            indexed = {entry.name for entry in manifest.checkpoints}
+            if {checkpoint.name for checkpoint in settled} - indexed or (settled and manifest.searcher_is_stale()):
                 yield add_checkpoints(directory, task, settled, batch_size=batch_size, device=device)
         except CheckpointError as error:
             on_wait(error)
@@ -62,7 +64,7 @@ def _settled(found: list[Checkpoint], before: dict[str, _State], now: dict[str, 
 
 def _state(checkpoint: Checkpoint) -> _State:
     try:
-        found = checkpoint.path.stat()
+        found = [(file.name, file.stat()) for file in weight_files(checkpoint.path)]
     except OSError as error:
         raise CheckpointError(f"{checkpoint.path} cannot be read ({error.strerror}); restore the file") from None
-    return found.st_size, found.st_mtime_ns
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]

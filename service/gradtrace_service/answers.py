@@ -56,7 +56,7 @@ def influence(index: Index, request: InfluenceRequest, waited_ms: float) -> Infl
     """
     started = time.perf_counter()
     _check_names(index, request.method, request.checkpoints)
-    queries = _queries(index.task, request)
+    queries = _queries(index, request)
     results = _search(index, request, [query.example for query in queries])
     found, spent = time.perf_counter(), index.last_timing
     show = _shower(index.task, "examples" in request.include)
@@ -128,7 +128,7 @@ def example(index: Index, split: Split, row: int) -> ExampleAnswer:
     if row >= size:
         raise NoSuchRowError("row", _missing_row(split, row, size))
     if split == "train" and not index.present[row]:
-        raise NoSuchRowError("row", f"row {row} of the training data was deleted from the index")
+        raise NoSuchRowError("row", _deleted_row(row))
     if split == "train":
         hit = _row_hit(index, row, 0.0, _shower(index.task, True))
         return ExampleAnswer(split=split, **hit.model_dump(exclude={"score", "parts", "layers", "percentile"}))
@@ -188,11 +188,16 @@ def _check_known(field: str, name: str, known: Collection[str]) -> None:
         raise FieldError(field, f"there is no {name!r}; this index has {', '.join(known)}")
 
 
-def _queries(task: Task, request: InfluenceRequest) -> list[_Query]:
+def _queries(index: Index, request: InfluenceRequest) -> list[_Query]:
+    task = index.task
     if request.query_rows is not None:
         return _row_queries("query", task.query, request.query_rows)
     if request.train_rows is not None:
-        return _row_queries("train", task.train, request.train_rows)
+        found = _row_queries("train", task.train, request.train_rows)
+        for position, row in enumerate(request.train_rows):
+            if not index.present[row]:
+                raise FieldError(f"train_rows[{position}]", _deleted_row(row))
+        return found
     if request.example is not None:
         return [_Query(_parsed(task, request.example, "example"))]
     payloads = request.examples or []
@@ -205,6 +210,10 @@ def _row_queries(split: Split, dataset: Any, rows: Sequence[int]) -> list[_Query
         if row >= size:
             raise FieldError(f"{split}_rows[{position}]", _missing_row(split, row, size))
     return [_Query(dataset[row], split, row) for row in rows]
+
+
+def _deleted_row(row: int) -> str:
+    return f"row {row} of the training data was deleted from the index"
 
 
 def _missing_row(split: Split, row: int, size: int) -> str:

@@ -1,0 +1,119 @@
+"""Updates beside searchers, precisions and selections: what only shows where these meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+import tiny
+from gradtrace import open_index
+from gradtrace.checkpoints import Checkpoint
+from gradtrace.manifest import read_manifest
+from gradtrace_indexer import add_checkpoints, append_rows, compact, delete_rows, prune, verify
+from gradtrace_indexer.add_checkpoints import still_to_come
+from gradtrace_indexer.watch import _state
+from gradtrace_service.app import create_app
+from tiny import ClassTask
+
+ROWS, QUERY = tiny.classes(40), tiny.classes(1, seed=5)
+
+
+def test_an_open_index_with_a_searcher_outlives_its_generation(tmp_path: Path) -> None:
+    index = tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path, searcher="faiss:Flat")
+    before = index.scores(QUERY)
+    delete_rows(tmp_path / "index", [1, 2])
+    compact(tmp_path / "index", progress=False)
+    prune(tmp_path / "index", keep=1)
+    assert len(index.influence(QUERY, k=2)[0].proponents) == 2
+    np.testing.assert_array_equal(index.scores(QUERY), before)
+
+
+def test_deleted_examples_are_not_read_for_new_checkpoints(tmp_path: Path) -> None:
+    """They may be blanked in the data set, and curvature does not depend on them."""
+    tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path, basis="spectral", dimensions=20)
+    delete_rows(tmp_path / "index", [3, 4])
+    compact(tmp_path / "index", progress=False)
+    blank = list(ROWS)
+    blank[3] = blank[4] = (torch.full((5,), torch.nan), 0)
+    task = ClassTask(tiny.mlp, blank)
+    later = tiny.checkpoints(ClassTask(tiny.mlp, ROWS), tmp_path / "checkpoints", 3)
+    assert len(add_checkpoints(tmp_path / "index", task, later, progress=False).manifest.checkpoints) == 3
+
+
+def test_a_deleted_row_does_not_set_the_measure_for_cosines(tmp_path: Path) -> None:
+    rows = [(x * 1e-18, y) for x, y in tiny.values(12)]
+    rows[5] = (rows[5][0] * 1e32, rows[5][1])
+
+    def model() -> torch.nn.Module:
+        return torch.nn.Linear(5, 1, bias=False)
+
+    tiny.build(tiny.ValueTask(model, rows), tmp_path, count=1)
+    delete_rows(tmp_path / "index", [5])
+    index = open_index(tmp_path / "index", tiny.ValueTask(model, rows))
+    (result,) = index.influence([rows[0]], method="cosine", k=1)
+    assert result.proponents[0].score == pytest.approx(1, abs=1e-3)
+    compact(tmp_path / "index", progress=False)
+    (again,) = open_index(tmp_path / "index", tiny.ValueTask(model, rows)).influence([rows[0]], method="cosine", k=1)
+    assert again.proponents == result.proponents
+
+
+def test_checkpoints_that_a_selection_left_out_stay_out(tmp_path: Path) -> None:
+    task = ClassTask(tiny.mlp, ROWS)
+    found = tiny.checkpoints(task, tmp_path / "checkpoints", 4)
+    index = tiny.build_index(task, [found[0], found[2]], tmp_path / "index", basis="none", progress=False)
+    wanted = still_to_come(found, index.manifest)
+    assert wanted == [found[0], found[2], found[3]]
+    grown = add_checkpoints(tmp_path / "index", task, wanted, progress=False)
+    assert [entry.name for entry in grown.manifest.checkpoints] == ["1.pt", "3.pt", "4.pt"]
+
+
+def test_a_watched_directory_of_weights_settles_with_its_files(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-5"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"half")
+    checkpoint = Checkpoint(folder, 5, 0.1)
+    before = _state(checkpoint)
+    (folder / "model.safetensors").write_bytes(b"half and half")
+    assert _state(checkpoint) != before
+
+
+def test_a_deleted_row_is_no_query_over_http(tmp_path: Path) -> None:
+    task = ClassTask(tiny.mlp, ROWS)
+    tiny.build(task, tmp_path)
+    delete_rows(tmp_path / "index", [3])
+    with TestClient(create_app(open_index(tmp_path / "index", task))) as client:
+        answer = client.post("/influence", json={"train_rows": [0, 3]})
+        assert answer.status_code == 422
+        assert "train_rows[1]: row 3 of the training data was deleted" in answer.json()["detail"]
+
+
+def test_every_damaged_file_is_named(tmp_path: Path) -> None:
+    tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path, precision="int4")
+    manifest = read_manifest(tmp_path / "index")
+    assert manifest.column_scales is not None
+    damaged = [manifest.column_scales.path, manifest.shards[0].rows.path]
+    for name in damaged:
+        (tmp_path / "index" / name).write_bytes(b"")
+    problems = verify(tmp_path / "index")
+    assert len(problems) == 2
+    assert all(any(name in problem for problem in problems) for name in damaged)
+
+
+def test_updates_that_could_not_be_opened_are_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown = ClassTask(tiny.mlp, ROWS)
+    tiny.build(ClassTask(tiny.mlp, ROWS[:30]), tmp_path, searcher="faiss:Flat")
+    generation = read_manifest(tmp_path / "index").generation
+    with monkeypatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "faiss", None)
+        with pytest.raises(Exception, match="faiss"):
+            append_rows(tmp_path / "index", grown, progress=False)
+    (tmp_path / "checkpoints" / "1.pt").rename(tmp_path / "moved.pt")
+    with pytest.raises(Exception, match=r"1\.pt are not at"):
+        append_rows(tmp_path / "index", grown, progress=False)
+    assert read_manifest(tmp_path / "index").generation == generation
