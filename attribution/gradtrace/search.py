@@ -124,7 +124,7 @@ class ProgressiveSearcher:
                 tails[checkpoint, :levels, start : start + shard.layout.rows] = shard.tails.T
         self._first = first.to(device)  # [C, width, rows]
         self._tails: Floats = tails.numpy()  # [C, levels + 1, rows], zero after the last level
-        self._largest_norm = float(self._tails[:, 0].max(initial=0))
+        self._largest_norms: Floats = self._tails[:, 0].max(axis=0, initial=0)  # [rows], over the checkpoints
         # Twice the usual bound of float32 summation error, relative to the product of the norms.
         self._rounding = (store.dimensions + store.checkpoints + 64) * 2.0**-23
 
@@ -151,8 +151,9 @@ class ProgressiveSearcher:
         if k < 1:
             raise QueryError(f"k must be at least 1, not {k}")
         scale = None if row_scale is None else row_scale.cpu().numpy()
-        largest = 1.0 if scale is None else float(np.abs(scale).max(initial=0))
-        if not largest * self._largest_norm <= _LARGEST:
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = self._largest_norms * (1 if scale is None else np.abs(scale))
+        if not scaled.max(initial=0) <= _LARGEST:  # NaN compares false
             raise QueryError("row_scale has values that are NaN, infinite or too large for float32 scores")
         rows = np.arange(self._store.rows) if allowed is None else np.flatnonzero(allowed)
         prepared = [self._prepare(query, list(checkpoints), scale) for query in queries.cpu()]
