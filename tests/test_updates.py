@@ -191,7 +191,7 @@ def test_updates_by_another_task_are_refused(tmp_path: Path, change: str) -> Non
 
 
 def test_curvature_is_of_the_rows_that_the_basis_was_fitted_on(tmp_path: Path) -> None:
-    """A checkpoint's eigenvalues depend neither on rows that were appended before it came nor on those deleted again."""
+    """Eigenvalues depend neither on rows that were appended before the checkpoint came nor on those deleted again."""
     first, later = built(tmp_path / "a", basis="spectral"), built(tmp_path / "b", basis="spectral")
     grown = [*ROWS, *tiny.classes(30, seed=9)]
     add(first, checkpoints(tmp_path / "a", 3))
