@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from fastapi.testclient import TestClient
 
 import tiny
-from gradtrace import open_index
+from gradtrace import CheckpointError, StoreError, open_index
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.manifest import read_manifest
 from gradtrace_indexer import add_checkpoints, append_rows, compact, delete_rows, prune, verify
@@ -110,10 +111,10 @@ def test_updates_that_could_not_be_opened_are_refused_before_anything_is_compute
     tiny.build(ClassTask(tiny.mlp, ROWS[:30]), tmp_path, searcher="faiss:Flat")
     generation = read_manifest(tmp_path / "index").generation
     with monkeypatch.context() as patch:
-        patch.setitem(__import__("sys").modules, "faiss", None)
-        with pytest.raises(Exception, match="faiss"):
+        patch.setitem(sys.modules, "faiss", None)
+        with pytest.raises(StoreError, match="faiss"):
             append_rows(tmp_path / "index", grown, progress=False)
     (tmp_path / "checkpoints" / "1.pt").rename(tmp_path / "moved.pt")
-    with pytest.raises(Exception, match=r"1\.pt are not at"):
+    with pytest.raises(CheckpointError, match=r"1\.pt are not at"):
         append_rows(tmp_path / "index", grown, progress=False)
     assert read_manifest(tmp_path / "index").generation == generation

@@ -117,11 +117,10 @@ class Builder:
             StoreError: the library of the index's searcher is missing.
         """
         check_task(self.task, manifest.task, grown)
-        for entry in manifest.checkpoints:
-            indexed_checkpoint(self.directory, entry)
+        found = [indexed_checkpoint(self.directory, entry) for entry in manifest.checkpoints]
         if manifest.searcher is not None:
             check_searcher(manifest.searcher.name)
-        model = self.model_of(manifest.checkpoints[-1])
+        model = self.model(found[-1])
         check_probe_losses(self.task, model, manifest.task)
         return model
 
