@@ -34,10 +34,10 @@ def test_every_condition_and_weight_is_named(name: str) -> None:
     assert f"`{name}`" in PAGE
 
 
-def test_the_sdk_takes_every_field_and_the_library_all_but_the_kinds_of_example() -> None:
+def test_the_sdk_takes_every_field_and_the_library_all_but_what_it_is_asked_with() -> None:
     fields = set(InfluenceRequest.model_fields)
     assert set(inspect.signature(Client.influence).parameters) == fields
-    sources = {"example", "examples", "query_rows", "train_rows"}
+    sources = {"example", "examples", "query_rows", "train_rows", "index"}
     assert set(inspect.signature(Index.influence).parameters) - {"self", "examples"} == fields - sources
 
 

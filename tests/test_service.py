@@ -8,6 +8,7 @@ import io
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,13 @@ from gradtrace import Index
 from gradtrace_client import AsyncClient, Client, Hit, InfluenceAnswer, InvalidRequestError, NotFoundError, ServiceError
 from gradtrace_client.schemas import MAX_K, MAX_QUERIES, Problem
 from gradtrace_indexer import delete_rows
-from gradtrace_service.app import MAX_BODY_BYTES, create_app
-from gradtrace_service.engine import Engine, QueueFullError
+from gradtrace_service.app import create_app
+from gradtrace_service.catalog import FixedIndex
+from gradtrace_service.engine import Engine, Limits, QueueFullError
 from gradtrace_service.server import serving
+from gradtrace_service.settings import Settings
+from gradtrace_service.work import Work
+from gradtrace_service.workers import answer_batch, thread_worker
 
 TASK = digits_task.TASK
 
@@ -361,7 +366,7 @@ def test_other_wrong_requests(url: str) -> None:
 
 
 def test_a_body_beyond_the_limit_is_refused_announced_or_not(url: str) -> None:
-    big = b" " * (MAX_BODY_BYTES + 1)
+    big = b" " * (16 * 2**20 + 1)
     headers = {"Content-Type": "application/json"}
     assert "bytes" in problem(httpx.post(f"{url}/influence", content=big, headers=headers), 413).detail
     chunked = httpx.post(f"{url}/influence", content=iter([big[:1000], big]), headers=headers)
@@ -412,15 +417,16 @@ def test_the_app_answers_in_process(digits_index: DigitsRun) -> None:
 
 
 def test_one_thread_owns_the_index_and_a_full_queue_refuses(index: Index) -> None:
-    engine = Engine(index, queue_size=3)
+    engine = Engine(thread_worker(FixedIndex(index)), answer_batch, limits=Limits(queue_size=2))
     release = threading.Event()
 
     async def crowd() -> list[Any]:
-        held = engine.run(lambda _, waited: (release.wait(10), threading.current_thread().name, waited))
-        others = [engine.run(lambda _, waited: (True, threading.current_thread().name, waited)) for _ in range(4)]
-        tasks = [asyncio.ensure_future(one) for one in (held, *others)]
-        await asyncio.sleep(0)  # all of them are queued or refused now
-        await asyncio.sleep(0.05)
+        held = engine.run(Work(None, lambda _, waited: (release.wait(10), threading.current_thread().name, waited)))
+        tasks = [asyncio.ensure_future(held)]
+        await asyncio.sleep(0.05)  # the worker has it now
+        other = Work(None, lambda _, waited: (True, threading.current_thread().name, waited))
+        tasks += [asyncio.ensure_future(engine.run(other)) for _ in range(4)]
+        await asyncio.sleep(0.05)  # all of them are queued or refused now
         release.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -432,8 +438,13 @@ def test_one_thread_owns_the_index_and_a_full_queue_refuses(index: Index) -> Non
 
 
 def test_a_full_queue_is_told_as_429(digits_index: DigitsRun) -> None:
-    with serving(create_app(digits_index.open(), queue_size=0)) as url:
-        response = httpx.post(f"{url}/influence", json={"query_rows": [0]})
+    release = threading.Event()
+    app = create_app(digits_index.open(), Settings(queue_size=1))
+    with serving(app) as url, ThreadPoolExecutor(3) as pool:
+        app.state.engine._workers.submit(release.wait, 10)
+        waiting = [pool.submit(httpx.post, f"{url}/influence", json={"query_rows": [0]}) for _ in range(3)]
+        response = next(as_completed(waiting)).result()
+        release.set()
     assert "later" in problem(response, 429).detail
     assert int(response.headers["retry-after"]) >= 1
 

@@ -73,6 +73,7 @@ def influence(
     examples: Sequence[Mapping[str, Any]] | None = None,
     query_rows: Sequence[int] | None = None,
     train_rows: Sequence[int] | None = None,
+    index: str | None = None,
     k: int = 10,
     method: str = "tracin",
     checkpoints: Sequence[str] | None = None,
@@ -98,6 +99,7 @@ def influence(
         examples=examples,
         query_rows=query_rows,
         train_rows=train_rows,
+        index=index,
         k=k,
         method=method,
         checkpoints=checkpoints,
@@ -116,6 +118,7 @@ def influence(
 
 def self_influence(
     *,
+    index: str | None = None,
     k: int = 10,
     offset: int = 0,
     order: Order = "descending",
@@ -135,6 +138,7 @@ def self_influence(
     """
     params = _request(
         SelfInfluenceRequest,
+        index=index,
         k=k,
         offset=offset,
         order=order,
@@ -150,22 +154,26 @@ def self_influence(
     return Call("GET", "/self-influence", SelfInfluenceAnswer, params=params)
 
 
-def examples(split: Split, row: int) -> Call[ExampleAnswer]:
+def examples(split: Split, row: int, *, index: str | None = None) -> Call[ExampleAnswer]:
     """One row of the training or query data set, rendered.
 
     Raises:
         ClientError: see the tree in `gradtrace_client`; NotFoundError where there is no such row.
     """
-    return Call("GET", f"/examples/{split}/{row}", ExampleAnswer)
+    return Call("GET", f"/examples/{split}/{row}", ExampleAnswer, params=_named(index))
 
 
-def index() -> Call[IndexDetails]:
-    """What the service's index holds.
+def index(name: str | None = None) -> Call[IndexDetails]:
+    """What an index of the service holds; None: its only or first one.
 
     Raises:
         ClientError: see the tree in `gradtrace_client`.
     """
-    return Call("GET", "/index", IndexDetails)
+    return Call("GET", "/index", IndexDetails, params=_named(name))
+
+
+def _named(index: str | None) -> dict[str, Any]:
+    return {} if index is None else {"index": index}
 
 
 def _request(schema: type[BaseModel], **fields: Any) -> dict[str, Any]:

@@ -101,6 +101,7 @@ class RowFilter(_Request):
 
 
 class Question(_Request):
+    index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
     method: str = Field("tracin", max_length=64, description="One of the methods that GET /index lists.")
     checkpoints: list[str] | None = Field(
         None, min_length=1, description="Names of the checkpoints used. Default: all."
@@ -157,14 +158,18 @@ class InfluenceRequest(Question):
 
     @model_validator(mode="after")
     def _affordable(self) -> InfluenceRequest:
-        lists = (self.examples, self.query_rows, self.train_rows)
-        results = 1 if self.aggregate else max(len(given or ()) for given in lists) or 1
+        results = 1 if self.aggregate else self.queries
         if self.rescore and results * self.k > MAX_K:
             raise ValueError(
                 f"rescore takes {MAX_K} hits at each end at most, over all results, not {results} x {self.k}; lower k "
                 "or send fewer queries at a time"
             )
         return self
+
+    @property
+    def queries(self) -> int:
+        """How many examples are asked about."""
+        return max(len(given or ()) for given in (self.examples, self.query_rows, self.train_rows)) or 1
 
 
 class SelfInfluenceRequest(Question):
@@ -206,6 +211,7 @@ class Timing(_Answer):
     """Milliseconds. `total` runs from the validated request to the finished answer and includes what no part covers."""
 
     queue: float
+    batch: int = Field(default=1, description="Queries answered in the same pass, whose times the others are.")
     gradient: float
     search: float
     rescore: float = 0.0

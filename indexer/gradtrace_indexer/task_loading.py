@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,15 +15,20 @@ from typing import Any
 from gradtrace.errors import TaskError
 from gradtrace.task import Task
 
+_runs = itertools.count()  # numbers of the modules that were run again
 
-def load_task(spec: str) -> Task:
+
+def load_task(spec: str, *, anew: bool = False) -> Task:
     """The task that `spec` names; a Task subclass is instantiated without arguments.
+
+    anew: run the module again, under another name, instead of taking it as it was imported before: a task and data
+        that share nothing with an earlier one's, and see what has changed on disk.
 
     Raises:
         TaskError: no such file, module or attribute; an error while importing or instantiating; or not a Task.
     """
     source, name = _split(spec)
-    module = import_source(source)
+    module = import_source(source, anew=anew)
     if not hasattr(module, name):
         raise TaskError(f"{source} has no {name!r}; {_tasks_in(module)}")
     found = getattr(module, name)
@@ -32,7 +38,7 @@ def load_task(spec: str) -> Task:
     return task
 
 
-def import_source(source: str) -> ModuleType:
+def import_source(source: str, *, anew: bool = False) -> ModuleType:
     """Import a module by its dotted name, or a Python file by its path.
 
     As when Python runs a script, the file's folder (for a module: the working directory) is on the import path.
@@ -47,7 +53,9 @@ def import_source(source: str) -> ModuleType:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
-        return _import_file(Path(source).resolve()) if is_file else importlib.import_module(source)
+        if is_file:
+            return _import_file(Path(source).resolve(), anew)
+        return _import_again(source) if anew else importlib.import_module(source)
     except Exception as error:  # whatever the user's code raises
         raise TaskError(f"importing {source} failed: {type(error).__name__}: {error}") from error
 
@@ -59,21 +67,31 @@ def _split(spec: str) -> tuple[str, str]:
     return source, name
 
 
-def _import_file(path: Path) -> ModuleType:
+def _import_file(path: Path, anew: bool = False, package: str = "") -> ModuleType:
     """Run the file under a name that no other module has: a `types.py` must not become the standard library's."""
     name = f"_gradtrace_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name += f"_{next(_runs)}" if anew else ""
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path.name} is no Python file")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # before running it: dataclasses look it up
+    module.__package__ = package
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+def _import_again(name: str) -> ModuleType:
+    """Run a module's file again, beside the module."""
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None or not found.has_location:
+        raise ImportError(f"{name} has no file to be read again")
+    return _import_file(Path(found.origin), anew=True, package=name if found.parent == name else found.parent or "")
 
 
 def _instantiate(kind: type[Task], spec: str) -> Task:

@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from typing import Any, get_args
 
 import numpy as np
@@ -38,6 +39,9 @@ from gradtrace_client.schemas import (
 )
 from gradtrace_service.conventions import convention
 from gradtrace_service.problems import FieldError, NoSuchRowError
+from gradtrace_service.work import Work
+
+SOURCES = ("example", "examples", "query_rows", "train_rows")  # the fields of a request that say what is asked about
 
 Show = Callable[[int], Payload | None]  # training row -> its rendering, None where it was not asked for
 
@@ -49,46 +53,71 @@ class _Query:
     row: int | None = None
 
 
-def influence(index: Index, request: InfluenceRequest, waited_ms: float) -> InfluenceAnswer:
-    """Answer POST /influence.
+def warm_up(index: Index, waited_ms: float) -> None:
+    """Ask about the first row that is there."""
+    index.influence([index.task.train[int(np.argmax(index.present))]], k=1)
+
+
+def one_influence(index: Index, waited_ms: float, *, request: InfluenceRequest) -> InfluenceAnswer:
+    """Answer POST /influence. Raises as `influence`."""
+    return influence(index, [request], [waited_ms])[0]
+
+
+def influences(
+    index: Index, works: Sequence[Work[InfluenceAnswer]], waited_ms: Sequence[float]
+) -> list[InfluenceAnswer]:
+    """Answer several that may be answered together. Raises as `influence`."""
+    return influence(index, [work.request for work in works], waited_ms)
+
+
+def influence(index: Index, requests: Sequence[InfluenceRequest], waited_ms: Sequence[float]) -> list[InfluenceAnswer]:
+    """Answer one or several POST /influence that differ in what is asked about alone, in one pass.
 
     Raises:
         FieldError: a field names something that is not there, or an example that the task or the model cannot take.
-        GradtraceError: the index refuses the query.
+        GradtraceError: the index refuses a query.
     """
-    started = time.perf_counter()
+    started, request = time.perf_counter(), requests[0]
     _check_names(index, request.method, request.checkpoints)
-    queries = _queries(index, request)
+    asked = [_queries(index, one) for one in requests]
+    queries = [query for some in asked for query in some]
     results = _search(index, request, [query.example for query in queries])
     found, spent = time.perf_counter(), index.last_timing
     show = _shower(index.task, "examples" in request.include)
-    groups = [queries] if request.aggregate else [[query] for query in queries]
-    answered = [
-        _influence(index.task, request, group, result, show) for group, result in zip(groups, results, strict=True)
-    ]
+    remaining, rendered = iter(results), []
+    for some in asked:
+        groups = [some] if request.aggregate else [[query] for query in some]
+        own = list(islice(remaining, len(groups)))
+        rendered.append([_influence(index.task, request, *pair, show) for pair in zip(groups, own, strict=True)])
     rows_rescored = sum(result.rows_rescored for result in results)
-    return InfluenceAnswer(
-        index=index_info(index),
-        method=request.method,
-        convention=convention(request.method, _options(request), request.rescore),
-        exact=all(result.exact for result in results),
-        recall=next((Recall(top=r.recall.top, bottom=r.recall.bottom) for r in results if r.recall), None),
-        rescored=request.rescore,
-        results=answered,
-        timing_ms=Timing(
-            queue=waited_ms,
-            gradient=spent["gradient"],
-            search=spent["search"],
-            rescore=spent["rescore"],
-            rescore_per_row=spent["rescore"] / rows_rescored if rows_rescored else None,
-            percentiles=spent["percentiles"],
-            render=_since(found),
-            total=waited_ms + _since(started),
-        ),
+    timing = Timing(
+        queue=0.0,
+        batch=len(queries),
+        gradient=spent["gradient"],
+        search=spent["search"],
+        rescore=spent["rescore"],
+        rescore_per_row=spent["rescore"] / rows_rescored if rows_rescored else None,
+        percentiles=spent["percentiles"],
+        render=_since(found),
+        total=_since(started),
     )
+    recall = next((Recall(top=r.recall.top, bottom=r.recall.bottom) for r in results if r.recall), None)
+    return [
+        InfluenceAnswer(
+            index=index_info(index),
+            method=request.method,
+            convention=convention(request.method, _options(request), request.rescore),
+            exact=all(result.exact for result in results),
+            recall=recall,
+            rescored=request.rescore,
+            results=own_results,
+            timing_ms=timing.model_copy(update={"queue": waited, "total": waited + timing.total}),
+        )
+        for own_results, waited in zip(rendered, waited_ms, strict=True)
+    ]
 
 
-def self_influence(index: Index, request: SelfInfluenceRequest, waited_ms: float) -> SelfInfluenceAnswer:
+def self_influence(index: Index, waited_ms: float, *, request: SelfInfluenceRequest) -> SelfInfluenceAnswer:
     """Answer GET /self-influence.
 
     Raises:
@@ -120,7 +149,7 @@ def self_influence(index: Index, request: SelfInfluenceRequest, waited_ms: float
     )
 
 
-def example(index: Index, split: Split, row: int) -> ExampleAnswer:
+def example(index: Index, waited_ms: float, *, split: Split, row: int) -> ExampleAnswer:
     """Answer GET /examples/{split}/{row}.
 
     Raises:
@@ -166,7 +195,7 @@ def index_info(index: Index) -> IndexInfo:
     )
 
 
-def index_details(index: Index) -> IndexDetails:
+def index_details(index: Index, waited_ms: float) -> IndexDetails:
     """Answer GET /index."""
     names = index.task.class_names
     return IndexDetails(

@@ -16,10 +16,12 @@ from gradtrace.errors import GradtraceError, QueryError
 from gradtrace_client import Client, ClientError, InfluenceAnswer
 from gradtrace_indexer.cli import app as indexer_commands
 from gradtrace_indexer.task_loading import load_task
-from gradtrace_service.app import create_app
+from gradtrace_service.app import create_app, create_service
+from gradtrace_service.catalog import hosted
 from gradtrace_service.console import print_answer
 from gradtrace_service.demo import Dataset, run_demo
 from gradtrace_service.server import serving
+from gradtrace_service.settings import read_settings, with_settings
 
 app = typer.Typer(
     help="Which training examples made this model predict that?",
@@ -62,17 +64,24 @@ def main() -> None:
 
 
 @app.command()
+@with_settings
 def serve(
-    index: Annotated[Path, typer.Argument(help="The index directory.")],
-    task: TaskOption,
-    checkpoints: CheckpointsOption = None,
-    device: DeviceOption = "auto",
-    host: HostOption = "127.0.0.1",
-    port: PortOption = 8000,
+    indexes: Annotated[list[str], typer.Argument(metavar="INDEX...", help="Index directories, or NAME=DIRECTORY.")],
+    task: Annotated[
+        list[str],
+        typer.Option(help="module:attribute or path/to/file.py:attribute; one for each index, or one for all."),
+    ],
+    config: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A TOML file of settings.")] = None,
+    **flags: Any,
 ) -> None:
-    """Serve an index over HTTP until Ctrl-C."""
-    opened = gradtrace.open_index(index, load_task(task), checkpoints=checkpoints, device=device)
-    uvicorn.run(create_app(opened), host=host, port=port)
+    """Serve indexes over HTTP until Ctrl-C.
+
+    A request names the index that it asks with `index`; without, it asks the first. A name is the directory's own,
+    unless given. New generations of an index are taken over while serving. docs/settings.md explains the settings.
+    """
+    settings = read_settings(config, **flags)
+    service = create_service(hosted(indexes, task, settings), settings)
+    uvicorn.run(service, host=settings.host, port=settings.port, timeout_graceful_shutdown=settings.drain_seconds)
 
 
 @app.command()

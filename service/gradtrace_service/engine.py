@@ -1,20 +1,25 @@
-"""One thread owns the index; requests queue for it."""
+"""From the event loop to the workers that own the indexes, and back.
+
+Requests wait in one bounded queue. Whenever a worker is free, it is given the oldest request together with those behind
+it that may be answered in the same pass (a micro-batch), so batches grow with the load and a lone request never waits
+for company longer than `batch_wait_ms`. A request whose caller went away, or whose deadline passed, leaves the queue.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, cast
 
-from gradtrace import Index
 from gradtrace.errors import QueryError, TaskError
+from gradtrace_service.work import Outcome, Work
 
 T = TypeVar("T")
-
-QUEUE_SIZE = 256
 
 _log = logging.getLogger(__name__)
 
@@ -23,46 +28,153 @@ class QueueFullError(Exception):
     """As many requests wait as the queue holds."""
 
 
+class DeadlineError(Exception):
+    """No answer within the time that a request may take."""
+
+
 class WorkFailedError(Exception):
     """The work raised what is no fault of the request; its cause is in the log and not for the caller."""
 
 
-class Engine:
-    """Runs work on the thread that owns the index, in order of arrival.
+class Observer(Protocol):
+    """Told of every batch."""
 
-    An Index is not thread-safe, and neither is a user's Task: nothing else may touch them while the engine runs.
+    def answered(self, size: int, waited: float, took: float) -> None:
+        """size: requests in the batch;  waited: seconds that the oldest had waited;  took: seconds of computing"""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """queue_size: requests that may wait;  batch_size: queries that are answered in one pass;  batch_wait_ms: how long
+    a free worker waits for more of them;  deadline: seconds from arrival to answer"""
+
+    queue_size: int = 256
+    batch_size: int = 16
+    batch_wait_ms: float = 0.0
+    deadline: float = 60.0
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    work: Work[Any]
+    answer: asyncio.Future[Any]
+    arrived: float = field(default_factory=time.perf_counter)  # of a clock that all processes share
+
+
+class Engine:
+    """Answers works by `workers`, in order of arrival. All methods are for the event loop's thread.
+
+    Args:
+        workers: each of its threads or processes owns its indexes: an Index is not thread-safe, nor is a user's Task.
+        answer: what they run on a list of (work, time of arrival), giving an outcome for each.
+        slots: their number.
     """
 
-    def __init__(self, index: Index, queue_size: int = QUEUE_SIZE) -> None:
-        self._index = index
-        self._queue_size = queue_size
-        self._pending = 0  # only ever changed on the event loop's thread
-        self._owner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gradtrace-index")
+    def __init__(
+        self,
+        workers: Executor,
+        answer: Callable[[list[tuple[Work[Any], float]]], list[Outcome]],
+        slots: int = 1,
+        limits: Limits | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        self._workers, self._answer, self._observer = workers, answer, observer
+        self.slots = self._free = slots
+        self._queue: deque[_Waiting] = deque()
+        self._running: set[asyncio.Task[None]] = set()
 
-    async def run(self, work: Callable[[Index, float], T]) -> T:
-        """`work(index, milliseconds waited)` on the owner thread. Work whose caller is cancelled in time never starts.
+    @property
+    def waiting(self) -> int:
+        """Requests that no worker has taken yet."""
+        return len(self._queue)
+
+    async def run(self, work: Work[T]) -> T:
+        """The work's result. Work whose caller is cancelled before a worker took it never starts.
 
         Raises:
             QueueFullError: the queue is full.
+            DeadlineError: it took too long.
             QueryError, TaskError: as the work raised them.
             WorkFailedError: the work raised anything else.
         """
-        if self._pending >= self._queue_size:
+        if len(self._queue) >= self.limits.queue_size:
+            self._queue = deque(one for one in self._queue if not one.answer.done())
+        if len(self._queue) >= self.limits.queue_size:
             raise QueueFullError
-        arrived = time.perf_counter()
-        self._pending += 1
+        waiting = _Waiting(work, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        self._dispatch()
         try:
-            return await asyncio.wrap_future(
-                self._owner.submit(lambda: work(self._index, (time.perf_counter() - arrived) * 1000.0))
-            )
-        except (QueryError, TaskError):
-            raise
-        except Exception as error:
-            _log.exception("a request failed")
-            raise WorkFailedError from error
+            return cast(T, await asyncio.wait_for(waiting.answer, self.limits.deadline))
+        except asyncio.TimeoutError:
+            raise DeadlineError from None
+
+    def _dispatch(self) -> None:
+        """Give every free worker something to do."""
+        while self._free and self._queue:
+            self._free -= 1
+            running = asyncio.ensure_future(self._work_once())
+            self._running.add(running)
+            running.add_done_callback(self._running.discard)
+
+    async def _work_once(self) -> None:
+        if self.limits.batch_wait_ms:
+            await asyncio.sleep(self.limits.batch_wait_ms / 1000.0)
+        try:
+            batch = self._take()
+            if batch:
+                await self._compute(batch)
         finally:
-            self._pending -= 1
+            self._free += 1
+            self._dispatch()
+
+    def _take(self) -> list[_Waiting]:
+        """The oldest request, and those that may be answered with it, as far as they fit into a batch."""
+        batch: list[_Waiting] = []
+        passed: list[_Waiting] = []
+        room = self.limits.batch_size
+        while self._queue and room > 0:
+            one = self._queue.popleft()
+            if one.answer.done():
+                continue
+            together = not batch or (one.work.kind is not None and one.work.kind == batch[0].work.kind)
+            if together and (not batch or one.work.size <= room):
+                batch.append(one)
+                room = room - one.work.size if one.work.kind is not None else 0
+            else:
+                passed.append(one)
+        self._queue.extendleft(reversed(passed))
+        return batch
+
+    async def _compute(self, batch: list[_Waiting]) -> None:
+        started = time.perf_counter()
+        works = [(one.work, one.arrived) for one in batch]
+        try:
+            outcomes = await asyncio.get_running_loop().run_in_executor(self._workers, self._answer, works)
+        except Exception as error:  # the worker itself is gone
+            outcomes = [error] * len(batch)
+        if self._observer is not None:
+            self._observer.answered(len(batch), started - batch[0].arrived, time.perf_counter() - started)
+        for one, outcome in zip(batch, outcomes, strict=True):
+            if not one.answer.done():
+                _settle(one.answer, outcome)
 
     def close(self) -> None:
         """Let the running work end and drop what still waits."""
-        self._owner.shutdown(cancel_futures=True)
+        for one in self._queue:
+            one.answer.cancel()
+        self._queue.clear()
+        self._workers.shutdown(cancel_futures=True)
+
+
+def _settle(answer: asyncio.Future[Any], outcome: Outcome) -> None:
+    if not isinstance(outcome, Exception):
+        answer.set_result(outcome)
+    elif isinstance(outcome, QueryError | TaskError):
+        answer.set_exception(outcome)
+    else:
+        _log.error("a request failed", exc_info=outcome)
+        failure = WorkFailedError()
+        failure.__cause__ = outcome
+        answer.set_exception(failure)

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from gradtrace.errors import QueryError, TaskError
 from gradtrace_client.schemas import FieldProblem, Problem, field_problems
-from gradtrace_service.engine import QueueFullError, WorkFailedError
+from gradtrace_service.engine import DeadlineError, QueueFullError, WorkFailedError
 
 RETRY_AFTER_SECONDS = 1
 _MEDIA_TYPE = "application/problem+json"
@@ -31,9 +31,16 @@ class FieldError(QueryError):
         self.field = field
         self.detail = detail
 
+    def __reduce__(self) -> tuple[type[FieldError], tuple[str, str]]:  # from a process that answers
+        return type(self), (self.field, self.detail)
+
 
 class NoSuchRowError(FieldError):
     """The address names a row that is not there."""
+
+
+class NotReadyError(Exception):
+    """The service is still loading its index."""
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -51,6 +58,8 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(QueryError, _refused)
     app.add_exception_handler(TaskError, _refused)
     app.add_exception_handler(QueueFullError, _busy)
+    app.add_exception_handler(DeadlineError, _late)
+    app.add_exception_handler(NotReadyError, _not_ready)
     app.add_exception_handler(WorkFailedError, _failed)
     app.add_exception_handler(Exception, _failed)
 
@@ -83,6 +92,17 @@ def _http_error(request: Request, error: Exception) -> Response:
 def _busy(request: Request, error: Exception) -> Response:
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
     return _problem(429, "busy", "too many requests are waiting; send this one again later", headers=headers)
+
+
+def _late(request: Request, error: Exception) -> Response:
+    return _problem(
+        504, "deadline", "the answer took longer than requests may; ask for less, or again when it is calmer"
+    )
+
+
+def _not_ready(request: Request, error: Exception) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return _problem(503, "starting", "the service is loading its index; ask again soon", headers=headers)
 
 
 def _failed(request: Request, error: Exception) -> Response:

@@ -1,0 +1,167 @@
+"""The indexes that one worker holds open: loaded at their first question, replaced when a new generation is published,
+unloaded when memory is short."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import gradtrace
+from gradtrace import Index
+from gradtrace.errors import GradtraceError, QueryError, StoreError
+from gradtrace.manifest import MANIFEST_NAME, read_manifest
+from gradtrace_indexer.task_loading import load_task
+from gradtrace_service.problems import FieldError
+from gradtrace_service.settings import Settings
+
+_LOOK_SECONDS = 1.0  # between two looks for new generations
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """An index that the service offers."""
+
+    name: str
+    path: Path
+    task: str  # module:attribute or path/to/file.py:attribute
+    checkpoints: Path | None = None
+    device: str = "auto"
+
+    def open(self) -> Index:
+        """With a task of its own: generations differ in their data sets, and a task is one thread's alone."""
+        return gradtrace.open_index(
+            self.path, load_task(self.task, anew=True), checkpoints=self.checkpoints, device=self.device
+        )
+
+    def state(self) -> Any:
+        """Changes whenever another generation is published."""
+        found = (self.path / MANIFEST_NAME).stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def hosted(indexes: Sequence[str], tasks: Sequence[str], settings: Settings) -> list[Hosted]:
+    """What the command line names: directories or NAME=DIRECTORY, with one task for each or one for all.
+
+    Raises:
+        StoreError: two of one name, or there is no index.
+        QueryError: there are not as many tasks as indexes.
+    """
+    if len(tasks) not in (1, len(indexes)):
+        raise QueryError(f"give one --task for all {len(indexes)} indexes, or one for each, in their order")
+    named = [text.partition("=") for text in indexes]
+    paths = [Path(after if separator else before) for before, separator, after in named]
+    names = [
+        before if separator else path.resolve().name for (before, separator, _), path in zip(named, paths, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        raise StoreError(f"two indexes have one name ({', '.join(names)}); name them apart: NAME=DIRECTORY")
+    for path in paths:
+        read_manifest(path)
+    return [
+        Hosted(name, path, task, settings.checkpoints, settings.device)
+        for name, path, task in zip(names, paths, tasks if len(tasks) > 1 else [*tasks] * len(paths), strict=True)
+    ]
+
+
+class FixedIndex:
+    """One index that is open already and stays as it is."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def get(self, name: str | None) -> Index:
+        if name is not None:
+            raise FieldError("index", f"there is no index {name!r}; this service has one, without a name: leave it out")
+        return self._index
+
+
+class Catalog:
+    """Open indexes by name, for one worker.
+
+    A new generation is opened beside the old one, on a thread, and takes its place between two batches: what is being
+    answered finishes on the old one. One that cannot be opened is passed over, and the old one goes on answering.
+
+    Args:
+        memory_limit: bytes of the process above which the indexes that were not asked for longest are unloaded.
+    """
+
+    def __init__(self, hosted: Sequence[Hosted], memory_limit: int | None = None) -> None:
+        self._hosted = {one.name: one for one in hosted}
+        self._memory_limit = memory_limit
+        self._open: OrderedDict[str, Index] = OrderedDict()  # the one asked for last is at the end
+        self._states: dict[str, Any] = {}  # of the generation that is open, or that could not be opened
+        self._next: dict[str, Index] = {}
+        self._lock = threading.Lock()  # of the three above, never held while an index is opened
+        self._stopped = threading.Event()
+        self._follower = threading.Thread(target=self._follow, name="gradtrace-generations", daemon=True)
+        self._follower.start()
+
+    def get(self, name: str | None) -> Index:
+        """The current generation of an index, opened if need be.
+
+        Raises:
+            FieldError: no index has this name.
+            GradtraceError: it cannot be opened.
+        """
+        if name is None:
+            name = next(iter(self._hosted))
+        if name not in self._hosted:
+            raise FieldError("index", f"there is no index {name!r}; this service has {', '.join(self._hosted)}")
+        with self._lock:
+            if name in self._next:
+                self._open[name] = self._next.pop(name)
+            known = name in self._open
+        if not known:
+            state, opened = self._hosted[name].state(), self._hosted[name].open()
+            with self._lock:
+                self._states[name], self._open[name] = state, opened
+            self._make_room(name)
+        with self._lock:
+            self._open.move_to_end(name)
+            return self._open[name]
+
+    def _make_room(self, newest: str) -> None:
+        while self._memory_limit is not None and len(self._open) > 1:
+            if psutil.Process().memory_info().rss <= self._memory_limit:
+                return
+            oldest = next(name for name in self._open if name != newest)
+            _log.info("unloading index %s: memory is above its limit", oldest)
+            with self._lock:
+                del self._open[oldest]
+                self._next.pop(oldest, None)
+            gc.collect()
+
+    def _follow(self) -> None:
+        while not self._stopped.wait(_LOOK_SECONDS):
+            with self._lock:
+                names = list(self._open)
+            for name in names:
+                self._look(name)
+
+    def _look(self, name: str) -> None:
+        try:
+            state = self._hosted[name].state()
+            if state == self._states[name]:
+                return
+            self._states[name] = state
+            opened = self._hosted[name].open()
+            _log.info("index %s: generation %d is ready", name, opened.manifest.generation)
+            with self._lock:
+                if name in self._open:  # else it was unloaded meanwhile
+                    self._next[name] = opened
+        except (GradtraceError, OSError) as error:
+            _log.error("index %s: a new generation cannot be opened, the old one goes on answering: %s", name, error)
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._follower.join()

@@ -1,0 +1,114 @@
+"""What may be set of the service: by flags of `gradtrace serve`, by GRADTRACE_* in the environment, or in a TOML file.
+
+Flags go before the environment, and that before the file. docs/settings.md is made from this.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from gradtrace.errors import GradtraceError
+
+
+class SettingsError(GradtraceError):
+    """A setting's value does not fit."""
+
+
+class Settings(BaseSettings):
+    """Each field is a flag (--batch-size), a variable (GRADTRACE_BATCH_SIZE) and a key of the file (batch_size)."""
+
+    model_config = SettingsConfigDict(env_prefix="GRADTRACE_", extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    device: str = Field("auto", description='Where gradients are computed: "auto", "cpu", "cuda", "cuda:1" ...')
+    checkpoints: Path | None = Field(None, description="Directory of the weights, if they were moved since the build.")
+    processes: int = Field(
+        0, ge=0, le=64, description="Answer in so many processes of their own, for CPUs; 0: on a thread of this one."
+    )
+    batch_size: PositiveInt = Field(16, description="Queries that are answered in one pass, where so many wait.")
+    batch_wait_ms: float = Field(0.0, ge=0, le=1000, description="Time that a free worker waits for more queries.")
+    queue_size: PositiveInt = Field(256, description="Requests that may wait; those beyond are answered with 429.")
+    deadline_seconds: PositiveFloat = Field(60.0, description="Time from a request to its answer; beyond it, 504.")
+    drain_seconds: PositiveInt = Field(30, description="Time that requests have to finish after SIGTERM.")
+    memory_limit_mb: PositiveInt | None = Field(
+        None, description="Memory of a process beyond which the index not asked for longest is unloaded."
+    )
+    max_body_mb: PositiveFloat = Field(16.0, description="Size of a request's body; larger ones are refused with 413.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def read_settings(config: Path | None, **flags: Any) -> Settings:
+    """Settings from the flags that were given (not None), the environment, and the file.
+
+    Raises:
+        SettingsError: a value does not fit, or the file has a key that is no setting.
+    """
+
+    class Configured(Settings):
+        model_config = SettingsConfigDict(toml_file=config)
+
+    try:
+        return Configured(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise SettingsError(f"settings: {problems}; docs/settings.md lists them") from None
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a Typer command a flag for each setting, in place of its **flags."""
+    flags = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[_flag_type(field.annotation), typer.Option(help=_help(field), show_default=False)],
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+    signature = inspect.signature(command, eval_str=True)
+    own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+
+    @functools.wraps(command)
+    def flagged(*args: Any, **kwargs: Any) -> None:
+        command(*args, **kwargs)
+
+    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + flags
+    flagged.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    flagged.__annotations__ = {one.name: one.annotation for one in parameters}
+    return flagged
+
+
+def _flag_type(annotation: Any) -> Any:
+    """What Typer parses; ranges are checked by the settings themselves."""
+    kinds = (bool, int, float, Path, str)
+    found = [kind for kind in kinds if kind in (annotation, *get_args(annotation))]
+    return (found[0] if found else str) | None
+
+
+def _help(field: FieldInfo) -> str:
+    return f"{field.description} [default: {field.default}]" if field.default is not None else f"{field.description}"
