@@ -14,7 +14,6 @@ from gradtrace.errors import CheckpointError, QueryError
 from gradtrace.manifest import BasisKind, Precision, read_manifest
 from gradtrace.selection import choose
 from gradtrace_indexer import generations
-from gradtrace_indexer.add_checkpoints import add_checkpoints, still_to_come
 from gradtrace_indexer.append import append_rows
 from gradtrace_indexer.bench import bench as bench_lines
 from gradtrace_indexer.build import build_index
@@ -23,6 +22,7 @@ from gradtrace_indexer.delete import delete_rows
 from gradtrace_indexer.description import describe, describe_searcher, details
 from gradtrace_indexer.select import explained, mean_losses, plot_selection, selection_index
 from gradtrace_indexer.task_loading import load_task
+from gradtrace_indexer.update import run_directory, update_index
 from gradtrace_indexer.verify import verify as verify_index
 from gradtrace_indexer.watch import INTERVAL, watch
 
@@ -99,7 +99,10 @@ def select(
 def update(
     index: IndexArgument,
     task: TaskOption,
-    checkpoints: CheckpointsOption,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the training's checkpoints. Default: that of the index's last one."),
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--watch", help="Go on until Ctrl-C, adding checkpoints as the training writes them.")
     ] = False,
@@ -107,18 +110,18 @@ def update(
     batch_size: BatchOption = 128,
     device: DeviceOption = "auto",
 ) -> None:
-    """Add the checkpoints that a training run wrote since the index was built.
+    """Bring an index up to date: add the rows that the task's data has grown by, and the checkpoints written since.
 
-    Only their columns are computed; those that the index has are passed over. Readers see the old generation until the
+    Only what is new is computed. Readers see the old generation until the
     new one is whole. Interrupted, it goes on where it stood when run again.
     """
     loaded = load_task(task)
     if not follow:
-        found = still_to_come(load_checkpoints(checkpoints), read_manifest(index))
-        updated = add_checkpoints(index, loaded, found, batch_size=batch_size, device=device)
+        updated = update_index(index, loaded, checkpoints, batch_size=batch_size, device=device)
         typer.echo(f"{index}: {describe(updated.manifest)}")
         return
-    typer.echo(f"Watching {checkpoints}; Ctrl-C ends it.")
+    followed = checkpoints or run_directory(index, read_manifest(index))
+    typer.echo(f"Watching {followed}; Ctrl-C ends it.")
     told: list[str] = []
 
     def tell(error: CheckpointError) -> None:
@@ -128,7 +131,7 @@ def update(
 
     try:
         for updated in watch(
-            index, loaded, checkpoints, batch_size=batch_size, device=device, interval=interval, on_wait=tell
+            index, loaded, followed, batch_size=batch_size, device=device, interval=interval, on_wait=tell
         ):
             typer.echo(f"{index}: {describe(updated.manifest)}")
     except KeyboardInterrupt:

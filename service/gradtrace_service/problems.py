@@ -39,6 +39,13 @@ class NoSuchRowError(FieldError):
     """The address names a row that is not there."""
 
 
+class NoSuchJobError(FieldError):
+    """The address names a job that is not there."""
+
+    def __init__(self, job: str) -> None:
+        super().__init__("job", f"there is no job {job!r}; GET /jobs lists those that are kept")
+
+
 class NotReadyError(Exception):
     """The service is still loading its index."""
 
@@ -78,7 +85,9 @@ def _invalid(request: Request, error: Exception) -> Response:
 
 def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, FieldError):
-        status, kind = (404, "not-found") if isinstance(error, NoSuchRowError) else (422, "invalid-request")
+        status, kind = (
+            (404, "not-found") if isinstance(error, NoSuchRowError | NoSuchJobError) else (422, "invalid-request")
+        )
         return _problem(status, kind, str(error), [FieldProblem(field=error.field, detail=error.detail)])
     return _problem(422, "invalid-request", str(error))
 

@@ -1,0 +1,51 @@
+"""Bring an index up to date with its task and its training run: appended rows, then new checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gradtrace.checkpoints import load_checkpoints
+from gradtrace.guards import check_dataset
+from gradtrace.index import Index
+from gradtrace.manifest import Manifest, read_manifest
+from gradtrace.task import Task
+from gradtrace_indexer.add_checkpoints import add_checkpoints, still_to_come
+from gradtrace_indexer.append import append_rows
+from gradtrace_indexer.generations import discard, read_pending
+
+
+def update_index(
+    path: str | Path,
+    task: Task,
+    checkpoints: str | Path | None = None,
+    *,
+    batch_size: int = 128,
+    device: str = "auto",
+    progress: bool = True,
+) -> Index:
+    """Compute what is new: the rows that task.train has grown by, and the checkpoints that the training run wrote.
+
+    What an interrupted call began is finished first.
+
+    Args:
+        checkpoints: directory of the run; None: where the weights of the index's last checkpoint lie.
+
+    Raises:
+        as `append_rows` and `add_checkpoints`.
+    """
+    directory = Path(path)
+    manifest = read_manifest(directory)
+    grown = check_dataset(task) > manifest.task.train_rows
+    pending = read_pending(directory)
+    if grown and pending is not None and pending.made_by == "add checkpoints":
+        discard(directory)  # it lacks the new rows, and these must come first: checkpoints are added to all rows
+    if grown or (pending is not None and pending.made_by == "append rows"):
+        append_rows(directory, task, batch_size=batch_size, device=device, progress=progress)
+    found = still_to_come(load_checkpoints(checkpoints or run_directory(directory, manifest)), read_manifest(directory))
+    return add_checkpoints(directory, task, found, batch_size=batch_size, device=device, progress=progress)
+
+
+def run_directory(directory: Path, manifest: Manifest) -> Path:
+    """Where the weights of an index's last checkpoint lie, and with them those of its training run."""
+    last = manifest.checkpoints[manifest.last_checkpoint]
+    return (directory.resolve() / last.file).parent

@@ -1,0 +1,189 @@
+"""Jobs that change an index: each is a process of its own, the same command as on the command line.
+
+A job's state lies in INDEX/jobs/{id}.json. The commands resume, so a job whose process was killed is started again, and
+so are those that a killed service left behind when it is started the next time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from gradtrace.errors import GradtraceError
+from gradtrace.manifest import read_manifest
+from gradtrace_client.schemas import Job
+from gradtrace_indexer.builder import missing_shards
+from gradtrace_indexer.files import write_file
+from gradtrace_indexer.generations import read_pending
+from gradtrace_service.catalog import Hosted
+from gradtrace_service.problems import FieldError, NoSuchJobError
+
+_ATTEMPTS = 5
+_LOOK_SECONDS = 0.2  # between two looks at a job's progress
+_FOLDER = "jobs"
+
+_log = logging.getLogger(__name__)
+
+
+class JobRunner:
+    """Starts jobs and follows them. All methods are for the event loop's thread."""
+
+    def __init__(self, hosted: Sequence[Hosted]) -> None:
+        self._hosted: Mapping[str, Hosted] = {one.name: one for one in hosted}
+        self._jobs: dict[str, Job] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}  # by index: an index has one writer
+        self._changed = asyncio.Condition()
+        for one in hosted:
+            for path in sorted((one.path / _FOLDER).glob("*.json")):
+                with contextlib.suppress(ValidationError):  # one that a full disk cut short
+                    job = Job.model_validate_json(path.read_bytes())
+                    self._jobs[job.id] = job
+
+    def resume(self) -> None:
+        """Start again what was running when the service ended."""
+        for job in list(self._jobs.values()):
+            if job.state == "running" and job.index in self._hosted:
+                self._start(job)
+
+    def start(self, index: str | None, roll_back_to: int | None = None) -> Job:
+        """Begin to bring an index up to date, or to roll it back; a job that is running on it already is returned.
+
+        index: its name; None: the first
+
+        Raises:
+            FieldError: no index has this name.
+            StoreError: the index is gone.
+        """
+        index = next(iter(self._hosted)) if index is None else index
+        if index not in self._hosted:
+            raise FieldError("index", f"there is no index {index!r}; this service has {', '.join(self._hosted)}")
+        if index in self._running:
+            return next(job for job in self._jobs.values() if job.index == index and job.state == "running")
+        job = Job(
+            id=secrets.token_hex(8),
+            index=index,
+            operation="update" if roll_back_to is None else "roll back",
+            roll_back_to=roll_back_to,
+            state="running",
+            progress=0.0,
+            generation=read_manifest(self._hosted[index].path).generation,
+            created=_now(),
+        )
+        self._start(job)
+        return job
+
+    def get(self, job: str) -> Job:
+        """Raises NoSuchJobError."""
+        if job not in self._jobs:
+            raise NoSuchJobError(job)
+        return self._jobs[job]
+
+    def all(self) -> list[Job]:
+        """The latest first."""
+        return sorted(self._jobs.values(), key=lambda job: job.created, reverse=True)
+
+    async def follow(self, job: str) -> AsyncIterator[Job]:
+        """The job's states, now and whenever they change, to its end. Raises NoSuchJobError."""
+        state = self.get(job)
+        yield state
+        while state.state == "running":
+            state = await self._after(state)
+            yield state
+
+    async def _after(self, state: Job) -> Job:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.get(state.id) is not state)
+        return self.get(state.id)
+
+    async def close(self) -> None:
+        """End the processes; what they were at is resumed when the service is started again."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _start(self, job: Job) -> None:
+        self._keep(job)
+        self._running[job.index] = asyncio.ensure_future(self._run(job))
+
+    async def _run(self, job: Job) -> None:
+        try:
+            for attempt in range(1, _ATTEMPTS + 1):
+                code, error = await self._attempt(job, attempt)
+                if code >= 0:  # else a signal ended it, and it can go on where it stood
+                    break
+            generation = read_manifest(self._hosted[job.index].path).generation
+            ending = {"state": "succeeded", "progress": 1.0} if code == 0 else {"state": "failed", "error": error}
+            await self._change(job.id, generation=generation, ended=_now(), **ending)
+        except GradtraceError as failure:
+            await self._change(job.id, state="failed", error=str(failure), ended=_now())
+        finally:
+            del self._running[job.index]
+
+    async def _attempt(self, job: Job, attempt: int) -> tuple[int, str]:
+        """Exit code, negative for signals, and the last line of what the process complained of."""
+        await self._change(job.id, attempts=attempt)
+        process = await asyncio.create_subprocess_exec(
+            *self._command(job),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the service, which ends its jobs itself
+        )
+        assert process.stderr is not None
+        complaints = asyncio.ensure_future(process.stderr.read())
+        try:
+            while not complaints.done():
+                await asyncio.wait([complaints], timeout=_LOOK_SECONDS)
+                await self._tell_progress(job.id)
+            code = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
+        lines = complaints.result().decode(errors="replace").strip().splitlines() or [""]
+        if code:
+            _log.warning("job %s, attempt %d, ended with %d: %s", job.id, attempt, code, lines[-1])
+        return code, lines[-1].removeprefix("error: ")
+
+    def _command(self, job: Job) -> list[str]:
+        hosted = self._hosted[job.index]
+        program = [sys.executable, "-m", "gradtrace_service"]
+        if job.roll_back_to is not None:
+            return [*program, "rollback", str(hosted.path), str(job.roll_back_to)]
+        moved = [] if hosted.checkpoints is None else ["--checkpoints", str(hosted.checkpoints)]
+        return [*program, "update", str(hosted.path), "--task", hosted.task, "--device", hosted.device, *moved]
+
+    async def _tell_progress(self, job: str) -> None:
+        with contextlib.suppress(GradtraceError):  # a manifest that is replaced just now
+            pending = read_pending(self._hosted[self._jobs[job].index].path)
+            if pending is not None:
+                missing = sum(task.stop - task.start for task in missing_shards(pending))
+                share = 1 - missing / max(1, pending.rows * len(pending.checkpoints))
+                if round(share, 3) != self._jobs[job].progress:
+                    await self._change(job, progress=round(share, 3))
+
+    async def _change(self, job: str, **fields: object) -> None:
+        self._keep(self._jobs[job].model_copy(update=fields))
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _keep(self, job: Job) -> None:
+        self._jobs[job.id] = job
+        try:
+            directory: Path = self._hosted[job.index].path
+            write_file(directory, f"{_FOLDER}/{job.id}.json", job.model_dump_json(indent=1).encode())
+        except GradtraceError as error:  # the job itself is not worse for it
+            _log.error("the state of job %s could not be kept: %s", job.id, error)
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)

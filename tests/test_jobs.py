@@ -1,0 +1,161 @@
+"""Indexes that change while the service answers: jobs, generations, several indexes. All over real HTTP."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+import digits_task
+import gradtrace
+from conftest import DigitsRun
+from gradtrace.manifest import read_manifest
+from gradtrace_client import Client
+from gradtrace_client.schemas import Job
+from gradtrace_indexer import build_index
+from gradtrace_service.app import create_service
+from gradtrace_service.catalog import Hosted
+from gradtrace_service.server import serving
+from gradtrace_service.settings import Settings
+
+
+@pytest.fixture
+def run(digits_index: DigitsRun, tmp_path: Path) -> DigitsRun:
+    """An index of the first two of three checkpoints; the third lies beside them."""
+    checkpoints = Path(shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints"))
+    first = gradtrace.load_checkpoints(checkpoints)[:2]
+    build_index(digits_task.TASK, first, tmp_path / "index", dimensions=256, progress=False)
+    return DigitsRun(checkpoints, tmp_path / "index", digits_index.task)
+
+
+@pytest.fixture
+def url(run: DigitsRun) -> Iterator[str]:
+    with serving(create_service([Hosted("index", run.index, run.task)], Settings())) as address:
+        yield address
+
+
+def ended(url: str, job: Job) -> Job:
+    """Follow a job's events to the last."""
+    with httpx.stream("GET", f"{url}/jobs/{job.id}/events", timeout=120) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+    states = [Job.model_validate_json(event) for event in events]
+    assert [state.state for state in states[:-1]] == ["running"] * (len(states) - 1)
+    assert states[-1] == Job.model_validate_json(httpx.get(f"{url}/jobs/{job.id}").content)
+    return states[-1]
+
+
+def begin(url: str, **fields: object) -> Job:
+    response = httpx.post(f"{url}/reindex", json=fields)
+    assert response.status_code == 202, response.text
+    job = Job.model_validate_json(response.content)
+    assert response.headers["location"] == f"/jobs/{job.id}"
+    return job
+
+
+def generation_served(client: Client, wanted: int) -> None:
+    for _ in range(200):
+        if client.index().generation == wanted:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"generation {wanted} was not taken over")
+
+
+def test_a_new_checkpoint_is_indexed_and_served_and_rolled_back_without_a_failed_request(
+    run: DigitsRun, url: str
+) -> None:
+    stop, failures, generations = threading.Event(), [], set()
+
+    def ask() -> None:
+        with Client(url, retries=0) as client:
+            while not stop.is_set():
+                try:
+                    answer = client.influence(query_rows=[0], k=3)
+                    parts = answer.results[0].proponents[0].parts or {}
+                    assert set(parts) == {checkpoint.name for checkpoint in answer.index.checkpoints}
+                    generations.add(answer.index.generation)
+                except Exception as error:
+                    failures.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with Client(url) as client:
+        job = ended(url, begin(url))
+        assert (job.state, job.generation, job.progress) == ("succeeded", 2, 1.0), job.error
+        generation_served(client, 2)
+        assert len(client.index().checkpoints) == 3
+        back = ended(url, begin(url, roll_back_to=1))
+        assert (back.state, back.generation) == ("succeeded", 3), back.error
+        generation_served(client, 3)
+        assert len(client.index().checkpoints) == 2
+    stop.set()
+    asking.join()
+    assert not failures
+    assert generations == {1, 2, 3}
+
+
+def test_a_killed_job_resumes(run: DigitsRun, url: str) -> None:
+    job = begin(url)
+    assert begin(url).id == job.id  # an index has one writer
+    killed = 0
+    while killed < 2:
+        for process in gradtrace_processes(run.index):
+            os.kill(process, signal.SIGKILL)
+            killed += 1
+        time.sleep(0.3)
+        if Job.model_validate_json(httpx.get(f"{url}/jobs/{job.id}").content).state != "running":
+            break
+    last = ended(url, job)
+    assert (last.state, last.generation) == ("succeeded", 2), last.error
+    assert last.attempts == killed + 1
+    assert killed
+
+
+def gradtrace_processes(index: Path) -> list[int]:
+    """Of this index's jobs."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"gradtrace_service" in words and str(index).encode() in words:
+                found.append(int(entry.name))
+    return found
+
+
+def test_a_failing_job_says_why(run: DigitsRun, url: str) -> None:
+    last = ended(url, begin(url, roll_back_to=7))
+    assert last.state == "failed"
+    assert "keeps no generation 7" in str(last.error)
+    assert read_manifest(run.index).generation == 1
+    assert httpx.get(f"{url}/jobs/none").status_code == 404
+    assert httpx.get(f"{url}/jobs/none/events").status_code == 404
+    assert httpx.post(f"{url}/reindex", json={"index": "other"}).status_code == 422
+
+
+def test_a_service_that_is_started_again_resumes_its_job(run: DigitsRun) -> None:
+    hosted = [Hosted("index", run.index, run.task)]
+    with serving(create_service(hosted, Settings())) as url:
+        job = begin(url)
+    with serving(create_service(hosted, Settings())) as url:
+        last = ended(url, job)
+        assert (last.state, last.generation) == ("succeeded", 2), last.error
+
+
+def test_several_indexes(run: DigitsRun, digits_index: DigitsRun) -> None:
+    hosted = [Hosted("two", run.index, run.task), Hosted("three", digits_index.index, digits_index.task)]
+    with serving(create_service(hosted, Settings())) as url, Client(url) as client:
+        assert len(client.index().checkpoints) == 2
+        assert len(client.index("three").checkpoints) == 3
+        found = client.influence(query_rows=[0], index="three")
+        assert len(found.index.checkpoints) == 3
+        assert "two, three" in httpx.get(f"{url}/index", params={"index": "four"}).text
