@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,32 +128,33 @@ def shapley(
     """
     if permutations < 2:
         raise EvaluationError(f"permutations={permutations}: give at least 2; Shapley values need many")
-    jobs = [_Walk(seed, number, retrainings.rows, tolerance) for number in range(permutations)]
-    marginals = np.stack(retrainings.map(_marginals, jobs, "walk"))  # [permutations, queries, rows]
+    walks = [
+        Walk(np.random.default_rng([seed, number]).permutation(retrainings.rows), _seed(seed, number, 0), tolerance)
+        for number in range(permutations)
+    ]
+    marginals = np.stack(retrainings.map(marginal_values, walks, "walk"))  # [permutations, queries, rows]
     return ShapleyValues(marginals.mean(0), marginals.std(0, ddof=1) / np.float32(np.sqrt(permutations)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Walk:
-    """One permutation of the rows."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Walk:
+    """One permutation of the rows, `order` int64 [rows]."""
 
+    order: NDArray[np.int64]
     seed: int
-    number: int
-    rows: int
     tolerance: float
 
 
-def _marginals(trainer: Trainer, walk: _Walk) -> NDArray[np.float32]:
-    """By how much each row lowers what is measured when it comes. float32 [queries, rows]."""
-    order = np.random.default_rng([walk.seed, walk.number]).permutation(walk.rows).tolist()
-    trained = partial(Training, seed=_seed(walk.seed, walk.number, 0))
-    before, whole = trainer.output(trained([])), trainer.output(trained(order))
+def marginal_values(trainer: Trainer, walk: Walk) -> NDArray[np.float32]:
+    """By how much each row lowers what is measured when its turn comes. float32 [queries, rows]."""
+    order = walk.order.tolist()
+    before, whole = trainer.output(Training([], walk.seed)), trainer.output(Training(order, walk.seed))
     near = walk.tolerance * abs(float((before - whole).mean()))
-    marginals = np.zeros((len(before), walk.rows), dtype=np.float32)
+    marginals = np.zeros((len(before), len(order)), dtype=np.float32)
     for place, row in enumerate(order):
         if abs(float((before - whole).mean())) < near:
             break
-        after = trainer.output(trained(order[: place + 1]))
+        after = trainer.output(Training(order[: place + 1], walk.seed))
         marginals[:, row] = before - after
         before = after
     return marginals

@@ -35,7 +35,7 @@ from gradtrace.dataset import content_hash, fetch
 from gradtrace.errors import MismatchError, StoreError, TaskError
 from gradtrace.fingerprint import weightless_identity
 from gradtrace.guards import check_dataset, check_losses
-from gradtrace.task import Task
+from gradtrace.task import Example, Task
 from gradtrace_indexer.files import sole_writer, write_file
 from gradtrace_indexer.held_out import Split
 from gradtrace_indexer.task_loading import load_task
@@ -153,7 +153,7 @@ class Retrainings:
 
         Args:
             task: one that defines `fit`; by name, or where `workers` is 1 or it can be pickled, the task itself.
-            queries: numbers of examples in `split`; default: all of them.
+            queries: numbers of examples in `split`; default: those of the directory, or all where it begins.
             split: "query" for the task's query data, "train" for its training rows.
             target: "loss" measures the loss even where the task defines a measurement.
             workers: processes that train at the same time, with one thread of PyTorch each; 1: this process, with all.
@@ -172,10 +172,18 @@ class Retrainings:
             )
         if dataset is None:
             raise TaskError(f"{type(loaded).__name__} has no query data: define query, or measure on split='train'")
-        self.queries = [int(row) for row in (range(len(dataset)) if queries is None else queries)]
+        recorded = _recorded(Path(directory))
+        if queries is None:
+            queries = recorded["queries"] if recorded else range(len(dataset))
+        self.queries = [int(row) for row in queries]
         self.workers, self.progress, self._task = workers, progress, task
         self._trainer = Trainer(loaded, Path(directory), split, self.queries, target)
-        self._check(_identity(self._trainer))
+        self._begin(_identity(self._trainer), recorded)
+
+    @property
+    def examples(self) -> list[Example]:
+        """Those on which every model is measured."""
+        return fetch(getattr(self._trainer.task, self._trainer.split), self.queries)
 
     def outputs(self, trainings: Sequence[Training]) -> Outputs:
         """What is measured after each training. float32 [trainings, queries]; raises as `map`."""
@@ -207,21 +215,28 @@ class Retrainings:
             for future in as_completed(numbers):
                 yield numbers[future], future.result()
 
-    def _check(self, identity: dict[str, Any]) -> None:
+    def _begin(self, identity: dict[str, Any], recorded: dict[str, Any] | None) -> None:
         directory = self._trainer.directory
-        path = directory / IDENTITY_NAME
-        if not path.exists():
+        if recorded is None:
             write_file(directory, IDENTITY_NAME, json.dumps(identity, indent=1).encode())
-        try:
-            found = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise StoreError(f"{path} is damaged ({error}); restore it, or train in another directory") from error
-        differing = [name for name in identity if identity[name] != found.get(name)]
+            return
+        differing = [name for name in identity if identity[name] != recorded.get(name)]
         if differing:
             raise MismatchError(
                 f"{directory} holds trainings of something else (other {', '.join(differing)}): make the task and the "
                 "queries what they were, or train in another directory"
             )
+
+
+def _recorded(directory: Path) -> dict[str, Any] | None:
+    path = directory / IDENTITY_NAME
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}); restore it, or train in another directory") from error
+    return found
 
 
 def _identity(trainer: Trainer) -> dict[str, Any]:
