@@ -246,8 +246,12 @@ def test_a_process_that_dies_and_a_damaged_result_name_the_remedy(tmp_path: Path
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(StoreError, match=r"is damaged .* delete it"):
         subset_outputs(retrainings, 2, seeds=1)
-    (tmp_path / "retrainings.json").write_text("{")
+    identity = tmp_path / "retrainings.json"
+    identity.write_text("{")
     with pytest.raises(StoreError, match=r"is damaged .* another directory"):
+        opened(Ridge(), tmp_path)
+    identity.unlink()
+    with pytest.raises(StoreError, match=r"No such file.* restore it"):
         opened(Ridge(), tmp_path)
 
 

@@ -233,12 +233,12 @@ class Retrainings:
 
 def _recorded(directory: Path) -> dict[str, Any] | None:
     """What the trainings of a directory have in common; None where there are none yet."""
-    path = directory / IDENTITY_NAME
-    if not path.exists() or not (directory / "trainings").exists():
+    if not (directory / "trainings").exists():
         return None
+    path = directory / IDENTITY_NAME
     try:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}); restore it, or train in another directory") from error
     return found
 
