@@ -181,6 +181,7 @@ class CheckpointInfo(_Answer):
     name: str
     step: int
     learning_rate: float
+    run: int = Field(0, description="Which training run it is of.")
 
 
 class IndexInfo(_Answer):
