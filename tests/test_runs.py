@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import tiny
 from gradtrace import (
@@ -59,8 +60,8 @@ def built(checkpoints: Any, path: Path, rows: Sequence[Any] = ROWS, **arguments:
     return build_index(task(rows), checkpoints, path, progress=False, **wanted)
 
 
-def mean(singles: Sequence[Index], ask: Any) -> Any:
-    return sum(ask(index).astype(np.float64) for index in singles) / len(singles)
+def mean(found: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+    return np.mean(found, axis=0, dtype=np.float64)
 
 
 def agrees(both: Index, singles: Sequence[Index]) -> None:
@@ -69,10 +70,10 @@ def agrees(both: Index, singles: Sequence[Index]) -> None:
         if method == "cosine":
             continue
         for weights in ({}, {"weights": "learning_rate_steps"}) if method == "tracin" else ({},):
-            expected = mean(singles, lambda index: index.scores(QUERIES, method=method, **weights))
+            expected = mean([index.scores(QUERIES, method=method, **weights) for index in singles])
             scores = both.scores(QUERIES, method=method, **weights)
             np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
-            selfs = mean(singles, lambda index: index.self_influence(method=method, **weights))
+            selfs = mean([index.self_influence(method=method, **weights) for index in singles])
             np.testing.assert_allclose(both.self_influence(method=method, **weights), selfs, rtol=1e-4, atol=1e-6)
     for scores, result in zip(both.scores(QUERIES), both.influence(QUERIES, k=5), strict=True):
         scores = scores[~np.isnan(scores)]
@@ -262,9 +263,10 @@ def test_a_killed_build_or_update_goes_on(tmp_path: Path, precision: str, monkey
         way(tmp_path / "whole")
         for written in shards:
             left[0] = written
-            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(Builder, "_write_shard", killed)
+            monkeypatch.setattr(Builder, "_write_shard", killed)
+            with pytest.raises(KeyboardInterrupt):
                 way(tmp_path / "killed")
+            monkeypatch.setattr(Builder, "_write_shard", write)
         way(tmp_path / "killed")
         assert tiny.files(tmp_path / "killed") == tiny.files(tmp_path / "whole")
 
@@ -273,8 +275,8 @@ def test_a_run_that_is_given_up_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     found = runs(tmp_path)
     built(found[0], tmp_path / "index", precision="int4")
     before = tiny.files(tmp_path / "index")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Builder, "_write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Builder, "_write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
         add_run(tmp_path / "index", task(), found[1], progress=False)
     discard(tmp_path / "index")
     assert tiny.files(tmp_path / "index") == before

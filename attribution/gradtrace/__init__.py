@@ -16,6 +16,7 @@ from gradtrace.errors import (
     TaskError,
     UnsupportedLayerError,
 )
+from gradtrace.groups import GroupInfluence
 from gradtrace.index import Index, open_index
 from gradtrace.recorder import CheckpointRecorder
 from gradtrace.reference import gradients_reference
@@ -31,6 +32,7 @@ __all__ = [
     "DatasetError",
     "Distribution",
     "GradtraceError",
+    "GroupInfluence",
     "Hit",
     "IncompleteIndexError",
     "Index",

@@ -24,7 +24,7 @@ from gradtrace.devices import pick_device
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.index import indexed_checkpoint
+from gradtrace.indexed_weights import indexed_checkpoint
 from gradtrace.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
 from gradtrace.precision import load_column_scales
 from gradtrace.row_ids import read_row_ids
