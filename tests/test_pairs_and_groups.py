@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from gradtrace_service.server import serving
 from tiny import ClassTask
 
 ROWS, QUERIES = tiny.classes(60), tiny.classes(7, seed=5)
-RATES = {"1.pt": 0.1, "2.pt": 0.05}
 TASK = digits_task.TASK
 
 
@@ -46,14 +46,14 @@ def test_pairs_of_real_rows_have_the_scores_of_the_index(made: Index, method: st
     np.testing.assert_allclose(pairs, scores[:, [3, 59]], rtol=5e-3, atol=1e-3 * np.nanmax(np.abs(scores)))
 
 
-def test_pairs_of_hypothetical_examples_are_inner_products_of_their_gradients(made: Index) -> None:
+def test_pairs_of_hypothetical_examples_are_inner_products_of_their_gradients(made: Index, tmp_path: Path) -> None:
     """150 of them, more than go through the model together; to float32, for nothing is rounded."""
     train = tiny.classes(150, seed=77)
     expected = torch.zeros(len(QUERIES), len(train), dtype=torch.float64)
-    for entry in made.manifest.checkpoints:
-        model = made._contents.models[made.manifest.checkpoints.index(entry)].model
+    for checkpoint in tiny.checkpoints(made.task, tmp_path):
+        model = tiny.loaded(made.task, checkpoint)
         q, r = (tiny.flat(gradients_reference(made.task, model, some)) for some in (QUERIES, train))
-        expected += RATES[entry.name] * q @ r.T
+        expected += checkpoint.learning_rate * q @ r.T
     np.testing.assert_allclose(made.pairs(train, QUERIES), expected, rtol=1e-3, atol=1e-5)
     alone = made.pairs(train[:2], QUERIES[:1], checkpoints=["2.pt"], weights="equal")
     assert alone.shape == (1, 2)
@@ -111,7 +111,7 @@ def test_columns_that_make_no_groups(made: Index, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(QueryError, match=r"no column 'colour'.*label, prediction, loss"):
         made.group_influence(QUERIES, by="colour")
     monkeypatch.setattr(groups, "MAX_GROUPS", 10)
-    with pytest.raises(QueryError, match="loss has .* different values, and 10 groups are the most"):
+    with pytest.raises(QueryError, match=r"loss has .* different values, and 10 groups are the most"):
         made.group_influence(QUERIES, by="loss")
 
 
