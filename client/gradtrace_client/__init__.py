@@ -12,14 +12,13 @@ from gradtrace_client._errors import (
     ServiceError,
     UnreachableError,
 )
+from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.schemas import (
     ExampleAnswer,
-    GroupsAnswer,
     Hit,
     IndexDetails,
     Influence,
     InfluenceAnswer,
-    PairsAnswer,
     RowFilter,
     SelfInfluenceAnswer,
 )

@@ -12,19 +12,16 @@ from pydantic_core import PydanticSerializationError
 
 from gradtrace_client._errors import InvalidRequestError, ProtocolError, UnreachableError, problem_error
 from gradtrace_client._retry import retry_after
+from gradtrace_client.group_and_pair_schemas import GroupsAnswer, GroupsRequest, PairsAnswer, PairsRequest
 from gradtrace_client.schemas import (
     Aggregate,
     ExampleAnswer,
     FieldProblem,
-    GroupsAnswer,
-    GroupsRequest,
     Include,
     IndexDetails,
     InfluenceAnswer,
     InfluenceRequest,
     Order,
-    PairsAnswer,
-    PairsRequest,
     Problem,
     RowFilter,
     SelfInfluenceAnswer,

@@ -115,7 +115,7 @@ class Question(_Request):
     similarity: Similarity | None = Field(None, description="How representations are compared.")
 
 
-def _require_one(request: BaseModel, sources: tuple[str, ...]) -> None:
+def require_one(request: BaseModel, sources: tuple[str, ...]) -> None:
     given = [name for name in sources if getattr(request, name) is not None]
     if len(given) != 1:
         said = " and ".join(given) if given else "none of them"
@@ -145,7 +145,7 @@ class Queries(Question):
 
     @model_validator(mode="after")
     def _one_source(self) -> Queries:
-        _require_one(self, _SOURCES)
+        require_one(self, _SOURCES)
         return self
 
 
@@ -171,42 +171,6 @@ class InfluenceRequest(Queries):
                 f"rescore takes {MAX_K} hits at each end at most, over all results, not {results} x {self.k}; lower k "
                 "or send fewer queries at a time"
             )
-        return self
-
-
-class GroupsRequest(Queries):
-    by: str = Field("label", max_length=64, description="The column whose values make the groups.")
-
-
-class PairsRequest(Question):
-    """Training examples, which need not be in the training set, against queries.
-
-    Exactly one of `example`, `examples` and `query_rows` gives the queries; `train_examples`, `train_rows` or both give
-    the training examples.
-    """
-
-    train_examples: list[Payload] | None = Field(
-        None, min_length=1, max_length=MAX_QUERIES, description="In the task's own form, with labels."
-    )
-    train_rows: list[Row] | None = Field(
-        None, min_length=1, max_length=MAX_QUERIES, description="Rows of the training data set."
-    )
-    example: Payload | None = Field(None, description="One query in the task's own form.")
-    examples: list[Payload] | None = Field(
-        None, min_length=1, max_length=MAX_QUERIES, description="Several queries in the task's own form."
-    )
-    query_rows: list[Row] | None = Field(
-        None, min_length=1, max_length=MAX_QUERIES, description="Rows of the task's query data set."
-    )
-    target: Literal["loss"] | None = Field(
-        None, description="`loss`: explain the loss even where the task defines another measurement."
-    )
-
-    @model_validator(mode="after")
-    def _both_sides(self) -> PairsRequest:
-        _require_one(self, ("example", "examples", "query_rows"))
-        if self.train_examples is None and self.train_rows is None:
-            raise ValueError("give train_examples, train_rows or both")
         return self
 
 
@@ -378,66 +342,6 @@ class SelfInfluenceAnswer(_Answer):
 
     def _repr_html_(self) -> str:
         return _display.hits_html("Self-influence", self.results) + _display.note_html(self.convention)
-
-
-class Asked(_Answer):
-    """What an example of a request is. `split` and `row` are set where it was asked by row, and alone."""
-
-    split: Split | None
-    row: int | None
-    label: Label | None
-    label_name: str | None
-    count: int = Field(default=1, description="Queries whose mean it is; labels are those that all share.")
-
-
-class Group(_Answer):
-    """Training rows that share the value of a column, and the sum and mean of their scores."""
-
-    group: bool | Label | None = Field(description="The value; null: rows of which it is not known.")
-    group_name: str | None
-    rows: int
-    sum: float
-    mean: float
-
-
-class GroupInfluence(_Answer):
-    """The groups of one query, the largest sum first."""
-
-    query: Asked
-    groups: list[Group]
-
-
-class GroupsAnswer(_Answer):
-    """`results` are in the order of the queries, or one result for their mean."""
-
-    index: IndexInfo
-    method: str
-    convention: str
-    by: str
-    results: list[GroupInfluence]
-    timing_ms: Timing
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """One line a group; `query` is the position in `results`."""
-        return _display.frame(
-            [{"query": at, **group.model_dump()} for at, result in enumerate(self.results) for group in result.groups]
-        )
-
-
-class PairsAnswer(_Answer):
-    """`scores[i][j]`: that of training example j, first those of `train_examples`, on query i."""
-
-    index: IndexInfo
-    method: str
-    convention: str
-    queries: list[Asked]
-    train: list[Asked]
-    scores: list[list[float]]
-    timing_ms: Timing
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """One line a query, one column a training example, by their positions in the request."""
-        return _display.frame([dict(enumerate(scores)) for scores in self.scores])
 
 
 class ExampleAnswer(_Answer):

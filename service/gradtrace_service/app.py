@@ -11,15 +11,12 @@ from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
 from fastapi.responses import RedirectResponse
 
 from gradtrace import Index
+from gradtrace_client.group_and_pair_schemas import GroupsAnswer, GroupsRequest, PairsAnswer, PairsRequest
 from gradtrace_client.schemas import (
     ExampleAnswer,
-    GroupsAnswer,
-    GroupsRequest,
     IndexDetails,
     InfluenceAnswer,
     InfluenceRequest,
-    PairsAnswer,
-    PairsRequest,
     SelfInfluenceAnswer,
     SelfInfluenceRequest,
     Split,

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import gradtrace
 from gradtrace import Index, QueryError, Task
 from gradtrace.queries import require_labels
-from gradtrace_client.schemas import (
+from gradtrace_client.group_and_pair_schemas import (
     Asked,
     Group,
     GroupInfluence,
@@ -17,6 +17,8 @@ from gradtrace_client.schemas import (
     GroupsRequest,
     PairsAnswer,
     PairsRequest,
+)
+from gradtrace_client.schemas import (
     Timing,
 )
 from gradtrace_service.answers import index_info

@@ -13,7 +13,13 @@ from gradtrace import Index, RowFilter, Task
 from gradtrace.errors import GradtraceError
 from gradtrace.methods import Options
 from gradtrace.task import Example, Label
-from gradtrace_client.schemas import PairsRequest, Payload, Queries, Question, Split
+from gradtrace_client.group_and_pair_schemas import PairsRequest
+from gradtrace_client.schemas import (
+    Payload,
+    Queries,
+    Question,
+    Split,
+)
 from gradtrace_service.problems import FieldError
 
 _PAYLOADS = ("example", "examples", "train_examples")  # fields of requests
