@@ -6,6 +6,7 @@ generations/.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,14 +15,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gradtrace.errors import CorruptIndexError, IncompleteIndexError, StoreError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 PENDING_NAME = "pending.json"
 
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
 CheckpointKind = Literal["weights"]
-Operation = Literal["build", "add checkpoints", "append rows", "delete rows", "compact", "roll back", "set searcher"]
+Operation = Literal[
+    "build", "add checkpoints", "add run", "append rows", "delete rows", "compact", "roll back", "set searcher"
+]
 
 
 class _Entry(BaseModel):
@@ -45,12 +48,12 @@ class OptimizerEntry(_Entry):
 class CheckpointEntry(_Entry):
     """A checkpoint, and the column block that every stored row has of it."""
 
-    name: str  # file name, unique in an index; the key of Hit.parts
+    name: str  # unique in an index; the key of Hit.parts. The file's, after "run-1/", "run-2/" ... for later runs
     file: str  # where the weights lie, relative to the index directory
     step: int
     learning_rate: float
     sha256: str
-    run: int = 0  # which training run it is of, counted from 0; runs follow each other
+    run: int = 0  # which training run it is of, counted from 0; those of one run are in training order
     kind: CheckpointKind = "weights"
     optimizer: OptimizerEntry | None = None
     batch_size: int | None = None
@@ -78,7 +81,7 @@ class BasisEntry(_Entry):
     requested: int  # the dimensions that were asked for; some models and kinds have fewer
     seed: int
     fitted_rows: int  # the samples for basis and curvature are drawn from the first so many training rows
-    file: FileEntry
+    files: list[FileEntry]  # one for each training run, whose gradients at all its checkpoints it projects
 
 
 class ShardEntry(_Entry):
@@ -124,7 +127,7 @@ class Manifest(_Entry):
     basis: BasisEntry
     curvature: list[FileEntry]  # one file a checkpoint, in their order; empty for bases without curvature
     precision: Precision
-    column_scales: FileEntry | None = None  # int4 only: what each column was divided by, for the life of the index
+    column_scales: list[FileEntry] = []  # int4 only: what each column was divided by, for life; one file a run
     levels: list[int]  # column boundaries of the levels, ascending, the last equals basis.dimensions
     rows: int  # stored rows, at positions 0, 1, ... in the shards
     row_ids: FileEntry | None = None  # int64 [rows], ascending: the training row at each position; None: that number
@@ -137,15 +140,15 @@ class Manifest(_Entry):
 
     @property
     def last_checkpoint(self) -> int:
-        """Position of the trained model, of which predictions and losses are told."""
-        return max(position for position, entry in enumerate(self.checkpoints) if entry.kind == "weights")
+        """Position of the last run's trained model, of which predictions and losses are told."""
+        return trained_models(self.checkpoints)[-1]
 
     def files(self) -> list[FileEntry]:
         """Every file of this generation beside the manifest itself."""
-        some = [entry for entry in (self.column_scales, self.row_ids, self.deleted) if entry is not None]
+        some = [entry for entry in (self.row_ids, self.deleted) if entry is not None]
         some += [self.searcher.file] if self.searcher and not self.searcher_is_stale() else []
         shards = [file for shard in self.shards for file in (shard.rows, shard.columns)]
-        return [self.basis.file, *self.curvature, *some, *shards]
+        return [*self.basis.files, *self.column_scales, *self.curvature, *some, *shards]
 
     def searcher_is_stale(self) -> bool:
         """Whether the searcher is of other rows than these, so that exact search answers."""
@@ -167,6 +170,24 @@ class Manifest(_Entry):
     def content(self) -> bytes:
         """What the file holds."""
         return self.model_dump_json(indent=1).encode()
+
+
+def by_run(entries: Sequence[CheckpointEntry], positions: Iterable[int]) -> list[list[int]]:
+    """Positions in the manifest's checkpoints, ascending, one list for each training run that has any of them."""
+    runs: dict[int, list[int]] = {}
+    for position in sorted(positions, key=lambda position: (entries[position].run, position)):
+        runs.setdefault(entries[position].run, []).append(position)
+    return list(runs.values())
+
+
+def weights_positions(entries: Sequence[CheckpointEntry]) -> list[int]:
+    """Positions of the checkpoints that are a model's weights as training left them, of all runs."""
+    return [position for position, entry in enumerate(entries) if entry.kind == "weights"]
+
+
+def trained_models(entries: Sequence[CheckpointEntry]) -> list[int]:
+    """The position of each run's last checkpoint, by run."""
+    return [run[-1] for run in by_run(entries, weights_positions(entries))]
 
 
 def read_manifest(directory: Path) -> Manifest:
