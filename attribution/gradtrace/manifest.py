@@ -20,7 +20,7 @@ PENDING_NAME = "pending.json"
 
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
-CheckpointKind = Literal["weights"]
+CheckpointKind = Literal["weights", "average"]  # average: of the weights of several checkpoints in a row
 Operation = Literal["build", "add checkpoints", "append rows", "delete rows", "compact", "roll back", "set searcher"]
 
 
@@ -54,6 +54,7 @@ class CheckpointEntry(_Entry):
     kind: CheckpointKind = "weights"
     optimizer: OptimizerEntry | None = None
     batch_size: int | None = None
+    second_moments: bool = False  # whether Adam's were kept with it; then its curvature file has a preconditioner
 
 
 class Probe(_Entry):

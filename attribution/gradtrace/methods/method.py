@@ -17,7 +17,7 @@ from gradtrace.basis import Basis
 from gradtrace.candidates import Searcher
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
-from gradtrace.manifest import CheckpointEntry, Manifest
+from gradtrace.manifest import CheckpointEntry, CheckpointKind, Manifest
 from gradtrace.methods.options import Options
 from gradtrace.queries import Query
 from gradtrace.store import RowStore
@@ -106,19 +106,38 @@ class Method(ABC):
         """
 
 
+def of_kind(entries: Sequence[CheckpointEntry], kind: CheckpointKind) -> list[int]:
+    """Positions of the column blocks of a kind; only those of one kind are summed over."""
+    return [position for position, entry in enumerate(entries) if entry.kind == kind]
+
+
 def chosen_checkpoints(
-    entries: Sequence[CheckpointEntry], names: Sequence[str] | None, default: list[int]
+    entries: Sequence[CheckpointEntry],
+    names: Sequence[str] | None,
+    default: list[int],
+    kind: CheckpointKind = "weights",
 ) -> list[int]:
-    """Positions of the checkpoints that a request names, in training order.
+    """Positions of the checkpoints that a request names, all of a kind, in training order.
 
     Raises:
         QueryError: an unknown or repeated name, or none at all.
     """
     if names is None:
         return default
-    known = {entry.name: position for position, entry in enumerate(entries)}
+    known = {entries[position].name: position for position in of_kind(entries, kind)}
     unknown = [name for name in names if name not in known]
     if unknown or not names or len(set(names)) < len(names):
         problem = f"unknown checkpoint {unknown[0]!r}" if unknown else "checkpoints must be named, each once"
-        raise QueryError(f"{problem}; the index holds {', '.join(known)}")
+        raise QueryError(f"{problem}; choose from {', '.join(known)}")
     return sorted(known[name] for name in names)
+
+
+def steps_between(entries: Sequence[CheckpointEntry]) -> NDArray[np.int64]:
+    """Optimizer steps since the checkpoint before of the same run and kind, since step 0 for the first. [entries]"""
+    before: dict[tuple[int, str], int] = {}
+    steps = []
+    for entry in entries:
+        own = (entry.run, entry.kind)
+        steps.append(entry.step - before.get(own, 0))
+        before[own] = entry.step
+    return np.array(steps, dtype=np.int64)

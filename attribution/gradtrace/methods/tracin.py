@@ -12,7 +12,7 @@ from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.manifest import CheckpointEntry, Manifest
 from gradtrace.methods.gradient_scoring import GradientScoring
-from gradtrace.methods.method import Doubles, Floats, Method, chosen_checkpoints
+from gradtrace.methods.method import Doubles, Floats, Method, chosen_checkpoints, of_kind, steps_between
 from gradtrace.methods.options import Options
 from gradtrace.task import Example
 
@@ -56,7 +56,7 @@ class _GradientProduct(Method):
         return options.weights or self.default_weights
 
     def default_checkpoints(self, entries: Sequence[CheckpointEntry]) -> list[int]:
-        return [len(entries) - 1]
+        return of_kind(entries, "weights")[-1:]
 
 
 class TracIn(_GradientProduct):
@@ -66,7 +66,7 @@ class TracIn(_GradientProduct):
     default_weights = "learning_rate"
 
     def default_checkpoints(self, entries: Sequence[CheckpointEntry]) -> list[int]:
-        return list(range(len(entries)))
+        return of_kind(entries, "weights")
 
 
 class GradDot(_GradientProduct):
@@ -144,8 +144,7 @@ def checkpoint_weights(entries: Sequence[CheckpointEntry], chosen: Sequence[int]
     rates = np.array([entries[position].learning_rate for position in chosen])
     if weights == "learning_rate":
         return rates
-    steps = np.array([entry.step for entry in entries])
-    return rates * np.diff(steps, prepend=0)[list(chosen)]
+    return rates * steps_between(entries)[list(chosen)]
 
 
 def inverse(norms: Tensor) -> Tensor:
