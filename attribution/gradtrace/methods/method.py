@@ -106,11 +106,6 @@ class Method(ABC):
         """
 
 
-def of_kind(entries: Sequence[CheckpointEntry], kind: CheckpointKind) -> list[int]:
-    """Positions of the column blocks of a kind; only those of one kind are summed over."""
-    return [position for position, entry in enumerate(entries) if entry.kind == kind]
-
-
 def chosen_checkpoints(
     entries: Sequence[CheckpointEntry],
     names: Sequence[str] | None,
@@ -124,20 +119,9 @@ def chosen_checkpoints(
     """
     if names is None:
         return default
-    known = {entries[position].name: position for position in of_kind(entries, kind)}
+    known = {entry.name: position for position, entry in enumerate(entries) if entry.kind == kind}
     unknown = [name for name in names if name not in known]
     if unknown or not names or len(set(names)) < len(names):
         problem = f"unknown checkpoint {unknown[0]!r}" if unknown else "checkpoints must be named, each once"
         raise QueryError(f"{problem}; choose from {', '.join(known)}")
     return sorted(known[name] for name in names)
-
-
-def steps_between(entries: Sequence[CheckpointEntry]) -> NDArray[np.int64]:
-    """Optimizer steps since the checkpoint before of the same run and kind, since step 0 for the first. [entries]"""
-    before: dict[tuple[int, str], int] = {}
-    steps = []
-    for entry in entries:
-        own = (entry.run, entry.kind)
-        steps.append(entry.step - before.get(own, 0))
-        before[own] = entry.step
-    return np.array(steps, dtype=np.int64)

@@ -11,9 +11,9 @@ import torch
 
 from gradtrace.contents import IndexContents
 from gradtrace.curvature import read_curvature
-from gradtrace.manifest import CheckpointEntry, CheckpointKind, Manifest
+from gradtrace.manifest import CheckpointEntry, CheckpointKind, Manifest, by_run, trained_models
 from gradtrace.methods.gradient_scoring import GradientScoring
-from gradtrace.methods.method import Doubles, Method, chosen_checkpoints, of_kind, steps_between
+from gradtrace.methods.method import Doubles, Method, chosen_checkpoints
 from gradtrace.methods.options import Options
 
 _SEGMENTS = 3
@@ -39,9 +39,8 @@ class Source(Method):
     def lacks(self, manifest: Manifest) -> str | None:
         if len(manifest.curvature) < len(manifest.checkpoints):
             return "it has no curvature; build it with basis='spectral'"
-        for position in of_kind(manifest.checkpoints, self.kind):
-            entry = manifest.checkpoints[position]
-            if not (_is_sgd(entry) or entry.second_moments):
+        for entry in manifest.checkpoints:
+            if entry.kind == self.kind and not (_is_sgd(entry) or entry.second_moments):
                 return (
                     f"the steps of {entry.optimizer and entry.optimizer.name} are known only from its second moments, "
                     f"and none lie with {entry.name}; record with CheckpointRecorder(optimizer_state=True), and build "
@@ -58,15 +57,15 @@ class Source(Method):
 
     def scoring(self, contents: IndexContents, options: Options) -> GradientScoring:
         entries = contents.manifest.checkpoints
-        chosen = chosen_checkpoints(entries, options.checkpoints, of_kind(entries, self.kind), self.kind)
-        runs = sorted({entries[block].run for block in chosen})
+        available = [block for block, entry in enumerate(entries) if entry.kind == self.kind]
+        chosen = chosen_checkpoints(entries, options.checkpoints, available, self.kind)
+        runs = by_run(entries, chosen)
         factors = torch.zeros(len(entries), contents.basis.dimensions)
-        for run in runs:
-            blocks = [block for block in of_kind(entries, self.kind) if entries[block].run == run]
-            training = _course(contents, blocks)
-            factors[blocks] = torch.from_numpy(unrolled(training, self.segments(options)) / len(runs)).float()
-        query_at = [_last_of_run(entries, entries[block].run) for block in chosen]
-        return GradientScoring(contents, chosen, factors[chosen], query_at)
+        for run in by_run(entries, available):
+            factors[run] = torch.from_numpy(unrolled(_course(contents, run), self.segments(options))).float()
+        trained = trained_models(entries)
+        query_at = [trained[entries[block].run] for block in chosen]
+        return GradientScoring(contents, chosen, factors[chosen] / len(runs), query_at)
 
     def segments(self, options: Options) -> int | None:
         return options.segments or _SEGMENTS
@@ -81,11 +80,12 @@ class FastSource(Source):
 
     def lacks(self, manifest: Manifest) -> str | None:
         entries = manifest.checkpoints
-        averages = [entries[position] for position in of_kind(entries, "average")]
-        if not averages:
-            return "it has no averaged weights; build it with average_segments=3"
-        if averages[-1].step < entries[manifest.last_checkpoint].step:
-            return f"its averaged weights end at step {averages[-1].step}; build it with all checkpoints"
+        reached = {entry.run: entry.step for entry in entries if entry.kind == "average"}
+        for run, last in enumerate(trained_models(entries)):
+            if run not in reached:
+                return "it has no averaged weights; build it with average_segments=3"
+            if reached[run] < entries[last].step:
+                return f"its averaged weights end at step {reached[run]}; build it anew with all checkpoints"
         return super().lacks(manifest)
 
     def segments(self, options: Options) -> int | None:
@@ -137,7 +137,7 @@ def _course(contents: IndexContents, blocks: list[int]) -> Course:
     rates = np.array([entry.learning_rate for entry in entries]) / (1 - momenta)
     beside = np.array(["adamw" in entry.optimizer.name if entry.optimizer else False for entry in entries])
     return Course(
-        lengths=rates * steps_between(entries),
+        lengths=rates * np.diff([entry.step for entry in entries], prepend=0),
         eigenvalues=eigenvalues + np.where(beside, 0.0, decays)[:, None],
         gains=gains,
         decays=np.where(beside, decays, 0.0),
@@ -146,7 +146,3 @@ def _course(contents: IndexContents, blocks: list[int]) -> Course:
 
 def _is_sgd(entry: CheckpointEntry) -> bool:
     return entry.optimizer is None or entry.optimizer.name.startswith("sgd")
-
-
-def _last_of_run(entries: Sequence[CheckpointEntry], run: int) -> int:
-    return max(block for block in of_kind(entries, "weights") if entries[block].run == run)
