@@ -96,7 +96,7 @@ def checkpoint_entries(
 
 
 def second_moments(checkpoint: Checkpoint, task: Task) -> SecondMoments | None:
-    """Those kept with a checkpoint; None, with a warning, where it is not certain whose they are: few methods need them."""
+    """Those kept with a checkpoint; None, with a warning, where it is not certain whose they are."""
     if checkpoint.optimizer is not None and checkpoint.optimizer.name == "sgd":
         return None
     try:
