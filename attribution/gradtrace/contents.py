@@ -15,15 +15,19 @@ from gradtrace.task import Task
 
 @dataclass(slots=True)
 class IndexContents:
-    """models: of every checkpoint, in the manifest's order;  basis: on their device"""
+    """models: of every checkpoint, in the manifest's order;  bases: of every training run, on the models' device"""
 
     directory: Path
     manifest: Manifest
     task: Task
     models: list[GradientModel]
-    basis: Basis
+    bases: list[Basis]
     store: RowStore
     searcher: Searcher
+
+    def basis_of(self, checkpoint: int) -> Basis:
+        """In whose coordinates the rows at a checkpoint are: those of its training run's weights."""
+        return self.bases[self.manifest.checkpoints[checkpoint].run]
 
     @property
     def last_model(self) -> GradientModel:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace import methods, rescoring
-from gradtrace.basis import load_basis, require_layers
+from gradtrace.basis import load_bases, require_layers
 from gradtrace.candidates import Searcher
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.contents import IndexContents
@@ -204,11 +204,11 @@ class Index:
         unknown = set(include) - set(get_args(Include))
         if unknown:
             raise QueryError(f"unknown include {sorted(unknown)}; choose from {', '.join(get_args(Include))}")
-        if "layers" in include and scoring.basis is None:
+        if "layers" in include and scoring.bases is None:
             raise QueryError(f"method {method!r} compares no gradients, so its scores have no shares by layer")
-        if "layers" in include and self._contents.basis.mixes_layers and not rescore:
+        if "layers" in include and self._contents.bases[0].mixes_layers and not rescore:
             raise QueryError(
-                f"the columns of a {self._contents.basis.kind} projection mix all layers, so they give no shares by "
+                f"the columns of a {self.manifest.basis.kind} projection mix all layers, so they give no shares by "
                 "layer: ask for rescore as well, or build the index with another basis"
             )
         if rescore and scoring.full_gradient_weights is None:
@@ -229,11 +229,11 @@ class Index:
         return fetch(self.task.train, self._row_ids.of(positions).tolist())
 
     def _share_by_layer(self, drafts: Sequence[Draft], vectors: Tensor, scoring: methods.Scoring) -> None:
-        assert scoring.basis is not None  # else _check_question refused
+        assert scoring.bases is not None  # else _check_question refused
         scale = scoring.row_scale()
         for draft, vector in zip(drafts, vectors, strict=True):
             positions = draft.positions
-            shares = layer_shares(scoring.store, scoring.basis, vector, scoring.blocks, positions)
+            shares = layer_shares(scoring.store, scoring.bases, vector, scoring.blocks, positions)
             gains = 1.0 if scale is None else scale.numpy()[positions]
             draft.share_by_layer(positions, {name: share * gains for name, share in shares.items()})
 
@@ -260,7 +260,7 @@ def open_index(
     path: str | Path,
     task: Task,
     *,
-    checkpoints: str | Path | None = None,
+    checkpoints: str | Path | Sequence[str | Path] | None = None,
     searcher: str | None = None,
     device: str = "auto",
     verify: bool = True,
@@ -268,7 +268,7 @@ def open_index(
     """Open an index for queries, after checking that it is whole and belongs to the task.
 
     Args:
-        checkpoints: directory of the weights, if they were moved since the build.
+        checkpoints: directory of the weights, if they were moved since the build; of several training runs, one each.
         searcher: "progressive" for exact answers from an index that has an approximate searcher; None: its own.
         verify: read every file and compare its checksum; False compares sizes only (for indexes that take too long).
 
@@ -289,19 +289,32 @@ def open_index(
     store = RowStore(directory, manifest)
     check_dataset(task)
     check_task(task, manifest.task)
-    entry = manifest.basis
-    basis = load_basis(directory / entry.file.path, entry.kind, entry.dimensions, entry.seed)
     where = torch.device(pick_device(device))
     probe = [task.train[row] for row in range(min(2, len(task.train)))]
+    bases = [basis.to(where) for basis in load_bases(directory, manifest)]
+    moved = _moved(checkpoints, len(bases))
     models = [
-        GradientModel(task, indexed_checkpoint(directory, saved, checkpoints), where, probe)
+        GradientModel(task, indexed_checkpoint(directory, saved, moved[saved.run]), where, probe)
         for saved in manifest.checkpoints
     ]
-    for model in models:
-        require_layers(basis, model.plan.layers)
-    check_probe_losses(task, models[-1], manifest.task)
+    for entry, model in zip(manifest.checkpoints, models, strict=True):
+        require_layers(bases[entry.run], model.plan.layers)
+    check_probe_losses(task, models[manifest.last_checkpoint], manifest.task)
     found = open_searcher(directory, manifest, store, searcher, where)
-    return Index(IndexContents(directory, manifest, task, models, basis.to(where), store, found))
+    return Index(IndexContents(directory, manifest, task, models, bases, store, found))
+
+
+def _moved(checkpoints: str | Path | Sequence[str | Path] | None, runs: int) -> Sequence[str | Path | None]:
+    """Where the weights of each training run are now; None: where they were."""
+    if checkpoints is None:
+        return [None] * runs
+    directories = [checkpoints] if isinstance(checkpoints, str | Path) else checkpoints
+    if len(directories) != runs:
+        raise CheckpointError(
+            f"{len(directories)} directories of checkpoints were given for an index of {runs} training run(s): give "
+            "one for each, or none if the weights are where they were"
+        )
+    return directories
 
 
 def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | Path | None = None) -> Checkpoint:
@@ -311,7 +324,7 @@ def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | 
         CheckpointError: the weights are not there.
         MismatchError: they are others.
     """
-    path = Path(moved_to) / entry.name if moved_to is not None else directory.resolve() / entry.file
+    path = Path(moved_to) / Path(entry.file).name if moved_to is not None else directory.resolve() / entry.file
     if not path.exists():
         raise CheckpointError(
             f"the weights of checkpoint {entry.name} are not at {path}: restore the file, or name the directory that "

@@ -19,6 +19,8 @@ from gradtrace_indexer.files import sole_writer, write_file, write_manifest
 
 _KEPT = "generations"
 _FOLDERS = (
+    "bases",
+    "column_scales",
     "rows",
     "columns",
     "curvature",
@@ -169,6 +171,6 @@ def _sweep(directory: Path) -> None:
         generations += [read_manifest(directory), *kept_generations(directory)]
     named = {entry.path for manifest in generations if manifest is not None for entry in manifest.files()}
     found = [path for folder in _FOLDERS for path in (directory / folder).rglob("*") if path.is_file()]
-    for path in [directory / "basis.safetensors", directory / "column_scales.safetensors", *found]:
+    for path in found:
         if path.relative_to(directory).as_posix() not in named:
             path.unlink(missing_ok=True)

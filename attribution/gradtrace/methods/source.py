@@ -59,7 +59,7 @@ class Source(Method):
         available = [block for block, entry in enumerate(entries) if entry.kind == self.kind]
         chosen = chosen_checkpoints(entries, options.checkpoints, available, self.kind)
         runs = by_run(entries, chosen)
-        factors = torch.zeros(len(entries), contents.basis.dimensions)
+        factors = torch.zeros(len(entries), contents.bases[0].dimensions)
         for run in by_run(entries, available):
             factors[run] = torch.from_numpy(unrolled(_course(contents, run), self.segments(options))).float()
         trained = trained_models(entries)
