@@ -18,6 +18,7 @@ from gradtrace.basis import load_bases, require_layers
 from gradtrace.candidates import Searcher
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.contents import IndexContents
+from gradtrace.curvature import load_curvature
 from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
 from gradtrace.draft import Draft
@@ -300,8 +301,9 @@ def open_index(
     for entry, model in zip(manifest.checkpoints, models, strict=True):
         require_layers(bases[entry.run], model.plan.layers)
     check_probe_losses(task, models[manifest.last_checkpoint], manifest.task)
+    curvature = load_curvature(directory, manifest)
     found = open_searcher(directory, manifest, store, searcher, where)
-    return Index(IndexContents(directory, manifest, task, models, bases, store, found))
+    return Index(IndexContents(directory, manifest, task, models, bases, curvature, store, found))
 
 
 def _moved(checkpoints: str | Path | Sequence[str | Path] | None, runs: int) -> Sequence[str | Path | None]:
@@ -324,7 +326,10 @@ def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | 
         CheckpointError: the weights are not there.
         MismatchError: they are others.
     """
-    path = Path(moved_to) / Path(entry.file).name if moved_to is not None else directory.resolve() / entry.file
+    if moved_to is None or entry.kind == "average":  # averages lie in the index
+        path = directory.resolve() / entry.file
+    else:
+        path = Path(moved_to) / Path(entry.file).name
     if not path.exists():
         raise CheckpointError(
             f"the weights of checkpoint {entry.name} are not at {path}: restore the file, or name the directory that "

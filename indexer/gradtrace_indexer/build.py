@@ -20,6 +20,7 @@ from gradtrace.manifest import MANIFEST_NAME, BasisEntry, BasisKind, CheckpointE
 from gradtrace.precision import STORED_DTYPES
 from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.task import Task
+from gradtrace_indexer.averages import with_averages
 from gradtrace_indexer.builder import Builder, checkpoint_entries
 from gradtrace_indexer.files import sole_writer
 from gradtrace_indexer.fit import FitSpec, RunFit, Samples
@@ -41,6 +42,7 @@ def build_index(
     batch_size: int = 128,
     seed: int = 0,
     searcher: str | None = None,
+    average_segments: int | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Index:
@@ -53,6 +55,9 @@ def build_index(
         precision: of the stored rows, see docs/choosing.md.
         searcher: "progressive", "faiss:FACTORY" or "annoy:TREES", see `set_searcher`; None: the one that is there, or
             exact search.
+        average_segments: index the averages of the weights over so many segments of each run in place of all its
+            checkpoints but the last, for `fast-source`; less to store and to compute, and nothing for methods that sum
+            over checkpoints.
 
     Raises:
         StoreError: another build lies at `path` or is running there, or the disk is full.
@@ -67,6 +72,8 @@ def build_index(
         check_searcher(searcher)
     builder = Builder(task, directory, device, batch_size, progress)
     with sole_writer(directory):
+        if average_segments is not None:
+            runs = [with_averages(directory, task, own, average_segments) for own in runs]
         wanted = {
             "rows": rows,
             "basis": basis,
