@@ -18,7 +18,8 @@ import tiny
 from gradtrace import Checkpoint, StoreError, gradients_reference, random_numbers, spectral
 from gradtrace.basis import Basis, ChosenCoordinates, load_basis
 from gradtrace.encoder import GradientModel
-from gradtrace.fisher import curvature, fisher_batches
+from gradtrace.fisher import curvature
+from gradtrace.fisher_labels import fisher_batches
 from gradtrace.layers import Layer, base
 from gradtrace.manifest import BasisKind
 from gradtrace.reference import vmapped_gradients

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradtrace.basis import Basis, ChosenCoordinates
 from gradtrace.encoder import GradientModel
+from gradtrace.fisher_labels import FisherBatch
 from gradtrace.full_gradients import FullGradients, full_gradients
 from gradtrace.layers import IDENTITY, Bases, Layer
 from gradtrace.task import Batch
@@ -62,8 +63,8 @@ def _sketched_eigenvectors(sample: Tensor) -> Tensor:
     return singular.float()
 
 
-def fit_eigenbases(model: GradientModel, batches: Iterator[Batch]) -> dict[Layer, Bases]:
-    """Eigenvectors of both sides of every layer that rotates, over batches whose labels the caller drew.
+def fit_eigenbases(model: GradientModel, batches: Iterator[FisherBatch]) -> dict[Layer, Bases]:
+    """Eigenvectors of both sides of every layer that rotates, over batches with labels from the model.
 
     An embedding's input side keeps its own basis, tokens, in which E[a aT] is diagonal already.
     """
@@ -82,7 +83,9 @@ def fit_eigenbases(model: GradientModel, batches: Iterator[Batch]) -> dict[Layer
         side.add(layer.output_factors(d, None))
 
     for batch in batches:
-        model.backpropagate(batch, add)
+        for layer, uses in full_gradients(model, batch.batch).times(batch.roots).uses.items():
+            for x, d in uses:
+                add(layer, x, d)
     return {
         layer: Bases(inputs[layer].eigenvectors() if layer in inputs else None, outputs[layer].eigenvectors())
         for layer in outputs
@@ -142,7 +145,7 @@ def fit_spectral_basis(
     models: Callable[[], Iterator[GradientModel]],
     reference: GradientModel,
     batches: Callable[[], Iterator[Batch]],
-    fisher_batches: Callable[[GradientModel], Iterator[Batch]],
+    fisher_batches: Callable[[GradientModel], Iterator[FisherBatch]],
     dimensions: int,
     seed: int,
 ) -> Basis:
