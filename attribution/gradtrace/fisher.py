@@ -14,6 +14,8 @@ from gradtrace.full_gradients import full_gradients
 from gradtrace.spectral import squares
 from gradtrace.task import Example
 
+_TRACED = 4  # every which batch whole gradients are formed for, to average a layer's eigenvalues
+
 
 def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Example]], seed: int) -> dict[str, Tensor]:
     """Corrected eigenvalues of the Fisher at one checkpoint (George et al. 2018, Equation 8).
@@ -22,21 +24,25 @@ def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Exa
         eigenvalues: float32 [dimensions], mean square of each kept coordinate.
         layer_means: float32 [layers of the basis, in alphabetical order], mean eigenvalue over all coordinates of each.
     """
-    total, count = torch.zeros(basis.dimensions, dtype=torch.float64), 0
+    total, count = torch.zeros(basis.dimensions, dtype=torch.float64), 0.0
     traces = dict.fromkeys(sorted(basis.layers), 0.0)
-    for batch in fisher_batches(model, samples, seed):
-        gradients = full_gradients(model, batch.batch).times(batch.roots)
+    traced = 0.0
+    for number, labelled in enumerate(fisher_batches(model, samples, seed)):
+        gradients = full_gradients(model, labelled.batch).times(labelled.weights.sqrt())
         parts: dict[str, Tensor] = {}
         for layer, uses in gradients.uses.items():
             for x, d in uses:
                 basis.add_use(parts, layer, x, d)
         basis.add_strays(parts, gradients.strays)
         total += basis.assemble(parts, len(gradients.losses)).square().sum(0).double().cpu()
-        count += batch.examples
+        count += float(labelled.weights.sum())
+        if number % _TRACED:
+            continue
+        traced += float(labelled.weights.sum())
         for layer, square in squares(gradients, {}).items():
             if layer.name in traces:
                 traces[layer.name] += float(square.sum()) / layer.size
     return {
         "eigenvalues": (total / count).float(),
-        "layer_means": torch.tensor(list(traces.values()), dtype=torch.float32) / count,
+        "layer_means": torch.tensor(list(traces.values()), dtype=torch.float32) / traced,
     }

@@ -8,7 +8,7 @@ would hardly ever show what the rarer ones add, which is nearly all. For others,
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from gradtrace import random_numbers
 from gradtrace.encoder import GradientModel
 from gradtrace.task import Batch, Example, Label
 
-MOST_CLASSES = 20  # for which every class is taken
-_LEAST_SHARE = 1e-3  # of what the class adds that adds most: classes that add less are left out
+_MOST_CLASSES = 20  # for which every class is taken: each may cost another gradient of every example
+_NEGLIGIBLE = 1e-2  # share of the Fisher's trace
 
 
 def class_probabilities(scores: Tensor) -> Tensor:
@@ -29,57 +29,51 @@ def class_probabilities(scores: Tensor) -> Tensor:
     return scores.float().softmax(1)
 
 
-@dataclass(frozen=True, slots=True)
-class FisherBatch:
-    """Examples with labels from the model.
-
-    roots: [batch] square roots of the labels' probabilities, which gradients are to be multiplied by; None: ones
-    examples: that it adds to their number; of one example with several labels, all but the first add nothing
-    """
+class FisherBatch(NamedTuple):
+    """Examples with labels of the model's own, and how much each one's square counts. weights: float32 [batch]"""
 
     batch: Batch
-    roots: Tensor | None
-    examples: int
+    weights: Tensor
 
 
 def fisher_batches(model: GradientModel, samples: Iterable[Sequence[Example]], seed: int) -> Iterator[FisherBatch]:
     """The samples with labels from the model's predictions; with their own labels if the task predicts nothing.
 
-    The same seed and samples give the same labels.
+    The weights of an example's labels sum to one, but for classes so improbable that they are left out. The same seed
+    and samples give the same labels.
     """
     for number, examples in enumerate(samples):
-        batch = model.batch(examples)
-        predicted = None
-        if model.task.has_predict:
-            with torch.no_grad():
-                predicted = model.task.predict(model.model, batch)
-        if predicted is None:
-            yield FisherBatch(batch, None, len(examples))
-        elif predicted.dim() == 2 and 1 < predicted.shape[1] <= MOST_CLASSES:
+        predicted = _predicted(model, examples)
+        if predicted is not None and predicted.dim() == 2 and 1 < predicted.shape[1] <= _MOST_CLASSES:
             yield from _with_every_class(model, examples, class_probabilities(predicted))
         else:
-            labels = _draw_labels(model, predicted, examples, seed, number)
-            yield FisherBatch(_labelled(model, examples, labels), None, len(examples))
+            if predicted is not None:
+                labels = _draw_labels(model, predicted, examples, seed, number)
+                examples = _labelled(model, examples, labels)
+            yield FisherBatch(model.batch(examples), torch.ones(len(examples), device=model.device))
 
 
-def _with_every_class(
-    model: GradientModel, examples: Sequence[Example], probabilities: Tensor
-) -> Iterator[FisherBatch]:
-    """probabilities: [batch, classes]"""
-    # What a class adds to the trace is about p (1 - p) for softmax and cross-entropy.
-    shares = probabilities * (1 - probabilities)
-    counts = shares >= _LEAST_SHARE * shares.amax(1, keepdim=True)
-    new = len(examples)
-    for label in range(probabilities.shape[1]):
-        chosen = counts[:, label].nonzero().flatten()
-        some = [examples[position] for position in chosen.tolist()]
-        if some:
-            yield FisherBatch(_labelled(model, some, [label] * len(some)), probabilities[chosen, label].sqrt(), new)
-            new = 0
+def _predicted(model: GradientModel, examples: Sequence[Example]) -> Tensor | None:
+    if not model.task.has_predict:
+        return None
+    with torch.no_grad():
+        return model.task.predict(model.model, model.batch(examples))
 
 
-def _labelled(model: GradientModel, examples: Sequence[Example], labels: Sequence[Label]) -> Batch:
-    return model.batch([model.task.with_label(e, y) for e, y in zip(examples, labels, strict=True)])
+def _with_every_class(model: GradientModel, examples: Sequence[Example], chances: Tensor) -> Iterator[FisherBatch]:
+    """Pairs of example and class, in batches as large as `examples`. chances: [examples, classes]"""
+    # Of softmax and cross-entropy, a class adds to the Fisher's trace about in proportion to its probability, but for
+    # the likeliest, which adds less and is kept for the weights' sum.
+    likeliest = chances.amax(1, keepdim=True)
+    kept = (chances >= _NEGLIGIBLE / chances.shape[1] * (1 - likeliest).mean()) | (chances == likeliest)
+    for pairs in kept.nonzero().split(len(examples)):  # [batch, 2]
+        rows, labels = pairs.T.tolist()
+        batch = model.batch(_labelled(model, [examples[row] for row in rows], labels))
+        yield FisherBatch(batch, chances[pairs[:, 0], pairs[:, 1]].float())
+
+
+def _labelled(model: GradientModel, examples: Sequence[Example], labels: Sequence[Label]) -> list[Example]:
+    return [model.task.with_label(e, y) for e, y in zip(examples, labels, strict=True)]
 
 
 def _draw_labels(

@@ -36,10 +36,8 @@ class FullGradients:
             layer.name: own.flatten(1) @ others.strays[layer].flatten(1).T for layer, own in self.strays.items()
         }
 
-    def times(self, factors: Tensor | None) -> FullGradients:
-        """Each example's gradient times its factor [batch]; None: one."""
-        if factors is None:
-            return self
+    def times(self, factors: Tensor) -> FullGradients:
+        """Each example's gradient times its factor [batch]."""
         return FullGradients(
             {layer: [(x, per_example(factors, d) * d) for x, d in uses] for layer, uses in self.uses.items()},
             {layer: per_example(factors, gradient) * gradient for layer, gradient in self.strays.items()},
@@ -62,7 +60,7 @@ class FullGradients:
 
 def per_example(factors: Tensor, values: Tensor) -> Tensor:
     """Factors [batch] in a shape that multiplies [batch, ...]."""
-    return factors.to(values.dtype).view(-1, *(1,) * (values.dim() - 1))
+    return factors.view(-1, *(1,) * (values.dim() - 1))
 
 
 def _double(values: Tensor) -> Tensor:
