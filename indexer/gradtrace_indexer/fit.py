@@ -17,7 +17,8 @@ from gradtrace.basis import Basis, dense_basis, identity_basis, two_sided_basis
 from gradtrace.dataset import fetch
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import LossError, StoreError
-from gradtrace.fisher import curvature, fisher_batches
+from gradtrace.fisher import curvature
+from gradtrace.fisher_labels import fisher_batches
 from gradtrace.manifest import BasisKind, FileEntry, Precision
 from gradtrace.moments import SecondMoments
 from gradtrace.precision import column_scales
