@@ -14,10 +14,12 @@ from gradtrace_client._errors import (
 )
 from gradtrace_client.schemas import (
     ExampleAnswer,
+    GroupsAnswer,
     Hit,
     IndexDetails,
     Influence,
     InfluenceAnswer,
+    PairsAnswer,
     RowFilter,
     SelfInfluenceAnswer,
 )
@@ -29,12 +31,14 @@ __all__ = [
     "Client",
     "ClientError",
     "ExampleAnswer",
+    "GroupsAnswer",
     "Hit",
     "IndexDetails",
     "Influence",
     "InfluenceAnswer",
     "InvalidRequestError",
     "NotFoundError",
+    "PairsAnswer",
     "ProblemError",
     "ProtocolError",
     "RowFilter",

@@ -115,7 +115,14 @@ class Question(_Request):
     similarity: Similarity | None = Field(None, description="How representations are compared.")
 
 
-class InfluenceRequest(Question):
+def _require_one(request: BaseModel, sources: tuple[str, ...]) -> None:
+    given = [name for name in sources if getattr(request, name) is not None]
+    if len(given) != 1:
+        said = " and ".join(given) if given else "none of them"
+        raise ValueError(f"give exactly one of {', '.join(sources)}; the request has {said}")
+
+
+class Queries(Question):
     """Exactly one of `example`, `examples`, `query_rows` and `train_rows` says what is asked about."""
 
     example: Payload | None = Field(None, description="One example in the task's own form.")
@@ -128,32 +135,32 @@ class InfluenceRequest(Question):
     train_rows: list[Row] | None = Field(
         None, min_length=1, max_length=MAX_QUERIES, description="Rows of the training data set."
     )
-    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K)] = Field(10, description="Hits at each of the two ends.")
     filter: RowFilter | None = Field(None, description="Which training rows may be found. Default: all.")
-    rescore: bool = Field(
-        False,
-        description="Recompute the full gradients of the rows found, twice as many at either end as asked for, and "
-        "order them by exact scores.",
-    )
     aggregate: Aggregate | None = Field(
         None, description="`mean`: one result, whose scores are the means over the queries of their scores."
-    )
-    include: frozenset[Include] = Field(
-        frozenset(("parts", "examples")),
-        description="What hits carry besides: `parts`, the score by checkpoint; `layers`, the score by layer; "
-        "`percentiles`, where the score stands among those of all rows; `examples`, the rendered example.",
     )
     target: Literal["loss"] | None = Field(
         None, description="`loss`: explain the loss even where the task defines another measurement."
     )
 
     @model_validator(mode="after")
-    def _one_source(self) -> InfluenceRequest:
-        given = [name for name in _SOURCES if getattr(self, name) is not None]
-        if len(given) != 1:
-            said = " and ".join(given) if given else "none of them"
-            raise ValueError(f"give exactly one of {', '.join(_SOURCES)}; the request has {said}")
+    def _one_source(self) -> Queries:
+        _require_one(self, _SOURCES)
         return self
+
+
+class InfluenceRequest(Queries):
+    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K)] = Field(10, description="Hits at each of the two ends.")
+    rescore: bool = Field(
+        False,
+        description="Recompute the full gradients of the rows found, twice as many at either end as asked for, and "
+        "order them by exact scores.",
+    )
+    include: frozenset[Include] = Field(
+        frozenset(("parts", "examples")),
+        description="What hits carry besides: `parts`, the score by checkpoint; `layers`, the score by layer; "
+        "`percentiles`, where the score stands among those of all rows; `examples`, the rendered example.",
+    )
 
     @model_validator(mode="after")
     def _affordable(self) -> InfluenceRequest:
@@ -164,6 +171,42 @@ class InfluenceRequest(Question):
                 f"rescore takes {MAX_K} hits at each end at most, over all results, not {results} x {self.k}; lower k "
                 "or send fewer queries at a time"
             )
+        return self
+
+
+class GroupsRequest(Queries):
+    by: str = Field("label", max_length=64, description="The column whose values make the groups.")
+
+
+class PairsRequest(Question):
+    """Training examples, which need not be in the training set, against queries.
+
+    Exactly one of `example`, `examples` and `query_rows` gives the queries; `train_examples`, `train_rows` or both give
+    the training examples.
+    """
+
+    train_examples: list[Payload] | None = Field(
+        None, min_length=1, max_length=MAX_QUERIES, description="In the task's own form, with labels."
+    )
+    train_rows: list[Row] | None = Field(
+        None, min_length=1, max_length=MAX_QUERIES, description="Rows of the training data set."
+    )
+    example: Payload | None = Field(None, description="One query in the task's own form.")
+    examples: list[Payload] | None = Field(
+        None, min_length=1, max_length=MAX_QUERIES, description="Several queries in the task's own form."
+    )
+    query_rows: list[Row] | None = Field(
+        None, min_length=1, max_length=MAX_QUERIES, description="Rows of the task's query data set."
+    )
+    target: Literal["loss"] | None = Field(
+        None, description="`loss`: explain the loss even where the task defines another measurement."
+    )
+
+    @model_validator(mode="after")
+    def _both_sides(self) -> PairsRequest:
+        _require_one(self, ("example", "examples", "query_rows"))
+        if self.train_examples is None and self.train_rows is None:
+            raise ValueError("give train_examples, train_rows or both")
         return self
 
 
@@ -181,6 +224,7 @@ class CheckpointInfo(_Answer):
     name: str
     step: int
     learning_rate: float
+    run: int = Field(0, description="Which training run it is of.")
 
 
 class IndexInfo(_Answer):
@@ -334,6 +378,66 @@ class SelfInfluenceAnswer(_Answer):
 
     def _repr_html_(self) -> str:
         return _display.hits_html("Self-influence", self.results) + _display.note_html(self.convention)
+
+
+class Asked(_Answer):
+    """What an example of a request is. `split` and `row` are set where it was asked by row, and alone."""
+
+    split: Split | None
+    row: int | None
+    label: Label | None
+    label_name: str | None
+    count: int = Field(default=1, description="Queries whose mean it is; labels are those that all share.")
+
+
+class Group(_Answer):
+    """Training rows that share the value of a column, and the sum and mean of their scores."""
+
+    group: bool | Label | None = Field(description="The value; null: rows of which it is not known.")
+    group_name: str | None
+    rows: int
+    sum: float
+    mean: float
+
+
+class GroupInfluence(_Answer):
+    """The groups of one query, the largest sum first."""
+
+    query: Asked
+    groups: list[Group]
+
+
+class GroupsAnswer(_Answer):
+    """`results` are in the order of the queries, or one result for their mean."""
+
+    index: IndexInfo
+    method: str
+    convention: str
+    by: str
+    results: list[GroupInfluence]
+    timing_ms: Timing
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One line a group; `query` is the position in `results`."""
+        return _display.frame(
+            [{"query": at, **group.model_dump()} for at, result in enumerate(self.results) for group in result.groups]
+        )
+
+
+class PairsAnswer(_Answer):
+    """`scores[i][j]`: that of training example j, first those of `train_examples`, on query i."""
+
+    index: IndexInfo
+    method: str
+    convention: str
+    queries: list[Asked]
+    train: list[Asked]
+    scores: list[list[float]]
+    timing_ms: Timing
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One line a query, one column a training example, by their positions in the request."""
+        return _display.frame([dict(enumerate(scores)) for scores in self.scores])
 
 
 class ExampleAnswer(_Answer):

@@ -25,7 +25,7 @@ from gradtrace.devices import pick_device
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import CheckpointError, MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.index import indexed_checkpoint
+from gradtrace.indexed_weights import indexed_checkpoint
 from gradtrace.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
 from gradtrace.moments import SecondMoments
 from gradtrace.precision import load_column_scales
