@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from gradtrace.basis import Basis
 from gradtrace.candidates import Searcher
 from gradtrace.encoder import GradientModel
@@ -15,13 +17,16 @@ from gradtrace.task import Task
 
 @dataclass(slots=True)
 class IndexContents:
-    """models: of every checkpoint, in the manifest's order;  bases: of every training run, on the models' device"""
+    """models: of every checkpoint, in the manifest's order;  bases: of every training run, on the models' device
+    curvature: as `load_curvature` returns it
+    """
 
     directory: Path
     manifest: Manifest
     task: Task
     models: list[GradientModel]
     bases: list[Basis]
+    curvature: list[dict[str, Tensor]]
     store: RowStore
     searcher: Searcher
 

@@ -17,6 +17,7 @@ from gradtrace import methods, rescoring
 from gradtrace.basis import load_bases, require_layers
 from gradtrace.candidates import Searcher
 from gradtrace.contents import IndexContents
+from gradtrace.curvature import load_curvature
 from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
 from gradtrace.draft import Draft
@@ -371,5 +372,6 @@ def open_index(
     for entry, model in zip(manifest.checkpoints, models, strict=True):
         require_layers(bases[entry.run], model.plan.layers)
     check_probe_losses(task, models[manifest.last_checkpoint], manifest.task)
+    curvature = load_curvature(directory, manifest)
     found = open_searcher(directory, manifest, store, searcher, where)
-    return Index(IndexContents(directory, manifest, task, models, bases, store, found))
+    return Index(IndexContents(directory, manifest, task, models, bases, curvature, store, found))

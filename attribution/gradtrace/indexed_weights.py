@@ -36,7 +36,10 @@ def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | 
         CheckpointError: the weights are not there.
         MismatchError: they are others.
     """
-    path = Path(moved_to) / Path(entry.file).name if moved_to is not None else directory.resolve() / entry.file
+    if moved_to is None or entry.kind == "average":  # averages lie in the index
+        path = directory.resolve() / entry.file
+    else:
+        path = Path(moved_to) / Path(entry.file).name
     if not path.exists():
         raise CheckpointError(
             f"the weights of checkpoint {entry.name} are not at {path}: restore the file, or name the directory that "

@@ -21,7 +21,7 @@ PENDING_NAME = "pending.json"
 
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
-CheckpointKind = Literal["weights"]
+CheckpointKind = Literal["weights", "average"]  # average: of the weights of several checkpoints in a row
 Operation = Literal[
     "build", "add checkpoints", "add run", "append rows", "delete rows", "compact", "roll back", "set searcher"
 ]
@@ -57,6 +57,7 @@ class CheckpointEntry(_Entry):
     kind: CheckpointKind = "weights"
     optimizer: OptimizerEntry | None = None
     batch_size: int | None = None
+    second_moments: bool = False  # whether Adam's were kept with it; then its curvature file has a preconditioner
 
 
 class Probe(_Entry):

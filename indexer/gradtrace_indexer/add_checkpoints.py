@@ -145,7 +145,7 @@ def _begun(builder: Builder, current: Manifest, new: Sequence[Checkpoint], run: 
         model = builder.model(checkpoint)
         require_layers(basis, model.plan.layers)
     changes: dict[str, object] = {
-        "checkpoints": [*current.checkpoints, *checkpoint_entries(builder.directory, new, run)]
+        "checkpoints": [*current.checkpoints, *checkpoint_entries(builder.directory, new, builder.task, run)]
     }
     if run == run_number(current, None):  # else the model that predictions are told of stays
         changes["task"] = task_entry(builder.task, model, read_row_ids(builder.directory, current).live_ids())
@@ -164,7 +164,7 @@ def _begun_run(builder: Builder, current: Manifest, checkpoints: Sequence[Checkp
     manifest = successor(
         current,
         "add run",
-        checkpoints=[*current.checkpoints, *checkpoint_entries(builder.directory, checkpoints, run)],
+        checkpoints=[*current.checkpoints, *checkpoint_entries(builder.directory, checkpoints, builder.task, run)],
         basis=basis.model_copy(update={"files": [*basis.files, fit.basis]}),
         column_scales=[*current.column_scales, *fit.column_scales],
         task=task_entry(builder.task, fit.reference, live),

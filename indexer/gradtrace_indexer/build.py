@@ -20,6 +20,7 @@ from gradtrace.manifest import MANIFEST_NAME, BasisEntry, BasisKind, CheckpointE
 from gradtrace.precision import STORED_DTYPES
 from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.task import Task
+from gradtrace_indexer.averages import with_averages
 from gradtrace_indexer.builder import Builder, checkpoint_entries
 from gradtrace_indexer.files import sole_writer
 from gradtrace_indexer.fit import FitSpec, RunFit, Samples
@@ -41,6 +42,7 @@ def build_index(
     batch_size: int = 128,
     seed: int = 0,
     searcher: str | None = None,
+    average_segments: int | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Index:
@@ -53,6 +55,9 @@ def build_index(
         precision: of the stored rows, see docs/choosing.md.
         searcher: "progressive", "faiss:FACTORY" or "annoy:TREES", see `set_searcher`; None: the one that is there, or
             exact search.
+        average_segments: index the averages of the weights over so many segments of each run in place of all its
+            checkpoints but the last, for `fast-source`; less to store and to compute, and nothing for methods that sum
+            over checkpoints.
 
     Raises:
         StoreError: another build lies at `path` or is running there, or the disk is full.
@@ -67,13 +72,15 @@ def build_index(
         check_searcher(searcher)
     builder = Builder(task, directory, device, batch_size, progress)
     with sole_writer(directory):
+        if average_segments is not None:
+            runs = [with_averages(directory, task, own, average_segments) for own in runs]
         wanted = {
             "rows": rows,
             "basis": basis,
             "dimensions": dimensions,
             "precision": precision,
             "seed": seed,
-            "checkpoints": _entries(directory, runs),
+            "checkpoints": _entries(builder, runs),
         }
         manifest = _found(builder, wanted)
         if manifest is None:
@@ -97,8 +104,9 @@ def _by_run(checkpoints: Sequence[Checkpoint] | Sequence[Sequence[Checkpoint]]) 
     return runs
 
 
-def _entries(directory: Path, runs: Sequence[Sequence[Checkpoint]]) -> list[CheckpointEntry]:
-    return [entry for run, own in enumerate(runs) for entry in checkpoint_entries(directory, own, run)]
+def _entries(builder: Builder, runs: Sequence[Sequence[Checkpoint]]) -> list[CheckpointEntry]:
+    found = (checkpoint_entries(builder.directory, own, builder.task, run) for run, own in enumerate(runs))
+    return [entry for entries in found for entry in entries]
 
 
 def check_order(checkpoints: Sequence[Checkpoint]) -> None:
@@ -152,7 +160,7 @@ def _begun(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, sp
         made_by="build",
         complete=False,
         task=task_entry(builder.task, fits[-1].reference, np.arange(rows)),
-        checkpoints=_entries(builder.directory, runs),
+        checkpoints=_entries(builder, runs),
         basis=BasisEntry(
             kind=spec.kind,
             dimensions=dimensions,

@@ -8,6 +8,7 @@ to the same bytes.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -22,10 +23,11 @@ from gradtrace.basis import Basis, load_bases
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.devices import pick_device
 from gradtrace.encoder import GradientModel
-from gradtrace.errors import MismatchError, StoreError
+from gradtrace.errors import CheckpointError, MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.indexed_weights import indexed_checkpoint
 from gradtrace.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
+from gradtrace.moments import SecondMoments
 from gradtrace.precision import load_column_scales
 from gradtrace.row_ids import read_row_ids
 from gradtrace.shards import ShardLayout
@@ -79,7 +81,9 @@ def entry_name(checkpoint: Checkpoint, run: int) -> str:
     return f"run-{run}/{checkpoint.name}" if run else checkpoint.name
 
 
-def checkpoint_entries(directory: Path, checkpoints: Sequence[Checkpoint], run: int = 0) -> list[CheckpointEntry]:
+def checkpoint_entries(
+    directory: Path, checkpoints: Sequence[Checkpoint], task: Task, run: int = 0
+) -> list[CheckpointEntry]:
     return [
         CheckpointEntry(
             name=entry_name(checkpoint, run),
@@ -90,9 +94,22 @@ def checkpoint_entries(directory: Path, checkpoints: Sequence[Checkpoint], run: 
             optimizer=None if checkpoint.optimizer is None else OptimizerEntry(**asdict(checkpoint.optimizer)),
             batch_size=checkpoint.batch_size,
             run=run,
+            kind=checkpoint.kind,
+            second_moments=second_moments(checkpoint, task) is not None,
         )
         for checkpoint in checkpoints
     ]
+
+
+def second_moments(checkpoint: Checkpoint, task: Task) -> SecondMoments | None:
+    """Those kept with a checkpoint; None, with a warning, where it is not certain whose they are."""
+    if checkpoint.optimizer is not None and checkpoint.optimizer.name == "sgd":
+        return None
+    try:
+        return checkpoint.second_moments(task.model())
+    except CheckpointError as error:
+        warnings.warn(f"{error}. The index is built without them", stacklevel=2)
+        return None
 
 
 class Builder:
@@ -108,9 +125,6 @@ class Builder:
 
     def model(self, checkpoint: Checkpoint) -> GradientModel:
         return GradientModel(self.task, checkpoint, self.device, self._probe)
-
-    def model_of(self, entry: CheckpointEntry) -> GradientModel:
-        return self.model(indexed_checkpoint(self.directory, entry))
 
     def bases_of(self, manifest: Manifest) -> list[Basis]:
         """One for each training run."""
@@ -164,7 +178,10 @@ class Builder:
         samples = Samples(self.task, spec.seed, spec.fitted_rows, live)
         for entry in tqdm(missing, "curvature", disable=not self.progress, leave=False):
             name = f"{entry.name}.{manifest.generation}"
-            file = write_curvature(self.directory, name, bases[entry.run], self.model_of(entry), samples)
+            checkpoint = indexed_checkpoint(self.directory, entry)
+            moments = second_moments(checkpoint, self.task) if entry.second_moments else None
+            model = self.model(checkpoint)
+            file = write_curvature(self.directory, name, bases[entry.run], model, samples, moments)
             manifest = save_pending(
                 self.directory, manifest.model_copy(update={"curvature": [*manifest.curvature, file]})
             )

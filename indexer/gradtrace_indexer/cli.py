@@ -59,6 +59,9 @@ def build(
         str | None,
         typer.Option(help="progressive (exact), faiss:FACTORY such as faiss:HNSW32,SQfp16, or annoy:TREES."),
     ] = None,
+    average_segments: Annotated[
+        int | None, typer.Option(min=1, help="Index averaged weights of so many segments, for fast-source.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of sampled rows, labels and projections.")] = 0,
     device: DeviceOption = "auto",
 ) -> None:
@@ -72,6 +75,7 @@ def build(
         precision=precision,
         batch_size=batch_size,
         searcher=searcher,
+        average_segments=average_segments,
         seed=seed,
         device=device,
     )
