@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import Checkpoint, Index, QueryError, fisher, gradients_reference
-from gradtrace.checkpoints import Optimizer
 from gradtrace_indexer import build_index
 from tiny import ClassTask, ValueTask
 
@@ -26,15 +25,7 @@ Doubles = NDArray[np.float64]
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fisher, "_TRACED", 1)  # else layers' means are estimates, from a quarter of the batches
-        return built(tmp_path_factory.mktemp("influence"))
-
-
-def built(directory: Path, optimizer: Optimizer | None = None, **arguments: Any) -> Index:
-    task = ClassTask(tiny.mlp, ROWS)
-    found = tiny.checkpoints(task, directory / "checkpoints", 2)
-    found = [Checkpoint(c.path, c.step, c.learning_rate, optimizer) for c in found]
-    arguments = {"basis": "spectral", "precision": "float16", **arguments}
-    return build_index(task, found, directory / "index", progress=False, **arguments)
+        return tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path_factory.mktemp("influence"), basis="spectral")
 
 
 class Factors(NamedTuple):
@@ -66,21 +57,21 @@ def layer_factors(state: dict[str, Tensor]) -> list[Factors]:
     return [Factors(np.concatenate([a, ones], axis=1), d, chances) for a, d in ((x, d1), (hidden, d2))]
 
 
-def ekfac_inverse(reference: dict[str, Tensor], state: dict[str, Tensor], damping: float, decay: float) -> Doubles:
+def ekfac_inverse(reference: dict[str, Tensor], state: dict[str, Tensor], damping: float) -> Doubles:
     """EK-FAC as one matrix over all parameters, inverted: rotations at the reference, eigenvalues at `state`."""
     blocks = []
     for basis, own in zip(layer_factors(reference), layer_factors(state), strict=True):
         rotation = basis.rotation()
         values = own.eigenvalues(rotation)
-        blocks.append(np.linalg.inv(rotation @ np.diag(values + decay + damping * values.mean()) @ rotation.T))
+        blocks.append(np.linalg.inv(rotation @ np.diag(values + damping * values.mean()) @ rotation.T))
     return scipy.linalg.block_diag(*blocks)  # type: ignore[no-any-return]
 
 
-def expected(index: Index, checkpoint: int, damping: float, decay: float = 0.0) -> tuple[Doubles, Doubles]:
+def expected(index: Index, checkpoint: int, damping: float) -> tuple[Doubles, Doubles]:
     """Scores [queries, rows] and of each row on itself [rows], by an explicit inverse."""
     task = ClassTask(tiny.mlp, ROWS)
     found = tiny.checkpoints(task, index._contents.directory.parent / "checkpoints")
-    inverse = ekfac_inverse(found[-1].load(), found[checkpoint].load(), damping, decay)
+    inverse = ekfac_inverse(found[-1].load(), found[checkpoint].load(), damping)
     model = tiny.loaded(task, found[checkpoint])
     q, g = (in_order(gradients_reference(task, model, some)) for some in (QUERIES, ROWS))
     return q @ inverse @ g.T, ((g @ inverse) * g).sum(1)
@@ -123,16 +114,6 @@ def test_much_damping_leaves_the_inner_products_of_each_layer(index: Index) -> N
     agree(index.scores(QUERIES, method="influence", damping=damping), products.numpy() / damping)
 
 
-@pytest.mark.parametrize(("name", "counts"), [("sgd", True), ("adam", True), ("adamw", False)])
-def test_weight_decay_in_the_loss_is_part_of_its_hessian(
-    name: str, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fisher, "_TRACED", 1)
-    index = built(tmp_path, Optimizer(name, 0.0, 0.05))
-    found = index.scores(QUERIES, method="influence", damping=0.1)
-    agree(found, expected(index, 1, 0.1, 0.05 if counts else 0.0)[0])
-
-
 def test_queries_alone_and_together(index: Index) -> None:
     together = index.influence(QUERIES, method="influence", k=5)
     for query, result in zip(QUERIES, together, strict=True):
@@ -159,7 +140,8 @@ def test_a_layer_without_curvature_adds_nothing(tmp_path: Path) -> None:
 
 
 def test_ridge_regression_without_each_row(tmp_path: Path) -> None:
-    """The Gauss-Newton matrix of a linear model is its Hessian: scores are those of leaving out, to first order."""
+    """The Gauss-Newton matrix of a linear model is its Hessian: with its penalty as the damping, scores are those of
+    leaving out, to first order."""
     rows, queries, decay = tiny.values(200), tiny.values(20, seed=5), 0.1
     x, y = torch.stack([x for x, _ in rows]).double(), torch.stack([y for _, y in rows]).double()
     weights = ridge(x, y, decay)
@@ -167,13 +149,13 @@ def test_ridge_regression_without_each_row(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "optimum.pt"
     torch.save({"weight": weights[None].float()}, path)
     task = ValueTask(lambda: nn.Linear(5, 1, bias=False), rows)
-    found = Checkpoint(path, 100, 0.1, Optimizer("sgd", 0.0, decay))
+    found = Checkpoint(path, 100, 0.1)
     index = build_index(task, [found], tmp_path / "index", precision="float16", progress=False)
-    scores = index.scores(queries, method="influence", damping=1e-6)
-
     at = torch.stack([q for q, _ in queries]).double()
     left = at @ weights - torch.stack([v for _, v in queries]).double()
-    hessian = 2 * x.T @ x / len(x) + decay * torch.eye(5).double()
+    gauss_newton = 2 * x.T @ x / len(x)
+    scores = index.scores(queries, method="influence", damping=decay / float(gauss_newton.diag().mean()))
+    hessian = gauss_newton + decay * torch.eye(5).double()
     exact = (2 * left[:, None] * at) @ torch.linalg.inv(hessian) @ (2 * (x @ weights - y)[:, None] * x).T
     agree(scores, exact.numpy())
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradtrace.contents import IndexContents
 from gradtrace.curvature import read_curvature
-from gradtrace.manifest import CheckpointEntry, Manifest, by_run, trained_models
+from gradtrace.manifest import Manifest, by_run, trained_models
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, chosen_checkpoints
 from gradtrace.methods.options import Options
@@ -22,9 +22,12 @@ class Influence(Method):
 
     H is the Fisher information by its EK-FAC approximation, damped (Grosse et al. 2023, Equations 20 and 21; George et
     al. 2018): diagonal in spectral coordinates, with the corrected eigenvalues lambda. Each layer is damped by its own
-    mean eigenvalue times `damping`, and the weight decay, where it is part of the loss, is part of its Hessian:
+    mean eigenvalue times `damping`:
 
-        sum over coordinates j of  q_j g_j / (lambda_j + weight decay + damping * mean lambda of the layer of j)
+        sum over coordinates j of  q_j g_j / (lambda_j + damping * mean lambda of the layer of j)
+
+    Weight decay is part of the loss's Hessian in theory, and is left out: with it, scores predicted retraining worse
+    (docs/methods.md).
     """
 
     name = "influence"
@@ -57,11 +60,4 @@ def damped_curvature(contents: IndexContents, checkpoints: list[int], damping: f
         read_curvature(contents.directory, contents.manifest, checkpoints, name).double()
         for name in ("eigenvalues", "layer_means")
     )
-    means = layer_means[:, contents.basis.layer_of_columns()]
-    decays = [weight_decay_in_loss(contents.manifest.checkpoints[position]) for position in checkpoints]
-    return eigenvalues + torch.tensor(decays).double()[:, None] + damping * means
-
-
-def weight_decay_in_loss(entry: CheckpointEntry) -> float:
-    """AdamW decays the weights beside the loss."""
-    return entry.optimizer.weight_decay if entry.optimizer and entry.optimizer.name != "adamw" else 0.0
+    return eigenvalues + damping * layer_means[:, contents.basis.layer_of_columns()]
