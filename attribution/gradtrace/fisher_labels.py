@@ -88,7 +88,8 @@ def _draw_labels(
         if not predicted.is_floating_point():  # predicted classes without scores: nothing to draw from
             return predicted.flatten().tolist()
         values: list[Label] = predicted.flatten().double().tolist()
-        noise = random_numbers.gaussian(seed, stream, 0, len(examples)).tolist()
+        # One deviation to either side instead of normal noise: the square of each gradient is its expectation then.
+        noise = random_numbers.rademacher(seed, stream, 0, len(examples)).tolist()
         spread = _noise_scale(model, examples, values)
         return [value + scale * z for value, scale, z in zip(values, spread, noise, strict=True)]
 

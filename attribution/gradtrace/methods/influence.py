@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradtrace.contents import IndexContents
-from gradtrace.manifest import CheckpointEntry, Manifest, by_run, trained_models
+from gradtrace.manifest import Manifest, by_run, trained_models
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, chosen_checkpoints
 from gradtrace.methods.options import Options
@@ -21,9 +21,12 @@ class Influence(Method):
 
     H is the Fisher information by its EK-FAC approximation, damped (Grosse et al. 2023, Equations 20 and 21; George et
     al. 2018): diagonal in spectral coordinates, with the corrected eigenvalues lambda. Each layer is damped by its own
-    mean eigenvalue times `damping`, and the weight decay, where it is part of the loss, is part of its Hessian:
+    mean eigenvalue times `damping`:
 
-        sum over coordinates j of  q_j g_j / (lambda_j + weight decay + damping * mean lambda of the layer of j)
+        sum over coordinates j of  q_j g_j / (lambda_j + damping * mean lambda of the layer of j)
+
+    Weight decay is part of the loss's Hessian in theory, and is left out: with it, scores predicted retraining worse
+    (docs/methods.md).
     """
 
     name = "influence"
@@ -56,11 +59,5 @@ def damped_curvature(contents: IndexContents, checkpoints: list[int], damping: f
     for checkpoint in checkpoints:
         found = contents.curvature[checkpoint]
         means = found["layer_means"].double()[contents.basis_of(checkpoint).layer_of_columns()]
-        decay = weight_decay_in_loss(contents.manifest.checkpoints[checkpoint])
-        rows.append(found["eigenvalues"].double() + decay + damping * means)
+        rows.append(found["eigenvalues"].double() + damping * means)
     return torch.stack(rows)
-
-
-def weight_decay_in_loss(entry: CheckpointEntry) -> float:
-    """AdamW decays the weights beside the loss."""
-    return entry.optimizer.weight_decay if entry.optimizer and entry.optimizer.name != "adamw" else 0.0
