@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from gradtrace.basis import Basis
 from gradtrace.candidates import Searcher
@@ -15,7 +18,9 @@ from gradtrace.task import Task
 
 @dataclass(slots=True)
 class IndexContents:
-    """models: of every checkpoint, in the manifest's order;  basis: on their device"""
+    """models: of every checkpoint, in the manifest's order;  basis: on their device
+    kernels: inverses of TRAK's, each float32 [dimensions, dimensions], by checkpoint, on that device
+    """
 
     directory: Path
     manifest: Manifest
@@ -24,6 +29,7 @@ class IndexContents:
     basis: Basis
     store: RowStore
     searcher: Searcher
+    kernels: Mapping[int, Tensor]
 
     @property
     def last_model(self) -> GradientModel:

@@ -25,6 +25,7 @@ from gradtrace.encoder import GradientModel
 from gradtrace.errors import CheckpointError, CorruptIndexError, MismatchError, QueryError
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.guards import check_dataset
+from gradtrace.kernels import load_kernels
 from gradtrace.layer_shares import layer_shares
 from gradtrace.manifest import CheckpointEntry, read_manifest
 from gradtrace.queries import QUERY_BATCH, Query, resolve_queries
@@ -301,7 +302,8 @@ def open_index(
         require_layers(basis, model.plan.layers)
     check_probe_losses(task, models[-1], manifest.task)
     found = open_searcher(directory, manifest, store, searcher, where)
-    return Index(IndexContents(directory, manifest, task, models, basis.to(where), store, found))
+    kernels = load_kernels(directory, manifest, where)
+    return Index(IndexContents(directory, manifest, task, models, basis.to(where), store, found, kernels))
 
 
 def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | Path | None = None) -> Checkpoint:

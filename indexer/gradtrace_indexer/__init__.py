@@ -6,11 +6,13 @@ from gradtrace_indexer.build import build_index
 from gradtrace_indexer.compact import compact
 from gradtrace_indexer.delete import delete_rows
 from gradtrace_indexer.generations import discard, kept_generations, prune, roll_back
+from gradtrace_indexer.kernel_build import add_kernels
 from gradtrace_indexer.searcher_build import set_searcher
 from gradtrace_indexer.verify import verify
 
 __all__ = [
     "add_checkpoints",
+    "add_kernels",
     "append_rows",
     "build_index",
     "compact",

@@ -7,8 +7,9 @@ from gradtrace.manifest import Manifest
 from gradtrace.methods.method import Method, Scoring
 from gradtrace.methods.options import Options, Similarity, Weights
 from gradtrace.methods.tracin import Cosine, GradDot, TracIn
+from gradtrace.methods.trak import Trak
 
-METHODS: dict[str, Method] = {method.name: method for method in (TracIn(), GradDot(), Cosine())}
+METHODS: dict[str, Method] = {method.name: method for method in (TracIn(), GradDot(), Cosine(), Trak())}
 
 
 def available_methods(manifest: Manifest) -> list[str]:
