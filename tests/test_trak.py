@@ -1,22 +1,20 @@
-"""TRAK against its formulas, with gradients of the model's output by autograd in float64; and the life of its kernels."""
+"""TRAK against its formulas, with gradients of the model's output by autograd; and the life of its kernels."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import tiny
 from gradtrace import Index, QueryError, StoreError, open_index
-from gradtrace.manifest import Manifest, read_manifest
+from gradtrace.manifest import CheckpointEntry, Manifest
 from gradtrace.methods.trak import run_means
 from gradtrace_indexer import (
     add_checkpoints,
@@ -26,7 +24,6 @@ from gradtrace_indexer import (
     delete_rows,
     prune,
     roll_back,
-    set_searcher,
     verify,
 )
 from tiny import ClassTask, PairTask, ValueTask
@@ -116,22 +113,131 @@ def test_of_a_linear_regression_it_is_the_first_order_effect_of_leaving_a_row_ou
     theta = tiny.loaded(task, tiny.checkpoints(task, tmp_path / "checkpoints", 1)[0]).weight[0].detach().double()
     x, y = torch.stack([x for x, _ in rows]).double(), torch.stack([y for _, y in rows]).double()
     gradients = 2 * task.c * (x @ theta - y)[:, None] * x
-    asked = torch.stack([2 * task.c * (q.double() @ theta - t) * q for q, t in queries])
+    asked = torch.stack([2 * task.c * (q.double() @ theta - t) * q for q, t in queries]).double()
     hessian = 2 * task.c * x.T @ x
     hessian += DAMPING * hessian.diagonal().mean() * torch.eye(5)
     agrees(index.scores(queries, method="trak"), asked @ torch.linalg.solve(hessian, gradients.T))
 
 
 def test_runs_count_alike() -> None:
-    entries = read_entries([0, 0, 0, 1])
+    entries = [
+        CheckpointEntry(name=str(number), file="", step=number, learning_rate=0.1, sha256="", run=run)
+        for number, run in enumerate([0, 0, 0, 1])
+    ]
     assert run_means(entries, [0, 1, 2, 3]).tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
     assert run_means(entries, [1, 3]).tolist() == [0.5, 0.5]
 
 
-def read_entries(runs: Sequence[int]) -> list[Any]:
-    from gradtrace.manifest import CheckpointEntry
+def test_an_index_answers_while_it_has_all_kernels(tmp_path: Path) -> None:
+    """A new checkpoint has none at first; those of the others stay as they are."""
+    task, path = MarginTask(tiny.mlp, ROWS), tmp_path / "index"
+    index = tiny.build(task, tmp_path)
+    assert "trak" not in index.methods
+    with pytest.raises(QueryError, match=r"has no kernel of 1\.pt: run `gradtrace kernels`"):
+        index.scores(QUERIES, method="trak")
+    first = add_kernels(path, damping=DAMPING, progress=False)
+    assert add_kernels(path, damping=DAMPING, progress=False) == first
+    new = tiny.checkpoints(task, tmp_path / "checkpoints", 3)
+    index = add_checkpoints(path, task, new, progress=False)
+    with pytest.raises(QueryError, match=r"has no kernel of 3\.pt"):
+        index.scores(QUERIES, method="trak")
+    assert open_index(path, task).manifest.kernels == first.kernels
+    assert {*kernel_files(first)} < {*kernel_files(add_kernels(path, damping=DAMPING, progress=False))}
+    index = open_index(path, task)
+    agrees(
+        index.scores(QUERIES, method="trak"),
+        torch.stack([expected(task, checkpoint.path) for checkpoint in new]).mean(0),
+    )
+    with pytest.raises(StoreError, match="damping must be a number above zero, not 0"):
+        add_kernels(path, damping=0)
+    other = add_kernels(path, damping=2 * DAMPING, progress=False)
+    assert not {*kernel_files(other)} & {*kernel_files(first)}
+    assert verify(path, all_generations=True) == []
 
-    return [
-        CheckpointEntry(name=str(number), file="", step=number, learning_rate=0.1, sha256="", run=run)
-        for number, run in enumerate(runs)
-    ]
+
+def kernel_files(manifest: Manifest) -> list[str]:
+    assert manifest.kernels is not None
+    return [entry.path for entry in manifest.kernels.files.values()]
+
+
+def test_kernels_are_of_the_rows_that_are_there(tmp_path: Path) -> None:
+    """Deleting and appending rows makes them stale, compacting does not; they come back with their generation."""
+    task, path = MarginTask(tiny.mlp, ROWS), tmp_path / "index"
+    reader = built(task, tmp_path, count=1)
+    before = reader.scores(QUERIES, method="trak")
+    deleted = delete_rows(path, [3, 4, 59])
+    assert deleted.kernels is None
+    add_kernels(path, damping=DAMPING, progress=False)
+    left = np.setdiff1d(np.arange(60), [3, 4, 59])
+    wanted = expected(task, tmp_path / "checkpoints" / "1.pt", [ROWS[row] for row in left])
+    agrees(open_index(path, task).scores(QUERIES, method="trak")[:, left], wanted)
+    compacted = compact(path, progress=False)
+    assert compacted.kernels is not None
+    agrees(open_index(path, task).scores(QUERIES, method="trak")[:, left], wanted)
+    grown = MarginTask(tiny.mlp, [*ROWS, *tiny.classes(5, seed=9)])
+    assert "trak" not in append_rows(path, grown, progress=False).methods
+    roll_back(path, 2)
+    np.testing.assert_array_equal(open_index(path, task).scores(QUERIES, method="trak"), before)
+    prune(path)
+    assert [file.name for file in (path / "kernels").iterdir()] == ["1.pt.2.safetensors"]
+    np.testing.assert_array_equal(reader.scores(QUERIES, method="trak"), before)
+    damaged = path / "kernels" / "1.pt.2.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
+    assert len(verify(path)) == 1
+
+
+def test_an_index_whose_deleted_kernel_was_open_still_answers(tmp_path: Path) -> None:
+    task, path = MarginTask(tiny.mlp, ROWS), tmp_path / "index"
+    reader = built(task, tmp_path, count=1)
+    before = reader.scores(QUERIES, method="trak")
+    delete_rows(path, [1])
+    prune(path)
+    assert not list((path / "kernels").iterdir())
+    np.testing.assert_array_equal(reader.scores(QUERIES, method="trak"), before)
+
+
+class Negative(ValueTask):
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        return -super().loss(model, batch)
+
+
+class OneLogit(ClassTask):
+    """Class labels, and a real value for a prediction."""
+
+    def predict(self, model: nn.Module, batch: Any) -> Tensor:
+        return model(batch[0])[:, :1]
+
+
+class NoLabels(PairTask):
+    def label(self, example: Any) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Negative(tiny.value_mlp, tiny.values(9)), "losses are below zero"),
+        (OneLogit(tiny.mlp, ROWS), "both whole numbers or both real"),
+        (NoLabels(tiny.mlp, ROWS), "both whole numbers or both real"),
+        (ValueTask(lambda: nn.Linear(5, 1, bias=False), [(torch.zeros(5), torch.ones(()))] * 3), "rows are zero"),
+    ],
+)
+def test_losses_without_a_known_output_are_refused(tmp_path: Path, task: PairTask, message: str) -> None:
+    tiny.build(task, tmp_path, count=1)
+    with pytest.raises(StoreError, match=message):
+        add_kernels(tmp_path / "index", progress=False)
+
+
+def test_tasks_without_predictions_have_kernels(tmp_path: Path) -> None:
+    agrees_with = built(PairTask(tiny.mlp, ROWS), tmp_path / "a").scores(QUERIES, method="trak")
+    np.testing.assert_array_equal(
+        built(ClassTask(tiny.mlp, ROWS), tmp_path / "b").scores(QUERIES, method="trak"), agrees_with
+    )
+
+
+def test_certain_predictions_leave_the_kernel_finite(tmp_path: Path) -> None:
+    """A loss that float32 rounds to zero tells no 1 - p."""
+    task = MarginTask(lambda: nn.Linear(5, 3), [*ROWS, *((100 * torch.ones(5), label) for label in range(3))])
+    index = built(task, tmp_path, count=2)
+    assert (index.columns["loss"] == 0).any()
+    assert np.isfinite(index.scores(QUERIES, method="trak")).all()

@@ -24,8 +24,8 @@ _LEAST_WEIGHT = 1e-6  # of the largest: float32 losses tell smaller ones badly
 def output_weights(columns: Mapping[str, NDArray[Any]]) -> Tensor:
     """|dL/df| of every row: by how much the loss changes with the model's output f. float32 [rows], above zero.
 
-    Class labels: L = -log p, f = log(p / (1 - p)), so 1 - p (Park et al. 2023, Equation 12). Real labels: L = c (f - y)^2
-    with f in units of 1 / sqrt(2 c), so sqrt(2 L).
+    Class labels: L = -log p, f = log(p / (1 - p)), so it is 1 - p (Park et al. 2023, Equation 12). Real labels:
+    L = c (f - y)^2, so it is sqrt(2 L) with f in units of 1 / sqrt(2 c).
 
     Args:
         columns: label, prediction and loss, each [rows], of one checkpoint.
@@ -92,6 +92,6 @@ def load_kernels(directory: Path, manifest: Manifest, device: torch.device) -> d
         loaded = [load_file(file)["inverse"].to(device) for file in files]
     except (OSError, SafetensorError, KeyError) as error:
         raise CorruptIndexError(
-            f"a kernel of {directory} cannot be read ({error}); restore it, or compute it again with `gradtrace kernels`"
+            f"a kernel of {directory} cannot be read ({error}); restore it, or go back to another generation"
         ) from None
     return dict(zip(positions, loaded, strict=True))

@@ -21,7 +21,9 @@ PENDING_NAME = "pending.json"
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
 CheckpointKind = Literal["weights"]
-Operation = Literal["build", "add checkpoints", "append rows", "delete rows", "compact", "roll back", "set searcher", "add kernels"]
+Operation = Literal[
+    "build", "add checkpoints", "append rows", "delete rows", "compact", "roll back", "set searcher", "add kernels"
+]
 
 
 class _Entry(BaseModel):

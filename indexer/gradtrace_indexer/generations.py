@@ -38,7 +38,13 @@ def successor(current: Manifest, operation: Operation, **changes: Any) -> Manife
     What is derived from the rows and not carried along (a searcher's files) is to be dropped here, for every update.
     """
     kernels = current.kernels if operation in _KEEPING_KERNELS else None
-    begun = {"generation": current.generation + 1, "complete": False, "made_by": operation, "kernels": kernels, **changes}
+    begun = {
+        "generation": current.generation + 1,
+        "complete": False,
+        "made_by": operation,
+        "kernels": kernels,
+        **changes,
+    }
     return current.model_copy(update=begun)
 
 

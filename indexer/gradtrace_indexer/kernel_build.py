@@ -20,9 +20,7 @@ from gradtrace_indexer.generations import publish, save_pending, successor, upda
 DAMPING = 0.01
 
 
-def add_kernels(
-    path: str | Path, *, damping: float = DAMPING, device: str = "auto", progress: bool = True
-) -> Manifest:
+def add_kernels(path: str | Path, *, damping: float = DAMPING, device: str = "auto", progress: bool = True) -> Manifest:
     """Compute TRAK's kernels from the stored rows, and publish them as one generation.
 
     There is one for each checkpoint, of 4 x dimensions^2 bytes. Those that are there with this damping stay. Rows that
