@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from gradtrace.task import Task
 class IndexContents:
     """models: of every checkpoint, in the manifest's order;  basis: on their device
     kernels: inverses of TRAK's, each float32 [dimensions, dimensions], by checkpoint, on that device
+    adam_factors: see `methods.tracin_adam`, by checkpoint, those that were asked for so far
     """
 
     directory: Path
@@ -30,6 +31,7 @@ class IndexContents:
     store: RowStore
     searcher: Searcher
     kernels: Mapping[int, Tensor]
+    adam_factors: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def last_model(self) -> GradientModel:

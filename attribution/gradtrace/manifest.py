@@ -52,6 +52,7 @@ class CheckpointEntry(_Entry):
     step: int
     learning_rate: float
     sha256: str
+    moments_sha256: str | None = None  # of the file with the optimizer's second moments, if they were kept
     run: int = 0  # which training run it is of, counted from 0; runs follow each other
     kind: CheckpointKind = "weights"
     optimizer: OptimizerEntry | None = None

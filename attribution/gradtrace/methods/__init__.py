@@ -7,9 +7,10 @@ from gradtrace.manifest import Manifest
 from gradtrace.methods.method import Method, Scoring
 from gradtrace.methods.options import Options, Similarity, Weights
 from gradtrace.methods.tracin import Cosine, GradDot, TracIn
+from gradtrace.methods.tracin_adam import TracInAdam
 from gradtrace.methods.trak import Trak
 
-METHODS: dict[str, Method] = {method.name: method for method in (TracIn(), GradDot(), Cosine(), Trak())}
+METHODS: dict[str, Method] = {method.name: method for method in (TracIn(), TracInAdam(), GradDot(), Cosine(), Trak())}
 
 
 def available_methods(manifest: Manifest) -> list[str]:
