@@ -11,6 +11,7 @@ from torch import Tensor
 from gradtrace.basis import Basis
 from gradtrace.candidates import Searcher
 from gradtrace.encoder import GradientModel
+from gradtrace.kernels import Kernel
 from gradtrace.manifest import Manifest
 from gradtrace.store import RowStore
 from gradtrace.task import Task
@@ -19,7 +20,7 @@ from gradtrace.task import Task
 @dataclass(slots=True)
 class IndexContents:
     """models: of every checkpoint, in the manifest's order;  basis: on their device
-    kernels: inverses of TRAK's, each float32 [dimensions, dimensions], by checkpoint, on that device
+    kernels: TRAK's, by checkpoint, on that device
     adam_factors: see `methods.tracin_adam`, by checkpoint, those that were asked for so far
     """
 
@@ -30,7 +31,7 @@ class IndexContents:
     basis: Basis
     store: RowStore
     searcher: Searcher
-    kernels: Mapping[int, Tensor]
+    kernels: Mapping[int, Kernel]
     adam_factors: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property

@@ -20,6 +20,7 @@ PENDING_NAME = "pending.json"
 
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
+Output = Literal["log odds", "value"]  # of the model: of the label's class, or what the label is a value of
 CheckpointKind = Literal["weights"]
 Operation = Literal[
     "build", "add checkpoints", "append rows", "delete rows", "compact", "roll back", "set searcher", "add kernels"
@@ -118,6 +119,7 @@ class SearcherEntry(_Entry):
 class KernelsEntry(_Entry):
     """Inverses of TRAK's kernels; those that an update made stale are gone, so some may lack."""
 
+    output: Output
     damping: float  # relative to each kernel's mean diagonal
     files: dict[str, FileEntry]  # by checkpoint name
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from gradtrace.devices import pick_device
 from gradtrace.errors import StoreError
-from gradtrace.kernels import inverse_kernel
+from gradtrace.kernels import compute_kernel, output_of
 from gradtrace.manifest import FileEntry, KernelsEntry, Manifest
 from gradtrace.store import RowStore
 from gradtrace_indexer.files import write_file
@@ -42,7 +42,8 @@ def add_kernels(path: str | Path, *, damping: float = DAMPING, device: str = "au
     with updating(directory, "add kernels") as (current, pending):
         begun = current if pending is None else pending
         if begun.kernels is None or begun.kernels.damping != damping:
-            begun = begun.model_copy(update={"kernels": KernelsEntry(damping=damping, files={})})
+            output = output_of(RowStore(directory, current).columns(current.last_checkpoint))
+            begun = begun.model_copy(update={"kernels": KernelsEntry(output=output, damping=damping, files={})})
         if pending is None:
             if not begun.lacking_kernels():
                 return current
@@ -52,12 +53,13 @@ def add_kernels(path: str | Path, *, damping: float = DAMPING, device: str = "au
 
 def _with_kernels(directory: Path, manifest: Manifest, device: str, progress: bool) -> Manifest:
     """Compute what is missing, committing each."""
-    assert manifest.kernels is not None
+    entry = manifest.kernels
+    assert entry is not None
     store, where = RowStore(directory, manifest), torch.device(pick_device(device))
     names = [entry.name for entry in manifest.checkpoints]
     for name in tqdm(manifest.lacking_kernels(), "kernels", disable=not progress):
-        inverse = inverse_kernel(store, names.index(name), manifest.kernels.damping, where)
-        content = safetensors.torch.save({"inverse": inverse})
+        kernel = compute_kernel(store, names.index(name), entry.output, entry.damping, where)
+        content = safetensors.torch.save({"inverse": kernel.inverse, "weight": torch.tensor(kernel.weight)})
         file = write_file(directory, f"kernels/{name}.{manifest.generation}.safetensors", content)
         manifest = save_pending(directory, _with_kernel(manifest, name, file))
     return manifest
