@@ -17,7 +17,7 @@ from gradtrace.store import RowStore
 from gradtrace_indexer.files import write_file
 from gradtrace_indexer.generations import publish, save_pending, successor, updating
 
-DAMPING = 0.01
+DAMPING = 0.3  # see docs/methods.md
 
 
 def add_kernels(path: str | Path, *, damping: float = DAMPING, device: str = "auto", progress: bool = True) -> Manifest:
