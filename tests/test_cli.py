@@ -60,6 +60,7 @@ def test_one_program_has_the_commands_of_every_room() -> None:
         "append",
         "delete",
         "compact",
+        "kernels",
         "rollback",
         "prune",
         "discard",

@@ -46,7 +46,7 @@ class ChosenCoordinates:
         return layer.coordinates(x, d, self.bases, self.kept)
 
     def of_gradient(self, gradient: Tensor) -> Tensor:
-        return gradient.flatten(1).index_select(1, self.kept)
+        return self.bases.rotated(gradient).flatten(1).index_select(1, self.kept)
 
     def tensors(self) -> dict[str, Tensor]:
         sides = {"inputs": self.bases.inputs, "outputs": self.bases.outputs}
@@ -136,8 +136,8 @@ class Basis:
             part = self.layers[layer.name].of_use(layer, x, d)
             parts[layer.name] = parts[layer.name] + part if layer.name in parts else part
 
-    def add_strays(self, parts: dict[str, Tensor], gradients: Mapping[Layer, Tensor]) -> None:
-        """Add the coordinates of stray parameters' gradients, each [batch, 1, 1, size]."""
+    def add_whole(self, parts: dict[str, Tensor], gradients: Mapping[Layer, Tensor]) -> None:
+        """Add the coordinates of whole gradients, each [batch, groups, out, in], such as stray parameters have."""
         for layer, gradient in gradients.items():
             if layer.name in self.layers:
                 parts[layer.name] = self.layers[layer.name].of_gradient(gradient)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from gradtrace.basis import Basis
 from gradtrace.candidates import Searcher
 from gradtrace.encoder import GradientModel
+from gradtrace.kernels import Kernel
 from gradtrace.manifest import Manifest
 from gradtrace.store import RowStore
 from gradtrace.task import Task
@@ -19,6 +21,8 @@ from gradtrace.task import Task
 class IndexContents:
     """models: of every checkpoint, in the manifest's order;  bases: of every training run, on the models' device
     curvature: as `load_curvature` returns it
+    kernels: TRAK's, by checkpoint, on that device
+    adam_factors: see `methods.tracin_adam`, by checkpoint, those that were asked for so far
     """
 
     directory: Path
@@ -29,6 +33,8 @@ class IndexContents:
     curvature: list[dict[str, Tensor]]
     store: RowStore
     searcher: Searcher
+    kernels: Mapping[int, Kernel]
+    adam_factors: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def basis_of(self, checkpoint: int) -> Basis:
         """In whose coordinates the rows at a checkpoint are: those of its training run's weights."""

@@ -29,7 +29,7 @@ class GradientModel:
     """
 
     def __init__(self, task: Task, checkpoint: Checkpoint, device: torch.device, probe: Sequence[Example]) -> None:
-        self.task, self.device = task, device
+        self.task, self.checkpoint, self.device = task, checkpoint, device
         self.model = copy.deepcopy(task.model())
         load_into(self.model, checkpoint)
         names = trainable_names(self.model)
@@ -54,7 +54,7 @@ class GradientModel:
         """
         parts: dict[str, Tensor] = {}
         losses = self.backpropagate(batch, partial(basis.add_use, parts), measure)
-        basis.add_strays(parts, self.plan.stray_gradients(self.model, measure or self.task.loss, batch))
+        basis.add_whole(parts, self.plan.stray_gradients(self.model, measure or self.task.loss, batch))
         rows = basis.assemble(parts, len(losses))
         check_finite(rows, "gradient")
         return rows, losses

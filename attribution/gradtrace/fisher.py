@@ -33,7 +33,7 @@ def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Exa
         for layer, uses in gradients.uses.items():
             for x, d in uses:
                 basis.add_use(parts, layer, x, d)
-        basis.add_strays(parts, gradients.strays)
+        basis.add_whole(parts, gradients.strays)
         total += basis.assemble(parts, len(gradients.losses)).square().sum(0).double().cpu()
         count += float(labelled.weights.sum())
         if number % _TRACED:

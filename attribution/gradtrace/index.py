@@ -27,6 +27,7 @@ from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.groups import GroupInfluence, RowGroups
 from gradtrace.guards import check_dataset
 from gradtrace.indexed_weights import directories_of_runs, indexed_checkpoint
+from gradtrace.kernels import load_kernels
 from gradtrace.layer_shares import layer_shares
 from gradtrace.manifest import read_manifest
 from gradtrace.queries import QUERY_BATCH, Query, require_labels, resolve_queries
@@ -374,4 +375,5 @@ def open_index(
     check_probe_losses(task, models[manifest.last_checkpoint], manifest.task)
     curvature = load_curvature(directory, manifest)
     found = open_searcher(directory, manifest, store, searcher, where)
-    return Index(IndexContents(directory, manifest, task, models, bases, curvature, store, found))
+    kernels = load_kernels(directory, manifest, where)
+    return Index(IndexContents(directory, manifest, task, models, bases, curvature, store, found, kernels))

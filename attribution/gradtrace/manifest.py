@@ -21,9 +21,18 @@ PENDING_NAME = "pending.json"
 
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
+Output = Literal["log odds", "value"]  # of the model: of the label's class, or what the label is a value of
 CheckpointKind = Literal["weights", "average"]  # average: of the weights of several checkpoints in a row
 Operation = Literal[
-    "build", "add checkpoints", "add run", "append rows", "delete rows", "compact", "roll back", "set searcher"
+    "build",
+    "add checkpoints",
+    "add run",
+    "append rows",
+    "delete rows",
+    "compact",
+    "roll back",
+    "set searcher",
+    "add kernels",
 ]
 
 
@@ -53,6 +62,7 @@ class CheckpointEntry(_Entry):
     step: int
     learning_rate: float
     sha256: str
+    moments_sha256: str | None = None  # of the file with the optimizer's second moments, if they were kept
     run: int = 0  # which training run it is of, counted from 0; those of one run are in training order
     kind: CheckpointKind = "weights"
     optimizer: OptimizerEntry | None = None
@@ -116,6 +126,14 @@ class SearcherEntry(_Entry):
     split: Literal["query", "train"]  # where the queries are from
 
 
+class KernelsEntry(_Entry):
+    """Inverses of TRAK's kernels; those that an update made stale are gone, so some may lack."""
+
+    output: Output
+    damping: float  # relative to each kernel's mean diagonal
+    files: dict[str, FileEntry]  # by checkpoint name
+
+
 class Manifest(_Entry):
     """Shards are ordered by checkpoint, then by start, and tile [0, rows) for every checkpoint once complete."""
 
@@ -137,6 +155,7 @@ class Manifest(_Entry):
     shards: list[ShardEntry]
     libraries: dict[str, str]
     searcher: SearcherEntry | None = None  # None: exact search alone
+    kernels: KernelsEntry | None = None  # None: no answers by TRAK
     checksum: str = ""  # xxh3-128 of the file's bytes with this text left empty
 
     @property
@@ -148,12 +167,18 @@ class Manifest(_Entry):
         """Every file of this generation beside the manifest itself."""
         some = [entry for entry in (self.row_ids, self.deleted) if entry is not None]
         some += [self.searcher.file] if self.searcher and not self.searcher_is_stale() else []
+        some += self.kernels.files.values() if self.kernels else []
         shards = [file for shard in self.shards for file in (shard.rows, shard.columns)]
         return [*self.basis.files, *self.column_scales, *self.curvature, *some, *shards]
 
     def searcher_is_stale(self) -> bool:
         """Whether the searcher is of other rows than these, so that exact search answers."""
         return self.searcher is not None and self.searcher.rows != self.rows_digest()
+
+    def lacking_kernels(self) -> list[str]:
+        """Names of the checkpoints without a kernel."""
+        there = self.kernels.files if self.kernels else {}
+        return [entry.name for entry in self.checkpoints if entry.kind == "weights" and entry.name not in there]
 
     def stretches(self) -> list[tuple[int, int]]:
         """(start, stop) of the rows that lie in one shard, ascending, as far as the first checkpoint has them."""

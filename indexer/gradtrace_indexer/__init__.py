@@ -14,6 +14,7 @@ from gradtrace_indexer.ground_truth import (
     shapley,
     subset_outputs,
 )
+from gradtrace_indexer.kernel_build import add_kernels
 from gradtrace_indexer.retraining import Retrainings
 from gradtrace_indexer.searcher_build import set_searcher
 from gradtrace_indexer.verify import verify
@@ -23,6 +24,7 @@ __all__ = [
     "ShapleyValues",
     "SubsetOutputs",
     "add_checkpoints",
+    "add_kernels",
     "add_run",
     "append_rows",
     "build_index",

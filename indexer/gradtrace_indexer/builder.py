@@ -91,6 +91,7 @@ def checkpoint_entries(
             step=checkpoint.step,
             learning_rate=checkpoint.learning_rate,
             sha256=checkpoint.sha256(),
+            moments_sha256=checkpoint.moments_sha256(),
             optimizer=None if checkpoint.optimizer is None else OptimizerEntry(**asdict(checkpoint.optimizer)),
             batch_size=checkpoint.batch_size,
             run=run,

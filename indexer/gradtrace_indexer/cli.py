@@ -25,6 +25,7 @@ from gradtrace_indexer.description import describe, describe_searcher, details
 from gradtrace_indexer.evaluate import evaluate as evaluate_lines
 from gradtrace_indexer.ground_truth import subset_outputs
 from gradtrace_indexer.held_out import held_out_rows
+from gradtrace_indexer.kernel_build import DAMPING, add_kernels
 from gradtrace_indexer.retraining import Retrainings
 from gradtrace_indexer.select import explained, mean_losses, plot_selection, selection_index
 from gradtrace_indexer.task_loading import load_task
@@ -189,6 +190,16 @@ def delete(
 def compact(index: IndexArgument) -> None:
     """Rewrite shards without deleted rows and merge small ones; answers stay the same."""
     typer.echo(f"{index}: {describe(compact_index(index))}")
+
+
+@app.command()
+def kernels(
+    index: IndexArgument,
+    damping: Annotated[float, typer.Option(help="Added to each kernel's diagonal, relative to its mean.")] = DAMPING,
+    device: DeviceOption = "auto",
+) -> None:
+    """Compute what method `trak` needs, from the stored rows: one matrix for each checkpoint that lacks it."""
+    typer.echo(f"{index}: {describe(add_kernels(index, damping=damping, device=device))}")
 
 
 @app.command()

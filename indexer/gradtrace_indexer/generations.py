@@ -25,11 +25,15 @@ _FOLDERS = (
     "rows",
     "columns",
     "curvature",
+    "kernels",
     "row_ids",
     "deleted",
     "searchers",
     "averages",
 )  # nothing but files of generations is in these
+
+# The others change which rows there are, of which kernels are sums.
+_KEEPING_KERNELS: tuple[Operation, ...] = ("add checkpoints", "compact", "set searcher", "add kernels")
 
 
 def successor(current: Manifest, operation: Operation, **changes: Any) -> Manifest:
@@ -37,7 +41,14 @@ def successor(current: Manifest, operation: Operation, **changes: Any) -> Manife
 
     What is derived from the rows and not carried along (a searcher's files) is to be dropped here, for every update.
     """
-    begun = {"generation": current.generation + 1, "complete": False, "made_by": operation, **changes}
+    kernels = current.kernels if operation in _KEEPING_KERNELS else None
+    begun = {
+        "generation": current.generation + 1,
+        "complete": False,
+        "made_by": operation,
+        "kernels": kernels,
+        **changes,
+    }
     return current.model_copy(update=begun)
 
 

@@ -9,9 +9,21 @@ from gradtrace.methods.method import Method, Scoring
 from gradtrace.methods.options import Options, Similarity, Weights
 from gradtrace.methods.source import FastSource, Source
 from gradtrace.methods.tracin import Cosine, GradDot, TracIn
+from gradtrace.methods.tracin_adam import TracInAdam
+from gradtrace.methods.trak import Trak
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (TracIn(), GradDot(), Cosine(), Influence(), Source(), FastSource())
+    method.name: method
+    for method in (
+        TracIn(),
+        TracInAdam(),
+        GradDot(),
+        Cosine(),
+        Influence(),
+        Source(),
+        FastSource(),
+        Trak(),
+    )
 }
 
 
