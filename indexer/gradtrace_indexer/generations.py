@@ -33,7 +33,7 @@ _FOLDERS = (
 )  # nothing but files of generations is in these
 
 # The others change which rows there are, of which kernels are sums.
-_KEEPING_KERNELS: tuple[Operation, ...] = ("add checkpoints", "compact", "set searcher", "add kernels")
+_KEEPING_KERNELS: tuple[Operation, ...] = ("add checkpoints", "add run", "compact", "set searcher", "add kernels")
 
 
 def successor(current: Manifest, operation: Operation, **changes: Any) -> Manifest:
