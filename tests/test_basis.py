@@ -387,7 +387,7 @@ def test_random_numbers_stay_what_they_are(seed: int, stream: int, position: int
 def test_saved_and_loaded_bases_are_equal(kind: BasisKind, case: str, tmp_path: Path) -> None:
     fit = Fit(ClassTask(*MODELS[case]), tmp_path / "checkpoints")
     basis = fit.basis(kind, 20, seed=9)
-    entry = write_basis(tmp_path, basis)
+    entry = write_basis(tmp_path, "0.1", basis)
     loaded = load_basis(tmp_path / entry.path, kind, basis.dimensions, 9)
     torch.testing.assert_close(fit.encode(loaded), fit.encode(basis), rtol=1e-6, atol=1e-7)
     if kind not in ("gaussian", "rademacher"):

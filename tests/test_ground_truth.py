@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import ridge_task
-from gradtrace import EvaluationError, LossError, MismatchError, StoreError, TaskError
+from gradtrace import EvaluationError, LossError, MismatchError, QueryError, StoreError, TaskError
 from gradtrace_indexer import Retrainings, SubsetOutputs, downsampling, leave_one_out, shapley, subset_outputs
 from gradtrace_indexer.ground_truth import Walk, marginal_values, random_subsets
 from gradtrace_indexer.retraining import Trainer, Training
@@ -204,6 +204,8 @@ def test_what_cannot_be_retrained_says_why(tmp_path: Path) -> None:
     task.query = None
     with pytest.raises(TaskError, match="has no query data"):
         opened(task, tmp_path)
+    with pytest.raises(QueryError, match="unknown target 'margin'"):
+        opened(Ridge(), tmp_path, target="margin")
     with pytest.raises(TaskError, match=r"cannot be sent to other processes .*workers=1"):
         leave_one_out(opened(NoPickle(), tmp_path, workers=2))
     with pytest.raises(TaskError, match=r"Broken.fit failed on 6 rows with seed \d+: RuntimeError: out of luck"):
@@ -244,8 +246,12 @@ def test_a_process_that_dies_and_a_damaged_result_name_the_remedy(tmp_path: Path
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(StoreError, match=r"is damaged .* delete it"):
         subset_outputs(retrainings, 2, seeds=1)
-    (tmp_path / "retrainings.json").write_text("{")
+    identity = tmp_path / "retrainings.json"
+    identity.write_text("{")
     with pytest.raises(StoreError, match=r"is damaged .* another directory"):
+        opened(Ridge(), tmp_path)
+    identity.unlink()
+    with pytest.raises(StoreError, match=r"No such file.* restore it"):
         opened(Ridge(), tmp_path)
 
 

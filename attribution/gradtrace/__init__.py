@@ -17,6 +17,7 @@ from gradtrace.errors import (
     TaskError,
     UnsupportedLayerError,
 )
+from gradtrace.groups import GroupInfluence
 from gradtrace.index import Index, open_index
 from gradtrace.recorder import CheckpointRecorder
 from gradtrace.reference import gradients_reference
@@ -33,6 +34,7 @@ __all__ = [
     "Distribution",
     "EvaluationError",
     "GradtraceError",
+    "GroupInfluence",
     "Hit",
     "IncompleteIndexError",
     "Index",

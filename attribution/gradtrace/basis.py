@@ -16,7 +16,7 @@ from torch import Tensor
 from gradtrace import random_numbers
 from gradtrace.errors import CorruptIndexError, MismatchError
 from gradtrace.layers import IDENTITY, Bases, Layer
-from gradtrace.manifest import BasisKind
+from gradtrace.manifest import BasisKind, Manifest
 
 _DENSE_BLOCK = 1 << 24  # elements of a dense projection that are drawn at a time
 _DENSE_CACHE = 1 << 27  # elements of a dense projection that are kept instead of drawn again (512 MB)
@@ -166,6 +166,12 @@ class Basis:
         for number, name in enumerate(sorted(self.layers)):
             owner[self.layers[name].columns.cpu()] = number
         return owner
+
+
+def load_bases(directory: Path, manifest: Manifest) -> list[Basis]:
+    """The bases of an index, one for each training run. Raises as `load_basis`."""
+    entry = manifest.basis
+    return [load_basis(directory / file.path, entry.kind, entry.dimensions, entry.seed) for file in entry.files]
 
 
 def load_basis(path: Path, kind: BasisKind, dimensions: int, seed: int) -> Basis:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from gradtrace.errors import CheckpointError
+from gradtrace.manifest import CheckpointKind
 from gradtrace.moments import SecondMoments, read_second_moments
 from gradtrace.weight_files import listing, plain_names, read_state, sha256
 
@@ -34,6 +35,7 @@ class Checkpoint:
     learning_rate: float
     optimizer: Optimizer | None = None
     batch_size: int | None = None
+    kind: CheckpointKind = "weights"
 
     @property
     def name(self) -> str:

@@ -1,11 +1,9 @@
-"""Reading the curvature of an index: its checkpoints' eigenvalues in the columns of the rows."""
+"""Reading the curvature of an index, in the columns of its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -14,16 +12,16 @@ from gradtrace.errors import CorruptIndexError
 from gradtrace.manifest import Manifest
 
 
-def read_curvature(directory: Path, manifest: Manifest, checkpoints: Sequence[int], name: str) -> Tensor:
-    """One tensor of the curvature files of some checkpoints ("eigenvalues", "preconditioner"). [n, dimensions] float32.
+def load_curvature(directory: Path, manifest: Manifest) -> list[dict[str, Tensor]]:
+    """By checkpoint "eigenvalues" [dimensions], "layer_means" [layers] and, where second moments were kept,
+    "preconditioner" [dimensions], float32; none for bases without curvature.
 
     Raises:
-        CorruptIndexError: a file is missing or damaged, or lacks the tensor.
+        CorruptIndexError: a file is missing or damaged.
     """
-    files = [directory / manifest.curvature[position].path for position in checkpoints]
     try:
-        return torch.stack([load_file(path)[name] for path in files])
-    except (OSError, SafetensorError, KeyError) as error:
+        return [load_file(directory / entry.path) for entry in manifest.curvature]
+    except (OSError, SafetensorError) as error:
         raise CorruptIndexError(
             f"the curvature in {directory} cannot be read ({error}); restore it or rebuild the index"
         ) from None

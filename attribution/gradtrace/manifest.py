@@ -15,14 +15,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gradtrace.errors import CorruptIndexError, IncompleteIndexError, StoreError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 PENDING_NAME = "pending.json"
 
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
 CheckpointKind = Literal["weights", "average"]  # average: of the weights of several checkpoints in a row
-Operation = Literal["build", "add checkpoints", "append rows", "delete rows", "compact", "roll back", "set searcher"]
+Operation = Literal[
+    "build", "add checkpoints", "add run", "append rows", "delete rows", "compact", "roll back", "set searcher"
+]
 
 
 class _Entry(BaseModel):
@@ -46,7 +48,7 @@ class OptimizerEntry(_Entry):
 class CheckpointEntry(_Entry):
     """A checkpoint, and the column block that every stored row has of it."""
 
-    name: str  # file name, unique in an index; the key of Hit.parts
+    name: str  # unique in an index; the key of Hit.parts. The file's, after "run-1/", "run-2/" ... for later runs
     file: str  # where the weights lie, relative to the index directory
     step: int
     learning_rate: float
@@ -80,7 +82,7 @@ class BasisEntry(_Entry):
     requested: int  # the dimensions that were asked for; some models and kinds have fewer
     seed: int
     fitted_rows: int  # the samples for basis and curvature are drawn from the first so many training rows
-    file: FileEntry
+    files: list[FileEntry]  # one for each training run, whose gradients at all its checkpoints it projects
 
 
 class ShardEntry(_Entry):
@@ -126,7 +128,7 @@ class Manifest(_Entry):
     basis: BasisEntry
     curvature: list[FileEntry]  # one file a checkpoint, in their order; empty for bases without curvature
     precision: Precision
-    column_scales: FileEntry | None = None  # int4 only: what each column was divided by, for the life of the index
+    column_scales: list[FileEntry] = []  # int4 only: what each column was divided by, for life; one file a run
     levels: list[int]  # column boundaries of the levels, ascending, the last equals basis.dimensions
     rows: int  # stored rows, at positions 0, 1, ... in the shards
     row_ids: FileEntry | None = None  # int64 [rows], ascending: the training row at each position; None: that number
@@ -144,10 +146,10 @@ class Manifest(_Entry):
 
     def files(self) -> list[FileEntry]:
         """Every file of this generation beside the manifest itself."""
-        some = [entry for entry in (self.column_scales, self.row_ids, self.deleted) if entry is not None]
+        some = [entry for entry in (self.row_ids, self.deleted) if entry is not None]
         some += [self.searcher.file] if self.searcher and not self.searcher_is_stale() else []
         shards = [file for shard in self.shards for file in (shard.rows, shard.columns)]
-        return [self.basis.file, *self.curvature, *some, *shards]
+        return [*self.basis.files, *self.column_scales, *self.curvature, *some, *shards]
 
     def searcher_is_stale(self) -> bool:
         """Whether the searcher is of other rows than these, so that exact search answers."""

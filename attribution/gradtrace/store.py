@@ -51,7 +51,9 @@ class RowStore:
         ]
         self._check_stretches()
         self._layout = ShardLayout(1, tuple(self.levels), manifest.precision)  # of each row
-        self._column_scales = load_column_scales(directory, manifest)
+        scales = load_column_scales(directory, manifest)  # by training run
+        of_checkpoints = [scales[entry.run] for entry in manifest.checkpoints] if scales else []
+        self._column_scales = torch.stack(of_checkpoints) if of_checkpoints else None  # [checkpoints, D]
         self._starts = np.array([start for start, _ in self._stretches(0)], dtype=np.int64)
 
     @cached_property
@@ -95,11 +97,14 @@ class RowStore:
     def first_levels(self, checkpoint: int) -> Iterator[tuple[int, Tensor]]:
         """The first level of all rows in order, as (first row, [rows of a shard, width] float32)."""
         for start, shard in self.shards(checkpoint):
-            yield start, decode(shard.levels[0], shard.scales, self._scales_of(0))
+            yield start, decode(shard.levels[0], shard.scales, self._scales_of(checkpoint, 0))
 
-    def _scales_of(self, level: int) -> Tensor | None:
-        """The columns' scales of one level, [width]."""
-        return None if self._column_scales is None else self._column_scales.split(self._layout.widths)[level]
+    def _scales_of(self, checkpoints: int | Sequence[int], level: int) -> Tensor | None:
+        """The columns' scales of one level at one checkpoint, [width]; at several, [len(checkpoints), width]."""
+        if self._column_scales is None:
+            return None
+        stop = self.levels[level]
+        return self._column_scales[checkpoints, stop - self._layout.widths[level] : stop]
 
     def tails(self, checkpoint: int, level: int) -> Tensor:
         """Upper bounds of the norms of each row's coordinates from `level` on. [rows] float32."""
@@ -133,7 +138,9 @@ class RowStore:
                     values.take(local, axis=0, out=level[position, places], mode="clip")
         out = torch.empty(len(checkpoints), len(rows), self.dimensions)
         for number, part in enumerate(out.split(self._layout.widths, dim=2)):
-            decode(torch.from_numpy(levels[number]), torch.from_numpy(scales), self._scales_of(number), part)
+            column_scales = self._scales_of(list(checkpoints), number)
+            broadcast = None if column_scales is None else column_scales[:, None]  # over the rows
+            decode(torch.from_numpy(levels[number]), torch.from_numpy(scales), broadcast, part)
         return out.transpose(0, 1)
 
     def _buffer(self, *shape: int) -> NDArray[Any]:
@@ -142,7 +149,7 @@ class RowStore:
 
     def products(self, checkpoint: int, rows: Tensor, level: int, vector: Tensor) -> Tensor:
         """<row's columns of one level, vector>, for ascending rows [m] int64, vector [width]. [m] float32."""
-        column_scales = self._scales_of(level)
+        column_scales = self._scales_of(checkpoint, level)
         vector = vector if column_scales is None else vector * column_scales
         row_bytes = self._layout.stored_widths[level] * self._layout.dtype.itemsize
         many = len(rows) * (row_bytes + mmap.PAGESIZE) * _SCAN_SHARE > self.rows * row_bytes
@@ -203,7 +210,7 @@ class RowStore:
                 continue
             part, local = out[low - start : high - start], slice(low - first, high - first)
             for level, target in enumerate(part.split(self._layout.widths, dim=1)):
-                decode(shard.levels[level][local], shard.scales[local], self._scales_of(level), target)
+                decode(shard.levels[level][local], shard.scales[local], self._scales_of(checkpoint, level), target)
 
     def columns(self, checkpoint: int) -> dict[str, NDArray[Any]]:
         """label, prediction, loss, correct and norm of every row at a checkpoint, each [rows].

@@ -1,6 +1,6 @@
 """The offline room: the only one that writes an index."""
 
-from gradtrace_indexer.add_checkpoints import add_checkpoints
+from gradtrace_indexer.add_checkpoints import add_checkpoints, add_run
 from gradtrace_indexer.append import append_rows
 from gradtrace_indexer.build import build_index
 from gradtrace_indexer.compact import compact
@@ -23,6 +23,7 @@ __all__ = [
     "ShapleyValues",
     "SubsetOutputs",
     "add_checkpoints",
+    "add_run",
     "append_rows",
     "build_index",
     "compact",

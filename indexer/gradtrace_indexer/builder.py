@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -19,21 +19,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gradtrace.basis import Basis, load_basis
+from gradtrace.basis import Basis, load_bases
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.devices import pick_device
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import CheckpointError, MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.index import indexed_checkpoint
-from gradtrace.manifest import CheckpointEntry, CheckpointKind, Manifest, OptimizerEntry, ShardEntry
+from gradtrace.indexed_weights import indexed_checkpoint
+from gradtrace.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
 from gradtrace.moments import SecondMoments
 from gradtrace.precision import load_column_scales
 from gradtrace.row_ids import read_row_ids
 from gradtrace.shards import ShardLayout
 from gradtrace.task import Task
 from gradtrace_indexer.files import write_file
-from gradtrace_indexer.fit import Samples, write_curvature
+from gradtrace_indexer.fit import FitSpec, RunFit, Samples, fit_run, write_curvature
 from gradtrace_indexer.generations import publish, save_pending
 from gradtrace_indexer.searcher_build import check_searcher
 from gradtrace_indexer.shard_rows import RowWorkers, write_rows
@@ -76,27 +76,33 @@ def with_shard(manifest: Manifest, shard: ShardEntry) -> Manifest:
     return manifest.model_copy(update={"shards": shards})
 
 
+def entry_name(checkpoint: Checkpoint, run: int) -> str:
+    """What an index calls a checkpoint: runs mostly give theirs the same file names."""
+    return f"run-{run}/{checkpoint.name}" if run else checkpoint.name
+
+
 def checkpoint_entries(
-    directory: Path, checkpoints: Sequence[Checkpoint], task: Task, kind: CheckpointKind = "weights"
+    directory: Path, checkpoints: Sequence[Checkpoint], task: Task, run: int = 0
 ) -> list[CheckpointEntry]:
     return [
         CheckpointEntry(
-            name=checkpoint.name,
+            name=entry_name(checkpoint, run),
             file=os.path.relpath(checkpoint.path.parent.resolve(), directory.resolve()) + f"/{checkpoint.name}",
             step=checkpoint.step,
             learning_rate=checkpoint.learning_rate,
             sha256=checkpoint.sha256(),
             optimizer=None if checkpoint.optimizer is None else OptimizerEntry(**asdict(checkpoint.optimizer)),
             batch_size=checkpoint.batch_size,
+            run=run,
+            kind=checkpoint.kind,
             second_moments=second_moments(checkpoint, task) is not None,
-            kind=kind,
         )
         for checkpoint in checkpoints
     ]
 
 
 def second_moments(checkpoint: Checkpoint, task: Task) -> SecondMoments | None:
-    """Those kept with a checkpoint; None, with a warning, where it is not certain whose they are: few methods need them."""
+    """Those kept with a checkpoint; None, with a warning, where it is not certain whose they are."""
     if checkpoint.optimizer is not None and checkpoint.optimizer.name == "sgd":
         return None
     try:
@@ -120,12 +126,17 @@ class Builder:
     def model(self, checkpoint: Checkpoint) -> GradientModel:
         return GradientModel(self.task, checkpoint, self.device, self._probe)
 
-    def model_of(self, entry: CheckpointEntry) -> GradientModel:
-        return self.model(indexed_checkpoint(self.directory, entry))
+    def bases_of(self, manifest: Manifest) -> list[Basis]:
+        """One for each training run."""
+        return [basis.to(self.device) for basis in load_bases(self.directory, manifest)]
 
-    def basis_of(self, manifest: Manifest) -> Basis:
-        entry = manifest.basis
-        return load_basis(self.directory / entry.file.path, entry.kind, entry.dimensions, entry.seed).to(self.device)
+    def fit(self, checkpoints: Sequence[Checkpoint], name: str, spec: FitSpec, samples: Samples) -> RunFit:
+        """Fit a training run's basis at these checkpoints, the last one its reference. Raises as `fit_run`."""
+
+        def models() -> Iterator[GradientModel]:
+            return map(self.model, tqdm(checkpoints, "fit", disable=not self.progress, leave=False))
+
+        return fit_run(self.directory, name, spec, self.model(checkpoints[-1]), models, samples)
 
     def check(self, manifest: Manifest, grown: bool = False) -> GradientModel:
         """See that the task is the index's, with or without new rows at its end, and that what is to come could be
@@ -140,7 +151,7 @@ class Builder:
         found = [indexed_checkpoint(self.directory, entry) for entry in manifest.checkpoints]
         if manifest.searcher is not None:
             check_searcher(manifest.searcher.name)
-        model = self.model(found[-1])
+        model = self.model(found[manifest.last_checkpoint])
         check_probe_losses(self.task, model, manifest.task)
         return model
 
@@ -152,34 +163,37 @@ class Builder:
             TaskError: a row's loss or gradient is not finite, or a row cannot be read.
             CheckpointError, MismatchError: weights that are needed are missing, or were changed since the beginning.
         """
-        basis = self.basis_of(pending)
+        bases = self.bases_of(pending)
         try:
-            return publish(self.directory, self._with_rows(self._with_curvature(pending, basis), basis))
+            return publish(self.directory, self._with_rows(self._with_curvature(pending, bases), bases))
         except MismatchError as error:
             raise MismatchError(f"{error}; or give up what is unfinished, with `gradtrace discard`") from error
 
-    def _with_curvature(self, manifest: Manifest, basis: Basis) -> Manifest:
-        missing = manifest.checkpoints[len(manifest.curvature) :] if basis.kind == "spectral" else []
+    def _with_curvature(self, manifest: Manifest, bases: Sequence[Basis]) -> Manifest:
+        spec = manifest.basis
+        missing = manifest.checkpoints[len(manifest.curvature) :] if spec.kind == "spectral" else []
         if not missing:
             return manifest
         live = read_row_ids(self.directory, manifest).live_ids()
-        samples = Samples(self.task, basis.seed, manifest.basis.fitted_rows, live)
+        samples = Samples(self.task, spec.seed, spec.fitted_rows, live)
         for entry in tqdm(missing, "curvature", disable=not self.progress, leave=False):
             name = f"{entry.name}.{manifest.generation}"
             checkpoint = indexed_checkpoint(self.directory, entry)
             moments = second_moments(checkpoint, self.task) if entry.second_moments else None
-            file = write_curvature(self.directory, name, basis, self.model(checkpoint), samples, moments)
+            model = self.model(checkpoint)
+            file = write_curvature(self.directory, name, bases[entry.run], model, samples, moments)
             manifest = save_pending(
                 self.directory, manifest.model_copy(update={"curvature": [*manifest.curvature, file]})
             )
         return manifest
 
-    def _with_rows(self, manifest: Manifest, basis: Basis) -> Manifest:
+    def _with_rows(self, manifest: Manifest, bases: Sequence[Basis]) -> Manifest:
         tasks = missing_shards(manifest)
         total = sum(task.stop - task.start for task in tasks)
         with tqdm(total=total, unit=" rows", desc="index", disable=not self.progress) as bar:
             for number, of_checkpoint in groupby(tasks, key=lambda task: task.checkpoint):
-                workers = self._workers(manifest.checkpoints[number], basis)
+                entry = manifest.checkpoints[number]
+                workers = self._workers(entry, bases[entry.run])
                 for task in of_checkpoint:
                     shard = self._write_shard(manifest, workers, task, bar)
                     manifest = save_pending(self.directory, with_shard(manifest, shard))
@@ -195,8 +209,9 @@ class Builder:
         ids = read_row_ids(self.directory, manifest).of(np.arange(task.start, task.stop))
         layout = ShardLayout(len(ids), tuple(manifest.levels), manifest.precision)
         name = shard_name(manifest, task.checkpoint, task.start)
-        column_scales = load_column_scales(self.directory, manifest)
-        with ShardWriter(self.directory, f"rows/{name}.rows", layout, column_scales) as writer:
+        column_scales = load_column_scales(self.directory, manifest)  # by training run
+        own = column_scales[manifest.checkpoints[task.checkpoint].run] if column_scales else None
+        with ShardWriter(self.directory, f"rows/{name}.rows", layout, own) as writer:
             columns = write_rows(self.task, workers, ids.tolist(), self.batch_size, writer, bar.update)
             entry = writer.commit()
         return ShardEntry(

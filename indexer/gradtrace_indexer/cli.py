@@ -15,7 +15,7 @@ from gradtrace.index import open_index
 from gradtrace.manifest import BasisKind, Precision, read_manifest
 from gradtrace.selection import choose
 from gradtrace_indexer import generations
-from gradtrace_indexer.add_checkpoints import add_checkpoints, still_to_come
+from gradtrace_indexer.add_checkpoints import add_checkpoints, add_run, still_to_come
 from gradtrace_indexer.append import append_rows
 from gradtrace_indexer.bench import bench as bench_lines
 from gradtrace_indexer.build import build_index
@@ -44,7 +44,12 @@ DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1"
 @app.command()
 def build(
     task: Annotated[str, typer.Argument(help=_TASK)],
-    checkpoints: CheckpointsOption,
+    checkpoints: Annotated[
+        list[Path],
+        typer.Option(
+            help="Directory of a training's checkpoints, or a list by `select`. Repeatable, for runs with other seeds."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The index directory; an interrupted build there is resumed.")],
     dimensions: Annotated[int, typer.Option(min=1, help="Columns kept for each checkpoint.")] = 2048,
     basis: Annotated[BasisKind, typer.Option(help="How gradients are compressed.")] = "spectral",
@@ -54,19 +59,23 @@ def build(
         str | None,
         typer.Option(help="progressive (exact), faiss:FACTORY such as faiss:HNSW32,SQfp16, or annoy:TREES."),
     ] = None,
+    average_segments: Annotated[
+        int | None, typer.Option(min=1, help="Index averaged weights of so many segments, for fast-source.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of sampled rows, labels and projections.")] = 0,
     device: DeviceOption = "auto",
 ) -> None:
     """Build the index of a task's training rows, or resume an interrupted build."""
     index = build_index(
         load_task(task),
-        load_checkpoints(checkpoints),
+        [load_checkpoints(run) for run in checkpoints],
         out,
         dimensions=dimensions,
         basis=basis,
         precision=precision,
         batch_size=batch_size,
         searcher=searcher,
+        average_segments=average_segments,
         seed=seed,
         device=device,
     )
@@ -109,18 +118,28 @@ def update(
         bool, typer.Option("--watch", help="Go on until Ctrl-C, adding checkpoints as the training writes them.")
     ] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = INTERVAL,
+    run: Annotated[
+        int | None, typer.Option(min=0, help="Which of the index's training runs went on. Default: the last.")
+    ] = None,
+    new_run: Annotated[bool, typer.Option("--new-run", help="Add them as another run of the training.")] = False,
     batch_size: BatchOption = 128,
     device: DeviceOption = "auto",
 ) -> None:
-    """Add the checkpoints that a training run wrote since the index was built.
+    """Add the checkpoints that a training run wrote since the index was built, or another run.
 
     Only their columns are computed; those that the index has are passed over. Readers see the old generation until the
     new one is whole. Interrupted, it goes on where it stood when run again.
     """
     loaded = load_task(task)
+    if new_run and (follow or run is not None):
+        raise CheckpointError("--new-run adds a whole run: leave --run and --watch out, or use them once it is there")
+    if new_run:
+        updated = add_run(index, loaded, load_checkpoints(checkpoints), batch_size=batch_size, device=device)
+        typer.echo(f"{index}: {describe(updated.manifest)}")
+        return
     if not follow:
-        found = still_to_come(load_checkpoints(checkpoints), read_manifest(index))
-        updated = add_checkpoints(index, loaded, found, batch_size=batch_size, device=device)
+        found = still_to_come(load_checkpoints(checkpoints), read_manifest(index), run)
+        updated = add_checkpoints(index, loaded, found, run=run, batch_size=batch_size, device=device)
         typer.echo(f"{index}: {describe(updated.manifest)}")
         return
     typer.echo(f"Watching {checkpoints}; Ctrl-C ends it.")
@@ -133,7 +152,7 @@ def update(
 
     try:
         for updated in watch(
-            index, loaded, checkpoints, batch_size=batch_size, device=device, interval=interval, on_wait=tell
+            index, loaded, checkpoints, run=run, batch_size=batch_size, device=device, interval=interval, on_wait=tell
         ):
             typer.echo(f"{index}: {describe(updated.manifest)}")
     except KeyboardInterrupt:

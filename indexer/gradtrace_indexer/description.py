@@ -14,8 +14,10 @@ from gradtrace_indexer.generations import kept_generations, read_pending
 def describe(manifest: Manifest) -> str:
     """One line on what a generation holds."""
     deleted = 0 if manifest.deleted is None else manifest.deleted.bytes // 8
+    runs = len(manifest.basis.files)
+    checkpoints = f"{len(manifest.checkpoints)} checkpoints" + (f" of {runs} runs" if runs > 1 else "")
     return (
-        f"{manifest.rows - deleted:,} rows x {len(manifest.checkpoints)} checkpoints x {manifest.basis.dimensions} "
+        f"{manifest.rows - deleted:,} rows x {checkpoints} x {manifest.basis.dimensions} "
         f"{manifest.basis.kind} dimensions in {manifest.precision}, task {manifest.task.name}, "
         f"generation {manifest.generation}"
     )

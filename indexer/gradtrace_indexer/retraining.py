@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from gradtrace.dataset import content_hash, fetch
-from gradtrace.errors import MismatchError, StoreError, TaskError
+from gradtrace.errors import MismatchError, QueryError, StoreError, TaskError
 from gradtrace.fingerprint import weightless_identity
 from gradtrace.guards import check_dataset, check_losses
 from gradtrace.task import Example, Task
@@ -109,7 +109,7 @@ class Trainer:
         except Exception as error:  # whatever the user's code raises
             raise TaskError(
                 f"{type(self.task).__name__}.fit failed on {len(training.rows)} rows with seed {training.seed}: "
-                f"{type(error).__name__}: {error}; correct it and run the same again: what was trained is kept"
+                f"{type(error).__name__}: {error}; correct it, and train with another fit in a directory of its own"
             ) from error
 
     @torch.no_grad()
@@ -160,8 +160,11 @@ class Retrainings:
 
         Raises:
             TaskError: the task has no `fit`, or no query data.
+            QueryError: an unknown target.
             MismatchError: the directory holds trainings of another task, or measured on other queries.
         """
+        if target not in (None, "loss"):
+            raise QueryError(f'unknown target {target!r}; leave it out or pass "loss"')
         loaded = _loaded(task)
         self.rows = check_dataset(loaded)
         dataset = getattr(loaded, split)
@@ -229,12 +232,13 @@ class Retrainings:
 
 
 def _recorded(directory: Path) -> dict[str, Any] | None:
-    path = directory / IDENTITY_NAME
-    if not path.exists():
+    """What the trainings of a directory have in common; None where there are none yet."""
+    if not (directory / "trainings").exists():
         return None
+    path = directory / IDENTITY_NAME
     try:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}); restore it, or train in another directory") from error
     return found
 
@@ -249,7 +253,7 @@ def _identity(trainer: Trainer) -> dict[str, Any]:
         "split": trainer.split,
         "queries": trainer.queries,
         "query_examples": hashlib.sha256(examples.encode()).hexdigest(),
-        "target": "loss" if trainer.target == "loss" else _code(type(task).measurement),
+        "target": trainer.target or _code(type(task).measurement),
     }
 
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
 from fastapi.responses import RedirectResponse
 
 from gradtrace import Index
+from gradtrace_client.group_and_pair_schemas import GroupsAnswer, GroupsRequest, PairsAnswer, PairsRequest
 from gradtrace_client.schemas import (
     ExampleAnswer,
     IndexDetails,
@@ -21,7 +22,7 @@ from gradtrace_client.schemas import (
     Split,
     Status,
 )
-from gradtrace_service import answers
+from gradtrace_service import answers, groups_and_pairs
 from gradtrace_service.body_limit import BodyLimit
 from gradtrace_service.engine import QUEUE_SIZE, Engine
 from gradtrace_service.problems import add_problem_handlers, error_responses
@@ -65,6 +66,18 @@ OwnerThread = Annotated[Engine, Depends(_engine)]
 async def influence(request: InfluenceRequest, engine: OwnerThread) -> InfluenceAnswer:
     """The training rows that most lowered (proponents) and most raised (opponents) what each query is explained for."""
     return await engine.run(lambda index, waited: answers.influence(index, request, waited))
+
+
+@router.post("/influence/groups", responses=error_responses(400, 413, 422, 429, 500))
+async def influence_groups(request: GroupsRequest, engine: OwnerThread) -> GroupsAnswer:
+    """Sums of the scores of the training rows that share a label, or another column's value, on each query."""
+    return await engine.run(lambda index, waited: groups_and_pairs.groups(index, waited, request=request))
+
+
+@router.post("/influence/pairs", responses=error_responses(400, 413, 422, 429, 500))
+async def influence_pairs(request: PairsRequest, engine: OwnerThread) -> PairsAnswer:
+    """The scores of given training examples, which need not be in the training set, on each query."""
+    return await engine.run(lambda index, waited: groups_and_pairs.pairs(index, waited, request=request))
 
 
 @router.get("/self-influence", responses=error_responses(422, 429, 500))

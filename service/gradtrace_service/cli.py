@@ -31,7 +31,8 @@ app.registered_commands += indexer_commands.registered_commands
 
 TaskOption = Annotated[str, typer.Option(help="module:attribute or path/to/file.py:attribute")]
 CheckpointsOption = Annotated[
-    Path | None, typer.Option(help="Directory of the weights, if they were moved since the build.")
+    list[Path] | None,
+    typer.Option(help="Directory of the weights, if they were moved since the build; of several runs, one each."),
 ]
 DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
 HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
@@ -71,7 +72,7 @@ def serve(
     port: PortOption = 8000,
 ) -> None:
     """Serve an index over HTTP until Ctrl-C."""
-    opened = gradtrace.open_index(index, load_task(task), checkpoints=checkpoints, device=device)
+    opened = gradtrace.open_index(index, load_task(task), checkpoints=checkpoints or None, device=device)
     uvicorn.run(create_app(opened), host=host, port=port)
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from gradtrace.contents import IndexContents
-from gradtrace.curvature import read_curvature
 from gradtrace.manifest import Manifest, by_run, trained_models
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, chosen_checkpoints
@@ -56,8 +55,9 @@ class Influence(Method):
 
 def damped_curvature(contents: IndexContents, checkpoints: list[int], damping: float) -> Tensor:
     """What influence functions divide each coordinate by. float64 [checkpoints, dimensions]."""
-    eigenvalues, layer_means = (
-        read_curvature(contents.directory, contents.manifest, checkpoints, name).double()
-        for name in ("eigenvalues", "layer_means")
-    )
-    return eigenvalues + damping * layer_means[:, contents.basis.layer_of_columns()]
+    rows = []
+    for checkpoint in checkpoints:
+        found = contents.curvature[checkpoint]
+        means = found["layer_means"].double()[contents.basis_of(checkpoint).layer_of_columns()]
+        rows.append(found["eigenvalues"].double() + damping * means)
+    return torch.stack(rows)

@@ -35,7 +35,7 @@ class Scoring(ABC):
     Attributes:
         store, searcher: the rows that are scored.
         blocks: their column blocks that count; positions in the manifest's checkpoints. A score's parts are theirs.
-        basis: in whose coordinates the rows are; None where they are no gradients.
+        bases: in whose coordinates the rows are, one for each block; None where they are no gradients.
         full_gradient_weights: float64 [blocks]; scores are sums by these weights of inner products of the gradients
             of query and row, each at its block's checkpoint, so that full gradients can rescore them. None: they
             are something else.
@@ -45,7 +45,7 @@ class Scoring(ABC):
     store: RowStore
     searcher: Searcher
     blocks: list[int]
-    basis: Basis | None = None
+    bases: Sequence[Basis] | None = None
     full_gradient_weights: Doubles | None = None
     normalized: bool = False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 
 from gradtrace.contents import IndexContents
-from gradtrace.curvature import read_curvature
 from gradtrace.manifest import CheckpointEntry, CheckpointKind, Manifest, by_run, trained_models
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Doubles, Method, chosen_checkpoints
@@ -60,7 +58,7 @@ class Source(Method):
         available = [block for block, entry in enumerate(entries) if entry.kind == self.kind]
         chosen = chosen_checkpoints(entries, options.checkpoints, available, self.kind)
         runs = by_run(entries, chosen)
-        factors = torch.zeros(len(entries), contents.basis.dimensions)
+        factors = torch.zeros(len(entries), contents.bases[0].dimensions)
         for run in by_run(entries, available):
             factors[run] = torch.from_numpy(unrolled(_course(contents, run), self.segments(options))).float()
         trained = trained_models(entries)
@@ -127,11 +125,12 @@ def unrolled(course: Course, segments: int | None) -> Doubles:
 
 def _course(contents: IndexContents, blocks: list[int]) -> Course:
     entries = [contents.manifest.checkpoints[block] for block in blocks]
-    eigenvalues = read_curvature(contents.directory, contents.manifest, blocks, "eigenvalues").double().numpy()
+    found = [contents.curvature[block] for block in blocks]
+    eigenvalues = torch.stack([one["eigenvalues"] for one in found]).double().numpy()
     gains = np.ones_like(eigenvalues)
     for number, entry in enumerate(entries):
         if not _is_sgd(entry):
-            gains[number] = read_curvature(contents.directory, contents.manifest, [blocks[number]], "preconditioner")[0]
+            gains[number] = found[number]["preconditioner"]
     decays = np.array([entry.optimizer.weight_decay if entry.optimizer else 0.0 for entry in entries])
     momenta = np.array([entry.optimizer.momentum if entry.optimizer else 0.0 for entry in entries])
     rates = np.array([entry.learning_rate for entry in entries]) / (1 - momenta)
