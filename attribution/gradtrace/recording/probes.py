@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_map
 from gradtrace.full_gradients import FullGradients
 from gradtrace.gradients import backpropagate
 from gradtrace.guards import check_losses
-from gradtrace.layers import Layer
 from gradtrace.plan import LayerPlan
 from gradtrace.recording.contributions import Contributions
 from gradtrace.task import Batch, Example, Task
@@ -69,10 +68,9 @@ class Probes:
 
     def _share_weights(self) -> None:
         """Optimizers change weights in place; whoever replaces them is followed as well."""
-        for own, other in zip(self._double.parameters(), self._model.parameters(), strict=True):
-            own.data = other.data
-        for own, other in zip(self._double.buffers(), self._model.buffers(), strict=True):
-            own.data = other.data
+        own, trained = ([*model.parameters(), *model.buffers()] for model in (self._double, self._model))
+        for tensor, other in zip(own, trained, strict=True):
+            tensor.data = other.data
 
     @torch.no_grad()
     def _present_losses(self) -> Tensor:

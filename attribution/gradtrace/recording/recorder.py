@@ -51,8 +51,8 @@ class InfluenceRecorder:
 
     A row's part of the step's gradient is what flows through its own activations: (a, d) of each layer as the training
     computed them, augmentation, dropout and batch statistics included, so that the parts of a batch add up to the
-    gradient that the optimizer took. (Where BatchNorm mixes the batch, a row's part thus holds what it did to the losses
-    of the others.) That they add up is checked at the first step. Training itself is not changed by a bit.
+    gradient that the optimizer took. (Where BatchNorm mixes the batch, a row's part thus holds what it did to the
+    losses of the others.) That they add up is checked at the first step. Training itself is not changed by a bit.
 
     Recorded are
     - for every row, HyDRA's vector (Chen et al. 2021, without Hessian): how the final weights move with the row's

@@ -41,25 +41,23 @@ class HydraRows:
         if step.momentum and self._sigma is None:
             raise RecordingError("momentum rose from zero: begin the training with a momentum above it")
         push = self._memory.advance(step)
-        distinct, place = rows.unique(return_inverse=True)
-        if len(distinct) < len(rows):
-            parts = parts.new_zeros(len(distinct), parts.shape[1]).index_add_(0, place, parts)
-        elif not torch.equal(distinct, rows):
-            parts = parts[place.argsort()]
-        u, sigma = self._present(distinct)
-        self._u[distinct] = u.add_(parts, alpha=push.u)
+        if len(set(rows.tolist())) < len(rows):
+            rows, place = rows.unique(return_inverse=True)
+            parts = parts.new_zeros(len(rows), parts.shape[1]).index_add_(0, place, parts)
+        u, sigma = self._present(rows)
+        self._u.index_copy_(0, rows, u.add_(parts, alpha=push.u))
         if self._sigma is not None and sigma is not None:
-            self._sigma[distinct] = sigma.add_(parts, alpha=push.sigma)
-        self._last[distinct] = self._memory.steps
+            self._sigma.index_copy_(0, rows, sigma.add_(parts, alpha=push.sigma))
+        self._last[rows] = self._memory.steps
 
     def _present(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """(u, sigma) of some rows as they are by now."""
         factors = self._memory.since(self._last[rows].numpy())
         kept, leaked, left = (torch.from_numpy(factor).float()[:, None] for factor in factors)
-        u = self._u[rows].mul_(kept)
+        u = self._u.index_select(0, rows).mul_(kept)
         if self._sigma is None:
             return u, None
-        sigma = self._sigma[rows]
+        sigma = self._sigma.index_select(0, rows)
         return u.addcmul_(leaked, sigma), sigma.mul_(left)
 
     def write(self, path: Path) -> None:
