@@ -299,7 +299,7 @@ def open_index(
     ]
     for model in models:
         require_layers(basis, model.plan.layers)
-    check_probe_losses(task, models[-1], manifest.task)
+    check_probe_losses(task, models[manifest.last_checkpoint], manifest.task)
     found = open_searcher(directory, manifest, store, searcher, where)
     return Index(IndexContents(directory, manifest, task, models, basis.to(where), store, found))
 
@@ -311,7 +311,7 @@ def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | 
         CheckpointError: the weights are not there.
         MismatchError: they are others.
     """
-    path = Path(moved_to) / entry.name if moved_to is not None else directory.resolve() / entry.file
+    path = Path(moved_to) / Path(entry.file).name if moved_to is not None else directory.resolve() / entry.file
     if not path.exists():
         raise CheckpointError(
             f"the weights of checkpoint {entry.name} are not at {path}: restore the file, or name the directory that "

@@ -6,6 +6,7 @@ generations/.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ PENDING_NAME = "pending.json"
 
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
-CheckpointKind = Literal["weights"]
+CheckpointKind = Literal["weights", "recorded"]
 Operation = Literal["build", "add checkpoints", "append rows", "delete rows", "compact", "roll back", "set searcher"]
 
 
@@ -54,6 +55,9 @@ class CheckpointEntry(_Entry):
     kind: CheckpointKind = "weights"
     optimizer: OptimizerEntry | None = None
     batch_size: int | None = None
+    recording: str | None = (
+        None  # kind "recorded" alone: xxh3-128 of the recorded rows; the weights are those at the end
+    )
 
 
 class Probe(_Entry):
@@ -138,7 +142,7 @@ class Manifest(_Entry):
     @property
     def last_checkpoint(self) -> int:
         """Position of the trained model, of which predictions and losses are told."""
-        return max(position for position, entry in enumerate(self.checkpoints) if entry.kind == "weights")
+        return weights_positions(self.checkpoints)[-1]
 
     def files(self) -> list[FileEntry]:
         """Every file of this generation beside the manifest itself."""
@@ -167,6 +171,11 @@ class Manifest(_Entry):
     def content(self) -> bytes:
         """What the file holds."""
         return self.model_dump_json(indent=1).encode()
+
+
+def weights_positions(entries: Sequence[CheckpointEntry]) -> list[int]:
+    """Positions of the checkpoints that are a model's weights as training left them."""
+    return [position for position, entry in enumerate(entries) if entry.kind == "weights"]
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -11,17 +11,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from gradtrace.basis import Basis, require_layers
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.encoder import GradientModel
-from gradtrace.errors import CheckpointError, StoreError
+from gradtrace.errors import CheckpointError, RecordingError, StoreError
 from gradtrace.fingerprint import task_entry
 from gradtrace.guards import check_dataset
 from gradtrace.index import Index, open_index
-from gradtrace.manifest import MANIFEST_NAME, BasisEntry, BasisKind, Manifest, Precision, read_manifest
+from gradtrace.manifest import MANIFEST_NAME, BasisEntry, BasisKind, CheckpointEntry, Manifest, Precision, read_manifest
 from gradtrace.precision import STORED_DTYPES
+from gradtrace.recording import Recording, read_recording
+from gradtrace.recording.recorder import weights_sha256
 from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.task import Task
-from gradtrace_indexer.builder import Builder, checkpoint_entries
+from gradtrace_indexer.builder import Builder, checkpoint_entries, recorded_entry
 from gradtrace_indexer.files import sole_writer
 from gradtrace_indexer.fit import Samples, fit_basis, write_basis, write_column_scales
 from gradtrace_indexer.generations import save_pending, unfinished
@@ -42,6 +45,7 @@ def build_index(
     batch_size: int = 128,
     seed: int = 0,
     searcher: str | None = None,
+    recording: str | Path | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Index:
@@ -53,9 +57,13 @@ def build_index(
         precision: of the stored rows, see docs/choosing.md.
         searcher: "progressive", "faiss:FACTORY" or "annoy:TREES", see `set_searcher`; None: the one that is there, or
             exact search.
+        recording: directory of an `InfluenceRecorder`; its rows are stored for the method `hydra`, and its basis,
+            dimensions and seed are those of the index, whatever else is given. The last checkpoint must hold the
+            weights that the recorded training ended with.
 
     Raises:
         StoreError: another build lies at `path` or is running there, or the disk is full.
+        RecordingError: the recording is unfinished, damaged, or of another training.
         TaskError, CheckpointError: see their subclasses; nothing is written before the task was checked.
     """
     directory = Path(path)
@@ -65,7 +73,12 @@ def build_index(
     check_order(checkpoints)
     if searcher is not None:
         check_searcher(searcher)
-    builder = Builder(task, directory, device, batch_size, progress)
+    recorded = None if recording is None else read_recording(recording)
+    builder = Builder(task, directory, device, batch_size, progress, recorded)
+    entries = checkpoint_entries(directory, checkpoints)
+    if recorded is not None:
+        basis, dimensions, seed = "two-sided", recorded.basis.dimensions, recorded.entry.seed
+        entries.append(recorded_entry(recorded, entries[-1]))
     with sole_writer(directory):
         wanted = {
             "rows": rows,
@@ -73,11 +86,11 @@ def build_index(
             "dimensions": dimensions,
             "precision": precision,
             "seed": seed,
-            "checkpoints": checkpoint_entries(directory, checkpoints),
+            "checkpoints": entries,
         }
         manifest = _found(builder, wanted)
         if manifest is None:
-            manifest = _begun(builder, checkpoints, rows, basis, precision, dimensions, seed)
+            manifest = _begun(builder, checkpoints, entries, rows, basis, precision, dimensions, seed)
         if not manifest.complete:
             builder.finish(manifest)
     if searcher is not None:
@@ -127,6 +140,7 @@ def _found(builder: Builder, wanted: Mapping[str, object]) -> Manifest | None:
 def _begun(
     builder: Builder,
     checkpoints: Sequence[Checkpoint],
+    entries: list[CheckpointEntry],
     rows: int,
     kind: BasisKind,
     precision: Precision,
@@ -141,7 +155,10 @@ def _begun(
         return map(builder.model, tqdm(checkpoints, "fit", disable=not builder.progress, leave=False))
 
     with samples.named_in_errors():
-        basis = fit_basis(kind, dimensions, seed, reference, models, samples)
+        if builder.recording is None:
+            basis = fit_basis(kind, dimensions, seed, reference, models, samples)
+        else:
+            basis = _recorded_basis(builder.recording, reference, rows)
         scales = write_column_scales(builder.directory, basis, models, samples) if precision == "int4" else None
     levels = default_levels(basis.dimensions)
     layout = ShardLayout(1024, tuple(levels), precision)
@@ -150,7 +167,7 @@ def _begun(
         made_by="build",
         complete=False,
         task=task_entry(builder.task, reference, np.arange(rows)),
-        checkpoints=checkpoint_entries(builder.directory, checkpoints),
+        checkpoints=entries,
         basis=BasisEntry(
             kind=kind,
             dimensions=basis.dimensions,
@@ -173,3 +190,15 @@ def _begun(
         },
     )
     return save_pending(builder.directory, manifest)
+
+
+def _recorded_basis(recording: Recording, reference: GradientModel, rows: int) -> Basis:
+    """Raises RecordingError if the recording is not of the training that ended with the reference's weights."""
+    if recording.entry.rows != rows or recording.entry.weights_sha256 != weights_sha256(reference.model):
+        raise RecordingError(
+            f"{recording.directory} records a training on {recording.entry.rows} rows that ended, after "
+            f"{recording.entry.steps} steps, with other weights than those of the last checkpoint, or on other than "
+            f"{rows} rows: save a checkpoint after the last recorded step, and give checkpoints up to it"
+        )
+    require_layers(recording.basis, reference.plan.layers)
+    return recording.basis

@@ -27,6 +27,8 @@ from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.index import indexed_checkpoint
 from gradtrace.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
 from gradtrace.precision import load_column_scales
+from gradtrace.recording import Recording
+from gradtrace.recording.files import ROWS_NAME
 from gradtrace.row_ids import read_row_ids
 from gradtrace.shards import ShardLayout
 from gradtrace.task import Task
@@ -89,13 +91,30 @@ def checkpoint_entries(directory: Path, checkpoints: Sequence[Checkpoint]) -> li
     ]
 
 
+def recorded_entry(recording: Recording, trained: CheckpointEntry) -> CheckpointEntry:
+    """The column block of a recording, whose training ended with these weights."""
+    rows = next(file for file in recording.entry.files if file.path == ROWS_NAME)
+    return trained.model_copy(update={"name": "recording", "kind": "recorded", "recording": rows.xxh3})
+
+
 class Builder:
     """Brings an index's unfinished generation to its end."""
 
-    def __init__(self, task: Task, directory: Path, device: str, batch_size: int, progress: bool) -> None:
-        """Raises StoreError if batch_size < 1."""
+    def __init__(
+        self,
+        task: Task,
+        directory: Path,
+        device: str,
+        batch_size: int,
+        progress: bool,
+        recording: Recording | None = None,
+    ) -> None:
+        """recording: where the rows of a recorded column block come from.
+
+        Raises StoreError if batch_size < 1."""
         if batch_size < 1:
             raise StoreError(f"batch_size must be at least 1, not {batch_size}")
+        self.recording = recording
         self.task, self.directory, self.device = task, directory, torch.device(pick_device(device))
         self.batch_size, self.progress = batch_size, progress
         self._probe = [task.train[row] for row in range(min(2, len(task.train)))]
@@ -160,9 +179,14 @@ class Builder:
         total = sum(task.stop - task.start for task in tasks)
         with tqdm(total=total, unit=" rows", desc="index", disable=not self.progress) as bar:
             for number, of_checkpoint in groupby(tasks, key=lambda task: task.checkpoint):
-                workers = self._workers(manifest.checkpoints[number], basis)
+                entry = manifest.checkpoints[number]
+                workers = self._workers(entry, basis) if entry.kind == "weights" else None
                 for task in of_checkpoint:
-                    shard = self._write_shard(manifest, workers, task, bar)
+                    shard = (
+                        self._write_shard(manifest, workers, task, bar)
+                        if workers
+                        else self._copy_recorded(manifest, task, bar)
+                    )
                     manifest = save_pending(self.directory, with_shard(manifest, shard))
         return manifest
 
@@ -185,3 +209,18 @@ class Builder:
             rows=entry,
             columns=write_file(self.directory, f"columns/{name}.parquet", columns.parquet()),
         )
+
+    def _copy_recorded(self, manifest: Manifest, task: ShardTask, bar: tqdm[Any]) -> ShardEntry:
+        """The recorded rows of one stretch, with the columns of the trained model."""
+        assert self.recording is not None  # a build without it is not the one that began
+        layout = ShardLayout(task.stop - task.start, tuple(manifest.levels), manifest.precision)
+        name = f"rows/{shard_name(manifest, task.checkpoint, task.start)}.rows"
+        with ShardWriter(self.directory, name, layout, load_column_scales(self.directory, manifest)) as writer:
+            for start in range(task.start, task.stop, self.batch_size):
+                rows = self.recording.hydra_rows[start : min(start + self.batch_size, task.stop)]
+                writer.append(torch.from_numpy(rows.copy()))
+                bar.update(len(rows))
+            entry = writer.commit()
+        trained = (manifest.last_checkpoint, task.start)
+        columns = next(shard.columns for shard in manifest.shards if (shard.checkpoint, shard.start) == trained)
+        return ShardEntry(**task._asdict(), rows=entry, columns=columns)

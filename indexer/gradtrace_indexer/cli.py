@@ -50,6 +50,9 @@ def build(
         typer.Option(help="progressive (exact), faiss:FACTORY such as faiss:HNSW32,SQfp16, or annoy:TREES."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of sampled rows, labels and projections.")] = 0,
+    recording: Annotated[
+        Path | None, typer.Option(help="Directory of an InfluenceRecorder: its basis, and method hydra.")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Build the index of a task's training rows, or resume an interrupted build."""
@@ -63,6 +66,7 @@ def build(
         batch_size=batch_size,
         searcher=searcher,
         seed=seed,
+        recording=recording,
         device=device,
     )
     typer.echo(f"{out}: {describe(index.manifest)}")

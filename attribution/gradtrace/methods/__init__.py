@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from gradtrace.errors import QueryError
 from gradtrace.manifest import Manifest
+from gradtrace.methods.hydra import Hydra
 from gradtrace.methods.method import Method, Scoring
 from gradtrace.methods.options import Options, Similarity, Weights
 from gradtrace.methods.tracin import Cosine, GradDot, TracIn
 
-METHODS: dict[str, Method] = {method.name: method for method in (TracIn(), GradDot(), Cosine())}
+METHODS: dict[str, Method] = {method.name: method for method in (TracIn(), GradDot(), Cosine(), Hydra())}
 
 
 def available_methods(manifest: Manifest) -> list[str]:

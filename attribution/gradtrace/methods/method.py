@@ -17,7 +17,7 @@ from gradtrace.basis import Basis
 from gradtrace.candidates import Searcher
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
-from gradtrace.manifest import CheckpointEntry, Manifest
+from gradtrace.manifest import CheckpointEntry, Manifest, weights_positions
 from gradtrace.methods.options import Options
 from gradtrace.queries import Query
 from gradtrace.store import RowStore
@@ -116,7 +116,7 @@ def chosen_checkpoints(
     """
     if names is None:
         return default
-    known = {entry.name: position for position, entry in enumerate(entries)}
+    known = {entries[position].name: position for position in weights_positions(entries)}
     unknown = [name for name in names if name not in known]
     if unknown or not names or len(set(names)) < len(names):
         problem = f"unknown checkpoint {unknown[0]!r}" if unknown else "checkpoints must be named, each once"

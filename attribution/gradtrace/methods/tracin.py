@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
-from gradtrace.manifest import CheckpointEntry, Manifest
+from gradtrace.manifest import CheckpointEntry, Manifest, weights_positions
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Doubles, Floats, Method, chosen_checkpoints
 from gradtrace.methods.options import Options
@@ -56,7 +56,7 @@ class _GradientProduct(Method):
         return options.weights or self.default_weights
 
     def default_checkpoints(self, entries: Sequence[CheckpointEntry]) -> list[int]:
-        return [len(entries) - 1]
+        return weights_positions(entries)[-1:]
 
 
 class TracIn(_GradientProduct):
@@ -66,7 +66,7 @@ class TracIn(_GradientProduct):
     default_weights = "learning_rate"
 
     def default_checkpoints(self, entries: Sequence[CheckpointEntry]) -> list[int]:
-        return list(range(len(entries)))
+        return weights_positions(entries)
 
 
 class GradDot(_GradientProduct):
