@@ -66,15 +66,18 @@ class Recording:
         Raises:
             RecordingError: none were recorded.
         """
-        if not self.entry.dimensions:
-            raise RecordingError(f"{self.directory} holds scores on probes alone; record with dimensions=...")
+        self._require_rows()
         return np.memmap(self.directory / ROWS_NAME, "<f4", "r", shape=(self.entry.rows, self.entry.dimensions))
 
     @cached_property
     def basis(self) -> Basis:
         """The basis of `hydra_rows`, two-sided random projections. Raises as `hydra_rows`."""
-        assert self.hydra_rows is not None
+        self._require_rows()
         return load_basis(self.directory / BASIS_NAME, "two-sided", self.entry.dimensions, self.entry.seed)
+
+    def _require_rows(self) -> None:
+        if not self.entry.dimensions:
+            raise RecordingError(f"{self.directory} holds scores on probes alone; record with dimensions=...")
 
     @cached_property
     def probe_scores(self) -> NDArray[np.float64]:
