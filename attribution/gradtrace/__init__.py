@@ -13,6 +13,7 @@ from gradtrace.errors import (
     MismatchError,
     MissingLibraryError,
     QueryError,
+    RecordingError,
     StoreError,
     TaskError,
     UnsupportedLayerError,
@@ -20,6 +21,7 @@ from gradtrace.errors import (
 from gradtrace.groups import GroupInfluence
 from gradtrace.index import Index, open_index
 from gradtrace.recorder import CheckpointRecorder
+from gradtrace.recording import InfluenceRecorder, Recording, read_recording
 from gradtrace.reference import gradients_reference
 from gradtrace.results import Hit, InfluenceResult, Recall
 from gradtrace.row_filter import RowFilter
@@ -38,12 +40,15 @@ __all__ = [
     "Hit",
     "IncompleteIndexError",
     "Index",
+    "InfluenceRecorder",
     "InfluenceResult",
     "LossError",
     "MismatchError",
     "MissingLibraryError",
     "QueryError",
     "Recall",
+    "Recording",
+    "RecordingError",
     "RowFilter",
     "StoreError",
     "Task",
@@ -52,4 +57,5 @@ __all__ = [
     "gradients_reference",
     "load_checkpoints",
     "open_index",
+    "read_recording",
 ]

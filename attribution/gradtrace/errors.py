@@ -6,6 +6,7 @@ GradtraceError
 │   ├── DatasetError          the training data is no fixed, map-style data set
 │   └── UnsupportedLayerError a layer's per-example gradients cannot be computed
 ├── CheckpointError           a checkpoint is missing, unreadable, or does not fit the model
+├── RecordingError            a training cannot be recorded, or a recording is unfinished, damaged or of another
 ├── StoreError                an index cannot be read or written
 │   ├── IncompleteIndexError  a build was interrupted: run it again to resume
 │   ├── CorruptIndexError     bytes on disk are not the bytes that were written
@@ -51,6 +52,10 @@ class UnsupportedLayerError(TaskError):
 
 class CheckpointError(GradtraceError):
     """A checkpoint is missing, unreadable, or does not fit the model."""
+
+
+class RecordingError(GradtraceError):
+    """A training cannot be recorded, or a recording is unfinished, damaged or of another training."""
 
 
 class StoreError(GradtraceError):

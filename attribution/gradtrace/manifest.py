@@ -22,7 +22,8 @@ PENDING_NAME = "pending.json"
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
 Output = Literal["log odds", "value"]  # of the model: of the label's class, or what the label is a value of
-CheckpointKind = Literal["weights", "average"]  # average: of the weights of several checkpoints in a row
+# average: of the weights of several checkpoints in a row;  recorded: rows of a recording of the training
+CheckpointKind = Literal["weights", "average", "recorded"]
 Operation = Literal[
     "build",
     "add checkpoints",
@@ -68,6 +69,7 @@ class CheckpointEntry(_Entry):
     optimizer: OptimizerEntry | None = None
     batch_size: int | None = None
     second_moments: bool = False  # whether Adam's were kept with it; then its curvature file has a preconditioner
+    recording: str | None = None  # of kind "recorded" alone: xxh3-128 of its rows; the weights are those at its end
 
 
 class Probe(_Entry):

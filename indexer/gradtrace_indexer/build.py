@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from gradtrace.checkpoints import Checkpoint
-from gradtrace.errors import CheckpointError, StoreError
+from gradtrace.errors import CheckpointError, RecordingError, StoreError
 from gradtrace.fingerprint import task_entry
 from gradtrace.guards import check_dataset
 from gradtrace.index import Index, open_index
 from gradtrace.manifest import MANIFEST_NAME, BasisEntry, BasisKind, CheckpointEntry, Manifest, Precision, read_manifest
 from gradtrace.precision import STORED_DTYPES
+from gradtrace.recording import read_recording
 from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.task import Task
 from gradtrace_indexer.averages import with_averages
@@ -25,6 +26,7 @@ from gradtrace_indexer.builder import Builder, checkpoint_entries
 from gradtrace_indexer.files import sole_writer
 from gradtrace_indexer.fit import FitSpec, RunFit, Samples
 from gradtrace_indexer.generations import save_pending, unfinished
+from gradtrace_indexer.recorded import recorded_entry
 from gradtrace_indexer.searcher_build import check_searcher, set_searcher
 
 _SHARD_BYTES = 256 << 20
@@ -43,6 +45,7 @@ def build_index(
     seed: int = 0,
     searcher: str | None = None,
     average_segments: int | None = None,
+    recording: str | Path | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Index:
@@ -58,9 +61,13 @@ def build_index(
         average_segments: index the averages of the weights over so many segments of each run in place of all its
             checkpoints but the last, for `fast-source`; less to store and to compute, and nothing for methods that sum
             over checkpoints.
+        recording: directory of an `InfluenceRecorder`; its rows are stored for the method `hydra`, and its basis,
+            dimensions and seed are those of the index, whatever else is given. The last checkpoint must hold the
+            weights that the recorded training ended with.
 
     Raises:
         StoreError: another build lies at `path` or is running there, or the disk is full.
+        RecordingError: the recording is unfinished, damaged, or of another training.
         TaskError, CheckpointError: see their subclasses; nothing is written before the task was checked.
     """
     directory = Path(path)
@@ -70,7 +77,12 @@ def build_index(
     runs = _by_run(checkpoints)
     if searcher is not None:
         check_searcher(searcher)
-    builder = Builder(task, directory, device, batch_size, progress)
+    recorded = None if recording is None else read_recording(recording)
+    builder = Builder(task, directory, device, batch_size, progress, recorded)
+    if recorded is not None:
+        if len(runs) > 1:
+            raise RecordingError("a recording is of one training run: give the checkpoints of that run alone")
+        basis, dimensions, seed = "two-sided", recorded.basis.dimensions, recorded.entry.seed
     with sole_writer(directory):
         if average_segments is not None:
             runs = [with_averages(directory, task, own, average_segments) for own in runs]
@@ -106,7 +118,8 @@ def _by_run(checkpoints: Sequence[Checkpoint] | Sequence[Sequence[Checkpoint]]) 
 
 def _entries(builder: Builder, runs: Sequence[Sequence[Checkpoint]]) -> list[CheckpointEntry]:
     found = (checkpoint_entries(builder.directory, own, builder.task, run) for run, own in enumerate(runs))
-    return [entry for entries in found for entry in entries]
+    entries = [entry for own in found for entry in own]
+    return entries if builder.recording is None else [*entries, recorded_entry(builder.recording, entries[-1])]
 
 
 def check_order(checkpoints: Sequence[Checkpoint]) -> None:

@@ -29,12 +29,14 @@ from gradtrace.indexed_weights import indexed_checkpoint
 from gradtrace.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
 from gradtrace.moments import SecondMoments
 from gradtrace.precision import load_column_scales
+from gradtrace.recording import Recording
 from gradtrace.row_ids import read_row_ids
 from gradtrace.shards import ShardLayout
 from gradtrace.task import Task
 from gradtrace_indexer.files import write_file
 from gradtrace_indexer.fit import FitSpec, RunFit, Samples, fit_run, write_curvature
 from gradtrace_indexer.generations import publish, save_pending
+from gradtrace_indexer.recorded import recorded_basis
 from gradtrace_indexer.searcher_build import check_searcher
 from gradtrace_indexer.shard_rows import RowWorkers, write_rows
 from gradtrace_indexer.shard_writer import ShardWriter
@@ -116,10 +118,21 @@ def second_moments(checkpoint: Checkpoint, task: Task) -> SecondMoments | None:
 class Builder:
     """Brings an index's unfinished generation to its end."""
 
-    def __init__(self, task: Task, directory: Path, device: str, batch_size: int, progress: bool) -> None:
-        """Raises StoreError if batch_size < 1."""
+    def __init__(
+        self,
+        task: Task,
+        directory: Path,
+        device: str,
+        batch_size: int,
+        progress: bool,
+        recording: Recording | None = None,
+    ) -> None:
+        """recording: where the rows of a recorded column block come from.
+
+        Raises StoreError if batch_size < 1."""
         if batch_size < 1:
             raise StoreError(f"batch_size must be at least 1, not {batch_size}")
+        self.recording = recording
         self.task, self.directory, self.device = task, directory, torch.device(pick_device(device))
         self.batch_size, self.progress = batch_size, progress
         self._probe = [task.train[row] for row in range(min(2, len(task.train)))]
@@ -137,7 +150,9 @@ class Builder:
         def models() -> Iterator[GradientModel]:
             return map(self.model, tqdm(checkpoints, "fit", disable=not self.progress, leave=False))
 
-        return fit_run(self.directory, name, spec, self.model(checkpoints[-1]), models, samples)
+        reference = self.model(checkpoints[-1])
+        given = None if self.recording is None else recorded_basis(self.recording, reference, len(self.task.train))
+        return fit_run(self.directory, name, spec, reference, models, samples, given)
 
     def check(self, manifest: Manifest, grown: bool = False) -> GradientModel:
         """See that the task is the index's, with or without new rows at its end, and that what is to come could be
@@ -194,9 +209,13 @@ class Builder:
         with tqdm(total=total, unit=" rows", desc="index", disable=not self.progress) as bar:
             for number, of_checkpoint in groupby(tasks, key=lambda task: task.checkpoint):
                 entry = manifest.checkpoints[number]
-                workers = self._workers(entry, bases[entry.run])
+                workers = self._workers(entry, bases[entry.run]) if entry.kind != "recorded" else None
                 for task in of_checkpoint:
-                    shard = self._write_shard(manifest, workers, task, bar)
+                    shard = (
+                        self._write_shard(manifest, workers, task, bar)
+                        if workers
+                        else self._copy_recorded(manifest, task, bar)
+                    )
                     manifest = save_pending(self.directory, with_shard(manifest, shard))
         return manifest
 
@@ -220,3 +239,19 @@ class Builder:
             rows=entry,
             columns=write_file(self.directory, f"columns/{name}.parquet", columns.parquet()),
         )
+
+    def _copy_recorded(self, manifest: Manifest, task: ShardTask, bar: tqdm[Any]) -> ShardEntry:
+        """The recorded rows of one stretch, with the columns of the trained model."""
+        assert self.recording is not None  # a build without it is not the one that began
+        layout = ShardLayout(task.stop - task.start, tuple(manifest.levels), manifest.precision)
+        name = f"rows/{shard_name(manifest, task.checkpoint, task.start)}.rows"
+        scales = load_column_scales(self.directory, manifest)
+        with ShardWriter(self.directory, name, layout, scales[0] if scales else None) as writer:
+            for start in range(task.start, task.stop, self.batch_size):
+                rows = self.recording.hydra_rows[start : min(start + self.batch_size, task.stop)]
+                writer.append(torch.from_numpy(rows.copy()))
+                bar.update(len(rows))
+            entry = writer.commit()
+        trained = (manifest.last_checkpoint, task.start)
+        columns = next(shard.columns for shard in manifest.shards if (shard.checkpoint, shard.start) == trained)
+        return ShardEntry(**task._asdict(), rows=entry, columns=columns)

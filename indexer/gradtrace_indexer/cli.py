@@ -64,6 +64,9 @@ def build(
         int | None, typer.Option(min=1, help="Index averaged weights of so many segments, for fast-source.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of sampled rows, labels and projections.")] = 0,
+    recording: Annotated[
+        Path | None, typer.Option(help="Directory of an InfluenceRecorder: its basis, and method hydra.")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Build the index of a task's training rows, or resume an interrupted build."""
@@ -78,6 +81,7 @@ def build(
         searcher=searcher,
         average_segments=average_segments,
         seed=seed,
+        recording=recording,
         device=device,
     )
     typer.echo(f"{out}: {describe(index.manifest)}")

@@ -85,16 +85,25 @@ class RunFit:
 
 
 def fit_run(
-    directory: Path, name: str, spec: FitSpec, reference: GradientModel, models: Models, samples: Samples
+    directory: Path,
+    name: str,
+    spec: FitSpec,
+    reference: GradientModel,
+    models: Models,
+    samples: Samples,
+    basis: Basis | None = None,
 ) -> RunFit:
     """Fit what the gradients of a training run are projected to and divided by, and write it to files of this name.
+
+    basis: a recording's, which is to be taken as it is
 
     Raises:
         StoreError: as `fit_basis`, or a full disk.
         LossError: a loss or gradient of the samples is NaN or infinite.
     """
     with samples.named_in_errors():
-        basis = fit_basis(spec.kind, spec.dimensions, spec.seed, reference, models, samples)
+        if basis is None:
+            basis = fit_basis(spec.kind, spec.dimensions, spec.seed, reference, models, samples)
         scales = [write_column_scales(directory, name, basis, models, samples)] if spec.precision == "int4" else []
     return RunFit(reference, basis.dimensions, write_basis(directory, name, basis), scales)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradtrace.errors import QueryError
 from gradtrace.manifest import Manifest
+from gradtrace.methods.hydra import Hydra
 from gradtrace.methods.influence import Influence
 from gradtrace.methods.method import Method, Scoring
 from gradtrace.methods.options import Options, Similarity, Weights
@@ -23,6 +24,7 @@ METHODS: dict[str, Method] = {
         Source(),
         FastSource(),
         Trak(),
+        Hydra(),
     )
 }
 
