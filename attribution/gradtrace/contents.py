@@ -9,13 +9,16 @@ from gradtrace.basis import Basis
 from gradtrace.candidates import Searcher
 from gradtrace.encoder import GradientModel
 from gradtrace.manifest import Manifest
+from gradtrace.refit import Refit
 from gradtrace.store import RowStore
 from gradtrace.task import Task
 
 
 @dataclass(slots=True)
 class IndexContents:
-    """models: of every checkpoint, in the manifest's order;  basis: on their device"""
+    """models: of every checkpoint, in the manifest's order;  basis: on their device
+    representations: see `representation_store`;  refit: of the last layer, if there is one for these rows
+    """
 
     directory: Path
     manifest: Manifest
@@ -24,6 +27,8 @@ class IndexContents:
     basis: Basis
     store: RowStore
     searcher: Searcher
+    representations: RowStore | None = None
+    refit: Refit | None = None
 
     @property
     def last_model(self) -> GradientModel:

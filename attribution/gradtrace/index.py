@@ -28,11 +28,11 @@ from gradtrace.guards import check_dataset
 from gradtrace.layer_shares import layer_shares
 from gradtrace.manifest import CheckpointEntry, read_manifest
 from gradtrace.queries import QUERY_BATCH, Query, resolve_queries
+from gradtrace.refit import load_refit
 from gradtrace.results import InfluenceResult, Recall
 from gradtrace.row_filter import RowFilter
-from gradtrace.search import exhaustive_scores
 from gradtrace.searchers import open_searcher
-from gradtrace.store import RowStore, check_files
+from gradtrace.store import RowStore, check_files, representation_store
 from gradtrace.task import Example, Task
 
 T = TypeVar("T")
@@ -56,7 +56,9 @@ class Index:
     def __init__(self, contents: IndexContents) -> None:
         self._contents = contents
         self.task, self.manifest, store = contents.task, contents.manifest, contents.store
-        store.open_all()  # an open index answers even when its generation is pruned
+        for one in (store, contents.representations):
+            if one is not None:
+                one.open_all()  # an open index answers even when its generation is pruned
         self._row_ids = store.row_ids
         self.rows, self.present = self._row_ids.rows, self._row_ids.present
         self.methods = tuple(methods.available_methods(self.manifest))
@@ -119,8 +121,7 @@ class Index:
             vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
         with self._timed("search"):
             wanted = k * rescoring.CANDIDATES if rescore else k
-            scale = scoring.row_scale()
-            found = scoring.searcher.search(vectors, scoring.blocks, wanted, row_scale=scale, allowed=allowed)
+            found = scoring.search(vectors, wanted, allowed)
         groups = zip(_grouped(queries, aggregate), _grouped(losses, aggregate), found, strict=True)
         drafts = [Draft(*one) for one in groups]
         if rescore:
@@ -154,7 +155,7 @@ class Index:
         """
         scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
         vectors, _ = scoring.query_vectors(self._resolved(examples, target))
-        return self._row_ids.spread(exhaustive_scores(scoring.store, vectors, scoring.blocks, scoring.row_scale()))
+        return self._row_ids.spread(scoring.scores(vectors))
 
     def self_influence(
         self,
@@ -240,8 +241,7 @@ class Index:
     def _place(self, drafts: Sequence[Draft], vectors: Tensor, scoring: methods.Scoring) -> None:
         for start in range(0, len(drafts), QUERY_BATCH):
             some = slice(start, start + QUERY_BATCH)
-            scores = exhaustive_scores(scoring.store, vectors[some], scoring.blocks, scoring.row_scale())
-            for draft, own in zip(drafts[some], scores, strict=True):
+            for draft, own in zip(drafts[some], scoring.scores(vectors[some]), strict=True):
                 draft.place_among(own, self._row_ids.live())
 
     @contextmanager
@@ -301,7 +301,8 @@ def open_index(
         require_layers(basis, model.plan.layers)
     check_probe_losses(task, models[-1], manifest.task)
     found = open_searcher(directory, manifest, store, searcher, where)
-    return Index(IndexContents(directory, manifest, task, models, basis.to(where), store, found))
+    represented, refit = representation_store(directory, manifest), load_refit(directory, manifest)
+    return Index(IndexContents(directory, manifest, task, models, basis.to(where), store, found, represented, refit))
 
 
 def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | Path | None = None) -> Checkpoint:

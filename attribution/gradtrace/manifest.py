@@ -21,7 +21,16 @@ PENDING_NAME = "pending.json"
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
 CheckpointKind = Literal["weights"]
-Operation = Literal["build", "add checkpoints", "append rows", "delete rows", "compact", "roll back", "set searcher"]
+Operation = Literal[
+    "build",
+    "add checkpoints",
+    "append rows",
+    "delete rows",
+    "compact",
+    "roll back",
+    "set searcher",
+    "fit representer",
+]
 
 
 class _Entry(BaseModel):
@@ -89,6 +98,25 @@ class ShardEntry(_Entry):
     stop: int
     rows: FileEntry
     columns: FileEntry
+    representations: FileEntry | None = None  # at the checkpoints of Manifest.represented, as a shard of one level
+
+
+class RepresentationsEntry(_Entry):
+    """The last hidden representations of the rows, float16 in shards of one level."""
+
+    source: str  # the layer whose input they are, or "Task.representation"
+    dimensions: int
+
+
+class RepresenterEntry(_Entry):
+    """The last layer refitted on the representations (Yeh et al. 2018), and each row's share in its weights."""
+
+    file: FileEntry
+    l2: float
+    classes: int | None  # None: it predicts a value
+    fitted_rows: int
+    residual: float  # norm of the shares' sum less the weights, relative to the weights; the largest of all checkpoints
+    rows: str  # Manifest.representations_digest of what it was fitted on
 
 
 class RecallEntry(_Entry):
@@ -132,6 +160,8 @@ class Manifest(_Entry):
     shard_rows: int
     shards: list[ShardEntry]
     libraries: dict[str, str]
+    representations: RepresentationsEntry | None = None  # None: the model has none
+    representer: RepresenterEntry | None = None
     searcher: SearcherEntry | None = None  # None: exact search alone
     checksum: str = ""  # xxh3-128 of the file's bytes with this text left empty
 
@@ -140,16 +170,31 @@ class Manifest(_Entry):
         """Position of the trained model, of which predictions and losses are told."""
         return max(position for position, entry in enumerate(self.checkpoints) if entry.kind == "weights")
 
+    @property
+    def represented(self) -> list[int]:
+        """Positions of the checkpoints at which rows have representations."""
+        return [] if self.representations is None else [self.last_checkpoint]
+
     def files(self) -> list[FileEntry]:
         """Every file of this generation beside the manifest itself."""
         some = [entry for entry in (self.column_scales, self.row_ids, self.deleted) if entry is not None]
         some += [self.searcher.file] if self.searcher and not self.searcher_is_stale() else []
-        shards = [file for shard in self.shards for file in (shard.rows, shard.columns)]
+        some += [self.representer.file] if self.representer and not self.representer_is_stale() else []
+        shards = [file for shard in self.shards for file in shard_files(shard)]
         return [self.basis.file, *self.curvature, *some, *shards]
 
     def searcher_is_stale(self) -> bool:
         """Whether the searcher is of other rows than these, so that exact search answers."""
         return self.searcher is not None and self.searcher.rows != self.rows_digest()
+
+    def representer_is_stale(self) -> bool:
+        """Whether the refitted layer is of other rows or checkpoints than these, so that it must not answer."""
+        return self.representer is not None and self.representer.rows != self.representations_digest()
+
+    def representations_digest(self) -> str:
+        """Tells apart what is in the rows' representations, and which rows are deleted: xxh3-128 over checksums."""
+        files = [*(shard.representations for shard in self.shards), self.deleted]
+        return xxhash.xxh3_128_hexdigest("".join(file.xxh3 for file in files if file is not None).encode())
 
     def stretches(self) -> list[tuple[int, int]]:
         """(start, stop) of the rows that lie in one shard, ascending, as far as the first checkpoint has them."""
@@ -167,6 +212,11 @@ class Manifest(_Entry):
     def content(self) -> bytes:
         """What the file holds."""
         return self.model_dump_json(indent=1).encode()
+
+
+def shard_files(shard: ShardEntry) -> list[FileEntry]:
+    """Those of one stretch at one checkpoint."""
+    return [file for file in (shard.rows, shard.columns, shard.representations) if file is not None]
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -93,4 +93,13 @@ def _begun(builder: Builder, current: Manifest, new: Sequence[Checkpoint]) -> Ma
         checkpoints=[*current.checkpoints, *checkpoint_entries(builder.directory, new)],
         task=task_entry(builder.task, model, read_row_ids(builder.directory, current).live_ids()),
     )
-    return save_pending(builder.directory, manifest)
+    return save_pending(builder.directory, _without_old_representations(manifest))
+
+
+def _without_old_representations(manifest: Manifest) -> Manifest:
+    """Those of what was the last checkpoint count no longer."""
+    shards = [
+        shard if shard.checkpoint in manifest.represented else shard.model_copy(update={"representations": None})
+        for shard in manifest.shards
+    ]
+    return manifest.model_copy(update={"shards": shards})

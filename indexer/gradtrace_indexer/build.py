@@ -17,7 +17,15 @@ from gradtrace.errors import CheckpointError, StoreError
 from gradtrace.fingerprint import task_entry
 from gradtrace.guards import check_dataset
 from gradtrace.index import Index, open_index
-from gradtrace.manifest import MANIFEST_NAME, BasisEntry, BasisKind, Manifest, Precision, read_manifest
+from gradtrace.manifest import (
+    MANIFEST_NAME,
+    BasisEntry,
+    BasisKind,
+    Manifest,
+    Precision,
+    RepresentationsEntry,
+    read_manifest,
+)
 from gradtrace.precision import STORED_DTYPES
 from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.task import Task
@@ -164,6 +172,7 @@ def _begun(
         column_scales=scales,
         levels=levels,
         rows=rows,
+        representations=_representations(reference),
         shard_rows=max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // layout.bytes)),
         shards=[],
         libraries={
@@ -173,3 +182,8 @@ def _begun(
         },
     )
     return save_pending(builder.directory, manifest)
+
+
+def _representations(model: GradientModel) -> RepresentationsEntry | None:
+    found = model.representation
+    return None if found is None else RepresentationsEntry(source=found.source, dimensions=found.dimensions)

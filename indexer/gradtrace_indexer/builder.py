@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -28,7 +29,7 @@ from gradtrace.index import indexed_checkpoint
 from gradtrace.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
 from gradtrace.precision import load_column_scales
 from gradtrace.row_ids import read_row_ids
-from gradtrace.shards import ShardLayout
+from gradtrace.shards import ShardLayout, representation_layout
 from gradtrace.task import Task
 from gradtrace_indexer.files import write_file
 from gradtrace_indexer.fit import Samples, write_curvature
@@ -67,6 +68,16 @@ def missing_shards(manifest: Manifest) -> list[ShardTask]:
 def shard_name(manifest: Manifest, checkpoint: int, start: int) -> str:
     """Of a new shard's files, without folder and ending: no other generation's shard has it."""
     return f"{manifest.checkpoints[checkpoint].name}/{start:09d}.{manifest.generation}"
+
+
+def representation_writer(
+    directory: Path, manifest: Manifest, checkpoint: int, start: int, rows: int
+) -> ShardWriter | None:
+    """Of the representations that belong to a new shard; None where rows have none at its checkpoint."""
+    if manifest.representations is None or checkpoint not in manifest.represented:
+        return None
+    layout = representation_layout(rows, manifest.representations.dimensions)
+    return ShardWriter(directory, f"representations/{shard_name(manifest, checkpoint, start)}.rows", layout)
 
 
 def with_shard(manifest: Manifest, shard: ShardEntry) -> Manifest:
@@ -160,16 +171,16 @@ class Builder:
         total = sum(task.stop - task.start for task in tasks)
         with tqdm(total=total, unit=" rows", desc="index", disable=not self.progress) as bar:
             for number, of_checkpoint in groupby(tasks, key=lambda task: task.checkpoint):
-                workers = self._workers(manifest.checkpoints[number], basis)
+                workers = self._workers(manifest.checkpoints[number], basis, number in manifest.represented)
                 for task in of_checkpoint:
                     shard = self._write_shard(manifest, workers, task, bar)
                     manifest = save_pending(self.directory, with_shard(manifest, shard))
         return manifest
 
-    def _workers(self, entry: CheckpointEntry, basis: Basis) -> RowWorkers:
+    def _workers(self, entry: CheckpointEntry, basis: Basis, represent: bool) -> RowWorkers:
         count = min(_MOST_WORKERS, torch.get_num_threads()) if self.device.type == "cpu" else 1
         checkpoint = indexed_checkpoint(self.directory, entry)
-        return RowWorkers([self.model(checkpoint) for _ in range(count)], basis)
+        return RowWorkers([self.model(checkpoint) for _ in range(count)], basis, represent)
 
     def _write_shard(self, manifest: Manifest, workers: RowWorkers, task: ShardTask, bar: tqdm[Any]) -> ShardEntry:
         """The rows of one stretch at one checkpoint, in batches counted from its start."""
@@ -177,11 +188,16 @@ class Builder:
         layout = ShardLayout(len(ids), tuple(manifest.levels), manifest.precision)
         name = shard_name(manifest, task.checkpoint, task.start)
         column_scales = load_column_scales(self.directory, manifest)
-        with ShardWriter(self.directory, f"rows/{name}.rows", layout, column_scales) as writer:
-            columns = write_rows(self.task, workers, ids.tolist(), self.batch_size, writer, bar.update)
-            entry = writer.commit()
+        with ExitStack() as writers:
+            writer = writers.enter_context(ShardWriter(self.directory, f"rows/{name}.rows", layout, column_scales))
+            second = representation_writer(self.directory, manifest, task.checkpoint, task.start, len(ids))
+            if second is not None:
+                writers.enter_context(second)
+            columns = write_rows(self.task, workers, ids.tolist(), self.batch_size, writer, bar.update, second)
+            entry, represented = writer.commit(), None if second is None else second.commit()
         return ShardEntry(
             **task._asdict(),
             rows=entry,
+            representations=represented,
             columns=write_file(self.directory, f"columns/{name}.parquet", columns.parquet()),
         )

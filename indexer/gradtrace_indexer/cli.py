@@ -21,6 +21,7 @@ from gradtrace_indexer.build import build_index
 from gradtrace_indexer.compact import compact as compact_index
 from gradtrace_indexer.delete import delete_rows
 from gradtrace_indexer.description import describe, describe_searcher, details
+from gradtrace_indexer.fit_representer import fit_representer
 from gradtrace_indexer.select import explained, mean_losses, plot_selection, selection_index
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_indexer.verify import verify as verify_index
@@ -165,6 +166,21 @@ def delete(
 def compact(index: IndexArgument) -> None:
     """Rewrite shards without deleted rows and merge small ones; answers stay the same."""
     typer.echo(f"{index}: {describe(compact_index(index))}")
+
+
+@app.command()
+def representer(
+    index: IndexArgument,
+    l2: Annotated[float, typer.Option(help="Weight of the regularisation.")] = 0.003,
+) -> None:
+    """Refit the last layer on the index's representations, for queries with the method "representer".
+
+    Run it again after rows or checkpoints came or went.
+    """
+    manifest = fit_representer(index, l2=l2)
+    typer.echo(f"{index}: {describe(manifest)}")
+    if manifest.representer is not None:
+        typer.echo(f"its weights are the sum of the rows' shares but for {manifest.representer.residual:.1e} of them")
 
 
 @app.command()

@@ -25,6 +25,8 @@ _FOLDERS = (
     "row_ids",
     "deleted",
     "searchers",
+    "representations",
+    "representer",
 )  # nothing but files of generations is in these
 
 

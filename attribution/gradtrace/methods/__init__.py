@@ -6,9 +6,13 @@ from gradtrace.errors import QueryError
 from gradtrace.manifest import Manifest
 from gradtrace.methods.method import Method, Scoring
 from gradtrace.methods.options import Options, Similarity, Weights
+from gradtrace.methods.representer import Representer
+from gradtrace.methods.repsim import RepSim
 from gradtrace.methods.tracin import Cosine, GradDot, TracIn
 
-METHODS: dict[str, Method] = {method.name: method for method in (TracIn(), GradDot(), Cosine())}
+METHODS: dict[str, Method] = {
+    method.name: method for method in (TracIn(), GradDot(), Cosine(), RepSim(), Representer())
+}
 
 
 def available_methods(manifest: Manifest) -> list[str]:
