@@ -6,6 +6,7 @@ from gradtrace_indexer.build import build_index
 from gradtrace_indexer.compact import compact
 from gradtrace_indexer.delete import delete_rows
 from gradtrace_indexer.generations import discard, kept_generations, prune, roll_back
+from gradtrace_indexer.representer import fit_representer
 from gradtrace_indexer.searcher_build import set_searcher
 from gradtrace_indexer.verify import verify
 
@@ -16,6 +17,7 @@ __all__ = [
     "compact",
     "delete_rows",
     "discard",
+    "fit_representer",
     "kept_generations",
     "prune",
     "roll_back",

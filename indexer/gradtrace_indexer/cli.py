@@ -21,7 +21,7 @@ from gradtrace_indexer.build import build_index
 from gradtrace_indexer.compact import compact as compact_index
 from gradtrace_indexer.delete import delete_rows
 from gradtrace_indexer.description import describe, describe_searcher, details
-from gradtrace_indexer.fit_representer import fit_representer
+from gradtrace_indexer.representer import fit_representer
 from gradtrace_indexer.select import explained, mean_losses, plot_selection, selection_index
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_indexer.verify import verify as verify_index

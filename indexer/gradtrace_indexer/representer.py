@@ -18,7 +18,8 @@ from gradtrace_indexer.files import write_file
 from gradtrace_indexer.generations import publish, successor, updating
 
 _RESIDUAL = 1e-4  # of the decomposition, relative to the weights, at which the fit has converged
-_ITERATIONS = 1000
+_ROUNDS = 200  # of L-BFGS
+_TINY = 1e-300
 _BLOCK_ROWS = 4096
 
 
@@ -26,8 +27,7 @@ def fit_representer(path: str | Path, *, l2: float = 0.003) -> Manifest:
     """Publish a generation with the last layer refitted to the rows' labels, and each row's share in its weights.
 
     Offline, without the task or the model. It holds the representations of all rows in memory, 8 bytes a value, and
-    stores 4 bytes for each row and class. Rows or checkpoints that come or go make it stale: run it again
-    then.
+    stores 4 bytes for each row and class. Rows or checkpoints that come or go make it stale: run it again.
 
     Args:
         l2: the weight of the regularisation (Yeh et al. 2018; 0.003 in the authors' code). The smaller, the closer the
@@ -45,28 +45,38 @@ def fit_representer(path: str | Path, *, l2: float = 0.003) -> Manifest:
     if not 0 < l2 < float("inf"):
         raise StoreError(f"l2 must be a number above zero, not {l2}")
     with updating(directory, "fit representer") as (current, _):
-        problems = check_files(directory, current, deep=True)
-        if problems:
-            raise CorruptIndexError(f"{directory} is damaged: {'; '.join(problems)}. Restore the files, or rebuild it")
-        store = representation_store(directory, current)
-        if store is None:
-            raise StoreError(f"{directory} cannot answer by 'representer': {lacks_representations(current)}")
-        live = torch.from_numpy(store.row_ids.live())
-        labels, classes = _labels(directory, store, live)
-        fits = [_fitted(_inputs(store, place)[live], labels, classes, l2) for place in range(store.checkpoints)]
-        shares = torch.zeros(store.checkpoints, store.rows, fits[0][0].shape[0])
-        shares[:, live] = torch.stack([own for _, own, _ in fits]).float()
-        content = {"weights": torch.stack([weights for weights, _, _ in fits]), "shares": shares}
+        store = _whole_store(directory, current)
         after = successor(current, "fit representer")
-        entry = RepresenterEntry(
-            file=write_file(directory, f"representer/{after.generation}.safetensors", safetensors.torch.save(content)),
-            l2=l2,
-            classes=classes,
-            fitted_rows=len(labels),
-            residual=max(residual for _, _, residual in fits),
-            rows=current.representations_digest(),
-        )
+        entry = _entry(directory, after, store, l2)
         return publish(directory, after.model_copy(update={"representer": entry}))
+
+
+def _whole_store(directory: Path, current: Manifest) -> RowStore:
+    problems = check_files(directory, current, deep=True)
+    if problems:
+        raise CorruptIndexError(f"{directory} is damaged: {'; '.join(problems)}. Restore the files, or rebuild it")
+    store = representation_store(directory, current)
+    if store is None:
+        raise StoreError(f"{directory} cannot answer by 'representer': {lacks_representations(current)}")
+    return store
+
+
+def _entry(directory: Path, manifest: Manifest, store: RowStore, l2: float) -> RepresenterEntry:
+    """Fit at each trained model, and write the file."""
+    live = torch.from_numpy(store.row_ids.live())
+    labels, classes = _labels(directory, store, live)
+    fits = [_fitted(_inputs(store, place)[live], labels, classes, l2) for place in range(store.checkpoints)]
+    shares = torch.zeros(store.checkpoints, store.rows, classes or 1)
+    shares[:, live] = torch.stack([own for _, own, _ in fits]).float()
+    content = {"weights": torch.stack([weights for weights, _, _ in fits]), "shares": shares}
+    return RepresenterEntry(
+        file=write_file(directory, f"representer/{manifest.generation}.safetensors", safetensors.torch.save(content)),
+        l2=l2,
+        classes=classes,
+        fitted_rows=len(labels),
+        residual=max(residual for _, _, residual in fits),
+        rows=manifest.representations_digest(),
+    )
 
 
 def _labels(directory: Path, store: RowStore, live: Tensor) -> tuple[Tensor, int | None]:
@@ -90,36 +100,24 @@ def _inputs(store: RowStore, place: int) -> Tensor:
 
 
 def _fitted(f: Tensor, labels: Tensor, classes: int | None, l2: float) -> tuple[Tensor, Tensor, float]:
-    """Weights [outputs, F], shares [n, outputs], and the residual of their decomposition, see `refit`.
-
-    L-BFGS in the coordinates in which the inputs, and the regularisation, have unit covariance: there it takes few
-    steps, whatever the scales of the features.
-    """
-    n = len(f)
-    energies, axes = torch.linalg.eigh(f.T @ f / n)
-    even = (axes * (energies.clamp_min(0) + 2 * l2).rsqrt()) @ axes.T  # [F, F], symmetric
-    coordinates = torch.zeros(classes or 1, f.shape[1], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [coordinates], max_iter=1, history_size=20, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe"
-    )
+    """Weights [outputs, F], shares [n, outputs], and the residual of their decomposition, see `refit`."""
+    weights = torch.zeros(classes or 1, f.shape[1], dtype=torch.float64)
+    optimizer = torch.optim.LBFGS([weights], tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
-        weights = coordinates.detach() @ even
         outputs = f @ weights.T  # [n, outputs]
-        slopes = loss_slopes(outputs, labels, classes)
-        coordinates.grad = (slopes.T @ f / n + 2 * l2 * weights) @ even
+        weights.grad = loss_slopes(outputs, labels, classes).T @ f / len(f) + 2 * l2 * weights
         return _mean_loss(outputs, labels, classes) + l2 * weights.square().sum()
 
-    for _ in range(_ITERATIONS):
-        optimizer.step(objective)
-        weights = coordinates.detach() @ even
-        shares = loss_slopes(f @ weights.T, labels, classes) / (-2 * l2 * n)
-        residual = float((shares.T @ f - weights).norm() / weights.norm().clamp_min(1e-300))
+    for _ in range(_ROUNDS):
+        optimizer.step(objective)  # 20 iterations
+        shares = loss_slopes(f @ weights.T, labels, classes) / (-2 * l2 * len(f))
+        residual = float((shares.T @ f - weights).norm() / weights.norm().clamp_min(_TINY))
         if residual <= _RESIDUAL or not weights.any():
             return weights, shares, residual
     raise StoreError(
-        f"the last layer's refit came no nearer to its minimum than {residual:.1e} of its weights in {_ITERATIONS} "
-        "steps: choose a larger l2"
+        f"the refitted layer is still {residual:.1e} of its weights away from the sum of the rows' shares: choose a "
+        "larger l2"
     )
 
 
