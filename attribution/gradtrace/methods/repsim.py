@@ -76,6 +76,10 @@ class _Cosine(_Dot):
     def _row_side(self, representations: Tensor) -> Tensor:
         return self._query_side(representations)
 
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
+        scale = inverse(torch.linalg.vector_norm(rows, dim=1))  # of the products: there are fewer than values
+        return [(rows @ vector).mul_(scale) for vector in vectors]
+
 
 class _Distance(_Dot):
     """-|q - r|^2 = <(q, |q|^2, 1), (2 r, -1, -|r|^2)>"""
@@ -87,6 +91,10 @@ class _Distance(_Dot):
     def _row_side(self, representations: Tensor) -> Tensor:
         square = representations.square().sum(-1, keepdim=True)
         return torch.cat([2 * representations, -torch.ones_like(square), -square], dim=-1)
+
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
+        squares = torch.linalg.vector_norm(rows, dim=1).square_()
+        return [(rows @ v[:-2]).mul_(2).sub_(v[-2]).sub_(squares * v[-1]) for v in vectors]
 
 
 _SCORINGS = {"cosine": _Cosine, "dot": _Dot, "l2": _Distance}
