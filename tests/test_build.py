@@ -240,6 +240,7 @@ NAMES = [
     "curvature/1.pt.1.safetensors",
     "curvature/2.pt.1.safetensors",
     "manifest.json",
+    "representations/2.pt/000000000.1.rows",
     "rows/1.pt/000000000.1.rows",
     "rows/2.pt/000000000.1.rows",
 ]

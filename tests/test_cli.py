@@ -61,6 +61,7 @@ def test_one_program_has_the_commands_of_every_room() -> None:
         "delete",
         "compact",
         "kernels",
+        "representer",
         "rollback",
         "prune",
         "discard",
@@ -192,6 +193,9 @@ def test_the_life_of_an_index(digits_index: DigitsRun, tmp_path: Path) -> None:
     assert "400 rows x 2 checkpoints" in invoke("rollback", index, "1")
     assert "400 rows x 2 checkpoints" in invoke("prune", index, "--keep", "1")
     assert "kept" not in invoke("info", index)
+    assert "no last layer refitted" in invoke("info", index)
+    assert "sum of the rows' shares" in invoke("representer", index, "--l2", "0.01")
+    assert "refitted on them with l2 0.01" in invoke("info", index)
     assert "nothing unfinished" in invoke("discard", index)
     assert "is whole" in invoke("verify", index, "--all")
 

@@ -13,6 +13,7 @@ from gradtrace.candidates import Searcher
 from gradtrace.encoder import GradientModel
 from gradtrace.kernels import Kernel
 from gradtrace.manifest import Manifest
+from gradtrace.refit import Refit
 from gradtrace.store import RowStore
 from gradtrace.task import Task
 
@@ -22,6 +23,7 @@ class IndexContents:
     """models: of every checkpoint, in the manifest's order;  bases: of every training run, on the models' device
     curvature: as `load_curvature` returns it
     kernels: TRAK's, by checkpoint, on that device
+    representations: see `representation_store`;  refit: of the last layer, if there is one for these rows
     adam_factors: see `methods.tracin_adam`, by checkpoint, those that were asked for so far
     """
 
@@ -34,6 +36,8 @@ class IndexContents:
     store: RowStore
     searcher: Searcher
     kernels: Mapping[int, Kernel]
+    representations: RowStore | None
+    refit: Refit | None
     adam_factors: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def basis_of(self, checkpoint: int) -> Basis:

@@ -31,11 +31,11 @@ from gradtrace.kernels import load_kernels
 from gradtrace.layer_shares import layer_shares
 from gradtrace.manifest import read_manifest
 from gradtrace.queries import QUERY_BATCH, Query, require_labels, resolve_queries
+from gradtrace.refit import load_refit
 from gradtrace.results import InfluenceResult, Recall
 from gradtrace.row_filter import RowFilter
-from gradtrace.search import exhaustive_scores
 from gradtrace.searchers import open_searcher
-from gradtrace.store import RowStore, check_files
+from gradtrace.store import RowStore, check_files, representation_store
 from gradtrace.task import Example, Task
 
 T = TypeVar("T")
@@ -61,7 +61,9 @@ class Index:
     def __init__(self, contents: IndexContents) -> None:
         self._contents = contents
         self.task, self.manifest, store = contents.task, contents.manifest, contents.store
-        store.open_all()  # an open index answers even when its generation is pruned
+        for one in (store, contents.representations):
+            if one is not None:
+                one.open_all()  # an open index answers even when its generation is pruned
         self._row_ids = store.row_ids
         self.rows, self.present = self._row_ids.rows, self._row_ids.present
         self.methods = tuple(methods.available_methods(self.manifest))
@@ -123,8 +125,7 @@ class Index:
             vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
         with self._timed("search"):
             wanted = k * rescoring.CANDIDATES if rescore else k
-            scale = scoring.row_scale()
-            found = scoring.searcher.search(vectors, scoring.blocks, wanted, row_scale=scale, allowed=allowed)
+            found = scoring.search(vectors, wanted, allowed)
         groups = zip(_grouped(queries, aggregate), _grouped(losses, aggregate), found, strict=True)
         drafts = [Draft(*one) for one in groups]
         if rescore:
@@ -158,7 +159,7 @@ class Index:
         """
         scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
         vectors, _ = scoring.query_vectors(self._resolved(examples, target))
-        return self._row_ids.spread(exhaustive_scores(scoring.store, vectors, scoring.blocks, scoring.row_scale()))
+        return self._row_ids.spread(scoring.scores(vectors))
 
     def pairs(
         self,
@@ -222,8 +223,7 @@ class Index:
         vectors, _ = scoring.query_vectors(self._resolved(examples, target))
         vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
         some = vectors.split(max(1, _SCORES_TOGETHER // scoring.store.rows))
-        scores = (exhaustive_scores(scoring.store, part, scoring.blocks, scoring.row_scale()) for part in some)
-        return [groups.influence(own) for part in scores for own in part]
+        return [groups.influence(own) for part in some for own in scoring.scores(part)]
 
     def self_influence(
         self,
@@ -313,8 +313,7 @@ class Index:
     def _place(self, drafts: Sequence[Draft], vectors: Tensor, scoring: methods.Scoring) -> None:
         for start in range(0, len(drafts), QUERY_BATCH):
             some = slice(start, start + QUERY_BATCH)
-            scores = exhaustive_scores(scoring.store, vectors[some], scoring.blocks, scoring.row_scale())
-            for draft, own in zip(drafts[some], scores, strict=True):
+            for draft, own in zip(drafts[some], scoring.scores(vectors[some]), strict=True):
                 draft.place_among(own, self._row_ids.live())
 
     @contextmanager
@@ -373,7 +372,18 @@ def open_index(
     for entry, model in zip(manifest.checkpoints, models, strict=True):
         require_layers(bases[entry.run], model.plan.layers)
     check_probe_losses(task, models[manifest.last_checkpoint], manifest.task)
-    curvature = load_curvature(directory, manifest)
-    found = open_searcher(directory, manifest, store, searcher, where)
-    kernels = load_kernels(directory, manifest, where)
-    return Index(IndexContents(directory, manifest, task, models, bases, curvature, store, found, kernels))
+    return Index(
+        IndexContents(
+            directory,
+            manifest,
+            task,
+            models,
+            bases,
+            load_curvature(directory, manifest),
+            store,
+            open_searcher(directory, manifest, store, searcher, where),
+            load_kernels(directory, manifest, where),
+            representation_store(directory, manifest),
+            load_refit(directory, manifest),
+        )
+    )

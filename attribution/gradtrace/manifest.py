@@ -34,6 +34,7 @@ Operation = Literal[
     "roll back",
     "set searcher",
     "add kernels",
+    "fit representer",
 ]
 
 
@@ -105,6 +106,25 @@ class ShardEntry(_Entry):
     stop: int
     rows: FileEntry
     columns: FileEntry
+    representations: FileEntry | None = None  # at the checkpoints of Manifest.represented, as a shard of one level
+
+
+class RepresentationsEntry(_Entry):
+    """The last hidden representations of the rows, float16 in shards of one level."""
+
+    source: str  # the layer whose input they are, or "Task.representation"
+    dimensions: int
+
+
+class RepresenterEntry(_Entry):
+    """The last layer refitted on the representations (Yeh et al. 2018), and each row's share in its weights."""
+
+    file: FileEntry
+    l2: float
+    classes: int | None  # None: it predicts a value
+    fitted_rows: int
+    residual: float  # norm of the shares' sum less the weights, relative to the weights; the largest of all checkpoints
+    rows: str  # Manifest.representations_digest of what it was fitted on
 
 
 class RecallEntry(_Entry):
@@ -156,6 +176,8 @@ class Manifest(_Entry):
     shard_rows: int
     shards: list[ShardEntry]
     libraries: dict[str, str]
+    representations: RepresentationsEntry | None = None  # None: the model has none
+    representer: RepresenterEntry | None = None
     searcher: SearcherEntry | None = None  # None: exact search alone
     kernels: KernelsEntry | None = None  # None: no answers by TRAK
     checksum: str = ""  # xxh3-128 of the file's bytes with this text left empty
@@ -165,12 +187,18 @@ class Manifest(_Entry):
         """Position of the last run's trained model, of which predictions and losses are told."""
         return trained_models(self.checkpoints)[-1]
 
+    @property
+    def represented(self) -> list[int]:
+        """Positions of the checkpoints at which rows have representations."""
+        return [] if self.representations is None else trained_models(self.checkpoints)
+
     def files(self) -> list[FileEntry]:
         """Every file of this generation beside the manifest itself."""
         some = [entry for entry in (self.row_ids, self.deleted) if entry is not None]
         some += [self.searcher.file] if self.searcher and not self.searcher_is_stale() else []
         some += self.kernels.files.values() if self.kernels else []
-        shards = [file for shard in self.shards for file in (shard.rows, shard.columns)]
+        some += [self.representer.file] if self.representer and not self.representer_is_stale() else []
+        shards = [file for shard in self.shards for file in shard_files(shard)]
         return [*self.basis.files, *self.column_scales, *self.curvature, *some, *shards]
 
     def searcher_is_stale(self) -> bool:
@@ -181,6 +209,15 @@ class Manifest(_Entry):
         """Names of the checkpoints without a kernel."""
         there = self.kernels.files if self.kernels else {}
         return [entry.name for entry in self.checkpoints if entry.kind == "weights" and entry.name not in there]
+
+    def representer_is_stale(self) -> bool:
+        """Whether the refitted layer is of other rows or checkpoints than these, so that it must not answer."""
+        return self.representer is not None and self.representer.rows != self.representations_digest()
+
+    def representations_digest(self) -> str:
+        """Tells apart what is in the rows' representations, and which rows are deleted: xxh3-128 over checksums."""
+        files = [*(shard.representations for shard in self.shards), self.deleted]
+        return xxhash.xxh3_128_hexdigest("".join(file.xxh3 for file in files if file is not None).encode())
 
     def stretches(self) -> list[tuple[int, int]]:
         """(start, stop) of the rows that lie in one shard, ascending, as far as the first checkpoint has them."""
@@ -216,6 +253,11 @@ def weights_positions(entries: Sequence[CheckpointEntry]) -> list[int]:
 def trained_models(entries: Sequence[CheckpointEntry]) -> list[int]:
     """The position of each run's last checkpoint, by run."""
     return [run[-1] for run in by_run(entries, weights_positions(entries))]
+
+
+def shard_files(shard: ShardEntry) -> list[FileEntry]:
+    """Those of one stretch at one checkpoint."""
+    return [file for file in (shard.rows, shard.columns, shard.representations) if file is not None]
 
 
 def read_manifest(directory: Path) -> Manifest:

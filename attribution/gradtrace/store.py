@@ -21,7 +21,7 @@ from gradtrace.errors import CorruptIndexError, QueryError
 from gradtrace.manifest import FileEntry, Manifest
 from gradtrace.precision import decode, load_column_scales, unpack
 from gradtrace.row_ids import RowIds, read_row_ids
-from gradtrace.shards import Shard, ShardLayout, hash_file
+from gradtrace.shards import REPRESENTATION_PRECISION, Shard, ShardLayout, hash_file
 
 _HASH_THREADS = 4
 _SCAN_SHARE = 8  # if pages that hold one byte in so many are wanted, reading all is cheaper than one page at a time
@@ -39,9 +39,9 @@ class RowStore:
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.rows = manifest.rows
-        self.dimensions = manifest.basis.dimensions
         self.checkpoints = len(manifest.checkpoints)
         self.levels = list(manifest.levels)
+        self.dimensions = self.levels[-1]
         self._directory = directory
         self._manifest = manifest
         self._open: dict[str, Shard] = {}
@@ -231,6 +231,35 @@ class RowStore:
                 return file.read()
         except (OSError, pyarrow.ArrowException) as error:
             raise CorruptIndexError(f"{path} cannot be read: {error}; restore it or rebuild the index") from error
+
+
+def representation_store(directory: Path, manifest: Manifest) -> RowStore | None:
+    """The rows' representations in the place of their gradients, at the checkpoints `manifest.represented` alone, which
+    are counted from 0 here. None where there are none.
+
+    Raises:
+        CorruptIndexError: some are missing.
+    """
+    if manifest.representations is None:
+        return None
+    places = {checkpoint: place for place, checkpoint in enumerate(manifest.represented)}
+    shards = [
+        shard.model_copy(update={"checkpoint": places[shard.checkpoint], "rows": shard.representations})
+        for shard in manifest.shards
+        if shard.checkpoint in places and shard.representations is not None
+    ]
+    return RowStore(
+        directory,
+        manifest.model_copy(
+            update={
+                "checkpoints": [manifest.checkpoints[checkpoint] for checkpoint in places],
+                "levels": [manifest.representations.dimensions],
+                "precision": REPRESENTATION_PRECISION,
+                "column_scales": None,
+                "shards": shards,
+            }
+        ),
+    )
 
 
 def check_files(directory: Path, manifest: Manifest, deep: bool) -> list[str]:

@@ -49,6 +49,14 @@ class Task(ABC):
         predictions in answers, for queries without a label, and for curvature from the model's own labels."""
         raise NotImplementedError
 
+    def representation(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The last hidden representation of each example, [batch, features] floating point.
+
+        Default: the input of the model's last Linear layer, where that is one vector for each example. Models of
+        sequences, say, define it: a mean over the tokens, or the last one's.
+        """
+        raise NotImplementedError
+
     def collate(self, examples: list[Example]) -> Batch:
         """Stack examples into a batch. Default: PyTorch's `default_collate`."""
         return default_collate(examples)
@@ -101,6 +109,10 @@ class Task(ABC):
     @property
     def has_predict(self) -> bool:
         return type(self).predict is not Task.predict
+
+    @property
+    def has_representation(self) -> bool:
+        return type(self).representation is not Task.representation
 
     @property
     def has_measurement(self) -> bool:

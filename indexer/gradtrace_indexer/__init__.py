@@ -15,6 +15,7 @@ from gradtrace_indexer.ground_truth import (
     subset_outputs,
 )
 from gradtrace_indexer.kernel_build import add_kernels
+from gradtrace_indexer.representer import fit_representer
 from gradtrace_indexer.retraining import Retrainings
 from gradtrace_indexer.searcher_build import set_searcher
 from gradtrace_indexer.verify import verify
@@ -32,6 +33,7 @@ __all__ = [
     "delete_rows",
     "discard",
     "downsampling",
+    "fit_representer",
     "kept_generations",
     "leave_one_out",
     "prune",

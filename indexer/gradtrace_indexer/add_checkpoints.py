@@ -149,7 +149,8 @@ def _begun(builder: Builder, current: Manifest, new: Sequence[Checkpoint], run: 
     }
     if run == run_number(current, None):  # else the model that predictions are told of stays
         changes["task"] = task_entry(builder.task, model, read_row_ids(builder.directory, current).live_ids())
-    return save_pending(builder.directory, successor(current, "add checkpoints", **changes))
+    manifest = successor(current, "add checkpoints", **changes)
+    return save_pending(builder.directory, _without_old_representations(manifest))
 
 
 def _begun_run(builder: Builder, current: Manifest, checkpoints: Sequence[Checkpoint]) -> Manifest:
@@ -169,4 +170,13 @@ def _begun_run(builder: Builder, current: Manifest, checkpoints: Sequence[Checkp
         column_scales=[*current.column_scales, *fit.column_scales],
         task=task_entry(builder.task, fit.reference, live),
     )
-    return save_pending(builder.directory, manifest)
+    return save_pending(builder.directory, _without_old_representations(manifest))
+
+
+def _without_old_representations(manifest: Manifest) -> Manifest:
+    """Those of what was the last checkpoint count no longer."""
+    shards = [
+        shard if shard.checkpoint in manifest.represented else shard.model_copy(update={"representations": None})
+        for shard in manifest.shards
+    ]
+    return manifest.model_copy(update={"shards": shards})

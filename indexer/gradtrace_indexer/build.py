@@ -12,11 +12,21 @@ import numpy as np
 import torch
 
 from gradtrace.checkpoints import Checkpoint
+from gradtrace.encoder import GradientModel
 from gradtrace.errors import CheckpointError, RecordingError, StoreError
 from gradtrace.fingerprint import task_entry
 from gradtrace.guards import check_dataset
 from gradtrace.index import Index, open_index
-from gradtrace.manifest import MANIFEST_NAME, BasisEntry, BasisKind, CheckpointEntry, Manifest, Precision, read_manifest
+from gradtrace.manifest import (
+    MANIFEST_NAME,
+    BasisEntry,
+    BasisKind,
+    CheckpointEntry,
+    Manifest,
+    Precision,
+    RepresentationsEntry,
+    read_manifest,
+)
 from gradtrace.precision import STORED_DTYPES
 from gradtrace.recording import read_recording
 from gradtrace.shards import ShardLayout, default_levels
@@ -187,6 +197,7 @@ def _begun(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, sp
         column_scales=[file for fit in fits for file in fit.column_scales],
         levels=levels,
         rows=rows,
+        representations=_representations(fits[-1].reference),
         shard_rows=max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // layout.bytes)),
         shards=[],
         libraries={
@@ -207,3 +218,8 @@ def check_dimensions(fits: Sequence[RunFit], dimensions: int) -> int:
             f"{max(dimensions, *found)}: build with dimensions={min(dimensions, *found)}"
         )
     return dimensions
+
+
+def _representations(model: GradientModel) -> RepresentationsEntry | None:
+    found = model.representation
+    return None if found is None else RepresentationsEntry(source=found.source, dimensions=found.dimensions)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -31,7 +32,7 @@ from gradtrace.moments import SecondMoments
 from gradtrace.precision import load_column_scales
 from gradtrace.recording import Recording
 from gradtrace.row_ids import read_row_ids
-from gradtrace.shards import ShardLayout
+from gradtrace.shards import ShardLayout, representation_layout
 from gradtrace.task import Task
 from gradtrace_indexer.files import write_file
 from gradtrace_indexer.fit import FitSpec, RunFit, Samples, fit_run, write_curvature
@@ -71,6 +72,16 @@ def missing_shards(manifest: Manifest) -> list[ShardTask]:
 def shard_name(manifest: Manifest, checkpoint: int, start: int) -> str:
     """Of a new shard's files, without folder and ending: no other generation's shard has it."""
     return f"{manifest.checkpoints[checkpoint].name}/{start:09d}.{manifest.generation}"
+
+
+def representation_writer(
+    directory: Path, manifest: Manifest, checkpoint: int, start: int, rows: int
+) -> ShardWriter | None:
+    """Of the representations that belong to a new shard; None where rows have none at its checkpoint."""
+    if manifest.representations is None or checkpoint not in manifest.represented:
+        return None
+    layout = representation_layout(rows, manifest.representations.dimensions)
+    return ShardWriter(directory, f"representations/{shard_name(manifest, checkpoint, start)}.rows", layout)
 
 
 def with_shard(manifest: Manifest, shard: ShardEntry) -> Manifest:
@@ -209,7 +220,8 @@ class Builder:
         with tqdm(total=total, unit=" rows", desc="index", disable=not self.progress) as bar:
             for number, of_checkpoint in groupby(tasks, key=lambda task: task.checkpoint):
                 entry = manifest.checkpoints[number]
-                workers = self._workers(entry, bases[entry.run]) if entry.kind != "recorded" else None
+                represents = number in manifest.represented
+                workers = self._workers(entry, bases[entry.run], represents) if entry.kind != "recorded" else None
                 for task in of_checkpoint:
                     shard = (
                         self._write_shard(manifest, workers, task, bar)
@@ -219,10 +231,10 @@ class Builder:
                     manifest = save_pending(self.directory, with_shard(manifest, shard))
         return manifest
 
-    def _workers(self, entry: CheckpointEntry, basis: Basis) -> RowWorkers:
+    def _workers(self, entry: CheckpointEntry, basis: Basis, represent: bool) -> RowWorkers:
         count = min(_MOST_WORKERS, torch.get_num_threads()) if self.device.type == "cpu" else 1
         checkpoint = indexed_checkpoint(self.directory, entry)
-        return RowWorkers([self.model(checkpoint) for _ in range(count)], basis)
+        return RowWorkers([self.model(checkpoint) for _ in range(count)], basis, represent)
 
     def _write_shard(self, manifest: Manifest, workers: RowWorkers, task: ShardTask, bar: tqdm[Any]) -> ShardEntry:
         """The rows of one stretch at one checkpoint, in batches counted from its start."""
@@ -231,12 +243,17 @@ class Builder:
         name = shard_name(manifest, task.checkpoint, task.start)
         column_scales = load_column_scales(self.directory, manifest)  # by training run
         own = column_scales[manifest.checkpoints[task.checkpoint].run] if column_scales else None
-        with ShardWriter(self.directory, f"rows/{name}.rows", layout, own) as writer:
-            columns = write_rows(self.task, workers, ids.tolist(), self.batch_size, writer, bar.update)
-            entry = writer.commit()
+        with ExitStack() as writers:
+            writer = writers.enter_context(ShardWriter(self.directory, f"rows/{name}.rows", layout, own))
+            second = representation_writer(self.directory, manifest, task.checkpoint, task.start, len(ids))
+            if second is not None:
+                writers.enter_context(second)
+            columns = write_rows(self.task, workers, ids.tolist(), self.batch_size, writer, bar.update, second)
+            entry, represented = writer.commit(), None if second is None else second.commit()
         return ShardEntry(
             **task._asdict(),
             rows=entry,
+            representations=represented,
             columns=write_file(self.directory, f"columns/{name}.parquet", columns.parquet()),
         )
 

@@ -26,6 +26,7 @@ from gradtrace_indexer.evaluate import evaluate as evaluate_lines
 from gradtrace_indexer.ground_truth import subset_outputs
 from gradtrace_indexer.held_out import held_out_rows
 from gradtrace_indexer.kernel_build import DAMPING, add_kernels
+from gradtrace_indexer.representer import fit_representer
 from gradtrace_indexer.retraining import Retrainings
 from gradtrace_indexer.select import explained, mean_losses, plot_selection, selection_index
 from gradtrace_indexer.task_loading import load_task
@@ -204,6 +205,21 @@ def kernels(
 ) -> None:
     """Compute what method `trak` needs, from the stored rows: one matrix for each checkpoint that lacks it."""
     typer.echo(f"{index}: {describe(add_kernels(index, damping=damping, device=device))}")
+
+
+@app.command()
+def representer(
+    index: IndexArgument,
+    l2: Annotated[float, typer.Option(help="Weight of the regularisation.")] = 0.003,
+) -> None:
+    """Refit the last layer on the index's representations, for queries with the method "representer".
+
+    Run it again after rows or checkpoints came or went.
+    """
+    manifest = fit_representer(index, l2=l2)
+    typer.echo(f"{index}: {describe(manifest)}")
+    if manifest.representer is not None:
+        typer.echo(f"its weights are the sum of the rows' shares but for {manifest.representer.residual:.1e} of them")
 
 
 @app.command()

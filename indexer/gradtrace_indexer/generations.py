@@ -30,10 +30,19 @@ _FOLDERS = (
     "deleted",
     "searchers",
     "averages",
+    "representations",
+    "representer",
 )  # nothing but files of generations is in these
 
 # The others change which rows there are, of which kernels are sums.
-_KEEPING_KERNELS: tuple[Operation, ...] = ("add checkpoints", "add run", "compact", "set searcher", "add kernels")
+_KEEPING_KERNELS: tuple[Operation, ...] = (
+    "add checkpoints",
+    "add run",
+    "compact",
+    "set searcher",
+    "add kernels",
+    "fit representer",
+)
 
 
 def successor(current: Manifest, operation: Operation, **changes: Any) -> Manifest:

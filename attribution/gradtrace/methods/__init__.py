@@ -8,6 +8,8 @@ from gradtrace.methods.hydra import Hydra
 from gradtrace.methods.influence import Influence
 from gradtrace.methods.method import Method, Scoring
 from gradtrace.methods.options import Options, Similarity, Weights
+from gradtrace.methods.representer import Representer
+from gradtrace.methods.repsim import RepSim
 from gradtrace.methods.source import FastSource, Source
 from gradtrace.methods.tracin import Cosine, GradDot, TracIn
 from gradtrace.methods.tracin_adam import TracInAdam
@@ -25,6 +27,8 @@ METHODS: dict[str, Method] = {
         FastSource(),
         Trak(),
         Hydra(),
+        RepSim(),
+        Representer(),
     )
 }
 

@@ -20,6 +20,7 @@ from gradtrace.errors import QueryError
 from gradtrace.manifest import CheckpointEntry, CheckpointKind, Manifest
 from gradtrace.methods.options import Options
 from gradtrace.queries import Query
+from gradtrace.search import SearchResult, exhaustive_scores
 from gradtrace.store import RowStore
 from gradtrace.task import Example
 
@@ -30,7 +31,8 @@ Doubles = NDArray[np.float64]
 class Scoring(ABC):
     """One request's method with its checkpoints and options, over an open index.
 
-    score(row) = row_scale[row] * sum over column blocks c of <query vector[c], row[c]>
+    score(row) = row_scale[row] * sum over column blocks c of <query vector[c], row[c]>, unless `search` and `scores`
+    are a method's own
 
     Attributes:
         store, searcher: the rows that are scored.
@@ -51,7 +53,8 @@ class Scoring(ABC):
 
     @abstractmethod
     def query_vectors(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
-        """Vectors float32 [queries, blocks, dimensions of the store], and the queries' losses at the last checkpoint.
+        """Vectors [queries, blocks, dimensions of the store], and the queries' losses at the last checkpoint. The mean
+        of several queries' vectors must give the means of their scores.
 
         Raises:
             LossError: a loss or a gradient is NaN or infinite.
@@ -59,12 +62,21 @@ class Scoring(ABC):
 
     @abstractmethod
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:
-        """What training examples have as rows, before rounding and times their scale: float32 [n, blocks, dimensions].
+        """What training examples have as rows, before rounding and times their scale: [n, blocks, dimensions]. Their
+        scores are the inner products with query vectors, summed over the blocks.
 
         Raises:
             QueryError: the method has rows of real training examples alone.
             LossError: a loss or a gradient is NaN or infinite.
         """
+
+    def search(self, vectors: Tensor, k: int, allowed: NDArray[np.bool_] | None) -> list[SearchResult]:
+        """Both ends for each query vector. allowed: bool [stored rows] that may be found; None: all."""
+        return self.searcher.search(vectors, self.blocks, k, row_scale=self.row_scale(), allowed=allowed)
+
+    def scores(self, vectors: Tensor) -> Floats:
+        """Of every row for each query vector. [queries, stored rows]"""
+        return exhaustive_scores(self.store, vectors, self.blocks, self.row_scale())
 
     def row_scale(self) -> Tensor | None:
         """Float32 [stored rows], finite; None: one."""
