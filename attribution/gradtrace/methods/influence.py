@@ -19,14 +19,14 @@ _DAMPING = 1.0  # chosen by measurement: docs/methods.md
 class Influence(Method):
     """Influence functions, Koh and Liang 2017, Equation 2: q . H^-1 g, for gradients q of the query and g of the row.
 
-    H is the Fisher information by its EK-FAC approximation, damped (Grosse et al. 2023, Equations 20 and 21; George et
-    al. 2018): diagonal in spectral coordinates, with the corrected eigenvalues lambda. Each layer is damped by its own
+    H is the Fisher information by its EK-FAC approximation, damped (Grosse et al. 2023, Section 2.2; George et al.
+    2018): diagonal in spectral coordinates, with the corrected eigenvalues lambda. Each layer is damped by its own
     mean eigenvalue times `damping`:
 
         sum over coordinates j of  q_j g_j / (lambda_j + damping * mean lambda of the layer of j)
 
-    Weight decay is part of the loss's Hessian in theory, and is left out: with it, scores predicted retraining worse
-    (docs/methods.md).
+    Weight decay is part of the loss's Hessian in theory, and is left out: with it, scores predicted retraining worse at
+    the default damping (docs/methods.md).
     """
 
     name = "influence"
