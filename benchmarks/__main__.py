@@ -34,6 +34,7 @@ BENCHMARKS = {
             for name in ("add", "append", "delete", "compact")
         ),
         ("What updates cost", "updates digits --dimensions 512"),
+        ("What recording a training costs", "recording digits --dimensions 512"),
         ("What is said when something is wrong", "messages"),
     ),
     "mnist": (
@@ -46,6 +47,7 @@ BENCHMARKS = {
         ("Time of a query", "latency mnist"),
         ("Memory of a build", "memory mnist"),
         ("What updates cost", "updates mnist"),
+        ("What recording a training costs", "recording mnist"),
     ),
     "cifar10": (
         ("Gradient rows a second", "throughput cifar10"),
@@ -53,6 +55,7 @@ BENCHMARKS = {
         ("Exact search over many rows", "million cifar10 --rows 200000 --out runs/cifar10/many"),
         ("Time of a query", "latency cifar10"),
         ("Memory of a build", "memory cifar10 --rows 5000 10000 20000"),
+        ("What recording a training costs", "recording cifar10 --rounds 6 --steps 4"),
     ),
 }
 

@@ -64,7 +64,7 @@ def derived(
         "checkpoints": [manifest.checkpoints[checkpoint] for checkpoint in checkpoints],
         "basis": manifest.basis.model_copy(update={"dimensions": dimensions}),
         "precision": precision,
-        "column_scales": None if content is None else write_file(out, "column_scales.safetensors", content),
+        "column_scales": [] if content is None else [write_file(out, "column_scales.safetensors", content)],
         "levels": levels,
         "rows": rows,
         "shard_rows": _SHARD_ROWS,

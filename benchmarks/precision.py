@@ -89,7 +89,7 @@ def rounding_rate(path: Path, manifest: Manifest, store: RowStore) -> float:
     times = []
     for _ in range(15):
         started = time.perf_counter()
-        encode(rows, manifest.precision, scales)
+        encode(rows, manifest.precision, *scales)
         times.append(time.perf_counter() - started)
     return _BATCH / float(np.median(times))
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.datasets import DATASETS, task_spec
 from gradtrace import Task, load_checkpoints
-from gradtrace.basis import load_basis
+from gradtrace.basis import load_bases
 from gradtrace.dataset import fetch
 from gradtrace.encoder import GradientModel
 from gradtrace.manifest import Manifest, read_manifest
@@ -59,9 +59,8 @@ def main() -> None:
 def query_vectors(task: Task, path: Path, manifest: Manifest, checkpoints: Path, count: int) -> Tensor:
     """TracIn's query vectors of random test examples at their own labels, [count, C, D]."""
     examples = fetch(task.query, np.random.default_rng(0).choice(len(task.query), count, replace=False).tolist())
-    entry = manifest.basis
-    basis = load_basis(path / entry.file.path, entry.kind, entry.dimensions, entry.seed)
-    vectors = torch.empty(count, len(manifest.checkpoints), entry.dimensions)
+    (basis,) = load_bases(path, manifest)
+    vectors = torch.empty(count, len(manifest.checkpoints), basis.dimensions)
     for position, checkpoint in enumerate(load_checkpoints(checkpoints)):
         model = GradientModel(task, checkpoint, torch.device("cpu"), [task.train[0], task.train[1]])
         vectors[:, position] = model.encode(basis, model.batch(examples))[0] * checkpoint.learning_rate

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.datasets import DATASETS, task_spec
-from gradtrace.basis import load_basis
+from gradtrace.basis import load_bases
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.dataset import fetch
 from gradtrace.encoder import GradientModel
@@ -65,8 +65,7 @@ def main() -> None:
     checkpoints = load_checkpoints(run / "checkpoints")
     path = run / f"index-spectral-{arguments.dimensions}-float16"
     index = build_index(task, checkpoints, path, dimensions=arguments.dimensions, precision="float16")
-    entry = index.manifest.basis
-    basis = load_basis(path / entry.file.path, entry.kind, entry.dimensions, entry.seed)
+    (basis,) = load_bases(path, index.manifest)
 
     def gradient_model() -> GradientModel:
         return GradientModel(task, checkpoints[-1], torch.device("cpu"), [task.train[0], task.train[1]])

@@ -46,11 +46,13 @@ def write_index(
         for c in range(checkpoints)
         for start in range(0, count, shard_rows)
     ]
-    (directory / "basis.safetensors").write_bytes(b"a basis")
+    for folder in ("bases", "column_scales"):
+        (directory / folder).mkdir(parents=True)
+    (directory / "bases/0.safetensors").write_bytes(b"a basis")
     (directory / "curvature").mkdir()
     (directory / "curvature" / "0.safetensors").write_bytes(b"a curvature")
     if precision == "int4":
-        (directory / "column_scales.safetensors").write_bytes(safetensors.torch.save({"column_scales": scales}))
+        (directory / "column_scales/0.safetensors").write_bytes(safetensors.torch.save({"column_scales": scales}))
     entries = [CheckpointEntry(name=f"c{c}", file="", step=c, learning_rate=0.1, sha256="") for c in range(checkpoints)]
     probe = Probe(rows=[], sha256=[], losses=[])
     task = TaskEntry(name="made", train_rows=count, parameters_sha256="", architecture_sha256="", probe=probe)
@@ -60,7 +62,7 @@ def write_index(
         requested=dimensions,
         seed=0,
         fitted_rows=count,
-        file=file_entry(directory, "basis.safetensors"),
+        files=[file_entry(directory, "bases/0.safetensors")],
     )
     return Manifest(
         generation=0,
@@ -70,7 +72,7 @@ def write_index(
         basis=basis,
         curvature=[file_entry(directory, "curvature/0.safetensors")],
         precision=precision,
-        column_scales=file_entry(directory, "column_scales.safetensors") if precision == "int4" else None,
+        column_scales=[file_entry(directory, "column_scales/0.safetensors")] if precision == "int4" else [],
         levels=levels,
         rows=count,
         shard_rows=shard_rows,

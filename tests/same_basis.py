@@ -18,7 +18,7 @@ from gradtrace_indexer.generations import save_pending
 def fresh_build(task: Task, checkpoints: Sequence[Checkpoint], directory: Path, like: Path) -> Index:
     """Build `directory` from its beginning, from where the basis is there on: that of the index `like`."""
     directory.mkdir(parents=True)
-    shutil.copy(like / "basis.safetensors", directory)
+    shutil.copytree(like / "bases", directory / "bases")
     builder = Builder(task, directory, "cpu", 128, progress=False)
     rows = np.arange(len(task.train))
     begun = {

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from gradtrace import Checkpoint, StoreError, gradients_reference, random_numbers, spectral
+from gradtrace import Checkpoint, StoreError, fisher, fisher_labels, gradients_reference, random_numbers, spectral
 from gradtrace.basis import Basis, ChosenCoordinates, load_basis
 from gradtrace.encoder import GradientModel
-from gradtrace.fisher import curvature, fisher_batches
+from gradtrace.fisher import curvature
+from gradtrace.fisher_labels import fisher_batches
 from gradtrace.layers import Layer, base
 from gradtrace.manifest import BasisKind
 from gradtrace.reference import vmapped_gradients
@@ -169,18 +170,20 @@ def test_kept_are_the_coordinates_with_the_largest_mean_square(fit: Fit) -> None
         close(fit.encode(kept), in_full(full, reference.plan.layers, fit.exact())[:, :dimensions])
 
 
-def drawn(fit: Fit, seed: int = 0) -> tuple[nn.Module, Any]:
-    """The reference model in float64, and all examples with the labels that were drawn for them."""
-    batches = list(fisher_batches(fit.reference, fit.samples, seed))
-    inputs, labels = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
+def every_class(fit: Fit) -> tuple[nn.Module, Any, Tensor]:
+    """The reference model in float64, all examples with each class in turn, and the class's probability for each."""
     model = tiny.loaded(fit.task, fit.checkpoints[-1]).double()
-    return model, (inputs.double() if inputs.is_floating_point() else inputs, labels)
+    inputs = torch.stack([x for x, _ in fit.rows])
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    chances = fit.task.predict(model, (inputs, None)).softmax(1).detach()  # [n, classes]
+    labels = torch.arange(chances.shape[1]).repeat_interleave(len(inputs))
+    return model, (inputs.repeat(chances.shape[1], *(1,) * (inputs.dim() - 1)), labels), chances.T.flatten()
 
 
 def test_rotations_are_the_eigenvectors_of_kronecker_factors(tmp_path: Path) -> None:
     """E[a aT] and E[d dT] from a forward and backward pass written out, diagonalised by NumPy."""
     fit = Fit(ClassTask(tiny.mlp, tiny.classes(300)), tmp_path)
-    model, batch = drawn(fit)
+    model, batch, weights = every_class(fit)
     hidden = model[0](batch[0])
     out = model[2](hidden.tanh())
     losses = fit.task.loss(lambda _: out, batch)
@@ -191,7 +194,7 @@ def test_rotations_are_the_eigenvectors_of_kronecker_factors(tmp_path: Path) -> 
         assert isinstance(chosen, ChosenCoordinates)
         for side, found in ((torch.cat([a, torch.ones(len(a), 1)], 1), chosen.bases.inputs), (d, chosen.bases.outputs)):
             assert found is not None
-            _, vectors = np.linalg.eigh((side.T @ side).detach().numpy())
+            _, vectors = np.linalg.eigh((weights * side.T @ side).detach().numpy())
             if layer == "2" and found is chosen.bases.outputs:
                 vectors = vectors[:, 1:]  # gradients of logits sum to zero: one eigenvalue is
                 found = found[:, :, :2]
@@ -199,41 +202,57 @@ def test_rotations_are_the_eigenvectors_of_kronecker_factors(tmp_path: Path) -> 
             np.testing.assert_allclose(overlap, np.eye(len(overlap)), atol=2e-3)
 
 
-def test_curvature_is_the_mean_square_at_drawn_labels(fit: Fit) -> None:
+def test_curvature_is_the_mean_square_over_all_labels(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fisher, "_TRACED", 1)
+    monkeypatch.setattr(fisher_labels, "_NEGLIGIBLE", 0)
     basis, reference = fit.basis("spectral"), fit.reference
     found = curvature(reference, basis, fit.samples, 0)
-    model, batch = drawn(fit)
+    model, batch, weights = every_class(fit)
     gradients = vmapped_gradients(model, fit.task.loss, batch, list(fit.exact()))
-    expected = in_full(basis, reference.plan.layers, gradients).square().mean(0)
-    close(found["eigenvalues"], expected)
+    close(found["eigenvalues"], weights @ in_full(basis, reference.plan.layers, gradients).square() / 40)
     by_name = {layer.name: layer for layer in reference.plan.layers}
-    means = [float(matrix(by_name[name], gradients).square().mean(0).mean()) for name in sorted(basis.layers)]
-    close(found["layer_means"], torch.tensor(means))
+    squares = [matrix(by_name[name], gradients).square().flatten(1).mean(1) for name in sorted(basis.layers)]
+    close(found["layer_means"], torch.stack(squares) @ weights / 40)
 
 
-def test_drawn_labels_follow_the_predictions(tmp_path: Path) -> None:
+def test_classes_left_out_are_negligible(tmp_path: Path) -> None:
+    """Of a confident model, most pairs of example and class are left out, and less than 1 % of the trace with them."""
+    fit = Fit(ClassTask(lambda: nn.Linear(5, 12), tiny.classes(500, labels=12)), tmp_path, 1)
+    state = torch.load(fit.checkpoints[0].path)
+    torch.save({name: 30 * value for name, value in state.items()}, fit.checkpoints[0].path)
+    basis = fit.basis("spectral")
+    pairs = sum(len(labelled.weights) for labelled in fisher_batches(fit.reference, fit.samples, 0))
+    assert pairs < 3 * 500
+    model, batch, weights = every_class(fit)
+    squares = tiny.flat(gradients_reference(fit.task, model, list(zip(*batch, strict=True)))).square().sum(1)
+    found = float(curvature(fit.reference, basis, fit.samples, 0)["eigenvalues"].double().sum())
+    assert 0.99 <= found / float(weights @ squares / 500) <= 1.0001
+
+
+def test_many_classes_have_labels_drawn_by_their_probability(tmp_path: Path) -> None:
     """Same seed, same labels; over many examples their share is the predicted one."""
-    fit = Fit(ClassTask(lambda: nn.Linear(5, 3), [(torch.ones(5), 0)] * 2000), tmp_path, 1)
-    _, (x, labels) = drawn(fit)
-    assert torch.equal(labels, drawn(fit)[1][1])
-    assert not torch.equal(labels, drawn(fit, seed=1)[1][1])
-    chances = tiny.loaded(fit.task, fit.checkpoints[0]).double()(x[0]).softmax(0)
-    shares = torch.bincount(labels, minlength=3) / 2000
+    fit = Fit(ClassTask(lambda: nn.Linear(5, 21), [(torch.ones(5), 0)] * 2000), tmp_path, 1)
+    labels, other = (
+        torch.cat([labelled.batch[1] for labelled in fisher_batches(fit.reference, fit.samples, seed)])
+        for seed in (0, 1)
+    )
+    assert len(labels) == 2000
+    assert not torch.equal(labels, other)
+    chances = tiny.loaded(fit.task, fit.checkpoints[0]).double()(torch.ones(5).double()).softmax(0)
+    shares = torch.bincount(labels, minlength=21) / 2000
     assert ((shares - chances).abs() <= 5 * (chances * (1 - chances) / 2000).sqrt()).all()
 
 
 @pytest.mark.parametrize(("c", "factor"), [(1.0, 2.0), (0.5, 1.0)])
 def test_curvature_of_a_squared_error_is_its_gauss_newton_matrix(tmp_path: Path, c: float, factor: float) -> None:
-    """c (f - y)^2 has the Gauss-Newton matrix 2 c E[J JT]; its trace over 2,000 drawn labels is within 5 deviations."""
+    """c (f - y)^2 has the Gauss-Newton matrix 2 c E[J JT], whatever labels were drawn."""
     task = ValueTask(tiny.value_mlp, tiny.values(2000))
     task.c = c
     fit = Fit(task, tmp_path, 1)
     basis = fit.basis("spectral")
     found = curvature(fit.reference, basis, fit.samples, 0)["eigenvalues"]
     jacobian = tiny.flat(gradients_reference(task, tiny.loaded(task, fit.checkpoints[0]), fit.rows, task.predict))
-    squares = jacobian.square().sum(1)
-    deviation = factor * float((2 * squares.square().sum()).sqrt()) / 2000
-    assert abs(float(found.double().sum()) - factor * float(squares.mean())) <= 5 * deviation
+    close(found.double().sum(), factor * jacobian.square().sum(1).mean())
 
 
 # Wide layers
@@ -368,7 +387,7 @@ def test_random_numbers_stay_what_they_are(seed: int, stream: int, position: int
 def test_saved_and_loaded_bases_are_equal(kind: BasisKind, case: str, tmp_path: Path) -> None:
     fit = Fit(ClassTask(*MODELS[case]), tmp_path / "checkpoints")
     basis = fit.basis(kind, 20, seed=9)
-    entry = write_basis(tmp_path, basis)
+    entry = write_basis(tmp_path, "0.1", basis)
     loaded = load_basis(tmp_path / entry.path, kind, basis.dimensions, 9)
     torch.testing.assert_close(fit.encode(loaded), fit.encode(basis), rtol=1e-6, atol=1e-7)
     if kind not in ("gaussian", "rademacher"):
@@ -393,5 +412,6 @@ def test_what_does_not_reach_a_layer_has_zeros_there(tmp_path: Path) -> None:
 
 def test_tasks_without_predictions_use_their_own_labels(tmp_path: Path) -> None:
     fit = Fit(PairTask(*MODELS["linear"]), tmp_path)
-    _, (_, labels) = drawn(fit)
-    assert labels.tolist() == [label for _, label in fit.rows]
+    (labelled,) = fisher_batches(fit.reference, fit.samples, 0)
+    assert labelled.batch[1].tolist() == [label for _, label in fit.rows]
+    assert labelled.weights.tolist() == [1] * 40

@@ -234,12 +234,13 @@ def index_files(directory: Path) -> list[str]:
 
 
 NAMES = [
-    "basis.safetensors",
+    "bases/0.1.safetensors",
     "columns/1.pt/000000000.1.parquet",
     "columns/2.pt/000000000.1.parquet",
     "curvature/1.pt.1.safetensors",
     "curvature/2.pt.1.safetensors",
     "manifest.json",
+    "representations/2.pt/000000000.1.rows",
     "rows/1.pt/000000000.1.rows",
     "rows/2.pt/000000000.1.rows",
 ]
@@ -359,14 +360,8 @@ def test_rows_do_not_depend_on_the_batch(tmp_path: Path, basis: str) -> None:
     for checkpoint in range(2):
         a, b = (tiny.stored(index)[:, checkpoint] for index in (by_fifty, one_by_one))
         torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-5)
-        alone = torch.cat(
-            [
-                by_fifty._contents.models[checkpoint].encode(
-                    by_fifty._contents.basis, by_fifty._contents.models[checkpoint].batch([row])
-                )[0]
-                for row in ROWS
-            ]
-        )
+        basis_of, model = by_fifty._contents.basis_of(checkpoint), by_fifty._contents.models[checkpoint]
+        alone = torch.cat([model.encode(basis_of, model.batch([row]))[0] for row in ROWS])
         torch.testing.assert_close(a, alone, rtol=2e-3, atol=1e-5)
 
 

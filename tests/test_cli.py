@@ -60,13 +60,15 @@ def test_one_program_has_the_commands_of_every_room() -> None:
         "append",
         "delete",
         "compact",
+        "kernels",
+        "representer",
         "rollback",
         "prune",
         "discard",
         "verify",
         "info",
     )
-    for command in (*offline, "bench", "serve", "query", "demo"):
+    for command in (*offline, "evaluate", "bench", "serve", "query", "demo"):
         assert re.search(rf"\b{command}\b", shown)
 
 
@@ -191,6 +193,9 @@ def test_the_life_of_an_index(digits_index: DigitsRun, tmp_path: Path) -> None:
     assert "400 rows x 2 checkpoints" in invoke("rollback", index, "1")
     assert "400 rows x 2 checkpoints" in invoke("prune", index, "--keep", "1")
     assert "kept" not in invoke("info", index)
+    assert "no last layer refitted" in invoke("info", index)
+    assert "sum of the rows' shares" in invoke("representer", index, "--l2", "0.01")
+    assert "refitted on them with l2 0.01" in invoke("info", index)
     assert "nothing unfinished" in invoke("discard", index)
     assert "is whole" in invoke("verify", index, "--all")
 
@@ -211,6 +216,46 @@ def test_bench_measures_an_index_with_and_without_its_searcher(digits_index: Dig
     assert lines[2][8:10] == ["1.000", "1.000"]
     assert float(lines[4][8]) < 1  # one list in twenty does not hold all
     assert all(float(cell) > 0 for line in lines[2:6] for cell in line[3:7])
+
+
+RETRAINED = """
+import torch
+from digits_task import NAMES, TASK as PLAIN
+from gradtrace.tasks import ImageClassification
+
+class Retrained(ImageClassification):
+    def fit(self, rows, seed):
+        torch.manual_seed(seed)
+        model = self.model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+        images, labels = self.collate([self.train[row] for row in rows])
+        for _ in range(30):
+            optimizer.zero_grad()
+            self.loss(model, (images, labels)).mean().backward()
+            optimizer.step()
+        return model
+
+TASK = Retrained(PLAIN.model, PLAIN.train, PLAIN.query, class_names=NAMES)
+"""
+
+
+def test_evaluate_trains_once_and_compares_methods(digits_index: DigitsRun, tmp_path: Path) -> None:
+    (tmp_path / "retrained.py").write_text(RETRAINED)
+    task = f"{tmp_path / 'retrained.py'}:TASK"
+    words = ["evaluate", str(digits_index.index), "--task", task, "--truth", str(tmp_path / "truth")]
+    words += ["--subsets", "12", "--seeds", "1"]
+    shown = invoke(*words, "--queries", "20")
+    cells = {name: line.split(" | ") for name, line in re.findall(r"^\| ([\w-]+) \| (.*) \|$", shown, re.MULTILINE)}
+    cells.pop("method", None)
+    assert set(cells) == set(digits_index.open().methods)
+    assert 0.1 < float(cells["tracin"][0]) < 1
+    low, high = map(float, cells["tracin"][1].split(" to "))
+    assert low < float(cells["tracin"][0]) < high
+    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "truth").rglob("*.npy")}
+    assert len(trained) == 12
+    again = invoke(*words, "--method", "tracin")
+    assert f"| tracin | {cells['tracin'][0]} | {cells['tracin'][1]} |" in again
+    assert trained == {path: path.stat().st_mtime_ns for path in (tmp_path / "truth").rglob("*.npy")}
 
 
 @pytest.mark.parametrize("rows", ["", "a", "3-", "-3", "5-4", "1,,2", "1.5"])

@@ -5,13 +5,21 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from gradtrace import Index
 from gradtrace_client import Client
-from gradtrace_client.schemas import Condition, Include, InfluenceRequest, RowFilter, Weights
+from gradtrace_client.group_and_pair_schemas import GroupsRequest, PairsRequest
+from gradtrace_client.schemas import (
+    Condition,
+    Include,
+    InfluenceRequest,
+    Question,
+    RowFilter,
+    Weights,
+)
 from gradtrace_service import cli
 
 PAGE = (Path(__file__).parents[1] / "docs" / "queries.md").read_text()
@@ -39,6 +47,23 @@ def test_the_sdk_takes_every_field_and_the_library_all_but_what_it_is_asked_with
     assert set(inspect.signature(Client.influence).parameters) == fields
     sources = {"example", "examples", "query_rows", "train_rows", "index"}
     assert set(inspect.signature(Index.influence).parameters) - {"self", "examples"} == fields - sources
+
+
+@pytest.mark.parametrize(
+    ("heading", "request_type", "sdk", "library"),
+    [
+        ("Groups of rows", GroupsRequest, Client.groups, Index.group_influence),
+        ("Pairs", PairsRequest, Client.pairs, Index.pairs),
+    ],
+)
+def test_groups_and_pairs_are_described_and_taken(heading: str, request_type: Any, sdk: Any, library: Any) -> None:
+    text = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    fields = set(request_type.model_fields)
+    own = fields - set(Question.model_fields) - set(InfluenceRequest.model_fields)
+    assert {name for name in own if f"`{name}`" in text and f'"{name}": ' in text} == own
+    assert set(inspect.signature(sdk).parameters) == fields
+    examples = {"example", "examples", "query_rows", "train_rows", "index"}
+    assert fields - examples <= set(inspect.signature(library).parameters)
 
 
 def test_the_command_line_has_the_options_that_the_page_shows() -> None:

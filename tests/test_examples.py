@@ -21,6 +21,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 ROWS = {
     "digits": (1_500, 297),
     "mnist": (60_000, 10_000),
+    "mnist6k": (6_000, 300),
     "cifar10": (50_000, 10_000),
     "california": (16_512, 4_128),
     "dbpedia": (9_861, 7_600),
@@ -28,6 +29,7 @@ ROWS = {
 }
 FILES = {
     "mnist": "mnist-train.npz",
+    "mnist6k": "mnist-train.npz",
     "cifar10": "cifar10-train.npz",
     "california": "california_housing.csv",
     "dbpedia": "dbpedia14-train.jsonl.gz",
@@ -68,6 +70,7 @@ def test_a_training_script_runs_from_the_command_line(tmp_path: Path) -> None:
     [
         ("digits", 5_000, 20_000),
         ("mnist", 235_000, 245_000),
+        ("mnist6k", 105_000, 112_000),
         ("cifar10", 138_000, 145_000),
         ("california", 12_000, 13_000),
         ("dbpedia", 1_285_000, 1_295_000),
@@ -79,7 +82,9 @@ def test_the_models_are_of_the_stated_size(name: str, least: int, most: int) -> 
     assert least <= sum(weight.numel() for weight in model.parameters()) <= most
 
 
-@pytest.mark.parametrize("name", ["digits", *(pytest.param(name, marks=needs_data) for name in ("mnist", "cifar10"))])
+@pytest.mark.parametrize(
+    "name", ["digits", *(pytest.param(name, marks=needs_data) for name in ("mnist", "mnist6k", "cifar10"))]
+)
 def test_the_tasks_give_their_data_losses_and_pictures(name: str) -> None:
     task = example(name)
     assert (len(task.train), len(task.query)) == ROWS[name]
@@ -130,6 +135,30 @@ def inner_products(task: Any, checkpoint: Checkpoint, queries: list[Any]) -> Any
 
     wanted = torch.stack([gradient(item) for item in queries])
     return torch.stack([wanted @ gradient(item) for item in task.train], 1).numpy()
+
+
+@needs_data
+@pytest.mark.recipe
+def test_mnist6k_is_retrained_alike_from_the_same_seed_and_measures_margins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES / "mnist6k")
+    monkeypatch.delitem(sys.modules, "task", raising=False)
+    trained = runpy.run_path(str(EXAMPLES / "mnist6k/train.py"))
+    task = trained["TASK"]
+    monkeypatch.delitem(sys.modules, "task")
+    rows = range(0, 6_000, 10)
+    models = [task.fit(rows, seed).eval() for seed in (1, 1, 2)]
+    batch = task.collate(task.query.__getitems__(range(40)))
+    margins = [-task.measurement(model, batch) for model in models]
+    assert torch.equal(margins[0], margins[1])
+    assert not torch.equal(margins[0], margins[2])
+    right = models[0](batch[0]).softmax(1).gather(1, batch[1][:, None])[:, 0].double()
+    torch.testing.assert_close(margins[0].double(), (right / (1 - right)).log(), rtol=0.01, atol=0.01)
+    assert trained["evaluate"](task, models[0]) > 0.8
+    task.train = [task.train[row] for row in range(256)]
+    trained["train"](task, tmp_path, seed=3)
+    assert [one.step for one in load_checkpoints(tmp_path / "checkpoints")] == [12, 24, 36, 48, 60, 72]
 
 
 @needs_data

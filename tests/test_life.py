@@ -64,7 +64,7 @@ def parts(base: Path) -> torch.Tensor:
     """<query, row> at each checkpoint in the index's basis, times the learning rate. [checkpoints, queries, rows]."""
     whole = task(60)
     builder = Builder(whole, base / "index", "cpu", 128, progress=False)
-    basis = builder.basis_of(read_manifest(base / "index"))
+    (basis,) = builder.bases_of(read_manifest(base / "index"))
     found = []
     for checkpoint in tiny.checkpoints(whole, base / "checkpoints", CHECKPOINTS):
         model = builder.model(checkpoint)
@@ -160,6 +160,10 @@ def check(model: Model, path: Path, parts: Any) -> None:
             assert hit.score == pytest.approx(line[hit.row], rel=5e-3, abs=slack)
             assert hit.label == ROWS[hit.row][1]
             assert len(hit.parts) == model.checkpoints
+    assert np.flatnonzero(~np.isnan(index.self_influence(method="repsim"))).tolist() == present
+    (alike,) = index.influence([ROWS[present[-1]]], k=1, method="repsim", similarity="l2")
+    assert alike.proponents[0].row == present[-1]
+    assert alike.proponents[0].parts.keys() == {f"{model.checkpoints}.pt"}
     assert [kept.generation for kept in kept_generations(path)] == sorted(model.kept)
     assert verify(path, all_generations=True) == []
 

@@ -95,8 +95,7 @@ def test_a_deleted_row_is_no_query_over_http(tmp_path: Path) -> None:
 def test_every_damaged_file_is_named(tmp_path: Path) -> None:
     tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path, precision="int4")
     manifest = read_manifest(tmp_path / "index")
-    assert manifest.column_scales is not None
-    damaged = [manifest.column_scales.path, manifest.shards[0].rows.path]
+    damaged = [manifest.column_scales[0].path, manifest.shards[0].rows.path]
     for name in damaged:
         (tmp_path / "index" / name).write_bytes(b"")
     problems = verify(tmp_path / "index")

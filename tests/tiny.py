@@ -69,12 +69,12 @@ def values(rows: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     return list(zip(torch.randn(rows, 5, generator=generator), torch.randn(rows, generator=generator), strict=True))
 
 
-def checkpoints(task: Task, directory: Path, count: int = 2, scale: float = 1.0) -> list[Checkpoint]:
+def checkpoints(task: Task, directory: Path, count: int = 2, scale: float = 1.0, seed: int = 0) -> list[Checkpoint]:
     """Weights drawn anew for each; steps 10, 30, 60, ...; learning rates 0.1, 0.05, 0.033, ..."""
     directory.mkdir(parents=True, exist_ok=True)
     found = []
     for number in range(1, count + 1):
-        torch.manual_seed(number)
+        torch.manual_seed(number + 1000 * seed)
         state = {
             name: torch.randn_like(value) * scale * 0.5 if value.is_floating_point() else value
             for name, value in task.model().state_dict().items()
@@ -111,6 +111,5 @@ def files(directory: Path) -> dict[str, bytes]:
 
 def stored(index: Index) -> Tensor:
     """All rows as they are on disk, dequantised. [rows, checkpoints, dimensions]."""
-    return torch.cat(
-        [block for _, block in index._contents.store.blocks(range(index._contents.store.checkpoints), 1000)]
-    )
+    store = index._contents.store
+    return torch.cat([block for _, block in store.blocks(range(store.checkpoints), 1000)])

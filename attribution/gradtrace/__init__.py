@@ -6,18 +6,22 @@ from gradtrace.errors import (
     CheckpointError,
     CorruptIndexError,
     DatasetError,
+    EvaluationError,
     GradtraceError,
     IncompleteIndexError,
     LossError,
     MismatchError,
     MissingLibraryError,
     QueryError,
+    RecordingError,
     StoreError,
     TaskError,
     UnsupportedLayerError,
 )
+from gradtrace.groups import GroupInfluence
 from gradtrace.index import Index, open_index
 from gradtrace.recorder import CheckpointRecorder
+from gradtrace.recording import InfluenceRecorder, Recording, read_recording
 from gradtrace.reference import gradients_reference
 from gradtrace.results import Hit, InfluenceResult, Recall
 from gradtrace.row_filter import RowFilter
@@ -30,16 +34,21 @@ __all__ = [
     "CorruptIndexError",
     "DatasetError",
     "Distribution",
+    "EvaluationError",
     "GradtraceError",
+    "GroupInfluence",
     "Hit",
     "IncompleteIndexError",
     "Index",
+    "InfluenceRecorder",
     "InfluenceResult",
     "LossError",
     "MismatchError",
     "MissingLibraryError",
     "QueryError",
     "Recall",
+    "Recording",
+    "RecordingError",
     "RowFilter",
     "StoreError",
     "Task",
@@ -48,4 +57,5 @@ __all__ = [
     "gradients_reference",
     "load_checkpoints",
     "open_index",
+    "read_recording",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 from gradtrace import random_numbers
 from gradtrace.errors import CorruptIndexError, MismatchError
 from gradtrace.layers import IDENTITY, Bases, Layer
-from gradtrace.manifest import BasisKind
+from gradtrace.manifest import BasisKind, Manifest
 
 _DENSE_BLOCK = 1 << 24  # elements of a dense projection that are drawn at a time
 _DENSE_CACHE = 1 << 27  # elements of a dense projection that are kept instead of drawn again (512 MB)
@@ -46,7 +46,7 @@ class ChosenCoordinates:
         return layer.coordinates(x, d, self.bases, self.kept)
 
     def of_gradient(self, gradient: Tensor) -> Tensor:
-        return gradient.flatten(1).index_select(1, self.kept)
+        return self.bases.rotated(gradient).flatten(1).index_select(1, self.kept)
 
     def tensors(self) -> dict[str, Tensor]:
         sides = {"inputs": self.bases.inputs, "outputs": self.bases.outputs}
@@ -136,8 +136,8 @@ class Basis:
             part = self.layers[layer.name].of_use(layer, x, d)
             parts[layer.name] = parts[layer.name] + part if layer.name in parts else part
 
-    def add_strays(self, parts: dict[str, Tensor], gradients: Mapping[Layer, Tensor]) -> None:
-        """Add the coordinates of stray parameters' gradients, each [batch, 1, 1, size]."""
+    def add_whole(self, parts: dict[str, Tensor], gradients: Mapping[Layer, Tensor]) -> None:
+        """Add the coordinates of whole gradients, each [batch, groups, out, in], such as stray parameters have."""
         for layer, gradient in gradients.items():
             if layer.name in self.layers:
                 parts[layer.name] = self.layers[layer.name].of_gradient(gradient)
@@ -166,6 +166,12 @@ class Basis:
         for number, name in enumerate(sorted(self.layers)):
             owner[self.layers[name].columns.cpu()] = number
         return owner
+
+
+def load_bases(directory: Path, manifest: Manifest) -> list[Basis]:
+    """The bases of an index, one for each training run. Raises as `load_basis`."""
+    entry = manifest.basis
+    return [load_basis(directory / file.path, entry.kind, entry.dimensions, entry.seed) for file in entry.files]
 
 
 def load_basis(path: Path, kind: BasisKind, dimensions: int, seed: int) -> Basis:

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from gradtrace.errors import CheckpointError
-from gradtrace.moments import SecondMoments, read_second_moments
+from gradtrace.manifest import CheckpointKind
+from gradtrace.moments import SecondMoments, moments_sha256, read_second_moments
 from gradtrace.weight_files import listing, plain_names, read_state, sha256
 
 
@@ -34,6 +35,7 @@ class Checkpoint:
     learning_rate: float
     optimizer: Optimizer | None = None
     batch_size: int | None = None
+    kind: CheckpointKind = "weights"
 
     @property
     def name(self) -> str:
@@ -59,6 +61,14 @@ class Checkpoint:
             CheckpointError: the file is damaged, or it is not certain which moments belong to which parameter.
         """
         return read_second_moments(self.path, model)
+
+    def moments_sha256(self) -> str | None:
+        """Hexadecimal SHA-256 of the file that holds the second moments; None where there are none.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        return moments_sha256(self.path)
 
     def sha256(self) -> str:
         """Hexadecimal SHA-256 of the weights' file or files."""

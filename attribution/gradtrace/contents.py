@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from torch import Tensor
 
 from gradtrace.basis import Basis
 from gradtrace.candidates import Searcher
 from gradtrace.encoder import GradientModel
+from gradtrace.kernels import Kernel
 from gradtrace.manifest import Manifest
+from gradtrace.refit import Refit
 from gradtrace.store import RowStore
 from gradtrace.task import Task
 
 
 @dataclass(slots=True)
 class IndexContents:
-    """models: of every checkpoint, in the manifest's order;  basis: on their device"""
+    """models: of every checkpoint, in the manifest's order;  bases: of every training run, on the models' device
+    curvature: as `load_curvature` returns it
+    kernels: TRAK's, by checkpoint, on that device
+    representations: see `representation_store`;  refit: of the last layer, if there is one for these rows
+    adam_factors: see `methods.tracin_adam`, by checkpoint, those that were asked for so far
+    """
 
     directory: Path
     manifest: Manifest
     task: Task
     models: list[GradientModel]
-    basis: Basis
+    bases: list[Basis]
+    curvature: list[dict[str, Tensor]]
     store: RowStore
     searcher: Searcher
+    kernels: Mapping[int, Kernel]
+    representations: RowStore | None
+    refit: Refit | None
+    adam_factors: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def basis_of(self, checkpoint: int) -> Basis:
+        """In whose coordinates the rows at a checkpoint are: those of its training run's weights."""
+        return self.bases[self.manifest.checkpoints[checkpoint].run]
 
     @property
     def last_model(self) -> GradientModel:

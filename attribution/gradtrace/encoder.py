@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,17 @@ from gradtrace.guards import check_finite, check_loss_function, check_losses
 from gradtrace.layers import Layer
 from gradtrace.plan import LayerPlan, checked_plan, trainable_names
 from gradtrace.replay import replayed_forward
+from gradtrace.representations import Uses, find_representation, recorded_inputs
 from gradtrace.task import Batch, Example, Task
+
+
+class Encoded(NamedTuple):
+    """Of a batch: rows [batch, dimensions], losses [batch], predictions [batch], representations [batch, features]."""
+
+    rows: Tensor
+    losses: Tensor
+    predictions: Tensor | None
+    representations: Tensor | None
 
 
 class GradientModel:
@@ -29,7 +40,7 @@ class GradientModel:
     """
 
     def __init__(self, task: Task, checkpoint: Checkpoint, device: torch.device, probe: Sequence[Example]) -> None:
-        self.task, self.device = task, device
+        self.task, self.checkpoint, self.device = task, checkpoint, device
         self.model = copy.deepcopy(task.model())
         load_into(self.model, checkpoint)
         names = trainable_names(self.model)
@@ -41,6 +52,7 @@ class GradientModel:
         except LossError as error:
             raise LossError(f"checkpoint {checkpoint.name}, first training rows: {error}") from error
         self.plan: LayerPlan = checked_plan(self.model, task.loss, self.batch(probe), names)
+        self.representation = find_representation(task, self.model, self.batch(probe))
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Collated and on the device."""
@@ -54,17 +66,41 @@ class GradientModel:
         """
         parts: dict[str, Tensor] = {}
         losses = self.backpropagate(batch, partial(basis.add_use, parts), measure)
-        basis.add_strays(parts, self.plan.stray_gradients(self.model, measure or self.task.loss, batch))
+        basis.add_whole(parts, self.plan.stray_gradients(self.model, measure or self.task.loss, batch))
         rows = basis.assemble(parts, len(losses))
         check_finite(rows, "gradient")
         return rows, losses
 
-    def encode_and_predict(self, basis: Basis, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As `encode`, with the task's predictions, mostly from the same forward pass."""
-        if not self.task.has_predict:
-            return *self.encode(basis, batch), None
-        with replayed_forward(self.model):
-            return *self.encode(basis, batch), self.predict(batch)
+    def encode_and_predict(self, basis: Basis, batch: Batch, represent: bool = False) -> Encoded:
+        """As `encode`, with the task's predictions and, if wanted, representations, mostly from the same pass."""
+        with ExitStack() as passes:
+            uses = passes.enter_context(recorded_inputs(self._represented_layers())) if represent else []
+            if self.task.has_predict:
+                passes.enter_context(replayed_forward(self.model))
+            rows, losses = self.encode(basis, batch)
+            predictions = self.predict(batch) if self.task.has_predict else None
+        return Encoded(rows, losses, predictions, self._representations(uses, batch) if represent else None)
+
+    def represent(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Last hidden representations [batch, features] and losses [batch], both float32, without gradients.
+
+        Raises:
+            LossError: one of them is NaN or infinite.
+        """
+        with recorded_inputs(self._represented_layers()) as uses:
+            losses = self.losses(batch)
+        return self._representations(uses, batch), losses
+
+    def _represented_layers(self) -> list[nn.Module]:
+        found = self.representation
+        return [] if found is None or found.layer is None else [found.layer]
+
+    def _representations(self, uses: Uses, batch: Batch) -> Tensor:
+        """uses: of the represented layer; the first is that of the forward pass."""
+        with torch.no_grad():
+            found = (uses[0][1] if uses else self.task.representation(self.model, batch)).float()
+        check_finite(found, "representation")
+        return found
 
     def predict(self, batch: Batch) -> Tensor:
         """int64 [batch] predicted classes, or float [batch] predicted values."""

@@ -6,11 +6,13 @@ GradtraceError
 │   ├── DatasetError          the training data is no fixed, map-style data set
 │   └── UnsupportedLayerError a layer's per-example gradients cannot be computed
 ├── CheckpointError           a checkpoint is missing, unreadable, or does not fit the model
+├── RecordingError            a training cannot be recorded, or a recording is unfinished, damaged or of another
 ├── StoreError                an index cannot be read or written
 │   ├── IncompleteIndexError  a build was interrupted: run it again to resume
 │   ├── CorruptIndexError     bytes on disk are not the bytes that were written
 │   └── MismatchError         the index was built from another task, checkpoint or basis
 ├── QueryError                a query names something that the index does not have
+├── EvaluationError           scores and ground truth cannot be compared
 └── MissingLibraryError       an optional library is not installed
 """
 
@@ -52,6 +54,10 @@ class CheckpointError(GradtraceError):
     """A checkpoint is missing, unreadable, or does not fit the model."""
 
 
+class RecordingError(GradtraceError):
+    """A training cannot be recorded, or a recording is unfinished, damaged or of another training."""
+
+
 class StoreError(GradtraceError):
     """An index cannot be read or written."""
 
@@ -70,6 +76,10 @@ class MismatchError(StoreError):
 
 class QueryError(GradtraceError):
     """A query names something that the index does not have."""
+
+
+class EvaluationError(GradtraceError):
+    """Scores and ground truth cannot be compared: they are of different rows, queries or subsets, or not finite."""
 
 
 class MissingLibraryError(GradtraceError):

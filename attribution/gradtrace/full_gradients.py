@@ -36,6 +36,14 @@ class FullGradients:
             layer.name: own.flatten(1) @ others.strays[layer].flatten(1).T for layer, own in self.strays.items()
         }
 
+    def times(self, factors: Tensor) -> FullGradients:
+        """Each example's gradient times its factor [batch]."""
+        return FullGradients(
+            {layer: [(x, per_example(factors, d) * d) for x, d in uses] for layer, uses in self.uses.items()},
+            {layer: per_example(factors, gradient) * gradient for layer, gradient in self.strays.items()},
+            self.losses,
+        )
+
     def squared_norms(self) -> Tensor:
         """float64 [batch]: squares of float32 gradients may underflow. One example at a time: of the products of all
         pairs only the diagonal is wanted."""
@@ -48,6 +56,11 @@ class FullGradients:
             {layer: _double(gradient[part]) for layer, gradient in self.strays.items()},
             self.losses[part],
         )
+
+
+def per_example(factors: Tensor, values: Tensor) -> Tensor:
+    """Factors [batch] in a shape that multiplies [batch, ...]."""
+    return factors.view(-1, *(1,) * (values.dim() - 1))
 
 
 def _double(values: Tensor) -> Tensor:

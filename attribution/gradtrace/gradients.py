@@ -38,6 +38,8 @@ def tapped(layers: Mapping[nn.Module, Layer], on_use: OnUse, token: Tensor) -> I
     """While open, `on_use` is called in the backward pass for every use of every module in `layers`."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # evaluated in between, or to be computed again in the backward pass
+            return output
         x = (args[0] if args else next(iter(kwargs.values()))).detach()
         if not output.requires_grad:
             output = _Anchor.apply(output, token)  # type: ignore[no-untyped-call]

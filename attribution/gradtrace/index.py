@@ -14,31 +14,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace import methods, rescoring
-from gradtrace.basis import load_basis, require_layers
+from gradtrace.basis import load_bases, require_layers
 from gradtrace.candidates import Searcher
-from gradtrace.checkpoints import Checkpoint
 from gradtrace.contents import IndexContents
+from gradtrace.curvature import load_curvature
 from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
 from gradtrace.draft import Draft
 from gradtrace.encoder import GradientModel
-from gradtrace.errors import CheckpointError, CorruptIndexError, MismatchError, QueryError
+from gradtrace.errors import CorruptIndexError, QueryError
 from gradtrace.fingerprint import check_probe_losses, check_task
+from gradtrace.groups import GroupInfluence, RowGroups
 from gradtrace.guards import check_dataset
+from gradtrace.indexed_weights import directories_of_runs, indexed_checkpoint
+from gradtrace.kernels import load_kernels
 from gradtrace.layer_shares import layer_shares
-from gradtrace.manifest import CheckpointEntry, read_manifest
-from gradtrace.queries import QUERY_BATCH, Query, resolve_queries
+from gradtrace.manifest import read_manifest
+from gradtrace.queries import QUERY_BATCH, Query, require_labels, resolve_queries
+from gradtrace.refit import load_refit
 from gradtrace.results import InfluenceResult, Recall
 from gradtrace.row_filter import RowFilter
-from gradtrace.search import exhaustive_scores
 from gradtrace.searchers import open_searcher
-from gradtrace.store import RowStore, check_files
+from gradtrace.store import RowStore, check_files, representation_store
 from gradtrace.task import Example, Task
 
 T = TypeVar("T")
 
 Aggregate = Literal["mean"]
 Include = Literal["layers", "percentiles"]
+
+_SCORES_TOGETHER = 1 << 25  # scores of all rows on some queries that are held at a time
 
 
 class Index:
@@ -56,7 +61,9 @@ class Index:
     def __init__(self, contents: IndexContents) -> None:
         self._contents = contents
         self.task, self.manifest, store = contents.task, contents.manifest, contents.store
-        store.open_all()  # an open index answers even when its generation is pruned
+        for one in (store, contents.representations):
+            if one is not None:
+                one.open_all()  # an open index answers even when its generation is pruned
         self._row_ids = store.row_ids
         self.rows, self.present = self._row_ids.rows, self._row_ids.present
         self.methods = tuple(methods.available_methods(self.manifest))
@@ -110,8 +117,7 @@ class Index:
         """
         scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
         self._check_question(method, scoring, k, rescore, aggregate, include)
-        mask = (filter or RowFilter()).mask(self.rows, self.columns, self.task.class_names)
-        allowed = self._row_ids.allowed(mask)
+        allowed = self._allowed(filter)
         self.last_timing = {"rescore": 0.0, "percentiles": 0.0}
         with self._timed("gradient"):
             queries = self._resolved(examples, target)
@@ -119,8 +125,7 @@ class Index:
             vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
         with self._timed("search"):
             wanted = k * rescoring.CANDIDATES if rescore else k
-            scale = scoring.row_scale()
-            found = scoring.searcher.search(vectors, scoring.blocks, wanted, row_scale=scale, allowed=allowed)
+            found = scoring.search(vectors, wanted, allowed)
         groups = zip(_grouped(queries, aggregate), _grouped(losses, aggregate), found, strict=True)
         drafts = [Draft(*one) for one in groups]
         if rescore:
@@ -154,7 +159,71 @@ class Index:
         """
         scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
         vectors, _ = scoring.query_vectors(self._resolved(examples, target))
-        return self._row_ids.spread(exhaustive_scores(scoring.store, vectors, scoring.blocks, scoring.row_scale()))
+        return self._row_ids.spread(scoring.scores(vectors))
+
+    def pairs(
+        self,
+        train_examples: Sequence[Example],
+        queries: Sequence[Example],
+        *,
+        method: str = "tracin",
+        checkpoints: Sequence[str] | None = None,
+        weights: str | None = None,
+        damping: float | None = None,
+        segments: int | None = None,
+        similarity: str | None = None,
+        target: str | None = None,
+    ) -> NDArray[np.float32]:
+        """The score that training examples have, or would have were they rows of the index (Pruthi et al. 2020, Remark
+        3.5). float32 [queries, training examples].
+
+        Their vectors are computed here and not rounded, so that for real rows these scores are those of `scores()` but
+        for the index's rounding.
+
+        Args:
+            train_examples: with labels; items of the kind that `task.train[i]` returns.
+
+        Raises:
+            QueryError: as `influence`, or the method scores rows of the index alone.
+            LossError: a loss or a gradient is NaN or infinite.
+        """
+        scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
+        require_labels(self.task, train_examples)
+        vectors, _ = scoring.query_vectors(self._resolved(queries, target))
+        rows = scoring.row_vectors(train_examples)
+        scores: NDArray[np.float32] = (vectors.flatten(1) @ rows.flatten(1).T).cpu().numpy()
+        return scores
+
+    def group_influence(
+        self,
+        examples: Sequence[Example],
+        *,
+        by: str = "label",
+        method: str = "tracin",
+        checkpoints: Sequence[str] | None = None,
+        weights: str | None = None,
+        damping: float | None = None,
+        segments: int | None = None,
+        similarity: str | None = None,
+        filter: RowFilter | None = None,  # noqa: A002
+        target: str | None = None,
+        aggregate: Aggregate | None = None,
+    ) -> list[list[GroupInfluence]]:
+        """For each example, or for the mean of all, the sums of the scores of the rows that share a column's value.
+
+        Reads the whole index.  by: one of `columns`;  the others as in `influence`
+
+        Raises:
+            QueryError: as `influence`, or the column has too many values to group by.
+            LossError: a query's loss is NaN or infinite.
+        """
+        scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
+        self._check_question(method, scoring, 1, False, aggregate, ())
+        groups = RowGroups(self._stored_columns, by, self._allowed(filter))
+        vectors, _ = scoring.query_vectors(self._resolved(examples, target))
+        vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
+        some = vectors.split(max(1, _SCORES_TOGETHER // scoring.store.rows))
+        return [groups.influence(own) for part in some for own in scoring.scores(part)]
 
     def self_influence(
         self,
@@ -175,6 +244,10 @@ class Index:
         named = methods.method_named(method, self.manifest)
         options.check(named.name, named.options)
         return named.scoring(self._contents, options)
+
+    def _allowed(self, row_filter: RowFilter | None) -> NDArray[np.bool_] | None:
+        """Which stored rows may be found; None: all. [stored rows]"""
+        return self._row_ids.allowed((row_filter or RowFilter()).mask(self.rows, self.columns, self.task.class_names))
 
     def _resolved(self, examples: Sequence[Example], target: str | None) -> list[Query]:
         if not len(examples):
@@ -204,11 +277,11 @@ class Index:
         unknown = set(include) - set(get_args(Include))
         if unknown:
             raise QueryError(f"unknown include {sorted(unknown)}; choose from {', '.join(get_args(Include))}")
-        if "layers" in include and scoring.basis is None:
+        if "layers" in include and scoring.bases is None:
             raise QueryError(f"method {method!r} compares no gradients, so its scores have no shares by layer")
-        if "layers" in include and self._contents.basis.mixes_layers and not rescore:
+        if "layers" in include and self._contents.bases[0].mixes_layers and not rescore:
             raise QueryError(
-                f"the columns of a {self._contents.basis.kind} projection mix all layers, so they give no shares by "
+                f"the columns of a {self.manifest.basis.kind} projection mix all layers, so they give no shares by "
                 "layer: ask for rescore as well, or build the index with another basis"
             )
         if rescore and scoring.full_gradient_weights is None:
@@ -229,19 +302,18 @@ class Index:
         return fetch(self.task.train, self._row_ids.of(positions).tolist())
 
     def _share_by_layer(self, drafts: Sequence[Draft], vectors: Tensor, scoring: methods.Scoring) -> None:
-        assert scoring.basis is not None  # else _check_question refused
+        assert scoring.bases is not None  # else _check_question refused
         scale = scoring.row_scale()
         for draft, vector in zip(drafts, vectors, strict=True):
             positions = draft.positions
-            shares = layer_shares(scoring.store, scoring.basis, vector, scoring.blocks, positions)
+            shares = layer_shares(scoring.store, scoring.bases, vector, scoring.blocks, positions)
             gains = 1.0 if scale is None else scale.numpy()[positions]
             draft.share_by_layer(positions, {name: share * gains for name, share in shares.items()})
 
     def _place(self, drafts: Sequence[Draft], vectors: Tensor, scoring: methods.Scoring) -> None:
         for start in range(0, len(drafts), QUERY_BATCH):
             some = slice(start, start + QUERY_BATCH)
-            scores = exhaustive_scores(scoring.store, vectors[some], scoring.blocks, scoring.row_scale())
-            for draft, own in zip(drafts[some], scores, strict=True):
+            for draft, own in zip(drafts[some], scoring.scores(vectors[some]), strict=True):
                 draft.place_among(own, self._row_ids.live())
 
     @contextmanager
@@ -260,7 +332,7 @@ def open_index(
     path: str | Path,
     task: Task,
     *,
-    checkpoints: str | Path | None = None,
+    checkpoints: str | Path | Sequence[str | Path] | None = None,
     searcher: str | None = None,
     device: str = "auto",
     verify: bool = True,
@@ -268,7 +340,7 @@ def open_index(
     """Open an index for queries, after checking that it is whole and belongs to the task.
 
     Args:
-        checkpoints: directory of the weights, if they were moved since the build.
+        checkpoints: directory of the weights, if they were moved since the build; of several training runs, one each.
         searcher: "progressive" for exact answers from an index that has an approximate searcher; None: its own.
         verify: read every file and compare its checksum; False compares sizes only (for indexes that take too long).
 
@@ -289,38 +361,29 @@ def open_index(
     store = RowStore(directory, manifest)
     check_dataset(task)
     check_task(task, manifest.task)
-    entry = manifest.basis
-    basis = load_basis(directory / entry.file.path, entry.kind, entry.dimensions, entry.seed)
     where = torch.device(pick_device(device))
     probe = [task.train[row] for row in range(min(2, len(task.train)))]
+    bases = [basis.to(where) for basis in load_bases(directory, manifest)]
+    moved = directories_of_runs(checkpoints, len(bases))
     models = [
-        GradientModel(task, indexed_checkpoint(directory, saved, checkpoints), where, probe)
+        GradientModel(task, indexed_checkpoint(directory, saved, moved[saved.run]), where, probe)
         for saved in manifest.checkpoints
     ]
-    for model in models:
-        require_layers(basis, model.plan.layers)
-    check_probe_losses(task, models[-1], manifest.task)
-    found = open_searcher(directory, manifest, store, searcher, where)
-    return Index(IndexContents(directory, manifest, task, models, basis.to(where), store, found))
-
-
-def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | Path | None = None) -> Checkpoint:
-    """The checkpoint of an entry, if it is still the file that was indexed.
-
-    Raises:
-        CheckpointError: the weights are not there.
-        MismatchError: they are others.
-    """
-    path = Path(moved_to) / entry.name if moved_to is not None else directory.resolve() / entry.file
-    if not path.exists():
-        raise CheckpointError(
-            f"the weights of checkpoint {entry.name} are not at {path}: restore the file, or name the directory that "
-            "it was moved to (checkpoints=...)"
+    for entry, model in zip(manifest.checkpoints, models, strict=True):
+        require_layers(bases[entry.run], model.plan.layers)
+    check_probe_losses(task, models[manifest.last_checkpoint], manifest.task)
+    return Index(
+        IndexContents(
+            directory,
+            manifest,
+            task,
+            models,
+            bases,
+            load_curvature(directory, manifest),
+            store,
+            open_searcher(directory, manifest, store, searcher, where),
+            load_kernels(directory, manifest, where),
+            representation_store(directory, manifest),
+            load_refit(directory, manifest),
         )
-    checkpoint = Checkpoint(path, entry.step, entry.learning_rate)
-    if checkpoint.sha256() != entry.sha256:
-        raise MismatchError(
-            f"{path} is not the checkpoint {entry.name} that was indexed (its SHA-256 differs): restore that file or "
-            "rebuild the index"
-        )
-    return checkpoint
+    )

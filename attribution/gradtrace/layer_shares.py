@@ -14,16 +14,17 @@ from gradtrace.store import RowStore
 
 
 def layer_shares(
-    store: RowStore, basis: Basis, query: Tensor, checkpoints: Sequence[int], rows: NDArray[np.int64]
+    store: RowStore, bases: Sequence[Basis], query: Tensor, checkpoints: Sequence[int], rows: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float64]]:
     """By layer the sum over its columns, and over the checkpoints, of query times row. Each [m].
 
-    query: [C, D] float32, the checkpoints' weights in it;  basis: one that does not mix layers
+    query: [C, D] float32, the checkpoints' weights in it
+    bases: for each checkpoint, of those that do not mix layers
     """
-    names = sorted(basis.layers)
+    names = sorted({name for basis in bases for name in basis.layers})
     shares = torch.zeros(len(names), len(rows), dtype=torch.float64)
-    owner = basis.layer_of_columns()
-    for position, checkpoint in enumerate(checkpoints):
+    for position, (checkpoint, basis) in enumerate(zip(checkpoints, bases, strict=True)):
+        numbers = torch.tensor([names.index(name) for name in sorted(basis.layers)])
         products = store.gather([checkpoint], rows)[:, 0].double() * query[position].double().cpu()  # [m, D]
-        shares.index_add_(0, owner, products.T)
+        shares.index_add_(0, numbers[basis.layer_of_columns()], products.T)
     return dict(zip(names, shares.numpy(), strict=True))

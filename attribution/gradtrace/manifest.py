@@ -6,6 +6,7 @@ generations/.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,14 +15,27 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gradtrace.errors import CorruptIndexError, IncompleteIndexError, StoreError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 PENDING_NAME = "pending.json"
 
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
-CheckpointKind = Literal["weights"]
-Operation = Literal["build", "add checkpoints", "append rows", "delete rows", "compact", "roll back", "set searcher"]
+Output = Literal["log odds", "value"]  # of the model: of the label's class, or what the label is a value of
+# average: of the weights of several checkpoints in a row;  recorded: rows of a recording of the training
+CheckpointKind = Literal["weights", "average", "recorded"]
+Operation = Literal[
+    "build",
+    "add checkpoints",
+    "add run",
+    "append rows",
+    "delete rows",
+    "compact",
+    "roll back",
+    "set searcher",
+    "add kernels",
+    "fit representer",
+]
 
 
 class _Entry(BaseModel):
@@ -45,15 +59,18 @@ class OptimizerEntry(_Entry):
 class CheckpointEntry(_Entry):
     """A checkpoint, and the column block that every stored row has of it."""
 
-    name: str  # file name, unique in an index; the key of Hit.parts
+    name: str  # unique in an index; the key of Hit.parts. The file's, after "run-1/", "run-2/" ... for later runs
     file: str  # where the weights lie, relative to the index directory
     step: int
     learning_rate: float
     sha256: str
-    run: int = 0  # which training run it is of, counted from 0; runs follow each other
+    moments_sha256: str | None = None  # of the file with the optimizer's second moments, if they were kept
+    run: int = 0  # which training run it is of, counted from 0; those of one run are in training order
     kind: CheckpointKind = "weights"
     optimizer: OptimizerEntry | None = None
     batch_size: int | None = None
+    second_moments: bool = False  # whether Adam's were kept with it; then its curvature file has a preconditioner
+    recording: str | None = None  # of kind "recorded" alone: xxh3-128 of its rows; the weights are those at its end
 
 
 class Probe(_Entry):
@@ -78,7 +95,7 @@ class BasisEntry(_Entry):
     requested: int  # the dimensions that were asked for; some models and kinds have fewer
     seed: int
     fitted_rows: int  # the samples for basis and curvature are drawn from the first so many training rows
-    file: FileEntry
+    files: list[FileEntry]  # one for each training run, whose gradients at all its checkpoints it projects
 
 
 class ShardEntry(_Entry):
@@ -89,6 +106,25 @@ class ShardEntry(_Entry):
     stop: int
     rows: FileEntry
     columns: FileEntry
+    representations: FileEntry | None = None  # at the checkpoints of Manifest.represented, as a shard of one level
+
+
+class RepresentationsEntry(_Entry):
+    """The last hidden representations of the rows, float16 in shards of one level."""
+
+    source: str  # the layer whose input they are, or "Task.representation"
+    dimensions: int
+
+
+class RepresenterEntry(_Entry):
+    """The last layer refitted on the representations (Yeh et al. 2018), and each row's share in its weights."""
+
+    file: FileEntry
+    l2: float
+    classes: int | None  # None: it predicts a value
+    fitted_rows: int
+    residual: float  # norm of the shares' sum less the weights, relative to the weights; the largest of all checkpoints
+    rows: str  # Manifest.representations_digest of what it was fitted on
 
 
 class RecallEntry(_Entry):
@@ -112,6 +148,14 @@ class SearcherEntry(_Entry):
     split: Literal["query", "train"]  # where the queries are from
 
 
+class KernelsEntry(_Entry):
+    """Inverses of TRAK's kernels; those that an update made stale are gone, so some may lack."""
+
+    output: Output
+    damping: float  # relative to each kernel's mean diagonal
+    files: dict[str, FileEntry]  # by checkpoint name
+
+
 class Manifest(_Entry):
     """Shards are ordered by checkpoint, then by start, and tile [0, rows) for every checkpoint once complete."""
 
@@ -124,7 +168,7 @@ class Manifest(_Entry):
     basis: BasisEntry
     curvature: list[FileEntry]  # one file a checkpoint, in their order; empty for bases without curvature
     precision: Precision
-    column_scales: FileEntry | None = None  # int4 only: what each column was divided by, for the life of the index
+    column_scales: list[FileEntry] = []  # int4 only: what each column was divided by, for life; one file a run
     levels: list[int]  # column boundaries of the levels, ascending, the last equals basis.dimensions
     rows: int  # stored rows, at positions 0, 1, ... in the shards
     row_ids: FileEntry | None = None  # int64 [rows], ascending: the training row at each position; None: that number
@@ -132,24 +176,48 @@ class Manifest(_Entry):
     shard_rows: int
     shards: list[ShardEntry]
     libraries: dict[str, str]
+    representations: RepresentationsEntry | None = None  # None: the model has none
+    representer: RepresenterEntry | None = None
     searcher: SearcherEntry | None = None  # None: exact search alone
+    kernels: KernelsEntry | None = None  # None: no answers by TRAK
     checksum: str = ""  # xxh3-128 of the file's bytes with this text left empty
 
     @property
     def last_checkpoint(self) -> int:
-        """Position of the trained model, of which predictions and losses are told."""
-        return max(position for position, entry in enumerate(self.checkpoints) if entry.kind == "weights")
+        """Position of the last run's trained model, of which predictions and losses are told."""
+        return trained_models(self.checkpoints)[-1]
+
+    @property
+    def represented(self) -> list[int]:
+        """Positions of the checkpoints at which rows have representations."""
+        return [] if self.representations is None else trained_models(self.checkpoints)
 
     def files(self) -> list[FileEntry]:
         """Every file of this generation beside the manifest itself."""
-        some = [entry for entry in (self.column_scales, self.row_ids, self.deleted) if entry is not None]
+        some = [entry for entry in (self.row_ids, self.deleted) if entry is not None]
         some += [self.searcher.file] if self.searcher and not self.searcher_is_stale() else []
-        shards = [file for shard in self.shards for file in (shard.rows, shard.columns)]
-        return [self.basis.file, *self.curvature, *some, *shards]
+        some += self.kernels.files.values() if self.kernels else []
+        some += [self.representer.file] if self.representer and not self.representer_is_stale() else []
+        shards = [file for shard in self.shards for file in shard_files(shard)]
+        return [*self.basis.files, *self.column_scales, *self.curvature, *some, *shards]
 
     def searcher_is_stale(self) -> bool:
         """Whether the searcher is of other rows than these, so that exact search answers."""
         return self.searcher is not None and self.searcher.rows != self.rows_digest()
+
+    def lacking_kernels(self) -> list[str]:
+        """Names of the checkpoints without a kernel."""
+        there = self.kernels.files if self.kernels else {}
+        return [entry.name for entry in self.checkpoints if entry.kind == "weights" and entry.name not in there]
+
+    def representer_is_stale(self) -> bool:
+        """Whether the refitted layer is of other rows or checkpoints than these, so that it must not answer."""
+        return self.representer is not None and self.representer.rows != self.representations_digest()
+
+    def representations_digest(self) -> str:
+        """Tells apart what is in the rows' representations, and which rows are deleted: xxh3-128 over checksums."""
+        files = [*(shard.representations for shard in self.shards), self.deleted]
+        return xxhash.xxh3_128_hexdigest("".join(file.xxh3 for file in files if file is not None).encode())
 
     def stretches(self) -> list[tuple[int, int]]:
         """(start, stop) of the rows that lie in one shard, ascending, as far as the first checkpoint has them."""
@@ -167,6 +235,29 @@ class Manifest(_Entry):
     def content(self) -> bytes:
         """What the file holds."""
         return self.model_dump_json(indent=1).encode()
+
+
+def by_run(entries: Sequence[CheckpointEntry], positions: Iterable[int]) -> list[list[int]]:
+    """Positions in the manifest's checkpoints, ascending, one list for each training run that has any of them."""
+    runs: dict[int, list[int]] = {}
+    for position in sorted(positions, key=lambda position: (entries[position].run, position)):
+        runs.setdefault(entries[position].run, []).append(position)
+    return list(runs.values())
+
+
+def weights_positions(entries: Sequence[CheckpointEntry]) -> list[int]:
+    """Positions of the checkpoints that are a model's weights as training left them, of all runs."""
+    return [position for position, entry in enumerate(entries) if entry.kind == "weights"]
+
+
+def trained_models(entries: Sequence[CheckpointEntry]) -> list[int]:
+    """The position of each run's last checkpoint, by run."""
+    return [run[-1] for run in by_run(entries, weights_positions(entries))]
+
+
+def shard_files(shard: ShardEntry) -> list[FileEntry]:
+    """Those of one stretch at one checkpoint."""
+    return [file for file in (shard.rows, shard.columns, shard.representations) if file is not None]
 
 
 def read_manifest(directory: Path) -> Manifest:

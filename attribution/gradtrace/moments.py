@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gradtrace.errors import CheckpointError
-from gradtrace.weight_files import plain_names, read_file
+from gradtrace.weight_files import plain_names, read_file, sha256
 
 _IN_DIRECTORIES = ("optimizer.pt", "optimizer.bin")  # Hugging Face Trainer, accelerate
 
@@ -55,14 +55,45 @@ def recorded_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Seco
 
 def read_second_moments(path: Path, model: nn.Module) -> SecondMoments | None:
     """Those kept with the checkpoint at `path`: beside a file of the recorder, in a directory, in a Lightning file."""
-    if path.is_dir():
-        files = [path / name for name in _IN_DIRECTORIES if (path / name).is_file()]
-        return _of_state(files[0], read_file(files[0], lazily=True), model) if files else None
+    file = _moments_file(path)
+    if file is None or file == moments_path(path):
+        return _read_recorded(file) if file else None
+    state = _optimizer_state(file)
+    return _of_state(file, state, model) if state else None
+
+
+def moments_sha256(path: Path) -> str | None:
+    """Hexadecimal SHA-256 of the file with the second moments of the checkpoint at `path`; None where it has none.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    file = _moments_file(path)
+    if file is None or (file != moments_path(path) and not _has_moments(file)):
+        return None
+    return sha256(file)
+
+
+def _moments_file(path: Path) -> Path | None:
+    """Where second moments may be: the file of an optimizer's state, or what the recorder wrote."""
     if path.suffix == ".ckpt":
-        states = read_file(path, lazily=True).get("optimizer_states")
-        return _of_state(path, states[0], model) if states else None
-    beside = moments_path(path)
-    return _read_recorded(beside) if beside.is_file() else None
+        return path
+    candidates = [path / name for name in _IN_DIRECTORIES] if path.is_dir() else [moments_path(path)]
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _optimizer_state(file: Path) -> Any:
+    """An optimizer's state dict, its tensors mapped to memory; None where a Lightning file has none."""
+    content = read_file(file, lazily=True)
+    return next(iter(content.get("optimizer_states") or []), None) if file.suffix == ".ckpt" else content
+
+
+def _has_moments(file: Path) -> bool:
+    try:
+        state = _optimizer_state(file)
+        return bool(state) and any("exp_avg_sq" in entry for entry in state["state"].values())
+    except (KeyError, TypeError, AttributeError):  # of no optimizer of PyTorch
+        return False
 
 
 def _read_recorded(path: Path) -> SecondMoments:

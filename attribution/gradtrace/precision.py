@@ -83,9 +83,9 @@ def _integers(rows: Tensor, largest: Tensor, limit: int) -> tuple[Tensor, Tensor
 def decode(stored: Tensor, scales: Tensor, column_scales: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """Stored values and scales [n] -> float32 rows [n, D]; each scale rounds a value once at most.
 
-    More leading dimensions than one are welcome.  out: float32 [n, D] to write to.
+    More leading dimensions than one are welcome, also of column scales.  out: float32 [n, D] to write to.
     """
-    values = stored if column_scales is None else unpack(stored, len(column_scales))
+    values = stored if column_scales is None else unpack(stored, column_scales.shape[-1])
     rows = (values.float() if out is None else out.copy_(values)).mul_(scales[..., None])
     return rows if column_scales is None else rows.mul_(column_scales.to(rows.device))
 
@@ -119,15 +119,16 @@ def column_scales(mean_squares: Tensor, rows: int) -> Tensor:
     return (smoothed / smoothed.max()).pow(_COLUMN_POWER / 2).clamp_min(_SMALLEST_COLUMN_SCALE).float()
 
 
-def load_column_scales(directory: Path, manifest: Manifest) -> Tensor | None:
-    """What the index at `directory` divides its columns by, float32 [D]; None where it does not.
+def load_column_scales(directory: Path, manifest: Manifest) -> list[Tensor]:
+    """What the index at `directory` divides its columns by, float32 [D] for each training run; none where it does not.
 
     Raises:
         CorruptIndexError: the file is missing or damaged.
     """
-    if manifest.column_scales is None:
-        return None
-    path = directory / manifest.column_scales.path
+    return [_load_column_scales(directory / entry.path) for entry in manifest.column_scales]
+
+
+def _load_column_scales(path: Path) -> Tensor:
     try:
         return load_file(path)["column_scales"]
     except (OSError, SafetensorError, KeyError) as error:

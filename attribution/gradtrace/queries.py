@@ -57,6 +57,15 @@ def resolve_queries(model: GradientModel, examples: Sequence[Example], target: s
     return queries
 
 
+def require_labels(task: Task, examples: Sequence[Example]) -> None:
+    """Raises QueryError where training examples are missing, or the label of one: there is no gradient without."""
+    if not len(examples):
+        raise QueryError("no training example to score")
+    for number, example in enumerate(examples):
+        if _lacks_label(task, example, task.label(example)):
+            raise QueryError(f"training example {number} has no label: what would be learnt from it depends on that")
+
+
 def query_batches(queries: Sequence[Query]) -> Iterator[tuple[list[int], Measure]]:
     """The queries' numbers in batches of one measure each, small enough to be differentiated together."""
     for measure in dict.fromkeys(query.measure for query in queries):

@@ -129,13 +129,13 @@ class CheckpointRecorder:
         self._note_loss()
         if self.optimizer_state:
             moments = recorded_moments(model, self._optimizer)
-            _write(moments_path(path), moments.save)
-        _write(path, lambda temporary: save_file(_tensors(model), temporary))
+            write_whole(moments_path(path), moments.save)
+        write_whole(path, lambda temporary: save_file(_tensors(model), temporary))
         kept = [entry for entry in self._index.checkpoints if entry.step != self.steps]
         entry = FileEntry(file=path.name, step=self.steps, learning_rate=self._learning_rate)
         self._index.checkpoints = sorted([*kept, entry], key=lambda entry: entry.step)
         given_up = self._thin()
-        _write(self.directory / INDEX_NAME, lambda temporary: temporary.write_text(self._index.content(), "utf-8"))
+        write_whole(self.directory / INDEX_NAME, lambda temporary: temporary.write_text(self._index.content(), "utf-8"))
         for entry in given_up:
             (self.directory / entry.file).unlink(missing_ok=True)
             moments_path(self.directory / entry.file).unlink(missing_ok=True)
@@ -152,7 +152,7 @@ class CheckpointRecorder:
         self._loss_sum, self._loss_count = 0.0, 0
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([("step", "loss"), *self._losses.items()])
-        _write(self.directory / LOSSES_NAME, lambda temporary: temporary.write_text(text.getvalue(), "utf-8"))
+        write_whole(self.directory / LOSSES_NAME, lambda temporary: temporary.write_text(text.getvalue(), "utf-8"))
 
     def _remove_leftovers(self) -> None:
         """What a killed training had not finished to write, or to give up."""
@@ -197,7 +197,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write under a temporary name; give the file its own once its bytes, and then the name itself, are on disk."""
     temporary = path.with_name(path.name + _TEMPORARY)
     write(temporary)

@@ -309,6 +309,21 @@ def both_ends(rows: Rows, parts: Doubles, k: int, *, exact: bool, touched: int, 
     )
 
 
+def ends_of_scored(parts: Doubles, k: int, allowed: NDArray[np.bool_] | None) -> SearchResult:
+    """The k best and the k worst of all rows, scored already. parts: [rows, C], summing to the scores.
+
+    Raises:
+        QueryError: k < 1.
+    """
+    if k < 1:
+        raise QueryError(f"k must be at least 1, not {k}")
+    rows = np.arange(len(parts)) if allowed is None else np.flatnonzero(allowed)
+    scores, ends = parts[rows].sum(axis=1), _Ends(k)
+    ends.learn(scores, scores)
+    near = rows[ends.within_reach(scores, scores)]  # sorting these alone is faster
+    return both_ends(near, parts[near], k, exact=True, touched=len(rows), searched=len(rows))
+
+
 def _exact_parts(store: RowStore, query: Doubles, checkpoints: Sequence[int], rows: Rows) -> Doubles:
     """Each checkpoint's inner product, [m, C] float64. Sums row by row, so that equal rows get equal scores."""
     values = store.gather(checkpoints, rows).numpy().astype(np.float64)  # [m, C, D]

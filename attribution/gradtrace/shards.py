@@ -30,6 +30,7 @@ from gradtrace.manifest import Precision
 from gradtrace.precision import STORED_DTYPES, stored_width
 
 ALIGNMENT = 64
+REPRESENTATION_PRECISION: Precision = "float16"
 _HASH_CHUNK = 1 << 22
 
 
@@ -100,6 +101,11 @@ class ShardLayout:
     @property
     def bytes(self) -> int:
         return self._ends[-1]
+
+
+def representation_layout(rows: int, dimensions: int) -> ShardLayout:
+    """Of a shard of last hidden representations: one level, as they are read from end to end."""
+    return ShardLayout(rows, (dimensions,), REPRESENTATION_PRECISION)
 
 
 class Shard:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from gradtrace.basis import Basis, ChosenCoordinates
 from gradtrace.encoder import GradientModel
-from gradtrace.full_gradients import FullGradients, full_gradients
+from gradtrace.fisher_labels import FisherBatch
+from gradtrace.full_gradients import FullGradients, full_gradients, per_example
 from gradtrace.layers import IDENTITY, Bases, Layer
 from gradtrace.task import Batch
 
@@ -62,27 +64,29 @@ def _sketched_eigenvectors(sample: Tensor) -> Tensor:
     return singular.float()
 
 
-def fit_eigenbases(model: GradientModel, batches: Iterator[Batch]) -> dict[Layer, Bases]:
-    """Eigenvectors of both sides of every layer that rotates, over batches whose labels the caller drew.
+def fit_eigenbases(model: GradientModel, batches: Iterator[FisherBatch]) -> dict[Layer, Bases]:
+    """Eigenvectors of both sides of every layer that rotates, over batches with labels from the model.
 
     An embedding's input side keeps its own basis, tokens, in which E[a aT] is diagonal already.
     """
     inputs: dict[Layer, _Side] = {}
     outputs: dict[Layer, _Side] = {}
 
-    def add(layer: Layer, x: Tensor, d: Tensor) -> None:
+    def add(roots: Tensor, layer: Layer, x: Tensor, d: Tensor) -> None:
         if not layer.rotates:
             return
         if layer.rotates_inputs:
-            some = x[:: 1 + len(d) * layer.positions(d) // _POSITIONS]
+            step = 1 + len(d) * layer.positions(d) // _POSITIONS
+            some, roots_of_some = x[::step], roots[::step]
             for part in layer.slices(some):
                 side = inputs.setdefault(layer, _Side(layer.inputs, layer.groups))
-                side.add(layer.input_factors(some[part], None))
+                factors = layer.input_factors(some[part], None)
+                side.add(per_example(roots_of_some[part], factors) * factors)
         side = outputs.setdefault(layer, _Side(layer.outputs, layer.groups))
-        side.add(layer.output_factors(d, None))
+        side.add(layer.output_factors(per_example(roots, d) * d, None))
 
-    for batch in batches:
-        model.backpropagate(batch, add)
+    for labelled in batches:
+        model.backpropagate(labelled.batch, partial(add, labelled.weights.sqrt()))
     return {
         layer: Bases(inputs[layer].eigenvectors() if layer in inputs else None, outputs[layer].eigenvectors())
         for layer in outputs
@@ -142,7 +146,7 @@ def fit_spectral_basis(
     models: Callable[[], Iterator[GradientModel]],
     reference: GradientModel,
     batches: Callable[[], Iterator[Batch]],
-    fisher_batches: Callable[[GradientModel], Iterator[Batch]],
+    fisher_batches: Callable[[GradientModel], Iterator[FisherBatch]],
     dimensions: int,
     seed: int,
 ) -> Basis:

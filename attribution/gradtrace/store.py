@@ -21,7 +21,7 @@ from gradtrace.errors import CorruptIndexError, QueryError
 from gradtrace.manifest import FileEntry, Manifest
 from gradtrace.precision import decode, load_column_scales, unpack
 from gradtrace.row_ids import RowIds, read_row_ids
-from gradtrace.shards import Shard, ShardLayout, hash_file
+from gradtrace.shards import REPRESENTATION_PRECISION, Shard, ShardLayout, hash_file
 
 _HASH_THREADS = 4
 _SCAN_SHARE = 8  # if pages that hold one byte in so many are wanted, reading all is cheaper than one page at a time
@@ -39,9 +39,9 @@ class RowStore:
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.rows = manifest.rows
-        self.dimensions = manifest.basis.dimensions
         self.checkpoints = len(manifest.checkpoints)
         self.levels = list(manifest.levels)
+        self.dimensions = self.levels[-1]
         self._directory = directory
         self._manifest = manifest
         self._open: dict[str, Shard] = {}
@@ -51,7 +51,9 @@ class RowStore:
         ]
         self._check_stretches()
         self._layout = ShardLayout(1, tuple(self.levels), manifest.precision)  # of each row
-        self._column_scales = load_column_scales(directory, manifest)
+        scales = load_column_scales(directory, manifest)  # by training run
+        of_checkpoints = [scales[entry.run] for entry in manifest.checkpoints] if scales else []
+        self._column_scales = torch.stack(of_checkpoints) if of_checkpoints else None  # [checkpoints, D]
         self._starts = np.array([start for start, _ in self._stretches(0)], dtype=np.int64)
 
     @cached_property
@@ -95,11 +97,14 @@ class RowStore:
     def first_levels(self, checkpoint: int) -> Iterator[tuple[int, Tensor]]:
         """The first level of all rows in order, as (first row, [rows of a shard, width] float32)."""
         for start, shard in self.shards(checkpoint):
-            yield start, decode(shard.levels[0], shard.scales, self._scales_of(0))
+            yield start, decode(shard.levels[0], shard.scales, self._scales_of(checkpoint, 0))
 
-    def _scales_of(self, level: int) -> Tensor | None:
-        """The columns' scales of one level, [width]."""
-        return None if self._column_scales is None else self._column_scales.split(self._layout.widths)[level]
+    def _scales_of(self, checkpoints: int | Sequence[int], level: int) -> Tensor | None:
+        """The columns' scales of one level at one checkpoint, [width]; at several, [len(checkpoints), width]."""
+        if self._column_scales is None:
+            return None
+        stop = self.levels[level]
+        return self._column_scales[checkpoints, stop - self._layout.widths[level] : stop]
 
     def tails(self, checkpoint: int, level: int) -> Tensor:
         """Upper bounds of the norms of each row's coordinates from `level` on. [rows] float32."""
@@ -133,7 +138,9 @@ class RowStore:
                     values.take(local, axis=0, out=level[position, places], mode="clip")
         out = torch.empty(len(checkpoints), len(rows), self.dimensions)
         for number, part in enumerate(out.split(self._layout.widths, dim=2)):
-            decode(torch.from_numpy(levels[number]), torch.from_numpy(scales), self._scales_of(number), part)
+            column_scales = self._scales_of(list(checkpoints), number)
+            broadcast = None if column_scales is None else column_scales[:, None]  # over the rows
+            decode(torch.from_numpy(levels[number]), torch.from_numpy(scales), broadcast, part)
         return out.transpose(0, 1)
 
     def _buffer(self, *shape: int) -> NDArray[Any]:
@@ -142,7 +149,7 @@ class RowStore:
 
     def products(self, checkpoint: int, rows: Tensor, level: int, vector: Tensor) -> Tensor:
         """<row's columns of one level, vector>, for ascending rows [m] int64, vector [width]. [m] float32."""
-        column_scales = self._scales_of(level)
+        column_scales = self._scales_of(checkpoint, level)
         vector = vector if column_scales is None else vector * column_scales
         row_bytes = self._layout.stored_widths[level] * self._layout.dtype.itemsize
         many = len(rows) * (row_bytes + mmap.PAGESIZE) * _SCAN_SHARE > self.rows * row_bytes
@@ -203,7 +210,7 @@ class RowStore:
                 continue
             part, local = out[low - start : high - start], slice(low - first, high - first)
             for level, target in enumerate(part.split(self._layout.widths, dim=1)):
-                decode(shard.levels[level][local], shard.scales[local], self._scales_of(level), target)
+                decode(shard.levels[level][local], shard.scales[local], self._scales_of(checkpoint, level), target)
 
     def columns(self, checkpoint: int) -> dict[str, NDArray[Any]]:
         """label, prediction, loss, correct and norm of every row at a checkpoint, each [rows].
@@ -224,6 +231,35 @@ class RowStore:
                 return file.read()
         except (OSError, pyarrow.ArrowException) as error:
             raise CorruptIndexError(f"{path} cannot be read: {error}; restore it or rebuild the index") from error
+
+
+def representation_store(directory: Path, manifest: Manifest) -> RowStore | None:
+    """The rows' representations in the place of their gradients, at the checkpoints `manifest.represented` alone, which
+    are counted from 0 here. None where there are none.
+
+    Raises:
+        CorruptIndexError: some are missing.
+    """
+    if manifest.representations is None:
+        return None
+    places = {checkpoint: place for place, checkpoint in enumerate(manifest.represented)}
+    shards = [
+        shard.model_copy(update={"checkpoint": places[shard.checkpoint], "rows": shard.representations})
+        for shard in manifest.shards
+        if shard.checkpoint in places and shard.representations is not None
+    ]
+    return RowStore(
+        directory,
+        manifest.model_copy(
+            update={
+                "checkpoints": [manifest.checkpoints[checkpoint] for checkpoint in places],
+                "levels": [manifest.representations.dimensions],
+                "precision": REPRESENTATION_PRECISION,
+                "column_scales": None,
+                "shards": shards,
+            }
+        ),
+    )
 
 
 def check_files(directory: Path, manifest: Manifest, deep: bool) -> list[str]:

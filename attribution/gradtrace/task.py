@@ -49,6 +49,14 @@ class Task(ABC):
         predictions in answers, for queries without a label, and for curvature from the model's own labels."""
         raise NotImplementedError
 
+    def representation(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The last hidden representation of each example, [batch, features] floating point.
+
+        Default: the input of the model's last Linear layer, where that is one vector for each example. Models of
+        sequences, say, define it: a mean over the tokens, or the last one's.
+        """
+        raise NotImplementedError
+
     def collate(self, examples: list[Example]) -> Batch:
         """Stack examples into a batch. Default: PyTorch's `default_collate`."""
         return default_collate(examples)
@@ -94,7 +102,8 @@ class Task(ABC):
         return {}
 
     def fit(self, rows: Sequence[int], seed: int) -> nn.Module:
-        """Train from scratch on these rows of `train`: ground truth by retraining."""
+        """Train from scratch on these rows of `train`, ascending: ground truth by retraining. The same rows and seed
+        should give the same model; `seed` is in [0, 2^32)."""
         raise NotImplementedError
 
     @property
@@ -102,8 +111,16 @@ class Task(ABC):
         return type(self).predict is not Task.predict
 
     @property
+    def has_representation(self) -> bool:
+        return type(self).representation is not Task.representation
+
+    @property
     def has_measurement(self) -> bool:
         return type(self).measurement is not Task.measurement
+
+    @property
+    def has_fit(self) -> bool:
+        return type(self).fit is not Task.fit
 
     def label_name(self, label: Label | None) -> str | None:
         """The class name of an integer label, None where there are no names."""

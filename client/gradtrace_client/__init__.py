@@ -12,6 +12,7 @@ from gradtrace_client._errors import (
     ServiceError,
     UnreachableError,
 )
+from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.schemas import (
     ExampleAnswer,
     Hit,
@@ -29,12 +30,14 @@ __all__ = [
     "Client",
     "ClientError",
     "ExampleAnswer",
+    "GroupsAnswer",
     "Hit",
     "IndexDetails",
     "Influence",
     "InfluenceAnswer",
     "InvalidRequestError",
     "NotFoundError",
+    "PairsAnswer",
     "ProblemError",
     "ProtocolError",
     "RowFilter",

@@ -12,6 +12,7 @@ from pydantic_core import PydanticSerializationError
 
 from gradtrace_client._errors import InvalidRequestError, ProtocolError, UnreachableError, problem_error
 from gradtrace_client._retry import retry_after
+from gradtrace_client.group_and_pair_schemas import GroupsAnswer, GroupsRequest, PairsAnswer, PairsRequest
 from gradtrace_client.schemas import (
     Aggregate,
     ExampleAnswer,
@@ -114,6 +115,91 @@ def influence(
         include=frozenset(include),
     )
     return Call("POST", "/influence", InfluenceAnswer, json=body)
+
+
+def groups(
+    example: Mapping[str, Any] | None = None,
+    *,
+    examples: Sequence[Mapping[str, Any]] | None = None,
+    query_rows: Sequence[int] | None = None,
+    train_rows: Sequence[int] | None = None,
+    by: str = "label",
+    index: str | None = None,
+    method: str = "tracin",
+    checkpoints: Sequence[str] | None = None,
+    weights: Weights | None = None,
+    damping: float | None = None,
+    segments: int | None = None,
+    similarity: Similarity | None = None,
+    filter: RowFilter | Mapping[str, Any] | None = None,  # noqa: A002
+    target: Literal["loss"] | None = None,
+    aggregate: Aggregate | None = None,
+) -> Call[GroupsAnswer]:
+    """Sums of the scores of the training rows that share a value of the column `by`. Queries are as in `influence`.
+
+    Raises:
+        ClientError: see the tree in `gradtrace_client`; InvalidRequestError names the fields at fault.
+    """
+    body = _request(
+        GroupsRequest,
+        example=example,
+        examples=examples,
+        query_rows=query_rows,
+        train_rows=train_rows,
+        by=by,
+        index=index,
+        method=method,
+        checkpoints=checkpoints,
+        weights=weights,
+        damping=damping,
+        segments=segments,
+        similarity=similarity,
+        filter=filter,
+        target=target,
+        aggregate=aggregate,
+    )
+    return Call("POST", "/influence/groups", GroupsAnswer, json=body)
+
+
+def pairs(
+    train_examples: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    train_rows: Sequence[int] | None = None,
+    example: Mapping[str, Any] | None = None,
+    examples: Sequence[Mapping[str, Any]] | None = None,
+    query_rows: Sequence[int] | None = None,
+    index: str | None = None,
+    method: str = "tracin",
+    checkpoints: Sequence[str] | None = None,
+    weights: Weights | None = None,
+    damping: float | None = None,
+    segments: int | None = None,
+    similarity: Similarity | None = None,
+    target: Literal["loss"] | None = None,
+) -> Call[PairsAnswer]:
+    """The scores of training examples, which need not be in the training set, on the queries: exactly one of `example`,
+    `examples` and `query_rows`.
+
+    Raises:
+        ClientError: see the tree in `gradtrace_client`; InvalidRequestError names the fields at fault.
+    """
+    body = _request(
+        PairsRequest,
+        train_examples=train_examples,
+        train_rows=train_rows,
+        example=example,
+        examples=examples,
+        query_rows=query_rows,
+        index=index,
+        method=method,
+        checkpoints=checkpoints,
+        weights=weights,
+        damping=damping,
+        segments=segments,
+        similarity=similarity,
+        target=target,
+    )
+    return Call("POST", "/influence/pairs", PairsAnswer, json=body)
 
 
 def self_influence(

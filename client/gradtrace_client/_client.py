@@ -47,6 +47,8 @@ class _Method(Generic[P, Answer]):
 
 class _Calls:
     influence = _Method(_calls.influence)
+    groups = _Method(_calls.groups)
+    pairs = _Method(_calls.pairs)
     self_influence = _Method(_calls.self_influence)
     examples = _Method(_calls.examples)
     index = _Method(_calls.index)

@@ -55,7 +55,7 @@ Value = Annotated[
     WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "boolean"}]}),
 ]
 
-_SOURCES = ("example", "examples", "query_rows", "train_rows")
+SOURCES = ("example", "examples", "query_rows", "train_rows")  # fields that say what is asked about
 
 
 class _Request(BaseModel):
@@ -117,7 +117,14 @@ class Question(_Request):
     similarity: Similarity | None = Field(None, description="How representations are compared.")
 
 
-class InfluenceRequest(Question):
+def require_one(request: BaseModel, sources: tuple[str, ...]) -> None:
+    given = [name for name in sources if getattr(request, name) is not None]
+    if len(given) != 1:
+        said = " and ".join(given) if given else "none of them"
+        raise ValueError(f"give exactly one of {', '.join(sources)}; the request has {said}")
+
+
+class Queries(Question):
     """Exactly one of `example`, `examples`, `query_rows` and `train_rows` says what is asked about."""
 
     example: Payload | None = Field(None, description="One example in the task's own form.")
@@ -130,32 +137,32 @@ class InfluenceRequest(Question):
     train_rows: list[Row] | None = Field(
         None, min_length=1, max_length=MAX_QUERIES, description="Rows of the training data set."
     )
-    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K)] = Field(10, description="Hits at each of the two ends.")
     filter: RowFilter | None = Field(None, description="Which training rows may be found. Default: all.")
-    rescore: bool = Field(
-        False,
-        description="Recompute the full gradients of the rows found, twice as many at either end as asked for, and "
-        "order them by exact scores.",
-    )
     aggregate: Aggregate | None = Field(
         None, description="`mean`: one result, whose scores are the means over the queries of their scores."
-    )
-    include: frozenset[Include] = Field(
-        frozenset(("parts", "examples")),
-        description="What hits carry besides: `parts`, the score by checkpoint; `layers`, the score by layer; "
-        "`percentiles`, where the score stands among those of all rows; `examples`, the rendered example.",
     )
     target: Literal["loss"] | None = Field(
         None, description="`loss`: explain the loss even where the task defines another measurement."
     )
 
     @model_validator(mode="after")
-    def _one_source(self) -> InfluenceRequest:
-        given = [name for name in _SOURCES if getattr(self, name) is not None]
-        if len(given) != 1:
-            said = " and ".join(given) if given else "none of them"
-            raise ValueError(f"give exactly one of {', '.join(_SOURCES)}; the request has {said}")
+    def _one_source(self) -> Queries:
+        require_one(self, SOURCES)
         return self
+
+
+class InfluenceRequest(Queries):
+    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K)] = Field(10, description="Hits at each of the two ends.")
+    rescore: bool = Field(
+        False,
+        description="Recompute the full gradients of the rows found, twice as many at either end as asked for, and "
+        "order them by exact scores.",
+    )
+    include: frozenset[Include] = Field(
+        frozenset(("parts", "examples")),
+        description="What hits carry besides: `parts`, the score by checkpoint; `layers`, the score by layer; "
+        "`percentiles`, where the score stands among those of all rows; `examples`, the rendered example.",
+    )
 
     @model_validator(mode="after")
     def _affordable(self) -> InfluenceRequest:
@@ -187,6 +194,7 @@ class CheckpointInfo(_Answer):
     name: str
     step: int
     learning_rate: float
+    run: int = Field(0, description="Which training run it is of.")
 
 
 class IndexInfo(_Answer):

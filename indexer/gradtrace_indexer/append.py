@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gradtrace.encoder import GradientModel
+from gradtrace.errors import StoreError
 from gradtrace.fingerprint import task_entry
 from gradtrace.guards import check_dataset
 from gradtrace.index import Index
@@ -28,14 +29,19 @@ def append_rows(
     the index is opened as it is. What an interrupted call began is finished first.
 
     Raises:
-        StoreError: no index, another update unfinished or running, a full disk, or (MismatchError) a task.train that
-            does not begin with the rows of the index.
+        StoreError: no index, or one with a recording of its training; another update unfinished or running, a full
+            disk; or (MismatchError) a task.train that does not begin with the rows of the index.
         TaskError, CheckpointError: see `build_index`.
     """
     directory = Path(path)
     rows = check_dataset(task)
     builder = Builder(task, directory, device, batch_size, progress)
     with updating(directory, "append rows") as (current, pending):
+        if any(entry.kind == "recorded" for entry in current.checkpoints):
+            raise StoreError(
+                f"{directory} holds a recording of the training, which knows no other rows than those trained on: "
+                "build another index without the recording, or train and record anew"
+            )
         last = builder.check(current if pending is None else pending, grown=True)
         if pending is not None:
             current = builder.finish(pending)

@@ -1,30 +1,42 @@
-"""Build an index: fit the basis once, then compute the rows of every checkpoint."""
+"""Build an index: fit the bases once, then compute the rows of every checkpoint."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.encoder import GradientModel
-from gradtrace.errors import CheckpointError, StoreError
+from gradtrace.errors import CheckpointError, RecordingError, StoreError
 from gradtrace.fingerprint import task_entry
 from gradtrace.guards import check_dataset
 from gradtrace.index import Index, open_index
-from gradtrace.manifest import MANIFEST_NAME, BasisEntry, BasisKind, Manifest, Precision, read_manifest
+from gradtrace.manifest import (
+    MANIFEST_NAME,
+    BasisEntry,
+    BasisKind,
+    CheckpointEntry,
+    Manifest,
+    Precision,
+    RepresentationsEntry,
+    read_manifest,
+)
 from gradtrace.precision import STORED_DTYPES
+from gradtrace.recording import read_recording
 from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.task import Task
+from gradtrace_indexer.averages import with_averages
 from gradtrace_indexer.builder import Builder, checkpoint_entries
 from gradtrace_indexer.files import sole_writer
-from gradtrace_indexer.fit import Samples, fit_basis, write_basis, write_column_scales
+from gradtrace_indexer.fit import FitSpec, RunFit, Samples
 from gradtrace_indexer.generations import save_pending, unfinished
+from gradtrace_indexer.recorded import recorded_entry
 from gradtrace_indexer.searcher_build import check_searcher, set_searcher
 
 _SHARD_BYTES = 256 << 20
@@ -33,7 +45,7 @@ _SHARD_ROWS = 32_768
 
 def build_index(
     task: Task,
-    checkpoints: Sequence[Checkpoint],
+    checkpoints: Sequence[Checkpoint] | Sequence[Sequence[Checkpoint]],
     path: str | Path,
     *,
     dimensions: int = 2048,
@@ -42,47 +54,82 @@ def build_index(
     batch_size: int = 128,
     seed: int = 0,
     searcher: str | None = None,
+    average_segments: int | None = None,
+    recording: str | Path | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Index:
     """Build the index of a task's training rows, or go on with an interrupted build; a finished one is just opened.
 
     Args:
-        checkpoints: in training order; the last one is the reference of the basis.
+        checkpoints: in training order; the last one is the reference of the basis. Of several training runs of the
+            task (other seeds), a sequence for each: then scores are means over the runs.
         dimensions: columns kept for each checkpoint; at most the number of parameters.
         precision: of the stored rows, see docs/choosing.md.
         searcher: "progressive", "faiss:FACTORY" or "annoy:TREES", see `set_searcher`; None: the one that is there, or
             exact search.
+        average_segments: index the averages of the weights over so many segments of each run in place of all its
+            checkpoints but the last, for `fast-source`; less to store and to compute, and nothing for methods that sum
+            over checkpoints.
+        recording: directory of an `InfluenceRecorder`; its rows are stored for the method `hydra`, and its basis,
+            dimensions and seed are those of the index, whatever else is given. The last checkpoint must hold the
+            weights that the recorded training ended with.
 
     Raises:
         StoreError: another build lies at `path` or is running there, or the disk is full.
+        RecordingError: the recording is unfinished, damaged, or of another training.
         TaskError, CheckpointError: see their subclasses; nothing is written before the task was checked.
     """
     directory = Path(path)
     if precision not in STORED_DTYPES:
         raise StoreError(f"precision must be one of {', '.join(STORED_DTYPES)}, not {precision!r}")
     rows = check_dataset(task)
-    check_order(checkpoints)
+    runs = _by_run(checkpoints)
     if searcher is not None:
         check_searcher(searcher)
-    builder = Builder(task, directory, device, batch_size, progress)
+    recorded = None if recording is None else read_recording(recording)
+    builder = Builder(task, directory, device, batch_size, progress, recorded)
+    if recorded is not None:
+        if len(runs) > 1:
+            raise RecordingError("a recording is of one training run: give the checkpoints of that run alone")
+        basis, dimensions, seed = "two-sided", recorded.basis.dimensions, recorded.entry.seed
     with sole_writer(directory):
+        if average_segments is not None:
+            runs = [with_averages(directory, task, own, average_segments) for own in runs]
         wanted = {
             "rows": rows,
             "basis": basis,
             "dimensions": dimensions,
             "precision": precision,
             "seed": seed,
-            "checkpoints": checkpoint_entries(directory, checkpoints),
+            "checkpoints": _entries(builder, runs),
         }
         manifest = _found(builder, wanted)
         if manifest is None:
-            manifest = _begun(builder, checkpoints, rows, basis, precision, dimensions, seed)
+            manifest = _begun(builder, runs, rows, FitSpec(basis, dimensions, seed, precision))
         if not manifest.complete:
             builder.finish(manifest)
     if searcher is not None:
         return set_searcher(directory, task, searcher, device=device, progress=progress)
     return open_index(directory, task, device=device)
+
+
+def _by_run(checkpoints: Sequence[Checkpoint] | Sequence[Sequence[Checkpoint]]) -> list[Sequence[Checkpoint]]:
+    """Raises CheckpointError as `check_order` for a run's, or the same weights in two runs."""
+    one = all(isinstance(checkpoint, Checkpoint) for checkpoint in checkpoints)
+    runs = cast(list[Sequence[Checkpoint]], [checkpoints] if one else list(checkpoints))
+    for run in runs:
+        check_order(run)
+    paths = [run[-1].path.resolve() for run in runs]
+    if len(set(paths)) < len(paths):
+        raise CheckpointError(f"the same training run was given twice ({paths[-1]}): name each run's checkpoints once")
+    return runs
+
+
+def _entries(builder: Builder, runs: Sequence[Sequence[Checkpoint]]) -> list[CheckpointEntry]:
+    found = (checkpoint_entries(builder.directory, own, builder.task, run) for run, own in enumerate(runs))
+    entries = [entry for own in found for entry in own]
+    return entries if builder.recording is None else [*entries, recorded_entry(builder.recording, entries[-1])]
 
 
 def check_order(checkpoints: Sequence[Checkpoint]) -> None:
@@ -124,46 +171,33 @@ def _found(builder: Builder, wanted: Mapping[str, object]) -> Manifest | None:
     return manifest
 
 
-def _begun(
-    builder: Builder,
-    checkpoints: Sequence[Checkpoint],
-    rows: int,
-    kind: BasisKind,
-    precision: Precision,
-    dimensions: int,
-    seed: int,
-) -> Manifest:
-    """Fit the basis, and commit a manifest without rows."""
-    reference = builder.model(checkpoints[-1])
-    samples = Samples(builder.task, seed, rows)
-
-    def models() -> Iterator[GradientModel]:
-        return map(builder.model, tqdm(checkpoints, "fit", disable=not builder.progress, leave=False))
-
-    with samples.named_in_errors():
-        basis = fit_basis(kind, dimensions, seed, reference, models, samples)
-        scales = write_column_scales(builder.directory, basis, models, samples) if precision == "int4" else None
-    levels = default_levels(basis.dimensions)
-    layout = ShardLayout(1024, tuple(levels), precision)
+def _begun(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, spec: FitSpec) -> Manifest:
+    """Fit the bases, and commit a manifest without rows."""
+    samples = Samples(builder.task, spec.seed, rows)
+    fits = [builder.fit(own, f"{run}.1", spec, samples) for run, own in enumerate(runs)]
+    dimensions = check_dimensions(fits, fits[0].dimensions)
+    levels = default_levels(dimensions)
+    layout = ShardLayout(1024, tuple(levels), spec.precision)
     manifest = Manifest(
         generation=1,
         made_by="build",
         complete=False,
-        task=task_entry(builder.task, reference, np.arange(rows)),
-        checkpoints=checkpoint_entries(builder.directory, checkpoints),
+        task=task_entry(builder.task, fits[-1].reference, np.arange(rows)),
+        checkpoints=_entries(builder, runs),
         basis=BasisEntry(
-            kind=kind,
-            dimensions=basis.dimensions,
-            requested=dimensions,
-            seed=seed,
+            kind=spec.kind,
+            dimensions=dimensions,
+            requested=spec.dimensions,
+            seed=spec.seed,
             fitted_rows=rows,
-            file=write_basis(builder.directory, basis),
+            files=[fit.basis for fit in fits],
         ),
         curvature=[],
-        precision=precision,
-        column_scales=scales,
+        precision=spec.precision,
+        column_scales=[file for fit in fits for file in fit.column_scales],
         levels=levels,
         rows=rows,
+        representations=_representations(fits[-1].reference),
         shard_rows=max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // layout.bytes)),
         shards=[],
         libraries={
@@ -173,3 +207,19 @@ def _begun(
         },
     )
     return save_pending(builder.directory, manifest)
+
+
+def check_dimensions(fits: Sequence[RunFit], dimensions: int) -> int:
+    """Raises StoreError unless the bases of all runs have so many dimensions, which is returned."""
+    found = {fit.dimensions for fit in fits}
+    if found != {dimensions}:
+        raise StoreError(
+            f"the gradients of a training run have {min(found)} independent coordinates, those of another "
+            f"{max(dimensions, *found)}: build with dimensions={min(dimensions, *found)}"
+        )
+    return dimensions
+
+
+def _representations(model: GradientModel) -> RepresentationsEntry | None:
+    found = model.representation
+    return None if found is None else RepresentationsEntry(source=found.source, dimensions=found.dimensions)

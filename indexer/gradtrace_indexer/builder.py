@@ -8,7 +8,9 @@ to the same bytes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -18,21 +20,24 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gradtrace.basis import Basis, load_basis
+from gradtrace.basis import Basis, load_bases
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.devices import pick_device
 from gradtrace.encoder import GradientModel
-from gradtrace.errors import MismatchError, StoreError
+from gradtrace.errors import CheckpointError, MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.index import indexed_checkpoint
+from gradtrace.indexed_weights import indexed_checkpoint
 from gradtrace.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
+from gradtrace.moments import SecondMoments
 from gradtrace.precision import load_column_scales
+from gradtrace.recording import Recording
 from gradtrace.row_ids import read_row_ids
-from gradtrace.shards import ShardLayout
+from gradtrace.shards import ShardLayout, representation_layout
 from gradtrace.task import Task
 from gradtrace_indexer.files import write_file
-from gradtrace_indexer.fit import Samples, write_curvature
+from gradtrace_indexer.fit import FitSpec, RunFit, Samples, fit_run, write_curvature
 from gradtrace_indexer.generations import publish, save_pending
+from gradtrace_indexer.recorded import recorded_basis
 from gradtrace_indexer.searcher_build import check_searcher
 from gradtrace_indexer.shard_rows import RowWorkers, write_rows
 from gradtrace_indexer.shard_writer import ShardWriter
@@ -69,33 +74,76 @@ def shard_name(manifest: Manifest, checkpoint: int, start: int) -> str:
     return f"{manifest.checkpoints[checkpoint].name}/{start:09d}.{manifest.generation}"
 
 
+def representation_writer(
+    directory: Path, manifest: Manifest, checkpoint: int, start: int, rows: int
+) -> ShardWriter | None:
+    """Of the representations that belong to a new shard; None where rows have none at its checkpoint."""
+    if manifest.representations is None or checkpoint not in manifest.represented:
+        return None
+    layout = representation_layout(rows, manifest.representations.dimensions)
+    return ShardWriter(directory, f"representations/{shard_name(manifest, checkpoint, start)}.rows", layout)
+
+
 def with_shard(manifest: Manifest, shard: ShardEntry) -> Manifest:
     shards = sorted([*manifest.shards, shard], key=lambda entry: (entry.checkpoint, entry.start))
     return manifest.model_copy(update={"shards": shards})
 
 
-def checkpoint_entries(directory: Path, checkpoints: Sequence[Checkpoint]) -> list[CheckpointEntry]:
+def entry_name(checkpoint: Checkpoint, run: int) -> str:
+    """What an index calls a checkpoint: runs mostly give theirs the same file names."""
+    return f"run-{run}/{checkpoint.name}" if run else checkpoint.name
+
+
+def checkpoint_entries(
+    directory: Path, checkpoints: Sequence[Checkpoint], task: Task, run: int = 0
+) -> list[CheckpointEntry]:
     return [
         CheckpointEntry(
-            name=checkpoint.name,
+            name=entry_name(checkpoint, run),
             file=os.path.relpath(checkpoint.path.parent.resolve(), directory.resolve()) + f"/{checkpoint.name}",
             step=checkpoint.step,
             learning_rate=checkpoint.learning_rate,
             sha256=checkpoint.sha256(),
+            moments_sha256=checkpoint.moments_sha256(),
             optimizer=None if checkpoint.optimizer is None else OptimizerEntry(**asdict(checkpoint.optimizer)),
             batch_size=checkpoint.batch_size,
+            run=run,
+            kind=checkpoint.kind,
+            second_moments=second_moments(checkpoint, task) is not None,
         )
         for checkpoint in checkpoints
     ]
 
 
+def second_moments(checkpoint: Checkpoint, task: Task) -> SecondMoments | None:
+    """Those kept with a checkpoint; None, with a warning, where it is not certain whose they are."""
+    if checkpoint.optimizer is not None and checkpoint.optimizer.name == "sgd":
+        return None
+    try:
+        return checkpoint.second_moments(task.model())
+    except CheckpointError as error:
+        warnings.warn(f"{error}. The index is built without them", stacklevel=2)
+        return None
+
+
 class Builder:
     """Brings an index's unfinished generation to its end."""
 
-    def __init__(self, task: Task, directory: Path, device: str, batch_size: int, progress: bool) -> None:
-        """Raises StoreError if batch_size < 1."""
+    def __init__(
+        self,
+        task: Task,
+        directory: Path,
+        device: str,
+        batch_size: int,
+        progress: bool,
+        recording: Recording | None = None,
+    ) -> None:
+        """recording: where the rows of a recorded column block come from.
+
+        Raises StoreError if batch_size < 1."""
         if batch_size < 1:
             raise StoreError(f"batch_size must be at least 1, not {batch_size}")
+        self.recording = recording
         self.task, self.directory, self.device = task, directory, torch.device(pick_device(device))
         self.batch_size, self.progress = batch_size, progress
         self._probe = [task.train[row] for row in range(min(2, len(task.train)))]
@@ -103,12 +151,19 @@ class Builder:
     def model(self, checkpoint: Checkpoint) -> GradientModel:
         return GradientModel(self.task, checkpoint, self.device, self._probe)
 
-    def model_of(self, entry: CheckpointEntry) -> GradientModel:
-        return self.model(indexed_checkpoint(self.directory, entry))
+    def bases_of(self, manifest: Manifest) -> list[Basis]:
+        """One for each training run."""
+        return [basis.to(self.device) for basis in load_bases(self.directory, manifest)]
 
-    def basis_of(self, manifest: Manifest) -> Basis:
-        entry = manifest.basis
-        return load_basis(self.directory / entry.file.path, entry.kind, entry.dimensions, entry.seed).to(self.device)
+    def fit(self, checkpoints: Sequence[Checkpoint], name: str, spec: FitSpec, samples: Samples) -> RunFit:
+        """Fit a training run's basis at these checkpoints, the last one its reference. Raises as `fit_run`."""
+
+        def models() -> Iterator[GradientModel]:
+            return map(self.model, tqdm(checkpoints, "fit", disable=not self.progress, leave=False))
+
+        reference = self.model(checkpoints[-1])
+        given = None if self.recording is None else recorded_basis(self.recording, reference, len(self.task.train))
+        return fit_run(self.directory, name, spec, reference, models, samples, given)
 
     def check(self, manifest: Manifest, grown: bool = False) -> GradientModel:
         """See that the task is the index's, with or without new rows at its end, and that what is to come could be
@@ -123,7 +178,7 @@ class Builder:
         found = [indexed_checkpoint(self.directory, entry) for entry in manifest.checkpoints]
         if manifest.searcher is not None:
             check_searcher(manifest.searcher.name)
-        model = self.model(found[-1])
+        model = self.model(found[manifest.last_checkpoint])
         check_probe_losses(self.task, model, manifest.task)
         return model
 
@@ -135,53 +190,85 @@ class Builder:
             TaskError: a row's loss or gradient is not finite, or a row cannot be read.
             CheckpointError, MismatchError: weights that are needed are missing, or were changed since the beginning.
         """
-        basis = self.basis_of(pending)
+        bases = self.bases_of(pending)
         try:
-            return publish(self.directory, self._with_rows(self._with_curvature(pending, basis), basis))
+            return publish(self.directory, self._with_rows(self._with_curvature(pending, bases), bases))
         except MismatchError as error:
             raise MismatchError(f"{error}; or give up what is unfinished, with `gradtrace discard`") from error
 
-    def _with_curvature(self, manifest: Manifest, basis: Basis) -> Manifest:
-        missing = manifest.checkpoints[len(manifest.curvature) :] if basis.kind == "spectral" else []
+    def _with_curvature(self, manifest: Manifest, bases: Sequence[Basis]) -> Manifest:
+        spec = manifest.basis
+        missing = manifest.checkpoints[len(manifest.curvature) :] if spec.kind == "spectral" else []
         if not missing:
             return manifest
         live = read_row_ids(self.directory, manifest).live_ids()
-        samples = Samples(self.task, basis.seed, manifest.basis.fitted_rows, live)
+        samples = Samples(self.task, spec.seed, spec.fitted_rows, live)
         for entry in tqdm(missing, "curvature", disable=not self.progress, leave=False):
             name = f"{entry.name}.{manifest.generation}"
-            file = write_curvature(self.directory, name, basis, self.model_of(entry), samples)
+            checkpoint = indexed_checkpoint(self.directory, entry)
+            moments = second_moments(checkpoint, self.task) if entry.second_moments else None
+            model = self.model(checkpoint)
+            file = write_curvature(self.directory, name, bases[entry.run], model, samples, moments)
             manifest = save_pending(
                 self.directory, manifest.model_copy(update={"curvature": [*manifest.curvature, file]})
             )
         return manifest
 
-    def _with_rows(self, manifest: Manifest, basis: Basis) -> Manifest:
+    def _with_rows(self, manifest: Manifest, bases: Sequence[Basis]) -> Manifest:
         tasks = missing_shards(manifest)
         total = sum(task.stop - task.start for task in tasks)
         with tqdm(total=total, unit=" rows", desc="index", disable=not self.progress) as bar:
             for number, of_checkpoint in groupby(tasks, key=lambda task: task.checkpoint):
-                workers = self._workers(manifest.checkpoints[number], basis)
+                entry = manifest.checkpoints[number]
+                represents = number in manifest.represented
+                workers = self._workers(entry, bases[entry.run], represents) if entry.kind != "recorded" else None
                 for task in of_checkpoint:
-                    shard = self._write_shard(manifest, workers, task, bar)
+                    shard = (
+                        self._write_shard(manifest, workers, task, bar)
+                        if workers
+                        else self._copy_recorded(manifest, task, bar)
+                    )
                     manifest = save_pending(self.directory, with_shard(manifest, shard))
         return manifest
 
-    def _workers(self, entry: CheckpointEntry, basis: Basis) -> RowWorkers:
+    def _workers(self, entry: CheckpointEntry, basis: Basis, represent: bool) -> RowWorkers:
         count = min(_MOST_WORKERS, torch.get_num_threads()) if self.device.type == "cpu" else 1
         checkpoint = indexed_checkpoint(self.directory, entry)
-        return RowWorkers([self.model(checkpoint) for _ in range(count)], basis)
+        return RowWorkers([self.model(checkpoint) for _ in range(count)], basis, represent)
 
     def _write_shard(self, manifest: Manifest, workers: RowWorkers, task: ShardTask, bar: tqdm[Any]) -> ShardEntry:
         """The rows of one stretch at one checkpoint, in batches counted from its start."""
         ids = read_row_ids(self.directory, manifest).of(np.arange(task.start, task.stop))
         layout = ShardLayout(len(ids), tuple(manifest.levels), manifest.precision)
         name = shard_name(manifest, task.checkpoint, task.start)
-        column_scales = load_column_scales(self.directory, manifest)
-        with ShardWriter(self.directory, f"rows/{name}.rows", layout, column_scales) as writer:
-            columns = write_rows(self.task, workers, ids.tolist(), self.batch_size, writer, bar.update)
-            entry = writer.commit()
+        column_scales = load_column_scales(self.directory, manifest)  # by training run
+        own = column_scales[manifest.checkpoints[task.checkpoint].run] if column_scales else None
+        with ExitStack() as writers:
+            writer = writers.enter_context(ShardWriter(self.directory, f"rows/{name}.rows", layout, own))
+            second = representation_writer(self.directory, manifest, task.checkpoint, task.start, len(ids))
+            if second is not None:
+                writers.enter_context(second)
+            columns = write_rows(self.task, workers, ids.tolist(), self.batch_size, writer, bar.update, second)
+            entry, represented = writer.commit(), None if second is None else second.commit()
         return ShardEntry(
             **task._asdict(),
             rows=entry,
+            representations=represented,
             columns=write_file(self.directory, f"columns/{name}.parquet", columns.parquet()),
         )
+
+    def _copy_recorded(self, manifest: Manifest, task: ShardTask, bar: tqdm[Any]) -> ShardEntry:
+        """The recorded rows of one stretch, with the columns of the trained model."""
+        assert self.recording is not None  # a build without it is not the one that began
+        layout = ShardLayout(task.stop - task.start, tuple(manifest.levels), manifest.precision)
+        name = f"rows/{shard_name(manifest, task.checkpoint, task.start)}.rows"
+        scales = load_column_scales(self.directory, manifest)
+        with ShardWriter(self.directory, name, layout, scales[0] if scales else None) as writer:
+            for start in range(task.start, task.stop, self.batch_size):
+                rows = self.recording.hydra_rows[start : min(start + self.batch_size, task.stop)]
+                writer.append(torch.from_numpy(rows.copy()))
+                bar.update(len(rows))
+            entry = writer.commit()
+        trained = (manifest.last_checkpoint, task.start)
+        columns = next(shard.columns for shard in manifest.shards if (shard.checkpoint, shard.start) == trained)
+        return ShardEntry(**task._asdict(), rows=entry, columns=columns)

@@ -11,15 +11,23 @@ import typer
 from gradtrace.checkpoint_index import INDEX_NAME
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.errors import CheckpointError, QueryError
+from gradtrace.index import open_index
 from gradtrace.manifest import BasisKind, Precision, read_manifest
 from gradtrace.selection import choose
 from gradtrace_indexer import generations
+from gradtrace_indexer.add_checkpoints import add_run
 from gradtrace_indexer.append import append_rows
 from gradtrace_indexer.bench import bench as bench_lines
 from gradtrace_indexer.build import build_index
 from gradtrace_indexer.compact import compact as compact_index
 from gradtrace_indexer.delete import delete_rows
 from gradtrace_indexer.description import describe, describe_searcher, details
+from gradtrace_indexer.evaluate import evaluate as evaluate_lines
+from gradtrace_indexer.ground_truth import subset_outputs
+from gradtrace_indexer.held_out import held_out_rows
+from gradtrace_indexer.kernel_build import DAMPING, add_kernels
+from gradtrace_indexer.representer import fit_representer
+from gradtrace_indexer.retraining import Retrainings
 from gradtrace_indexer.select import explained, mean_losses, plot_selection, selection_index
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_indexer.update import run_directory, update_index
@@ -39,7 +47,12 @@ DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1"
 @app.command()
 def build(
     task: Annotated[str, typer.Argument(help=_TASK)],
-    checkpoints: CheckpointsOption,
+    checkpoints: Annotated[
+        list[Path],
+        typer.Option(
+            help="Directory of a training's checkpoints, or a list by `select`. Repeatable, for runs with other seeds."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The index directory; an interrupted build there is resumed.")],
     dimensions: Annotated[int, typer.Option(min=1, help="Columns kept for each checkpoint.")] = 2048,
     basis: Annotated[BasisKind, typer.Option(help="How gradients are compressed.")] = "spectral",
@@ -49,20 +62,28 @@ def build(
         str | None,
         typer.Option(help="progressive (exact), faiss:FACTORY such as faiss:HNSW32,SQfp16, or annoy:TREES."),
     ] = None,
+    average_segments: Annotated[
+        int | None, typer.Option(min=1, help="Index averaged weights of so many segments, for fast-source.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of sampled rows, labels and projections.")] = 0,
+    recording: Annotated[
+        Path | None, typer.Option(help="Directory of an InfluenceRecorder: its basis, and method hydra.")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Build the index of a task's training rows, or resume an interrupted build."""
     index = build_index(
         load_task(task),
-        load_checkpoints(checkpoints),
+        [load_checkpoints(run) for run in checkpoints],
         out,
         dimensions=dimensions,
         basis=basis,
         precision=precision,
         batch_size=batch_size,
         searcher=searcher,
+        average_segments=average_segments,
         seed=seed,
+        recording=recording,
         device=device,
     )
     typer.echo(f"{out}: {describe(index.manifest)}")
@@ -107,20 +128,33 @@ def update(
         bool, typer.Option("--watch", help="Go on until Ctrl-C, adding checkpoints as the training writes them.")
     ] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = INTERVAL,
+    run: Annotated[
+        int | None, typer.Option(min=0, help="Which of the index's training runs went on. Default: the last.")
+    ] = None,
+    new_run: Annotated[bool, typer.Option("--new-run", help="Add them as another run of the training.")] = False,
     batch_size: BatchOption = 128,
     device: DeviceOption = "auto",
 ) -> None:
-    """Bring an index up to date: add the rows that the task's data has grown by, and the checkpoints written since.
+    """Bring an index up to date: rows that the task's data has grown by, checkpoints written since; or add another run.
+
 
     Only what is new is computed. Readers see the old generation until the
     new one is whole. Interrupted, it goes on where it stood when run again.
     """
     loaded = load_task(task)
-    if not follow:
-        updated = update_index(index, loaded, checkpoints, batch_size=batch_size, device=device)
+    if new_run and (follow or run is not None):
+        raise CheckpointError("--new-run adds a whole run: leave --run and --watch out, or use them once it is there")
+    if new_run:
+        if checkpoints is None:
+            raise CheckpointError("--new-run needs --checkpoints, the directory of the run that is to be added")
+        updated = add_run(index, loaded, load_checkpoints(checkpoints), batch_size=batch_size, device=device)
         typer.echo(f"{index}: {describe(updated.manifest)}")
         return
-    followed = checkpoints or run_directory(index, read_manifest(index))
+    if not follow:
+        updated = update_index(index, loaded, checkpoints, run=run, batch_size=batch_size, device=device)
+        typer.echo(f"{index}: {describe(updated.manifest)}")
+        return
+    followed = checkpoints or run_directory(index, read_manifest(index), run)
     typer.echo(f"Watching {followed}; Ctrl-C ends it.")
     told: list[str] = []
 
@@ -131,7 +165,7 @@ def update(
 
     try:
         for updated in watch(
-            index, loaded, followed, batch_size=batch_size, device=device, interval=interval, on_wait=tell
+            index, loaded, followed, run=run, batch_size=batch_size, device=device, interval=interval, on_wait=tell
         ):
             typer.echo(f"{index}: {describe(updated.manifest)}")
     except KeyboardInterrupt:
@@ -168,6 +202,31 @@ def delete(
 def compact(index: IndexArgument) -> None:
     """Rewrite shards without deleted rows and merge small ones; answers stay the same."""
     typer.echo(f"{index}: {describe(compact_index(index))}")
+
+
+@app.command()
+def kernels(
+    index: IndexArgument,
+    damping: Annotated[float, typer.Option(help="Added to each kernel's diagonal, relative to its mean.")] = DAMPING,
+    device: DeviceOption = "auto",
+) -> None:
+    """Compute what method `trak` needs, from the stored rows: one matrix for each checkpoint that lacks it."""
+    typer.echo(f"{index}: {describe(add_kernels(index, damping=damping, device=device))}")
+
+
+@app.command()
+def representer(
+    index: IndexArgument,
+    l2: Annotated[float, typer.Option(help="Weight of the regularisation.")] = 0.003,
+) -> None:
+    """Refit the last layer on the index's representations, for queries with the method "representer".
+
+    Run it again after rows or checkpoints came or went.
+    """
+    manifest = fit_representer(index, l2=l2)
+    typer.echo(f"{index}: {describe(manifest)}")
+    if manifest.representer is not None:
+        typer.echo(f"its weights are the sum of the rows' shares but for {manifest.representer.residual:.1e} of them")
 
 
 @app.command()
@@ -226,6 +285,34 @@ def bench(
 ) -> None:
     """Measure how fast an index answers here, one query at a time and many, and what an approximate searcher misses."""
     for line in bench_lines(index, load_task(task), k=k, queries=queries, device=device):
+        typer.echo(line)
+
+
+@app.command()
+def evaluate(
+    index: IndexArgument,
+    task: TaskOption,
+    truth: Annotated[Path, typer.Option(help="Directory of trainings on random halves; what it lacks is trained.")],
+    method: Annotated[list[str] | None, typer.Option(help="Repeatable; default: all that the index has.")] = None,
+    subsets: Annotated[int, typer.Option(min=2, help="Random halves of the training rows.")] = 100,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings on each.")] = 5,
+    queries: Annotated[
+        int | None, typer.Option(min=1, help="Held-out examples on which trainings are measured; default: all.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Trainings at the same time.")] = 1,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure how well the methods predict what training on half of the rows does (linear datamodeling score).
+
+    The task must define fit(rows, seed). Trainings are kept: interrupted, it goes on where it stood when run again, and
+    other indexes of the task are measured with the same ones.
+    """
+    loaded = load_task(task)
+    split, numbers = held_out_rows(loaded, queries)
+    retrainings = Retrainings(task, truth, queries=sorted(numbers) if queries else None, split=split, workers=workers)
+    outputs = subset_outputs(retrainings, subsets, seeds)
+    opened = open_index(index, loaded, device=device)
+    for line in evaluate_lines(opened, retrainings.examples, outputs, method or opened.methods):
         typer.echo(line)
 
 

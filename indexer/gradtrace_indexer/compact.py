@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,11 +14,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gradtrace.errors import CorruptIndexError
-from gradtrace.manifest import Manifest, ShardEntry
+from gradtrace.manifest import FileEntry, Manifest, ShardEntry, shard_files
 from gradtrace.row_ids import RowIds, read_row_ids
 from gradtrace.shards import Shard, ShardLayout
 from gradtrace.store import check_file
-from gradtrace_indexer.builder import shard_name, with_shard
+from gradtrace_indexer.builder import representation_writer, shard_name, with_shard
 from gradtrace_indexer.columns import gathered
 from gradtrace_indexer.files import write_file, write_ids
 from gradtrace_indexer.generations import publish, save_pending, successor, updating
@@ -25,6 +27,7 @@ from gradtrace_indexer.shard_writer import ShardWriter
 _COPIED_ROWS = 4096  # at a time
 
 Rows = NDArray[np.int64]
+_Parts = list[tuple[ShardEntry, Rows]]  # old shards, and which of their rows are copied
 
 
 @dataclass(frozen=True)
@@ -127,24 +130,43 @@ def _shard(
     parts = [(sources[part.stretch], part.rows) for part in piece.parts]
     _refuse_damage(directory, [entry for entry, _ in parts])
     layout = ShardLayout(piece.size, tuple(manifest.levels), manifest.precision)
-    with ShardWriter(directory, f"rows/{name}.rows", layout) as writer:
-        for entry, rows in parts:
-            shard = Shard(directory / entry.rows.path, replace(layout, rows=entry.stop - entry.start))
-            for some in torch.from_numpy(rows).split(_COPIED_ROWS):
-                writer.append_stored(shard, some)
-        file = writer.commit()
     columns = gathered([(directory / entry.columns.path, rows) for entry, rows in parts])
     return ShardEntry(
         checkpoint=checkpoint,
         start=start,
         stop=stop,
-        rows=file,
+        rows=_copied(ShardWriter(directory, f"rows/{name}.rows", layout), _opened(directory, layout, "rows", parts)),
         columns=write_file(directory, f"columns/{name}.parquet", columns),
+        representations=_representations(directory, manifest, checkpoint, start, piece.size, parts),
     )
+
+
+def _representations(
+    directory: Path, manifest: Manifest, checkpoint: int, start: int, size: int, parts: _Parts
+) -> FileEntry | None:
+    writer = representation_writer(directory, manifest, checkpoint, start, size)
+    return None if writer is None else _copied(writer, _opened(directory, writer.layout, "representations", parts))
+
+
+def _opened(
+    directory: Path, layout: ShardLayout, kind: Literal["rows", "representations"], parts: _Parts
+) -> Iterator[tuple[Shard, Rows]]:
+    """The old shards' files of one kind, in turn, and what to copy of each."""
+    for entry, rows in parts:
+        file: FileEntry = getattr(entry, kind)
+        yield Shard(directory / file.path, replace(layout, rows=entry.stop - entry.start)), rows
+
+
+def _copied(writer: ShardWriter, sources: Iterable[tuple[Shard, Rows]]) -> FileEntry:
+    with writer:
+        for shard, rows in sources:
+            for some in torch.from_numpy(rows).split(_COPIED_ROWS):
+                writer.append_stored(shard, some)
+        return writer.commit()
 
 
 def _refuse_damage(directory: Path, entries: list[ShardEntry]) -> None:
     """A damaged value must not be copied: its new file would have a checksum that fits."""
-    for file in (file for entry in entries for file in (entry.rows, entry.columns)):
+    for file in (file for entry in entries for file in shard_files(entry)):
         if problem := check_file(directory, file, deep=True):
             raise CorruptIndexError(f"{directory} is damaged: {problem}. Restore the file, or rebuild the index")

@@ -14,8 +14,10 @@ from gradtrace_indexer.generations import kept_generations, read_pending
 def describe(manifest: Manifest) -> str:
     """One line on what a generation holds."""
     deleted = 0 if manifest.deleted is None else manifest.deleted.bytes // 8
+    runs = len(manifest.basis.files)
+    checkpoints = f"{len(manifest.checkpoints)} checkpoints" + (f" of {runs} runs" if runs > 1 else "")
     return (
-        f"{manifest.rows - deleted:,} rows x {len(manifest.checkpoints)} checkpoints x {manifest.basis.dimensions} "
+        f"{manifest.rows - deleted:,} rows x {checkpoints} x {manifest.basis.dimensions} "
         f"{manifest.basis.kind} dimensions in {manifest.precision}, task {manifest.task.name}, "
         f"generation {manifest.generation}"
     )
@@ -51,6 +53,8 @@ def details(directory: Path) -> Iterator[str]:
         yield f"  {checkpoint.name}: step {checkpoint.step}, learning rate {checkpoint.learning_rate:g}"
     if current.searcher is not None:
         yield f"  {describe_searcher(current, current.searcher)}"
+    if current.representations is not None:
+        yield f"  representations: {current.representations.dimensions} features, {_refit(current)}"
     ids = read_row_ids(directory, current)
     yield (
         f"  row numbers 0 to {ids.rows - 1}: {len(ids.live_ids()):,} present, {len(ids.deleted):,} deleted, "
@@ -70,6 +74,12 @@ def details(directory: Path) -> Iterator[str]:
             f"  kept: generation {kept.generation} ({kept.made_by}), {kept.rows:,} rows x {len(kept.checkpoints)} "
             f"checkpoints, {_megabytes(kept)}"
         )
+
+
+def _refit(manifest: Manifest) -> str:
+    if manifest.representer is None or manifest.representer_is_stale():
+        return "no last layer refitted on them"
+    return f"last layer refitted on them with l2 {manifest.representer.l2:g}"
 
 
 def _megabytes(manifest: Manifest) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from gradtrace.basis import Basis, dense_basis, identity_basis, two_sided_basis
 from gradtrace.dataset import fetch
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import LossError, StoreError
-from gradtrace.fisher import curvature, fisher_batches
-from gradtrace.manifest import BasisKind, FileEntry
+from gradtrace.fisher import curvature
+from gradtrace.fisher_labels import fisher_batches
+from gradtrace.manifest import BasisKind, FileEntry, Precision
+from gradtrace.moments import SecondMoments
 from gradtrace.precision import column_scales
+from gradtrace.preconditioner import preconditioner
 from gradtrace.spectral import fit_spectral_basis
 from gradtrace.task import Example, Task
 from gradtrace_indexer.files import write_file
@@ -60,6 +64,50 @@ class Samples:
             raise error.naming(self._last) from error
 
 
+@dataclass(frozen=True)
+class FitSpec:
+    """How gradients are to be compressed, as it was asked for. The same for all training runs of an index."""
+
+    kind: BasisKind
+    dimensions: int
+    seed: int
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class RunFit:
+    """What was fitted for a training run, whose last checkpoint's model is `reference`."""
+
+    reference: GradientModel
+    dimensions: int
+    basis: FileEntry
+    column_scales: list[FileEntry]  # one for int4, else none
+
+
+def fit_run(
+    directory: Path,
+    name: str,
+    spec: FitSpec,
+    reference: GradientModel,
+    models: Models,
+    samples: Samples,
+    basis: Basis | None = None,
+) -> RunFit:
+    """Fit what the gradients of a training run are projected to and divided by, and write it to files of this name.
+
+    basis: a recording's, which is to be taken as it is
+
+    Raises:
+        StoreError: as `fit_basis`, or a full disk.
+        LossError: a loss or gradient of the samples is NaN or infinite.
+    """
+    with samples.named_in_errors():
+        if basis is None:
+            basis = fit_basis(spec.kind, spec.dimensions, spec.seed, reference, models, samples)
+        scales = [write_column_scales(directory, name, basis, models, samples)] if spec.precision == "int4" else []
+    return RunFit(reference, basis.dimensions, write_basis(directory, name, basis), scales)
+
+
 def fit_basis(
     kind: BasisKind,
     dimensions: int,
@@ -99,11 +147,11 @@ def fit_basis(
     raise StoreError(f"unknown basis {kind!r}; choose spectral, two-sided, gaussian, rademacher or none")
 
 
-def write_basis(directory: Path, basis: Basis) -> FileEntry:
-    return write_file(directory, "basis.safetensors", safetensors.torch.save(basis.tensors()))
+def write_basis(directory: Path, name: str, basis: Basis) -> FileEntry:
+    return write_file(directory, f"bases/{name}.safetensors", safetensors.torch.save(basis.tensors()))
 
 
-def write_column_scales(directory: Path, basis: Basis, models: Models, samples: Samples) -> FileEntry:
+def write_column_scales(directory: Path, name: str, basis: Basis, models: Models, samples: Samples) -> FileEntry:
     """What int4 divides each column by, from the gradients of half the samples at every checkpoint."""
     squares, rows = torch.zeros(basis.dimensions, dtype=torch.float64), 0
     for model in models():
@@ -113,11 +161,20 @@ def write_column_scales(directory: Path, basis: Basis, models: Models, samples: 
             squares += coordinates.double().square().sum(0).cpu()
             rows += len(coordinates)
     content = safetensors.torch.save({"column_scales": column_scales(squares / rows, rows)})
-    return write_file(directory, "column_scales.safetensors", content)
+    return write_file(directory, f"column_scales/{name}.safetensors", content)
 
 
-def write_curvature(directory: Path, name: str, basis: Basis, model: GradientModel, samples: Samples) -> FileEntry:
-    """Eigenvalues at one checkpoint in the spectral coordinates."""
+def write_curvature(
+    directory: Path,
+    name: str,
+    basis: Basis,
+    model: GradientModel,
+    samples: Samples,
+    moments: SecondMoments | None,
+) -> FileEntry:
+    """Eigenvalues at one checkpoint in the spectral coordinates, and the preconditioner of its second moments."""
     with samples.named_in_errors():
         tensors = curvature(model, basis.to(model.device), samples, basis.seed)
+    if moments is not None:
+        tensors["preconditioner"] = preconditioner(model.plan.layers, basis.to(torch.device("cpu")), moments)
     return write_file(directory, f"curvature/{name}.safetensors", safetensors.torch.save(tensors))

@@ -14,18 +14,35 @@ from typing import Any
 
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.manifest import MANIFEST_NAME, PENDING_NAME, Manifest, Operation, read_generation, read_manifest
+from gradtrace.moments import moments_path
 from gradtrace.store import check_files
 from gradtrace_indexer.files import sole_writer, write_file, write_manifest
 
 _KEPT = "generations"
 _FOLDERS = (
+    "bases",
+    "column_scales",
     "rows",
     "columns",
     "curvature",
+    "kernels",
     "row_ids",
     "deleted",
     "searchers",
+    "averages",
+    "representations",
+    "representer",
 )  # nothing but files of generations is in these
+
+# The others change which rows there are, of which kernels are sums.
+_KEEPING_KERNELS: tuple[Operation, ...] = (
+    "add checkpoints",
+    "add run",
+    "compact",
+    "set searcher",
+    "add kernels",
+    "fit representer",
+)
 
 
 def successor(current: Manifest, operation: Operation, **changes: Any) -> Manifest:
@@ -33,7 +50,14 @@ def successor(current: Manifest, operation: Operation, **changes: Any) -> Manife
 
     What is derived from the rows and not carried along (a searcher's files) is to be dropped here, for every update.
     """
-    begun = {"generation": current.generation + 1, "complete": False, "made_by": operation, **changes}
+    kernels = current.kernels if operation in _KEEPING_KERNELS else None
+    begun = {
+        "generation": current.generation + 1,
+        "complete": False,
+        "made_by": operation,
+        "kernels": kernels,
+        **changes,
+    }
     return current.model_copy(update=begun)
 
 
@@ -164,11 +188,14 @@ def prune(path: str | Path, keep: int = 1) -> None:
 
 def _sweep(directory: Path) -> None:
     """Remove the files that no generation names, also those of killed processes."""
-    generations = [read_pending(directory)]
+    pending = read_pending(directory)
+    generations = [] if pending is None else [pending]
     if (directory / MANIFEST_NAME).exists():
         generations += [read_manifest(directory), *kept_generations(directory)]
-    named = {entry.path for manifest in generations if manifest is not None for entry in manifest.files()}
+    named = {entry.path for manifest in generations for entry in manifest.files()}
+    averages = [Path(e.file) for manifest in generations for e in manifest.checkpoints if e.kind == "average"]
+    named |= {file.as_posix() for average in averages for file in (average, moments_path(average))}
     found = [path for folder in _FOLDERS for path in (directory / folder).rglob("*") if path.is_file()]
-    for path in [directory / "basis.safetensors", directory / "column_scales.safetensors", *found]:
+    for path in found:
         if path.relative_to(directory).as_posix() not in named:
             path.unlink(missing_ok=True)

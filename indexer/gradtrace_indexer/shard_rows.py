@@ -9,31 +9,30 @@ from contextlib import closing
 from queue import SimpleQueue
 
 import torch
-from torch import Tensor
 
 from gradtrace.basis import Basis
 from gradtrace.dataset import fetch
 from gradtrace.devices import threads
-from gradtrace.encoder import GradientModel
+from gradtrace.encoder import Encoded, GradientModel
 from gradtrace.errors import LossError
 from gradtrace.task import Batch, Label, Task
 from gradtrace_indexer.columns import ColumnBuffer
 from gradtrace_indexer.shard_writer import ShardWriter
-
-Encoded = tuple[Tensor, Tensor, Tensor | None]  # rows [batch, dimensions], losses [batch], predictions [batch]
 
 
 class RowWorkers:
     """Encodes batches side by side, one thread for each copy of the model; results come in order.
 
     On a CPU, two batches on one core each take less time than one after the other on two cores.
+
+    represent: take representations as well
     """
 
-    def __init__(self, models: Sequence[GradientModel], basis: Basis) -> None:
+    def __init__(self, models: Sequence[GradientModel], basis: Basis, represent: bool = False) -> None:
         self._models: SimpleQueue[GradientModel] = SimpleQueue()
         for model in models:
             self._models.put(model)
-        self._basis, self._count = basis, len(models)
+        self._basis, self._represent, self._count = basis, represent, len(models)
         self.collate = models[0].batch
 
     def encode(self, batches: Iterator[Batch]) -> Generator[Encoded]:
@@ -49,7 +48,7 @@ class RowWorkers:
     def _encode(self, batch: Batch) -> Encoded:
         model = self._models.get()
         try:
-            return model.encode_and_predict(self._basis, batch)
+            return model.encode_and_predict(self._basis, batch, self._represent)
         finally:
             self._models.put(model)
 
@@ -61,8 +60,9 @@ def write_rows(
     batch_size: int,
     writer: ShardWriter,
     on_batch: Callable[[int], object],
+    representations: ShardWriter | None = None,
 ) -> ColumnBuffer:
-    """Write the gradient rows of these training rows; returns their columns.
+    """Write the gradient rows of these training rows, and the representations that workers take; returns their columns.
 
     Raises:
         LossError: a loss or gradient is NaN or infinite; the text names the rows.
@@ -80,8 +80,10 @@ def write_rows(
     done = 0
     try:
         with closing(workers.encode(batches())) as encoded:
-            for coordinates, losses, predictions in encoded:
+            for coordinates, losses, predictions, represented in encoded:
                 writer.append(coordinates)
+                if representations is not None and represented is not None:
+                    representations.append(represented)
                 columns.append(labels.popleft(), predictions, losses, coordinates.norm(dim=1))
                 done += len(coordinates)
                 on_batch(len(coordinates))

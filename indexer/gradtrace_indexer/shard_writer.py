@@ -32,7 +32,7 @@ class ShardWriter:
         self._path = directory / name
         self._temporary = self._path.with_name(self._path.name + ".tmp")
         self._name = name
-        self._layout, self._column_scales = layout, column_scales
+        self.layout, self._column_scales = layout, column_scales
         self._written = 0
         with self._reporting():
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ class ShardWriter:
         Raises:
             StoreError: the wrong number of columns, more rows than the layout holds, a NaN coordinate, a full disk.
         """
-        layout, first = self._layout, self._written
+        layout, first = self.layout, self._written
         if rows.ndim != 2 or rows.shape[1] != layout.dimensions or first + len(rows) > layout.rows:
             raise StoreError(
                 f"{self._path} takes {layout.rows} rows of {layout.dimensions} columns, of which {first} are written; "
@@ -64,7 +64,7 @@ class ShardWriter:
         self._append_blocks([level[rows] for level in shard.levels], shard.scales[rows], shard.tails[rows])
 
     def _append_blocks(self, levels: Sequence[Tensor], scales: Tensor, tails: Tensor) -> None:
-        layout, first = self._layout, self._written
+        layout, first = self.layout, self._written
         blocks = zip(layout.level_offsets, levels, strict=True)
         for offset, block in [*blocks, (layout.scales_offset, scales[:, None]), (layout.tails_offset, tails)]:
             self._write(block, offset + first * block.shape[1] * block.element_size())
@@ -83,12 +83,12 @@ class ShardWriter:
         Raises:
             StoreError: rows are missing, or the disk is full.
         """
-        if self._written != self._layout.rows:
-            raise StoreError(f"{self._path} needs {self._layout.rows} rows, only {self._written} were written")
+        if self._written != self.layout.rows:
+            raise StoreError(f"{self._path} needs {self.layout.rows} rows, only {self._written} were written")
         with self._reporting():
             os.fsync(self._file.fileno())
             self._file.close()
-            entry = FileEntry(path=self._name, bytes=self._layout.bytes, xxh3=hash_file(self._temporary))
+            entry = FileEntry(path=self._name, bytes=self.layout.bytes, xxh3=hash_file(self._temporary))
             self._temporary.replace(self._path)
             sync_directory(self._path.parent)
         return entry

@@ -7,9 +7,9 @@ from pathlib import Path
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.guards import check_dataset
 from gradtrace.index import Index
-from gradtrace.manifest import Manifest, read_manifest
+from gradtrace.manifest import Manifest, read_manifest, trained_models
 from gradtrace.task import Task
-from gradtrace_indexer.add_checkpoints import add_checkpoints, still_to_come
+from gradtrace_indexer.add_checkpoints import add_checkpoints, run_number, still_to_come
 from gradtrace_indexer.append import append_rows
 from gradtrace_indexer.generations import discard, read_pending
 
@@ -19,6 +19,7 @@ def update_index(
     task: Task,
     checkpoints: str | Path | None = None,
     *,
+    run: int | None = None,
     batch_size: int = 128,
     device: str = "auto",
     progress: bool = True,
@@ -28,7 +29,8 @@ def update_index(
     What an interrupted call began is finished first.
 
     Args:
-        checkpoints: directory of the run; None: where the weights of the index's last checkpoint lie.
+        checkpoints: directory of the training run; None: where the weights of its last checkpoint in the index lie.
+        run: of several in the index, the number of the one that went on; None: the last.
 
     Raises:
         as `append_rows` and `add_checkpoints`.
@@ -41,11 +43,12 @@ def update_index(
         discard(directory)  # it lacks the new rows, and these must come first: checkpoints are added to all rows
     if grown or (pending is not None and pending.made_by == "append rows"):
         append_rows(directory, task, batch_size=batch_size, device=device, progress=progress)
-    found = still_to_come(load_checkpoints(checkpoints or run_directory(directory, manifest)), read_manifest(directory))
-    return add_checkpoints(directory, task, found, batch_size=batch_size, device=device, progress=progress)
+    checkpoints = checkpoints or run_directory(directory, manifest, run)
+    found = still_to_come(load_checkpoints(checkpoints), read_manifest(directory), run)
+    return add_checkpoints(directory, task, found, run=run, batch_size=batch_size, device=device, progress=progress)
 
 
-def run_directory(directory: Path, manifest: Manifest) -> Path:
-    """Where the weights of an index's last checkpoint lie, and with them those of its training run."""
-    last = manifest.checkpoints[manifest.last_checkpoint]
+def run_directory(directory: Path, manifest: Manifest, run: int | None) -> Path:
+    """Where the weights of a training run's last checkpoint lie, and with them those of the others."""
+    last = manifest.checkpoints[trained_models(manifest.checkpoints)[run_number(manifest, run)]]
     return (directory.resolve() / last.file).parent

@@ -13,7 +13,8 @@ from gradtrace.index import Index
 from gradtrace.manifest import read_manifest
 from gradtrace.task import Task
 from gradtrace.weight_files import weight_files
-from gradtrace_indexer.add_checkpoints import add_checkpoints, still_to_come
+from gradtrace_indexer.add_checkpoints import add_checkpoints, run_number, still_to_come
+from gradtrace_indexer.builder import entry_name
 
 INTERVAL = 10.0  # seconds between two looks
 
@@ -25,6 +26,7 @@ def watch(
     task: Task,
     checkpoints: str | Path,
     *,
+    run: int | None = None,
     batch_size: int = 128,
     device: str = "auto",
     interval: float = INTERVAL,
@@ -35,7 +37,7 @@ def watch(
 
     Weights are taken in order, once their file stayed as it was from one look to the next, so that none is read while
     it is written. Where the directory or a file of it cannot be read yet, `on_wait` is told, and the next look tries
-    again.
+    again.  run: of several in the index, the number of this one; None: the last
 
     Raises:
         as `add_checkpoints`, but CheckpointError.
@@ -45,13 +47,15 @@ def watch(
     while True:
         try:
             manifest = read_manifest(directory)
-            found = still_to_come(load_checkpoints(checkpoints), manifest)
+            number = run_number(manifest, run)
+            found = still_to_come(load_checkpoints(checkpoints), manifest, number)
             states = {checkpoint.name: _state(checkpoint) for checkpoint in found}
             settled = _settled(found, seen, states)
             seen = states
             indexed = {entry.name for entry in manifest.checkpoints}
-            if {checkpoint.name for checkpoint in settled} - indexed or (settled and manifest.searcher_is_stale()):
-                yield add_checkpoints(directory, task, settled, batch_size=batch_size, device=device)
+            new = {entry_name(checkpoint, number) for checkpoint in settled} - indexed
+            if new or (settled and manifest.searcher_is_stale()):
+                yield add_checkpoints(directory, task, settled, run=number, batch_size=batch_size, device=device)
         except CheckpointError as error:
             on_wait(error)
         time.sleep(interval)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import islice
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 import gradtrace
 from gradtrace import Index, RowFilter, Task
-from gradtrace.errors import GradtraceError
 from gradtrace.index import Include
-from gradtrace.methods import Options
 from gradtrace.task import Example, Label
 from gradtrace_client.schemas import (
     CheckpointInfo,
@@ -30,7 +28,6 @@ from gradtrace_client.schemas import (
     InfluenceRequest,
     Payload,
     QueryInfo,
-    Question,
     Recall,
     SelfInfluenceAnswer,
     SelfInfluenceRequest,
@@ -38,19 +35,22 @@ from gradtrace_client.schemas import (
     Timing,
 )
 from gradtrace_service.conventions import convention
-from gradtrace_service.problems import FieldError, NoSuchRowError
+from gradtrace_service.problems import NoSuchRowError
+from gradtrace_service.questions import (
+    AskedExample,
+    check_names,
+    deleted_row,
+    missing_row,
+    named_refusals,
+    options_of,
+    plain_label,
+    queries_of,
+    row_filter_of,
+    split_size,
+)
 from gradtrace_service.work import Work
 
-SOURCES = ("example", "examples", "query_rows", "train_rows")  # the fields of a request that say what is asked about
-
 Show = Callable[[int], Payload | None]  # training row -> its rendering, None where it was not asked for
-
-
-@dataclass(frozen=True, slots=True)
-class _Query:
-    example: Example
-    split: Split | None = None
-    row: int | None = None
 
 
 def warm_up(index: Index, waited_ms: float) -> None:
@@ -78,8 +78,8 @@ def influence(index: Index, requests: Sequence[InfluenceRequest], waited_ms: Seq
         GradtraceError: the index refuses a query.
     """
     started, request = time.perf_counter(), requests[0]
-    _check_names(index, request.method, request.checkpoints)
-    asked = [_queries(index, one) for one in requests]
+    check_names(index, request.method, request.checkpoints)
+    asked = [queries_of(index, one) for one in requests]
     queries = [query for some in asked for query in some]
     results = _search(index, request, [query.example for query in queries])
     found, spent = time.perf_counter(), index.last_timing
@@ -106,7 +106,7 @@ def influence(index: Index, requests: Sequence[InfluenceRequest], waited_ms: Seq
         InfluenceAnswer(
             index=index_info(index),
             method=request.method,
-            convention=convention(request.method, _options(request), request.rescore),
+            convention=convention(request.method, options_of(request), request.rescore),
             exact=all(result.exact for result in results),
             recall=recall,
             rescored=request.rescore,
@@ -125,8 +125,8 @@ def self_influence(index: Index, waited_ms: float, *, request: SelfInfluenceRequ
         GradtraceError: the index refuses the query.
     """
     started = time.perf_counter()
-    _check_names(index, request.method, request.checkpoints)
-    scores = index.self_influence(method=request.method, **asdict(_options(request)))
+    check_names(index, request.method, request.checkpoints)
+    scores = index.self_influence(method=request.method, **asdict(options_of(request)))
     rows = _rows_with_labels(index, request.labels)
     keys = -scores[rows] if request.order == "descending" else scores[rows]
     page = rows[np.argsort(keys, kind="stable")][request.offset : request.offset + request.k]
@@ -136,7 +136,7 @@ def self_influence(index: Index, waited_ms: float, *, request: SelfInfluenceRequ
     return SelfInfluenceAnswer(
         index=index_info(index),
         method=request.method,
-        convention=convention(request.method, _options(request)),
+        convention=convention(request.method, options_of(request)),
         rows_total=len(rows),
         results=hits,
         timing_ms=Timing(
@@ -155,11 +155,11 @@ def example(index: Index, waited_ms: float, *, split: Split, row: int) -> Exampl
     Raises:
         NoSuchRowError: the split has no such row.
     """
-    size = _size(index, split)
+    size = split_size(index, split)
     if row >= size:
-        raise NoSuchRowError("row", _missing_row(split, row, size))
+        raise NoSuchRowError("row", missing_row(split, row, size))
     if split == "train" and not index.present[row]:
-        raise NoSuchRowError("row", _deleted_row(row))
+        raise NoSuchRowError("row", deleted_row(row))
     if split == "train":
         hit = _row_hit(index, row, 0.0, _shower(index.task, True))
         return ExampleAnswer(split=split, **hit.model_dump(exclude={"score", "parts", "layers", "percentile"}))
@@ -186,7 +186,7 @@ def index_info(index: Index) -> IndexInfo:
         task=manifest.task.name,
         rows=index.rows,
         checkpoints=[
-            CheckpointInfo(name=entry.name, step=entry.step, learning_rate=entry.learning_rate)
+            CheckpointInfo(name=entry.name, step=entry.step, learning_rate=entry.learning_rate, run=entry.run)
             for entry in manifest.checkpoints
         ],
         dimensions=manifest.basis.dimensions,
@@ -202,107 +202,28 @@ def index_details(index: Index, waited_ms: float) -> IndexDetails:
         **index_info(index).model_dump(),
         methods=list(index.methods),
         class_names=None if names is None else list(names),
-        query_rows=_size(index, "query"),
+        query_rows=split_size(index, "query"),
         conventions={method: convention(method) for method in index.methods},
     )
 
 
-def _check_names(index: Index, method: str, checkpoints: Sequence[str] | None) -> None:
-    _check_known("method", method, index.methods)
-    known = [entry.name for entry in index.manifest.checkpoints]
-    for position, name in enumerate(checkpoints or ()):
-        _check_known(f"checkpoints[{position}]", name, known)
-
-
-def _check_known(field: str, name: str, known: Collection[str]) -> None:
-    if name not in known:
-        raise FieldError(field, f"there is no {name!r}; this index has {', '.join(known)}")
-
-
-def _queries(index: Index, request: InfluenceRequest) -> list[_Query]:
-    task = index.task
-    if request.query_rows is not None:
-        return _row_queries("query", task.query, request.query_rows)
-    if request.train_rows is not None:
-        found = _row_queries("train", task.train, request.train_rows)
-        for position, row in enumerate(request.train_rows):
-            if not index.present[row]:
-                raise FieldError(f"train_rows[{position}]", _deleted_row(row))
-        return found
-    if request.example is not None:
-        return [_Query(_parsed(task, request.example, "example"))]
-    payloads = request.examples or []
-    return [_Query(_parsed(task, payload, f"examples[{at}]")) for at, payload in enumerate(payloads)]
-
-
-def _row_queries(split: Split, dataset: Any, rows: Sequence[int]) -> list[_Query]:
-    size = 0 if dataset is None else len(dataset)
-    for position, row in enumerate(rows):
-        if row >= size:
-            raise FieldError(f"{split}_rows[{position}]", _missing_row(split, row, size))
-    return [_Query(dataset[row], split, row) for row in rows]
-
-
-def _deleted_row(row: int) -> str:
-    return f"row {row} of the training data was deleted from the index"
-
-
-def _missing_row(split: Split, row: int, size: int) -> str:
-    if size == 0:
-        return f"the task has no {split} data set; ask by example or by train_rows"
-    return f"there is no row {row} in the {split} data set; its rows are 0 to {size - 1}"
-
-
-def _size(index: Index, split: Split) -> int:
-    if split == "train":
-        return index.rows
-    return 0 if index.task.query is None else len(index.task.query)
-
-
-def _parsed(task: Task, payload: Payload, field: str) -> Example:
-    try:
-        return task.parse(payload)
-    except GradtraceError as error:
-        raise FieldError(field, str(error)) from error
-    except Exception as error:  # whatever a user's parse makes of a payload that it did not expect
-        raise FieldError(field, f"{type(task).__name__} cannot read it: {type(error).__name__}: {error}") from error
-
-
 def _search(index: Index, request: InfluenceRequest, examples: list[Example]) -> list[gradtrace.InfluenceResult]:
-    try:
+    with named_refusals(request):
         return index.influence(
             examples,
             k=request.k,
             method=request.method,
-            **asdict(_options(request)),
-            filter=_row_filter(request),
+            **asdict(options_of(request)),
+            filter=row_filter_of(request),
             target=request.target,
             rescore=request.rescore,
             aggregate=request.aggregate,
             include=[name for name in get_args(Include) if name in request.include],
         )
-    except (RuntimeError, ValueError) as error:
-        sent = next((name for name in ("example", "examples") if getattr(request, name) is not None), None)
-        if sent is None or type(error) not in (
-            RuntimeError,
-            ValueError,
-        ):  # out of memory, a device's failure: not theirs
-            raise
-        raise FieldError(sent, f"the model cannot take it: {error}") from error
-
-
-def _options(request: Question) -> Options:
-    return Options(**{field.name: getattr(request, field.name) for field in fields(Options)})
-
-
-def _row_filter(request: InfluenceRequest) -> RowFilter | None:
-    if request.filter is None:
-        return None
-    return RowFilter(**request.filter.model_dump(by_alias=True, exclude_none=True))
 
 
 def _influence(
-    task: Task, request: InfluenceRequest, group: Sequence[_Query], result: gradtrace.InfluenceResult, show: Show
+    task: Task, request: InfluenceRequest, group: Sequence[AskedExample], result: gradtrace.InfluenceResult, show: Show
 ) -> Influence:
     parts, distribution = "parts" in request.include, result.distribution
     return Influence(
@@ -317,7 +238,7 @@ def _influence(
 
 
 def _query_info(
-    task: Task, request: InfluenceRequest, group: Sequence[_Query], result: gradtrace.InfluenceResult
+    task: Task, request: InfluenceRequest, group: Sequence[AskedExample], result: gradtrace.InfluenceResult
 ) -> QueryInfo:
     query, several = group[0], request.aggregate is not None
     return QueryInfo(
@@ -354,8 +275,8 @@ def _hit(task: Task, hit: gradtrace.Hit, show: Show, parts: bool) -> Hit:
 
 def _row_hit(index: Index, row: int, score: float, show: Show) -> Hit:
     task, columns = index.task, index.columns
-    label = _label(task, columns["label"][row])
-    prediction = _label(task, columns["prediction"][row])
+    label = plain_label(task, columns["label"][row])
+    prediction = plain_label(task, columns["prediction"][row])
     correct = columns["correct"][row]
     return Hit(
         row=row,
@@ -369,14 +290,6 @@ def _row_hit(index: Index, row: int, score: float, show: Show) -> Hit:
         parts=None,
         example=show(row),
     )
-
-
-def _label(task: Task, value: Any) -> Label | None:
-    """A cell of a label column; whole numbers come as floating point where other rows have none."""
-    if value is None or np.isnan(value):
-        return None
-    label: Label = value.item() if isinstance(value, np.generic) else value
-    return int(label) if task.class_names is not None else label
 
 
 def _rows_with_labels(index: Index, labels: Sequence[Label] | None) -> NDArray[np.int64]:

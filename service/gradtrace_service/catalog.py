@@ -34,7 +34,7 @@ class Hosted:
     name: str
     path: Path
     task: str  # module:attribute or path/to/file.py:attribute
-    checkpoints: Path | None = None
+    checkpoints: list[Path] | None = None
     device: str = "auto"
 
     def open(self) -> Index:

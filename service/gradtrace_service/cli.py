@@ -33,7 +33,8 @@ app.registered_commands += indexer_commands.registered_commands
 
 TaskOption = Annotated[str, typer.Option(help="module:attribute or path/to/file.py:attribute")]
 CheckpointsOption = Annotated[
-    Path | None, typer.Option(help="Directory of the weights, if they were moved since the build.")
+    list[Path] | None,
+    typer.Option(help="Directory of the weights, if they were moved since the build; of several runs, one each."),
 ]
 DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
 HostOption = Annotated[str, typer.Option(help="Address to listen on.")]

@@ -159,7 +159,7 @@ class JobRunner:
         program = [sys.executable, "-m", "gradtrace_service"]
         if job.roll_back_to is not None:
             return [*program, "rollback", str(hosted.path), str(job.roll_back_to)]
-        moved = [] if hosted.checkpoints is None else ["--checkpoints", str(hosted.checkpoints)]
+        moved = [] if hosted.checkpoints is None else ["--checkpoints", str(hosted.checkpoints[-1])]
         return [*program, "update", str(hosted.path), "--task", hosted.task, "--device", hosted.device, *moved]
 
     async def _tell_progress(self, job: str) -> None:

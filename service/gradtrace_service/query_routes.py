@@ -7,7 +7,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 
+from gradtrace_client.group_and_pair_schemas import GroupsAnswer, GroupsRequest, PairsAnswer, PairsRequest
 from gradtrace_client.schemas import (
+    SOURCES,
     ExampleAnswer,
     IndexDetails,
     InfluenceAnswer,
@@ -16,7 +18,7 @@ from gradtrace_client.schemas import (
     SelfInfluenceRequest,
     Split,
 )
-from gradtrace_service import answers
+from gradtrace_service import answers, groups_and_pairs
 from gradtrace_service.engine import Engine
 from gradtrace_service.problems import error_responses
 from gradtrace_service.work import Work
@@ -40,6 +42,18 @@ async def influence(request: InfluenceRequest, engine: Workers) -> InfluenceAnsw
     return await engine.run(_influence(request))
 
 
+@router.post("/influence/groups", responses=error_responses(400, 413, 422, 429, 500, 504))
+async def influence_groups(request: GroupsRequest, engine: Workers) -> GroupsAnswer:
+    """Sums of the scores of the training rows that share a label, or another column's value, on each query."""
+    return await engine.run(Work(request.index, partial(groups_and_pairs.groups, request=request)))
+
+
+@router.post("/influence/pairs", responses=error_responses(400, 413, 422, 429, 500, 504))
+async def influence_pairs(request: PairsRequest, engine: Workers) -> PairsAnswer:
+    """The scores of given training examples, which need not be in the training set, on each query."""
+    return await engine.run(Work(request.index, partial(groups_and_pairs.pairs, request=request)))
+
+
 @router.get("/self-influence", responses=error_responses(422, 429, 500, 504))
 async def self_influence(request: Annotated[SelfInfluenceRequest, Query()], engine: Workers) -> SelfInfluenceAnswer:
     """Training rows ordered by their influence on themselves: at the top, mislabelled and unusual ones."""
@@ -61,7 +75,7 @@ async def index_details(engine: Workers, index: IndexName = None) -> IndexDetail
 
 
 def _influence(request: InfluenceRequest) -> Work[InfluenceAnswer]:
-    kind = None if request.aggregate else request.model_dump_json(exclude=set(answers.SOURCES))
+    kind = None if request.aggregate else request.model_dump_json(exclude=set(SOURCES))
     return Work(
         request.index,
         partial(answers.one_influence, request=request),

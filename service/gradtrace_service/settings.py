@@ -9,7 +9,8 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
@@ -36,7 +37,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     device: str = Field("auto", description='Where gradients are computed: "auto", "cpu", "cuda", "cuda:1" ...')
-    checkpoints: Path | None = Field(None, description="Directory of the weights, if they were moved since the build.")
+    checkpoints: list[Path] | None = Field(
+        None, description="Directory of the weights, one for each training run, if they were moved since the build."
+    )
     processes: int = Field(
         0, ge=0, le=64, description="Answer in so many processes of their own, for CPUs; 0: on a thread of this one."
     )
@@ -105,10 +108,10 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def _flag_type(annotation: Any) -> Any:
     """What Typer parses; ranges are checked by the settings themselves."""
-    kinds = (bool, int, float, Path, str)
-    found = [kind for kind in kinds if kind in (annotation, *get_args(annotation))]
-    return (found[0] if found else str) | None
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return _flag_type(get_args(annotation)[0])
+    return annotation | None
 
 
 def _help(field: FieldInfo) -> str:
-    return f"{field.description} [default: {field.default}]" if field.default is not None else f"{field.description}"
+    return f"{field.description} (default: {field.default})" if field.default is not None else f"{field.description}"

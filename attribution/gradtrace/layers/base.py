@@ -25,6 +25,11 @@ class Bases:
     inputs: Tensor | None = None
     outputs: Tensor | None = None
 
+    def rotated(self, gradient: Tensor) -> Tensor:
+        """A whole gradient [batch, groups, out, in] in these bases. [batch, groups, s, r]."""
+        gradient = gradient if self.outputs is None else self.outputs.mT @ gradient
+        return gradient if self.inputs is None else gradient @ self.inputs
+
 
 IDENTITY = Bases()
 
@@ -108,8 +113,8 @@ class Layer(ABC):
             return self._products_of_factors(left, right)
         rows = []
         for part in self.slices(left[0][0]):
-            some = self._summed(left, part)
-            others = (self._summed(right, part) for part in self.slices(right[0][0]))
+            some = self.summed(left, part)
+            others = (self.summed(right, part) for part in self.slices(right[0][0]))
             rows.append(torch.cat([some @ other.T for other in others], dim=1))
         return torch.cat(rows)
 
@@ -139,7 +144,7 @@ class Layer(ABC):
         inputs, outputs = (torch.cat(side, dim=2).transpose(0, 1) for side in sides)
         return inputs, outputs
 
-    def _summed(self, uses: Uses, part: slice) -> Tensor:
+    def summed(self, uses: Uses, part: slice) -> Tensor:
         """Whole gradients of some examples, uses summed. [examples, size]."""
         return reduce(torch.add, (self.gradient(x[part], d[part]) for x, d in uses)).flatten(1)
 

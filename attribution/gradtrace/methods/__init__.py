@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from gradtrace.errors import QueryError
 from gradtrace.manifest import Manifest
+from gradtrace.methods.hydra import Hydra
+from gradtrace.methods.influence import Influence
 from gradtrace.methods.method import Method, Scoring
 from gradtrace.methods.options import Options, Similarity, Weights
+from gradtrace.methods.representer import Representer
+from gradtrace.methods.repsim import RepSim
+from gradtrace.methods.source import FastSource, Source
 from gradtrace.methods.tracin import Cosine, GradDot, TracIn
+from gradtrace.methods.tracin_adam import TracInAdam
+from gradtrace.methods.trak import Trak
 
-METHODS: dict[str, Method] = {method.name: method for method in (TracIn(), GradDot(), Cosine())}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        TracIn(),
+        TracInAdam(),
+        GradDot(),
+        Cosine(),
+        Influence(),
+        Source(),
+        FastSource(),
+        Trak(),
+        Hydra(),
+        RepSim(),
+        Representer(),
+    )
+}
 
 
 def available_methods(manifest: Manifest) -> list[str]:

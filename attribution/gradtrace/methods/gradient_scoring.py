@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from gradtrace.basis import Basis
 from gradtrace.contents import IndexContents
+from gradtrace.gradients import Measure
 from gradtrace.methods.method import Floats, Scoring
 from gradtrace.queries import QUERY_BATCH, Query, query_batches
-from gradtrace.task import Example
+from gradtrace.task import Batch, Example
+
+Encode = Callable[[int, Batch, Measure], tuple[Tensor, Tensor]]  # see GradientScoring.encode
 
 _BLOCK_VALUES = 1 << 23  # float32 values of stored rows that are held at a time
 
@@ -25,28 +29,36 @@ class GradientScoring(Scoring):
         factors: float32 [blocks, 1 or dimensions].
     """
 
+    bases: Sequence[Basis]
+
     def __init__(
         self, contents: IndexContents, blocks: list[int], factors: Tensor, query_at: list[int] | None = None
     ) -> None:
-        self.store, self.searcher, self.basis = contents.store, contents.searcher, contents.basis
+        self.store, self.searcher = contents.store, contents.searcher
         self.blocks, self.query_at = blocks, blocks if query_at is None else query_at
+        self.bases = [contents.basis_of(block) for block in blocks]
         self._contents = contents
         self._factors = factors.to(contents.models[0].device)
 
     def query_vectors(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
-        coordinates, losses = query_coordinates(self._contents, queries, self.query_at)
+        coordinates, losses = query_coordinates(self._contents, queries, self.query_at, self.encode)
         return self.reweighted(coordinates), losses
+
+    def encode(self, at: int, batch: Batch, measure: Measure) -> tuple[Tensor, Tensor]:
+        """What stands for a batch of queries at one checkpoint: coordinates float32 [batch, dimensions], by default of
+        the gradients of what is measured; and the measured values [batch]."""
+        return self._contents.models[at].encode(self._contents.basis_of(at), batch, measure)
 
     def reweighted(self, coordinates: Tensor) -> Tensor:
         """The query vectors of coordinates [queries, blocks, dimensions] of gradients at `query_at`."""
         return coordinates * self._factors
 
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:
-        models = [self._contents.models[block] for block in self.blocks]
+        encoders = [(self._contents.models[block], basis) for block, basis in zip(self.blocks, self.bases, strict=True)]
         parts = [examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH)]
         return torch.cat(
             [
-                torch.stack([model.encode(self._contents.basis, model.batch(part))[0] for model in models], dim=1)
+                torch.stack([model.encode(basis, model.batch(part))[0] for model, basis in encoders], dim=1)
                 for part in parts
             ]
         )
@@ -66,16 +78,16 @@ class GradientScoring(Scoring):
 
 
 def query_coordinates(
-    contents: IndexContents, queries: Sequence[Query], checkpoints: Sequence[int]
+    contents: IndexContents, queries: Sequence[Query], checkpoints: Sequence[int], encode: Encode
 ) -> tuple[Tensor, list[float]]:
-    """Compressed gradients of the queries, float32 [queries, len(checkpoints), dimensions], and their losses at the
+    """What `encode` gives for the queries, float32 [queries, len(checkpoints), dimensions], and their losses at the
     last checkpoint, from the same pass where it is the loss that is explained there."""
     models, last = contents.models, contents.manifest.last_checkpoint
     losses = [math.nan] * len(queries)
-    out = torch.empty(len(queries), len(checkpoints), contents.basis.dimensions, device=models[0].device)
+    out = torch.empty(len(queries), len(checkpoints), contents.store.dimensions, device=models[0].device)
     for part, measure in query_batches(queries):
         batch = models[last].batch([queries[number].example for number in part])
-        encoded = {at: models[at].encode(contents.basis, batch, measure) for at in sorted(set(checkpoints))}
+        encoded = {at: encode(at, batch, measure) for at in sorted(set(checkpoints))}
         for position, at in enumerate(checkpoints):
             out[part, position] = encoded[at][0]
         known = measure == contents.task.loss and last in encoded

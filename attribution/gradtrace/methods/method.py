@@ -17,9 +17,10 @@ from gradtrace.basis import Basis
 from gradtrace.candidates import Searcher
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
-from gradtrace.manifest import CheckpointEntry, Manifest
+from gradtrace.manifest import CheckpointEntry, CheckpointKind, Manifest
 from gradtrace.methods.options import Options
 from gradtrace.queries import Query
+from gradtrace.search import SearchResult, exhaustive_scores
 from gradtrace.store import RowStore
 from gradtrace.task import Example
 
@@ -30,12 +31,13 @@ Doubles = NDArray[np.float64]
 class Scoring(ABC):
     """One request's method with its checkpoints and options, over an open index.
 
-    score(row) = row_scale[row] * sum over column blocks c of <query vector[c], row[c]>
+    score(row) = row_scale[row] * sum over column blocks c of <query vector[c], row[c]>, unless `search` and `scores`
+    are a method's own
 
     Attributes:
         store, searcher: the rows that are scored.
         blocks: their column blocks that count; positions in the manifest's checkpoints. A score's parts are theirs.
-        basis: in whose coordinates the rows are; None where they are no gradients.
+        bases: in whose coordinates the rows are, one for each block; None where they are no gradients.
         full_gradient_weights: float64 [blocks]; scores are sums by these weights of inner products of the gradients
             of query and row, each at its block's checkpoint, so that full gradients can rescore them. None: they
             are something else.
@@ -45,13 +47,14 @@ class Scoring(ABC):
     store: RowStore
     searcher: Searcher
     blocks: list[int]
-    basis: Basis | None = None
+    bases: Sequence[Basis] | None = None
     full_gradient_weights: Doubles | None = None
     normalized: bool = False
 
     @abstractmethod
     def query_vectors(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
-        """Vectors float32 [queries, blocks, dimensions of the store], and the queries' losses at the last checkpoint.
+        """Vectors [queries, blocks, dimensions of the store], and the queries' losses at the last checkpoint. The mean
+        of several queries' vectors must give the means of their scores.
 
         Raises:
             LossError: a loss or a gradient is NaN or infinite.
@@ -59,12 +62,21 @@ class Scoring(ABC):
 
     @abstractmethod
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:
-        """What training examples have as rows, before rounding and times their scale: float32 [n, blocks, dimensions].
+        """What training examples have as rows, before rounding and times their scale: [n, blocks, dimensions]. Their
+        scores are the inner products with query vectors, summed over the blocks.
 
         Raises:
             QueryError: the method has rows of real training examples alone.
             LossError: a loss or a gradient is NaN or infinite.
         """
+
+    def search(self, vectors: Tensor, k: int, allowed: NDArray[np.bool_] | None) -> list[SearchResult]:
+        """Both ends for each query vector. allowed: bool [stored rows] that may be found; None: all."""
+        return self.searcher.search(vectors, self.blocks, k, row_scale=self.row_scale(), allowed=allowed)
+
+    def scores(self, vectors: Tensor) -> Floats:
+        """Of every row for each query vector. [queries, stored rows]"""
+        return exhaustive_scores(self.store, vectors, self.blocks, self.row_scale())
 
     def row_scale(self) -> Tensor | None:
         """Float32 [stored rows], finite; None: one."""
@@ -107,18 +119,21 @@ class Method(ABC):
 
 
 def chosen_checkpoints(
-    entries: Sequence[CheckpointEntry], names: Sequence[str] | None, default: list[int]
+    entries: Sequence[CheckpointEntry],
+    names: Sequence[str] | None,
+    default: list[int],
+    kind: CheckpointKind = "weights",
 ) -> list[int]:
-    """Positions of the checkpoints that a request names, in training order.
+    """Positions of the checkpoints that a request names, all of a kind, in training order.
 
     Raises:
         QueryError: an unknown or repeated name, or none at all.
     """
     if names is None:
         return default
-    known = {entry.name: position for position, entry in enumerate(entries)}
+    known = {entry.name: position for position, entry in enumerate(entries) if entry.kind == kind}
     unknown = [name for name in names if name not in known]
     if unknown or not names or len(set(names)) < len(names):
         problem = f"unknown checkpoint {unknown[0]!r}" if unknown else "checkpoints must be named, each once"
-        raise QueryError(f"{problem}; the index holds {', '.join(known)}")
+        raise QueryError(f"{problem}; choose from {', '.join(known)}")
     return sorted(known[name] for name in names)

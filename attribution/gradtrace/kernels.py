@@ -1,0 +1,119 @@
+"""TRAK's kernels: second moments, over all rows, of the compressed gradients of the model's output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gradtrace.errors import CorruptIndexError, StoreError
+from gradtrace.manifest import Manifest, Output
+from gradtrace.store import RowStore
+
+_BLOCK_VALUES = 1 << 23  # float32 values of rows that are held at a time
+_LEAST_UNCERTAINTY = 2e-5  # float32 losses tell a smaller 1 - p badly
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Kernel:
+    """Of one checkpoint.
+
+    inverse: float32 [dimensions, dimensions]
+    weight: root mean square of |dL/df| over the rows
+    """
+
+    inverse: Tensor
+    weight: float
+
+
+def output_of(columns: Mapping[str, NDArray[Any]]) -> Output:
+    """What the model's output is that the loss is of, from the label, prediction and loss of every row.
+
+    Raises:
+        StoreError: labels and predictions are neither all classes nor all real values, or a loss is negative.
+    """
+    if (columns["loss"] < 0).any():
+        raise StoreError(
+            "some losses are below zero, so they are neither -log p nor squared errors, and TRAK's kernel is unknown: "
+            "ask by another method"
+        )
+    known = [columns[name] for name in ("label", "prediction") if not _missing(columns[name])]
+    kinds = {np.issubdtype(values.dtype, np.integer) for values in known}
+    if len(kinds) != 1:
+        raise StoreError(
+            "TRAK needs to know whether the loss is -log p of a class or a squared error, and takes it from labels and "
+            "predictions, both whole numbers or both real: define label(self, example), and let predict give "
+            "[batch, classes] scores for classes"
+        )
+    return "log odds" if kinds.pop() else "value"
+
+
+def _missing(values: NDArray[Any]) -> bool:
+    return values.dtype == object or (values.dtype.kind == "f" and bool(np.isnan(values).all()))
+
+
+def output_weights(losses: Tensor, output: Output) -> Tensor:
+    """|dL/df|: by how much the loss changes with the model's output f. Float32 as `losses`, above zero.
+
+    Log odds: L = -log p, f = log(p / (1 - p)), so it is 1 - p (Park et al. 2023, Equation 12). Values: L = c (f - y)^2,
+    so it is sqrt(2 L) with f in units of 1 / sqrt(2 c).
+    """
+    if output == "log odds":
+        return (-torch.expm1(-losses)).clamp_min(_LEAST_UNCERTAINTY)
+    return (2 * losses).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def stored_weights(store: RowStore, checkpoint: int, output: Output) -> Tensor:
+    """Those of all rows. Float32 [stored rows]."""
+    return output_weights(torch.tensor(store.columns(checkpoint)["loss"]), output)
+
+
+def compute_kernel(store: RowStore, checkpoint: int, output: Output, damping: float, device: torch.device) -> Kernel:
+    """(Phi^T Phi + damping x its mean diagonal)^-1 at one checkpoint, Phi = rows / |dL/df| (Park et al. 2023,
+    Equation 13).
+
+    Raises:
+        StoreError: all gradients are zero.
+    """
+    live = torch.from_numpy(store.row_ids.live())
+    weights = stored_weights(store, checkpoint, output)
+    kernel = torch.zeros(store.dimensions, store.dimensions, dtype=torch.float64, device=device)
+    for start, rows in store.blocks([checkpoint], max(1, _BLOCK_VALUES // store.dimensions)):
+        part = slice(start, start + len(rows))
+        features = (rows[:, 0] / weights[part, None])[live[part]].to(device)  # [b, D]
+        kernel += features.T @ features
+    scale = float(kernel.diagonal().mean())
+    if not scale > 0:
+        raise StoreError("the gradients of all rows are zero at a checkpoint, so TRAK has no kernel there")
+    kernel.diagonal().add_(damping * scale)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel)).float().cpu().contiguous()
+    return Kernel(inverse, float(weights[live].double().square().mean().sqrt()))
+
+
+def load_kernels(directory: Path, manifest: Manifest, device: torch.device) -> dict[int, Kernel]:
+    """Those of an index by their checkpoints' positions; memory-mapped on the CPU.
+
+    Raises:
+        CorruptIndexError: a file is missing or damaged.
+    """
+    files = manifest.kernels.files if manifest.kernels else {}
+    found = {}
+    for position, entry in enumerate(manifest.checkpoints):
+        if entry.name in files:
+            path = directory / files[entry.name].path
+            try:
+                tensors = load_file(path)
+                found[position] = Kernel(tensors["inverse"].to(device), float(tensors["weight"]))
+            except (OSError, SafetensorError, KeyError) as error:
+                raise CorruptIndexError(
+                    f"the kernel {path} cannot be read ({error}); restore it, or go back to another generation"
+                ) from None
+    return found

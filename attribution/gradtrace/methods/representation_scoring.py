@@ -1,0 +1,112 @@
+"""Scores from the stored last hidden representations: every row is read, and scored in float64."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradtrace.contents import IndexContents
+from gradtrace.errors import QueryError
+from gradtrace.manifest import Manifest
+from gradtrace.methods.method import Floats, Scoring
+from gradtrace.queries import QUERY_BATCH, Query
+from gradtrace.search import SearchResult, ends_of_scored
+from gradtrace.task import Example
+
+_BLOCK_VALUES = 1 << 18  # float64 values of stored rows that are held at a time: they stay in the processor's cache
+_TOGETHER = 16  # queries that share a pass over the rows
+
+
+class RepresentationScoring(Scoring):
+    """Scores are sums over the trained models of inner products of vectors made of representations.
+
+    A row is scored for each query by itself, so that a batch changes no score, and rounded to float32, so that equal
+    rows are equal.
+
+    Raises:
+        QueryError: the task's representations are no longer those of the index.
+    """
+
+    def __init__(self, contents: IndexContents) -> None:
+        assert contents.representations is not None  # else Method.lacks
+        self.store, self.blocks = contents.representations, contents.manifest.represented
+        self._contents = contents
+        self._models = [contents.models[block] for block in self.blocks]
+        _check_source(contents)
+
+    @abstractmethod
+    def _query_side(self, representations: Tensor, queries: Sequence[Query]) -> Tensor:
+        """Query vectors, from [queries, blocks, features] float64."""
+
+    @abstractmethod
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
+        """Each query vector's inner products [b] with the vectors of the rows [b, features] that begin at `start`.
+
+        place: of the model among the blocks
+        """
+
+    def query_vectors(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
+        representations, losses = self._represented([query.example for query in queries])
+        return self._query_side(representations, queries) / len(self.blocks), losses
+
+    def search(self, vectors: Tensor, k: int, allowed: NDArray[np.bool_] | None) -> list[SearchResult]:
+        return [
+            ends_of_scored(parts.numpy().astype(np.float64), k, allowed)
+            for some in vectors.split(_TOGETHER)
+            for parts in self._parts(some)
+        ]
+
+    def scores(self, vectors: Tensor) -> Floats:
+        scores: Floats = torch.cat([self._parts(some).sum(2) for some in vectors.split(_TOGETHER)]).numpy()
+        return scores
+
+    def _parts(self, vectors: Tensor) -> Tensor:
+        """The models' parts of each row's score. float32 [queries, stored rows, blocks]."""
+        parts = torch.empty(len(vectors), self.store.rows, len(self.blocks))
+        for start, rows in self._rows():
+            for place in range(len(self.blocks)):
+                found = self._products(list(vectors[:, place]), rows[:, place], place, start)
+                parts[:, start : start + len(rows), place] = torch.stack(found)
+        return parts
+
+    def _rows(self) -> Iterator[tuple[int, Tensor]]:
+        """All stored rows in order, as (first row, [b, blocks, features] float64)."""
+        places = range(len(self.blocks))
+        size = max(1, _BLOCK_VALUES // (self.store.dimensions * len(self.blocks)))
+        return ((start, rows.double()) for start, rows in self.store.blocks(places, size))
+
+    def _represented(self, examples: Sequence[Example]) -> tuple[Tensor, list[float]]:
+        """Representations float64 [examples, blocks, features], and losses at the last checkpoint."""
+        features, losses = [], []
+        for start in range(0, len(examples), QUERY_BATCH):
+            part = examples[start : start + QUERY_BATCH]
+            found = [model.represent(model.batch(part)) for model in self._models]
+            features.append(torch.stack([one.cpu().double() for one, _ in found], dim=1))
+            losses += found[-1][1].tolist()
+        return torch.cat(features), losses
+
+
+def lacks_representations(manifest: Manifest) -> str | None:
+    """What to do where an index has no representations; None where it has them."""
+    if manifest.representations is not None:
+        return None
+    return (
+        "it holds no last hidden representations, since the model's last fully connected layer is not given one "
+        "vector for each example, or since it was built by an earlier release; define representation(self, model, "
+        "batch) in the task if need be, and build it again"
+    )
+
+
+def _check_source(contents: IndexContents) -> None:
+    entry, found = contents.manifest.representations, contents.last_model.representation
+    if entry is not None and (found is None or (found.source, found.dimensions) != (entry.source, entry.dimensions)):
+        now = "none" if found is None else f"{found.dimensions} features of {found.source}"
+        raise QueryError(
+            f"the index holds {entry.dimensions} features of {entry.source} for each row, the task now gives {now}: "
+            "put Task.representation back, or build the index again"
+        )

@@ -1,0 +1,118 @@
+"""Representer points: each row's share in what the refitted last layer says of a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradtrace.contents import IndexContents
+from gradtrace.errors import QueryError
+from gradtrace.manifest import Manifest
+from gradtrace.methods.method import Floats, Method
+from gradtrace.methods.options import Options
+from gradtrace.methods.representation_scoring import RepresentationScoring, lacks_representations
+from gradtrace.queries import Query
+from gradtrace.refit import loss_slopes, with_constant
+from gradtrace.task import Example, Label
+
+
+class Representer(Method):
+    """Yeh et al. 2018, Theorem 3.1: alpha_ij <f_i, f_q>, the row's term in the refitted layer's output j for the query.
+
+    j is the query's label, or the predicted one where it has none; the predicted value has one output. The layer is
+    fitted to the rows' labels (Section 3.1 of the paper), see `refit`.
+    """
+
+    name = "representer"
+    options = ()
+
+    def lacks(self, manifest: Manifest) -> str | None:
+        if lacking := lacks_representations(manifest):
+            return lacking
+        if manifest.representer is None:
+            return "no last layer was refitted on its representations: run `gradtrace representer` on it"
+        if manifest.representer_is_stale():
+            return "its last layer was refitted on other rows or checkpoints: run `gradtrace representer` on it again"
+        return None
+
+    def meaning(self, options: Options) -> str:
+        return (
+            "Score: the row's term in the last layer's output for the query's class (its label, or the predicted one; "
+            "for values the predicted value), with that layer refitted under L2 regularisation. The terms of all rows "
+            "sum to that output: positive raised it, negative lowered it"
+        )
+
+    def scoring(self, contents: IndexContents, options: Options) -> RepresentationScoring:
+        return _RepresenterScoring(contents)
+
+
+class _RepresenterScoring(RepresentationScoring):
+    """Query vectors hold f_q in the place of the query's class, zeros in the others: [classes * (features + 1)]."""
+
+    def __init__(self, contents: IndexContents) -> None:
+        super().__init__(contents)
+        assert contents.refit is not None  # else Method.lacks
+        self._refit = contents.refit
+        self._outputs = self._refit.weights.shape[1]
+
+    def _query_side(self, representations: Tensor, queries: Sequence[Query]) -> Tensor:
+        f = with_constant(representations)
+        vectors = f.new_zeros(len(f), f.shape[1], self._outputs, f.shape[2])
+        outputs = [self._output(query.prediction if query.label is None else query.label) for query in queries]
+        vectors[range(len(f)), :, outputs] = f
+        return vectors.flatten(2)
+
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
+        f, shares = (
+            with_constant(rows),
+            self._refit.shares[place, start : start + len(rows)],
+        )  # [b, F + 1], [b, C]
+        products = []
+        for vector in vectors:
+            classes = vector.view(self._outputs, -1)  # [outputs, F + 1], mostly all zero but one
+            asked = classes.any(1).nonzero().flatten()
+            products.append((f @ classes[asked].T * shares[:, asked]).sum(1))
+        return products
+
+    def row_vectors(self, examples: Sequence[Example]) -> Tensor:
+        """As if these had been among the fitted rows, and the layer as it is."""
+        entry = self._refit.entry
+        f = with_constant(self._represented(examples)[0])  # [n, blocks, F + 1]
+        labels = self._labels([self._contents.task.label(example) for example in examples])
+        outputs = torch.einsum("nbf,bof->nbo", f, self._refit.weights)
+        slopes = torch.stack([loss_slopes(one, labels, entry.classes) for one in outputs.unbind(1)], dim=1)
+        shares = slopes / (-2 * entry.l2 * entry.fitted_rows)
+        return (shares[..., None] * f[:, :, None]).flatten(2)
+
+    def self_influence(self) -> Floats:
+        """For its own class."""
+        stored = self.store.columns(0)["label"]
+        outputs = torch.zeros(len(stored), dtype=torch.int64)
+        if self._refit.entry.classes is not None:
+            outputs = torch.from_numpy(stored.astype(np.int64))
+        shares = self._refit.shares.gather(2, outputs.expand(len(self.blocks), -1)[..., None])[..., 0]  # [blocks, rows]
+        squares = torch.cat([with_constant(rows).square().sum(2) for _, rows in self._rows()])  # [rows, blocks]
+        scores: Floats = (shares * squares.T).mean(0).float().numpy()
+        return scores
+
+    def _labels(self, labels: Sequence[Label | None]) -> Tensor:
+        if self._refit.entry.classes is not None:
+            return torch.tensor([self._output(label) for label in labels])
+        if None in labels:
+            raise QueryError("method 'representer' needs the values of training examples: give their labels")
+        return torch.tensor(labels, dtype=torch.float64)
+
+    def _output(self, label: Label | None) -> int:
+        """Which output of the layer is asked for. Raises QueryError if it has none for this class."""
+        classes = self._refit.entry.classes
+        if classes is None:
+            return 0
+        if label is None or not 0 <= label < classes:
+            raise QueryError(
+                f"method 'representer' explains classes 0 to {classes - 1}, those of the training rows, not {label}: "
+                "give the query another label, or ask by another method"
+            )
+        return int(label)

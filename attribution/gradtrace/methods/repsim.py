@@ -1,0 +1,100 @@
+"""Similarity of last hidden representations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gradtrace.contents import IndexContents
+from gradtrace.manifest import Manifest
+from gradtrace.methods.method import Floats, Method
+from gradtrace.methods.options import Options
+from gradtrace.methods.representation_scoring import RepresentationScoring, lacks_representations
+from gradtrace.methods.tracin import inverse
+from gradtrace.queries import Query
+from gradtrace.task import Example
+
+_MEANINGS = {
+    "cosine": "cosine between the last hidden representations of row and query, from -1 to 1",
+    "dot": "inner product of the last hidden representations of row and query",
+    "l2": "minus the squared distance between the last hidden representations of row and query",
+}
+
+
+class RepSim(Method):
+    """How alike the trained model represents row and query: cos(f_i, f_q), <f_i, f_q> or -|f_i - f_q|^2.
+
+    Hanawa et al. 2021, Section 3.1, with the last hidden layer as representation. The distance is squared, so that the
+    mean of several queries' scores is the score of one vector.
+    """
+
+    name = "repsim"
+    options = ("similarity",)
+
+    def lacks(self, manifest: Manifest) -> str | None:
+        return lacks_representations(manifest)
+
+    def meaning(self, options: Options) -> str:
+        return (
+            f"Score: {_MEANINGS[options.similarity or 'cosine']}, at the trained model. High is alike; the lowest are "
+            "the least alike, which says nothing of harm: they are no opponents in the sense of a cause"
+        )
+
+    def scoring(self, contents: IndexContents, options: Options) -> RepresentationScoring:
+        return _SCORINGS[options.similarity or "cosine"](contents)
+
+
+class _Dot(RepresentationScoring):
+    """A score is the inner product of what `_query_side` and `_row_side` make of the two representations."""
+
+    def _query_side(self, representations: Tensor, queries: Sequence[Query] = ()) -> Tensor:
+        return representations
+
+    def _row_side(self, representations: Tensor) -> Tensor:
+        """[..., features] float64 -> [..., size of a query vector]."""
+        return representations
+
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
+        side = self._row_side(rows)
+        return [side @ vector for vector in vectors]
+
+    def row_vectors(self, examples: Sequence[Example]) -> Tensor:
+        return self._row_side(self._represented(examples)[0])
+
+    def self_influence(self) -> Floats:
+        parts = [(self._query_side(rows) * self._row_side(rows)).sum(2).mean(1) for _, rows in self._rows()]
+        scores: Floats = torch.cat(parts).float().numpy()
+        return scores
+
+
+class _Cosine(_Dot):
+    def _query_side(self, representations: Tensor, queries: Sequence[Query] = ()) -> Tensor:
+        return representations * inverse(representations.norm(dim=-1))[..., None]
+
+    def _row_side(self, representations: Tensor) -> Tensor:
+        return self._query_side(representations)
+
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
+        scale = inverse(torch.linalg.vector_norm(rows, dim=1))  # of the products: there are fewer than values
+        return [(rows @ vector).mul_(scale) for vector in vectors]
+
+
+class _Distance(_Dot):
+    """-|q - r|^2 = <(q, |q|^2, 1), (2 r, -1, -|r|^2)>"""
+
+    def _query_side(self, representations: Tensor, queries: Sequence[Query] = ()) -> Tensor:
+        square = representations.square().sum(-1, keepdim=True)
+        return torch.cat([representations, square, torch.ones_like(square)], dim=-1)
+
+    def _row_side(self, representations: Tensor) -> Tensor:
+        square = representations.square().sum(-1, keepdim=True)
+        return torch.cat([2 * representations, -torch.ones_like(square), -square], dim=-1)
+
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
+        squares = torch.linalg.vector_norm(rows, dim=1).square_()
+        return [(rows @ v[:-2]).mul_(2).sub_(v[-2]).sub_(squares * v[-1]) for v in vectors]
+
+
+_SCORINGS = {"cosine": _Cosine, "dot": _Dot, "l2": _Distance}

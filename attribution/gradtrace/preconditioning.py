@@ -1,0 +1,73 @@
+"""Gradients divided by the root of Adam's second moments, parameter by parameter, before they are compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from gradtrace.basis import Basis
+from gradtrace.encoder import GradientModel
+from gradtrace.errors import CheckpointError
+from gradtrace.full_gradients import full_gradients
+from gradtrace.gradients import Measure
+from gradtrace.guards import check_finite
+from gradtrace.layers import Layer
+from gradtrace.task import Batch
+from gradtrace.weight_files import plain_names
+
+
+def adam_factors(model: GradientModel) -> dict[str, Tensor]:
+    """1 / (sqrt(v^) + eps) of every weight (Kingma and Ba 2015, Algorithm 1), zero for weights that the optimizer did
+    not train. By layer name, each float32 [groups, out, in], on the model's device.
+
+    Raises:
+        CheckpointError: the checkpoint has no second moments, or they are of other parameters.
+    """
+    checkpoint = model.checkpoint
+    moments = checkpoint.second_moments(model.task.model())
+    if moments is None:
+        raise CheckpointError(f"{checkpoint.path} has no second moments any more: restore the optimizer's file")
+    parameters = dict(model.model.named_parameters())
+    factors = {}
+    for name, key in plain_names(parameters).items():
+        if name in moments.by_name and moments.by_name[name].shape == parameters[key].shape:
+            factors[key] = 1 / (moments.by_name[name].sqrt() + moments.eps)
+    if len(factors) < len(moments.by_name):
+        raise CheckpointError(f"the second moments of {checkpoint.path} are of other parameters than the model's")
+    return {layer.name: _of_layer(layer, factors).to(model.device) for layer in model.plan.layers}
+
+
+def _of_layer(layer: Layer, factors: Mapping[str, Tensor]) -> Tensor:
+    """From factors in the shapes of the parameters: [groups, out, in]."""
+    found = torch.zeros(layer.size)
+    places = torch.arange(layer.size).view(1, layer.groups, layer.outputs, layer.inputs)
+    for name, place in layer.parameter_gradients(places).items():
+        if name in factors:
+            found[place.flatten()] = factors[name].flatten()
+    return found.view(places.shape[1:])
+
+
+def encode_preconditioned(
+    model: GradientModel, basis: Basis, batch: Batch, measure: Measure, factors: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """As `GradientModel.encode`, each weight's gradient times its factor. Holds whole gradients of a few examples.
+
+    factors: by layer name, each [groups, out, in].
+
+    Raises:
+        LossError: a loss or a gradient is NaN or infinite.
+    """
+    found = full_gradients(model, batch, measure)
+    parts: dict[str, Tensor] = {}
+    for layer, uses in found.uses.items():
+        if layer.name not in basis.layers:
+            continue
+        wholes = (layer.summed(uses, some).view(-1, *factors[layer.name].shape) for some in layer.slices(uses[0][0]))
+        own, factor = basis.layers[layer.name], factors[layer.name]
+        parts[layer.name] = torch.cat([own.of_gradient(whole * factor) for whole in wholes])
+    basis.add_whole(parts, {layer: whole * factors[layer.name] for layer, whole in found.strays.items()})
+    rows = basis.assemble(parts, len(found.losses))
+    check_finite(rows, "gradient divided by Adam's second moments")
+    return rows, found.losses

@@ -1,0 +1,126 @@
+"""What a recorder leaves on disk. `recording.json` is written last: without it there is no recording.
+
+recording.json      format, seed, steps, what the other files hold, and their checksums
+rows.f32            HyDRA's rows, float32 [rows, dimensions], little endian, without header
+basis.safetensors   what the rows are projected to, as in an index
+probes.safetensors  scores: float64 [probes, rows]; losses: float64 [2, probes], before the first and after the last
+                    step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.numpy import load_file
+
+from gradtrace.basis import Basis, load_basis
+from gradtrace.errors import RecordingError
+from gradtrace.manifest import FileEntry
+from gradtrace.recorder import write_whole
+from gradtrace.shards import hash_file
+
+RECORDING_NAME, ROWS_NAME, BASIS_NAME, PROBES_NAME = (
+    "recording.json",
+    "rows.f32",
+    "basis.safetensors",
+    "probes.safetensors",
+)
+_FORMAT = 1
+
+
+class RecordingEntry(BaseModel):
+    """recording.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = _FORMAT
+    rows: int  # training rows of the task
+    dimensions: int  # 0: no HyDRA rows were recorded
+    seed: int
+    steps: int
+    probes: int
+    weights_sha256: str  # of the trained parameters after the last step
+    files: list[FileEntry]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A finished recording.
+
+    entry: what recording.json says
+    """
+
+    directory: Path
+    entry: RecordingEntry
+
+    @cached_property
+    def hydra_rows(self) -> NDArray[np.float32]:
+        """How the final weights move against each row's weight in the loss, memory-mapped. float32 [rows, dimensions].
+
+        Raises:
+            RecordingError: none were recorded.
+        """
+        self._require_rows()
+        return np.memmap(self.directory / ROWS_NAME, "<f4", "r", shape=(self.entry.rows, self.entry.dimensions))
+
+    @cached_property
+    def basis(self) -> Basis:
+        """The basis of `hydra_rows`, two-sided random projections. Raises as `hydra_rows`."""
+        self._require_rows()
+        return load_basis(self.directory / BASIS_NAME, "two-sided", self.entry.dimensions, self.entry.seed)
+
+    def _require_rows(self) -> None:
+        if not self.entry.dimensions:
+            raise RecordingError(f"{self.directory} holds scores on probes alone; record with dimensions=...")
+
+    @cached_property
+    def probe_scores(self) -> NDArray[np.float64]:
+        """Each row's push on each probe's loss over the whole training, positive where it fell. [probes, rows]."""
+        return self._probes["scores"]
+
+    @cached_property
+    def probe_losses(self) -> NDArray[np.float64]:
+        """The probes' losses before the first and after the last step. [2, probes]."""
+        return self._probes["losses"]
+
+    @cached_property
+    def _probes(self) -> dict[str, NDArray[np.float64]]:
+        return dict(load_file(self.directory / PROBES_NAME))
+
+
+def write_recording(directory: Path, entry: RecordingEntry, writers: dict[str, Callable[[Path], object]]) -> None:
+    """Write the files by these functions, and then what makes a recording of them."""
+    for name, write in writers.items():
+        write_whole(directory / name, write)
+    files = [FileEntry(path=n, bytes=(directory / n).stat().st_size, xxh3=hash_file(directory / n)) for n in writers]
+    content = entry.model_copy(update={"files": files}).model_dump_json(indent=1)
+    write_whole(directory / RECORDING_NAME, lambda path: path.write_text(content, "utf-8"))
+
+
+def read_recording(directory: str | Path) -> Recording:
+    """Open a recording, after comparing the checksums of its files.
+
+    Raises:
+        RecordingError: there is none, it is unfinished, or a file is damaged.
+    """
+    directory = Path(directory)
+    try:
+        entry = RecordingEntry.model_validate_json((directory / RECORDING_NAME).read_bytes())
+        damaged = [file.path for file in entry.files if hash_file(directory / file.path) != file.xxh3]
+    except FileNotFoundError as error:
+        raise RecordingError(
+            f"{error.filename} is missing: {directory} is no finished recording; call InfluenceRecorder.finish() at "
+            "the end of the training"
+        ) from None
+    except (OSError, ValidationError) as error:
+        raise RecordingError(f"{directory} cannot be read as a recording ({error}); restore it") from None
+    if damaged or entry.format != _FORMAT:
+        problem = f"{', '.join(damaged)} of {directory} differs from its checksum" if damaged else "of another format"
+        raise RecordingError(f"{problem}: restore the recording, or train and record again")
+    return Recording(directory, entry)

@@ -1,0 +1,129 @@
+"""Answers on groups of training rows, and on training examples that are given with the request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import gradtrace
+from gradtrace import Index, QueryError, Task
+from gradtrace.queries import require_labels
+from gradtrace_client.group_and_pair_schemas import (
+    Asked,
+    Group,
+    GroupInfluence,
+    GroupsAnswer,
+    GroupsRequest,
+    PairsAnswer,
+    PairsRequest,
+)
+from gradtrace_client.schemas import (
+    Timing,
+)
+from gradtrace_service.answers import index_info
+from gradtrace_service.conventions import convention
+from gradtrace_service.problems import FieldError
+from gradtrace_service.questions import (
+    AskedExample,
+    check_known,
+    check_names,
+    named_refusals,
+    options_of,
+    parsed_examples,
+    queries_beside_training,
+    queries_of,
+    row_filter_of,
+    train_row_examples,
+)
+
+
+def groups(index: Index, waited_ms: float, *, request: GroupsRequest) -> GroupsAnswer:
+    """Answer POST /influence/groups.
+
+    Raises:
+        FieldError: a field names something that is not there, or an example that the task or the model cannot take.
+        GradtraceError: the index refuses the query.
+    """
+    started = time.perf_counter()
+    check_names(index, request.method, request.checkpoints)
+    check_known("by", request.by, index.columns)
+    queries = queries_of(index, request)
+    with named_refusals(request):
+        found = index.group_influence(
+            [query.example for query in queries],
+            by=request.by,
+            method=request.method,
+            **asdict(options_of(request)),
+            filter=row_filter_of(request),
+            target=request.target,
+            aggregate=request.aggregate,
+        )
+    asked = [queries] if request.aggregate else [[query] for query in queries]
+    named = request.by in ("label", "prediction")
+    results = [
+        GroupInfluence(query=_asked(index.task, some), groups=[_group(index.task, group, named) for group in own])
+        for some, own in zip(asked, found, strict=True)
+    ]
+    return GroupsAnswer(
+        index=index_info(index),
+        method=request.method,
+        convention=convention(request.method, options_of(request)),
+        by=request.by,
+        results=results,
+        timing_ms=_timing(waited_ms, search=_since(started)),
+    )
+
+
+def pairs(index: Index, waited_ms: float, *, request: PairsRequest) -> PairsAnswer:
+    """Answer POST /influence/pairs. Raises as `groups`."""
+    started = time.perf_counter()
+    check_names(index, request.method, request.checkpoints)
+    queries, train = queries_beside_training(index, request), _training_examples(index, request)
+    with named_refusals(request):
+        scores = index.pairs(
+            [one.example for one in train],
+            [query.example for query in queries],
+            method=request.method,
+            **asdict(options_of(request)),
+            target=request.target,
+        )
+    return PairsAnswer(
+        index=index_info(index),
+        method=request.method,
+        convention=convention(request.method, options_of(request)),
+        queries=[_asked(index.task, [query]) for query in queries],
+        train=[_asked(index.task, [one]) for one in train],
+        scores=scores.tolist(),
+        timing_ms=_timing(waited_ms, gradient=_since(started)),
+    )
+
+
+def _training_examples(index: Index, request: PairsRequest) -> list[AskedExample]:
+    given = parsed_examples(index.task, request.train_examples or [], "train_examples")
+    for at, one in enumerate(given):
+        try:
+            require_labels(index.task, [one.example])
+        except QueryError as error:
+            raise FieldError(f"train_examples[{at}]", str(error)) from error
+    return given + train_row_examples(index, request.train_rows or [])
+
+
+def _asked(task: Task, some: Sequence[AskedExample]) -> Asked:
+    """One example, or several whose mean is asked about."""
+    first, labels = some[0], {task.label(one.example) for one in some}
+    label = labels.pop() if len(labels) == 1 else None
+    row = first.row if len(some) == 1 else None
+    return Asked(split=first.split, row=row, label=label, label_name=task.label_name(label), count=len(some))
+
+
+def _group(task: Task, group: gradtrace.GroupInfluence, named: bool) -> Group:
+    return Group(**asdict(group), group_name=task.label_name(group.group) if named else None)
+
+
+def _timing(waited_ms: float, gradient: float = 0.0, search: float = 0.0) -> Timing:
+    return Timing(queue=waited_ms, gradient=gradient, search=search, render=0.0, total=waited_ms + gradient + search)
+
+
+def _since(moment: float) -> float:
+    return (time.perf_counter() - moment) * 1000.0

@@ -1,0 +1,138 @@
+"""What a request asks, as the library takes it; what does not exist is refused by the name of its field."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from gradtrace import Index, RowFilter, Task
+from gradtrace.errors import GradtraceError
+from gradtrace.methods import Options
+from gradtrace.task import Example, Label
+from gradtrace_client.group_and_pair_schemas import PairsRequest
+from gradtrace_client.schemas import (
+    Payload,
+    Queries,
+    Question,
+    Split,
+)
+from gradtrace_service.problems import FieldError
+
+_PAYLOADS = ("example", "examples", "train_examples")  # fields of requests
+
+
+@dataclass(frozen=True, slots=True)
+class AskedExample:
+    example: Example
+    split: Split | None = None
+    row: int | None = None
+
+
+def check_names(index: Index, method: str, checkpoints: Sequence[str] | None) -> None:
+    check_known("method", method, index.methods)
+    known = [entry.name for entry in index.manifest.checkpoints]
+    for position, name in enumerate(checkpoints or ()):
+        check_known(f"checkpoints[{position}]", name, known)
+
+
+def check_known(field: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise FieldError(field, f"there is no {name!r}; this index has {', '.join(known)}")
+
+
+def queries_of(index: Index, request: Queries) -> list[AskedExample]:
+    """Raises FieldError for a row that is not there, or an example that the task cannot read."""
+    if request.train_rows is not None:
+        return train_row_examples(index, request.train_rows)
+    return queries_beside_training(index, request)
+
+
+def queries_beside_training(index: Index, request: Queries | PairsRequest) -> list[AskedExample]:
+    """Those that are given as examples or rows of the query data. Raises as `queries_of`."""
+    task = index.task
+    if request.query_rows is not None:
+        return row_examples("query", task.query, request.query_rows)
+    if request.example is not None:
+        return [AskedExample(parsed(task, request.example, "example"))]
+    return parsed_examples(task, request.examples or [], "examples")
+
+
+def parsed_examples(task: Task, payloads: Sequence[Payload], field: str) -> list[AskedExample]:
+    """Raises FieldError for one that the task cannot read."""
+    return [AskedExample(parsed(task, payload, f"{field}[{at}]")) for at, payload in enumerate(payloads)]
+
+
+def train_row_examples(index: Index, rows: Sequence[int]) -> list[AskedExample]:
+    """Raises FieldError for a row of `train_rows` that is not there or was deleted."""
+    found = row_examples("train", index.task.train, rows)
+    for position, row in enumerate(rows):
+        if not index.present[row]:
+            raise FieldError(f"train_rows[{position}]", deleted_row(row))
+    return found
+
+
+def row_examples(split: Split, dataset: Any, rows: Sequence[int]) -> list[AskedExample]:
+    size = 0 if dataset is None else len(dataset)
+    for position, row in enumerate(rows):
+        if row >= size:
+            raise FieldError(f"{split}_rows[{position}]", missing_row(split, row, size))
+    return [AskedExample(dataset[row], split, row) for row in rows]
+
+
+def deleted_row(row: int) -> str:
+    return f"row {row} of the training data was deleted from the index"
+
+
+def missing_row(split: Split, row: int, size: int) -> str:
+    if size == 0:
+        return f"the task has no {split} data set; ask by example or by train_rows"
+    return f"there is no row {row} in the {split} data set; its rows are 0 to {size - 1}"
+
+
+def split_size(index: Index, split: Split) -> int:
+    if split == "train":
+        return index.rows
+    return 0 if index.task.query is None else len(index.task.query)
+
+
+def parsed(task: Task, payload: Payload, field: str) -> Example:
+    try:
+        return task.parse(payload)
+    except GradtraceError as error:
+        raise FieldError(field, str(error)) from error
+    except Exception as error:  # whatever a user's parse makes of a payload that it did not expect
+        raise FieldError(field, f"{type(task).__name__} cannot read it: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def named_refusals(request: Question) -> Iterator[None]:
+    """What the model makes of examples that it cannot take is told by the names of their fields."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        sent = [name for name in _PAYLOADS if getattr(request, name, None) is not None]
+        if not sent or type(error) not in (RuntimeError, ValueError):  # out of memory, a device's failure: not theirs
+            raise
+        raise FieldError(" or ".join(sent), f"the model cannot take it: {error}") from error
+
+
+def options_of(request: Question) -> Options:
+    return Options(**{field.name: getattr(request, field.name) for field in fields(Options)})
+
+
+def row_filter_of(request: Queries) -> RowFilter | None:
+    if request.filter is None:
+        return None
+    return RowFilter(**request.filter.model_dump(by_alias=True, exclude_none=True))
+
+
+def plain_label(task: Task, value: Any) -> Label | None:
+    """A cell of a label column; whole numbers come as floating point where other rows have none."""
+    if value is None or np.isnan(value):
+        return None
+    label: Label = value.item() if isinstance(value, np.generic) else value
+    return int(label) if task.class_names is not None else label
