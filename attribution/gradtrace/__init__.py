@@ -5,6 +5,7 @@ from gradtrace.distribution import Distribution
 from gradtrace.errors import (
     CheckpointError,
     CorruptIndexError,
+    CurvatureError,
     DatasetError,
     GradtraceError,
     IncompleteIndexError,
@@ -16,6 +17,7 @@ from gradtrace.errors import (
     TaskError,
     UnsupportedLayerError,
 )
+from gradtrace.exact_influence import ExactInfluence
 from gradtrace.index import Index, open_index
 from gradtrace.recorder import CheckpointRecorder
 from gradtrace.reference import gradients_reference
@@ -28,8 +30,10 @@ __all__ = [
     "CheckpointError",
     "CheckpointRecorder",
     "CorruptIndexError",
+    "CurvatureError",
     "DatasetError",
     "Distribution",
+    "ExactInfluence",
     "GradtraceError",
     "Hit",
     "IncompleteIndexError",

@@ -6,6 +6,7 @@ GradtraceError
 │   ├── DatasetError          the training data is no fixed, map-style data set
 │   └── UnsupportedLayerError a layer's per-example gradients cannot be computed
 ├── CheckpointError           a checkpoint is missing, unreadable, or does not fit the model
+├── CurvatureError            a curvature matrix cannot be inverted
 ├── StoreError                an index cannot be read or written
 │   ├── IncompleteIndexError  a build was interrupted: run it again to resume
 │   ├── CorruptIndexError     bytes on disk are not the bytes that were written
@@ -50,6 +51,10 @@ class UnsupportedLayerError(TaskError):
 
 class CheckpointError(GradtraceError):
     """A checkpoint is missing, unreadable, or does not fit the model."""
+
+
+class CurvatureError(GradtraceError):
+    """A curvature matrix cannot be inverted: it is not positive definite, or the iterations did not suffice."""
 
 
 class StoreError(GradtraceError):
