@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace import methods, rescoring
-from gradtrace.basis import Basis, load_basis, require_layers
+from gradtrace.basis import load_basis, require_layers
 from gradtrace.candidates import Searcher
 from gradtrace.checkpoints import Checkpoint
+from gradtrace.contents import IndexContents
 from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
 from gradtrace.draft import Draft
@@ -26,8 +26,8 @@ from gradtrace.errors import CheckpointError, CorruptIndexError, MismatchError, 
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.guards import check_dataset
 from gradtrace.layer_shares import layer_shares
-from gradtrace.manifest import CheckpointEntry, Manifest, read_manifest
-from gradtrace.queries import QUERY_BATCH, Query, query_batches, resolve_queries
+from gradtrace.manifest import CheckpointEntry, read_manifest
+from gradtrace.queries import QUERY_BATCH, Query, resolve_queries
 from gradtrace.results import InfluenceResult, Recall
 from gradtrace.row_filter import RowFilter
 from gradtrace.search import exhaustive_scores
@@ -50,29 +50,28 @@ class Index:
         methods: names of the methods that it answers.
         columns: label, prediction, loss, correct and norm of every row at the last checkpoint, each [rows]; NaN or
             None for deleted rows.
-        searcher: finds both ends for `influence`.
         last_timing: milliseconds of the last `influence` call: "gradient", "search", "rescore", "percentiles", "rest".
     """
 
-    def __init__(
-        self,
-        task: Task,
-        manifest: Manifest,
-        store: RowStore,
-        models: list[GradientModel],
-        basis: Basis,
-        searcher: Searcher,
-    ) -> None:
-        self.task, self.manifest = task, manifest
+    def __init__(self, contents: IndexContents) -> None:
+        self._contents = contents
+        self.task, self.manifest, store = contents.task, contents.manifest, contents.store
         store.open_all()  # an open index answers even when its generation is pruned
         self._row_ids = store.row_ids
         self.rows, self.present = self._row_ids.rows, self._row_ids.present
-        self.methods = tuple(methods.METHODS)
-        self._stored_columns = store.columns(store.checkpoints - 1)
+        self.methods = tuple(methods.available_methods(self.manifest))
+        self._stored_columns = store.columns(self.manifest.last_checkpoint)
         self.columns: dict[str, NDArray[Any]] = self._row_ids.columns(self._stored_columns)
         self.last_timing: dict[str, float] = {}
-        self._store, self._models, self._basis = store, models, basis
-        self.searcher = searcher
+
+    @property
+    def searcher(self) -> Searcher:
+        """Finds both ends for `influence` over the gradient rows."""
+        return self._contents.searcher
+
+    @searcher.setter
+    def searcher(self, searcher: Searcher) -> None:
+        self._contents.searcher = searcher
 
     def influence(
         self,
@@ -82,6 +81,9 @@ class Index:
         method: str = "tracin",
         checkpoints: Sequence[str] | None = None,
         weights: str | None = None,
+        damping: float | None = None,
+        segments: int | None = None,
+        similarity: str | None = None,
         filter: RowFilter | None = None,  # noqa: A002  (the word of the HTTP contract)
         target: str | None = None,
         rescore: bool = False,
@@ -93,8 +95,8 @@ class Index:
         Args:
             examples: items of the kind that `task.train[i]` returns; one without a label is explained for the model's
                 own prediction.
-            checkpoints: names of those to sum over; default: all, or the last one for graddot and cosine.
-            weights: of the checkpoints: "learning_rate", "learning_rate_steps" or "equal".
+            method: one of `methods`; docs/methods.md tells what each estimates.
+            checkpoints, weights, damping, segments, similarity: the method's own, see `methods.Options`.
             target: "loss" explains the loss even where the task defines a measurement.
             rescore: recompute the full gradients of the rows found, twice as many at either end as asked for, and order
                 them by exact scores.
@@ -106,32 +108,31 @@ class Index:
             QueryError: something asked for does not exist.
             LossError: a query's loss is NaN or infinite.
         """
-        chosen = _Choice(self, method, checkpoints, weights)
-        self._check_options(k, rescore, aggregate, include)
+        scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
+        self._check_question(method, scoring, k, rescore, aggregate, include)
         mask = (filter or RowFilter()).mask(self.rows, self.columns, self.task.class_names)
         allowed = self._row_ids.allowed(mask)
         self.last_timing = {"rescore": 0.0, "percentiles": 0.0}
         with self._timed("gradient"):
             queries = self._resolved(examples, target)
-            coordinates, losses = self._gradients(queries, chosen.checkpoints)
-            vectors = chosen.vectors(coordinates)
+            vectors, losses = scoring.query_vectors(queries)
             vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
         with self._timed("search"):
             wanted = k * rescoring.CANDIDATES if rescore else k
-            scale = chosen.row_scale()
-            found = self.searcher.search(vectors, chosen.checkpoints, wanted, row_scale=scale, allowed=allowed)
+            scale = scoring.row_scale()
+            found = scoring.searcher.search(vectors, scoring.blocks, wanted, row_scale=scale, allowed=allowed)
         groups = zip(_grouped(queries, aggregate), _grouped(losses, aggregate), found, strict=True)
         drafts = [Draft(*one) for one in groups]
         if rescore:
             with self._timed("rescore"):
-                self._rescore(drafts, chosen, k, "layers" in include)
+                self._rescore(drafts, scoring, k, "layers" in include)
         if "percentiles" in include:
             with self._timed("percentiles"):
-                self._place(drafts, vectors, chosen)
+                self._place(drafts, vectors, scoring)
         with self._timed("rest"):
             if "layers" in include and not rescore:
-                self._share_by_layer(drafts, vectors, chosen)
-            names = [self.manifest.checkpoints[c].name for c in chosen.checkpoints]
+                self._share_by_layer(drafts, vectors, scoring)
+            names = [self.manifest.checkpoints[c].name for c in scoring.blocks]
             recall = self._recall(method)
             return [draft.result(method, names, recall, self._row_ids, self._stored_columns) for draft in drafts]
 
@@ -142,52 +143,60 @@ class Index:
         method: str = "tracin",
         checkpoints: Sequence[str] | None = None,
         weights: str | None = None,
+        damping: float | None = None,
+        segments: int | None = None,
+        similarity: str | None = None,
         target: str | None = None,
     ) -> NDArray[np.float32]:
         """The score of every training row for each example. float32 [queries, rows], NaN for deleted rows.
 
         Raises as `influence`.
         """
-        chosen = _Choice(self, method, checkpoints, weights)
-        vectors = chosen.vectors(self._gradients(self._resolved(examples, target), chosen.checkpoints)[0])
-        return self._row_ids.spread(exhaustive_scores(self._store, vectors, chosen.checkpoints, chosen.row_scale()))
+        scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
+        vectors, _ = scoring.query_vectors(self._resolved(examples, target))
+        return self._row_ids.spread(exhaustive_scores(scoring.store, vectors, scoring.blocks, scoring.row_scale()))
 
     def self_influence(
-        self, *, method: str = "tracin", checkpoints: Sequence[str] | None = None, weights: str | None = None
+        self,
+        *,
+        method: str = "tracin",
+        checkpoints: Sequence[str] | None = None,
+        weights: str | None = None,
+        damping: float | None = None,
+        segments: int | None = None,
+        similarity: str | None = None,
     ) -> NDArray[np.float32]:
         """The score of each training row on itself; high ones are worth a look for wrong labels. float32 [rows], NaN
         for deleted rows."""
-        chosen = _Choice(self, method, checkpoints, weights)
-        return self._row_ids.spread(methods.self_influence(chosen.method, chosen.norms(), chosen.weights))
+        scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
+        return self._row_ids.spread(scoring.self_influence())
+
+    def _scoring(self, method: str, options: methods.Options) -> methods.Scoring:
+        named = methods.method_named(method, self.manifest)
+        options.check(named.name, named.options)
+        return named.scoring(self._contents, options)
 
     def _resolved(self, examples: Sequence[Example], target: str | None) -> list[Query]:
         if not len(examples):
             raise QueryError("no example to explain")
+        last = self._contents.last_model
         parts = (examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH))
-        return [query for part in parts for query in resolve_queries(self._models[-1], part, target)]
-
-    def _gradients(self, queries: Sequence[Query], checkpoints: Sequence[int]) -> tuple[Tensor, list[float]]:
-        """Compressed gradients of the queries, float32 [queries, checkpoints, dimensions], and their losses at the last
-        checkpoint, from the same pass where it is the loss that is explained there."""
-        last = len(self._models) - 1
-        losses = [math.nan] * len(queries)
-        out = torch.empty(len(queries), len(checkpoints), self._basis.dimensions, device=self._models[0].device)
-        for part, measure in query_batches(queries):
-            batch = self._models[last].batch([queries[number].example for number in part])
-            for position, checkpoint in enumerate(checkpoints):
-                out[part, position], values = self._models[checkpoint].encode(self._basis, batch, measure)
-            if measure != self.task.loss or checkpoints[-1] != last:
-                values = self._models[last].losses(batch)
-            for number, value in zip(part, values.tolist(), strict=True):
-                losses[number] = value
-        return out, losses
+        return [query for part in parts for query in resolve_queries(last, part, target)]
 
     def _recall(self, method: str) -> Recall | None:
         entry = self.manifest.searcher
         measured = entry and entry.recall.get(method)
         return Recall(measured.top, measured.bottom) if measured else None
 
-    def _check_options(self, k: int, rescore: bool, aggregate: str | None, include: Collection[str]) -> None:
+    def _check_question(
+        self,
+        method: str,
+        scoring: methods.Scoring,
+        k: int,
+        rescore: bool,
+        aggregate: str | None,
+        include: Collection[str],
+    ) -> None:
         if k < 1:
             raise QueryError(f"k must be at least 1, not {k}")
         if aggregate not in (None, *get_args(Aggregate)):
@@ -195,16 +204,22 @@ class Index:
         unknown = set(include) - set(get_args(Include))
         if unknown:
             raise QueryError(f"unknown include {sorted(unknown)}; choose from {', '.join(get_args(Include))}")
-        if "layers" in include and self._basis.mixes_layers and not rescore:
+        if "layers" in include and scoring.basis is None:
+            raise QueryError(f"method {method!r} compares no gradients, so its scores have no shares by layer")
+        if "layers" in include and self._contents.basis.mixes_layers and not rescore:
             raise QueryError(
-                f"the columns of a {self._basis.kind} projection mix all layers, so they give no shares by layer: ask "
-                "for rescore as well, or build the index with another basis"
+                f"the columns of a {self._contents.basis.kind} projection mix all layers, so they give no shares by "
+                "layer: ask for rescore as well, or build the index with another basis"
             )
+        if rescore and scoring.full_gradient_weights is None:
+            raise QueryError(f"method {method!r} is no inner product of full gradients: leave rescore out")
 
-    def _rescore(self, drafts: Sequence[Draft], chosen: _Choice, k: int, layers: bool) -> None:
-        models = [self._models[checkpoint] for checkpoint in chosen.checkpoints]
+    def _rescore(self, drafts: Sequence[Draft], scoring: methods.Scoring, k: int, layers: bool) -> None:
+        assert scoring.full_gradient_weights is not None  # else _check_question refused
+        models = [self._contents.models[block] for block in scoring.blocks]
         groups, found = [draft.queries for draft in drafts], [draft.found for draft in drafts]
-        exact = rescoring.rescored(models, chosen.method, chosen.weights, groups, found, k, self._training_examples)
+        weights, normalized = scoring.full_gradient_weights, scoring.normalized
+        exact = rescoring.rescored(models, weights, normalized, groups, found, k, self._training_examples)
         for draft, one in zip(drafts, exact, strict=True):
             draft.found, draft.rows_rescored = one.found, len(one.rows)
             if layers:
@@ -213,18 +228,19 @@ class Index:
     def _training_examples(self, positions: NDArray[np.int64]) -> list[Example]:
         return fetch(self.task.train, self._row_ids.of(positions).tolist())
 
-    def _share_by_layer(self, drafts: Sequence[Draft], vectors: Tensor, chosen: _Choice) -> None:
-        scale = chosen.row_scale()
+    def _share_by_layer(self, drafts: Sequence[Draft], vectors: Tensor, scoring: methods.Scoring) -> None:
+        assert scoring.basis is not None  # else _check_question refused
+        scale = scoring.row_scale()
         for draft, vector in zip(drafts, vectors, strict=True):
             positions = draft.positions
-            shares = layer_shares(self._store, self._basis, vector, chosen.checkpoints, positions)
+            shares = layer_shares(scoring.store, scoring.basis, vector, scoring.blocks, positions)
             gains = 1.0 if scale is None else scale.numpy()[positions]
             draft.share_by_layer(positions, {name: share * gains for name, share in shares.items()})
 
-    def _place(self, drafts: Sequence[Draft], vectors: Tensor, chosen: _Choice) -> None:
+    def _place(self, drafts: Sequence[Draft], vectors: Tensor, scoring: methods.Scoring) -> None:
         for start in range(0, len(drafts), QUERY_BATCH):
             some = slice(start, start + QUERY_BATCH)
-            scores = exhaustive_scores(self._store, vectors[some], chosen.checkpoints, chosen.row_scale())
+            scores = exhaustive_scores(scoring.store, vectors[some], scoring.blocks, scoring.row_scale())
             for draft, own in zip(drafts[some], scores, strict=True):
                 draft.place_among(own, self._row_ids.live())
 
@@ -238,29 +254,6 @@ class Index:
 def _grouped(values: Sequence[T], aggregate: str | None) -> list[Sequence[T]]:
     """The values behind each result: all of them, or one by one."""
     return [values] if aggregate else [[value] for value in values]
-
-
-class _Choice:
-    """A method with the checkpoints and weights that a request names, or its defaults."""
-
-    def __init__(self, index: Index, method: str, checkpoints: Sequence[str] | None, weights: str | None) -> None:
-        entries = index.manifest.checkpoints
-        self.method = methods.method_named(method)
-        self.checkpoints = methods.chosen_checkpoints(self.method, entries, checkpoints)
-        self.weights = methods.checkpoint_weights(self.method, entries, self.checkpoints, weights)
-        self._store = index._store
-
-    def norms(self) -> NDArray[np.float32]:
-        """[chosen checkpoints, stored rows]; zero for deleted rows, which must not set the measure for the others."""
-        norms = np.stack([self._store.norms(checkpoint) for checkpoint in self.checkpoints])
-        norms[:, ~self._store.row_ids.live()] = 0
-        return norms
-
-    def vectors(self, coordinates: Tensor) -> Tensor:
-        return methods.query_vectors(self.method, coordinates, self.weights)
-
-    def row_scale(self) -> Tensor | None:
-        return methods.row_scale(self.method, self.norms()) if self.method.normalized else None
 
 
 def open_index(
@@ -308,7 +301,7 @@ def open_index(
         require_layers(basis, model.plan.layers)
     check_probe_losses(task, models[-1], manifest.task)
     found = open_searcher(directory, manifest, store, searcher, where)
-    return Index(task, manifest, store, models, basis.to(where), found)
+    return Index(IndexContents(directory, manifest, task, models, basis.to(where), store, found))
 
 
 def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | Path | None = None) -> Checkpoint:

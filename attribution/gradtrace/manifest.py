@@ -20,6 +20,7 @@ PENDING_NAME = "pending.json"
 
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
+CheckpointKind = Literal["weights"]
 Operation = Literal["build", "add checkpoints", "append rows", "delete rows", "compact", "roll back", "set searcher"]
 
 
@@ -35,12 +36,24 @@ class FileEntry(_Entry):
     xxh3: str
 
 
+class OptimizerEntry(_Entry):
+    name: str
+    momentum: float
+    weight_decay: float
+
+
 class CheckpointEntry(_Entry):
+    """A checkpoint, and the column block that every stored row has of it."""
+
     name: str  # file name, unique in an index; the key of Hit.parts
     file: str  # where the weights lie, relative to the index directory
     step: int
     learning_rate: float
     sha256: str
+    run: int = 0  # which training run it is of, counted from 0; runs follow each other
+    kind: CheckpointKind = "weights"
+    optimizer: OptimizerEntry | None = None
+    batch_size: int | None = None
 
 
 class Probe(_Entry):
@@ -121,6 +134,11 @@ class Manifest(_Entry):
     libraries: dict[str, str]
     searcher: SearcherEntry | None = None  # None: exact search alone
     checksum: str = ""  # xxh3-128 of the file's bytes with this text left empty
+
+    @property
+    def last_checkpoint(self) -> int:
+        """Position of the trained model, of which predictions and losses are told."""
+        return max(position for position, entry in enumerate(self.checkpoints) if entry.kind == "weights")
 
     def files(self) -> list[FileEntry]:
         """Every file of this generation beside the manifest itself."""

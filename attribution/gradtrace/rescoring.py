@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtrace.encoder import GradientModel
 from gradtrace.full_gradients import FullGradients, full_gradients
-from gradtrace.methods import Method, inverse
+from gradtrace.methods.tracin import inverse
 from gradtrace.queries import Query, query_batches
 from gradtrace.search import SearchResult, both_ends
 from gradtrace.task import Example
@@ -40,8 +40,8 @@ class Rescored:
 
 def rescored(
     models: Sequence[GradientModel],
-    method: Method,
     weights: Doubles,
+    normalized: bool,
     groups: Sequence[Sequence[Query]],
     found: Sequence[SearchResult],
     k: int,
@@ -50,7 +50,9 @@ def rescored(
     """Score what the compressed search found by full gradients, and keep the best k at either end.
 
     Args:
-        models: of the chosen checkpoints, whose weights are `weights`.
+        models: of the chosen checkpoints.
+        weights: float64 [models], of their inner products.
+        normalized: divide by the norms of query and row.
         groups: for each result its queries, of whose scores the mean is taken.
         examples: reads the training examples of rows [m].
 
@@ -63,7 +65,7 @@ def rescored(
         rows = [np.union1d(one.top_rows, one.bottom_rows) for one in found[some]]
         union = np.unique(np.concatenate(rows))
         queries = [query for group in groups[some] for query in group]
-        scores = _scores(models, method, weights, queries, examples(union))
+        scores = _scores(models, weights, normalized, queries, examples(union))
         first = 0
         for group, own, one in zip(groups[some], rows, found[some], strict=True):
             mine, at = slice(first, first + len(group)), np.searchsorted(union, own)
@@ -83,13 +85,13 @@ def _best(found: SearchResult, rows: Rows, by_layer: Mapping[str, Doubles], k: i
 
 def _scores(
     models: Sequence[GradientModel],
-    method: Method,
     weights: Doubles,
+    normalized: bool,
     queries: Sequence[Query],
     examples: Sequence[Example],
 ) -> dict[str, Tensor]:
     """Every query's score on every training example by layer and checkpoint. Each float64 [C, queries, examples]."""
-    pairs = _Pairs(len(models), len(queries), len(examples), method.normalized)
+    pairs = _Pairs(len(models), len(queries), len(examples), normalized)
     for checkpoint, model in enumerate(models):
         for mine, measure in query_batches(queries):
             asked = full_gradients(model, model.batch([queries[number].example for number in mine]), measure)

@@ -25,6 +25,7 @@ from gradtrace_client.schemas import (
     RowFilter,
     SelfInfluenceAnswer,
     SelfInfluenceRequest,
+    Similarity,
     Split,
     Weights,
     field_problems,
@@ -76,6 +77,9 @@ def influence(
     method: str = "tracin",
     checkpoints: Sequence[str] | None = None,
     weights: Weights | None = None,
+    damping: float | None = None,
+    segments: int | None = None,
+    similarity: Similarity | None = None,
     filter: RowFilter | Mapping[str, Any] | None = None,  # noqa: A002
     target: Literal["loss"] | None = None,
     rescore: bool = False,
@@ -98,6 +102,9 @@ def influence(
         method=method,
         checkpoints=checkpoints,
         weights=weights,
+        damping=damping,
+        segments=segments,
+        similarity=similarity,
         filter=filter,
         target=target,
         rescore=rescore,
@@ -116,6 +123,9 @@ def self_influence(
     method: str = "tracin",
     checkpoints: Sequence[str] | None = None,
     weights: Weights | None = None,
+    damping: float | None = None,
+    segments: int | None = None,
+    similarity: Similarity | None = None,
     examples: bool = True,
 ) -> Call[SelfInfluenceAnswer]:
     """One page of the training rows, ordered by their influence on themselves: mislabelled and unusual rows come first.
@@ -132,6 +142,9 @@ def self_influence(
         method=method,
         checkpoints=checkpoints,
         weights=weights,
+        damping=damping,
+        segments=segments,
+        similarity=similarity,
         examples=examples,
     )
     return Call("GET", "/self-influence", SelfInfluenceAnswer, params=params)

@@ -23,6 +23,7 @@ Label = int | float
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Payload = dict[str, Any]  # what the task's parse takes and its render gives: {"image": ...}, {"text": ...}, ...
 Weights = Literal["learning_rate", "learning_rate_steps", "equal"]
+Similarity = Literal["cosine", "dot", "l2"]
 Aggregate = Literal["mean"]
 Include = Literal["parts", "layers", "percentiles", "examples"]
 Split = Literal["train", "query"]
@@ -99,15 +100,22 @@ class RowFilter(_Request):
     )
 
 
-class _Question(_Request):
+class Question(_Request):
     method: str = Field("tracin", max_length=64, description="One of the methods that GET /index lists.")
     checkpoints: list[str] | None = Field(
         None, min_length=1, description="Names of the checkpoints used. Default: all."
     )
     weights: Weights | None = Field(None, description="Weight of each checkpoint. Default: the method's own.")
+    damping: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Added to the curvature, relative to each layer's mean eigenvalue."
+    )
+    segments: Annotated[int, Field(strict=True, ge=1, le=1000)] | None = Field(
+        None, description="Stretches of training that each have one curvature and one gradient."
+    )
+    similarity: Similarity | None = Field(None, description="How representations are compared.")
 
 
-class InfluenceRequest(_Question):
+class InfluenceRequest(Question):
     """Exactly one of `example`, `examples`, `query_rows` and `train_rows` says what is asked about."""
 
     example: Payload | None = Field(None, description="One example in the task's own form.")
@@ -159,7 +167,7 @@ class InfluenceRequest(_Question):
         return self
 
 
-class SelfInfluenceRequest(_Question):
+class SelfInfluenceRequest(Question):
     """One page of the training rows, ordered by their influence on themselves."""
 
     k: Annotated[int, Field(ge=1, le=MAX_K)] = Field(10, description="Rows in the answer.")

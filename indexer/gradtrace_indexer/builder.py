@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from gradtrace.encoder import GradientModel
 from gradtrace.errors import MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.index import indexed_checkpoint
-from gradtrace.manifest import CheckpointEntry, Manifest, ShardEntry
+from gradtrace.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
 from gradtrace.precision import load_column_scales
 from gradtrace.row_ids import read_row_ids
 from gradtrace.shards import ShardLayout
@@ -81,6 +82,8 @@ def checkpoint_entries(directory: Path, checkpoints: Sequence[Checkpoint]) -> li
             step=checkpoint.step,
             learning_rate=checkpoint.learning_rate,
             sha256=checkpoint.sha256(),
+            optimizer=None if checkpoint.optimizer is None else OptimizerEntry(**asdict(checkpoint.optimizer)),
+            batch_size=checkpoint.batch_size,
         )
         for checkpoint in checkpoints
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
 import numpy as np
@@ -15,6 +15,7 @@ import gradtrace
 from gradtrace import Index, RowFilter, Task
 from gradtrace.errors import GradtraceError
 from gradtrace.index import Include
+from gradtrace.methods import Options
 from gradtrace.task import Example, Label
 from gradtrace_client.schemas import (
     CheckpointInfo,
@@ -28,6 +29,7 @@ from gradtrace_client.schemas import (
     InfluenceRequest,
     Payload,
     QueryInfo,
+    Question,
     Recall,
     SelfInfluenceAnswer,
     SelfInfluenceRequest,
@@ -68,7 +70,7 @@ def influence(index: Index, request: InfluenceRequest, waited_ms: float) -> Infl
     return InfluenceAnswer(
         index=index_info(index),
         method=request.method,
-        convention=convention(request.method, request.weights, request.rescore),
+        convention=convention(request.method, _options(request), request.rescore),
         exact=all(result.exact for result in results),
         recall=next((Recall(top=r.recall.top, bottom=r.recall.bottom) for r in results if r.recall), None),
         rescored=request.rescore,
@@ -95,7 +97,7 @@ def self_influence(index: Index, request: SelfInfluenceRequest, waited_ms: float
     """
     started = time.perf_counter()
     _check_names(index, request.method, request.checkpoints)
-    scores = index.self_influence(method=request.method, checkpoints=request.checkpoints, weights=request.weights)
+    scores = index.self_influence(method=request.method, **asdict(_options(request)))
     rows = _rows_with_labels(index, request.labels)
     keys = -scores[rows] if request.order == "descending" else scores[rows]
     page = rows[np.argsort(keys, kind="stable")][request.offset : request.offset + request.k]
@@ -105,7 +107,7 @@ def self_influence(index: Index, request: SelfInfluenceRequest, waited_ms: float
     return SelfInfluenceAnswer(
         index=index_info(index),
         method=request.method,
-        convention=convention(request.method, request.weights),
+        convention=convention(request.method, _options(request)),
         rows_total=len(rows),
         results=hits,
         timing_ms=Timing(
@@ -243,8 +245,7 @@ def _search(index: Index, request: InfluenceRequest, examples: list[Example]) ->
             examples,
             k=request.k,
             method=request.method,
-            checkpoints=request.checkpoints,
-            weights=request.weights,
+            **asdict(_options(request)),
             filter=_row_filter(request),
             target=request.target,
             rescore=request.rescore,
@@ -259,6 +260,10 @@ def _search(index: Index, request: InfluenceRequest, examples: list[Example]) ->
         ):  # out of memory, a device's failure: not theirs
             raise
         raise FieldError(sent, f"the model cannot take it: {error}") from error
+
+
+def _options(request: Question) -> Options:
+    return Options(**{field.name: getattr(request, field.name) for field in fields(Options)})
 
 
 def _row_filter(request: InfluenceRequest) -> RowFilter | None:

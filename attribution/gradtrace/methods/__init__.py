@@ -1,0 +1,38 @@
+"""The methods of attribution, by name."""
+
+from __future__ import annotations
+
+from gradtrace.errors import QueryError
+from gradtrace.manifest import Manifest
+from gradtrace.methods.method import Method, Scoring
+from gradtrace.methods.options import Options, Similarity, Weights
+from gradtrace.methods.tracin import Cosine, GradDot, TracIn
+
+METHODS: dict[str, Method] = {method.name: method for method in (TracIn(), GradDot(), Cosine())}
+
+
+def available_methods(manifest: Manifest) -> list[str]:
+    """Names of the methods that an index answers by."""
+    return [name for name, method in METHODS.items() if method.lacks(manifest) is None]
+
+
+def method_named(name: str, manifest: Manifest) -> Method:
+    """Raises QueryError for a name that is no method's, or a method that the index has not what it needs for."""
+    if name not in METHODS:
+        raise QueryError(f"unknown method {name!r}; this index offers {', '.join(available_methods(manifest))}")
+    lacking = METHODS[name].lacks(manifest)
+    if lacking is not None:
+        raise QueryError(f"this index does not answer by {name!r}: {lacking}")
+    return METHODS[name]
+
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "Options",
+    "Scoring",
+    "Similarity",
+    "Weights",
+    "available_methods",
+    "method_named",
+]

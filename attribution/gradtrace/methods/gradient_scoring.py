@@ -1,0 +1,85 @@
+"""Scores from the stored gradient rows: the query's own coordinates, reweighted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gradtrace.contents import IndexContents
+from gradtrace.methods.method import Floats, Scoring
+from gradtrace.queries import QUERY_BATCH, Query, query_batches
+from gradtrace.task import Example
+
+_BLOCK_VALUES = 1 << 23  # float32 values of stored rows that are held at a time
+
+
+class GradientScoring(Scoring):
+    """Query vectors are the query's coordinates times a factor for each column.
+
+    Args:
+        blocks: column blocks, see `Scoring`.
+        query_at: for each block the checkpoint at which the query's gradient is taken; None: its own.
+        factors: float32 [blocks, 1 or dimensions].
+    """
+
+    def __init__(
+        self, contents: IndexContents, blocks: list[int], factors: Tensor, query_at: list[int] | None = None
+    ) -> None:
+        self.store, self.searcher, self.basis = contents.store, contents.searcher, contents.basis
+        self.blocks, self.query_at = blocks, blocks if query_at is None else query_at
+        self._contents = contents
+        self._factors = factors.to(contents.models[0].device)
+
+    def query_vectors(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
+        coordinates, losses = query_coordinates(self._contents, queries, self.query_at)
+        return self.reweighted(coordinates), losses
+
+    def reweighted(self, coordinates: Tensor) -> Tensor:
+        """The query vectors of coordinates [queries, blocks, dimensions] of gradients at `query_at`."""
+        return coordinates * self._factors
+
+    def row_vectors(self, examples: Sequence[Example]) -> Tensor:
+        models = [self._contents.models[block] for block in self.blocks]
+        parts = [examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH)]
+        return torch.cat(
+            [
+                torch.stack([model.encode(self._contents.basis, model.batch(part))[0] for model in models], dim=1)
+                for part in parts
+            ]
+        )
+
+    def self_influence(self) -> Floats:
+        """From the stored rows, taken for the gradients of queries as well."""
+        read = sorted({*self.blocks, *self.query_at})
+        asked, scored = ([read.index(block) for block in blocks] for blocks in (self.query_at, self.blocks))
+        scores = torch.empty(self.store.rows)
+        size = max(1, _BLOCK_VALUES // (self.store.dimensions * len(read)))
+        for start, rows in self.store.blocks(read, size):  # [b, len(read), D]
+            vectors = self.reweighted(rows[:, asked].to(self._factors.device)).cpu()
+            scores[start : start + len(rows)] = (vectors * rows[:, scored]).sum((1, 2))
+        scale = self.row_scale()
+        values: Floats = (scores if scale is None else scores * scale).numpy()
+        return values
+
+
+def query_coordinates(
+    contents: IndexContents, queries: Sequence[Query], checkpoints: Sequence[int]
+) -> tuple[Tensor, list[float]]:
+    """Compressed gradients of the queries, float32 [queries, len(checkpoints), dimensions], and their losses at the
+    last checkpoint, from the same pass where it is the loss that is explained there."""
+    models, last = contents.models, contents.manifest.last_checkpoint
+    losses = [math.nan] * len(queries)
+    out = torch.empty(len(queries), len(checkpoints), contents.basis.dimensions, device=models[0].device)
+    for part, measure in query_batches(queries):
+        batch = models[last].batch([queries[number].example for number in part])
+        encoded = {at: models[at].encode(contents.basis, batch, measure) for at in sorted(set(checkpoints))}
+        for position, at in enumerate(checkpoints):
+            out[part, position] = encoded[at][0]
+        known = measure == contents.task.loss and last in encoded
+        values = encoded[last][1] if known else models[last].losses(batch)
+        for number, value in zip(part, values.tolist(), strict=True):
+            losses[number] = value
+    return out, losses

@@ -1,0 +1,124 @@
+"""What every method of attribution is: a way to turn a query into vectors whose inner products with rows are scores.
+
+Positive scores are proponents: training on that row lowers what is explained.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradtrace.basis import Basis
+from gradtrace.candidates import Searcher
+from gradtrace.contents import IndexContents
+from gradtrace.errors import QueryError
+from gradtrace.manifest import CheckpointEntry, Manifest
+from gradtrace.methods.options import Options
+from gradtrace.queries import Query
+from gradtrace.store import RowStore
+from gradtrace.task import Example
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+
+class Scoring(ABC):
+    """One request's method with its checkpoints and options, over an open index.
+
+    score(row) = row_scale[row] * sum over column blocks c of <query vector[c], row[c]>
+
+    Attributes:
+        store, searcher: the rows that are scored.
+        blocks: their column blocks that count; positions in the manifest's checkpoints. A score's parts are theirs.
+        basis: in whose coordinates the rows are; None where they are no gradients.
+        full_gradient_weights: float64 [blocks]; scores are sums by these weights of inner products of the gradients
+            of query and row, each at its block's checkpoint, so that full gradients can rescore them. None: they
+            are something else.
+        normalized: scores are divided by the norms of query and row, each over all blocks together.
+    """
+
+    store: RowStore
+    searcher: Searcher
+    blocks: list[int]
+    basis: Basis | None = None
+    full_gradient_weights: Doubles | None = None
+    normalized: bool = False
+
+    @abstractmethod
+    def query_vectors(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
+        """Vectors float32 [queries, blocks, dimensions of the store], and the queries' losses at the last checkpoint.
+
+        Raises:
+            LossError: a loss or a gradient is NaN or infinite.
+        """
+
+    @abstractmethod
+    def row_vectors(self, examples: Sequence[Example]) -> Tensor:
+        """What training examples have as rows, before rounding and times their scale: float32 [n, blocks, dimensions].
+
+        Raises:
+            QueryError: the method has rows of real training examples alone.
+            LossError: a loss or a gradient is NaN or infinite.
+        """
+
+    def row_scale(self) -> Tensor | None:
+        """Float32 [stored rows], finite; None: one."""
+        return None
+
+    @abstractmethod
+    def self_influence(self) -> Floats:
+        """The score of each row on itself. [stored rows]
+
+        Raises:
+            QueryError: the method has none.
+        """
+
+
+class Method(ABC):
+    """A method of attribution.
+
+    name: in requests
+    options: fields of Options that it takes
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def lacks(self, manifest: Manifest) -> str | None:
+        """What an index would need to answer by this method, and how it gets it; None where it can."""
+
+    @abstractmethod
+    def meaning(self, options: Options) -> str:
+        """What a score is, with its unit, as a sentence without a full stop."""
+
+    @abstractmethod
+    def scoring(self, contents: IndexContents, options: Options) -> Scoring:
+        """Bind the method to an index that lacks nothing. `options` were checked for their names.
+
+        Raises:
+            QueryError: an option's value does not fit the index.
+        """
+
+
+def chosen_checkpoints(
+    entries: Sequence[CheckpointEntry], names: Sequence[str] | None, default: list[int]
+) -> list[int]:
+    """Positions of the checkpoints that a request names, in training order.
+
+    Raises:
+        QueryError: an unknown or repeated name, or none at all.
+    """
+    if names is None:
+        return default
+    known = {entry.name: position for position, entry in enumerate(entries)}
+    unknown = [name for name in names if name not in known]
+    if unknown or not names or len(set(names)) < len(names):
+        problem = f"unknown checkpoint {unknown[0]!r}" if unknown else "checkpoints must be named, each once"
+        raise QueryError(f"{problem}; the index holds {', '.join(known)}")
+    return sorted(known[name] for name in names)
