@@ -361,7 +361,9 @@ def test_rows_do_not_depend_on_the_batch(tmp_path: Path, basis: str) -> None:
         torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-5)
         alone = torch.cat(
             [
-                by_fifty._contents.models[checkpoint].encode(by_fifty._contents.basis, by_fifty._contents.models[checkpoint].batch([row]))[0]
+                by_fifty._contents.models[checkpoint].encode(
+                    by_fifty._contents.basis, by_fifty._contents.models[checkpoint].batch([row])
+                )[0]
                 for row in ROWS
             ]
         )

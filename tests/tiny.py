@@ -111,4 +111,6 @@ def files(directory: Path) -> dict[str, bytes]:
 
 def stored(index: Index) -> Tensor:
     """All rows as they are on disk, dequantised. [rows, checkpoints, dimensions]."""
-    return torch.cat([block for _, block in index._contents.store.blocks(range(index._contents.store.checkpoints), 1000)])
+    return torch.cat(
+        [block for _, block in index._contents.store.blocks(range(index._contents.store.checkpoints), 1000)]
+    )
