@@ -38,7 +38,7 @@ peers: $(PEERS_VENV)/.installed
 
 $(PEERS_VENV)/.installed: pyproject.toml client/pyproject.toml benchmarks/peers/requirements.txt benchmarks/peers/imports.txt
 	$(PYTHON) -m venv $(PEERS_VENV)
-	$(PEERS_VENV)/bin/python -m pip install --quiet "$(TORCH)" setuptools
+	$(PEERS_VENV)/bin/python -m pip install --quiet "$(TORCH)"
 	$(PEERS_VENV)/bin/python -m pip install --quiet -e ./client -e . -r benchmarks/peers/imports.txt
 	$(PEERS_VENV)/bin/python -m pip install --quiet --no-deps -r benchmarks/peers/requirements.txt
 	@touch $@

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from trak.gradient_computers import FunctionalGradientComputer
 from trak.projectors import NoOpProjector
+from trak.score_computers import BasicSingleBlockScoreComputer
 
 from benchmarks.peers.comparison import HEADER, Case, Scores, compared, load_case, parse, timed
 from gradtrace.basis import Basis, load_basis
@@ -49,6 +50,18 @@ class CompressedGradients(FunctionalGradientComputer):
         return self.encoder.encode(self.basis, batch, margins)[0]
 
 
+class DampedKernels(BasicSingleBlockScoreComputer):
+    """Damped as Gradtrace's, relative to the mean diagonal. traker's default besides scales every checkpoint's inverse
+    to a mean absolute entry of one, which is not in the paper: checkpoints would have other weights."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, **_: object) -> None:
+        super().__init__(dtype, device)
+
+    def get_xtx(self, grads: Tensor) -> Tensor:
+        kernel = super().get_xtx(grads)
+        return kernel + _DAMPING * kernel.diagonal().mean() * torch.eye(len(kernel))
+
+
 def traker_scores(case: Case, index: Path) -> Scores:
     """The mean over the case's checkpoints."""
     queries = case.task.collate(list(case.queries))
@@ -60,6 +73,7 @@ def traker_scores(case: Case, index: Path) -> Scores:
             save_dir=directory,
             device="cpu",
             gradient_computer=CompressedGradients,
+            score_computer=DampedKernels,
             projector=NoOpProjector(proj_dim=_DIMENSIONS, device="cpu"),
             use_half_precision=False,
             logging_level=logging.ERROR,
@@ -71,8 +85,6 @@ def traker_scores(case: Case, index: Path) -> Scores:
             peer.load_checkpoint(model.model.state_dict(), number)
             for batch in DataLoader(case.task.train, _BATCH, collate_fn=case.task.collate):
                 peer.featurize(batch, num_samples=len(batch[1]))
-            gradients = torch.as_tensor(peer.saver.current_store["grads"])
-            peer.score_computer.lambda_reg = _DAMPING * float(gradients.square().sum(0).mean())
             peer.finalize_features([number])
             peer.start_scoring_checkpoint("queries", model.model.state_dict(), number, len(case.queries))
             peer.score(queries, num_samples=len(case.queries))
