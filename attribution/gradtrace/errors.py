@@ -12,6 +12,7 @@ GradtraceError
 │   ├── CorruptIndexError     bytes on disk are not the bytes that were written
 │   └── MismatchError         the index was built from another task, checkpoint or basis
 ├── QueryError                a query names something that the index does not have
+├── EvaluationError           scores and ground truth cannot be compared
 └── MissingLibraryError       an optional library is not installed
 """
 
@@ -75,6 +76,10 @@ class MismatchError(StoreError):
 
 class QueryError(GradtraceError):
     """A query names something that the index does not have."""
+
+
+class EvaluationError(GradtraceError):
+    """Scores and ground truth cannot be compared: they are of different rows, queries or subsets, or not finite."""
 
 
 class MissingLibraryError(GradtraceError):

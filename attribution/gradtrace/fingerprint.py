@@ -39,6 +39,19 @@ def task_entry(task: Task, model: GradientModel, indexed: NDArray[np.int64]) -> 
     )
 
 
+def weightless_identity(task: Task) -> dict[str, str | int]:
+    """What tells a task from others where no checkpoint is at hand, as JSON takes it."""
+    model = task.model()
+    examples = (content_hash(task.train[row]) for row in _spread(len(task.train)))
+    return {
+        "task": type(task).__name__,
+        "train_rows": len(task.train),
+        "train_examples": _sha256("".join(examples).encode()),
+        "parameters": _parameters(model),
+        "architecture": _sha256(repr(model).encode()),
+    }
+
+
 def without_probes(entry: TaskEntry, deleted: Sequence[int]) -> TaskEntry:
     """The same identity, not relying on rows that are deleted: those may be taken out of the data set's storage."""
     gone, probe = set(deleted), entry.probe

@@ -6,6 +6,7 @@ generations/.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ PENDING_NAME = "pending.json"
 
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
-CheckpointKind = Literal["weights"]
+CheckpointKind = Literal["weights", "average"]  # average: of the weights of several checkpoints in a row
 Operation = Literal["build", "add checkpoints", "append rows", "delete rows", "compact", "roll back", "set searcher"]
 
 
@@ -50,10 +51,11 @@ class CheckpointEntry(_Entry):
     step: int
     learning_rate: float
     sha256: str
-    run: int = 0  # which training run it is of, counted from 0; runs follow each other
+    run: int = 0  # which training run it is of, counted from 0; those of one run are in training order
     kind: CheckpointKind = "weights"
     optimizer: OptimizerEntry | None = None
     batch_size: int | None = None
+    second_moments: bool = False  # whether Adam's were kept with it; then its curvature file has a preconditioner
 
 
 class Probe(_Entry):
@@ -137,8 +139,8 @@ class Manifest(_Entry):
 
     @property
     def last_checkpoint(self) -> int:
-        """Position of the trained model, of which predictions and losses are told."""
-        return max(position for position, entry in enumerate(self.checkpoints) if entry.kind == "weights")
+        """Position of the last run's trained model, of which predictions and losses are told."""
+        return trained_models(self.checkpoints)[-1]
 
     def files(self) -> list[FileEntry]:
         """Every file of this generation beside the manifest itself."""
@@ -167,6 +169,24 @@ class Manifest(_Entry):
     def content(self) -> bytes:
         """What the file holds."""
         return self.model_dump_json(indent=1).encode()
+
+
+def by_run(entries: Sequence[CheckpointEntry], positions: Iterable[int]) -> list[list[int]]:
+    """Positions in the manifest's checkpoints, ascending, one list for each training run that has any of them."""
+    runs: dict[int, list[int]] = {}
+    for position in sorted(positions, key=lambda position: (entries[position].run, position)):
+        runs.setdefault(entries[position].run, []).append(position)
+    return list(runs.values())
+
+
+def weights_positions(entries: Sequence[CheckpointEntry]) -> list[int]:
+    """Positions of the checkpoints that are a model's weights as training left them, of all runs."""
+    return [position for position, entry in enumerate(entries) if entry.kind == "weights"]
+
+
+def trained_models(entries: Sequence[CheckpointEntry]) -> list[int]:
+    """The position of each run's last checkpoint, by run."""
+    return [run[-1] for run in by_run(entries, weights_positions(entries))]
 
 
 def read_manifest(directory: Path) -> Manifest:

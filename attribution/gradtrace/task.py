@@ -94,7 +94,8 @@ class Task(ABC):
         return {}
 
     def fit(self, rows: Sequence[int], seed: int) -> nn.Module:
-        """Train from scratch on these rows of `train`: ground truth by retraining."""
+        """Train from scratch on these rows of `train`, ascending: ground truth by retraining. The same rows and seed
+        should give the same model; `seed` is in [0, 2^32)."""
         raise NotImplementedError
 
     @property
@@ -104,6 +105,10 @@ class Task(ABC):
     @property
     def has_measurement(self) -> bool:
         return type(self).measurement is not Task.measurement
+
+    @property
+    def has_fit(self) -> bool:
+        return type(self).fit is not Task.fit
 
     def label_name(self, label: Label | None) -> str | None:
         """The class name of an integer label, None where there are no names."""

@@ -1,11 +1,14 @@
 """kronfluence's EK-FAC beside `influence` at the last checkpoint: `python -m benchmarks.peers.ekfac mnist`.
 
 Both fit the curvature on the same rows and damp each layer by a tenth of its mean eigenvalue, kronfluence's rule. The
-Fisher's labels are the data's own (the empirical Fisher), or each library draws its own from the model's predictions.
+labels of the Fisher are the data's own (the empirical Fisher); or drawn from the model's predictions, those that
+Gradtrace drew for both; or each library draws its own.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from tempfile import TemporaryDirectory
 
@@ -19,11 +22,16 @@ from torch import Tensor, nn
 
 from benchmarks.peers.comparison import HEADER, Case, Scores, compared, load_case, parse, timed
 from gradtrace.checkpoints import load_into
-from gradtrace.task import Batch, Task
+from gradtrace.dataset import fetch
+from gradtrace.encoder import GradientModel
+from gradtrace.fisher import fisher_batches
+from gradtrace.task import Batch, Example, Task
 from gradtrace_indexer import build_index
+from gradtrace_indexer.fit import Samples
 
 _DAMPING = 0.1  # of a layer's mean eigenvalue
 _BATCH = 128
+_SEED = 0
 
 
 class TrueLabels(Task):
@@ -64,17 +72,25 @@ class KronfluenceTask(kronfluence.task.Task):
         return self.compute_train_loss(batch, model)
 
 
-def kronfluence_scores(case: Case, task: TrueLabels) -> Scores:
+def drawn_rows(case: Case, task: DrawnLabels) -> list[Example]:
+    """The rows with the labels that `build_index` draws for the Fisher."""
+    model = GradientModel(task, case.checkpoints[-1], torch.device("cpu"), fetch(task.train, [0, 1]))
+    batches = fisher_batches(model, Samples(task, _SEED, case.rows), _SEED)
+    return [pair for images, labels in batches for pair in zip(images, labels, strict=True)]
+
+
+def kronfluence_scores(case: Case, task: TrueLabels, fitted: Sequence[Example], draw: bool = False) -> Scores:
+    """Curvature of the rows `fitted` with their labels, or with labels drawn for them."""
     model = task.model()
     load_into(model, case.checkpoints[-1])
     peer = KronfluenceTask(task)
     loading = DataLoaderKwargs(collate_fn=case.task.collate)
-    fisher = FactorArguments(use_empirical_fisher=not task.has_predict)
+    fisher = FactorArguments(use_empirical_fisher=not draw)
     with TemporaryDirectory() as directory:
         analyzer = Analyzer(
             "peers", prepare_model(model, peer), peer, cpu=True, disable_tqdm=True, output_dir=directory
         )
-        analyzer.fit_all_factors("ekfac", task.train, _BATCH, dataloader_kwargs=loading, factor_args=fisher)
+        analyzer.fit_all_factors("ekfac", fitted, _BATCH, dataloader_kwargs=loading, factor_args=fisher)
         analyzer.compute_pairwise_scores(
             "scores",
             "ekfac",
@@ -90,14 +106,16 @@ def kronfluence_scores(case: Case, task: TrueLabels) -> Scores:
 
 
 def gradtrace_scores(case: Case, task: TrueLabels) -> Scores:
-    """With a coordinate for every parameter."""
+    """With a coordinate for every parameter, and without the weight decay that `influence` adds to the curvature."""
+    checkpoint = dataclasses.replace(case.checkpoints[-1], optimizer=None)
     with TemporaryDirectory() as directory:
         index = build_index(
             task,
-            case.checkpoints[-1:],
+            [checkpoint],
             f"{directory}/index",
             dimensions=sum(parameter.numel() for parameter in task.model().parameters()),
             precision="float16",
+            seed=_SEED,
             progress=False,
         )
         return index.scores(case.queries, method="influence", damping=_DAMPING)
@@ -108,10 +126,15 @@ def main() -> None:
     print(HEADER)
     for dataset in arguments.datasets:
         case = load_case(dataset, arguments.runs, arguments.rows, arguments.queries)
-        for labels, kind in (("true", TrueLabels), ("drawn", DrawnLabels)):
-            task = kind(case.task)
-            theirs, ours = timed(partial(kronfluence_scores, case, task)), timed(partial(gradtrace_scores, case, task))
-            print(compared(case, "kronfluence", f"influence, {labels} labels", theirs, ours), flush=True)
+        true, drawn = TrueLabels(case.task), DrawnLabels(case.task)
+        ours = timed(partial(gradtrace_scores, case, true))
+        theirs = timed(partial(kronfluence_scores, case, true, true.train))
+        print(compared(case, "kronfluence", "influence, true labels", theirs, ours), flush=True)
+        ours = timed(partial(gradtrace_scores, case, drawn))
+        theirs = timed(partial(kronfluence_scores, case, drawn, drawn_rows(case, drawn)))
+        print(compared(case, "kronfluence", "influence, the same drawn labels", theirs, ours), flush=True)
+        theirs = timed(partial(kronfluence_scores, case, drawn, drawn.train, draw=True))
+        print(compared(case, "kronfluence", "influence, labels drawn by each", theirs, ours), flush=True)
 
 
 if __name__ == "__main__":

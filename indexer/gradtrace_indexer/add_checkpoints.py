@@ -90,7 +90,7 @@ def _begun(builder: Builder, current: Manifest, new: Sequence[Checkpoint]) -> Ma
     manifest = successor(
         current,
         "add checkpoints",
-        checkpoints=[*current.checkpoints, *checkpoint_entries(builder.directory, new)],
+        checkpoints=[*current.checkpoints, *checkpoint_entries(builder.directory, new, builder.task)],
         task=task_entry(builder.task, model, read_row_ids(builder.directory, current).live_ids()),
     )
     return save_pending(builder.directory, manifest)

@@ -73,7 +73,7 @@ def build_index(
             "dimensions": dimensions,
             "precision": precision,
             "seed": seed,
-            "checkpoints": checkpoint_entries(directory, checkpoints),
+            "checkpoints": checkpoint_entries(directory, checkpoints, task),
         }
         manifest = _found(builder, wanted)
         if manifest is None:
@@ -150,7 +150,7 @@ def _begun(
         made_by="build",
         complete=False,
         task=task_entry(builder.task, reference, np.arange(rows)),
-        checkpoints=checkpoint_entries(builder.directory, checkpoints),
+        checkpoints=checkpoint_entries(builder.directory, checkpoints, builder.task),
         basis=BasisEntry(
             kind=kind,
             dimensions=basis.dimensions,

@@ -8,6 +8,7 @@ to the same bytes.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -22,10 +23,11 @@ from gradtrace.basis import Basis, load_basis
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.devices import pick_device
 from gradtrace.encoder import GradientModel
-from gradtrace.errors import MismatchError, StoreError
+from gradtrace.errors import CheckpointError, MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.index import indexed_checkpoint
-from gradtrace.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
+from gradtrace.manifest import CheckpointEntry, CheckpointKind, Manifest, OptimizerEntry, ShardEntry
+from gradtrace.moments import SecondMoments
 from gradtrace.precision import load_column_scales
 from gradtrace.row_ids import read_row_ids
 from gradtrace.shards import ShardLayout
@@ -74,7 +76,9 @@ def with_shard(manifest: Manifest, shard: ShardEntry) -> Manifest:
     return manifest.model_copy(update={"shards": shards})
 
 
-def checkpoint_entries(directory: Path, checkpoints: Sequence[Checkpoint]) -> list[CheckpointEntry]:
+def checkpoint_entries(
+    directory: Path, checkpoints: Sequence[Checkpoint], task: Task, kind: CheckpointKind = "weights"
+) -> list[CheckpointEntry]:
     return [
         CheckpointEntry(
             name=checkpoint.name,
@@ -84,9 +88,22 @@ def checkpoint_entries(directory: Path, checkpoints: Sequence[Checkpoint]) -> li
             sha256=checkpoint.sha256(),
             optimizer=None if checkpoint.optimizer is None else OptimizerEntry(**asdict(checkpoint.optimizer)),
             batch_size=checkpoint.batch_size,
+            second_moments=second_moments(checkpoint, task) is not None,
+            kind=kind,
         )
         for checkpoint in checkpoints
     ]
+
+
+def second_moments(checkpoint: Checkpoint, task: Task) -> SecondMoments | None:
+    """Those kept with a checkpoint; None, with a warning, where it is not certain whose they are: few methods need them."""
+    if checkpoint.optimizer is not None and checkpoint.optimizer.name == "sgd":
+        return None
+    try:
+        return checkpoint.second_moments(task.model())
+    except CheckpointError as error:
+        warnings.warn(f"{error}. The index is built without them", stacklevel=2)
+        return None
 
 
 class Builder:
@@ -149,7 +166,9 @@ class Builder:
         samples = Samples(self.task, basis.seed, manifest.basis.fitted_rows, live)
         for entry in tqdm(missing, "curvature", disable=not self.progress, leave=False):
             name = f"{entry.name}.{manifest.generation}"
-            file = write_curvature(self.directory, name, basis, self.model_of(entry), samples)
+            checkpoint = indexed_checkpoint(self.directory, entry)
+            moments = second_moments(checkpoint, self.task) if entry.second_moments else None
+            file = write_curvature(self.directory, name, basis, self.model(checkpoint), samples, moments)
             manifest = save_pending(
                 self.directory, manifest.model_copy(update={"curvature": [*manifest.curvature, file]})
             )

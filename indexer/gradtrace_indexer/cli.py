@@ -11,6 +11,7 @@ import typer
 from gradtrace.checkpoint_index import INDEX_NAME
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.errors import CheckpointError, QueryError
+from gradtrace.index import open_index
 from gradtrace.manifest import BasisKind, Precision, read_manifest
 from gradtrace.selection import choose
 from gradtrace_indexer import generations
@@ -21,6 +22,10 @@ from gradtrace_indexer.build import build_index
 from gradtrace_indexer.compact import compact as compact_index
 from gradtrace_indexer.delete import delete_rows
 from gradtrace_indexer.description import describe, describe_searcher, details
+from gradtrace_indexer.evaluate import evaluate as evaluate_lines
+from gradtrace_indexer.ground_truth import subset_outputs
+from gradtrace_indexer.held_out import held_out_rows
+from gradtrace_indexer.retraining import Retrainings
 from gradtrace_indexer.select import explained, mean_losses, plot_selection, selection_index
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_indexer.verify import verify as verify_index
@@ -223,6 +228,34 @@ def bench(
 ) -> None:
     """Measure how fast an index answers here, one query at a time and many, and what an approximate searcher misses."""
     for line in bench_lines(index, load_task(task), k=k, queries=queries, device=device):
+        typer.echo(line)
+
+
+@app.command()
+def evaluate(
+    index: IndexArgument,
+    task: TaskOption,
+    truth: Annotated[Path, typer.Option(help="Directory of trainings on random halves; what it lacks is trained.")],
+    method: Annotated[list[str] | None, typer.Option(help="Repeatable; default: all that the index has.")] = None,
+    subsets: Annotated[int, typer.Option(min=2, help="Random halves of the training rows.")] = 100,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings on each.")] = 5,
+    queries: Annotated[
+        int | None, typer.Option(min=1, help="Held-out examples on which trainings are measured; default: all.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Trainings at the same time.")] = 1,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure how well the methods predict what training on half of the rows does (linear datamodeling score).
+
+    The task must define fit(rows, seed). Trainings are kept: interrupted, it goes on where it stood when run again, and
+    other indexes of the task are measured with the same ones.
+    """
+    loaded = load_task(task)
+    split, numbers = held_out_rows(loaded, queries)
+    retrainings = Retrainings(task, truth, queries=sorted(numbers) if queries else None, split=split, workers=workers)
+    outputs = subset_outputs(retrainings, subsets, seeds)
+    opened = open_index(index, loaded, device=device)
+    for line in evaluate_lines(opened, retrainings.examples, outputs, method or opened.methods):
         typer.echo(line)
 
 

@@ -18,7 +18,9 @@ from gradtrace.encoder import GradientModel
 from gradtrace.errors import LossError, StoreError
 from gradtrace.fisher import curvature, fisher_batches
 from gradtrace.manifest import BasisKind, FileEntry
+from gradtrace.moments import SecondMoments
 from gradtrace.precision import column_scales
+from gradtrace.preconditioner import preconditioner
 from gradtrace.spectral import fit_spectral_basis
 from gradtrace.task import Example, Task
 from gradtrace_indexer.files import write_file
@@ -116,8 +118,17 @@ def write_column_scales(directory: Path, basis: Basis, models: Models, samples: 
     return write_file(directory, "column_scales.safetensors", content)
 
 
-def write_curvature(directory: Path, name: str, basis: Basis, model: GradientModel, samples: Samples) -> FileEntry:
-    """Eigenvalues at one checkpoint in the spectral coordinates."""
+def write_curvature(
+    directory: Path,
+    name: str,
+    basis: Basis,
+    model: GradientModel,
+    samples: Samples,
+    moments: SecondMoments | None,
+) -> FileEntry:
+    """Eigenvalues at one checkpoint in the spectral coordinates, and the preconditioner of its second moments."""
     with samples.named_in_errors():
         tensors = curvature(model, basis.to(model.device), samples, basis.seed)
+    if moments is not None:
+        tensors["preconditioner"] = preconditioner(model.plan.layers, basis.to(torch.device("cpu")), moments)
     return write_file(directory, f"curvature/{name}.safetensors", safetensors.torch.save(tensors))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from gradtrace.errors import QueryError
 from gradtrace.manifest import Manifest
+from gradtrace.methods.influence import Influence
 from gradtrace.methods.method import Method, Scoring
 from gradtrace.methods.options import Options, Similarity, Weights
+from gradtrace.methods.source import FastSource, Source
 from gradtrace.methods.tracin import Cosine, GradDot, TracIn
 
-METHODS: dict[str, Method] = {method.name: method for method in (TracIn(), GradDot(), Cosine())}
+METHODS: dict[str, Method] = {
+    method.name: method for method in (TracIn(), GradDot(), Cosine(), Influence(), Source(), FastSource())
+}
 
 
 def available_methods(manifest: Manifest) -> list[str]:

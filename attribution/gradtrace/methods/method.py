@@ -17,7 +17,7 @@ from gradtrace.basis import Basis
 from gradtrace.candidates import Searcher
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
-from gradtrace.manifest import CheckpointEntry, Manifest
+from gradtrace.manifest import CheckpointEntry, CheckpointKind, Manifest
 from gradtrace.methods.options import Options
 from gradtrace.queries import Query
 from gradtrace.store import RowStore
@@ -107,18 +107,21 @@ class Method(ABC):
 
 
 def chosen_checkpoints(
-    entries: Sequence[CheckpointEntry], names: Sequence[str] | None, default: list[int]
+    entries: Sequence[CheckpointEntry],
+    names: Sequence[str] | None,
+    default: list[int],
+    kind: CheckpointKind = "weights",
 ) -> list[int]:
-    """Positions of the checkpoints that a request names, in training order.
+    """Positions of the checkpoints that a request names, all of a kind, in training order.
 
     Raises:
         QueryError: an unknown or repeated name, or none at all.
     """
     if names is None:
         return default
-    known = {entry.name: position for position, entry in enumerate(entries)}
+    known = {entry.name: position for position, entry in enumerate(entries) if entry.kind == kind}
     unknown = [name for name in names if name not in known]
     if unknown or not names or len(set(names)) < len(names):
         problem = f"unknown checkpoint {unknown[0]!r}" if unknown else "checkpoints must be named, each once"
-        raise QueryError(f"{problem}; the index holds {', '.join(known)}")
+        raise QueryError(f"{problem}; choose from {', '.join(known)}")
     return sorted(known[name] for name in names)

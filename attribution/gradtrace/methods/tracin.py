@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
-from gradtrace.manifest import CheckpointEntry, Manifest
+from gradtrace.manifest import CheckpointEntry, Manifest, by_run, trained_models, weights_positions
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Doubles, Floats, Method, chosen_checkpoints
 from gradtrace.methods.options import Options
@@ -56,7 +56,7 @@ class _GradientProduct(Method):
         return options.weights or self.default_weights
 
     def default_checkpoints(self, entries: Sequence[CheckpointEntry]) -> list[int]:
-        return [len(entries) - 1]
+        return trained_models(entries)
 
 
 class TracIn(_GradientProduct):
@@ -66,7 +66,7 @@ class TracIn(_GradientProduct):
     default_weights = "learning_rate"
 
     def default_checkpoints(self, entries: Sequence[CheckpointEntry]) -> list[int]:
-        return list(range(len(entries)))
+        return weights_positions(entries)
 
 
 class GradDot(_GradientProduct):
@@ -136,16 +136,20 @@ class _CosineScoring(_ProductScoring):
 def checkpoint_weights(entries: Sequence[CheckpointEntry], chosen: Sequence[int], weights: str) -> Doubles:
     """The weight of each chosen checkpoint. float64 [len(chosen)].
 
-    "learning_rate_steps" multiplies the learning rate by the steps since the checkpoint before (since step 0 for the
-    first), so that the sum approximates the whole path of training.
+    "learning_rate_steps" multiplies the learning rate by the steps since the run's checkpoint before (since step 0 for
+    the first), so that the sum approximates the whole path of training. All are divided by the number of runs that the
+    chosen checkpoints are of, so that scores are means over runs.
     """
+    share = np.full(len(chosen), 1 / len(by_run(entries, chosen)))
     if weights == "equal":
-        return np.ones(len(chosen))
-    rates = np.array([entries[position].learning_rate for position in chosen])
+        return share
+    rates = share * [entries[position].learning_rate for position in chosen]
     if weights == "learning_rate":
         return rates
-    steps = np.array([entry.step for entry in entries])
-    return rates * np.diff(steps, prepend=0)[list(chosen)]
+    steps = np.zeros(len(entries))
+    for run in by_run(entries, weights_positions(entries)):
+        steps[run] = np.diff([entries[position].step for position in run], prepend=0)
+    return rates * steps[list(chosen)]
 
 
 def inverse(norms: Tensor) -> Tensor:

@@ -1,0 +1,100 @@
+"""How well scores predict what retraining does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from gradtrace.errors import EvaluationError
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LinearDatamodelingScore:
+    """`mean` over the queries of `per_query` (float64 [queries]); `low` and `high` are its bootstrap interval."""
+
+    per_query: NDArray[np.float64]
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def linear_datamodeling_score(
+    scores: Floats,
+    subsets: NDArray[np.bool_],
+    outputs: Floats,
+    *,
+    lower_is_better: bool = True,
+    confidence: float = 0.95,
+    resamples: int = 500,
+    seed: int = 0,
+) -> LinearDatamodelingScore:
+    """The linear datamodeling score, LDS (Park et al. 2023, "TRAK", section 2).
+
+    For each query, Spearman's rank correlation over the subsets between the sum of the scores of a subset's rows and
+    what models trained on that subset alone give for the query. 1: the scores order the subsets as retraining does. A
+    query whose sums or outputs are all equal counts as 0.
+
+    The interval is that of a bootstrap over queries and subsets alike: other queries and other subsets might have been
+    drawn. What further seeds of each training would change is not in it.
+
+    Args:
+        scores: [queries, rows], positive for proponents, as `Index.scores` returns them.
+        subsets: bool [subsets, rows], the rows that each training had.
+        outputs: [subsets, queries], measured on the trained models, the mean over seeds.
+        lower_is_better: outputs are of the kind of `Task.loss` and `Task.measurement`, which proponents lower; False
+            where they are margins or probabilities of the label, which proponents raise.
+
+    Raises:
+        EvaluationError: shapes do not go together, values are not finite, or there are fewer than 2 subsets.
+    """
+    _check(scores, subsets, outputs)
+    # In double precision: sums over thousands of rows differ less between subsets than float32 resolves.
+    predicted = subsets.astype(np.float64) @ scores.T.astype(np.float64)  # [subsets, queries]
+    measured = -outputs if lower_is_better else outputs
+    per_query = _spearman(predicted, measured)
+    means = list(_resampled_means(predicted, measured, resamples, seed))
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return LinearDatamodelingScore(per_query, float(per_query.mean()), float(low), float(high))
+
+
+def _spearman(a: Floats, b: Floats) -> NDArray[np.float64]:
+    """Spearman's rank correlation of each column of two matrices [n, columns]; 0 where either is constant."""
+    ranks = [rankdata(values, axis=0) - (len(values) + 1) / 2 for values in (a, b)]
+    norms = np.linalg.norm(ranks[0], axis=0) * np.linalg.norm(ranks[1], axis=0)
+    products = (ranks[0] * ranks[1]).sum(0)
+    found: NDArray[np.float64] = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+    return found
+
+
+def _resampled_means(predicted: Floats, measured: Floats, resamples: int, seed: int) -> Iterator[float]:
+    generator = np.random.default_rng(seed)
+    subsets, queries = predicted.shape
+    for _ in range(resamples):
+        drawn = np.ix_(generator.integers(subsets, size=subsets), generator.integers(queries, size=queries))
+        yield float(_spearman(predicted[drawn], measured[drawn]).mean())
+
+
+def _check(scores: Floats, subsets: NDArray[np.bool_], outputs: Floats) -> None:
+    if subsets.dtype != np.bool_:
+        raise EvaluationError(f"subsets are {subsets.dtype}; give a mask, bool [subsets, rows]")
+    if (scores.shape[1:], scores.shape[:1]) != (subsets.shape[1:], outputs.shape[1:]) or len(subsets) != len(outputs):
+        raise EvaluationError(
+            f"scores {list(scores.shape)}, subsets {list(subsets.shape)} and outputs {list(outputs.shape)} do not go "
+            "together; give [queries, rows], [subsets, rows] and [subsets, queries] of the same rows and queries"
+        )
+    if len(subsets) < 2:
+        raise EvaluationError("there are fewer than 2 subsets, and a correlation needs more; train on about 100")
+    for name, values in (("scores", scores), ("outputs", outputs)):
+        if not np.isfinite(values).all():
+            raise EvaluationError(
+                f"some {name} are not finite; use an index without deleted rows, and trainings that converge"
+            )

@@ -1,0 +1,67 @@
+"""Influence functions with the curvature of EK-FAC."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gradtrace.contents import IndexContents
+from gradtrace.curvature import read_curvature
+from gradtrace.manifest import CheckpointEntry, Manifest, by_run, trained_models
+from gradtrace.methods.gradient_scoring import GradientScoring
+from gradtrace.methods.method import Method, chosen_checkpoints
+from gradtrace.methods.options import Options
+
+_DAMPING = 0.1
+
+
+class Influence(Method):
+    """Influence functions, Koh and Liang 2017, Equation 2: q . H^-1 g, for gradients q of the query and g of the row.
+
+    H is the Fisher information by its EK-FAC approximation, damped (Grosse et al. 2023, Equations 20 and 21; George et
+    al. 2018): diagonal in spectral coordinates, with the corrected eigenvalues lambda. Each layer is damped by its own
+    mean eigenvalue times `damping`, and the weight decay, where it is part of the loss, is part of its Hessian:
+
+        sum over coordinates j of  q_j g_j / (lambda_j + weight decay + damping * mean lambda of the layer of j)
+    """
+
+    name = "influence"
+    options: ClassVar[tuple[str, ...]] = ("checkpoints", "damping")
+
+    def lacks(self, manifest: Manifest) -> str | None:
+        if len(manifest.curvature) < len(manifest.checkpoints):
+            return "it has no curvature; build it with basis='spectral'"
+        return None
+
+    def meaning(self, options: Options) -> str:
+        return (
+            "Score: how much what is explained would rise, in its own unit, had the model been trained to its optimum "
+            "without the row, times the number of training rows: to first order, where the model as it is stands at "
+            "its optimum. Of several checkpoints of a run, their sum"
+        )
+
+    def scoring(self, contents: IndexContents, options: Options) -> GradientScoring:
+        entries = contents.manifest.checkpoints
+        chosen = chosen_checkpoints(entries, options.checkpoints, trained_models(entries))
+        damping = _DAMPING if options.damping is None else options.damping
+        curvature = damped_curvature(contents, chosen, damping)
+        inverse = torch.where(curvature > 0, 1 / curvature, 0)  # a layer that no sample used has no curvature
+        return GradientScoring(contents, chosen, (inverse / len(by_run(entries, chosen))).float())
+
+
+def damped_curvature(contents: IndexContents, checkpoints: list[int], damping: float) -> Tensor:
+    """What influence functions divide each coordinate by. float64 [checkpoints, dimensions]."""
+    eigenvalues, layer_means = (
+        read_curvature(contents.directory, contents.manifest, checkpoints, name).double()
+        for name in ("eigenvalues", "layer_means")
+    )
+    means = layer_means[:, contents.basis.layer_of_columns()]
+    decays = [weight_decay_in_loss(contents.manifest.checkpoints[position]) for position in checkpoints]
+    return eigenvalues + torch.tensor(decays).double()[:, None] + damping * means
+
+
+def weight_decay_in_loss(entry: CheckpointEntry) -> float:
+    """AdamW decays the weights beside the loss."""
+    return entry.optimizer.weight_decay if entry.optimizer and entry.optimizer.name != "adamw" else 0.0
