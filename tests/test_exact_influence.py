@@ -206,6 +206,12 @@ def test_what_cannot_be_inverted_is_told(network: Network) -> None:
         positive.iterative(network.queries, iterations=2)
 
 
+def test_a_hessian_that_is_too_large_is_not_formed(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradtrace.exact_influence._LARGEST", 38)
+    with pytest.raises(CurvatureError, match=r"39 parameters .* iterative\(\)"):
+        ExactInfluence(network.task, network.checkpoint).explicit(network.queries)
+
+
 def test_what_the_model_does_not_have(network: Network) -> None:
     for modules in (["3"], ["0", "head"], ["1"], []):
         with pytest.raises(TaskError, match=r"no trainable parameter.*0, 2"):

@@ -27,6 +27,7 @@ from gradtrace.task import Batch, Example, Task
 _ROWS = 256  # training rows of one batch, at most
 _ELEMENTS = 1 << 24  # of the gradients of one batch
 _VECTORS = 64  # vectors that one pass over the rows is multiplied with
+_LARGEST = 20_000  # parameters whose Hessian is formed: 3 GB
 
 
 class ExactInfluence:
@@ -78,8 +79,13 @@ class ExactInfluence:
         """Scores [queries, rows] by factorising the damped Hessian [p, p].
 
         Raises:
-            CurvatureError: it is not positive definite; the text gives its smallest eigenvalue.
+            CurvatureError: it is not positive definite (the text gives its smallest eigenvalue), or too large to form.
         """
+        if self.size > _LARGEST:
+            raise CurvatureError(
+                f"the Hessian of {self.size:,} parameters is not formed, only up to {_LARGEST:,}: call iterative(), or "
+                "name fewer modules"
+            )
         hessian = self.products(torch.eye(self.size, dtype=torch.float64))
         factor, failed = torch.linalg.cholesky_ex((hessian + hessian.T) / 2)
         if failed:
