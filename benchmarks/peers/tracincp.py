@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from captum.influence import TracInCP
 from torch import nn
 from torch.utils.data import DataLoader
@@ -29,7 +30,8 @@ def captum_scores(case: Case) -> Scores:
 
     rows = DataLoader(case.task.train, _BATCH, collate_fn=lambda examples: tuple(case.task.collate(examples)))
     loss = nn.CrossEntropyLoss(reduction="none")
-    tracin = TracInCP(case.task.model(), rows, list(checkpoints), load, loss_fn=loss)
+    model = case.task.model().to(memory_format=torch.contiguous_format)  # captum takes views of gradients
+    tracin = TracInCP(model, rows, list(checkpoints), load, loss_fn=loss)
     scores: Scores = tracin.influence(tuple(case.task.collate(list(case.queries)))).detach().numpy().astype(np.float32)
     return scores
 
