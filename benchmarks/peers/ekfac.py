@@ -64,7 +64,7 @@ class KronfluenceTask(kronfluence.task.Task):
         self.task = task
 
     def compute_train_loss(self, batch: Batch, model: nn.Module, sample: bool = False) -> Tensor:
-        logits = self.task.whole.predict(model, batch)
+        logits = self.task.whole.predict(model, batch).double()  # as in Gradtrace's loss: float32 turns gradients
         labels = torch.multinomial(logits.detach().softmax(1), 1).flatten() if sample else batch[1]
         return F.cross_entropy(logits, labels, reduction="sum")
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from captum.influence import TracInCP
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.peers.comparison import HEADER, Case, Scores, compared, load_case, parse, timed
@@ -17,6 +18,11 @@ from gradtrace.checkpoints import load_into
 from gradtrace_indexer import build_index
 
 _BATCH = 8  # captum goes back through the whole batch once for each example of it
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """In float64, as in Gradtrace's tasks. [batch]."""
+    return F.cross_entropy(logits.double(), labels, reduction="none")
 
 
 def captum_scores(case: Case) -> Scores:
@@ -29,9 +35,8 @@ def captum_scores(case: Case) -> Scores:
         return checkpoints[path].learning_rate
 
     rows = DataLoader(case.task.train, _BATCH, collate_fn=lambda examples: tuple(case.task.collate(examples)))
-    loss = nn.CrossEntropyLoss(reduction="none")
     model = case.task.model().to(memory_format=torch.contiguous_format)  # captum takes views of gradients
-    tracin = TracInCP(model, rows, list(checkpoints), load, loss_fn=loss)
+    tracin = TracInCP(model, rows, list(checkpoints), load, loss_fn=cross_entropy)
     scores: Scores = tracin.influence(tuple(case.task.collate(list(case.queries)))).detach().numpy().astype(np.float32)
     return scores
 
