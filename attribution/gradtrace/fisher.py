@@ -14,8 +14,6 @@ from gradtrace.full_gradients import full_gradients
 from gradtrace.spectral import squares
 from gradtrace.task import Batch, Example, Label
 
-_TRACED = 4  # every which batch whole gradients are formed for, to average a layer's eigenvalues
-
 
 def class_probabilities(scores: Tensor) -> Tensor:
     """[batch, classes] probabilities from scores that are logits, log-probabilities or probabilities already."""
@@ -77,8 +75,7 @@ def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Exa
     """
     total, count = torch.zeros(basis.dimensions, dtype=torch.float64), 0
     traces = dict.fromkeys(sorted(basis.layers), 0.0)
-    traced = 0
-    for number, batch in enumerate(fisher_batches(model, samples, seed)):
+    for batch in fisher_batches(model, samples, seed):
         gradients = full_gradients(model, batch)
         parts: dict[str, Tensor] = {}
         for layer, uses in gradients.uses.items():
@@ -87,13 +84,10 @@ def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Exa
         basis.add_strays(parts, gradients.strays)
         total += basis.assemble(parts, len(gradients.losses)).square().sum(0).double().cpu()
         count += len(gradients.losses)
-        if number % _TRACED:
-            continue
-        traced += len(gradients.losses)
         for layer, square in squares(gradients, {}).items():
             if layer.name in traces:
                 traces[layer.name] += float(square.sum()) / layer.size
     return {
         "eigenvalues": (total / count).float(),
-        "layer_means": torch.tensor(list(traces.values()), dtype=torch.float32) / traced,
+        "layer_means": torch.tensor(list(traces.values()), dtype=torch.float32) / count,
     }
