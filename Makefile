@@ -1,6 +1,7 @@
-# make demo | test | lint | bench, each in a virtual environment that make itself creates.
+# make demo | test | lint | bench | peers, each in a virtual environment that make itself creates.
 PYTHON ?= python3
 VENV ?= .venv
+PEERS_VENV ?= .venv-peers
 # Installed first, so that no later requirement chooses another build of PyTorch; any release from 2.6 on will do.
 TORCH ?= torch==2.13.0
 export GRADTRACE_DATA ?= $(abspath ../shared/data)
@@ -8,7 +9,7 @@ export GRADTRACE_DATA ?= $(abspath ../shared/data)
 DATASET ?= digits
 ONCE ?=
 
-.PHONY: demo test lint bench install clean
+.PHONY: demo test lint bench peers install clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml client/pyproject.toml
@@ -31,5 +32,16 @@ lint: install
 bench: install
 	$(VENV)/bin/python -m benchmarks
 
+# Other libraries' scores beside Gradtrace's. They get an environment of their own.
+peers: $(PEERS_VENV)/.installed
+	$(PEERS_VENV)/bin/python -W ignore -m benchmarks.peers
+
+$(PEERS_VENV)/.installed: pyproject.toml client/pyproject.toml benchmarks/peers/requirements.txt benchmarks/peers/imports.txt
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet "$(TORCH)"
+	$(PEERS_VENV)/bin/python -m pip install --quiet -e ./client -e . -r benchmarks/peers/imports.txt
+	$(PEERS_VENV)/bin/python -m pip install --quiet --no-deps -r benchmarks/peers/requirements.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(PEERS_VENV) runs

@@ -5,6 +5,7 @@ from gradtrace.distribution import Distribution
 from gradtrace.errors import (
     CheckpointError,
     CorruptIndexError,
+    CurvatureError,
     DatasetError,
     EvaluationError,
     GradtraceError,
@@ -18,6 +19,7 @@ from gradtrace.errors import (
     TaskError,
     UnsupportedLayerError,
 )
+from gradtrace.exact_influence import ExactInfluence
 from gradtrace.groups import GroupInfluence
 from gradtrace.index import Index, open_index
 from gradtrace.recorder import CheckpointRecorder
@@ -32,9 +34,11 @@ __all__ = [
     "CheckpointError",
     "CheckpointRecorder",
     "CorruptIndexError",
+    "CurvatureError",
     "DatasetError",
     "Distribution",
     "EvaluationError",
+    "ExactInfluence",
     "GradtraceError",
     "GroupInfluence",
     "Hit",

@@ -7,6 +7,7 @@ GradtraceError
 │   └── UnsupportedLayerError a layer's per-example gradients cannot be computed
 ├── CheckpointError           a checkpoint is missing, unreadable, or does not fit the model
 ├── RecordingError            a training cannot be recorded, or a recording is unfinished, damaged or of another
+├── CurvatureError            a curvature matrix cannot be inverted
 ├── StoreError                an index cannot be read or written
 │   ├── IncompleteIndexError  a build was interrupted: run it again to resume
 │   ├── CorruptIndexError     bytes on disk are not the bytes that were written
@@ -56,6 +57,10 @@ class CheckpointError(GradtraceError):
 
 class RecordingError(GradtraceError):
     """A training cannot be recorded, or a recording is unfinished, damaged or of another training."""
+
+
+class CurvatureError(GradtraceError):
+    """A curvature matrix cannot be inverted: it is not positive definite, or the iterations did not suffice."""
 
 
 class StoreError(GradtraceError):

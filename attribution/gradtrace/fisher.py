@@ -14,8 +14,6 @@ from gradtrace.full_gradients import full_gradients
 from gradtrace.spectral import squares
 from gradtrace.task import Example
 
-_TRACED = 4  # every which batch whole gradients are formed for, to average a layer's eigenvalues
-
 
 def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Example]], seed: int) -> dict[str, Tensor]:
     """Corrected eigenvalues of the Fisher at one checkpoint (George et al. 2018, Equation 8).
@@ -26,8 +24,7 @@ def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Exa
     """
     total, count = torch.zeros(basis.dimensions, dtype=torch.float64), 0.0
     traces = dict.fromkeys(sorted(basis.layers), 0.0)
-    traced = 0.0
-    for number, labelled in enumerate(fisher_batches(model, samples, seed)):
+    for labelled in fisher_batches(model, samples, seed):
         gradients = full_gradients(model, labelled.batch).times(labelled.weights.sqrt())
         parts: dict[str, Tensor] = {}
         for layer, uses in gradients.uses.items():
@@ -36,13 +33,10 @@ def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Exa
         basis.add_whole(parts, gradients.strays)
         total += basis.assemble(parts, len(gradients.losses)).square().sum(0).double().cpu()
         count += float(labelled.weights.sum())
-        if number % _TRACED:
-            continue
-        traced += float(labelled.weights.sum())
         for layer, square in squares(gradients, {}).items():
             if layer.name in traces:
                 traces[layer.name] += float(square.sum()) / layer.size
     return {
         "eigenvalues": (total / count).float(),
-        "layer_means": torch.tensor(list(traces.values()), dtype=torch.float32) / traced,
+        "layer_means": torch.tensor(list(traces.values()), dtype=torch.float32) / count,
     }

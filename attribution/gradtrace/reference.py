@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from threading import Lock
 
 from torch import Tensor, nn
@@ -17,7 +18,15 @@ from gradtrace.task import Batch, Example, Task
 _ATTENTION_SETTING = Lock()
 
 
-class _Measured(nn.Module):
+@contextmanager
+def attention_by_matrices() -> Iterator[None]:
+    """While open, attention is computed by operations that torch.func can transform: flash attention has no batching
+    rule. Which kernels may be used is a setting of the process, not of a thread."""
+    with _ATTENTION_SETTING, sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+class Measured(nn.Module):
     """`measure` as a module's forward, so that functional_call can swap the parameters in it."""
 
     def __init__(self, model: nn.Module, measure: Measure) -> None:
@@ -31,7 +40,7 @@ class _Measured(nn.Module):
 
 def vmapped_gradients(model: nn.Module, measure: Measure, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
     """Per-example gradients of the named parameters by vmap(grad). Each [batch, *parameter.shape]."""
-    measured = _Measured(model, measure)
+    measured = Measured(model, measure)
     parameters = {f"model.{name}": model.get_parameter(name).detach() for name in names}
 
     def one(parameters: dict[str, Tensor], example: Batch) -> Tensor:
@@ -39,8 +48,7 @@ def vmapped_gradients(model: nn.Module, measure: Measure, batch: Batch, names: S
         losses: Tensor = functional_call(measured, parameters, (alone,))
         return losses.sum()
 
-    # Flash attention has no batching rule. Which kernels may be used is a setting of the process, not of a thread.
-    with _ATTENTION_SETTING, sdpa_kernel(SDPBackend.MATH):
+    with attention_by_matrices():
         gradients = vmap(grad(one), in_dims=(None, 0), randomness="error")(parameters, batch)
     return {name.removeprefix("model."): value for name, value in gradients.items()}
 
@@ -60,7 +68,9 @@ def gradients_reference(
     """
     exact = copy.deepcopy(model).double().eval()
     names = [name for name, parameter in exact.named_parameters() if parameter.requires_grad]
-    batch = tree_map(
-        lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, task.collate(list(examples))
-    )
-    return vmapped_gradients(exact, measure or task.loss, batch, names)
+    return vmapped_gradients(exact, measure or task.loss, in_double(task.collate(list(examples))), names)
+
+
+def in_double(batch: Batch) -> Batch:
+    """The batch with its floating-point tensors in float64."""
+    return tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, batch)

@@ -255,7 +255,7 @@ def representation_store(directory: Path, manifest: Manifest) -> RowStore | None
                 "checkpoints": [manifest.checkpoints[checkpoint] for checkpoint in places],
                 "levels": [manifest.representations.dimensions],
                 "precision": REPRESENTATION_PRECISION,
-                "column_scales": None,
+                "column_scales": [],
                 "shards": shards,
             }
         ),

@@ -68,13 +68,14 @@ class DataTask(Task):
 
 
 class Classification(DataTask):
-    """Cross-entropy over the model's [batch, classes] logits."""
+    """Cross-entropy over the model's [batch, classes] logits, taken in float64: of examples that the model is sure of,
+    float32 rounds the loss to zero and the gradient to another direction, and `trak` divides both by 1 - p."""
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         return run(model, batch)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return F.cross_entropy(self.predict(model, batch), batch[1], reduction="none")
+        return F.cross_entropy(self.predict(model, batch).double(), batch[1], reduction="none").float()
 
     @cached_property
     def classes(self) -> int:
