@@ -18,6 +18,7 @@ from gradtrace_service.disconnects import CancelOnDisconnect
 from gradtrace_service.engine import Engine, Limits
 from gradtrace_service.jobs import JobRunner
 from gradtrace_service.problems import add_problem_handlers
+from gradtrace_service.request_ids import RequestIds
 from gradtrace_service.settings import Settings
 from gradtrace_service.work import Work
 from gradtrace_service.workers import answer_batch, process_workers, thread_worker
@@ -71,6 +72,7 @@ def _app(engine: Engine, settings: Settings, jobs: JobRunner | None = None) -> F
     app.state.engine, app.state.jobs, app.state.ready = engine, jobs, False
     app.add_middleware(CancelOnDisconnect)
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_mb * 2**20))
+    app.add_middleware(RequestIds)
     add_problem_handlers(app)
     app.include_router(query_routes.router)
     if jobs is not None:
