@@ -413,6 +413,7 @@ class Problem(_Answer):
     status: int
     detail: str
     errors: list[FieldProblem] = Field(default_factory=list)
+    request_id: str | None = Field(None, description="By which the service's log knows the request.")
 
 
 def field_problems(errors: Iterable[Mapping[str, Any]]) -> list[FieldProblem]:

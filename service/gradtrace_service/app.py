@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from gradtrace import Index
 from gradtrace_service import answers, health_routes, job_routes, query_routes
+from gradtrace_service.audit import AuditLog
 from gradtrace_service.body_limit import BodyLimit
 from gradtrace_service.catalog import Catalog, FixedIndex, Hosted
 from gradtrace_service.disconnects import CancelOnDisconnect
@@ -19,6 +20,7 @@ from gradtrace_service.engine import Engine, Limits
 from gradtrace_service.jobs import JobRunner
 from gradtrace_service.problems import add_problem_handlers
 from gradtrace_service.request_ids import RequestIds
+from gradtrace_service.security import add_security, guarded
 from gradtrace_service.settings import Settings
 from gradtrace_service.work import Work
 from gradtrace_service.workers import answer_batch, process_workers, thread_worker
@@ -52,6 +54,8 @@ def _limits(settings: Settings) -> Limits:
 
 
 def _app(engine: Engine, settings: Settings, jobs: JobRunner | None = None) -> FastAPI:
+    audit = AuditLog(settings.audit_log)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         warming = asyncio.ensure_future(_warm_up(app, engine))
@@ -62,21 +66,24 @@ def _app(engine: Engine, settings: Settings, jobs: JobRunner | None = None) -> F
         if jobs is not None:
             await jobs.close()
         engine.close()
+        audit.close()
 
     app = FastAPI(
         title="Gradtrace",
         summary="Which training examples made this model predict that?",
         version=version("gradtrace"),
         lifespan=lifespan,
+        redoc_url=None,
     )
     app.state.engine, app.state.jobs, app.state.ready = engine, jobs, False
     app.add_middleware(CancelOnDisconnect)
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_mb * 2**20))
+    add_security(app, settings)
     app.add_middleware(RequestIds)
     add_problem_handlers(app)
-    app.include_router(query_routes.router)
+    app.include_router(query_routes.router, **guarded(settings))
     if jobs is not None:
-        app.include_router(job_routes.router)
+        app.include_router(job_routes.router, **guarded(settings))
     app.include_router(health_routes.router)
     return app
 

@@ -8,7 +8,6 @@ for company longer than `batch_wait_ms`. A request whose caller went away, or wh
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,8 +20,6 @@ from gradtrace_service.work import Outcome, Work
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
-
 
 class QueueFullError(Exception):
     """As many requests wait as the queue holds."""
@@ -33,7 +30,7 @@ class DeadlineError(Exception):
 
 
 class WorkFailedError(Exception):
-    """The work raised what is no fault of the request; its cause is in the log and not for the caller."""
+    """The work raised what is no fault of the request; its cause is for the log and not for the caller."""
 
 
 class Observer(Protocol):
@@ -174,7 +171,6 @@ def _settle(answer: asyncio.Future[Any], outcome: Outcome) -> None:
     elif isinstance(outcome, QueryError | TaskError):
         answer.set_exception(outcome)
     else:
-        _log.error("a request failed", exc_info=outcome)
         failure = WorkFailedError()
         failure.__cause__ = outcome
         answer.set_exception(failure)
