@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import logging.config
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import uvicorn
 
 import gradtrace
 from gradtrace.errors import GradtraceError, QueryError
@@ -20,7 +20,8 @@ from gradtrace_service.app import create_app, create_service
 from gradtrace_service.catalog import hosted
 from gradtrace_service.console import print_answer
 from gradtrace_service.demo import Dataset, run_demo
-from gradtrace_service.server import serving
+from gradtrace_service.logs import log_config
+from gradtrace_service.server import serve_until_told, serving
 from gradtrace_service.settings import read_settings, with_settings
 
 app = typer.Typer(
@@ -81,8 +82,8 @@ def serve(
     unless given. New generations of an index are taken over while serving. docs/settings.md explains the settings.
     """
     settings = read_settings(config, **flags)
-    service = create_service(hosted(indexes, task, settings), settings)
-    uvicorn.run(service, host=settings.host, port=settings.port, timeout_graceful_shutdown=settings.drain_seconds)
+    logging.config.dictConfig(log_config(settings))
+    serve_until_told(create_service(hosted(indexes, task, settings), settings), settings)
 
 
 @app.command()

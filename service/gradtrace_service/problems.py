@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from gradtrace.errors import QueryError, TaskError
 from gradtrace_client.schemas import FieldProblem, Problem, field_problems
-from gradtrace_service.engine import DeadlineError, QueueFullError, WorkFailedError
+from gradtrace_service.engine import DeadlineError, DrainingError, QueueFullError, WorkFailedError
 
 RETRY_AFTER_SECONDS = 1
 _MEDIA_TYPE = "application/problem+json"
@@ -67,6 +67,7 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(QueueFullError, _busy)
     app.add_exception_handler(DeadlineError, _late)
     app.add_exception_handler(NotReadyError, _not_ready)
+    app.add_exception_handler(DrainingError, _draining)
     app.add_exception_handler(WorkFailedError, _failed)
     app.add_exception_handler(Exception, _failed)
 
@@ -112,6 +113,11 @@ def _late(request: Request, error: Exception) -> Response:
 def _not_ready(request: Request, error: Exception) -> Response:
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
     return _problem(503, "starting", "the service is loading its index; ask again soon", headers=headers)
+
+
+def _draining(request: Request, error: Exception) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS), "Connection": "close"}
+    return _problem(503, "draining", "the service is about to end; send this one to the next", headers=headers)
 
 
 def _failed(request: Request, error: Exception) -> Response:
