@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradtrace.errors import QueryError, TaskError
 from gradtrace_client.schemas import FieldProblem, Problem, field_problems
-from gradtrace_service.engine import DeadlineError, QueueFullError, WorkFailedError
+from gradtrace_service.engine import DeadlineError, DrainingError, QueueFullError, WorkFailedError
 from gradtrace_service.request_ids import request_id
 
 RETRY_AFTER_SECONDS = 1
@@ -95,6 +95,7 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(QueueFullError, _busy)
     app.add_exception_handler(DeadlineError, _late)
     app.add_exception_handler(NotReadyError, _not_ready)
+    app.add_exception_handler(DrainingError, _draining)
     app.add_exception_handler(WorkFailedError, _failed)
 
 
@@ -139,6 +140,11 @@ def _late(request: Request, error: Exception) -> Response:
 def _not_ready(request: Request, error: Exception) -> Response:
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
     return problem(503, "starting", "the service is loading its index; ask again soon", headers=headers)
+
+
+def _draining(request: Request, error: Exception) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS), "Connection": "close"}
+    return problem(503, "draining", "the service is about to end; send this one to the next", headers=headers)
 
 
 def _failed(request: Request, error: Exception) -> Response:

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
@@ -63,6 +63,13 @@ class Settings(BaseSettings):
     )
     audit_log: Path | None = Field(None, description="File to which each admin call is written, as a line of JSON.")
     max_body_mb: PositiveFloat = Field(16.0, description="Size of a request's body; larger ones are refused with 413.")
+    log_format: Literal["text", "json"] = Field("text", description="Of the log, which goes to standard error.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+    otel_endpoint: str | None = Field(
+        None,
+        description="OpenTelemetry collector that is sent traces, by OTLP over HTTP, such as http://127.0.0.1:4318; "
+        "OTEL_EXPORTER_OTLP_ENDPOINT does as well. Takes the extra gradtrace[otel].",
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -121,6 +128,8 @@ def _flag_type(annotation: Any) -> Any:
     """What Typer parses; ranges are checked by the settings themselves."""
     if get_origin(annotation) in (Union, UnionType, Annotated):
         return _flag_type(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return str | None
     return annotation | None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging.config
 import multiprocessing
 import threading
 import time
@@ -19,12 +20,14 @@ def thread_worker(indexes: Indexes) -> Executor:
     return ThreadPoolExecutor(1, "gradtrace-index", _own, (lambda: indexes,))
 
 
-def process_workers(count: int, indexes: Callable[[], Indexes]) -> Executor:
+def process_workers(count: int, indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> Executor:
     """Processes, each with indexes of its own; the stored rows are mapped from the same memory."""
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _own, (indexes,))
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _own, (indexes, log_config))
 
 
-def _own(indexes: Callable[[], Indexes]) -> None:
+def _own(indexes: Callable[[], Indexes], log_config: dict[str, Any] | None = None) -> None:
+    if log_config is not None:
+        logging.config.dictConfig(log_config)
     _owned.indexes = indexes()
 
 
