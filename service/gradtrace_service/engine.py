@@ -116,9 +116,6 @@ class Engine:
             return cast(T, await asyncio.wait_for(waiting.answer, self.limits.deadline))
         except asyncio.TimeoutError:
             raise DeadlineError from None
-        except WorkFailedError as failure:  # told here, where the log knows whose request it is
-            _log.error("a request failed", exc_info=failure.__cause__)
-            raise
 
     async def drain(self) -> None:
         """Refuse new work from now on, and wait until what was taken in is answered."""
