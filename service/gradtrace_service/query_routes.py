@@ -5,12 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, TypeVar
 
-<<<<<<< HEAD
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-=======
-from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
->>>>>>> refs/heads/docker
 
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, GroupsRequest, PairsAnswer, PairsRequest
 from gradtrace_client.schemas import (
@@ -99,13 +95,8 @@ async def example(
     return await engine.run(Work(choice.index, partial(answers.example, split=split, row=row)))
 
 
-<<<<<<< HEAD
 @router.get("/index", responses=error_responses(422, 429, 500, 503, 504))
-async def index_details(engine: Workers, index: IndexName = None) -> IndexDetails:
-=======
-@router.get("/index", responses=error_responses(422, 429, 500, 504))
 async def index_details(engine: Workers, choice: Choice) -> IndexDetails:
->>>>>>> refs/heads/docker
     """What the index holds, and what may be asked of it."""
     return await engine.run(Work(choice.index, answers.index_details))
 
