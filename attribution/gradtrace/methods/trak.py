@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from gradtrace.contents import IndexContents
-from gradtrace.errors import QueryError
 from gradtrace.gradients import Measure
 from gradtrace.kernels import output_weights, stored_weights
 from gradtrace.manifest import CheckpointEntry, KernelsEntry, Manifest
@@ -35,6 +34,7 @@ class Trak(Method):
 
     name = "trak"
     options = ("checkpoints",)
+    forecasts = True
 
     def lacks(self, manifest: Manifest) -> str | None:
         lacking = manifest.lacking_kernels()
@@ -51,9 +51,6 @@ class Trak(Method):
         entries, kernels = contents.manifest.checkpoints, contents.manifest.kernels
         assert kernels is not None  # else `lacks` refused
         chosen = chosen_checkpoints(entries, options.checkpoints, list(contents.kernels))
-        foreign = [entries[position].name for position in chosen if position not in contents.kernels]
-        if foreign:
-            raise QueryError(f"method 'trak' has no use of {foreign[0]}: leave it out")
         return _TrakScoring(contents, kernels, chosen)
 
 
