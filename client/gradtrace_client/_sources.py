@@ -26,7 +26,5 @@ def at_least_one(sources: tuple[str, ...]) -> dict[str, JsonValue]:
 
 
 def _given(name: str, sources: tuple[str, ...]) -> JsonValue:
-    types: dict[str, JsonValue] = {
-        other: {"type": _TYPES.get(other, "array") if other == name else "null"} for other in sources
-    }
+    types = {other: {"type": _TYPES.get(other, "array") if other == name else "null"} for other in sources}
     return {"required": [name], "properties": types}
