@@ -13,7 +13,8 @@ from fastapi import FastAPI
 
 from gradtrace import Index
 from gradtrace_service import answers, health_routes, job_routes, query_routes
-from gradtrace_service.access import AccessLog
+from gradtrace_service.access_log import AccessLog
+from gradtrace_service.audit import AuditLog
 from gradtrace_service.body_limit import BodyLimit
 from gradtrace_service.catalog import Catalog, FixedIndex, Hosted
 from gradtrace_service.disconnects import CancelOnDisconnect
@@ -23,6 +24,7 @@ from gradtrace_service.logs import log_config
 from gradtrace_service.metrics import Metrics
 from gradtrace_service.problems import add_problem_handlers
 from gradtrace_service.request_ids import RequestIds
+from gradtrace_service.security import add_security, guarded
 from gradtrace_service.settings import Settings
 from gradtrace_service.tracing import tracer_provider
 from gradtrace_service.work import Work
@@ -66,6 +68,7 @@ def _limits(settings: Settings) -> Limits:
 
 
 def _app(engine: Engine, settings: Settings, metrics: Metrics, jobs: JobRunner | None = None) -> FastAPI:
+    audit = AuditLog(settings.audit_log)
     tracing = tracer_provider(settings.otel_endpoint)
 
     @asynccontextmanager
@@ -78,6 +81,7 @@ def _app(engine: Engine, settings: Settings, metrics: Metrics, jobs: JobRunner |
         if jobs is not None:
             await jobs.close()
         engine.close()
+        audit.close()
         if tracing is not None:
             tracing.shutdown()
 
@@ -86,18 +90,20 @@ def _app(engine: Engine, settings: Settings, metrics: Metrics, jobs: JobRunner |
         summary="Which training examples made this model predict that?",
         version=version("gradtrace"),
         lifespan=lifespan,
+        redoc_url=None,
         telemetry=None if tracing is None else {"tracer_provider": tracing, "operation_spans": False},
     )
     app.state.engine, app.state.jobs, app.state.ready = engine, jobs, False
     app.state.metrics, app.state.tracer_provider = metrics, tracing
     app.add_middleware(CancelOnDisconnect)
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_mb * 2**20))
+    add_security(app, settings)
     app.add_middleware(AccessLog, metrics=metrics)
     app.add_middleware(RequestIds)
     add_problem_handlers(app)
-    app.include_router(query_routes.router)
+    app.include_router(query_routes.router, **guarded(settings))
     if jobs is not None:
-        app.include_router(job_routes.router)
+        app.include_router(job_routes.router, **guarded(settings))
     app.include_router(health_routes.router)
     return app
 

@@ -8,7 +8,6 @@ for company longer than `batch_wait_ms`. A request whose caller went away, or wh
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,8 +20,6 @@ from gradtrace_service.work import Outcome, Work
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
-
 
 class QueueFullError(Exception):
     """As many requests wait as the queue holds."""
@@ -33,7 +30,7 @@ class DeadlineError(Exception):
 
 
 class WorkFailedError(Exception):
-    """The work raised what is no fault of the request; its cause is in the log and not for the caller."""
+    """The work raised what is no fault of the request; its cause is for the log and not for the caller."""
 
 
 class DrainingError(Exception):
@@ -119,9 +116,6 @@ class Engine:
             return cast(T, await asyncio.wait_for(waiting.answer, self.limits.deadline))
         except asyncio.TimeoutError:
             raise DeadlineError from None
-        except WorkFailedError as failure:  # told here, where the log knows whose request it is
-            _log.error("a request failed", exc_info=failure.__cause__)
-            raise
 
     async def drain(self) -> None:
         """Refuse new work from now on, and wait until what was taken in is answered."""

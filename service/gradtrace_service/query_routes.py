@@ -6,6 +6,7 @@ from functools import partial
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
 
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, GroupsRequest, PairsAnswer, PairsRequest
 from gradtrace_client.schemas import (
@@ -29,7 +30,16 @@ T = TypeVar("T")
 
 router = APIRouter()
 
-IndexName = Annotated[str | None, Query(max_length=64, description="Which of the service's indexes.")]
+
+class _Choice(BaseModel):
+    """A model, since a parameter of another name would be passed over, and the first index asked instead."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
+
+
+Choice = Annotated[_Choice, Query()]
 
 
 class _Asking:
@@ -79,16 +89,16 @@ async def self_influence(request: Annotated[SelfInfluenceRequest, Query()], engi
 
 @router.get("/examples/{split}/{row}", responses=error_responses(404, 422, 429, 500, 503, 504))
 async def example(
-    split: Split, row: Annotated[int, Path(ge=0, lt=2**53)], engine: Workers, index: IndexName = None
+    split: Split, row: Annotated[int, Path(ge=0, lt=2**53)], engine: Workers, choice: Choice
 ) -> ExampleAnswer:
     """One row of the training or the query data set, for display."""
-    return await engine.run(Work(index, partial(answers.example, split=split, row=row)))
+    return await engine.run(Work(choice.index, partial(answers.example, split=split, row=row)))
 
 
 @router.get("/index", responses=error_responses(422, 429, 500, 503, 504))
-async def index_details(engine: Workers, index: IndexName = None) -> IndexDetails:
+async def index_details(engine: Workers, choice: Choice) -> IndexDetails:
     """What the index holds, and what may be asked of it."""
-    return await engine.run(Work(index, answers.index_details))
+    return await engine.run(Work(choice.index, answers.index_details))
 
 
 def _influence(request: InfluenceRequest) -> Work[InfluenceAnswer]:

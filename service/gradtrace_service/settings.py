@@ -62,6 +62,17 @@ class Settings(BaseSettings):
     memory_limit_mb: PositiveInt | None = Field(
         None, description="Memory of a process beyond which the index not asked for longest is unloaded."
     )
+    api_key_file: Path | None = Field(
+        None, description="Keys that may ask, made by `gradtrace key new`; without, everybody may."
+    )
+    insecure: bool = Field(False, description="Listen without keys on an address that other machines reach.")
+    rate_limit: PositiveInt | None = Field(
+        None, description="Requests a minute of one key, or of one address where there are no keys; beyond, 429."
+    )
+    cors_origins: list[str] | None = Field(
+        None, description="Origin, such as https://example.org, whose pages may ask; without, no other's may."
+    )
+    audit_log: Path | None = Field(None, description="File to which each admin call is written, as a line of JSON.")
     max_body_mb: PositiveFloat = Field(16.0, description="Size of a request's body; larger ones are refused with 413.")
     log_format: Literal["text", "json"] = Field("text", description="Of the log, which goes to standard error.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
