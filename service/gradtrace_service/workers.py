@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging.config
 import multiprocessing
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -22,12 +23,16 @@ def thread_worker(indexes: Indexes) -> Executor:
 
 def process_workers(count: int, indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> Executor:
     """Processes, each with indexes of its own; the stored rows are mapped from the same memory."""
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _own, (indexes, log_config))
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin_process, (indexes, log_config))
 
 
-def _own(indexes: Callable[[], Indexes], log_config: dict[str, Any] | None = None) -> None:
-    if log_config is not None:
-        logging.config.dictConfig(log_config)
+def _begin_process(indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them all; the service ends its workers itself
+    logging.config.dictConfig(log_config)
+    _own(indexes)
+
+
+def _own(indexes: Callable[[], Indexes]) -> None:
     _owned.indexes = indexes()
 
 
