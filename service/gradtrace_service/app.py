@@ -20,7 +20,7 @@ from gradtrace_service.jobs import JobRunner
 from gradtrace_service.problems import add_problem_handlers
 from gradtrace_service.settings import Settings
 from gradtrace_service.work import Work
-from gradtrace_service.workers import answer_batch, process_workers, thread_worker
+from gradtrace_service.workers import ProcessWorkers, answer_batch, answer_batch_elsewhere, thread_worker
 
 
 def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
@@ -38,12 +38,13 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
     memory = None if settings.memory_limit_mb is None else settings.memory_limit_mb << 20
     indexes = partial(Catalog, hosted, memory)
     if settings.processes:
-        workers, slots = process_workers(settings.processes, indexes), settings.processes
+        workers = ProcessWorkers(settings.processes, indexes)
+        engine = Engine(workers, answer_batch_elsewhere, settings.processes, _limits(settings))
     else:
         catalog = indexes()
         catalog.get(None)  # what is wrong with it is told now, to whoever starts the service
-        workers, slots = thread_worker(catalog), 1
-    return _app(Engine(workers, answer_batch, slots, _limits(settings)), settings, JobRunner(hosted))
+        engine = Engine(thread_worker(catalog), answer_batch, limits=_limits(settings))
+    return _app(engine, settings, JobRunner(hosted))
 
 
 def _limits(settings: Settings) -> Limits:

@@ -13,11 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, cast
 
-from gradtrace.errors import QueryError, TaskError
-from gradtrace_service.work import Outcome, Work
+from gradtrace_service.work import REFUSALS, Outcome, Work
 
 T = TypeVar("T")
 
@@ -34,6 +34,10 @@ class DeadlineError(Exception):
 
 class WorkFailedError(Exception):
     """The work raised what is no fault of the request; its cause is in the log and not for the caller."""
+
+
+class WorkerLostError(Exception):
+    """The process that was at the work is gone; the work may be asked for again."""
 
 
 class Observer(Protocol):
@@ -95,7 +99,8 @@ class Engine:
         Raises:
             QueueFullError: the queue is full.
             DeadlineError: it took too long.
-            QueryError, TaskError: as the work raised them.
+            QueryError, TaskError, IndexUnavailableError: as the work raised them.
+            WorkerLostError: the process that was at it was killed.
             WorkFailedError: the work raised anything else.
         """
         if len(self._queue) >= self.limits.queue_size:
@@ -171,8 +176,10 @@ class Engine:
 def _settle(answer: asyncio.Future[Any], outcome: Outcome) -> None:
     if not isinstance(outcome, Exception):
         answer.set_result(outcome)
-    elif isinstance(outcome, QueryError | TaskError):
+    elif isinstance(outcome, REFUSALS):
         answer.set_exception(outcome)
+    elif isinstance(outcome, BrokenProcessPool):
+        answer.set_exception(WorkerLostError())
     else:
         _log.error("a request failed", exc_info=outcome)
         failure = WorkFailedError()

@@ -12,7 +12,8 @@ from starlette.exceptions import HTTPException
 
 from gradtrace.errors import QueryError, TaskError
 from gradtrace_client.schemas import FieldProblem, Problem, field_problems
-from gradtrace_service.engine import DeadlineError, QueueFullError, WorkFailedError
+from gradtrace_service.engine import DeadlineError, QueueFullError, WorkerLostError, WorkFailedError
+from gradtrace_service.work import IndexUnavailableError
 
 RETRY_AFTER_SECONDS = 1
 _MEDIA_TYPE = "application/problem+json"
@@ -67,6 +68,8 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(QueueFullError, _busy)
     app.add_exception_handler(DeadlineError, _late)
     app.add_exception_handler(NotReadyError, _not_ready)
+    app.add_exception_handler(WorkerLostError, _lost)
+    app.add_exception_handler(IndexUnavailableError, _unavailable)
     app.add_exception_handler(WorkFailedError, _failed)
     app.add_exception_handler(Exception, _failed)
 
@@ -112,6 +115,17 @@ def _late(request: Request, error: Exception) -> Response:
 def _not_ready(request: Request, error: Exception) -> Response:
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
     return _problem(503, "starting", "the service is loading its index; ask again soon", headers=headers)
+
+
+def _lost(request: Request, error: Exception) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return _problem(503, "worker-lost", "the process that was at it was killed; send it again", headers=headers)
+
+
+def _unavailable(request: Request, error: Exception) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    detail = "the index cannot be opened as it is now; the service's log says why, and it is tried again once repaired"
+    return _problem(503, "index-unavailable", detail, headers=headers)
 
 
 def _failed(request: Request, error: Exception) -> Response:
