@@ -13,7 +13,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from gradtrace import Index
-from gradtrace_service import answers, health_routes, job_routes, query_routes
+from gradtrace_service import answers, health_routes, job_routes, metric_routes, query_routes
 from gradtrace_service.access_log import AccessLog
 from gradtrace_service.audit import AuditLog
 from gradtrace_service.body_limit import BodyLimit
@@ -106,6 +106,7 @@ def _app(engine: Engine, settings: Settings, metrics: Metrics, jobs: JobRunner |
     app.include_router(query_routes.router, **guarded(settings))
     if jobs is not None:
         app.include_router(job_routes.router, **guarded(settings))
+    app.include_router(metric_routes.router, **guarded(settings))
     app.include_router(health_routes.router)
     return app
 
