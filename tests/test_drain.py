@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ import digits_task
 from conftest import DigitsRun
 from gradtrace_service import app as app_module
 from gradtrace_service.app import create_app
+from gradtrace_service.catalog import Hosted
+from gradtrace_service.jobs import JobRunner
 from gradtrace_service.server import serving
 
 SLOW_TASK = f"""
@@ -121,6 +124,26 @@ def test_an_index_that_cannot_be_opened_is_not_ready_and_the_log_says_why(
     assert any(
         line["message"].startswith("not ready") and f"{shard.name} is missing" in line["message"] for line in lines
     )
+
+
+def test_the_events_of_a_job_do_not_hold_the_end_up(digits_index: DigitsRun, tmp_path: Path) -> None:
+    index = Path(shutil.copytree(digits_index.index, tmp_path / "index"))
+
+    async def follow_until_the_end() -> list[str]:
+        jobs = JobRunner([Hosted("index", index, digits_index.task)])
+        job = jobs.start(None, roll_back_to=7)
+
+        async def states() -> list[str]:
+            return [state.state async for state in jobs.follow(job.id)]
+
+        following = asyncio.ensure_future(states())
+        await asyncio.sleep(0.1)
+        await jobs.end_following()
+        found = await asyncio.wait_for(following, 1)
+        await jobs.close()
+        return found
+
+    assert set(asyncio.run(follow_until_the_end())) == {"running"}
 
 
 def test_without_processes_it_does_not_start(digits_index: DigitsRun, tmp_path: Path) -> None:
