@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ import digits_task
 from conftest import DigitsRun
 from gradtrace_service import app as app_module
 from gradtrace_service.app import create_app
+from gradtrace_service.catalog import Hosted
+from gradtrace_service.jobs import JobRunner
 from gradtrace_service.server import serving
 
 SLOW_TASK = f"""
@@ -62,18 +66,21 @@ def until(condition: int | None, url: str, seconds: float = 90.0) -> None:
     ends = time.monotonic() + seconds
     while readiness(url) != condition:
         assert time.monotonic() < ends, f"/readyz did not become {condition}"
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
-@pytest.mark.parametrize(
-    ("flags", "signals"),
-    [
-        ((), lambda process: process.terminate()),
-        (("--processes", "1"), lambda process: os.killpg(process.pid, signal.SIGINT)),
-    ],
-    ids=["SIGTERM", "Ctrl-C, processes"],
-)
-def test_what_was_asked_is_answered_and_nothing_new(flags, signals, digits_index: DigitsRun, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def terminate(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+
+
+def press_ctrl_c(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize(("flags", "end"), [((), terminate), (("--processes", "1"), press_ctrl_c)])
+def test_what_was_asked_is_answered_and_nothing_new(
+    flags: tuple[str, ...], end: Callable[[subprocess.Popen[bytes]], None], digits_index: DigitsRun, tmp_path: Path
+) -> None:
     task = tmp_path / "slow_task.py"
     task.write_text(SLOW_TASK)
     body = {"query_rows": [0], "k": 2}
@@ -84,7 +91,7 @@ def test_what_was_asked_is_answered_and_nothing_new(flags, signals, digits_index
         until(200, url)
         in_flight = other.submit(httpx.post, f"{url}/influence", json=body, timeout=60)
         time.sleep(0.5)
-        signals(process)
+        end(process)
         until(503, url, seconds=1.5)
         refused = httpx.post(f"{url}/influence", json=body)
         assert httpx.get(f"{url}/readyz").json()["type"] == "urn:gradtrace:problem:draining"
@@ -101,25 +108,42 @@ def test_what_was_asked_is_answered_and_nothing_new(flags, signals, digits_index
 def test_an_index_that_cannot_be_opened_is_not_ready_and_the_log_says_why(
     digits_index: DigitsRun, tmp_path: Path
 ) -> None:
-    index = tmp_path / "index"
-    index.mkdir()
-    for path in digits_index.index.iterdir():
-        (index / path.name).symlink_to(path)
-    hidden = next(path for path in index.iterdir() if path.is_symlink() and path.is_dir())
-    hidden.rename(tmp_path / hidden.name)
-    log = tmp_path / "log"
-    with served(index, digits_index.task, log, "--processes", "1") as (_, url):
+    index = Path(shutil.copytree(digits_index.index, tmp_path / "index"))
+    shard = next(path for path in index.rglob("*") if path.suffix == ".rows")
+    shard.rename(tmp_path / "shard")
+    log, flags = tmp_path / "log", ("--processes", "1", "--checkpoints", str(digits_index.checkpoints))
+    with served(index, digits_index.task, log, *flags) as (_, url):
         until(503, url)
-        for _ in range(600):
-            if "not ready" in log.read_text():
-                break
-            time.sleep(0.1)
-        assert readiness(url) == 503
+        while "not ready" not in log.read_text():
+            assert readiness(url) == 503
+            time.sleep(0.2)
         assert httpx.get(f"{url}/healthz").status_code == 200
-        (tmp_path / hidden.name).rename(hidden)  # put right under the running service
+        (tmp_path / "shard").rename(shard)  # put right under the running service
         until(200, url)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert any("not ready" in line["message"] and hidden.name in line["message"] for line in lines)
+    assert any(
+        line["message"].startswith("not ready") and f"{shard.name} is missing" in line["message"] for line in lines
+    )
+
+
+def test_the_events_of_a_job_do_not_hold_the_end_up(digits_index: DigitsRun, tmp_path: Path) -> None:
+    index = Path(shutil.copytree(digits_index.index, tmp_path / "index"))
+
+    async def follow_until_the_end() -> list[str]:
+        jobs = JobRunner([Hosted("index", index, digits_index.task)])
+        job = jobs.start(None, roll_back_to=7)
+
+        async def states() -> list[str]:
+            return [state.state async for state in jobs.follow(job.id)]
+
+        following = asyncio.ensure_future(states())
+        await asyncio.sleep(0.1)
+        await jobs.end_following()
+        found = await asyncio.wait_for(following, 1)
+        await jobs.close()
+        return found
+
+    assert set(asyncio.run(follow_until_the_end())) == {"running"}
 
 
 def test_without_processes_it_does_not_start(digits_index: DigitsRun, tmp_path: Path) -> None:
@@ -128,7 +152,7 @@ def test_without_processes_it_does_not_start(digits_index: DigitsRun, tmp_path: 
     (index / "manifest.json").symlink_to(digits_index.index / "manifest.json")
     with served(index, digits_index.task, tmp_path / "log") as (process, _):
         assert process.wait(60) == 1
-    assert (tmp_path / "log").read_text().startswith("error: ")
+    assert (tmp_path / "log").read_text().splitlines()[-1].startswith("error: index index cannot be opened")
 
 
 def test_a_first_query_that_fails_is_tried_again(

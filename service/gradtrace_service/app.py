@@ -111,6 +111,13 @@ def _app(engine: Engine, settings: Settings, metrics: Metrics, jobs: JobRunner |
     return app
 
 
+async def drain(app: FastAPI) -> None:
+    """Refuse what is new, /readyz included, and wait until what was asked is answered."""
+    if app.state.jobs is not None:
+        await app.state.jobs.end_following()
+    await app.state.engine.drain()
+
+
 async def _warm_up(app: FastAPI, engine: Engine) -> None:
     """The first query loads the index and makes the libraries choose their ways: no user should wait for it.
 
