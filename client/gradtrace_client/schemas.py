@@ -6,7 +6,6 @@ A request refuses fields that it does not know. Rows count from 0 and never chan
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
@@ -364,40 +363,8 @@ class ExampleAnswer(_Answer):
     correct: bool | None
     example: Payload
 
-
-class ReindexRequest(_Request):
-    """Bring an index up to date, with appended rows and new checkpoints, or back to an earlier generation."""
-
-    index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
-    roll_back_to: Annotated[int, Field(strict=True, ge=1, lt=2**53)] | None = Field(
-        None, description="An earlier generation that is still kept."
-    )
-
-
-class Job(_Answer):
-    """A change of an index that goes on in a process of its own."""
-
-    id: str
-    index: str
-    operation: Literal["update", "roll back"]
-    roll_back_to: int | None = None
-    state: Literal["running", "succeeded", "failed"]
-    progress: float = Field(description="Share of the rows that are computed, from 0 to 1.")
-    generation: int = Field(description="Of the index: when the job began, and once it ended, when it ended.")
-    attempts: int = Field(default=1, description="How often its process was started: once killed, it resumes.")
-    error: str | None = Field(default=None, description="Why it failed, with the remedy.")
-    created: datetime
-    ended: datetime | None = None
-
-
-class Jobs(_Answer):
-    """The latest first."""
-
-    jobs: list[Job]
-
-
-class Status(_Answer):
-    status: Literal["ok", "ready"]
+    def _repr_html_(self) -> str:
+        return _display.example_answer_html(self)
 
 
 class FieldProblem(_Answer):

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from gradtrace import Index
-from gradtrace_service import answers, health_routes, job_routes, query_routes
+from gradtrace_service import answers, health_routes, index_routes, job_routes, query_routes
 from gradtrace_service.body_limit import BodyLimit
 from gradtrace_service.catalog import Catalog, FixedIndex, Hosted
 from gradtrace_service.disconnects import CancelOnDisconnect
@@ -19,6 +19,7 @@ from gradtrace_service.engine import Engine, Limits
 from gradtrace_service.jobs import JobRunner
 from gradtrace_service.problems import add_problem_handlers
 from gradtrace_service.settings import Settings
+from gradtrace_service.version_header import VersionHeader
 from gradtrace_service.work import Work
 from gradtrace_service.workers import answer_batch, process_workers, thread_worker
 
@@ -26,7 +27,8 @@ from gradtrace_service.workers import answer_batch, process_workers, thread_work
 def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     """The service over an open index, which belongs to the service's own thread from now on. It offers no jobs."""
     settings = settings or Settings()
-    return _app(Engine(thread_worker(FixedIndex(index)), answer_batch, limits=_limits(settings)), settings)
+    engine = Engine(thread_worker(FixedIndex(index)), answer_batch, limits=_limits(settings))
+    return _app(engine, settings, partial(index_routes.open_index_summary, index))
 
 
 def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
@@ -37,20 +39,24 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
     """
     memory = None if settings.memory_limit_mb is None else settings.memory_limit_mb << 20
     indexes = partial(Catalog, hosted, memory)
+    catalog = None
     if settings.processes:
         workers, slots = process_workers(settings.processes, indexes), settings.processes
     else:
         catalog = indexes()
         catalog.get(None)  # what is wrong with it is told now, to whoever starts the service
         workers, slots = thread_worker(catalog), 1
-    return _app(Engine(workers, answer_batch, slots, _limits(settings)), settings, JobRunner(hosted))
+    engine = Engine(workers, answer_batch, slots, _limits(settings))
+    return _app(engine, settings, partial(index_routes.hosted_summaries, hosted, catalog), JobRunner(hosted))
 
 
 def _limits(settings: Settings) -> Limits:
     return Limits(settings.queue_size, settings.batch_size, settings.batch_wait_ms, settings.deadline_seconds)
 
 
-def _app(engine: Engine, settings: Settings, jobs: JobRunner | None = None) -> FastAPI:
+def _app(
+    engine: Engine, settings: Settings, summaries: index_routes.Summaries, jobs: JobRunner | None = None
+) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         warming = asyncio.ensure_future(_warm_up(app, engine))
@@ -69,10 +75,13 @@ def _app(engine: Engine, settings: Settings, jobs: JobRunner | None = None) -> F
         lifespan=lifespan,
     )
     app.state.engine, app.state.jobs, app.state.ready = engine, jobs, False
+    app.state.summaries = summaries
     app.add_middleware(CancelOnDisconnect)
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_mb * 2**20))
+    app.add_middleware(VersionHeader, version=app.version)
     add_problem_handlers(app)
     app.include_router(query_routes.router)
+    app.include_router(index_routes.router)
     if jobs is not None:
         app.include_router(job_routes.router)
     app.include_router(health_routes.router)

@@ -130,6 +130,11 @@ class Catalog:
             self._open.move_to_end(name)
             return self._open[name]
 
+    def is_open(self, name: str) -> bool:
+        """Whether the index is in memory; for any thread."""
+        with self._lock:
+            return name in self._open
+
     def _make_room(self, newest: str) -> None:
         while self._memory_limit is not None and len(self._open) > 1:
             if psutil.Process().memory_info().rss <= self._memory_limit:
