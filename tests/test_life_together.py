@@ -11,10 +11,19 @@ import torch
 from fastapi.testclient import TestClient
 
 import tiny
-from gradtrace import CheckpointError, StoreError, open_index
+from gradtrace import CheckpointError, QueryError, StoreError, open_index
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.manifest import read_manifest
-from gradtrace_indexer import add_checkpoints, append_rows, compact, delete_rows, prune, verify
+from gradtrace_indexer import (
+    add_checkpoints,
+    append_rows,
+    compact,
+    delete_rows,
+    fit_representer,
+    prune,
+    set_searcher,
+    verify,
+)
 from gradtrace_indexer.add_checkpoints import still_to_come
 from gradtrace_indexer.watch import _state
 from gradtrace_service.app import create_app
@@ -31,6 +40,19 @@ def test_an_open_index_with_a_searcher_outlives_its_generation(tmp_path: Path) -
     prune(tmp_path / "index", keep=1)
     assert len(index.influence(QUERY, k=2)[0].proponents) == 2
     np.testing.assert_array_equal(index.scores(QUERY), before)
+
+
+def test_a_searcher_is_measured_beside_methods_that_refuse_some_queries(tmp_path: Path) -> None:
+    """The refitted layer has no output for a held-out query's class that no row has."""
+    task = ClassTask(tiny.mlp, [(x, y % 2) for x, y in tiny.classes(200)])
+    task.query = [(QUERY[0][0], 2)]
+    tiny.build(task, tmp_path)
+    fit_representer(tmp_path / "index")
+    index = set_searcher(tmp_path / "index", task, "faiss:Flat", progress=False)
+    with pytest.raises(QueryError, match="classes 0 to 1"):
+        index.influence(task.query, method="representer")
+    assert index.manifest.searcher is not None
+    assert set(index.manifest.searcher.recall) == {"tracin", "graddot"}
 
 
 def test_deleted_examples_are_not_read_for_new_checkpoints(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from gradtrace_client._errors import ProtocolError, UnreachableError, problem_error
 from gradtrace_client._retry import retry_after
-from gradtrace_client.schemas import Problem
+from gradtrace_client.problem_schemas import Problem
 from gradtrace_client.service_schemas import VERSION_HEADER
 
 Answer = TypeVar("Answer", bound=BaseModel)

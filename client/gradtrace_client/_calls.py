@@ -13,10 +13,10 @@ from gradtrace_client._call import Call
 from gradtrace_client._errors import not_sent
 from gradtrace_client._payloads import to_json
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, GroupsRequest, PairsAnswer, PairsRequest
+from gradtrace_client.problem_schemas import FieldProblem, field_problems
 from gradtrace_client.schemas import (
     Aggregate,
     ExampleAnswer,
-    FieldProblem,
     Include,
     IndexDetails,
     InfluenceAnswer,
@@ -28,7 +28,6 @@ from gradtrace_client.schemas import (
     Similarity,
     Split,
     Weights,
-    field_problems,
 )
 from gradtrace_client.service_schemas import Indexes, Job, Jobs, ReindexRequest
 

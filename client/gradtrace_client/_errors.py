@@ -16,7 +16,7 @@ ClientError
 
 from __future__ import annotations
 
-from gradtrace_client.schemas import FieldProblem, Problem
+from gradtrace_client.problem_schemas import FieldProblem, Problem
 from gradtrace_client.service_schemas import Job
 
 

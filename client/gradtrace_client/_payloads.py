@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradtrace_client._errors import not_sent
-from gradtrace_client.schemas import FieldProblem
+from gradtrace_client.problem_schemas import FieldProblem
 
 
 def to_json(value: Any) -> Any:

@@ -9,10 +9,10 @@ from typing import Any
 from gradtrace_client import _calls
 from gradtrace_client._call import Call
 from gradtrace_client._errors import not_sent
+from gradtrace_client.problem_schemas import FieldProblem
 from gradtrace_client.schemas import (
     MAX_K,
     MAX_QUERIES,
-    FieldProblem,
     InfluenceAnswer,
     SelfInfluenceAnswer,
 )

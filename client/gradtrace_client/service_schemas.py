@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from gradtrace_client import _display
-from gradtrace_client.schemas import _Answer, _Request
+from gradtrace_client.schemas import WHOLE, _Answer, _Request
 
 if TYPE_CHECKING:
     import pandas
@@ -47,7 +47,7 @@ class ReindexRequest(_Request):
     """Bring an index up to date, with appended rows and new checkpoints, or back to an earlier generation."""
 
     index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
-    roll_back_to: Annotated[int, Field(strict=True, ge=1, lt=2**53)] | None = Field(
+    roll_back_to: Annotated[int, Field(strict=True, ge=1, lt=2**53), WHOLE] | None = Field(
         None, description="An earlier generation that is still kept."
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -53,9 +54,10 @@ from gradtrace_service.work import Work
 Show = Callable[[int], Payload | None]  # training row -> its rendering, None where it was not asked for
 
 
-def warm_up(index: Index, waited_ms: float) -> None:
-    """Ask about the first row that is there."""
+def warm_up(index: Index, waited_ms: float) -> int:
+    """Ask about the first row that is there. Returns the worker's process, to tell those that are warm."""
     index.influence([index.task.train[int(np.argmax(index.present))]], k=1)
+    return os.getpid()
 
 
 def one_influence(index: Index, waited_ms: float, *, request: InfluenceRequest) -> InfluenceAnswer:

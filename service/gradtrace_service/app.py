@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,23 +13,35 @@ from fastapi import FastAPI
 
 from gradtrace import Index
 from gradtrace_service import answers, health_routes, index_routes, job_routes, query_routes
+from gradtrace_service.access_log import AccessLog
+from gradtrace_service.audit import AuditLog
 from gradtrace_service.body_limit import BodyLimit
 from gradtrace_service.catalog import Catalog, FixedIndex, Hosted
 from gradtrace_service.disconnects import CancelOnDisconnect
 from gradtrace_service.engine import Engine, Limits
 from gradtrace_service.jobs import JobRunner
+from gradtrace_service.logs import log_config
+from gradtrace_service.metrics import Metrics
 from gradtrace_service.problems import add_problem_handlers
+from gradtrace_service.request_ids import RequestIds
+from gradtrace_service.security import add_security, guarded
 from gradtrace_service.settings import Settings
+from gradtrace_service.tracing import tracer_provider
 from gradtrace_service.version_header import VersionHeader
 from gradtrace_service.work import Work
 from gradtrace_service.workers import answer_batch, process_workers, thread_worker
 
+_TRY_AGAIN_SECONDS = 5
+
+_log = logging.getLogger(__name__)
+
 
 def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     """The service over an open index, which belongs to the service's own thread from now on. It offers no jobs."""
-    settings = settings or Settings()
-    engine = Engine(thread_worker(FixedIndex(index)), answer_batch, limits=_limits(settings))
-    return _app(engine, settings, partial(index_routes.open_index_summary, index))
+    settings, metrics = settings or Settings(), Metrics()
+    engine = Engine(thread_worker(FixedIndex(index)), answer_batch, limits=_limits(settings), observer=metrics)
+    metrics.watch(engine)
+    return _app(engine, settings, metrics, partial(index_routes.open_index_summary, index))
 
 
 def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
@@ -41,13 +54,15 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
     indexes = partial(Catalog, hosted, memory)
     catalog = None
     if settings.processes:
-        workers, slots = process_workers(settings.processes, indexes), settings.processes
+        workers, slots = process_workers(settings.processes, indexes, log_config(settings)), settings.processes
     else:
         catalog = indexes()
         catalog.get(None)  # what is wrong with it is told now, to whoever starts the service
         workers, slots = thread_worker(catalog), 1
-    engine = Engine(workers, answer_batch, slots, _limits(settings))
-    return _app(engine, settings, partial(index_routes.hosted_summaries, hosted, catalog), JobRunner(hosted))
+    metrics, jobs = Metrics(), JobRunner(hosted)
+    engine = Engine(workers, answer_batch, slots, _limits(settings), metrics)
+    metrics.watch(engine, hosted, jobs)
+    return _app(engine, settings, metrics, partial(index_routes.hosted_summaries, hosted, catalog), jobs)
 
 
 def _limits(settings: Settings) -> Limits:
@@ -55,8 +70,15 @@ def _limits(settings: Settings) -> Limits:
 
 
 def _app(
-    engine: Engine, settings: Settings, summaries: index_routes.Summaries, jobs: JobRunner | None = None
+    engine: Engine,
+    settings: Settings,
+    metrics: Metrics,
+    summaries: index_routes.Summaries,
+    jobs: JobRunner | None = None,
 ) -> FastAPI:
+    audit = AuditLog(settings.audit_log)
+    tracing = tracer_provider(settings.otel_endpoint)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         warming = asyncio.ensure_future(_warm_up(app, engine))
@@ -67,28 +89,50 @@ def _app(
         if jobs is not None:
             await jobs.close()
         engine.close()
+        audit.close()
+        if tracing is not None:
+            tracing.shutdown()
 
     app = FastAPI(
         title="Gradtrace",
         summary="Which training examples made this model predict that?",
         version=version("gradtrace"),
         lifespan=lifespan,
+        redoc_url=None,
+        telemetry=None if tracing is None else {"tracer_provider": tracing, "operation_spans": False},
     )
     app.state.engine, app.state.jobs, app.state.ready = engine, jobs, False
-    app.state.summaries = summaries
+    app.state.metrics, app.state.tracer_provider, app.state.summaries = metrics, tracing, summaries
     app.add_middleware(CancelOnDisconnect)
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_mb * 2**20))
+    add_security(app, settings)
+    app.add_middleware(AccessLog, metrics=metrics)
     app.add_middleware(VersionHeader, version=app.version)
+    app.add_middleware(RequestIds)
     add_problem_handlers(app)
-    app.include_router(query_routes.router)
-    app.include_router(index_routes.router)
+    for router in (query_routes.router, index_routes.router):
+        app.include_router(router, **guarded(settings))
     if jobs is not None:
-        app.include_router(job_routes.router)
+        app.include_router(job_routes.router, **guarded(settings))
     app.include_router(health_routes.router)
     return app
 
 
 async def _warm_up(app: FastAPI, engine: Engine) -> None:
-    """The first query loads the index and makes the libraries choose their ways: no user should wait for it."""
-    await asyncio.gather(*(engine.run(Work(None, answers.warm_up)) for _ in range(engine.slots)))
+    """The first query loads the index and makes the libraries choose their ways: no user should wait for it.
+
+    Until every worker has answered one, /readyz says 503. An index that cannot be opened is tried again and again: it
+    may be put right under a running service.
+    """
+    warm: set[int] = set()
+    while len(warm) < engine.slots:
+        tries = [engine.run(Work(None, answers.warm_up)) for _ in range(engine.slots)]
+        outcomes = await asyncio.gather(*tries, return_exceptions=True)
+        warm.update(outcome for outcome in outcomes if isinstance(outcome, int))
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        if failures:
+            cause = failures[0].__cause__ or failures[0]
+            _log.error("not ready, and trying again every %d s: the first query failed: %s", _TRY_AGAIN_SECONDS, cause)
+        await asyncio.sleep(_TRY_AGAIN_SECONDS if failures else 0)
     app.state.ready = True
+    _log.info("ready")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from gradtrace_client.service_schemas import Status
+from gradtrace_service.engine import DrainingError
+from gradtrace_service.metrics import CONTENT_TYPE
 from gradtrace_service.problems import NotReadyError, error_responses
 
 router = APIRouter()
@@ -19,10 +21,18 @@ async def healthz() -> Status:
 
 @router.get("/readyz", responses=error_responses(503))
 async def readyz(request: Request) -> Status:
-    """Queries are being answered: the index is loaded, and the first query was answered."""
+    """Queries are being answered: the index is loaded, the first query was answered, and the service is not ending."""
+    if request.app.state.engine.draining:
+        raise DrainingError
     if not request.app.state.ready:
         raise NotReadyError
     return Status(status="ready")
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request) -> Response:
+    """Counts and times, for Prometheus."""
+    return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE)
 
 
 @router.get("/", include_in_schema=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging.config
 import multiprocessing
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -19,9 +21,15 @@ def thread_worker(indexes: Indexes) -> Executor:
     return ThreadPoolExecutor(1, "gradtrace-index", _own, (lambda: indexes,))
 
 
-def process_workers(count: int, indexes: Callable[[], Indexes]) -> Executor:
+def process_workers(count: int, indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> Executor:
     """Processes, each with indexes of its own; the stored rows are mapped from the same memory."""
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _own, (indexes,))
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin_process, (indexes, log_config))
+
+
+def _begin_process(indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them all; the service ends its workers itself
+    logging.config.dictConfig(log_config)
+    _own(indexes)
 
 
 def _own(indexes: Callable[[], Indexes]) -> None:
