@@ -142,6 +142,11 @@ class Catalog:
             self._open.move_to_end(name)
             return self._open[name]
 
+    def is_open(self, name: str) -> bool:
+        """Whether the index is in memory; for any thread."""
+        with self._lock:
+            return name in self._open
+
     def _open_first(self, name: str) -> None:
         with self._opening:
             opened = self._newer(name)
