@@ -65,7 +65,8 @@ class _TrakScoring(GradientScoring):
         """Of the loss's gradient, its part that is the output's."""
         rows, values = super().encode(at, batch, measure)
         if measure == self._contents.task.loss:
-            rows = rows / output_weights(values, self._output)[:, None]
+            least = self._kernels[self.blocks.index(at)].least
+            rows = rows / output_weights(values, self._output, least)[:, None]
         return rows, values
 
     def reweighted(self, coordinates: Tensor) -> Tensor:
@@ -74,10 +75,12 @@ class _TrakScoring(GradientScoring):
 
     def self_influence(self) -> Floats:
         scores = torch.zeros(self.store.rows)
-        weights = torch.stack([stored_weights(self.store, block, self._output) for block in self.blocks], dim=1)
+        blocks = zip(self.blocks, self._kernels, strict=True)
+        weights = [stored_weights(self.store, block, self._output, own.least) for block, own in blocks]
         for start, rows in self.store.blocks(self.blocks, _BLOCK_ROWS):
             some = slice(start, start + len(rows))
-            vectors = self.reweighted((rows / weights[some, :, None]).to(self._factors.device)).cpu()
+            outputs = rows / torch.stack([own[some] for own in weights], dim=1)[:, :, None]
+            vectors = self.reweighted(outputs.to(self._factors.device)).cpu()
             scores[some] = (vectors * rows).sum((1, 2))
         values: Floats = scores.numpy()
         return values
