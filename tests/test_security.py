@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from conftest import DigitsRun
 from gradtrace_client import AuthenticationError, BusyError, Client
-from gradtrace_client.schemas import Problem
+from gradtrace_client.problem_schemas import Problem
 from gradtrace_service import cli
 from gradtrace_service.access import OPEN
 from gradtrace_service.api_keys import KeyFile, Scope, add_key, read_keys

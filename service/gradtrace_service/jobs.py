@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from gradtrace.errors import GradtraceError, StoreError
 from gradtrace.manifest import read_manifest
-from gradtrace_client.schemas import Job
+from gradtrace_client.service_schemas import Job
 from gradtrace_indexer.builder import missing_shards
 from gradtrace_indexer.files import write_file
 from gradtrace_indexer.generations import read_pending
