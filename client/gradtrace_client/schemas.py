@@ -26,8 +26,8 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-WHOLE = BeforeValidator(_whole)
-Row = Annotated[int, Field(strict=True, ge=0, lt=2**53), WHOLE]
+_WHOLE = BeforeValidator(_whole)
+Row = Annotated[int, Field(strict=True, ge=0, lt=2**53), _WHOLE]
 Label = int | float
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Payload = dict[str, Any]  # what the task's parse takes and its render gives: {"image": ...}, {"text": ...}, ...
@@ -121,7 +121,7 @@ class Question(_Request):
     damping: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Added to the curvature, relative to each layer's mean eigenvalue."
     )
-    segments: Annotated[int, Field(strict=True, ge=1, le=1000), WHOLE] | None = Field(
+    segments: Annotated[int, Field(strict=True, ge=1, le=1000), _WHOLE] | None = Field(
         None, description="Stretches of training that each have one curvature and one gradient."
     )
     similarity: Similarity | None = Field(None, description="How representations are compared.")
@@ -157,7 +157,7 @@ class Queries(Question):
 
 
 class InfluenceRequest(Queries):
-    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K), WHOLE] = Field(
+    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K), _WHOLE] = Field(
         10, description="Hits at each of the two ends."
     )
     rescore: bool = Field(
@@ -379,7 +379,7 @@ class ReindexRequest(_Request):
     """Bring an index up to date, with appended rows and new checkpoints, or back to an earlier generation."""
 
     index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
-    roll_back_to: Annotated[int, Field(strict=True, ge=1, lt=2**53), WHOLE] | None = Field(
+    roll_back_to: Annotated[int, Field(strict=True, ge=1, lt=2**53), _WHOLE] | None = Field(
         None, description="An earlier generation that is still kept."
     )
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from gradtrace import Index
-from gradtrace_service import answers, health_routes, job_routes, query_routes
+from gradtrace_service import answers, health_routes, job_routes, metrics_routes, query_routes
 from gradtrace_service.access_log import AccessLog
 from gradtrace_service.audit import AuditLog
 from gradtrace_service.body_limit import BodyLimit
@@ -104,6 +104,7 @@ def _app(engine: Engine, settings: Settings, metrics: Metrics, jobs: JobRunner |
     app.include_router(query_routes.router, **guarded(settings))
     if jobs is not None:
         app.include_router(job_routes.router, **guarded(settings))
+    app.include_router(metrics_routes.router, **guarded(settings))
     app.include_router(health_routes.router)
     return app
 

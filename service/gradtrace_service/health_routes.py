@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse
 
 from gradtrace_client.schemas import Status
 from gradtrace_service.engine import DrainingError
-from gradtrace_service.metrics import CONTENT_TYPE
 from gradtrace_service.problems import NotReadyError, error_responses
 
 router = APIRouter()
@@ -27,12 +26,6 @@ async def readyz(request: Request) -> Status:
     if not request.app.state.ready:
         raise NotReadyError
     return Status(status="ready")
-
-
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(request: Request) -> Response:
-    """Counts and times, for Prometheus."""
-    return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE)
 
 
 @router.get("/", include_in_schema=False)
