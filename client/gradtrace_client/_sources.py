@@ -26,5 +26,7 @@ def at_least_one(sources: tuple[str, ...]) -> dict[str, JsonValue]:
 
 
 def _given(name: str, sources: tuple[str, ...]) -> JsonValue:
-    types = {other: {"type": _TYPES.get(other, "array") if other == name else "null"} for other in sources}
+    types: dict[str, JsonValue] = {
+        other: {"type": _TYPES.get(other, "array") if other == name else "null"} for other in sources
+    }
     return {"required": [name], "properties": types}

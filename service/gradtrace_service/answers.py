@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from typing import get_args
@@ -27,7 +26,6 @@ from gradtrace_client.schemas import (
     Influence,
     InfluenceAnswer,
     InfluenceRequest,
-    Payload,
     QueryInfo,
     Recall,
     SelfInfluenceAnswer,
@@ -49,9 +47,8 @@ from gradtrace_service.questions import (
     row_filter_of,
     split_size,
 )
+from gradtrace_service.rendering import Show, shower
 from gradtrace_service.work import Work
-
-Show = Callable[[int], Payload | None]  # training row -> its rendering, None where it was not asked for
 
 
 def warm_up(index: Index, waited_ms: float) -> int:
@@ -85,7 +82,7 @@ def influence(index: Index, requests: Sequence[InfluenceRequest], waited_ms: Seq
     queries = [query for some in asked for query in some]
     results = _search(index, request, [query.example for query in queries])
     found, spent = time.perf_counter(), index.last_timing
-    show = _shower(index.task, "examples" in request.include)
+    show = shower(index, "examples" in request.include)
     remaining, rendered = iter(results), []
     for some in asked:
         groups = [some] if request.aggregate else [[query] for query in some]
@@ -133,7 +130,7 @@ def self_influence(index: Index, waited_ms: float, *, request: SelfInfluenceRequ
     keys = -scores[rows] if request.order == "descending" else scores[rows]
     page = rows[np.argsort(keys, kind="stable")][request.offset : request.offset + request.k]
     found = time.perf_counter()
-    show = _shower(index.task, request.examples)
+    show = shower(index, request.examples)
     hits = [_row_hit(index, int(row), float(scores[row]), show) for row in page]
     return SelfInfluenceAnswer(
         index=index_info(index),
@@ -163,7 +160,7 @@ def example(index: Index, waited_ms: float, *, split: Split, row: int) -> Exampl
     if split == "train" and not index.present[row]:
         raise NoSuchRowError("row", deleted_row(row))
     if split == "train":
-        hit = _row_hit(index, row, 0.0, _shower(index.task, True))
+        hit = _row_hit(index, row, 0.0, shower(index, True))
         return ExampleAnswer(split=split, **hit.model_dump(exclude={"score", "parts", "layers", "percentile"}))
     found = index.task.query[row]
     label = index.task.label(found)
@@ -297,11 +294,6 @@ def _row_hit(index: Index, row: int, score: float, show: Show) -> Hit:
 def _rows_with_labels(index: Index, labels: Sequence[Label] | None) -> NDArray[np.int64]:
     mask = RowFilter(labels=labels).mask(index.rows, index.columns)
     return np.flatnonzero(index.present if mask is None else mask & index.present)
-
-
-def _shower(task: Task, wanted: bool) -> Show:
-    """Renders training rows, each once: the hits of a batch of queries overlap."""
-    return functools.cache(lambda row: task.render(task.train[row]) if wanted else None)
 
 
 def _since(moment: float) -> float:

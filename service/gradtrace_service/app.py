@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -12,7 +13,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from gradtrace import Index
-from gradtrace_service import answers, health_routes, job_routes, metrics_routes, query_routes
+from gradtrace_service import answers, health_routes, job_routes, metric_routes, query_routes
 from gradtrace_service.access_log import AccessLog
 from gradtrace_service.audit import AuditLog
 from gradtrace_service.body_limit import BodyLimit
@@ -28,7 +29,7 @@ from gradtrace_service.security import add_security, guarded
 from gradtrace_service.settings import Settings
 from gradtrace_service.tracing import tracer_provider
 from gradtrace_service.work import Work
-from gradtrace_service.workers import answer_batch, process_workers, thread_worker
+from gradtrace_service.workers import ProcessWorkers, answer_batch, answer_batch_elsewhere, thread_worker
 
 _TRY_AGAIN_SECONDS = 5
 
@@ -52,13 +53,14 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
     memory = None if settings.memory_limit_mb is None else settings.memory_limit_mb << 20
     indexes = partial(Catalog, hosted, memory)
     if settings.processes:
-        workers, slots = process_workers(settings.processes, indexes, log_config(settings)), settings.processes
+        workers: Executor = ProcessWorkers(settings.processes, indexes, log_config(settings))
+        answer, slots = answer_batch_elsewhere, settings.processes
     else:
         catalog = indexes()
         catalog.get(None)  # what is wrong with it is told now, to whoever starts the service
-        workers, slots = thread_worker(catalog), 1
+        workers, answer, slots = thread_worker(catalog), answer_batch, 1
     metrics, jobs = Metrics(), JobRunner(hosted)
-    engine = Engine(workers, answer_batch, slots, _limits(settings), metrics)
+    engine = Engine(workers, answer, slots, _limits(settings), metrics)
     metrics.watch(engine, hosted, jobs)
     return _app(engine, settings, metrics, jobs)
 
@@ -104,7 +106,7 @@ def _app(engine: Engine, settings: Settings, metrics: Metrics, jobs: JobRunner |
     app.include_router(query_routes.router, **guarded(settings))
     if jobs is not None:
         app.include_router(job_routes.router, **guarded(settings))
-    app.include_router(metrics_routes.router, **guarded(settings))
+    app.include_router(metric_routes.router, **guarded(settings))
     app.include_router(health_routes.router)
     return app
 

@@ -16,11 +16,12 @@ import psutil
 
 import gradtrace
 from gradtrace import Index
-from gradtrace.errors import GradtraceError, QueryError, StoreError
+from gradtrace.errors import QueryError, StoreError
 from gradtrace.manifest import MANIFEST_NAME, read_manifest
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_service.problems import FieldError
 from gradtrace_service.settings import Settings
+from gradtrace_service.work import IndexUnavailableError
 
 _LOOK_SECONDS = 1.0  # between two looks for new generations
 
@@ -44,9 +45,21 @@ class Hosted:
         )
 
     def state(self) -> Any:
-        """Changes whenever another generation is published."""
-        found = (self.path / MANIFEST_NAME).stat()
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        """Changes whenever another generation is published, or a file of this one is damaged or repaired.
+
+        Raises:
+            StoreError: there is no manifest, or it is damaged.
+        """
+        files = [entry.path for entry in read_manifest(self.path).files()]
+        return [_stamp(self.path / name) for name in (MANIFEST_NAME, *files)]
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def hosted(indexes: Sequence[str], tasks: Sequence[str], settings: Settings) -> list[Hosted]:
@@ -99,9 +112,11 @@ class Catalog:
         self._hosted = {one.name: one for one in hosted}
         self._memory_limit = memory_limit
         self._open: OrderedDict[str, Index] = OrderedDict()  # the one asked for last is at the end
-        self._states: dict[str, Any] = {}  # of the generation that is open, or that could not be opened
         self._next: dict[str, Index] = {}
-        self._lock = threading.Lock()  # of the three above, never held while an index is opened
+        self._lock = threading.Lock()  # of the two above, never held while an index is opened
+        self._states: dict[str, Any] = {}  # of the generation that is open, or that could not be opened
+        self._complaints: dict[str, str] = {}  # what was said last of an index that cannot be opened
+        self._opening = threading.Lock()  # of the two above: one index is opened at a time
         self._stopped = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="gradtrace-generations", daemon=True)
         self._follower.start()
@@ -111,7 +126,7 @@ class Catalog:
 
         Raises:
             FieldError: no index has this name.
-            GradtraceError: it cannot be opened.
+            IndexUnavailableError: it cannot be opened. It is tried again when its files have changed.
         """
         if name is None:
             name = next(iter(self._hosted))
@@ -122,13 +137,41 @@ class Catalog:
                 self._open[name] = self._next.pop(name)
             known = name in self._open
         if not known:
-            state, opened = self._hosted[name].state(), self._hosted[name].open()
-            with self._lock:
-                self._states[name], self._open[name] = state, opened
-            self._make_room(name)
+            self._open_first(name)
         with self._lock:
             self._open.move_to_end(name)
             return self._open[name]
+
+    def _open_first(self, name: str) -> None:
+        with self._opening:
+            opened = self._newer(name)
+            if opened is None:
+                raise IndexUnavailableError(f"index {name} cannot be opened: {self._complaints[name]}")
+            with self._lock:
+                self._open[name] = opened
+            self._make_room(name)
+
+    def _newer(self, name: str) -> Index | None:
+        """The index as it is on disk; None where it was tried before as it is, or cannot be opened."""
+        try:
+            state = self._hosted[name].state()
+            if state == self._states.get(name):
+                return None
+            self._states[name] = state
+            opened = self._hosted[name].open()
+        except Exception as error:  # also whatever a user's task raises
+            self._complain(name, error)
+            return None
+        self._complaints.pop(name, None)
+        _log.info("index %s: generation %d is ready", name, opened.manifest.generation)
+        return opened
+
+    def _complain(self, name: str, error: Exception) -> None:
+        """Once, until something else is the matter."""
+        if self._complaints.get(name) != str(error):
+            goes_on = ", the old generation goes on answering" if name in self._open else ""
+            _log.error("index %s cannot be opened%s: %s", name, goes_on, error)
+        self._complaints[name] = str(error)
 
     def _make_room(self, newest: str) -> None:
         while self._memory_limit is not None and len(self._open) > 1:
@@ -137,7 +180,7 @@ class Catalog:
             oldest = next(name for name in self._open if name != newest)
             _log.info("unloading index %s: memory is above its limit", oldest)
             with self._lock:
-                del self._open[oldest]
+                del self._open[oldest], self._states[oldest]
                 self._next.pop(oldest, None)
             gc.collect()
 
@@ -149,18 +192,13 @@ class Catalog:
                 self._look(name)
 
     def _look(self, name: str) -> None:
-        try:
-            state = self._hosted[name].state()
-            if state == self._states[name]:
+        with self._opening:
+            if name not in self._open:  # unloaded meanwhile
                 return
-            self._states[name] = state
-            opened = self._hosted[name].open()
-            _log.info("index %s: generation %d is ready", name, opened.manifest.generation)
-            with self._lock:
-                if name in self._open:  # else it was unloaded meanwhile
+            opened = self._newer(name)
+            if opened is not None:
+                with self._lock:
                     self._next[name] = opened
-        except (GradtraceError, OSError) as error:
-            _log.error("index %s: a new generation cannot be opened, the old one goes on answering: %s", name, error)
 
     def close(self) -> None:
         self._stopped.set()

@@ -12,11 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, cast
 
-from gradtrace.errors import QueryError, TaskError
-from gradtrace_service.work import Outcome, Work
+from gradtrace_service.work import REFUSALS, Outcome, Work
 
 T = TypeVar("T")
 
@@ -35,6 +35,10 @@ class WorkFailedError(Exception):
 
 class DrainingError(Exception):
     """The service is about to end and takes nothing new."""
+
+
+class WorkerLostError(Exception):
+    """The process that was at the work is gone; the work may be asked for again."""
 
 
 class Observer(Protocol):
@@ -100,7 +104,8 @@ class Engine:
             DrainingError: `drain` was called.
             QueueFullError: the queue is full.
             DeadlineError: it took too long.
-            QueryError, TaskError: as the work raised them.
+            QueryError, TaskError, IndexUnavailableError: as the work raised them.
+            WorkerLostError: the process that was at it was killed.
             WorkFailedError: the work raised anything else.
         """
         if self.draining:
@@ -186,8 +191,10 @@ class Engine:
 def _settle(answer: asyncio.Future[Any], outcome: Outcome) -> None:
     if not isinstance(outcome, Exception):
         answer.set_result(outcome)
-    elif isinstance(outcome, QueryError | TaskError):
+    elif isinstance(outcome, REFUSALS):
         answer.set_exception(outcome)
+    elif isinstance(outcome, BrokenProcessPool):
+        answer.set_exception(WorkerLostError())
     else:
         failure = WorkFailedError()
         failure.__cause__ = outcome

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gradtrace.errors import GradtraceError
+from gradtrace.errors import GradtraceError, StoreError
 from gradtrace.manifest import read_manifest
 from gradtrace_client.schemas import Job
 from gradtrace_indexer.builder import missing_shards
@@ -25,6 +25,7 @@ from gradtrace_indexer.files import write_file
 from gradtrace_indexer.generations import read_pending
 from gradtrace_service.catalog import Hosted
 from gradtrace_service.problems import FieldError, NoSuchJobError
+from gradtrace_service.work import IndexUnavailableError
 
 _ATTEMPTS = 5
 _LOOK_SECONDS = 0.2  # between two looks at a job's progress
@@ -60,7 +61,7 @@ class JobRunner:
 
         Raises:
             FieldError: no index has this name.
-            StoreError: the index is gone.
+            IndexUnavailableError: the index is gone or its manifest damaged.
         """
         index = next(iter(self._hosted)) if index is None else index
         if index not in self._hosted:
@@ -74,11 +75,17 @@ class JobRunner:
             roll_back_to=roll_back_to,
             state="running",
             progress=0.0,
-            generation=read_manifest(self._hosted[index].path).generation,
+            generation=self._generation(index),
             created=_now(),
         )
         self._start(job)
         return job
+
+    def _generation(self, index: str) -> int:
+        try:
+            return read_manifest(self._hosted[index].path).generation
+        except StoreError as error:
+            raise IndexUnavailableError(str(error)) from error
 
     def get(self, job: str) -> Job:
         """Raises NoSuchJobError."""

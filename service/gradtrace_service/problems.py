@@ -14,8 +14,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradtrace.errors import QueryError, TaskError
 from gradtrace_client.schemas import FieldProblem, Problem, field_problems
-from gradtrace_service.engine import DeadlineError, DrainingError, QueueFullError, WorkFailedError
+from gradtrace_service.engine import (
+    DeadlineError,
+    DrainingError,
+    QueueFullError,
+    WorkerLostError,
+    WorkFailedError,
+)
 from gradtrace_service.request_ids import request_id
+from gradtrace_service.work import IndexUnavailableError
 
 RETRY_AFTER_SECONDS = 1
 _MEDIA_TYPE = "application/problem+json"
@@ -96,6 +103,8 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(DeadlineError, _late)
     app.add_exception_handler(NotReadyError, _not_ready)
     app.add_exception_handler(DrainingError, _draining)
+    app.add_exception_handler(WorkerLostError, _lost)
+    app.add_exception_handler(IndexUnavailableError, _unavailable)
     app.add_exception_handler(WorkFailedError, _failed)
 
 
@@ -145,6 +154,17 @@ def _not_ready(request: Request, error: Exception) -> Response:
 def _draining(request: Request, error: Exception) -> Response:
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS), "Connection": "close"}
     return problem(503, "draining", "the service is about to end; send this one to the next", headers=headers)
+
+
+def _lost(request: Request, error: Exception) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return problem(503, "worker-lost", "the process that was at it was killed; send it again", headers=headers)
+
+
+def _unavailable(request: Request, error: Exception) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    detail = "the index cannot be opened as it is now; the service's log says why, and it is tried again once repaired"
+    return problem(503, "index-unavailable", detail, headers=headers)
 
 
 def _failed(request: Request, error: Exception) -> Response:

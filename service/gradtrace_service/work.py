@@ -7,17 +7,25 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from gradtrace import Index
+from gradtrace.errors import QueryError, StoreError, TaskError
 
 T = TypeVar("T")
 
 Outcome = Any  # a work's result, or the exception that it raised
 
 
+class IndexUnavailableError(StoreError):
+    """An index of the service cannot be opened as it is on disk now."""
+
+
+REFUSALS = (QueryError, TaskError, IndexUnavailableError)  # whose cause is for the caller to know
+
+
 class Indexes(Protocol):
     """Open indexes by name."""
 
     def get(self, name: str | None) -> Index:
-        """Raises FieldError for a name that is not there, StoreError for an index that cannot be opened."""
+        """Raises FieldError for a name that is not there, IndexUnavailableError for an index that cannot be opened."""
 
 
 @dataclass(frozen=True, slots=True)

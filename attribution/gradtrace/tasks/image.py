@@ -31,8 +31,8 @@ class Normalise:
 
     def inverse(self, image: Tensor) -> Pixels:
         """float [channels, height, width] -> uint8 [height, width, channels]."""
-        pixels = image.cpu().float().mul(self.std).add(self.mean).mul(255)
-        return pixels.round().clamp(0, 255).byte().movedim(0, -1).contiguous().numpy()
+        values = (image.cpu().float().numpy() * self.std.numpy() + self.mean.numpy()) * 255  # faster than by PyTorch
+        return np.ascontiguousarray(values.round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 class ImageRows:

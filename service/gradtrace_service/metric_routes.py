@@ -1,4 +1,4 @@
-"""What is counted, over HTTP: unlike whether the service lives, told to those with a key alone, where there are any."""
+"""What Prometheus scrapes, over HTTP."""
 
 from __future__ import annotations
 
