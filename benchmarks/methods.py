@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.datasets import DATASETS, task_spec
-from gradtrace import Example, open_index
+from gradtrace import open_index
 from gradtrace.dataset import fetch
+from gradtrace.task import Example
 from gradtrace_indexer.task_loading import load_task
 
 Ask = Callable[[Sequence[Example]], object]
