@@ -36,6 +36,11 @@ def _split(value: Any) -> Any:
     return value.split(os.pathsep) if isinstance(value, str) else value
 
 
+def _split_words(value: Any) -> Any:
+    """Of the environment, where addresses hold what is between paths."""
+    return value.split() if isinstance(value, str) else value
+
+
 class SettingsError(GradtraceError):
     """A setting's value does not fit."""
 
@@ -69,7 +74,7 @@ class Settings(BaseSettings):
     rate_limit: PositiveInt | None = Field(
         None, description="Requests a minute of one key, or of one address where there are no keys; beyond, 429."
     )
-    cors_origins: list[str] | None = Field(
+    cors_origins: Annotated[list[str] | None, NoDecode, BeforeValidator(_split_words)] = Field(
         None, description="Origin, such as https://example.org, whose pages may ask; without, no other's may."
     )
     audit_log: Path | None = Field(None, description="File to which each admin call is written, as a line of JSON.")
@@ -92,6 +97,9 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+DEFAULTS = Settings.model_construct()  # reads neither the environment nor a file
 
 
 def read_settings(config: Path | None, **flags: Any) -> Settings:

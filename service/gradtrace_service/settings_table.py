@@ -24,9 +24,9 @@ value and what it may be; so does a key of the file that is no setting. Other `G
 
 """
 _TAIL = """
-A list is given by repeating the flag, in the environment with `:` between the parts (`;` on Windows), and in the file
-as a TOML array. [gradtrace.toml](gradtrace.toml) is a file to begin with; [operations.md](operations.md) says which
-figures tell that a setting should change.
+A list is given by repeating the flag, in the environment with `:` between paths (`;` on Windows) and a space between
+origins, and in the file as a TOML array. [gradtrace.toml](gradtrace.toml) is a file to begin with;
+[operations.md](operations.md) says which figures tell that a setting should change.
 
 This page is made by `make settings` from `service/gradtrace_service/settings.py`.
 """
