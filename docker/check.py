@@ -1,7 +1,7 @@
 """Run, without a container engine, what the images install and what compose.yaml starts: `make docker-check`.
 
-In a clean directory: the files that the Dockerfile copies, install.sh, then the commands of the compose file's services,
-with the image's environment, and directories in place of volumes. The service must pass the image's health check,
+In a clean directory: the files that the Dockerfile copies, install.sh, then the commands of the compose file's
+services, with the image's environment, and directories in place of volumes. The service must pass the image's health check,
 answer, be scraped, index anew, and end on SIGTERM.
 """
 
