@@ -1,4 +1,4 @@
-# make demo | test | lint | settings | api | bench | peers, each in a virtual environment that make itself creates.
+# make demo | test | fuzz | lint | docker-check | settings | api | bench | peers, in a virtual environment that make makes.
 PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
@@ -8,8 +8,9 @@ export GRADTRACE_DATA ?= $(abspath ../shared/data)
 # digits, or with GRADTRACE_DATA: mnist, cifar10, california, dbpedia, sst2
 DATASET ?= digits
 ONCE ?=
+FUZZ_SECONDS ?= 90
 
-.PHONY: demo test lint settings api bench peers install clean
+.PHONY: demo test fuzz lint docker-check settings api bench peers install clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml client/pyproject.toml
@@ -24,10 +25,18 @@ demo: install
 test: install
 	$(VENV)/bin/python -m pytest
 
+fuzz: install  # for longer than `make test` does
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(VENV)/bin/python -m pytest tests/test_fuzz.py --timeout $$((2 * $(FUZZ_SECONDS) + 300))
+
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docker-check: install  # what the images install and the compose file starts, without a container engine
+	$(VENV)/bin/hadolint docker/Dockerfile
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+	$(VENV)/bin/python docker/check.py
 
 settings: install  # the page of settings, from the code
 	$(VENV)/bin/python -m gradtrace_service.settings_table > docs/settings.md
