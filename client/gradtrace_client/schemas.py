@@ -189,6 +189,11 @@ class CheckpointInfo(_Answer):
     step: int
     learning_rate: float
     run: int = Field(0, description="Which training run it is of.")
+    kind: str = Field(
+        "weights",
+        description="`weights` as training left them; `average` of a segment's, for fast-source alone; `recorded`: the "
+        "training up to there, for hydra alone.",
+    )
 
 
 class IndexInfo(_Answer):
