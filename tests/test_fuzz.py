@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import httpx
 import pytest
 
 from conftest import DigitsRun
+from gradtrace_service.api_keys import Scope, add_key
 from gradtrace_service.app import create_service
 from gradtrace_service.catalog import Hosted
 from gradtrace_service.server import serving
@@ -26,29 +29,46 @@ SECONDS = os.environ.get("FUZZ_SECONDS")
 BOUND = ["--max-time", SECONDS] if SECONDS else ["--max-examples", "5", "--seed", "0"]
 
 
+@dataclass(frozen=True)
+class Target:
+    """A service with keys, all of whose addresses are open to this one."""
+
+    url: str
+    headers: dict[str, str]
+    folder: Path
+
+    def get(self, path: str) -> Any:
+        return httpx.get(self.url + path, headers=self.headers).raise_for_status().json()
+
+    def fuzz(self, schema: dict[str, Any], *options: str) -> None:
+        file = self.folder / "openapi.json"
+        file.write_text(json.dumps(schema))
+        words = [str(Path(sys.executable).with_name("st")), "run", file.name, "--url", self.url, "--no-color"]
+        key = [f"{name}: {value}" for name, value in self.headers.items()]
+        words += ["--checks", "all", "--header", *key, *BOUND, *options]
+        done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
-def url(digits_index: DigitsRun) -> Iterator[str]:
-    hosted = [Hosted("digits", digits_index.index, digits_index.task)]
-    with serving(create_service(hosted, Settings())) as address:
-        yield address
+def target(digits_index: DigitsRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    folder = tmp_path_factory.mktemp("fuzz")
+    index = Path(shutil.copytree(digits_index.index, folder / "index"))  # for /reindex
+    key = add_key(folder / "keys", "fuzzer", [Scope.query, Scope.admin])
+    hosted = [Hosted("digits", index, digits_index.task, [digits_index.checkpoints])]
+    with serving(create_service(hosted, Settings(api_key_file=folder / "keys"))) as url:
+        yield Target(url, {"Authorization": f"Bearer {key}"}, folder)
 
 
-def fuzz(schema: str, url: str, *options: str) -> None:
-    words = [str(Path(sys.executable).with_name("st")), "run", schema, "--url", url, "--checks", "all", "--no-color"]
-    done = subprocess.run([*words, *BOUND, *options], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_whatever_is_sent_the_answer_is_as_documented(target: Target) -> None:
+    """What the schema allows may still name what is not there, and is refused then: the next test is of the rest."""
+    kinds = ["--phases", "coverage,fuzzing,stateful"] if SECONDS else ["--phases", "coverage", "--mode", "negative"]
+    target.fuzz(target.get("/openapi.json"), "--exclude-checks", "positive_data_acceptance", *kinds)
 
 
-def test_whatever_is_sent_the_answer_is_as_documented(url: str) -> None:
-    """What the schema allows may still name what is not there, and then it is refused: the next test is of the rest."""
-    phases = "coverage,fuzzing,stateful" if SECONDS else "coverage,fuzzing"
-    fuzz(f"{url}/openapi.json", url, "--exclude-checks", "positive_data_acceptance", "--phases", phases)
-
-
-def test_what_names_things_that_are_there_is_accepted(url: str, tmp_path: Path) -> None:
-    schema = tmp_path / "schema.json"
-    schema.write_text(json.dumps(narrowed(httpx.get(f"{url}/openapi.json").json(), httpx.get(f"{url}/index").json())))
-    fuzz(str(schema), url, "--mode", "positive", "--phases", "coverage,fuzzing")
+def test_what_names_things_that_are_there_is_accepted(target: Target) -> None:
+    schema = narrowed(target.get("/openapi.json"), target.get("/index"))
+    target.fuzz(schema, "--mode", "positive", "--phases", "fuzzing")
 
 
 def narrowed(schema: dict[str, Any], index: dict[str, Any]) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def logged(capsys: pytest.CaptureFixture[str], format_name: str, digits_index: D
 @pytest.mark.usefixtures("restored_logging")
 def test_the_log_in_json(capsys: pytest.CaptureFixture[str], digits_index: DigitsRun) -> None:
     lines: list[dict[str, Any]] = [json.loads(line) for line in logged(capsys, "json", digits_index)]
-    by_id = {line["request_id"]: line for line in lines if line["logger"] == "gradtrace_service.access"}
+    by_id = {line["request_id"]: line for line in lines if line["logger"] == "gradtrace_service.access_log"}
     assert by_id["mine"]["path"] == "/influence"
     assert (by_id["mine"]["method"], by_id["mine"]["status"], by_id["mine"]["problem"]) == ("POST", 200, None)
     assert by_id["mine"]["milliseconds"] > 0
@@ -203,7 +203,7 @@ def test_the_log_in_json(capsys: pytest.CaptureFixture[str], digits_index: Digit
 def test_the_log_as_text(capsys: pytest.CaptureFixture[str], digits_index: DigitsRun) -> None:
     lines = logged(capsys, "text", digits_index)
     assert any(
-        re.search(r"INFO \[mine\] gradtrace_service.access: POST '/influence' 200 \d+\.\d ms", one) for one in lines
+        re.search(r"INFO \[mine\] gradtrace_service.access_log: POST '/influence' 200 \d+\.\d ms", one) for one in lines
     )
 
 

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from conftest import DigitsRun
 from gradtrace_client import AuthenticationError, BusyError, Client
-from gradtrace_client.schemas import Problem
+from gradtrace_client.problem_schemas import Problem
 from gradtrace_service import cli
 from gradtrace_service.access import OPEN
 from gradtrace_service.api_keys import KeyFile, Scope, add_key, read_keys
@@ -326,7 +326,7 @@ def test_other_origins_are_refused_unless_named(http: httpx.Client, url: str, di
 def test_several_origins_are_given_by_flag_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["https://a.example", "http://127.0.0.1:3000"]
     assert read_settings(None, cors_origins=wanted).cors_origins == wanted
-    monkeypatch.setenv("GRADTRACE_CORS_ORIGINS", " ".join(wanted))
+    monkeypatch.setenv("GRADTRACE_CORS_ORIGINS", ",".join(wanted))
     assert read_settings(None).cors_origins == wanted
 
 
