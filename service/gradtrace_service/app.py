@@ -142,6 +142,8 @@ async def _warm_up(app: FastAPI, engine: Engine) -> None:
         tries = [engine.run(Work(None, answers.warm_up)) for _ in range(engine.slots)]
         outcomes = await asyncio.gather(*tries, return_exceptions=True)
         warm.update(outcome for outcome in outcomes if isinstance(outcome, int))
+        if engine.draining:
+            return
         failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         if failures:
             cause = failures[0].__cause__ or failures[0]
