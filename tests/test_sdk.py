@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from PIL import Image
 
 import digits_task
 import gradtrace
+import gradtrace_client
 from conftest import DigitsRun
 from gradtrace.manifest import MANIFEST_NAME
 from gradtrace_client import AsyncClient, Client, Influence, InvalidRequestError, Job, JobFailedError, NotFoundError
@@ -31,6 +33,7 @@ from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 
 TASK = digits_task.TASK
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +116,31 @@ def test_a_job_is_followed_to_its_end_also_where_events_are_cut_off(behind: str)
         assert route.paths.count(f"/jobs/{started.id}") >= 1
 
 
-def test_a_job_that_fails_is_raised(behind: str) -> None:
-    with Client(behind) as client:
+def test_the_examples_of_the_page_run_and_a_job_that_fails_is_raised(
+    behind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(TASK.normalise.inverse(TASK.query[3][0])[:, :, 0]).save("four.png")
+    names: dict[str, Any] = {}
+    for code in re.findall(r"^```python\n(.*?)^```", (DOCS / "client.md").read_text(), re.MULTILINE | re.DOTALL):
+        exec(compile(code.replace("http://127.0.0.1:8000", behind), "docs/client.md", "exec"), names)
+    assert len(names["table"]) == 10
+    assert (names["job"].state, names["job"].generation) == ("succeeded", 2)
+    assert len(names["suspects"]) == digits_task.load(slice(400))[1].tolist().count(3)
+    names["patient"].close()
+    with names["client"] as client:
         with pytest.raises(JobFailedError, match="keeps no generation 7") as caught:
             client.wait(client.reindex(roll_back_to=7))
         assert caught.value.job.state == "failed"
         with pytest.raises(NotFoundError, match="no job"):
             client.wait("none")
+
+
+def test_the_page_describes_every_call_and_error() -> None:
+    page = (DOCS / "client.md").read_text()
+    calls = {name for name in vars(Client) | vars(Client.__mro__[1]) if not name.startswith("_")}
+    errors = {name for name in gradtrace_client.__all__ if name.endswith("Error")}
+    assert [name for name in sorted(calls | errors) if not re.search(rf"`(client\.)?{name}\b", page)] == []
 
 
 def job(progress: float, **more: Any) -> Job:

@@ -26,7 +26,7 @@ from gradtrace_service.metrics import Metrics
 from gradtrace_service.problems import add_problem_handlers
 from gradtrace_service.request_ids import RequestIds
 from gradtrace_service.security import add_security, guarded
-from gradtrace_service.settings import Settings
+from gradtrace_service.settings import DEFAULTS, Settings
 from gradtrace_service.tracing import tracer_provider
 from gradtrace_service.version_header import VersionHeader
 from gradtrace_service.work import Work
@@ -38,8 +38,11 @@ _log = logging.getLogger(__name__)
 
 
 def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
-    """The service over an open index, which belongs to the service's own thread from now on. It offers no jobs."""
-    settings, metrics = settings or Settings(), Metrics()
+    """The service over an open index, which belongs to the service's own thread from now on. It offers no jobs.
+
+    settings: None: the defaults, whatever the environment says
+    """
+    settings, metrics = settings or DEFAULTS, Metrics()
     engine = Engine(thread_worker(FixedIndex(index)), answer_batch, limits=_limits(settings), observer=metrics)
     metrics.watch(engine)
     return _app(engine, settings, metrics, partial(index_routes.open_index_summary, index))

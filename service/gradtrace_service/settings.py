@@ -97,6 +97,9 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
+DEFAULTS = Settings.model_construct()  # reads neither the environment nor a file
+
+
 def read_settings(config: Path | None, **flags: Any) -> Settings:
     """Settings from the flags that were given (not None), the environment, and the file.
 
