@@ -1,4 +1,4 @@
-# make demo | test | fuzz | lint | docker-check | settings | bench | peers, each in a virtual environment that make makes.
+# make demo | test | fuzz | lint | docker-check | settings | api | bench | peers, each in an environment that it creates.
 PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
@@ -10,7 +10,7 @@ DATASET ?= digits
 ONCE ?=
 FUZZ_SECONDS ?= 90
 
-.PHONY: demo test fuzz lint docker-check settings bench peers install clean
+.PHONY: demo test fuzz lint docker-check settings api bench peers install clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml client/pyproject.toml
@@ -40,6 +40,9 @@ docker-check: install  # what the images install and the compose file starts, wi
 
 settings: install  # the page of settings, from the code
 	$(VENV)/bin/python -m gradtrace_service.settings_table > docs/settings.md
+
+api: install  # the page of the HTTP API, from the code
+	$(VENV)/bin/python -m gradtrace_service.api_reference > docs/api.md
 
 bench: install
 	$(VENV)/bin/python -m benchmarks

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,26 +22,53 @@ import pytest
 import digits_task
 from conftest import DigitsRun
 from gradtrace_service import app as app_module
-from gradtrace_service.app import create_app
+from gradtrace_service.app import create_app, create_service
+from gradtrace_service.catalog import Hosted
+from gradtrace_service.jobs import JobRunner
 from gradtrace_service.server import serving
+from gradtrace_service.settings import Settings
+from gradtrace_service.work import IndexUnavailableError
 
-SLOW_TASK = f"""
+# Renders when it is let.
+SLOW_TASK = """
 import sys, time
-sys.path.insert(0, {str(Path(digits_task.__file__).parent)!r})
+from pathlib import Path
+sys.path.insert(0, {tests!r})
 from digits_task import TASK
 render = TASK.render
 def slowly(example):
-    time.sleep(0.5)
+    Path({here!r}, "begun").touch()
+    while not Path({here!r}, "go on").exists():
+        time.sleep(0.05)
     return render(example)
 TASK.render = slowly
 """
+
+
+@pytest.fixture
+def slow_task(tmp_path: Path) -> str:
+    path = tmp_path / "slow_task.py"
+    path.write_text(SLOW_TASK.format(tests=str(Path(digits_task.__file__).parent), here=str(tmp_path)))
+    return f"{path}:TASK"
 
 
 @contextmanager
 def served(index: Path, task: str, log: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = ["serve", str(index), "--task", task, "--port", str(port), "--log-format", "json", *flags]
+    words = [
+        "serve",
+        str(index),
+        "--task",
+        task,
+        "--port",
+        str(port),
+        "--log-format",
+        "json",
+        "--drain-seconds",
+        "120",
+        *flags,
+    ]
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "gradtrace_service", *words], stderr=stderr, start_new_session=True
@@ -62,73 +91,80 @@ def until(condition: int | None, url: str, seconds: float = 90.0) -> None:
     ends = time.monotonic() + seconds
     while readiness(url) != condition:
         assert time.monotonic() < ends, f"/readyz did not become {condition}"
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
-@pytest.mark.parametrize(
-    ("flags", "signals"),
-    [
-        ((), lambda process: process.terminate()),
-        (("--processes", "1"), lambda process: os.killpg(process.pid, signal.SIGINT)),
-    ],
-    ids=["SIGTERM", "Ctrl-C, processes"],
-)
-def test_what_was_asked_is_answered_and_nothing_new(flags, signals, digits_index: DigitsRun, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    task = tmp_path / "slow_task.py"
-    task.write_text(SLOW_TASK)
+def ends_when_all_is_answered(process: subprocess.Popen[bytes], url: str, here: Path, sent: Callable[[], None]) -> None:
     body = {"query_rows": [0], "k": 2}
-    with (
-        served(digits_index.index, f"{task}:TASK", tmp_path / "log", *flags) as (process, url),
-        ThreadPoolExecutor(1) as other,
-    ):
-        until(200, url)
-        in_flight = other.submit(httpx.post, f"{url}/influence", json=body, timeout=60)
-        time.sleep(0.5)
-        signals(process)
-        until(503, url, seconds=1.5)
+    with ThreadPoolExecutor(1) as other:
+        in_flight = other.submit(httpx.post, f"{url}/influence", json=body, timeout=120)
+        while not (here / "begun").exists():
+            time.sleep(0.05)
+        sent()
+        until(503, url)
         refused = httpx.post(f"{url}/influence", json=body)
         assert httpx.get(f"{url}/readyz").json()["type"] == "urn:gradtrace:problem:draining"
         assert (refused.status_code, refused.json()["type"]) == (503, "urn:gradtrace:problem:draining")
         assert "retry-after" in refused.headers
         assert httpx.get(f"{url}/healthz").status_code == 200
         assert not in_flight.done()
+        (here / "go on").touch()
         assert in_flight.result().status_code == 200
         assert len(in_flight.result().json()["results"][0]["proponents"]) == 2
-        process.wait(30)
-        assert readiness(url) is None
+    process.wait(30)
+    assert readiness(url) is None
 
 
-def test_an_index_that_cannot_be_opened_is_not_ready_and_the_log_says_why(
-    digits_index: DigitsRun, tmp_path: Path
-) -> None:
-    index = tmp_path / "index"
-    index.mkdir()
-    for path in digits_index.index.iterdir():
-        (index / path.name).symlink_to(path)
-    hidden = next(path for path in index.iterdir() if path.is_symlink() and path.is_dir())
-    hidden.rename(tmp_path / hidden.name)
-    log = tmp_path / "log"
-    with served(index, digits_index.task, log, "--processes", "1") as (_, url):
-        until(503, url)
-        for _ in range(600):
-            if "not ready" in log.read_text():
-                break
-            time.sleep(0.1)
-        assert readiness(url) == 503
-        assert httpx.get(f"{url}/healthz").status_code == 200
-        (tmp_path / hidden.name).rename(hidden)  # put right under the running service
+def test_sigterm(slow_task: str, digits_index: DigitsRun, tmp_path: Path) -> None:
+    with served(digits_index.index, slow_task, tmp_path / "log") as (process, url):
         until(200, url)
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert any("not ready" in line["message"] and hidden.name in line["message"] for line in lines)
+        ends_when_all_is_answered(process, url, tmp_path, process.terminate)
 
 
-def test_without_processes_it_does_not_start(digits_index: DigitsRun, tmp_path: Path) -> None:
-    index = tmp_path / "index"
-    index.mkdir()
-    (index / "manifest.json").symlink_to(digits_index.index / "manifest.json")
-    with served(index, digits_index.task, tmp_path / "log") as (process, _):
-        assert process.wait(60) == 1
-    assert (tmp_path / "log").read_text().startswith("error: ")
+def test_processes_with_a_damaged_index_that_is_put_right_and_ctrl_c(
+    slow_task: str, digits_index: DigitsRun, tmp_path: Path
+) -> None:
+    index = Path(shutil.copytree(digits_index.index, tmp_path / "index"))
+    shard = next(path for path in index.rglob("*") if path.suffix == ".rows")
+    shard.rename(tmp_path / "shard")
+    log, flags = tmp_path / "log", ("--processes", "1", "--checkpoints", str(digits_index.checkpoints))
+    with served(index, slow_task, log, *flags) as (process, url):
+        until(503, url)
+        while "not ready" not in log.read_text():
+            assert readiness(url) == 503
+            time.sleep(0.2)
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        (tmp_path / "shard").rename(shard)
+        until(200, url)
+        ends_when_all_is_answered(process, url, tmp_path, lambda: os.killpg(process.pid, signal.SIGINT))
+    messages = [json.loads(line)["message"] for line in log.read_text().splitlines() if line.startswith("{")]
+    assert any(one.startswith("not ready") and f"{shard.name} is missing" in one for one in messages)
+
+
+def test_without_processes_a_damaged_index_is_refused_at_once(digits_index: DigitsRun, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").symlink_to(digits_index.index / "manifest.json")
+    with pytest.raises(IndexUnavailableError, match="is missing"):
+        create_service([Hosted("index", tmp_path, digits_index.task)], Settings())
+
+
+def test_the_events_of_a_job_do_not_hold_the_end_up(digits_index: DigitsRun, tmp_path: Path) -> None:
+    index = Path(shutil.copytree(digits_index.index, tmp_path / "index"))
+
+    async def follow_until_the_end() -> list[str]:
+        jobs = JobRunner([Hosted("index", index, digits_index.task)])
+        job = jobs.start(None, roll_back_to=7)
+
+        async def states() -> list[str]:
+            return [state.state async for state in jobs.follow(job.id)]
+
+        following = asyncio.ensure_future(states())
+        await asyncio.sleep(0.1)
+        await jobs.end_following()
+        found = await asyncio.wait_for(following, 1)
+        await jobs.close()
+        return found
+
+    assert set(asyncio.run(follow_until_the_end())) == {"running"}
 
 
 def test_a_first_query_that_fails_is_tried_again(

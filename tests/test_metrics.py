@@ -7,11 +7,14 @@ import json
 import logging.config
 import re
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -25,6 +28,7 @@ from conftest import DigitsRun
 from gradtrace import MissingLibraryError
 from gradtrace_client import AsyncClient, Client, InfluenceAnswer
 from gradtrace_client.schemas import Timing
+from gradtrace_client.service_schemas import Job
 from gradtrace_service import app as app_module
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.catalog import Hosted
@@ -115,11 +119,29 @@ def test_errors_count_by_kind_and_addresses_by_template(url: str) -> None:
     for row in range(3):
         httpx.get(f"{url}/examples/train/{10**6 + row}")
         httpx.get(f"{url}/nothing/{row}")
+    httpx.request("PROPFIND", f"{url}/index")
     found = samples(url)
+    assert found["gradtrace_requests_total", "/index", "(other)", "405"] == 1
     assert found["gradtrace_errors_total", "invalid-request"] == 1
     assert found["gradtrace_errors_total", "not-found"] == 6
     assert found["gradtrace_requests_total", "/examples/{split}/{row}", "GET", "404"] == 3
     assert found["gradtrace_requests_total", "(none)", "GET", "404"] == 3
+
+
+def test_a_caller_who_went_away_counts_as_499(url: str) -> None:
+    body = b'{"query_rows": [0]}'
+    head = (
+        f"POST /influence HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname or "", address.port or 0)) as connection:
+        connection.sendall(head.encode() + body)
+    gone = ("gradtrace_requests_total", "/influence", "POST", "499")
+    for _ in range(100):
+        if samples(url).get(gone) == 1:
+            return
+        time.sleep(0.1)
+    pytest.fail("not counted")
 
 
 def test_applications_of_one_process_count_for_themselves(url: str, digits_index: DigitsRun) -> None:
@@ -132,24 +154,21 @@ def test_applications_of_one_process_count_for_themselves(url: str, digits_index
 
 def test_jobs_and_published_generations(digits_index: DigitsRun, tmp_path: Path) -> None:
     index = Path(shutil.copytree(digits_index.index, tmp_path / "index"))
+    now = datetime.now(timezone.utc)
+    kept = Job(id="1", index="here", operation="update", state="failed", progress=0.5, generation=1, created=now)
+    (index / "jobs").mkdir()
+    (index / "jobs" / "1.json").write_text(kept.model_dump_json())
     hosted = [Hosted("here", index, digits_index.task, [digits_index.checkpoints])]
     with serving(create_service(hosted, Settings())) as url:
         wait_ready(url)
-        httpx.get(f"{url}/index")
-        httpx.post(f"{url}/influence", json={"query_rows": [0], "index": "here"})
+        for named in ({}, {"index": "here"}):
+            httpx.post(f"{url}/influence", json={"query_rows": [0], **named})
         found = samples(url)
         assert found["gradtrace_index_generation", "here"] == 1
         assert found["gradtrace_index_published_generation", "here"] == 1
-        assert {state: found["gradtrace_jobs", state] for state in ("running", "succeeded", "failed")} == {
-            "running": 0,
-            "succeeded": 0,
-            "failed": 0,
-        }
-        job = httpx.post(f"{url}/reindex", json={"roll_back_to": 7}).json()
-        with httpx.stream("GET", f"{url}/jobs/{job['id']}/events", timeout=60) as events:
-            list(events.iter_lines())
-        assert samples(url)["gradtrace_jobs", "failed"] == 1
-        shutil.rmtree(index)
+        jobs = {state: found["gradtrace_jobs", state] for state in ("running", "succeeded", "failed")}
+        assert jobs == {"running": 0, "succeeded": 0, "failed": 1}
+        (index / "manifest.json").unlink()
         assert ("gradtrace_index_published_generation", "here") not in samples(url)
 
 
@@ -191,7 +210,7 @@ def logged(capsys: pytest.CaptureFixture[str], format_name: str, digits_index: D
 @pytest.mark.usefixtures("restored_logging")
 def test_the_log_in_json(capsys: pytest.CaptureFixture[str], digits_index: DigitsRun) -> None:
     lines: list[dict[str, Any]] = [json.loads(line) for line in logged(capsys, "json", digits_index)]
-    by_id = {line["request_id"]: line for line in lines if line["logger"] == "gradtrace_service.access"}
+    by_id = {line["request_id"]: line for line in lines if line["logger"] == "gradtrace_service.access_log"}
     assert by_id["mine"]["path"] == "/influence"
     assert (by_id["mine"]["method"], by_id["mine"]["status"], by_id["mine"]["problem"]) == ("POST", 200, None)
     assert by_id["mine"]["milliseconds"] > 0
@@ -203,7 +222,7 @@ def test_the_log_in_json(capsys: pytest.CaptureFixture[str], digits_index: Digit
 def test_the_log_as_text(capsys: pytest.CaptureFixture[str], digits_index: DigitsRun) -> None:
     lines = logged(capsys, "text", digits_index)
     assert any(
-        re.search(r"INFO \[mine\] gradtrace_service.access: POST '/influence' 200 \d+\.\d ms", one) for one in lines
+        re.search(r"INFO \[mine\] gradtrace_service.access_log: POST '/influence' 200 \d+\.\d ms", one) for one in lines
     )
 
 

@@ -12,7 +12,7 @@ import stat
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from conftest import DigitsRun
 from gradtrace_client import AuthenticationError, BusyError, Client
-from gradtrace_client.schemas import Problem
+from gradtrace_client.problem_schemas import Problem
 from gradtrace_service import cli
 from gradtrace_service.access import OPEN
 from gradtrace_service.api_keys import KeyFile, Scope, add_key, read_keys
@@ -34,7 +34,7 @@ from gradtrace_service.app import create_app, create_service
 from gradtrace_service.catalog import Hosted
 from gradtrace_service.rate_limit import RateLimit
 from gradtrace_service.server import refuse_public, serving
-from gradtrace_service.settings import Settings, SettingsError
+from gradtrace_service.settings import Settings, SettingsError, read_settings
 
 ASKED = {"query_rows": [0], "k": 1}
 
@@ -223,6 +223,15 @@ def test_a_key_is_printed_once_and_only_its_hash_kept(tmp_path: Path) -> None:
     assert KeyFile(file).find(key) == found
 
 
+def test_what_is_asked_in_process_needs_no_key_of_the_service_that_is_configured(
+    digits_index: DigitsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_key(tmp_path / "keys", "any", [Scope.query])
+    monkeypatch.setenv("GRADTRACE_API_KEY_FILE", str(tmp_path / "keys"))
+    words = ["query", str(digits_index.index), "--task", digits_index.task, "--query-row", "0", "--json"]
+    assert CliRunner().invoke(cli.app, words, catch_exceptions=False).exit_code == 0
+
+
 def test_a_file_that_holds_no_keys_is_refused_at_the_start(digits_index: DigitsRun, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="key new"):
         create_app(digits_index.open(), Settings(api_key_file=tmp_path / "none"))
@@ -314,6 +323,13 @@ def test_other_origins_are_refused_unless_named(http: httpx.Client, url: str, di
         assert "access-control-allow-origin" not in other.headers
 
 
+def test_several_origins_are_given_by_flag_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["https://a.example", "http://127.0.0.1:3000"]
+    assert read_settings(None, cors_origins=wanted).cors_origins == wanted
+    monkeypatch.setenv("GRADTRACE_CORS_ORIGINS", " ".join(wanted))
+    assert read_settings(None).cors_origins == wanted
+
+
 def test_a_failure_outside_of_the_routes_has_its_headers_too(
     http: httpx.Client, digits_index: DigitsRun, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -343,12 +359,13 @@ def test_an_address_of_this_machine_alone_needs_none() -> None:
         refuse_public(host)
 
 
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def png_of(width: int, height: int, data: bytes) -> str:
     """A PNG whose header says so; `data` is its compressed content."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     whole = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     return base64.b64encode(whole).decode()
@@ -369,6 +386,38 @@ def test_an_image_of_the_right_size_with_endless_content_costs_nothing(http: htt
     response = http.post(f"{url}/influence", json={"example": {"image": bomb}, "k": 1})
     assert response.status_code in (200, 422)
     assert response.elapsed.total_seconds() < 2
+
+
+def jpeg_of(scans: int) -> bytes:
+    """A progressive JPEG whose last scan comes so many times more."""
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "JPEG", progressive=True)
+    whole = buffer.getvalue()
+    return whole[:-2] + whole[whole.rindex(b"\xff\xda") : -2] * scans + whole[-2:]
+
+
+def png_with(profiles: int) -> bytes:
+    """A PNG with so many colour profiles of a megabyte each, packed."""
+    profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**20), 9))
+    plain = base64.b64decode(png_of(8, 8, zlib.compress(bytes(72))))
+    return plain[:33] + profile * profiles + plain[33:]
+
+
+@pytest.mark.parametrize("make", [jpeg_of, png_with])
+def test_a_small_file_that_takes_long_is_refused_before(
+    http: httpx.Client, url: str, make: Callable[[int], bytes]
+) -> None:
+    """Of either kind, a body of the size that is allowed would keep the worker busy for half a minute and more."""
+
+    def asked(content: bytes) -> httpx.Response:
+        example = {"image": base64.b64encode(content).decode()}
+        return http.post(f"{url}/influence", json={"example": example, "k": 1})
+
+    assert asked(make(1)).status_code == 200
+    for many in (200, 5_000):
+        refused = asked(make(many))
+        assert "save it" in problem(refused, 422).detail
+        assert refused.elapsed.total_seconds() < 2
 
 
 def test_a_gif_is_no_png(http: httpx.Client, url: str) -> None:

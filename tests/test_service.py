@@ -24,7 +24,8 @@ from conftest import DigitsRun
 from gradtrace import Index
 from gradtrace.methods import METHODS
 from gradtrace_client import AsyncClient, Client, Hit, InfluenceAnswer, InvalidRequestError, NotFoundError, ServiceError
-from gradtrace_client.schemas import MAX_K, MAX_QUERIES, Problem
+from gradtrace_client.problem_schemas import Problem
+from gradtrace_client.schemas import MAX_K, MAX_QUERIES
 from gradtrace_indexer import delete_rows
 from gradtrace_service.app import create_app
 from gradtrace_service.catalog import FixedIndex

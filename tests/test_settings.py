@@ -55,8 +55,10 @@ def test_lists_are_given_in_each_way(file: Path, monkeypatch: pytest.MonkeyPatch
     file.write_text('checkpoints = ["/a", "/b"]')
     assert read_settings(file).checkpoints == wanted
     assert read_settings(None, checkpoints=wanted).checkpoints == wanted
-    monkeypatch.setenv("GRADTRACE_CHECKPOINTS", "/a:/b")
-    assert read_settings(None).checkpoints == wanted
+    monkeypatch.setenv("GRADTRACE_CHECKPOINTS", "/a,/b")
+    monkeypatch.setenv("GRADTRACE_CORS_ORIGINS", "https://a.org")
+    read = read_settings(None)
+    assert (read.checkpoints, read.cors_origins) == (wanted, ["https://a.org"])
 
 
 def test_other_variables_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:

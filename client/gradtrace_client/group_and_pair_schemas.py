@@ -110,6 +110,9 @@ class GroupsAnswer(_Answer):
             [{"query": at, **group.model_dump()} for at, result in enumerate(self.results) for group in result.groups]
         )
 
+    def _repr_html_(self) -> str:
+        return _display.groups_html(self)
+
 
 class PairsAnswer(_Answer):
     """`scores[i][j]`: that of training example j, first those of `train_examples`, on query i."""
@@ -125,3 +128,6 @@ class PairsAnswer(_Answer):
     def to_pandas(self) -> pandas.DataFrame:
         """One line a query, one column a training example, by their positions in the request."""
         return _display.frame([{str(at): score for at, score in enumerate(scores)} for scores in self.scores])
+
+    def _repr_html_(self) -> str:
+        return _display.pairs_html(self)

@@ -5,8 +5,6 @@ A request refuses fields that it does not know. Rows count from 0 and never chan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
@@ -26,8 +24,8 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_WHOLE = BeforeValidator(_whole)
-Row = Annotated[int, Field(strict=True, ge=0, lt=2**53), _WHOLE]
+WHOLE = BeforeValidator(_whole)
+Row = Annotated[int, Field(strict=True, ge=0, lt=2**53), WHOLE]
 Label = int | float
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Payload = dict[str, Any]  # what the task's parse takes and its render gives: {"image": ...}, {"text": ...}, ...
@@ -121,7 +119,7 @@ class Question(_Request):
     damping: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Added to the curvature, relative to each layer's mean eigenvalue."
     )
-    segments: Annotated[int, Field(strict=True, ge=1, le=1000), _WHOLE] | None = Field(
+    segments: Annotated[int, Field(strict=True, ge=1, le=1000), WHOLE] | None = Field(
         None, description="Stretches of training that each have one curvature and one gradient."
     )
     similarity: Similarity | None = Field(None, description="How representations are compared.")
@@ -157,7 +155,7 @@ class Queries(Question):
 
 
 class InfluenceRequest(Queries):
-    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K), _WHOLE] = Field(
+    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K), WHOLE] = Field(
         10, description="Hits at each of the two ends."
     )
     rescore: bool = Field(
@@ -205,6 +203,11 @@ class CheckpointInfo(_Answer):
     step: int
     learning_rate: float
     run: int = Field(0, description="Which training run it is of.")
+    kind: str = Field(
+        "weights",
+        description="`weights` as training left them; `average` of a segment's, for fast-source alone; `recorded`: the "
+        "training up to there, for hydra alone.",
+    )
 
 
 class IndexInfo(_Answer):
@@ -374,69 +377,5 @@ class ExampleAnswer(_Answer):
     correct: bool | None
     example: Payload
 
-
-class ReindexRequest(_Request):
-    """Bring an index up to date, with appended rows and new checkpoints, or back to an earlier generation."""
-
-    index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
-    roll_back_to: Annotated[int, Field(strict=True, ge=1, lt=2**53), _WHOLE] | None = Field(
-        None, description="An earlier generation that is still kept."
-    )
-
-
-class Job(_Answer):
-    """A change of an index that goes on in a process of its own."""
-
-    id: str
-    index: str
-    operation: Literal["update", "roll back"]
-    roll_back_to: int | None = None
-    state: Literal["running", "succeeded", "failed"]
-    progress: float = Field(description="Share of the rows that are computed, from 0 to 1.")
-    generation: int = Field(description="Of the index: when the job began, and once it ended, when it ended.")
-    attempts: int = Field(default=1, description="How often its process was started: once killed, it resumes.")
-    error: str | None = Field(default=None, description="Why it failed, with the remedy.")
-    created: datetime
-    ended: datetime | None = None
-
-
-class Jobs(_Answer):
-    """The latest first."""
-
-    jobs: list[Job]
-
-
-class Status(_Answer):
-    status: Literal["ok", "ready"]
-
-
-class FieldProblem(_Answer):
-    field: str = Field(description="Path of the field, such as `filter.labels[1]`; empty for the request as a whole.")
-    detail: str
-
-
-class Problem(_Answer):
-    """A problem document (RFC 9457)."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    errors: list[FieldProblem] = Field(default_factory=list)
-    request_id: str | None = Field(None, description="By which the service's log knows the request.")
-
-
-def field_problems(errors: Iterable[Mapping[str, Any]]) -> list[FieldProblem]:
-    """Pydantic's validation errors as field problems; each names the field and what it takes."""
-    return [FieldProblem(field=_field_path(error["loc"]), detail=_remedy(error)) for error in errors]
-
-
-def _field_path(location: Iterable[str | int]) -> str:
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return path.removeprefix(".")
-
-
-def _remedy(error: Mapping[str, Any]) -> str:
-    if error["type"] == "extra_forbidden":
-        return "there is no such field: leave it out"
-    return str(error["msg"]).removeprefix("Value error, ")
+    def _repr_html_(self) -> str:
+        return _display.example_answer_html(self)

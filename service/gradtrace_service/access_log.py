@@ -14,6 +14,8 @@ from gradtrace_service.metrics import Metrics
 
 _GONE = 499  # no answer: the caller went away (nginx's number for it)
 
+_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
+
 _log = logging.getLogger(__name__)
 
 
@@ -43,10 +45,10 @@ class AccessLog:
             self._tell(scope, answer, time.perf_counter() - started)
 
     def _tell(self, scope: Scope, answer: _Answer, seconds: float) -> None:
-        endpoint = getattr(
-            scope.get("route"), "path", "(none)"
-        )  # by template: metrics must not grow with what is asked
-        self._metrics.requested(scope["method"], endpoint, answer.status, seconds, answer.problem)
+        # Metrics must not grow with what callers make up: the address's template, and methods that there are.
+        endpoint = getattr(scope.get("route"), "path", "(none)")
+        method = scope["method"] if scope["method"] in _METHODS else "(other)"
+        self._metrics.requested(method, endpoint, answer.status, seconds, answer.problem)
         fields = {
             "method": scope["method"],
             "path": scope["path"],

@@ -185,7 +185,7 @@ def index_info(index: Index) -> IndexInfo:
         task=manifest.task.name,
         rows=index.rows,
         checkpoints=[
-            CheckpointInfo(name=entry.name, step=entry.step, learning_rate=entry.learning_rate, run=entry.run)
+            CheckpointInfo(**entry.model_dump(include=set(CheckpointInfo.model_fields)))
             for entry in manifest.checkpoints
         ],
         dimensions=manifest.basis.dimensions,

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from gradtrace import Index
-from gradtrace_service import answers, health_routes, job_routes, metric_routes, query_routes
+from gradtrace_service import answers, health_routes, index_routes, job_routes, metric_routes, query_routes
 from gradtrace_service.access_log import AccessLog
 from gradtrace_service.audit import AuditLog
 from gradtrace_service.body_limit import BodyLimit
@@ -26,8 +26,9 @@ from gradtrace_service.metrics import Metrics
 from gradtrace_service.problems import add_problem_handlers
 from gradtrace_service.request_ids import RequestIds
 from gradtrace_service.security import add_security, guarded
-from gradtrace_service.settings import Settings
+from gradtrace_service.settings import DEFAULTS, Settings
 from gradtrace_service.tracing import tracer_provider
+from gradtrace_service.version_header import VersionHeader
 from gradtrace_service.work import Work
 from gradtrace_service.workers import ProcessWorkers, answer_batch, answer_batch_elsewhere, thread_worker
 
@@ -37,11 +38,14 @@ _log = logging.getLogger(__name__)
 
 
 def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
-    """The service over an open index, which belongs to the service's own thread from now on. It offers no jobs."""
-    settings, metrics = settings or Settings(), Metrics()
+    """The service over an open index, which belongs to the service's own thread from now on. It offers no jobs.
+
+    settings: None: the defaults, whatever the environment says
+    """
+    settings, metrics = settings or DEFAULTS, Metrics()
     engine = Engine(thread_worker(FixedIndex(index)), answer_batch, limits=_limits(settings), observer=metrics)
     metrics.watch(engine)
-    return _app(engine, settings, metrics)
+    return _app(engine, settings, metrics, partial(index_routes.open_index_summary, index))
 
 
 def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
@@ -52,6 +56,7 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
     """
     memory = None if settings.memory_limit_mb is None else settings.memory_limit_mb << 20
     indexes = partial(Catalog, hosted, memory)
+    catalog = None
     if settings.processes:
         workers: Executor = ProcessWorkers(settings.processes, indexes, log_config(settings))
         answer, slots = answer_batch_elsewhere, settings.processes
@@ -62,14 +67,20 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
     metrics, jobs = Metrics(), JobRunner(hosted)
     engine = Engine(workers, answer, slots, _limits(settings), metrics)
     metrics.watch(engine, hosted, jobs)
-    return _app(engine, settings, metrics, jobs)
+    return _app(engine, settings, metrics, partial(index_routes.hosted_summaries, hosted, catalog), jobs)
 
 
 def _limits(settings: Settings) -> Limits:
     return Limits(settings.queue_size, settings.batch_size, settings.batch_wait_ms, settings.deadline_seconds)
 
 
-def _app(engine: Engine, settings: Settings, metrics: Metrics, jobs: JobRunner | None = None) -> FastAPI:
+def _app(
+    engine: Engine,
+    settings: Settings,
+    metrics: Metrics,
+    summaries: index_routes.Summaries,
+    jobs: JobRunner | None = None,
+) -> FastAPI:
     audit = AuditLog(settings.audit_log)
     tracing = tracer_provider(settings.otel_endpoint)
 
@@ -96,19 +107,28 @@ def _app(engine: Engine, settings: Settings, metrics: Metrics, jobs: JobRunner |
         telemetry=None if tracing is None else {"tracer_provider": tracing, "operation_spans": False},
     )
     app.state.engine, app.state.jobs, app.state.ready = engine, jobs, False
-    app.state.metrics, app.state.tracer_provider = metrics, tracing
+    app.state.metrics, app.state.tracer_provider, app.state.summaries = metrics, tracing, summaries
     app.add_middleware(CancelOnDisconnect)
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_mb * 2**20))
     add_security(app, settings)
     app.add_middleware(AccessLog, metrics=metrics)
+    app.add_middleware(VersionHeader, version=app.version)
     app.add_middleware(RequestIds)
     add_problem_handlers(app)
-    app.include_router(query_routes.router, **guarded(settings))
+    for router in (query_routes.router, index_routes.router):
+        app.include_router(router, **guarded(settings))
     if jobs is not None:
         app.include_router(job_routes.router, **guarded(settings))
     app.include_router(metric_routes.router, **guarded(settings))
     app.include_router(health_routes.router)
     return app
+
+
+async def drain(app: FastAPI) -> None:
+    """Refuse what is new, /readyz included, and wait until what was asked is answered."""
+    if app.state.jobs is not None:
+        await app.state.jobs.end_following()
+    await app.state.engine.drain()
 
 
 async def _warm_up(app: FastAPI, engine: Engine) -> None:
@@ -122,6 +142,8 @@ async def _warm_up(app: FastAPI, engine: Engine) -> None:
         tries = [engine.run(Work(None, answers.warm_up)) for _ in range(engine.slots)]
         outcomes = await asyncio.gather(*tries, return_exceptions=True)
         warm.update(outcome for outcome in outcomes if isinstance(outcome, int))
+        if engine.draining:
+            return
         failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         if failures:
             cause = failures[0].__cause__ or failures[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import logging.config
 import sys
@@ -190,7 +189,7 @@ def _payload(example: str | None, image: Path | None, label: str | None) -> dict
         if label is not None:
             raise QueryError("--label belongs to --image; in --example the label is part of the JSON")
         return None if example is None else _json_object("--example", example)
-    payload: dict[str, Any] = {"image": base64.b64encode(image.read_bytes()).decode("ascii")}
+    payload: dict[str, Any] = {"image": image}
     if label is not None:
         payload["label"] = int(label) if label.lstrip("-").isdecimal() else label
     return payload

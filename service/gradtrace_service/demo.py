@@ -21,7 +21,7 @@ from gradtrace_service.app import create_service
 from gradtrace_service.catalog import Hosted
 from gradtrace_service.console import print_answer
 from gradtrace_service.server import serving
-from gradtrace_service.settings import Settings
+from gradtrace_service.settings import DEFAULTS
 
 
 class Dataset(str, Enum):
@@ -46,7 +46,7 @@ def run_demo(dataset: Dataset, out: Path, *, host: str, port: int, once: bool) -
     _train(folder, task, out)
     _build(task, out)
     hosted = Hosted(dataset.value, out / "index", spec)
-    with serving(create_service([hosted], Settings(host=host, port=port)), host, port) as url:
+    with serving(create_service([hosted], DEFAULTS), host, port) as url:
         _ask(url)
         typer.echo(f"\nServing at {url}; the API is described at {url}/docs")
         if not once:

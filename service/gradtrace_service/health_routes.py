@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse
 
-from gradtrace_client.schemas import Status
+from gradtrace_client.service_schemas import Status
 from gradtrace_service.engine import DrainingError
 from gradtrace_service.problems import NotReadyError, error_responses
 

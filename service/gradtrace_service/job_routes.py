@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.sse import EventSourceResponse
 
-from gradtrace_client.schemas import Job, Jobs, ReindexRequest
+from gradtrace_client.service_schemas import Job, Jobs, ReindexRequest
 from gradtrace_service.jobs import JobRunner
 from gradtrace_service.problems import error_responses
 

@@ -17,7 +17,8 @@ from prometheus_client.registry import Collector
 
 from gradtrace.errors import GradtraceError
 from gradtrace.manifest import read_manifest
-from gradtrace_client.schemas import Job, Timing
+from gradtrace_client.schemas import Timing
+from gradtrace_client.service_schemas import Job
 from gradtrace_service.catalog import Hosted
 from gradtrace_service.engine import Engine
 from gradtrace_service.jobs import JobRunner

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradtrace.errors import QueryError, TaskError
-from gradtrace_client.schemas import FieldProblem, Problem, field_problems
+from gradtrace_client.problem_schemas import FieldProblem, Problem, field_problems
 from gradtrace_service.engine import (
     DeadlineError,
     DrainingError,

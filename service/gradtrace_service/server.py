@@ -8,13 +8,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
 
-from gradtrace_service.engine import Engine
+from gradtrace_service.app import drain
 from gradtrace_service.settings import Settings, SettingsError
 
 
@@ -31,7 +32,7 @@ def refuse_public(host: str) -> None:
 def serve_until_told(app: FastAPI, settings: Settings) -> None:
     """Serve the app until SIGTERM or Ctrl-C, and then until what was asked is answered."""
     config = uvicorn.Config(app, settings.host, settings.port, log_config=None, server_header=False)
-    server = _DrainingServer(config, app.state.engine, settings.drain_seconds)
+    server = _DrainingServer(config, partial(drain, app), settings.drain_seconds)
     server.run()
     if not server.started:  # the log says why
         sys.exit(1)
@@ -40,16 +41,16 @@ def serve_until_told(app: FastAPI, settings: Settings) -> None:
 class _DrainingServer(uvicorn.Server):
     """Goes on listening while the last answers are computed, so that whoever asks is told: 503, on /readyz as well."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, seconds: int) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Coroutine[None, None, None]], seconds: int) -> None:
         super().__init__(config)
-        self._engine, self._seconds = engine, seconds
+        self._drain, self._seconds = drain, seconds
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Called once should_exit is set; a second Ctrl-C sets force_exit."""
         ends = time.monotonic() + self._seconds
-        drain = asyncio.ensure_future(self._engine.drain())
-        while not (drain.done() or self.force_exit) and time.monotonic() < ends:
-            await asyncio.wait([drain], timeout=0.1)
+        draining = asyncio.ensure_future(self._drain())
+        while not (draining.done() or self.force_exit) and time.monotonic() < ends:
+            await asyncio.wait([draining], timeout=0.1)
         self.config.timeout_graceful_shutdown = max(1, int(ends - time.monotonic()))  # to send the answers
         await super().shutdown(sockets)
 

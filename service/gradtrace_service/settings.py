@@ -32,8 +32,11 @@ _PREFIX = "GRADTRACE_"
 
 
 def _split(value: Any) -> Any:
-    """Of the environment, as PATH is written there."""
-    return value.split(os.pathsep) if isinstance(value, str) else value
+    return value.split(",") if isinstance(value, str) else value
+
+
+_Paths = Annotated[list[Path] | None, NoDecode, BeforeValidator(_split)]
+_Texts = Annotated[list[str] | None, NoDecode, BeforeValidator(_split)]
 
 
 class SettingsError(GradtraceError):
@@ -48,7 +51,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     device: str = Field("auto", description='Where gradients are computed: "auto", "cpu", "cuda", "cuda:1" ...')
-    checkpoints: Annotated[list[Path] | None, NoDecode, BeforeValidator(_split)] = Field(
+    checkpoints: _Paths = Field(
         None, description="Directory of the weights, one for each training run, if they were moved since the build."
     )
     processes: int = Field(
@@ -69,7 +72,7 @@ class Settings(BaseSettings):
     rate_limit: PositiveInt | None = Field(
         None, description="Requests a minute of one key, or of one address where there are no keys; beyond, 429."
     )
-    cors_origins: list[str] | None = Field(
+    cors_origins: _Texts = Field(
         None, description="Origin, such as https://example.org, whose pages may ask; without, no other's may."
     )
     audit_log: Path | None = Field(None, description="File to which each admin call is written, as a line of JSON.")
@@ -92,6 +95,9 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+DEFAULTS = Settings.model_construct()  # reads neither the environment nor a file
 
 
 def read_settings(config: Path | None, **flags: Any) -> Settings:

@@ -5,6 +5,7 @@ python -m gradtrace_service.settings_table > docs/settings.md
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -24,9 +25,8 @@ value and what it may be; so does a key of the file that is no setting. Other `G
 
 """
 _TAIL = """
-A list is given by repeating the flag, in the environment with `:` between the parts (`;` on Windows), and in the file
-as a TOML array. [gradtrace.toml](gradtrace.toml) is a file to begin with; [operations.md](operations.md) says which
-figures tell that a setting should change.
+A list is given by repeating the flag, in the environment with commas, and in the file as a TOML array.
+[gradtrace.toml](gradtrace.toml) is a file to begin with; [operations.md](operations.md) says what to watch.
 
 This page is made by `make settings` from `service/gradtrace_service/settings.py`.
 """
@@ -44,7 +44,7 @@ def settings_page() -> str:
 def _rows() -> Iterator[tuple[str, ...]]:
     yield "flag", "environment variable", "file key", "type", "default", "meaning"
     for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else f"`{field.default}`"
+        default = "" if field.default is None else f"`{json.dumps(field.default)}`"
         meaning = (field.description or "").replace("|", "\\|")
         yield f"`{flag_of(name)}`", f"`{variable_of(name)}`", f"`{name}`", _type_name(field), default, meaning
 

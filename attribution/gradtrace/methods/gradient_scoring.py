@@ -10,12 +10,14 @@ from torch import Tensor
 
 from gradtrace.basis import Basis
 from gradtrace.contents import IndexContents
+from gradtrace.devices import side_by_side
 from gradtrace.gradients import Measure
 from gradtrace.methods.method import Floats, Scoring
 from gradtrace.queries import QUERY_BATCH, Query, query_batches
 from gradtrace.task import Batch, Example
 
-Encode = Callable[[int, Batch, Measure], tuple[Tensor, Tensor]]  # see GradientScoring.encode
+Encoded = tuple[Tensor, Tensor]
+Encode = Callable[[int, Batch, Measure], Encoded]  # see GradientScoring.encode
 
 _BLOCK_VALUES = 1 << 23  # float32 values of stored rows that are held at a time
 
@@ -87,7 +89,7 @@ def query_coordinates(
     out = torch.empty(len(queries), len(checkpoints), contents.store.dimensions, device=models[0].device)
     for part, measure in query_batches(queries):
         batch = models[last].batch([queries[number].example for number in part])
-        encoded = {at: encode(at, batch, measure) for at in sorted(set(checkpoints))}
+        encoded = _at_each(sorted(set(checkpoints)), batch, measure, encode, models[last].device)
         for position, at in enumerate(checkpoints):
             out[part, position] = encoded[at][0]
         known = measure == contents.task.loss and last in encoded
@@ -95,3 +97,11 @@ def query_coordinates(
         for number, value in zip(part, values.tolist(), strict=True):
             losses[number] = value
     return out, losses
+
+
+def _at_each(
+    checkpoints: Sequence[int], batch: Batch, measure: Measure, encode: Encode, device: torch.device
+) -> dict[int, Encoded]:
+    """Every checkpoint has a model of its own, so they run side by side."""
+    found = side_by_side(lambda at: encode(at, batch, measure), checkpoints, device)
+    return dict(zip(checkpoints, found, strict=True))

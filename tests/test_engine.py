@@ -1,0 +1,294 @@
+"""Micro-batches, deadlines, lost callers and workers, and indexes that come and go. Over real HTTP where it can be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import torch
+from fastapi import FastAPI
+
+import digits_task
+import gradtrace
+from conftest import DigitsRun
+from gradtrace.manifest import read_manifest
+from gradtrace_client import BusyError, Client, InfluenceAnswer, InvalidRequestError
+from gradtrace_client.problem_schemas import Problem
+from gradtrace_indexer import delete_rows
+from gradtrace_service.app import create_app, create_service
+from gradtrace_service.catalog import Catalog, Hosted
+from gradtrace_service.rendering import RenderedRows
+from gradtrace_service.server import serving
+from gradtrace_service.settings import Settings
+
+TASK = digits_task.TASK
+
+
+@pytest.fixture
+def run(digits_index: DigitsRun, tmp_path: Path) -> DigitsRun:
+    """A copy that a test may change."""
+    shutil.copytree(digits_index.index.parent, tmp_path / "run")
+    return DigitsRun(tmp_path / "run" / "checkpoints", tmp_path / "run" / "index", digits_index.task)
+
+
+@contextmanager
+def held(app: FastAPI) -> Iterator[None]:
+    """Keep the worker busy meanwhile, so that requests wait together."""
+    release = threading.Event()
+    app.state.engine._workers.submit(release.wait, 20)
+    try:
+        yield
+    finally:
+        release.set()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def ask_together(app: FastAPI, url: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
+    """The responses to requests that all wait before the first is taken."""
+    with ThreadPoolExecutor(len(bodies)) as pool, held(app):
+        asked = [pool.submit(httpx.post, f"{url}/influence", json=body, timeout=60) for body in bodies]
+        wait_until(lambda: app.state.engine.waiting >= len(bodies) - 1)  # one is the worker's next
+        time.sleep(0.05)
+    return [one.result() for one in asked]
+
+
+def test_requests_that_wait_are_answered_together_and_as_if_alone(digits_index: DigitsRun) -> None:
+    app, index = create_app(digits_index.open(), Settings(batch_size=8)), digits_index.open()
+    with serving(app) as url:
+        responses = ask_together(app, url, [{"query_rows": [row], "k": 7} for row in range(12)])
+    answers = [InfluenceAnswer.model_validate_json(response.content) for response in responses]
+    assert 1 < max(answer.timing_ms.batch for answer in answers) <= 8
+    for row, answer in enumerate(answers):
+        alone, result = index.influence([TASK.query[row]], k=7)[0], answer.results[0]
+        for end in ("proponents", "opponents"):
+            assert [hit.row for hit in getattr(result, end)] == [hit.row for hit in getattr(alone, end)]
+            scores = [[hit.score for hit in getattr(one, end)] for one in (result, alone)]
+            np.testing.assert_allclose(*scores, rtol=1e-5)
+
+
+class Fragile(type(TASK)):  # type: ignore[misc]
+    """Images of one grey have a loss that is not finite; those of another exhaust the memory."""
+
+    def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        grey = batch[0].flatten(1)
+        if bool((grey == 77 / 255).all(1).any()):
+            raise MemoryError("a matrix that is too large")
+        losses = super().loss(model, batch)
+        return torch.where((grey == 99 / 255).all(1), torch.nan, losses)
+
+
+def fragile(digits_index: DigitsRun) -> FastAPI:
+    task = Fragile(digits_task.model, TASK.train, TASK.query, class_names=digits_task.NAMES)
+    task.normalise = TASK.normalise
+    return create_app(gradtrace.open_index(digits_index.index, task))
+
+
+def grey(value: int) -> dict[str, Any]:
+    return {"example": {"image": [[value] * 8] * 8, "label": 3}}
+
+
+def test_a_bad_request_in_a_batch_fails_alone(digits_index: DigitsRun, caplog: pytest.LogCaptureFixture) -> None:
+    app = fragile(digits_index)
+    good = [{"query_rows": [row]} for row in range(3)]
+    with serving(app) as url:
+        unreadable = {"example": {"image": "@@@"}}
+        responses = ask_together(app, url, [*good, grey(99), unreadable, grey(77), grey(98)])
+        statuses = [response.status_code for response in responses]
+        assert statuses == [200, 200, 200, 422, 422, 500, 200]
+        assert "not finite" in responses[3].text or "NaN" in responses[3].text
+        assert "too large" not in responses[5].text
+        assert httpx.post(f"{url}/influence", json=good[0]).status_code == 200
+    assert "a matrix that is too large" in caplog.text
+    index = digits_index.open()
+    for row, response in enumerate(responses[:3]):
+        found = InfluenceAnswer.model_validate_json(response.content).results[0].proponents
+        assert [hit.row for hit in found] == [hit.row for hit in index.influence([TASK.query[row]])[0].proponents]
+
+
+def test_what_takes_too_long_is_told_and_dropped(digits_index: DigitsRun) -> None:
+    app = create_app(digits_index.open(), Settings(deadline_seconds=0.3))
+    with serving(app) as url:
+        wait_until(lambda: app.state.ready)
+        computed = count_influences(app)
+        with held(app):
+            late = [httpx.post(f"{url}/influence", json={"query_rows": [row]}) for row in range(2)]
+        assert [response.status_code for response in late] == [504, 504]
+        assert "longer" in Problem.model_validate_json(late[1].content).detail
+        assert httpx.post(f"{url}/influence", json={"query_rows": [2]}).status_code == 200
+    assert computed() == 2  # the one that the worker had taken, and the last
+
+
+def count_influences(app: FastAPI) -> Callable[[], int]:
+    """How many queries were computed from now on."""
+    engine, sizes = app.state.engine, []
+    original = engine._answer
+
+    def counted(works: list[Any]) -> list[Any]:
+        sizes.append(len(works))
+        outcomes: list[Any] = original(works)
+        return outcomes
+
+    engine._answer = counted
+    return lambda: sum(sizes)
+
+
+def test_callers_that_went_away_cost_nothing(digits_index: DigitsRun) -> None:
+    app = create_app(digits_index.open())
+    with serving(app) as url:
+        wait_until(lambda: app.state.ready)
+        computed, host = count_influences(app), httpx.URL(url)
+        body = b'{"query_rows": [1]}'
+        request = b"POST /influence HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        with held(app):
+            first = open_connection(host, request % len(body) + body)
+            wait_until(lambda: app.state.engine.waiting == 0 and app.state.engine._free == 0)
+            gone = [open_connection(host, request % len(body) + body) for _ in range(5)]
+            wait_until(lambda: app.state.engine.waiting == 5)
+            for connection in gone:
+                connection.close()
+            wait_until(lambda: all(one.answer.done() for one in app.state.engine._queue))
+        assert first.recv(15) == b"HTTP/1.1 200 OK"
+        first.close()
+        assert httpx.post(f"{url}/influence", json={"query_rows": [2]}).status_code == 200
+    assert computed() == 2
+
+
+def open_connection(url: httpx.URL, content: bytes) -> socket.socket:
+    connection = socket.create_connection((url.host, url.port), timeout=20)
+    connection.sendall(content)
+    return connection
+
+
+def test_half_open_clients_keep_nobody_waiting(digits_index: DigitsRun) -> None:
+    with serving(create_app(digits_index.open())) as url:
+        host = httpx.URL(url)
+        slow = [open_connection(host, b"POST /influence HTTP/1.1\r\nHost: x\r\nX-Slow: ") for _ in range(20)]
+        head = b"POST /influence HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+        slow += [open_connection(host, head) for _ in range(20)]
+        with Client(url, retries=0) as client:
+            assert len(client.influence(query_rows=[0], k=3).results[0].proponents) == 3
+        for connection in slow:
+            connection.close()
+
+
+def test_processes_answer_the_same_and_killed_ones_are_replaced(digits_index: DigitsRun) -> None:
+    hosted = [Hosted("digits", digits_index.index, digits_index.task)]
+    settings = Settings(processes=2, deadline_seconds=300)
+    with serving(create_service(hosted, settings)) as url, Client(url, retries=0, timeout=300) as client:
+        expected = [hit.row for hit in digits_index.open().influence([TASK.query[4]], k=6)[0].proponents]
+
+        def rows() -> list[int]:
+            return [hit.row for hit in client.influence(query_rows=[4], k=6).results[0].proponents]
+
+        assert rows() == expected
+        with pytest.raises(InvalidRequestError, match="60"):
+            client.influence(query_rows=[60])
+        workers = [one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())]
+        os.kill(workers[0].pid, signal.SIGKILL)
+        with suppress(BusyError):  # at most one, where it was sent before the loss was noticed
+            assert rows() == expected
+        assert rows() == expected
+
+
+def test_memory_above_its_limit_unloads_the_index_not_asked_for_longest(
+    digits_index: DigitsRun, run: DigitsRun
+) -> None:
+    hosted = [Hosted("a", digits_index.index, digits_index.task), Hosted("b", run.index, run.task)]
+    catalog = Catalog(hosted, memory_limit=1)  # less than there can be
+    try:
+        first = catalog.get("a")
+        assert catalog.get("a") is first
+        assert catalog.get("b") is catalog.get("b")
+        assert catalog.get("a") is not first
+        with pytest.raises(gradtrace.QueryError, match="no index 'c'; this service has a, b"):
+            catalog.get("c")
+    finally:
+        catalog.close()
+
+
+@pytest.fixture
+def catalog(run: DigitsRun) -> Iterator[Catalog]:
+    opened = Catalog([Hosted("digits", run.index, run.task)])
+    yield opened
+    opened.close()
+
+
+def generation(catalog: Catalog) -> int:
+    return catalog.get(None).manifest.generation
+
+
+def test_a_damaged_generation_is_told_once_and_taken_over_when_repaired(
+    run: DigitsRun, catalog: Catalog, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert generation(catalog) == 1
+    made = Path(shutil.copytree(run.index, run.index.with_name("made")))
+    delete_rows(made, [3])
+    file = read_manifest(made).deleted
+    assert file is not None
+    content = (made / file.path).read_bytes()
+    (run.index / file.path).parent.mkdir()
+    (run.index / file.path).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (made / "manifest.json").replace(run.index / "manifest.json")
+    wait_until(lambda: "the old generation goes on answering" in caplog.text)
+    time.sleep(2.5)  # it is looked at again and again
+    assert generation(catalog) == 1
+    assert caplog.text.count("the old generation goes on answering") == 1
+    (run.index / file.path).write_bytes(content)
+    wait_until(lambda: generation(catalog) == 2)
+    assert not catalog.get(None).present[3]
+
+
+def test_an_index_deleted_under_the_service(run: DigitsRun, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    other = Path(shutil.copytree(run.index, run.index.with_name("other")))
+    hosted = [Hosted("open", run.index, run.task), Hosted("late", other, run.task)]
+    with serving(create_service(hosted, Settings())) as url, Client(url, retries=0) as client:
+        before = client.influence(query_rows=[0])
+        for path in (run.index, other):
+            path.rename(path.with_name(path.name + "-away"))
+        time.sleep(1.5)  # the follower looks
+        assert client.influence(query_rows=[0]).results == before.results
+        refused = httpx.get(f"{url}/index", params={"index": "late"})
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+        assert str(tmp_path) not in refused.text
+        assert httpx.post(f"{url}/reindex", json={}).status_code == 503
+        other.with_name("other-away").rename(other)
+        assert client.index("late").rows == 400
+
+
+def test_renderings_are_kept_up_to_their_limit() -> None:
+    class Counted(type(TASK)):  # type: ignore[misc]
+        rendered = 0
+
+        def render(self, example: Any) -> dict[str, Any]:
+            self.rendered += 1
+            return {"text": "x" * 100}
+
+    task = Counted(digits_task.model, TASK.train)
+    rows = RenderedRows(task, kept=350)
+    assert [rows(row) for row in (0, 1, 0, 2, 0)] == [{"text": "x" * 100}] * 5
+    assert task.rendered == 3
+    rows(3)  # no room for four: 1 was not shown for longest
+    rows(0)
+    assert task.rendered == 4
+    rows(1)
+    assert task.rendered == 5
