@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | peers, each in a virtual environment that make itself creates.
+# make demo | test | lint | settings | api | bench | peers, each in a virtual environment that make itself creates.
 PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
@@ -9,7 +9,7 @@ export GRADTRACE_DATA ?= $(abspath ../shared/data)
 DATASET ?= digits
 ONCE ?=
 
-.PHONY: demo test lint bench peers install clean
+.PHONY: demo test lint settings api bench peers install clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml client/pyproject.toml
@@ -28,6 +28,12 @@ lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+settings: install  # the page of settings, from the code
+	$(VENV)/bin/python -m gradtrace_service.settings_table > docs/settings.md
+
+api: install  # the page of the HTTP API, from the code
+	$(VENV)/bin/python -m gradtrace_service.api_reference > docs/api.md
 
 bench: install
 	$(VENV)/bin/python -m benchmarks

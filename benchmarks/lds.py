@@ -1,57 +1,133 @@
 """How well each method predicts retraining on half of the rows: `python -m benchmarks.lds --dimensions 2048 all`.
 
 The linear datamodeling score on MNIST-6k, whose training runs come from `python examples/mnist6k/train.py`. What the
-ground truth lacks is trained first (`--workers`); all indexes and methods are measured against the same one.
+ground truth lacks is trained first (`--workers`); all indexes and methods are measured against the same one. Each run
+has an index of its own or, with `--together`, all have one, whose scores are means over them. `fast-source` has an
+index of the averages of three segments, `hydra` one of the same training, recorded.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+import torch.nn.functional as F
 
 from benchmarks.datasets import task_spec
 from gradtrace.checkpoints import load_checkpoints
-from gradtrace_indexer import Retrainings, build_index, subset_outputs
+from gradtrace.index import Index, open_index
+from gradtrace.recording import InfluenceRecorder
+from gradtrace.task import Task
+from gradtrace_indexer import Retrainings, add_kernels, build_index, fit_representer, subset_outputs
 from gradtrace_indexer.evaluate import measured
 from gradtrace_indexer.task_loading import load_task
 
 _ALL = "all"
+_EPOCHS, _BATCH_SIZE = 18, 64  # of the example
+_MOST_KERNEL = 8192  # dimensions; a kernel has the square of it
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where indexes of some training runs are made; a run's number is its seed.
+
+    directory: has run-0 ...;  path: of the index, removed after use
+    """
+
+    task: Task
+    directory: Path
+    path: Path
+    runs: Sequence[int]
+    dimensions: int
+    precision: str
+
+    def indexes(self, methods: Sequence[str] | None) -> Iterator[tuple[Index, str]]:
+        """An index for each of the methods, None: of all that the runs can be asked by."""
+        kinds: dict[str, Callable[[], Index]] = {"fast-source": self._averaged, "hydra": self._recorded}
+        if len(self.runs) > 1 or self.dimensions > _MOST_KERNEL:
+            del kinds["hydra"]  # one run is recorded, and its basis cannot be exact
+        usual = None if methods is None else [method for method in methods if method not in kinds]
+        if usual is None or usual:
+            index = self._usual()
+            for method in usual or index.methods:
+                yield index, method
+        for method in kinds if methods is None else kinds.keys() & set(methods):
+            shutil.rmtree(self.path, ignore_errors=True)
+            yield kinds[method](), method
+        shutil.rmtree(self.path)
+
+    def _build(self, **arguments: object) -> Index:
+        checkpoints = [load_checkpoints(self.directory / f"run-{run}" / "checkpoints") for run in self.runs]
+        some = checkpoints if len(checkpoints) > 1 else checkpoints[0]
+        shape = {"dimensions": self.dimensions, "precision": self.precision}
+        return build_index(self.task, some, self.path, progress=False, **shape, **arguments)  # type: ignore[arg-type]
+
+    def _usual(self) -> Index:
+        self._build()
+        fit_representer(self.path)
+        if self.dimensions <= _MOST_KERNEL:
+            add_kernels(self.path, progress=False)
+        return open_index(self.path, self.task)
+
+    def _averaged(self) -> Index:
+        return self._build(average_segments=3)
+
+    def _recorded(self) -> Index:
+        recording = self.path.with_name("lds-recording")
+        record(self.task, self.runs[0], InfluenceRecorder(recording, self.task, dimensions=self.dimensions))
+        index = self._build(recording=recording)
+        shutil.rmtree(recording)
+        return index
+
+
+def record(task: Task, seed: int, recorder: InfluenceRecorder) -> None:
+    """The example's training once more, on all rows."""
+    inputs, labels = task.collate(task.train.__getitems__(range(len(task.train))))
+    torch.manual_seed(seed)
+    model = task.model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-3)
+    for _ in range(_EPOCHS):
+        for some in torch.randperm(len(labels)).split(_BATCH_SIZE):
+            with recorder.step(model, optimizer, some.tolist()):
+                optimizer.zero_grad()
+                F.cross_entropy(model(inputs[some]), labels[some]).backward()
+                optimizer.step()
+    recorder.finish()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dimensions", nargs="+", default=["1024", "2048", "8192", _ALL], help='numbers, or "all"')
-    parser.add_argument("--runs", type=int, default=1, help="Training runs in an index, whose scores are averaged.")
+    parser.add_argument("--runs", type=int, nargs="+", default=[0], help="numbers of training runs")
+    parser.add_argument("--together", action="store_true", help="all runs in one index")
     parser.add_argument("--precision", default="int8")
-    parser.add_argument("--methods", nargs="+", help="Default: all that the index answers by.")
+    parser.add_argument("--methods", nargs="+", help="default: all")
     parser.add_argument("--subsets", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--directory", type=Path, default=Path("runs/mnist6k"), help="Has run-0 ... and truth.")
-    parser.add_argument("--indexes", type=Path, help="Where to build them; default: the directory.")
+    parser.add_argument("--directory", type=Path, default=Path("runs/mnist6k"), help="has run-0 ... and truth")
+    parser.add_argument("--indexes", type=Path, help="where they are made and removed; default: the directory")
     arguments = parser.parse_args()
-    spec = task_spec("mnist6k")
-    task, directory = load_task(spec), arguments.directory
+    spec, directory = task_spec("mnist6k"), arguments.directory
+    task = load_task(spec)
     retrainings = Retrainings(spec, directory / "truth", workers=arguments.workers)
     truth = subset_outputs(retrainings, arguments.subsets, arguments.seeds)
-    examples = retrainings.examples
-    runs = [load_checkpoints(directory / f"run-{run}" / "checkpoints") for run in range(arguments.runs)]
+    examples, halves = retrainings.examples, len(truth.subsets)
+    print(f"{len(examples)} queries, {halves} halves x {truth.outputs.shape[1]} seeds, {arguments.precision}\n")
+    print("| dimensions a checkpoint | runs | method | LDS | 95 % interval | ms a query |\n|--:|--:|---|--:|---|--:|")
     weights = sum(weight.numel() for weight in task.model().parameters())
-    print(
-        f"{len(examples)} queries, {len(truth.subsets)} halves x {truth.outputs.shape[1]} seeds; "
-        f"{len(runs)} run(s) of {len(runs[0])} checkpoints, {arguments.precision}\n\n"
-        "| dimensions a checkpoint | method | LDS | 95 % interval | ms a query |\n|--:|---|--:|---|--:|"
-    )
+    path = (arguments.indexes or directory) / "lds-index"
     for dimensions in arguments.dimensions:
-        index = build_index(
-            task,
-            runs if len(runs) > 1 else runs[0],
-            (arguments.indexes or directory) / f"index-{dimensions}-{arguments.precision}-runs-{len(runs)}",
-            dimensions=weights if dimensions == _ALL else int(dimensions),
-            precision=arguments.precision,
-        )
-        for method in arguments.methods or index.methods:
-            print(f"| {dimensions} | {method} | {measured(index, examples, truth, method)} |", flush=True)
+        size = weights if dimensions == _ALL else int(dimensions)
+        for runs in [arguments.runs] if arguments.together else [[run] for run in arguments.runs]:
+            bench = Bench(task, directory, path, runs, size, arguments.precision)
+            for index, method in bench.indexes(arguments.methods):
+                cells = measured(index, examples, truth, method)
+                print(f"| {dimensions} | {'+'.join(map(str, runs))} | {method} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

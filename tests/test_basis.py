@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from gradtrace import Checkpoint, StoreError, fisher, fisher_labels, gradients_reference, random_numbers, spectral
+from gradtrace import Checkpoint, StoreError, fisher_labels, gradients_reference, random_numbers, spectral
 from gradtrace.basis import Basis, ChosenCoordinates, load_basis
 from gradtrace.encoder import GradientModel
 from gradtrace.fisher import curvature
@@ -203,7 +203,6 @@ def test_rotations_are_the_eigenvectors_of_kronecker_factors(tmp_path: Path) -> 
 
 
 def test_curvature_is_the_mean_square_over_all_labels(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fisher, "_TRACED", 1)
     monkeypatch.setattr(fisher_labels, "_NEGLIGIBLE", 0)
     basis, reference = fit.basis("spectral"), fit.reference
     found = curvature(reference, basis, fit.samples, 0)

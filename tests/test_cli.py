@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -296,6 +297,7 @@ def test_demo_serves_until_interrupted_and_uses_again_what_is_there(tmp_path: Pa
         assert address is not None
         with Client(address.group(1)) as client:
             assert client.self_influence(k=1).rows_total == client.index().rows
+        assert httpx.post(f"{address.group(1)}/reindex", json={"index": "digits"}).status_code == 202
         demo.send_signal(signal.SIGINT)
         assert "Stopped." in demo.stdout.read()
     assert demo.returncode == 0

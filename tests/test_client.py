@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import socket
 import subprocess
 import sys
@@ -15,10 +16,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from gradtrace_client import (
@@ -26,6 +31,8 @@ from gradtrace_client import (
     AuthenticationError,
     BusyError,
     Client,
+    DeadlineError,
+    ForbiddenError,
     InfluenceAnswer,
     InvalidRequestError,
     NotFoundError,
@@ -35,6 +42,7 @@ from gradtrace_client import (
     UnreachableError,
 )
 from gradtrace_client.schemas import MAX_K, InfluenceRequest, SelfInfluenceRequest
+from gradtrace_client.service_schemas import VERSION_HEADER
 
 INFO = {
     "generation": 3,
@@ -180,6 +188,17 @@ def test_a_lost_connection_is_tried_again() -> None:
     assert len(server.seen) == 2
 
 
+def test_a_change_is_not_asked_for_twice_unless_the_first_was_refused() -> None:
+    with serving(None, (200, {}, {})) as server, Client(server.url) as client, pytest.raises(UnreachableError):
+        client.reindex()
+    assert len(server.seen) == 1
+    started = {"id": "ab", "index": "a", "operation": "update", "state": "running", "progress": 0.0, "generation": 1}
+    started |= {"created": "2026-01-01T00:00:00Z"}
+    with serving((503, {"Retry-After": "0"}, {}), (202, {}, started)) as server, Client(server.url) as client:
+        assert client.reindex("a", roll_back_to=1).id == "ab"
+    assert json.loads(server.seen[1][3]) == {"index": "a", "roll_back_to": 1}
+
+
 def test_an_absent_service_is_named() -> None:
     with serving((200, {}, DETAILS)) as server:
         url = server.url
@@ -224,11 +243,13 @@ def test_retries_end() -> None:
     [
         (400, InvalidRequestError),
         (401, AuthenticationError),
-        (403, AuthenticationError),
+        (403, ForbiddenError),
         (404, NotFoundError),
+        (405, InvalidRequestError),
         (413, InvalidRequestError),
         (422, InvalidRequestError),
         (500, ServiceError),
+        (504, DeadlineError),
     ],
 )
 def test_a_refusal_is_raised_at_once_as_its_kind(status: int, kind: type[Exception]) -> None:
@@ -248,6 +269,22 @@ def test_another_server_is_told_from_the_service() -> None:
     ):
         client.index()
     assert "502 Bad Gateway" in str(caught.value)
+
+
+def test_a_service_of_another_major_version_is_refused_and_both_are_named() -> None:
+    ours = version("gradtrace-client")
+    major = ours.partition(".")[0]
+    for theirs in (f"{major}.999.0", ours):
+        with serving((200, {VERSION_HEADER: theirs}, DETAILS)) as server, Client(server.url) as client:
+            assert client.index().rows == 40
+    for status in (200, 404):  # a refusal, too, may come from not understanding each other
+        named = rf"77\.1\.0.*{re.escape(ours)}.*'gradtrace-client==77\.\*'"
+        with (
+            serving((status, {VERSION_HEADER: "77.1.0"}, DETAILS)) as server,
+            Client(server.url) as client,
+            pytest.raises(ProtocolError, match=named),
+        ):
+            client.index()
 
 
 def test_a_slow_answer_is_not_asked_for_twice() -> None:
@@ -315,9 +352,20 @@ def test_what_may_be_rescored_at_once() -> None:
         assert InfluenceRequest(**enough, k=MAX_K // 2, rescore=True).rescore
 
 
+def test_nan_is_sent_as_what_is_not_known() -> None:
+    with serving((200, {}, answer())) as server, Client(server.url) as client:
+        client.influence({"features": np.array([1.0, np.nan])})
+    assert json.loads(server.seen[0][3]) == {"example": {"features": [1.0, None]}}
+
+
 def test_what_is_not_json_is_not_sent() -> None:
-    with Client("http://127.0.0.1:9") as client, pytest.raises(InvalidRequestError, match="JSON values"):
-        client.influence({"image": object()})
+    with Client("http://127.0.0.1:9") as client:
+        with pytest.raises(InvalidRequestError, match="JSON values"):
+            client.influence({"image": object()})
+        with pytest.raises(InvalidRequestError, match=r"convert\('RGB'\)"):
+            client.influence({"image": Image.new("CMYK", (2, 2))})
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+            client.influence({"image": Path("nowhere.png")})
 
 
 @pytest.mark.parametrize("schema", [InfluenceRequest, SelfInfluenceRequest])

@@ -1,4 +1,4 @@
-"""docs/queries.md describes everything that may be asked."""
+"""docs/queries.md describes everything that may be asked, and docs/api.md is the API as it is."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from gradtrace_client.schemas import (
     Weights,
 )
 from gradtrace_service import cli
+from gradtrace_service.api_reference import api_page
 
-PAGE = (Path(__file__).parents[1] / "docs" / "queries.md").read_text()
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "queries.md").read_text()
 
 
 def test_every_field_of_a_question_has_a_section_with_an_example() -> None:
@@ -70,3 +72,7 @@ def test_the_command_line_has_the_options_that_the_page_shows() -> None:
     options = set(inspect.signature(cli.query).parameters) - {"row_filter"} | {"filter"}
     shown = set(re.findall(r"--([a-z-]+)", "\n".join(re.findall(r"gradtrace query.*", PAGE))))
     assert {name.replace("-", "_") for name in shown} <= options
+
+
+def test_the_page_of_the_api_is_up_to_date() -> None:
+    assert (DOCS / "api.md").read_text() == api_page(), "run `make api` and commit docs/api.md"

@@ -26,7 +26,7 @@ import gradtrace
 from conftest import DigitsRun
 from gradtrace.manifest import read_manifest
 from gradtrace_client import BusyError, Client, InfluenceAnswer, InvalidRequestError
-from gradtrace_client.schemas import Problem
+from gradtrace_client.problem_schemas import Problem
 from gradtrace_indexer import delete_rows
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.catalog import Catalog, Hosted

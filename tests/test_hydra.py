@@ -26,7 +26,7 @@ from gradtrace import (
 )
 from gradtrace.encoder import GradientModel
 from gradtrace.methods import Options
-from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, delete_rows, verify
+from gradtrace_indexer import add_checkpoints, add_run, append_rows, build_index, compact, delete_rows, verify
 from gradtrace_indexer.cli import app
 
 TASK = digits_task.TASK
@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     torch.manual_seed(0)
     model = TASK.model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.8, weight_decay=1e-3)
-    influence = InfluenceRecorder(out / "recording", TASK, dimensions=1200)
+    influence = InfluenceRecorder(out / "recording", TASK, dimensions=600)
     checkpoints = CheckpointRecorder(out / "checkpoints", every=STEPS // 3)
     for step in range(STEPS + STEPS // 3):
         rows = torch.randperm(digits_task.TRAIN_ROWS)[:32]
@@ -111,7 +111,7 @@ def test_other_methods_never_sum_over_the_recorded_rows(run: Run, index: Index, 
         load_checkpoints(run.checkpoints)[:3],
         tmp_path / "index",
         basis="two-sided",
-        dimensions=1200,
+        dimensions=600,
         precision="float16",
         progress=False,
     )
@@ -152,6 +152,15 @@ def test_an_index_with_a_recording_lives_on(run: Run, tmp_path: Path) -> None:
     assert not verify(directory)
     with pytest.raises(StoreError, match="holds a recording of the training"):
         append_rows(directory, TASK, progress=False)
+
+
+def test_another_run_joins_an_index_with_a_recording(run: Run, index: Index, tmp_path: Path) -> None:
+    """Its projections have as many dimensions; `hydra` stays that of the recorded run."""
+    built(run, tmp_path / "index")
+    assert index.manifest.basis.dimensions < index.manifest.basis.requested == 600
+    grown = add_run(tmp_path / "index", TASK, load_checkpoints(run.checkpoints)[3:], progress=False)
+    assert [entry.run for entry in grown.manifest.checkpoints] == [0, 0, 0, 0, 1]
+    np.testing.assert_array_equal(grown.scores(QUERIES, method="hydra"), index.scores(QUERIES, method="hydra"))
 
 
 def test_moved_weights_are_found(run: Run, index: Index, tmp_path: Path) -> None:

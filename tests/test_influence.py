@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import tiny
-from gradtrace import Checkpoint, Index, QueryError, fisher, gradients_reference
+from gradtrace import Checkpoint, Index, QueryError, gradients_reference
 from gradtrace_indexer import build_index
 from tiny import ClassTask, ValueTask
 
@@ -23,9 +23,7 @@ Doubles = NDArray[np.float64]
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fisher, "_TRACED", 1)  # else layers' means are estimates, from a quarter of the batches
-        return tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path_factory.mktemp("influence"), basis="spectral")
+    return tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path_factory.mktemp("influence"), basis="spectral")
 
 
 class Factors(NamedTuple):

@@ -18,7 +18,7 @@ import gradtrace
 from conftest import DigitsRun
 from gradtrace.manifest import read_manifest
 from gradtrace_client import Client
-from gradtrace_client.schemas import Job
+from gradtrace_client.service_schemas import Job
 from gradtrace_indexer import build_index
 from gradtrace_service.app import create_service
 from gradtrace_service.catalog import Hosted

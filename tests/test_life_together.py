@@ -11,12 +11,24 @@ import torch
 from fastapi.testclient import TestClient
 
 import tiny
-from gradtrace import CheckpointError, StoreError, open_index
+from gradtrace import CheckpointError, QueryError, StoreError, open_index
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.manifest import read_manifest
-from gradtrace_indexer import add_checkpoints, append_rows, compact, delete_rows, prune, verify
+from gradtrace_indexer import (
+    add_checkpoints,
+    add_kernels,
+    append_rows,
+    compact,
+    delete_rows,
+    fit_representer,
+    prune,
+    set_searcher,
+    verify,
+)
 from gradtrace_indexer.add_checkpoints import still_to_come
+from gradtrace_indexer.description import details
 from gradtrace_indexer.watch import _state
+from gradtrace_service.answers import index_info
 from gradtrace_service.app import create_app
 from tiny import ClassTask
 
@@ -31,6 +43,37 @@ def test_an_open_index_with_a_searcher_outlives_its_generation(tmp_path: Path) -
     prune(tmp_path / "index", keep=1)
     assert len(index.influence(QUERY, k=2)[0].proponents) == 2
     np.testing.assert_array_equal(index.scores(QUERY), before)
+
+
+def test_what_an_index_holds_is_told(tmp_path: Path) -> None:
+    task, path = ClassTask(tiny.mlp, ROWS), tmp_path / "index"
+    tiny.build(task, tmp_path, count=3, basis="spectral", dimensions=20, average_segments=1)
+    add_kernels(path, progress=False)
+    fit_representer(path)
+    told = "\n".join(details(path))
+    assert "safetensors: step 60, learning rate 0.05, the average of a segment's weights\n" in told
+    assert "3.pt: step 60, learning rate 0.0333333\n" in told
+    assert "1 kernel(s) for trak, damping 0.3\n" in told
+    assert "last layer refitted on them with l2 0.003" in told
+    later = tiny.checkpoints(task, tmp_path / "checkpoints", 4)[3:]
+    index = add_checkpoints(path, task, later, progress=False)
+    told = "\n".join(details(path))
+    assert "1 kernel(s) for trak, damping 0.3, 1 checkpoint(s) lack theirs: run `gradtrace kernels`" in told
+    assert "last layer refitted on other ones: run `gradtrace representer` again" in told
+    assert [one.kind for one in index_info(index).checkpoints] == ["average", "weights", "weights"]
+
+
+def test_a_searcher_is_measured_beside_methods_that_refuse_some_queries(tmp_path: Path) -> None:
+    """The refitted layer has no output for a held-out query's class that no row has."""
+    task = ClassTask(tiny.mlp, [(x, y % 2) for x, y in tiny.classes(200)])
+    task.query = [(QUERY[0][0], 2)]
+    tiny.build(task, tmp_path)
+    fit_representer(tmp_path / "index")
+    index = set_searcher(tmp_path / "index", task, "faiss:Flat", progress=False)
+    with pytest.raises(QueryError, match="classes 0 to 1"):
+        index.influence(task.query, method="representer")
+    assert index.manifest.searcher is not None
+    assert set(index.manifest.searcher.recall) == {"tracin", "graddot"}
 
 
 def test_deleted_examples_are_not_read_for_new_checkpoints(tmp_path: Path) -> None:

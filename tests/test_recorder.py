@@ -147,8 +147,9 @@ def write_for_ever(directory: Path, finished: Connection) -> None:
         finished.send(recorder.steps)
 
 
-def live_and_be_killed(directory: Path, seconds: float) -> int:
-    """Kill a writer some seconds after its first save; returns the last step that it told."""
+def live_and_be_killed(directory: Path, seconds: float, saving: bool) -> int:
+    """Kill a writer some seconds after its first save, or at the next sight of a file that it is writing; returns the
+    last step that it told."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gradtrace.recorder", "torch._dynamo", "pytest"])
     ours, theirs = context.Pipe(duplex=False)
@@ -157,6 +158,8 @@ def live_and_be_killed(directory: Path, seconds: float) -> int:
     theirs.close()
     told = [ours.recv()]
     time.sleep(seconds)
+    while saving and not any(directory.glob("*.tmp")):
+        pass
     writer.kill()
     writer.join()
     assert writer.exitcode == -signal.SIGKILL
@@ -171,7 +174,7 @@ def test_killed_at_any_moment_every_finished_checkpoint_is_whole(tmp_path: Path)
     """The writer is killed at ever other moments, at least three times within a save, and goes on in its directory."""
     interrupted = lives = 0
     while interrupted < 3:
-        told = live_and_be_killed(tmp_path, seconds=0.0013 * (lives % 12))
+        told = live_and_be_killed(tmp_path, seconds=0.0013 * (lives % 12), saving=lives % 2 == 1)
         lives += 1
         assert lives < 60, "hardly a kill falls into a save: the test shows nothing"
         checkpoints = load_checkpoints(tmp_path)

@@ -22,11 +22,14 @@ import digits_task
 import gradtrace
 from conftest import DigitsRun
 from gradtrace import Index
+from gradtrace.methods import METHODS
 from gradtrace_client import AsyncClient, Client, Hit, InfluenceAnswer, InvalidRequestError, NotFoundError, ServiceError
-from gradtrace_client.schemas import MAX_K, MAX_QUERIES, Problem
+from gradtrace_client.problem_schemas import Problem
+from gradtrace_client.schemas import MAX_K, MAX_QUERIES
 from gradtrace_indexer import delete_rows
 from gradtrace_service.app import create_app
 from gradtrace_service.catalog import FixedIndex
+from gradtrace_service.conventions import convention
 from gradtrace_service.engine import Engine, Limits, QueueFullError
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
@@ -461,3 +464,12 @@ def test_deleted_rows_are_in_no_answer(digits_index: DigitsRun, tmp_path: Path) 
         answer = problem(httpx.get(f"{url}/examples/train/4"), 404)
         assert "row 4 of the training data was deleted" in answer.model_dump_json()
         assert httpx.get(f"{url}/examples/train/5").status_code == 200
+
+
+def test_conventions_claim_of_each_method_what_holds_of_it() -> None:
+    told = {name: convention(name) for name in METHODS}
+    likenesses = {name for name, text in told.items() if "compressed coordinates" not in text}
+    assert likenesses == {"repsim", "representer"}
+    assert all("opponent, it raised" not in told[name] for name in likenesses)
+    forecasts = {name for name, text in told.items() if "no forecast" not in text}
+    assert forecasts == {"influence", "source", "fast-source", "trak", "hydra"}

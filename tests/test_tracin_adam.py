@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import tiny
 from gradtrace import CheckpointRecorder, Index, MismatchError, QueryError, gradients_reference, load_checkpoints
 from gradtrace.basis import Basis, dense_basis, identity_basis, two_sided_basis
+from gradtrace.fisher_labels import FisherBatch
 from gradtrace.layers import Layer
 from gradtrace.preconditioning import encode_preconditioned
 from gradtrace.spectral import choose_coordinates, fit_eigenbases, mean_squares
@@ -120,7 +121,7 @@ def bases(layers: list[Layer], spectral: Basis) -> dict[str, Basis]:
 def test_whole_gradients_have_the_coordinates_of_their_factors(case: str, tmp_path: Path) -> None:
     """In every basis, for every layer type: with factors of one, rows are what they always are."""
     model, rows, queries = prepared(case, tmp_path)
-    fitted = fit_eigenbases(model, iter([model.batch(rows)]))
+    fitted = fit_eigenbases(model, iter([FisherBatch(model.batch(rows), torch.ones(len(rows)))]))
     layers = model.plan.layers
     energies = mean_squares(model, iter([model.batch(rows)]), fitted)
     batch = model.batch(queries)

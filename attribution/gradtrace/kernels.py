@@ -19,7 +19,6 @@ from gradtrace.manifest import Manifest, Output
 from gradtrace.store import RowStore
 
 _BLOCK_VALUES = 1 << 23  # float32 values of rows that are held at a time
-_LEAST_UNCERTAINTY = 2e-5  # float32 losses tell a smaller 1 - p badly
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -28,10 +27,12 @@ class Kernel:
 
     inverse: float32 [dimensions, dimensions]
     weight: root mean square of |dL/df| over the rows
+    least: the smallest |dL/df| above zero of a row; it stands for those of losses that are rounded to zero
     """
 
     inverse: Tensor
     weight: float
+    least: float
 
 
 def output_of(columns: Mapping[str, NDArray[Any]]) -> Output:
@@ -60,20 +61,19 @@ def _missing(values: NDArray[Any]) -> bool:
     return values.dtype == object or (values.dtype.kind == "f" and bool(np.isnan(values).all()))
 
 
-def output_weights(losses: Tensor, output: Output) -> Tensor:
-    """|dL/df|: by how much the loss changes with the model's output f. Float32 as `losses`, above zero.
+def output_weights(losses: Tensor, output: Output, least: float) -> Tensor:
+    """|dL/df|: by how much the loss changes with the model's output f; `least` for zero. Float32 as `losses`.
 
     Log odds: L = -log p, f = log(p / (1 - p)), so it is 1 - p (Park et al. 2023, Equation 12). Values: L = c (f - y)^2,
     so it is sqrt(2 L) with f in units of 1 / sqrt(2 c).
     """
-    if output == "log odds":
-        return (-torch.expm1(-losses)).clamp_min(_LEAST_UNCERTAINTY)
-    return (2 * losses).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    weights = -torch.expm1(-losses) if output == "log odds" else (2 * losses).sqrt()
+    return torch.where(weights > 0, weights, least)
 
 
-def stored_weights(store: RowStore, checkpoint: int, output: Output) -> Tensor:
+def stored_weights(store: RowStore, checkpoint: int, output: Output, least: float) -> Tensor:
     """Those of all rows. Float32 [stored rows]."""
-    return output_weights(torch.tensor(store.columns(checkpoint)["loss"]), output)
+    return output_weights(torch.tensor(store.columns(checkpoint)["loss"]), output, least)
 
 
 def compute_kernel(store: RowStore, checkpoint: int, output: Output, damping: float, device: torch.device) -> Kernel:
@@ -84,7 +84,8 @@ def compute_kernel(store: RowStore, checkpoint: int, output: Output, damping: fl
         StoreError: all gradients are zero.
     """
     live = torch.from_numpy(store.row_ids.live())
-    weights = stored_weights(store, checkpoint, output)
+    least = _least(stored_weights(store, checkpoint, output, 0.0)[live])
+    weights = stored_weights(store, checkpoint, output, least)
     kernel = torch.zeros(store.dimensions, store.dimensions, dtype=torch.float64, device=device)
     for start, rows in store.blocks([checkpoint], max(1, _BLOCK_VALUES // store.dimensions)):
         part = slice(start, start + len(rows))
@@ -95,7 +96,12 @@ def compute_kernel(store: RowStore, checkpoint: int, output: Output, damping: fl
         raise StoreError("the gradients of all rows are zero at a checkpoint, so TRAK has no kernel there")
     kernel.diagonal().add_(damping * scale)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel)).float().cpu().contiguous()
-    return Kernel(inverse, float(weights[live].double().square().mean().sqrt()))
+    return Kernel(inverse, float(weights[live].double().square().mean().sqrt()), least)
+
+
+def _least(weights: Tensor) -> float:
+    above = weights[weights > 0]
+    return float(above.min()) if len(above) else torch.finfo(weights.dtype).tiny
 
 
 def load_kernels(directory: Path, manifest: Manifest, device: torch.device) -> dict[int, Kernel]:
@@ -110,8 +116,8 @@ def load_kernels(directory: Path, manifest: Manifest, device: torch.device) -> d
         if entry.name in files:
             path = directory / files[entry.name].path
             try:
-                tensors = load_file(path)
-                found[position] = Kernel(tensors["inverse"].to(device), float(tensors["weight"]))
+                read = load_file(path)
+                found[position] = Kernel(read["inverse"].to(device), float(read["weight"]), float(read["least"]))
             except (OSError, SafetensorError, KeyError) as error:
                 raise CorruptIndexError(
                     f"the kernel {path} cannot be read ({error}); restore it, or go back to another generation"

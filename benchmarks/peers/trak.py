@@ -22,9 +22,10 @@ from trak.projectors import NoOpProjector
 from trak.score_computers import BasicSingleBlockScoreComputer
 
 from benchmarks.peers.comparison import HEADER, Case, Scores, compared, load_case, parse, timed
-from gradtrace.basis import Basis, load_basis
+from gradtrace.basis import Basis, load_bases
 from gradtrace.encoder import GradientModel
 from gradtrace.index import open_index
+from gradtrace.manifest import read_manifest
 from gradtrace.task import Batch
 from gradtrace_indexer import add_kernels, build_index
 
@@ -78,7 +79,7 @@ def traker_scores(case: Case, index: Path) -> Scores:
             use_half_precision=False,
             logging_level=logging.ERROR,
         )
-        peer.gradient_computer.basis = load_basis(index / "basis.safetensors", "spectral", _DIMENSIONS, 0)
+        peer.gradient_computer.basis = load_bases(index, read_manifest(index))[0]
         for number, checkpoint in enumerate(case.checkpoints):
             model = GradientModel(case.task, checkpoint, torch.device("cpu"), case.queries[:2])
             peer.gradient_computer.encoder = model

@@ -5,7 +5,10 @@ from gradtrace_client._errors import (
     AuthenticationError,
     BusyError,
     ClientError,
+    DeadlineError,
+    ForbiddenError,
     InvalidRequestError,
+    JobFailedError,
     NotFoundError,
     ProblemError,
     ProtocolError,
@@ -22,6 +25,7 @@ from gradtrace_client.schemas import (
     RowFilter,
     SelfInfluenceAnswer,
 )
+from gradtrace_client.service_schemas import Indexes, Job, Jobs
 
 __all__ = [
     "AsyncClient",
@@ -29,13 +33,19 @@ __all__ = [
     "BusyError",
     "Client",
     "ClientError",
+    "DeadlineError",
     "ExampleAnswer",
+    "ForbiddenError",
     "GroupsAnswer",
     "Hit",
     "IndexDetails",
+    "Indexes",
     "Influence",
     "InfluenceAnswer",
     "InvalidRequestError",
+    "Job",
+    "JobFailedError",
+    "Jobs",
     "NotFoundError",
     "PairsAnswer",
     "ProblemError",

@@ -3,69 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
+from urllib.parse import quote
 
-import httpx
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from gradtrace_client._errors import InvalidRequestError, ProtocolError, UnreachableError, problem_error
-from gradtrace_client._retry import retry_after
+from gradtrace_client._call import Call
+from gradtrace_client._errors import not_sent
+from gradtrace_client._payloads import to_json
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, GroupsRequest, PairsAnswer, PairsRequest
+from gradtrace_client.problem_schemas import FieldProblem, field_problems
 from gradtrace_client.schemas import (
     Aggregate,
     ExampleAnswer,
-    FieldProblem,
     Include,
     IndexDetails,
     InfluenceAnswer,
     InfluenceRequest,
     Order,
-    Problem,
     RowFilter,
     SelfInfluenceAnswer,
     SelfInfluenceRequest,
     Similarity,
     Split,
     Weights,
-    field_problems,
 )
-
-Answer = TypeVar("Answer", bound=BaseModel)
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[Answer]):
-    """One HTTP exchange and the type of its answer. All calls only read, so each may be sent again."""
-
-    verb: Literal["GET", "POST"]
-    path: str
-    answer: type[Answer]
-    json: dict[str, Any] | None = None
-    params: dict[str, Any] = field(default_factory=dict)
-
-    def result(self, outcome: httpx.Response | httpx.TransportError) -> Answer:
-        """The typed answer.
-
-        Raises:
-            UnreachableError: `outcome` is no response.
-            ProblemError: the service refused.
-            ProtocolError: the answer does not parse.
-        """
-        if isinstance(outcome, httpx.TransportError):
-            cause = f"{type(outcome).__name__}: {outcome}"
-            raise UnreachableError(
-                f"no answer from {_address(outcome)} ({cause}); is `gradtrace serve` running there?"
-            ) from outcome
-        if outcome.is_error:
-            raise problem_error(_problem(outcome), retry_after(outcome))
-        try:
-            return self.answer.model_validate_json(outcome.content)
-        except ValidationError as error:
-            raise ProtocolError(
-                f"{outcome.url} did not answer with a {self.answer.__name__} of this API: {error}"
-            ) from None
+from gradtrace_client.service_schemas import Indexes, Job, Jobs, ReindexRequest
 
 
 def influence(
@@ -89,7 +53,8 @@ def influence(
     include: Iterable[Include] = ("parts", "examples"),
 ) -> Call[InfluenceAnswer]:
     """The k strongest proponents and opponents of each query, which is exactly one of `example`, `examples` (in the
-    task's own form, such as `{"image": base64 PNG, "label": 3}`), `query_rows` and `train_rows`.
+    task's own form, such as `{"image": pixels, "label": 3}`), `query_rows` and `train_rows`. In examples, paths and
+    bytes stand for files, PIL images for PNG files, and NumPy arrays and tensors for nested lists.
 
     Raises:
         ClientError: see the tree in `gradtrace_client`; InvalidRequestError names the fields at fault.
@@ -258,42 +223,58 @@ def index(name: str | None = None) -> Call[IndexDetails]:
     return Call("GET", "/index", IndexDetails, params=_named(name))
 
 
+def indexes() -> Call[Indexes]:
+    """The indexes of the service, of which the first is the default.
+
+    Raises:
+        ClientError: see the tree in `gradtrace_client`.
+    """
+    return Call("GET", "/indexes", Indexes)
+
+
+def reindex(index: str | None = None, *, roll_back_to: int | None = None) -> Call[Job]:
+    """Start a job that brings an index up to date with its training run and data, or back to an earlier generation.
+
+    One that is running on the index already is answered instead. It is not sent again where its answer was lost.
+
+    Raises:
+        ClientError: see the tree in `gradtrace_client`; NotFoundError where the service offers no jobs.
+    """
+    body = _request(ReindexRequest, index=index, roll_back_to=roll_back_to)
+    return Call("POST", "/reindex", Job, json=body, repeatable=False)
+
+
+def job(job: Job | str) -> Call[Job]:
+    """How far a job is, or how it ended; it is named by its id.
+
+    Raises:
+        ClientError: see the tree in `gradtrace_client`; NotFoundError where there is no such job.
+    """
+    return Call("GET", job_path(job), Job)
+
+
+def jobs() -> Call[Jobs]:
+    """The jobs of the service, running and ended, the latest first.
+
+    Raises:
+        ClientError: see the tree in `gradtrace_client`; NotFoundError where the service offers no jobs.
+    """
+    return Call("GET", "/jobs", Jobs)
+
+
+def job_path(job: Job | str) -> str:
+    return f"/jobs/{quote(job if isinstance(job, str) else job.id, safe='')}"
+
+
 def _named(index: str | None) -> dict[str, Any]:
     return {} if index is None else {"index": index}
 
 
 def _request(schema: type[BaseModel], **fields: Any) -> dict[str, Any]:
-    """The fields as JSON, checked against the schema, without those that have their default."""
+    """The fields as JSON values (NaN as null), checked against the schema, without those that have their default."""
     try:
-        return schema(**fields).model_dump(mode="json", exclude_defaults=True, by_alias=True)
+        return schema(**to_json(fields)).model_dump(mode="json", exclude_defaults=True, by_alias=True)
     except ValidationError as error:
-        raise _not_sent(field_problems(error.errors())) from None
+        raise not_sent(field_problems(error.errors())) from None
     except PydanticSerializationError as error:
-        raise _not_sent([FieldProblem(field="", detail=f"examples must be JSON values: {error}")]) from None
-
-
-def _not_sent(errors: list[FieldProblem]) -> InvalidRequestError:
-    detail = "not sent: the request does not fit the API"
-    return InvalidRequestError(
-        Problem(type="about:blank", title="Invalid request", status=422, detail=detail, errors=errors)
-    )
-
-
-def _problem(response: httpx.Response) -> Problem:
-    try:
-        return Problem.model_validate_json(response.content)
-    except ValidationError:
-        return Problem(
-            type="about:blank",
-            title=f"{response.status_code} {response.reason_phrase}",
-            status=response.status_code,
-            detail=f"{response.url} answered without a problem document: {response.text[:200]!r}",
-        )
-
-
-def _address(error: httpx.TransportError) -> str:
-    """Where the request went; errors raised outside a request do not say."""
-    try:
-        return str(error.request.url)
-    except RuntimeError:
-        return "the service"
+        raise not_sent([FieldProblem(field="", detail=f"examples must be JSON values: {error}")]) from None

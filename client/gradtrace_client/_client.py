@@ -1,24 +1,31 @@
-"""Client and AsyncClient: the calls of `_calls`, sent over httpx."""
+"""Client and AsyncClient: the calls of `_calls` and `_streams`, sent over httpx."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import httpx
 from pydantic import BaseModel
 
-from gradtrace_client import _calls
-from gradtrace_client._calls import Call
+from gradtrace_client import _calls, _streams
+from gradtrace_client._call import VERSION, Call
+from gradtrace_client._following import POLL_SECONDS, has_events, progress_bar, state_in, succeeded
 from gradtrace_client._retry import wait_before_retry
+from gradtrace_client.schemas import Hit, Influence
+from gradtrace_client.service_schemas import Job
 
 P = ParamSpec("P")
 Answer = TypeVar("Answer", bound=BaseModel)
+Item = TypeVar("Item")
 Outcome = httpx.Response | httpx.TransportError
+
+TIMEOUT = httpx.Timeout(70.0, connect=10.0)  # beyond the service's own deadline, by default 60 s: it says what was late
+LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20)
 
 
 class _Method(Generic[P, Answer]):
@@ -34,15 +41,34 @@ class _Method(Generic[P, Answer]):
     @overload
     def __get__(self, client: AsyncClient, owner: type) -> Callable[P, Awaitable[Answer]]: ...
     def __get__(self, client: Client | AsyncClient | None, owner: type) -> Callable[P, Any]:
-        if client is None:
-            return self._build
-        send: Callable[[Call[Answer]], Any] = client._send
+        return _bound(self._build, None if client is None else client._send)
 
-        @functools.wraps(self._build)
-        def method(*args: P.args, **kwargs: P.kwargs) -> Any:
-            return send(self._build(*args, **kwargs))
 
-        return method
+class _Stream(Generic[P, Item]):
+    """Pages of calls as a method that iterates over the results of all; an AsyncClient's is an async iterator."""
+
+    def __init__(self, build: Callable[P, Generator[Call[Any], Any, None]], item: type[Item]) -> None:
+        self._build = build
+
+    @overload
+    def __get__(self, client: None, owner: type) -> Callable[P, Generator[Call[Any], Any, None]]: ...
+    @overload
+    def __get__(self, client: Client, owner: type) -> Callable[P, Iterator[Item]]: ...
+    @overload
+    def __get__(self, client: AsyncClient, owner: type) -> Callable[P, AsyncIterator[Item]]: ...
+    def __get__(self, client: Client | AsyncClient | None, owner: type) -> Callable[P, Any]:
+        return _bound(self._build, None if client is None else client._results)
+
+
+def _bound(build: Callable[P, Any], send: Callable[[Any], Any] | None) -> Callable[P, Any]:
+    if send is None:
+        return build
+
+    @functools.wraps(build)
+    def method(*args: P.args, **kwargs: P.kwargs) -> Any:
+        return send(build(*args, **kwargs))
+
+    return method
 
 
 class _Calls:
@@ -52,17 +78,24 @@ class _Calls:
     self_influence = _Method(_calls.self_influence)
     examples = _Method(_calls.examples)
     index = _Method(_calls.index)
+    indexes = _Method(_calls.indexes)
+    reindex = _Method(_calls.reindex)
+    job = _Method(_calls.job)
+    jobs = _Method(_calls.jobs)
+    stream_influence = _Stream(_streams.stream_influence, Influence)
+    stream_self_influence = _Stream(_streams.stream_self_influence, Hit)
 
 
 class Client(_Calls):
-    """A connection to a Gradtrace service.
+    """A connection to a Gradtrace service. It may be shared by threads.
 
     Args:
         url: Where the service is, such as `http://127.0.0.1:8000`.
         api_key: Sent as a bearer token.
-        timeout: Seconds until an attempt is given up.
+        timeout: Seconds, or an httpx.Timeout, until an attempt is given up.
+        limits: Connections that are open at once, and kept.
         retries: Further attempts after a lost connection or an answer of 429 or 503.
-        transport: How requests travel; for tests and proxies.
+        transport: How requests travel; for tests and proxies. It has limits of its own.
     """
 
     def __init__(
@@ -70,21 +103,67 @@ class Client(_Calls):
         url: str,
         api_key: str | None = None,
         *,
-        timeout: float = 60.0,
+        timeout: float | httpx.Timeout = TIMEOUT,
+        limits: httpx.Limits = LIMITS,
         retries: int = 4,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._retries = retries
-        self._http = httpx.Client(base_url=url, headers=_headers(api_key), timeout=timeout, transport=transport)
+        self._http = httpx.Client(
+            base_url=url, headers=_headers(api_key), timeout=timeout, limits=limits, transport=transport
+        )
+
+    def follow(self, job: Job | str) -> Iterator[Job]:
+        """The job's states, now and whenever they change, to its end: by the service's events or, where these do not
+        come through or are cut off, by asking every second.
+
+        Raises:
+            ClientError: see the tree in `gradtrace_client`; NotFoundError where there is no such job.
+        """
+        state = None
+        for state in self._events(_calls.job_path(job)):
+            yield state
+        while state is None or state.state == "running":
+            if state is not None:
+                time.sleep(POLL_SECONDS)
+            state = self.job(job)
+            yield state
+
+    def wait(self, job: Job | str, *, progress: bool = True) -> Job:
+        """The job's last state, once it has succeeded. `progress` shows a bar on a terminal and in a notebook.
+
+        Raises:
+            JobFailedError: it failed.
+            ClientError: see the tree in `gradtrace_client`; NotFoundError where there is no such job.
+        """
+        with progress_bar(progress) as show:
+            for state in self.follow(job):
+                show(state)
+        return succeeded(state)
+
+    def _events(self, path: str) -> Iterator[Job]:
+        """As far as they come."""
+        try:
+            with self._http.stream("GET", f"{path}/events") as response:
+                if has_events(response):
+                    yield from filter(None, map(state_in, response.iter_lines()))
+        except httpx.TransportError:
+            return
 
     def _send(self, call: Call[Answer]) -> Answer:
         for attempt in range(self._retries):
             outcome = self._attempt(call)
-            wait = wait_before_retry(outcome, attempt)
+            wait = wait_before_retry(outcome, attempt, call.repeatable)
             if wait is None:
                 return call.result(outcome)
             time.sleep(wait)
         return call.result(self._attempt(call))
+
+    def _results(self, pages: Generator[Call[Any], Any, None]) -> Iterator[Any]:
+        answer = None
+        while (call := _next_page(pages, answer)) is not None:
+            answer = self._send(call)
+            yield from answer.results
 
     def _attempt(self, call: Call[Answer]) -> Outcome:
         try:
@@ -105,28 +184,66 @@ class Client(_Calls):
 
 
 class AsyncClient(_Calls):
-    """The same as Client, with every call awaited."""
+    """The same as Client, with every call awaited, and `async for` over streams and jobs that are followed."""
 
     def __init__(
         self,
         url: str,
         api_key: str | None = None,
         *,
-        timeout: float = 60.0,
+        timeout: float | httpx.Timeout = TIMEOUT,
+        limits: httpx.Limits = LIMITS,
         retries: int = 4,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._retries = retries
-        self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key), timeout=timeout, transport=transport)
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=_headers(api_key), timeout=timeout, limits=limits, transport=transport
+        )
+
+    async def follow(self, job: Job | str) -> AsyncIterator[Job]:
+        """As Client.follow."""
+        state = None
+        async for state in self._events(_calls.job_path(job)):
+            yield state
+        while state is None or state.state == "running":
+            if state is not None:
+                await asyncio.sleep(POLL_SECONDS)
+            state = await self.job(job)
+            yield state
+
+    async def wait(self, job: Job | str, *, progress: bool = True) -> Job:
+        """As Client.wait."""
+        with progress_bar(progress) as show:
+            async for state in self.follow(job):
+                show(state)
+        return succeeded(state)
+
+    async def _events(self, path: str) -> AsyncIterator[Job]:
+        try:
+            async with self._http.stream("GET", f"{path}/events") as response:
+                if has_events(response):
+                    async for line in response.aiter_lines():
+                        if (state := state_in(line)) is not None:
+                            yield state
+        except httpx.TransportError:
+            return
 
     async def _send(self, call: Call[Answer]) -> Answer:
         for attempt in range(self._retries):
             outcome = await self._attempt(call)
-            wait = wait_before_retry(outcome, attempt)
+            wait = wait_before_retry(outcome, attempt, call.repeatable)
             if wait is None:
                 return call.result(outcome)
             await asyncio.sleep(wait)
         return call.result(await self._attempt(call))
+
+    async def _results(self, pages: Generator[Call[Any], Any, None]) -> AsyncIterator[Any]:
+        answer = None
+        while (call := _next_page(pages, answer)) is not None:
+            answer = await self._send(call)
+            for result in answer.results:
+                yield result
 
     async def _attempt(self, call: Call[Answer]) -> Outcome:
         try:
@@ -147,4 +264,13 @@ class AsyncClient(_Calls):
 
 
 def _headers(api_key: str | None) -> dict[str, str]:
-    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    key = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    return {"User-Agent": f"gradtrace-client/{VERSION}", **key}
+
+
+def _next_page(pages: Generator[Call[Any], Any, None], answer: Any) -> Call[Any] | None:
+    """The call for the page after the one that was answered so; None: there is none."""
+    try:
+        return pages.send(answer)
+    except StopIteration:
+        return None

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas
 
-    from gradtrace_client.schemas import Hit, Influence
+    from gradtrace_client.group_and_pair_schemas import Asked, GroupsAnswer, PairsAnswer
+    from gradtrace_client.schemas import ExampleAnswer, Hit, Influence
+    from gradtrace_client.service_schemas import Job
 
 _TEXT_LIMIT = 200
 
@@ -60,12 +62,73 @@ def hits_html(title: str, hits: Sequence[Hit]) -> str:
     """A table of hits as HTML, with percentiles where they carry them."""
     placed = any(hit.percentile is not None for hit in hits)
     heads = ("row", "score", *["percentile"] * placed, "label", "prediction", "loss", "example")
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    body = "".join(f"<tr>{_cells(hit, placed)}</tr>" for hit in hits)
+    return table_html(title, heads, [_cells(hit, placed) for hit in hits])
+
+
+def table_html(title: str, heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Cells are HTML; title and heads are text."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
     return f"<table><caption>{escape(title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cells(hit: Hit, placed: bool) -> str:
+def records_html(title: str, records: Sequence[dict[str, Any]]) -> str:
+    """A table of text with the records' keys as heads."""
+    lines = [["" if value is None else escape(str(value)) for value in record.values()] for record in records]
+    return table_html(title, list(records[0]) if records else (), lines)
+
+
+def groups_html(answer: GroupsAnswer) -> str:
+    """A table for each query, the largest sum first."""
+    tables = []
+    for result in answer.results:
+        lines = [
+            [
+                escape(str(group.group) if group.group_name is None else group.group_name),
+                str(group.rows),
+                f"{group.sum:+.4g}",
+                f"{group.mean:+.4g}",
+            ]
+            for group in result.groups
+        ]
+        tables.append(
+            table_html(f"Influence on {_asked_text(result.query)}", (answer.by, "rows", "sum", "mean"), lines)
+        )
+    return "".join(tables) + note_html(answer.convention)
+
+
+def pairs_html(answer: PairsAnswer) -> str:
+    """A line for each query, a column for each training example."""
+    heads = ["query", *(_asked_text(asked) for asked in answer.train)]
+    lines = [
+        [escape(_asked_text(query)), *(f"{score:+.4g}" for score in scores)]
+        for query, scores in zip(answer.queries, answer.scores, strict=True)
+    ]
+    return table_html("Influence of training examples", heads, lines) + note_html(answer.convention)
+
+
+def _asked_text(asked: Asked) -> str:
+    who = "an example" if asked.row is None else f"{asked.split} row {asked.row}"
+    who = f"the mean of {asked.count} queries" if asked.count > 1 else who
+    return f"{who}, label {described(asked.label, asked.label_name)}"
+
+
+def example_answer_html(answer: ExampleAnswer) -> str:
+    """A row of a data set with what is known of it."""
+    words = f"{answer.split} row {answer.row}, label {described(answer.label, answer.label_name)}"
+    if answer.prediction is not None:
+        words += f", predicted {described(answer.prediction, answer.prediction_name)}"
+    return f"<p>{example_html(answer.example)} {escape(words)}</p>"
+
+
+def job_html(job: Job) -> str:
+    """How far a job is, or how it ended."""
+    words = f"{job.operation} of {job.index}, {job.state}, generation {job.generation}"
+    words += "" if job.error is None else f": {job.error}"
+    return f'<p><progress value="{job.progress:.3f}" max="1"></progress> {escape(words)}</p>'
+
+
+def _cells(hit: Hit, placed: bool) -> list[str]:
     loss = "" if hit.loss is None else f"{hit.loss:.4g}"
     percentile = "" if hit.percentile is None else f"{hit.percentile:.2f} %"
     texts = (
@@ -76,7 +139,7 @@ def _cells(hit: Hit, placed: bool) -> str:
         described(hit.prediction, hit.prediction_name),
         loss,
     )
-    return "".join(f"<td>{escape(text)}</td>" for text in texts) + f"<td>{example_html(hit.example)}</td>"
+    return [*map(escape, texts), example_html(hit.example)]
 
 
 def note_html(text: str) -> str:

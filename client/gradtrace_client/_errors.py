@@ -2,18 +2,22 @@
 
 ClientError
 ├── UnreachableError          no answer came: the connection failed or took too long
-├── ProtocolError             an answer came that is not one of this API's
+├── ProtocolError             an answer came that is not one of this API's, or of another major version of it
+├── JobFailedError            the job that was waited for failed; `job` is its last state
 └── ProblemError              the service refused, with a problem document (RFC 9457)
-    ├── InvalidRequestError   400, 413, 422: the request itself; `errors` names the fields
-    ├── AuthenticationError   401, 403: the API key
-    ├── NotFoundError         404: no such row or address
+    ├── InvalidRequestError   400, 405, 413, 422 ...: the request itself; `errors` names the fields
+    ├── AuthenticationError   401: the API key is missing or wrong
+    ├── ForbiddenError        403: the API key is not allowed to do this
+    ├── NotFoundError         404: no such row, job or address
     ├── BusyError             429, 503: later; `retry_after` says when, where the service said so
-    └── ServiceError          any other status: the service failed
+    ├── DeadlineError         504: the answer took longer than requests may
+    └── ServiceError          500 and the like: the service failed
 """
 
 from __future__ import annotations
 
-from gradtrace_client.schemas import FieldProblem, Problem
+from gradtrace_client.problem_schemas import FieldProblem, Problem
+from gradtrace_client.service_schemas import Job
 
 
 class ClientError(Exception):
@@ -26,6 +30,14 @@ class UnreachableError(ClientError):
 
 class ProtocolError(ClientError):
     """An answer came that is not one of this API's: another server, a proxy, or another major version."""
+
+
+class JobFailedError(ClientError):
+    """The job that was waited for failed; the index is as it was. `job` is its last state, `job.error` says why."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(f"{job.operation} of index {job.index} failed after {job.attempts} attempts: {job.error}")
+        self.job = job
 
 
 class ProblemError(ClientError):
@@ -51,37 +63,52 @@ class ProblemError(ClientError):
 
 
 class InvalidRequestError(ProblemError):
-    """The request itself is at fault (400, 413, 422); `errors` names the fields. Also raised before sending."""
+    """The request itself is at fault (any other 4xx); `errors` names the fields. Also raised before sending."""
 
 
 class AuthenticationError(ProblemError):
-    """The API key is missing, wrong, or not allowed to do this (401, 403)."""
+    """The API key is missing or wrong (401)."""
+
+
+class ForbiddenError(ProblemError):
+    """The API key is not allowed to do this (403)."""
 
 
 class NotFoundError(ProblemError):
-    """There is no such row or address (404)."""
+    """There is no such row, job or address (404)."""
 
 
 class BusyError(ProblemError):
     """The service cannot answer now (429, 503), and still could not after the retries."""
 
 
+class DeadlineError(ProblemError):
+    """The answer took longer than the service lets requests take (504): ask for less at a time."""
+
+
 class ServiceError(ProblemError):
-    """The service failed (any other status)."""
+    """The service failed (any other 5xx)."""
 
 
 _BY_STATUS: dict[int, type[ProblemError]] = {
-    400: InvalidRequestError,
     401: AuthenticationError,
-    403: AuthenticationError,
+    403: ForbiddenError,
     404: NotFoundError,
-    413: InvalidRequestError,
-    422: InvalidRequestError,
     429: BusyError,
     503: BusyError,
+    504: DeadlineError,
 }
 
 
 def problem_error(problem: Problem, retry_after: float | None = None) -> ProblemError:
     """The error that stands for the problem's status."""
-    return _BY_STATUS.get(problem.status, ServiceError)(problem, retry_after)
+    other = InvalidRequestError if problem.status < 500 else ServiceError
+    return _BY_STATUS.get(problem.status, other)(problem, retry_after)
+
+
+def not_sent(errors: list[FieldProblem]) -> InvalidRequestError:
+    """The service would refuse this request, so it was not sent."""
+    detail = "not sent: the request does not fit the API"
+    return InvalidRequestError(
+        Problem(type="about:blank", title="Invalid request", status=422, detail=detail, errors=errors)
+    )

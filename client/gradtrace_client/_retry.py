@@ -12,14 +12,18 @@ FIRST_WAIT = 0.2  # seconds, doubled at each attempt
 LONGEST_WAIT = 30.0  # a service that asks for more patience is not asked again
 
 _BUSY = (429, 503)
+_UNSENT = (httpx.ConnectTimeout, httpx.ConnectError)
 # A time-out while reading is not among them: the service may still be at work on the first copy.
-_LOST = (httpx.ConnectTimeout, httpx.NetworkError, httpx.RemoteProtocolError)
+_LOST = (*_UNSENT, httpx.NetworkError, httpx.RemoteProtocolError)
 
 
-def wait_before_retry(outcome: httpx.Response | httpx.TransportError, attempt: int) -> float | None:
-    """Seconds to wait before attempt `attempt + 1` (the first is 0); None: do not try again."""
+def wait_before_retry(outcome: httpx.Response | httpx.TransportError, attempt: int, repeatable: bool) -> float | None:
+    """Seconds to wait before attempt `attempt + 1` (the first is 0); None: do not try again.
+
+    repeatable: whether a request that may have been carried out, its answer lost, may be sent again
+    """
     backoff = FIRST_WAIT * 2.0**attempt * random.uniform(1.0, 1.5)  # jitter spreads clients that failed together
-    if isinstance(outcome, _LOST):
+    if isinstance(outcome, _LOST if repeatable else _UNSENT):
         return backoff
     if isinstance(outcome, httpx.TransportError) or outcome.status_code not in _BUSY:
         return None

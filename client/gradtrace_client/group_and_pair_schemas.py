@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from gradtrace_client import _display
+from gradtrace_client._sources import at_least_one, exactly_one, require_one
 from gradtrace_client.schemas import (
     MAX_QUERIES,
     IndexInfo,
@@ -18,11 +19,12 @@ from gradtrace_client.schemas import (
     Split,
     Timing,
     _Answer,
-    require_one,
 )
 
 if TYPE_CHECKING:
     import pandas
+
+_QUERY_SOURCES = ("example", "examples", "query_rows")
 
 
 class GroupsRequest(Queries):
@@ -35,6 +37,10 @@ class PairsRequest(Question):
     Exactly one of `example`, `examples` and `query_rows` gives the queries; `train_examples`, `train_rows` or both give
     the training examples.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra=exactly_one(_QUERY_SOURCES) | at_least_one(("train_examples", "train_rows"))
+    )
 
     train_examples: list[Payload] | None = Field(
         None, min_length=1, max_length=MAX_QUERIES, description="In the task's own form, with labels."
@@ -55,7 +61,7 @@ class PairsRequest(Question):
 
     @model_validator(mode="after")
     def _both_sides(self) -> PairsRequest:
-        require_one(self, ("example", "examples", "query_rows"))
+        require_one(self, _QUERY_SOURCES)
         if self.train_examples is None and self.train_rows is None:
             raise ValueError("give train_examples, train_rows or both")
         return self
@@ -104,6 +110,9 @@ class GroupsAnswer(_Answer):
             [{"query": at, **group.model_dump()} for at, result in enumerate(self.results) for group in result.groups]
         )
 
+    def _repr_html_(self) -> str:
+        return _display.groups_html(self)
+
 
 class PairsAnswer(_Answer):
     """`scores[i][j]`: that of training example j, first those of `train_examples`, on query i."""
@@ -119,3 +128,6 @@ class PairsAnswer(_Answer):
     def to_pandas(self) -> pandas.DataFrame:
         """One line a query, one column a training example, by their positions in the request."""
         return _display.frame([{str(at): score for at, score in enumerate(scores)} for scores in self.scores])
+
+    def _repr_html_(self) -> str:
+        return _display.pairs_html(self)

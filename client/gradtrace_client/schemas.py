@@ -5,13 +5,12 @@ A request refuses fields that it does not know. Rows count from 0 and never chan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from gradtrace_client import _display
+from gradtrace_client._sources import at_least_one, exactly_one, require_one
 
 if TYPE_CHECKING:
     import pandas
@@ -19,7 +18,14 @@ if TYPE_CHECKING:
 MAX_K = 1000
 MAX_QUERIES = 128
 
-Row = Annotated[int, Field(strict=True, ge=0, lt=2**53)]
+
+def _whole(value: Any) -> Any:
+    """1.0 is an integer to JSON, which knows numbers alone."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+Row = Annotated[int, Field(strict=True, ge=0, lt=2**53), WHOLE]
 Label = int | float
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Payload = dict[str, Any]  # what the task's parse takes and its render gives: {"image": ...}, {"text": ...}, ...
@@ -71,6 +77,8 @@ class _Answer(BaseModel):
 class Condition(_Request):
     """What the value of a column must meet, in all that is given. Unknown values meet nothing."""
 
+    model_config = ConfigDict(json_schema_extra=at_least_one(("min", "max", "in")))
+
     min: Annotated[Number, Field(strict=True)] | None = Field(None, description="At least this.")
     max: Annotated[Number, Field(strict=True)] | None = Field(None, description="At most this.")
     in_: list[Value] | None = Field(
@@ -111,21 +119,16 @@ class Question(_Request):
     damping: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Added to the curvature, relative to each layer's mean eigenvalue."
     )
-    segments: Annotated[int, Field(strict=True, ge=1, le=1000)] | None = Field(
+    segments: Annotated[int, Field(strict=True, ge=1, le=1000), WHOLE] | None = Field(
         None, description="Stretches of training that each have one curvature and one gradient."
     )
     similarity: Similarity | None = Field(None, description="How representations are compared.")
 
 
-def require_one(request: BaseModel, sources: tuple[str, ...]) -> None:
-    given = [name for name in sources if getattr(request, name) is not None]
-    if len(given) != 1:
-        said = " and ".join(given) if given else "none of them"
-        raise ValueError(f"give exactly one of {', '.join(sources)}; the request has {said}")
-
-
 class Queries(Question):
     """Exactly one of `example`, `examples`, `query_rows` and `train_rows` says what is asked about."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one(SOURCES))
 
     example: Payload | None = Field(None, description="One example in the task's own form.")
     examples: list[Payload] | None = Field(
@@ -152,7 +155,9 @@ class Queries(Question):
 
 
 class InfluenceRequest(Queries):
-    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K)] = Field(10, description="Hits at each of the two ends.")
+    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K), WHOLE] = Field(
+        10, description="Hits at each of the two ends."
+    )
     rescore: bool = Field(
         False,
         description="Recompute the full gradients of the rows found, twice as many at either end as asked for, and "
@@ -185,6 +190,9 @@ class SelfInfluenceRequest(Question):
 
     k: Annotated[int, Field(ge=1, le=MAX_K)] = Field(10, description="Rows in the answer.")
     offset: Annotated[int, Field(ge=0, lt=2**53)] = Field(0, description="Rows passed over before the first.")
+    segments: Annotated[int, Field(ge=1, le=1000)] | None = Field(  # not strict: an address holds text alone
+        None, description="Stretches of training that each have one curvature and one gradient."
+    )
     order: Order = Field("descending", description="`descending`: the rows with the largest score first.")
     labels: list[Number] | None = Field(None, min_length=1, description="Only rows with one of these labels.")
     examples: bool = Field(True, description="Whether the answer carries the rendered examples.")
@@ -195,6 +203,11 @@ class CheckpointInfo(_Answer):
     step: int
     learning_rate: float
     run: int = Field(0, description="Which training run it is of.")
+    kind: str = Field(
+        "weights",
+        description="`weights` as training left them; `average` of a segment's, for fast-source alone; `recorded`: the "
+        "training up to there, for hydra alone.",
+    )
 
 
 class IndexInfo(_Answer):
@@ -364,68 +377,5 @@ class ExampleAnswer(_Answer):
     correct: bool | None
     example: Payload
 
-
-class ReindexRequest(_Request):
-    """Bring an index up to date, with appended rows and new checkpoints, or back to an earlier generation."""
-
-    index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
-    roll_back_to: Annotated[int, Field(strict=True, ge=1, lt=2**53)] | None = Field(
-        None, description="An earlier generation that is still kept."
-    )
-
-
-class Job(_Answer):
-    """A change of an index that goes on in a process of its own."""
-
-    id: str
-    index: str
-    operation: Literal["update", "roll back"]
-    roll_back_to: int | None = None
-    state: Literal["running", "succeeded", "failed"]
-    progress: float = Field(description="Share of the rows that are computed, from 0 to 1.")
-    generation: int = Field(description="Of the index: when the job began, and once it ended, when it ended.")
-    attempts: int = Field(default=1, description="How often its process was started: once killed, it resumes.")
-    error: str | None = Field(default=None, description="Why it failed, with the remedy.")
-    created: datetime
-    ended: datetime | None = None
-
-
-class Jobs(_Answer):
-    """The latest first."""
-
-    jobs: list[Job]
-
-
-class Status(_Answer):
-    status: Literal["ok", "ready"]
-
-
-class FieldProblem(_Answer):
-    field: str = Field(description="Path of the field, such as `filter.labels[1]`; empty for the request as a whole.")
-    detail: str
-
-
-class Problem(_Answer):
-    """A problem document (RFC 9457)."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    errors: list[FieldProblem] = Field(default_factory=list)
-
-
-def field_problems(errors: Iterable[Mapping[str, Any]]) -> list[FieldProblem]:
-    """Pydantic's validation errors as field problems; each names the field and what it takes."""
-    return [FieldProblem(field=_field_path(error["loc"]), detail=_remedy(error)) for error in errors]
-
-
-def _field_path(location: Iterable[str | int]) -> str:
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return path.removeprefix(".")
-
-
-def _remedy(error: Mapping[str, Any]) -> str:
-    if error["type"] == "extra_forbidden":
-        return "there is no such field: leave it out"
-    return str(error["msg"]).removeprefix("Value error, ")
+    def _repr_html_(self) -> str:
+        return _display.example_answer_html(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -92,21 +92,12 @@ def build_index(
     if recorded is not None:
         if len(runs) > 1:
             raise RecordingError("a recording is of one training run: give the checkpoints of that run alone")
-        basis, dimensions, seed = "two-sided", recorded.basis.dimensions, recorded.entry.seed
+        basis, dimensions, seed = recorded.basis.kind, recorded.entry.requested, recorded.entry.seed
+    spec = FitSpec(basis, dimensions, seed, precision)
     with sole_writer(directory):
         if average_segments is not None:
             runs = [with_averages(directory, task, own, average_segments) for own in runs]
-        wanted = {
-            "rows": rows,
-            "basis": basis,
-            "dimensions": dimensions,
-            "precision": precision,
-            "seed": seed,
-            "checkpoints": _entries(builder, runs),
-        }
-        manifest = _found(builder, wanted)
-        if manifest is None:
-            manifest = _begun(builder, runs, rows, FitSpec(basis, dimensions, seed, precision))
+        manifest = _found(builder, runs, rows, spec) or _begun(builder, runs, rows, spec)
         if not manifest.complete:
             builder.finish(manifest)
     if searcher is not None:
@@ -141,7 +132,7 @@ def check_order(checkpoints: Sequence[Checkpoint]) -> None:
         raise CheckpointError(f"checkpoints must be given in training order; their steps are {steps}")
 
 
-def _found(builder: Builder, wanted: Mapping[str, object]) -> Manifest | None:
+def _found(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, spec: FitSpec) -> Manifest | None:
     """The manifest of the same build, finished or not; None where there is none.
 
     Raises:
@@ -153,15 +144,15 @@ def _found(builder: Builder, wanted: Mapping[str, object]) -> Manifest | None:
         manifest = read_manifest(directory)
     if manifest is None:
         return None
-    found = {
-        "rows": manifest.task.train_rows,
-        "basis": manifest.basis.kind,
-        "dimensions": manifest.basis.requested,
-        "precision": manifest.precision,
-        "seed": manifest.basis.seed,
-        "checkpoints": manifest.checkpoints,
+    compared = {
+        "rows": (rows, manifest.task.train_rows),
+        "basis": (spec.kind, manifest.basis.kind),
+        "dimensions": (spec.dimensions, manifest.basis.requested),
+        "precision": (spec.precision, manifest.precision),
+        "seed": (spec.seed, manifest.basis.seed),
+        "checkpoints": (_entries(builder, runs), manifest.checkpoints),
     }
-    differing = [key for key in wanted if wanted[key] != found[key]]
+    differing = [name for name, (wanted, found) in compared.items() if wanted != found]
     if differing:
         raise StoreError(
             f"{directory} already holds another index (other {', '.join(differing)}): choose another directory, remove "

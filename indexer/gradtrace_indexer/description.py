@@ -6,9 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gradtrace.errors import IncompleteIndexError
-from gradtrace.manifest import Manifest, SearcherEntry, read_manifest
+from gradtrace.manifest import CheckpointKind, Manifest, SearcherEntry, read_manifest
 from gradtrace.row_ids import read_row_ids
 from gradtrace_indexer.generations import kept_generations, read_pending
+
+_KINDS: dict[CheckpointKind, str] = {
+    "weights": "",
+    "average": ", the average of a segment's weights",
+    "recorded": ", the recording of the training up to it",
+}
 
 
 def describe(manifest: Manifest) -> str:
@@ -50,11 +56,16 @@ def details(directory: Path) -> Iterator[str]:
         return
     yield describe(current)
     for checkpoint in current.checkpoints:
-        yield f"  {checkpoint.name}: step {checkpoint.step}, learning rate {checkpoint.learning_rate:g}"
+        rate = f"learning rate {checkpoint.learning_rate:g}"
+        yield f"  {checkpoint.name}: step {checkpoint.step}, {rate}{_KINDS[checkpoint.kind]}"
     if current.searcher is not None:
         yield f"  {describe_searcher(current, current.searcher)}"
     if current.representations is not None:
         yield f"  representations: {current.representations.dimensions} features, {_refit(current)}"
+    if current.kernels is not None:
+        lacking = len(current.lacking_kernels())
+        what = f", {lacking} checkpoint(s) lack theirs: run `gradtrace kernels`" if lacking else ""
+        yield f"  {len(current.kernels.files)} kernel(s) for trak, damping {current.kernels.damping:g}{what}"
     ids = read_row_ids(directory, current)
     yield (
         f"  row numbers 0 to {ids.rows - 1}: {len(ids.live_ids()):,} present, {len(ids.deleted):,} deleted, "
@@ -77,8 +88,10 @@ def details(directory: Path) -> Iterator[str]:
 
 
 def _refit(manifest: Manifest) -> str:
-    if manifest.representer is None or manifest.representer_is_stale():
+    if manifest.representer is None:
         return "no last layer refitted on them"
+    if manifest.representer_is_stale():
+        return "last layer refitted on other ones: run `gradtrace representer` again"
     return f"last layer refitted on them with l2 {manifest.representer.l2:g}"
 
 

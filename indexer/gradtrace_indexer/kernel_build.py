@@ -59,7 +59,8 @@ def _with_kernels(directory: Path, manifest: Manifest, device: str, progress: bo
     names = [entry.name for entry in manifest.checkpoints]
     for name in tqdm(manifest.lacking_kernels(), "kernels", disable=not progress):
         kernel = compute_kernel(store, names.index(name), entry.output, entry.damping, where)
-        content = safetensors.torch.save({"inverse": kernel.inverse, "weight": torch.tensor(kernel.weight)})
+        numbers = {name: torch.tensor(getattr(kernel, name)) for name in ("weight", "least")}
+        content = safetensors.torch.save({"inverse": kernel.inverse, **numbers})
         file = write_file(directory, f"kernels/{name}.{manifest.generation}.safetensors", content)
         manifest = save_pending(directory, _with_kernel(manifest, name, file))
     return manifest

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gradtrace.annoy_searcher import import_annoy
+from gradtrace.errors import QueryError
 from gradtrace.faiss_searcher import import_faiss
 from gradtrace.index import Index, open_index
 from gradtrace.manifest import FileEntry, Manifest, RecallEntry, SearcherEntry, read_manifest
@@ -112,12 +113,15 @@ def _recall(directory: Path, index: Index, entry: SearcherEntry, queries: Sequen
     exact, approximate = index.searcher, open_searcher(directory, manifest, RowStore(directory, manifest), None, "cpu")
     recall = {}
     for method in index.methods:
-        index.searcher = exact
-        wanted = index.influence(queries, k=_K, method=method)
         index.searcher = approximate
-        found = index.influence(queries, k=_K, method=method)
-        if not all(result.exact for result in found):  # scaled rows, and rows of another kind, are searched exactly
-            recall[method] = recall_of(wanted, found)
+        try:
+            found = index.influence(queries, k=_K, method=method)
+        except QueryError:  # not every method can explain every query
+            continue
+        if all(result.exact for result in found):  # scaled rows, and rows of another kind, are searched exactly
+            continue
+        index.searcher = exact
+        recall[method] = recall_of(index.influence(queries, k=_K, method=method), found)
     return recall
 
 

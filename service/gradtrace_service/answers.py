@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -50,9 +51,10 @@ from gradtrace_service.rendering import Show, shower
 from gradtrace_service.work import Work
 
 
-def warm_up(index: Index, waited_ms: float) -> None:
-    """Ask about the first row that is there."""
+def warm_up(index: Index, waited_ms: float) -> int:
+    """Ask about the first row that is there. Returns the worker's process, to tell those that are warm."""
     index.influence([index.task.train[int(np.argmax(index.present))]], k=1)
+    return os.getpid()
 
 
 def one_influence(index: Index, waited_ms: float, *, request: InfluenceRequest) -> InfluenceAnswer:
@@ -183,7 +185,7 @@ def index_info(index: Index) -> IndexInfo:
         task=manifest.task.name,
         rows=index.rows,
         checkpoints=[
-            CheckpointInfo(name=entry.name, step=entry.step, learning_rate=entry.learning_rate, run=entry.run)
+            CheckpointInfo(**entry.model_dump(include=set(CheckpointInfo.model_fields)))
             for entry in manifest.checkpoints
         ],
         dimensions=manifest.basis.dimensions,

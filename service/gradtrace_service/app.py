@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -11,22 +13,39 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from gradtrace import Index
-from gradtrace_service import answers, health_routes, job_routes, query_routes
+from gradtrace_service import answers, health_routes, index_routes, job_routes, metric_routes, query_routes
+from gradtrace_service.access_log import AccessLog
+from gradtrace_service.audit import AuditLog
 from gradtrace_service.body_limit import BodyLimit
 from gradtrace_service.catalog import Catalog, FixedIndex, Hosted
 from gradtrace_service.disconnects import CancelOnDisconnect
 from gradtrace_service.engine import Engine, Limits
 from gradtrace_service.jobs import JobRunner
+from gradtrace_service.logs import log_config
+from gradtrace_service.metrics import Metrics
 from gradtrace_service.problems import add_problem_handlers
-from gradtrace_service.settings import Settings
+from gradtrace_service.request_ids import RequestIds
+from gradtrace_service.security import add_security, guarded
+from gradtrace_service.settings import DEFAULTS, Settings
+from gradtrace_service.tracing import tracer_provider
+from gradtrace_service.version_header import VersionHeader
 from gradtrace_service.work import Work
 from gradtrace_service.workers import ProcessWorkers, answer_batch, answer_batch_elsewhere, thread_worker
 
+_TRY_AGAIN_SECONDS = 5
+
+_log = logging.getLogger(__name__)
+
 
 def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
-    """The service over an open index, which belongs to the service's own thread from now on. It offers no jobs."""
-    settings = settings or Settings()
-    return _app(Engine(thread_worker(FixedIndex(index)), answer_batch, limits=_limits(settings)), settings)
+    """The service over an open index, which belongs to the service's own thread from now on. It offers no jobs.
+
+    settings: None: the defaults, whatever the environment says
+    """
+    settings, metrics = settings or DEFAULTS, Metrics()
+    engine = Engine(thread_worker(FixedIndex(index)), answer_batch, limits=_limits(settings), observer=metrics)
+    metrics.watch(engine)
+    return _app(engine, settings, metrics, partial(index_routes.open_index_summary, index))
 
 
 def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
@@ -37,21 +56,34 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
     """
     memory = None if settings.memory_limit_mb is None else settings.memory_limit_mb << 20
     indexes = partial(Catalog, hosted, memory)
+    catalog = None
     if settings.processes:
-        workers = ProcessWorkers(settings.processes, indexes)
-        engine = Engine(workers, answer_batch_elsewhere, settings.processes, _limits(settings))
+        workers: Executor = ProcessWorkers(settings.processes, indexes, log_config(settings))
+        answer, slots = answer_batch_elsewhere, settings.processes
     else:
         catalog = indexes()
         catalog.get(None)  # what is wrong with it is told now, to whoever starts the service
-        engine = Engine(thread_worker(catalog), answer_batch, limits=_limits(settings))
-    return _app(engine, settings, JobRunner(hosted))
+        workers, answer, slots = thread_worker(catalog), answer_batch, 1
+    metrics, jobs = Metrics(), JobRunner(hosted)
+    engine = Engine(workers, answer, slots, _limits(settings), metrics)
+    metrics.watch(engine, hosted, jobs)
+    return _app(engine, settings, metrics, partial(index_routes.hosted_summaries, hosted, catalog), jobs)
 
 
 def _limits(settings: Settings) -> Limits:
     return Limits(settings.queue_size, settings.batch_size, settings.batch_wait_ms, settings.deadline_seconds)
 
 
-def _app(engine: Engine, settings: Settings, jobs: JobRunner | None = None) -> FastAPI:
+def _app(
+    engine: Engine,
+    settings: Settings,
+    metrics: Metrics,
+    summaries: index_routes.Summaries,
+    jobs: JobRunner | None = None,
+) -> FastAPI:
+    audit = AuditLog(settings.audit_log)
+    tracing = tracer_provider(settings.otel_endpoint)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         warming = asyncio.ensure_future(_warm_up(app, engine))
@@ -62,25 +94,60 @@ def _app(engine: Engine, settings: Settings, jobs: JobRunner | None = None) -> F
         if jobs is not None:
             await jobs.close()
         engine.close()
+        audit.close()
+        if tracing is not None:
+            tracing.shutdown()
 
     app = FastAPI(
         title="Gradtrace",
         summary="Which training examples made this model predict that?",
         version=version("gradtrace"),
         lifespan=lifespan,
+        redoc_url=None,
+        telemetry=None if tracing is None else {"tracer_provider": tracing, "operation_spans": False},
     )
     app.state.engine, app.state.jobs, app.state.ready = engine, jobs, False
+    app.state.metrics, app.state.tracer_provider, app.state.summaries = metrics, tracing, summaries
     app.add_middleware(CancelOnDisconnect)
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_mb * 2**20))
+    add_security(app, settings)
+    app.add_middleware(AccessLog, metrics=metrics)
+    app.add_middleware(VersionHeader, version=app.version)
+    app.add_middleware(RequestIds)
     add_problem_handlers(app)
-    app.include_router(query_routes.router)
+    for router in (query_routes.router, index_routes.router):
+        app.include_router(router, **guarded(settings))
     if jobs is not None:
-        app.include_router(job_routes.router)
+        app.include_router(job_routes.router, **guarded(settings))
+    app.include_router(metric_routes.router, **guarded(settings))
     app.include_router(health_routes.router)
     return app
 
 
+async def drain(app: FastAPI) -> None:
+    """Refuse what is new, /readyz included, and wait until what was asked is answered."""
+    if app.state.jobs is not None:
+        await app.state.jobs.end_following()
+    await app.state.engine.drain()
+
+
 async def _warm_up(app: FastAPI, engine: Engine) -> None:
-    """The first query loads the index and makes the libraries choose their ways: no user should wait for it."""
-    await asyncio.gather(*(engine.run(Work(None, answers.warm_up)) for _ in range(engine.slots)))
+    """The first query loads the index and makes the libraries choose their ways: no user should wait for it.
+
+    Until every worker has answered one, /readyz says 503. An index that cannot be opened is tried again and again: it
+    may be put right under a running service.
+    """
+    warm: set[int] = set()
+    while len(warm) < engine.slots:
+        tries = [engine.run(Work(None, answers.warm_up)) for _ in range(engine.slots)]
+        outcomes = await asyncio.gather(*tries, return_exceptions=True)
+        warm.update(outcome for outcome in outcomes if isinstance(outcome, int))
+        if engine.draining:
+            return
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        if failures:
+            cause = failures[0].__cause__ or failures[0]
+            _log.error("not ready, and trying again every %d s: the first query failed: %s", _TRY_AGAIN_SECONDS, cause)
+        await asyncio.sleep(_TRY_AGAIN_SECONDS if failures else 0)
     app.state.ready = True
+    _log.info("ready")

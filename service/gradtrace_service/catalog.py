@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from gradtrace_service.problems import FieldError
 from gradtrace_service.settings import Settings
 from gradtrace_service.work import IndexUnavailableError
 
+_TRY_AGAIN_SECONDS = 4.0  # between two attempts at an index that could not be opened
 _LOOK_SECONDS = 1.0  # between two looks for new generations
 
 _log = logging.getLogger(__name__)
@@ -116,7 +119,8 @@ class Catalog:
         self._lock = threading.Lock()  # of the two above, never held while an index is opened
         self._states: dict[str, Any] = {}  # of the generation that is open, or that could not be opened
         self._complaints: dict[str, str] = {}  # what was said last of an index that cannot be opened
-        self._opening = threading.Lock()  # of the two above: one index is opened at a time
+        self._refused: dict[str, float] = {}  # when that was
+        self._opening = threading.Lock()  # of the three above: one index is opened at a time
         self._stopped = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="gradtrace-generations", daemon=True)
         self._follower.start()
@@ -126,7 +130,8 @@ class Catalog:
 
         Raises:
             FieldError: no index has this name.
-            IndexUnavailableError: it cannot be opened. It is tried again when its files have changed.
+            IndexUnavailableError: it cannot be opened. It is tried again when its manifest has changed, or some seconds
+                later: other files of it may be put right.
         """
         if name is None:
             name = next(iter(self._hosted))
@@ -142,8 +147,15 @@ class Catalog:
             self._open.move_to_end(name)
             return self._open[name]
 
+    def is_open(self, name: str) -> bool:
+        """Whether the index is in memory; for any thread."""
+        with self._lock:
+            return name in self._open
+
     def _open_first(self, name: str) -> None:
         with self._opening:
+            if time.monotonic() - self._refused.get(name, -math.inf) > _TRY_AGAIN_SECONDS:
+                self._states.pop(name, None)
             opened = self._newer(name)
             if opened is None:
                 raise IndexUnavailableError(f"index {name} cannot be opened: {self._complaints[name]}")
@@ -160,6 +172,7 @@ class Catalog:
             self._states[name] = state
             opened = self._hosted[name].open()
         except Exception as error:  # also whatever a user's task raises
+            self._refused[name] = time.monotonic()
             self._complain(name, error)
             return None
         self._complaints.pop(name, None)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import logging.config
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import uvicorn
 
 import gradtrace
 from gradtrace.errors import GradtraceError, QueryError
@@ -20,7 +19,9 @@ from gradtrace_service.app import create_app, create_service
 from gradtrace_service.catalog import hosted
 from gradtrace_service.console import print_answer
 from gradtrace_service.demo import Dataset, run_demo
-from gradtrace_service.server import serving
+from gradtrace_service.key_commands import app as key_commands
+from gradtrace_service.logs import log_config
+from gradtrace_service.server import refuse_public, serve_until_told, serving
 from gradtrace_service.settings import read_settings, with_settings
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.registered_commands += indexer_commands.registered_commands
+app.add_typer(key_commands, name="key")
 
 TaskOption = Annotated[str, typer.Option(help="module:attribute or path/to/file.py:attribute")]
 CheckpointsOption = Annotated[
@@ -81,8 +83,10 @@ def serve(
     unless given. New generations of an index are taken over while serving. docs/settings.md explains the settings.
     """
     settings = read_settings(config, **flags)
-    service = create_service(hosted(indexes, task, settings), settings)
-    uvicorn.run(service, host=settings.host, port=settings.port, timeout_graceful_shutdown=settings.drain_seconds)
+    if settings.api_key_file is None and not settings.insecure:
+        refuse_public(settings.host)
+    logging.config.dictConfig(log_config(settings))
+    serve_until_told(create_service(hosted(indexes, task, settings), settings), settings)
 
 
 @app.command()
@@ -157,8 +161,13 @@ def demo(
     host: HostOption = "127.0.0.1",
     port: PortOption = 8000,
     out: Annotated[Path | None, typer.Option(help="Where checkpoints and index go. Default: runs/DATASET.")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen on an address that other machines reach.")
+    ] = False,
 ) -> None:
     """Train on real data, build an index, serve it, and ask it why a test example is predicted as it is."""
+    if not insecure:
+        refuse_public(host)
     run_demo(dataset, out or Path("runs") / dataset.value, host=host, port=port, once=once)
 
 
@@ -180,7 +189,7 @@ def _payload(example: str | None, image: Path | None, label: str | None) -> dict
         if label is not None:
             raise QueryError("--label belongs to --image; in --example the label is part of the JSON")
         return None if example is None else _json_object("--example", example)
-    payload: dict[str, Any] = {"image": base64.b64encode(image.read_bytes()).decode("ascii")}
+    payload: dict[str, Any] = {"image": image}
     if label is not None:
         payload["label"] = int(label) if label.lstrip("-").isdecimal() else label
     return payload

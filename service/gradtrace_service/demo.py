@@ -13,13 +13,15 @@ from pathlib import Path
 import typer
 
 import gradtrace
-from gradtrace import Index, Task
+from gradtrace import Task
 from gradtrace_client import Client
 from gradtrace_indexer import build_index
 from gradtrace_indexer.task_loading import import_source, load_task
-from gradtrace_service.app import create_app
+from gradtrace_service.app import create_service
+from gradtrace_service.catalog import Hosted
 from gradtrace_service.console import print_answer
 from gradtrace_service.server import serving
+from gradtrace_service.settings import DEFAULTS
 
 
 class Dataset(str, Enum):
@@ -39,10 +41,12 @@ def run_demo(dataset: Dataset, out: Path, *, host: str, port: int, once: bool) -
         OSError: the port is taken.
     """
     folder = _examples_folder() / dataset.value
-    task = load_task(f"{folder / 'task.py'}:TASK")
+    spec = f"{folder / 'task.py'}:TASK"
+    task = load_task(spec)
     _train(folder, task, out)
-    index = _index(task, out)
-    with serving(create_app(index), host, port) as url:
+    _build(task, out)
+    hosted = Hosted(dataset.value, out / "index", spec)
+    with serving(create_service([hosted], DEFAULTS), host, port) as url:
         _ask(url)
         typer.echo(f"\nServing at {url}; the API is described at {url}/docs")
         if not once:
@@ -61,14 +65,14 @@ def _train(folder: Path, task: Task, out: Path) -> None:
         shutil.rmtree(unfinished)
 
 
-def _index(task: Task, out: Path) -> Index:
-    """The index in `out`, built or resumed where needed.
+def _build(task: Task, out: Path) -> None:
+    """Build or resume the index in `out`, where needed.
 
     Raises:
         GradtraceError: the index there belongs to other data or checkpoints.
     """
     with _stage("Index"):
-        return build_index(task, gradtrace.load_checkpoints(out / "checkpoints"), out / "index")
+        build_index(task, gradtrace.load_checkpoints(out / "checkpoints"), out / "index")
 
 
 def _ask(url: str) -> None:

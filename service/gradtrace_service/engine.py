@@ -8,10 +8,9 @@ for company longer than `batch_wait_ms`. A request whose caller went away, or wh
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -20,8 +19,6 @@ from typing import Any, Protocol, TypeVar, cast
 from gradtrace_service.work import REFUSALS, Outcome, Work
 
 T = TypeVar("T")
-
-_log = logging.getLogger(__name__)
 
 
 class QueueFullError(Exception):
@@ -33,7 +30,11 @@ class DeadlineError(Exception):
 
 
 class WorkFailedError(Exception):
-    """The work raised what is no fault of the request; its cause is in the log and not for the caller."""
+    """The work raised what is no fault of the request; its cause is for the log and not for the caller."""
+
+
+class DrainingError(Exception):
+    """The service is about to end and takes nothing new."""
 
 
 class WorkerLostError(Exception):
@@ -41,10 +42,12 @@ class WorkerLostError(Exception):
 
 
 class Observer(Protocol):
-    """Told of every batch."""
+    """Told of every batch, once it is answered."""
 
-    def answered(self, size: int, waited: float, took: float) -> None:
-        """size: requests in the batch;  waited: seconds that the oldest had waited;  took: seconds of computing"""
+    def answered(
+        self, works: Sequence[Work[Any]], waited: Sequence[float], took: float, outcomes: list[Outcome]
+    ) -> None:
+        """waited: seconds in the queue, of each work;  took: seconds of computing, of all together"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class Engine:
         self.slots = self._free = slots
         self._queue: deque[_Waiting] = deque()
         self._running: set[asyncio.Task[None]] = set()
+        self.draining = False
 
     @property
     def waiting(self) -> int:
@@ -97,12 +101,15 @@ class Engine:
         """The work's result. Work whose caller is cancelled before a worker took it never starts.
 
         Raises:
+            DrainingError: `drain` was called.
             QueueFullError: the queue is full.
             DeadlineError: it took too long.
             QueryError, TaskError, IndexUnavailableError: as the work raised them.
             WorkerLostError: the process that was at it was killed.
             WorkFailedError: the work raised anything else.
         """
+        if self.draining:
+            raise DrainingError
         if len(self._queue) >= self.limits.queue_size:
             self._queue = deque(one for one in self._queue if not one.answer.done())
         if len(self._queue) >= self.limits.queue_size:
@@ -114,6 +121,12 @@ class Engine:
             return cast(T, await asyncio.wait_for(waiting.answer, self.limits.deadline))
         except asyncio.TimeoutError:
             raise DeadlineError from None
+
+    async def drain(self) -> None:
+        """Refuse new work from now on, and wait until what was taken in is answered."""
+        self.draining = True
+        while self._running:
+            await asyncio.wait(self._running)
 
     def _dispatch(self) -> None:
         """Give every free worker something to do."""
@@ -159,11 +172,13 @@ class Engine:
             outcomes = await asyncio.get_running_loop().run_in_executor(self._workers, self._answer, works)
         except Exception as error:  # the worker itself is gone
             outcomes = [error] * len(batch)
-        if self._observer is not None:
-            self._observer.answered(len(batch), started - batch[0].arrived, time.perf_counter() - started)
+        took = time.perf_counter() - started
         for one, outcome in zip(batch, outcomes, strict=True):
             if not one.answer.done():
                 _settle(one.answer, outcome)
+        if self._observer is not None:
+            waited = [started - one.arrived for one in batch]
+            self._observer.answered([one.work for one in batch], waited, took, outcomes)
 
     def close(self) -> None:
         """Let the running work end and drop what still waits."""
@@ -181,7 +196,6 @@ def _settle(answer: asyncio.Future[Any], outcome: Outcome) -> None:
     elif isinstance(outcome, BrokenProcessPool):
         answer.set_exception(WorkerLostError())
     else:
-        _log.error("a request failed", exc_info=outcome)
         failure = WorkFailedError()
         failure.__cause__ = outcome
         answer.set_exception(failure)

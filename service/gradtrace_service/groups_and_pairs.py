@@ -71,7 +71,7 @@ def groups(index: Index, waited_ms: float, *, request: GroupsRequest) -> GroupsA
         convention=convention(request.method, options_of(request)),
         by=request.by,
         results=results,
-        timing_ms=_timing(waited_ms, search=_since(started)),
+        timing_ms=_timing(waited_ms, len(queries), search=_since(started)),
     )
 
 
@@ -95,7 +95,7 @@ def pairs(index: Index, waited_ms: float, *, request: PairsRequest) -> PairsAnsw
         queries=[_asked(index.task, [query]) for query in queries],
         train=[_asked(index.task, [one]) for one in train],
         scores=scores.tolist(),
-        timing_ms=_timing(waited_ms, gradient=_since(started)),
+        timing_ms=_timing(waited_ms, len(queries), gradient=_since(started)),
     )
 
 
@@ -121,8 +121,9 @@ def _group(task: Task, group: gradtrace.GroupInfluence, named: bool) -> Group:
     return Group(**asdict(group), group_name=task.label_name(group.group) if named else None)
 
 
-def _timing(waited_ms: float, gradient: float = 0.0, search: float = 0.0) -> Timing:
-    return Timing(queue=waited_ms, gradient=gradient, search=search, render=0.0, total=waited_ms + gradient + search)
+def _timing(waited_ms: float, batch: int, gradient: float = 0.0, search: float = 0.0) -> Timing:
+    total = waited_ms + gradient + search
+    return Timing(queue=waited_ms, batch=batch, gradient=gradient, search=search, render=0.0, total=total)
 
 
 def _since(moment: float) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse
 
-from gradtrace_client.schemas import Status
+from gradtrace_client.service_schemas import Status
+from gradtrace_service.engine import DrainingError
 from gradtrace_service.problems import NotReadyError, error_responses
 
 router = APIRouter()
@@ -19,7 +20,9 @@ async def healthz() -> Status:
 
 @router.get("/readyz", responses=error_responses(503))
 async def readyz(request: Request) -> Status:
-    """Queries are being answered: the index is loaded, and the first query was answered."""
+    """Queries are being answered: the index is loaded, the first query was answered, and the service is not ending."""
+    if request.app.state.engine.draining:
+        raise DrainingError
     if not request.app.state.ready:
         raise NotReadyError
     return Status(status="ready")

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from gradtrace.errors import GradtraceError, StoreError
 from gradtrace.manifest import read_manifest
-from gradtrace_client.schemas import Job
+from gradtrace_client.service_schemas import Job
 from gradtrace_indexer.builder import missing_shards
 from gradtrace_indexer.files import write_file
 from gradtrace_indexer.generations import read_pending
@@ -42,6 +42,7 @@ class JobRunner:
         self._jobs: dict[str, Job] = {}
         self._running: dict[str, asyncio.Task[None]] = {}  # by index: an index has one writer
         self._changed = asyncio.Condition()
+        self._followed = True
         for one in hosted:
             for path in sorted((one.path / _FOLDER).glob("*.json")):
                 with contextlib.suppress(ValidationError):  # one that a full disk cut short
@@ -98,17 +99,23 @@ class JobRunner:
         return sorted(self._jobs.values(), key=lambda job: job.created, reverse=True)
 
     async def follow(self, job: str) -> AsyncIterator[Job]:
-        """The job's states, now and whenever they change, to its end. Raises NoSuchJobError."""
+        """The job's states, now and whenever they change, to its end or the service's. Raises NoSuchJobError."""
         state = self.get(job)
         yield state
-        while state.state == "running":
-            state = await self._after(state)
-            yield state
+        while state.state == "running" and self._followed:
+            if (changed := await self._after(state)) is not state:
+                yield (state := changed)
 
     async def _after(self, state: Job) -> Job:
         async with self._changed:
-            await self._changed.wait_for(lambda: self.get(state.id) is not state)
+            await self._changed.wait_for(lambda: self.get(state.id) is not state or not self._followed)
         return self.get(state.id)
+
+    async def end_following(self) -> None:
+        """Let nobody wait for a job's end any more."""
+        self._followed = False
+        async with self._changed:
+            self._changed.notify_all()
 
     async def close(self) -> None:
         """End the processes; what they were at is resumed when the service is started again."""

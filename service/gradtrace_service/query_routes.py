@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
 
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, GroupsRequest, PairsAnswer, PairsRequest
 from gradtrace_client.schemas import (
@@ -21,19 +22,45 @@ from gradtrace_client.schemas import (
 from gradtrace_service import answers, groups_and_pairs
 from gradtrace_service.engine import Engine
 from gradtrace_service.problems import error_responses
+from gradtrace_service.timings import server_timing
+from gradtrace_service.tracing import trace_stages
 from gradtrace_service.work import Work
+
+T = TypeVar("T")
 
 router = APIRouter()
 
-IndexName = Annotated[str | None, Query(max_length=64, description="Which of the service's indexes.")]
+
+class _Choice(BaseModel):
+    """A model, since a parameter of another name would be passed over, and the first index asked instead."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
 
 
-def _engine(request: Request) -> Engine:
-    engine: Engine = request.app.state.engine
-    return engine
+Choice = Annotated[_Choice, Query()]
 
 
-Workers = Annotated[Engine, Depends(_engine)]
+class _Asking:
+    """What routes ask through: an answer's times go into its headers and its trace as well."""
+
+    def __init__(self, request: Request, response: Response) -> None:
+        self._state, self._headers = request.app.state, response.headers
+
+    async def run(self, work: Work[T]) -> T:
+        """As the engine's."""
+        engine: Engine = self._state.engine
+        answer = await engine.run(work)
+        timing = getattr(answer, "timing_ms", None)
+        if timing is not None:
+            self._headers["Server-Timing"] = server_timing(timing)
+            if self._state.tracer_provider is not None:
+                trace_stages(self._state.tracer_provider, timing)
+        return answer
+
+
+Workers = Annotated[_Asking, Depends()]
 
 
 @router.post("/influence", responses=error_responses(400, 413, 422, 429, 500, 503, 504))
@@ -62,16 +89,16 @@ async def self_influence(request: Annotated[SelfInfluenceRequest, Query()], engi
 
 @router.get("/examples/{split}/{row}", responses=error_responses(404, 422, 429, 500, 503, 504))
 async def example(
-    split: Split, row: Annotated[int, Path(ge=0, lt=2**53)], engine: Workers, index: IndexName = None
+    split: Split, row: Annotated[int, Path(ge=0, lt=2**53)], engine: Workers, choice: Choice
 ) -> ExampleAnswer:
     """One row of the training or the query data set, for display."""
-    return await engine.run(Work(index, partial(answers.example, split=split, row=row)))
+    return await engine.run(Work(choice.index, partial(answers.example, split=split, row=row)))
 
 
 @router.get("/index", responses=error_responses(422, 429, 500, 503, 504))
-async def index_details(engine: Workers, index: IndexName = None) -> IndexDetails:
+async def index_details(engine: Workers, choice: Choice) -> IndexDetails:
     """What the index holds, and what may be asked of it."""
-    return await engine.run(Work(index, answers.index_details))
+    return await engine.run(Work(choice.index, answers.index_details))
 
 
 def _influence(request: InfluenceRequest) -> Work[InfluenceAnswer]:

@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
+
+from gradtrace_service.app import drain
+from gradtrace_service.settings import Settings, SettingsError
+
+
+def refuse_public(host: str) -> None:
+    """Raises SettingsError for an address that others than this machine reach, and OSError for none."""
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    if not all(ipaddress.ip_address(address[0]).is_loopback for *_, address in found):
+        raise SettingsError(
+            f"{host} is reached from other machines, and everybody may ask for training data there; make keys by "
+            "`gradtrace key new` and give --api-key-file, or listen on 127.0.0.1, or say --insecure"
+        )
+
+
+def serve_until_told(app: FastAPI, settings: Settings) -> None:
+    """Serve the app until SIGTERM or Ctrl-C, and then until what was asked is answered."""
+    config = uvicorn.Config(app, settings.host, settings.port, log_config=None, server_header=False)
+    server = _DrainingServer(config, partial(drain, app), settings.drain_seconds)
+    server.run()
+    if not server.started:  # the log says why
+        sys.exit(1)
+
+
+class _DrainingServer(uvicorn.Server):
+    """Goes on listening while the last answers are computed, so that whoever asks is told: 503, on /readyz as well."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Coroutine[None, None, None]], seconds: int) -> None:
+        super().__init__(config)
+        self._drain, self._seconds = drain, seconds
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called once should_exit is set; a second Ctrl-C sets force_exit."""
+        ends = time.monotonic() + self._seconds
+        draining = asyncio.ensure_future(self._drain())
+        while not (draining.done() or self.force_exit) and time.monotonic() < ends:
+            await asyncio.wait([draining], timeout=0.1)
+        self.config.timeout_graceful_shutdown = max(1, int(ends - time.monotonic()))  # to send the answers
+        await super().shutdown(sockets)
 
 
 @contextmanager
@@ -23,7 +66,7 @@ def serving(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Iterator[st
     # Connections inherit it. asyncio sets it itself only on sockets made with an explicit protocol, which this one is
     # not; without it every answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="gradtrace-http")
     thread.start()
     try:

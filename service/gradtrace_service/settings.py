@@ -5,24 +5,38 @@ Flags go before the environment, and that before the file. docs/settings.md is m
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
 from gradtrace.errors import GradtraceError
+
+_PREFIX = "GRADTRACE_"
+
+
+def _split(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) else value
+
+
+_Paths = Annotated[list[Path] | None, NoDecode, BeforeValidator(_split)]
+_Texts = Annotated[list[str] | None, NoDecode, BeforeValidator(_split)]
 
 
 class SettingsError(GradtraceError):
@@ -32,12 +46,12 @@ class SettingsError(GradtraceError):
 class Settings(BaseSettings):
     """Each field is a flag (--batch-size), a variable (GRADTRACE_BATCH_SIZE) and a key of the file (batch_size)."""
 
-    model_config = SettingsConfigDict(env_prefix="GRADTRACE_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     device: str = Field("auto", description='Where gradients are computed: "auto", "cpu", "cuda", "cuda:1" ...')
-    checkpoints: list[Path] | None = Field(
+    checkpoints: _Paths = Field(
         None, description="Directory of the weights, one for each training run, if they were moved since the build."
     )
     processes: int = Field(
@@ -51,7 +65,25 @@ class Settings(BaseSettings):
     memory_limit_mb: PositiveInt | None = Field(
         None, description="Memory of a process beyond which the index not asked for longest is unloaded."
     )
+    api_key_file: Path | None = Field(
+        None, description="Keys that may ask, made by `gradtrace key new`; without, everybody may."
+    )
+    insecure: bool = Field(False, description="Listen without keys on an address that other machines reach.")
+    rate_limit: PositiveInt | None = Field(
+        None, description="Requests a minute of one key, or of one address where there are no keys; beyond, 429."
+    )
+    cors_origins: _Texts = Field(
+        None, description="Origin, such as https://example.org, whose pages may ask; without, no other's may."
+    )
+    audit_log: Path | None = Field(None, description="File to which each admin call is written, as a line of JSON.")
     max_body_mb: PositiveFloat = Field(16.0, description="Size of a request's body; larger ones are refused with 413.")
+    log_format: Literal["text", "json"] = Field("text", description="Of the log, which goes to standard error.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+    otel_endpoint: str | None = Field(
+        None,
+        description="OpenTelemetry collector that is sent traces, by OTLP over HTTP, such as http://127.0.0.1:4318; "
+        "OTEL_EXPORTER_OTLP_ENDPOINT does as well. Takes the extra gradtrace[otel].",
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -65,21 +97,50 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
+DEFAULTS = Settings.model_construct()  # reads neither the environment nor a file
+
+
 def read_settings(config: Path | None, **flags: Any) -> Settings:
     """Settings from the flags that were given (not None), the environment, and the file.
 
     Raises:
-        SettingsError: a value does not fit, or the file has a key that is no setting.
+        SettingsError: a value does not fit, or the file cannot be read or has a key that is no setting.
     """
+    given = {name: value for name, value in flags.items() if value is not None}
 
     class Configured(Settings):
         model_config = SettingsConfigDict(toml_file=config)
 
     try:
-        return Configured(**{name: value for name, value in flags.items() if value is not None})
+        return Configured(**given)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise SettingsError(f"settings: {problems}; docs/settings.md lists them") from None
+        problems = "; ".join(_problem(one, given, config) for one in error.errors())
+        raise SettingsError(f"{problems}. docs/settings.md lists the settings and what they may be") from None
+    except ValueError as error:
+        raise SettingsError(f"{config} is not TOML: {error}; docs/settings.md shows what it may hold") from None
+
+
+def flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def variable_of(name: str) -> str:
+    return f"{_PREFIX}{name.upper()}"
+
+
+def _problem(error: ErrorDetails, flags: Mapping[str, Any], config: Path | None) -> str:
+    """Where a value was given, the value, and what is wrong with it."""
+    name = str(error["loc"][0]) if error["loc"] else ""
+    if name not in Settings.model_fields:
+        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        return f"{config}: {name} is no setting; " + (f"did you mean {near[0]}?" if near else "leave it out")
+    if name in flags:
+        place = flag_of(name)
+    elif variable_of(name) in os.environ:
+        place = variable_of(name)
+    else:
+        place = f"{name} in {config}"
+    return f"{place} is {error['input']!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -110,6 +171,8 @@ def _flag_type(annotation: Any) -> Any:
     """What Typer parses; ranges are checked by the settings themselves."""
     if get_origin(annotation) in (Union, UnionType, Annotated):
         return _flag_type(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return str | None
     return annotation | None
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import logging.config
 import multiprocessing
 import pickle
+import signal
 import threading
 import time
 import traceback
@@ -32,9 +34,9 @@ class ProcessWorkers(Executor):
     When one is killed, what all of them were at fails with BrokenProcessPool, and new ones are started for what comes.
     """
 
-    def __init__(self, count: int, indexes: Callable[[], Indexes]) -> None:
+    def __init__(self, count: int, indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> None:
         context = multiprocessing.get_context("spawn")
-        self._start = partial(ProcessPoolExecutor, count, context, _own, (indexes,))
+        self._start = partial(ProcessPoolExecutor, count, context, _begin_process, (indexes, log_config))
         self._pool = self._start()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -47,6 +49,12 @@ class ProcessWorkers(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def _begin_process(indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them all; the service ends its workers itself
+    logging.config.dictConfig(log_config)
+    _own(indexes)
 
 
 def _own(indexes: Callable[[], Indexes]) -> None:

@@ -26,6 +26,7 @@ class Hydra(Method):
 
     name = "hydra"
     options = ()
+    forecasts = True
 
     def lacks(self, manifest: Manifest) -> str | None:
         if any(entry.kind == "recorded" for entry in manifest.checkpoints):

@@ -31,6 +31,7 @@ class Influence(Method):
 
     name = "influence"
     options: ClassVar[tuple[str, ...]] = ("checkpoints", "damping")
+    forecasts = True
 
     def lacks(self, manifest: Manifest) -> str | None:
         if len(manifest.curvature) < len(manifest.checkpoints):
@@ -41,7 +42,7 @@ class Influence(Method):
         return (
             "Score: how much what is explained would rise, in its own unit, had the model been trained to its optimum "
             "without the row, times the number of training rows: to first order, where the model as it is stands at "
-            "its optimum. Of several checkpoints of a run, their sum"
+            "its optimum. Of several checkpoints of a run, their sum; of several runs, the mean"
         )
 
     def scoring(self, contents: IndexContents, options: Options) -> GradientScoring:

@@ -96,10 +96,18 @@ class Method(ABC):
 
     name: in requests
     options: fields of Options that it takes
+    sign: what a positive and a negative score say, as sentences, if `meaning` does not
+    compares_gradients: whether scores are made of gradients, in the coordinates of the index
+    forecasts: whether scores estimate what training without the row would do
     """
 
     name: ClassVar[str]
     options: ClassVar[tuple[str, ...]]
+    sign: ClassVar[str] = (
+        "Positive: a proponent, training on the row lowered what is explained. Negative: an opponent, it raised it. "
+    )
+    compares_gradients: ClassVar[bool] = True
+    forecasts: ClassVar[bool] = False
 
     @abstractmethod
     def lacks(self, manifest: Manifest) -> str | None:

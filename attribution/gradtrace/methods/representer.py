@@ -28,6 +28,8 @@ class Representer(Method):
 
     name = "representer"
     options = ()
+    sign = ""
+    compares_gradients = False
 
     def lacks(self, manifest: Manifest) -> str | None:
         if lacking := lacks_representations(manifest):
@@ -42,7 +44,7 @@ class Representer(Method):
         return (
             "Score: the row's term in the last layer's output for the query's class (its label, or the predicted one; "
             "for values the predicted value), with that layer refitted under L2 regularisation. The terms of all rows "
-            "sum to that output: positive raised it, negative lowered it"
+            "sum to that output: positive raised it, negative lowered it. Of several runs, the mean over their models"
         )
 
     def scoring(self, contents: IndexContents, options: Options) -> RepresentationScoring:

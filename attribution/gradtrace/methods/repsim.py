@@ -32,14 +32,17 @@ class RepSim(Method):
 
     name = "repsim"
     options = ("similarity",)
+    sign = ""
+    compares_gradients = False
 
     def lacks(self, manifest: Manifest) -> str | None:
         return lacks_representations(manifest)
 
     def meaning(self, options: Options) -> str:
         return (
-            f"Score: {_MEANINGS[options.similarity or 'cosine']}, at the trained model. High is alike; the lowest are "
-            "the least alike, which says nothing of harm: they are no opponents in the sense of a cause"
+            f"Score: {_MEANINGS[options.similarity or 'cosine']}, at the trained model, of several runs the mean. "
+            "High is alike; the lowest are the least alike, which says nothing of harm: they are no opponents in the "
+            "sense of a cause"
         )
 
     def scoring(self, contents: IndexContents, options: Options) -> RepresentationScoring:

@@ -32,6 +32,7 @@ class Source(Method):
 
     name = "source"
     options: ClassVar[tuple[str, ...]] = ("checkpoints", "segments")
+    forecasts = True
     kind: ClassVar[CheckpointKind] = "weights"
 
     def lacks(self, manifest: Manifest) -> str | None:
@@ -50,7 +51,7 @@ class Source(Method):
         return (
             "Score: how much what is explained would rise, in its own unit, had the training gone without the row, "
             "times the number of training rows: an estimate from the training's course. Where the index does not know "
-            "the optimizer, it is taken for SGD without momentum and weight decay"
+            "the optimizer, it is taken for SGD without momentum and weight decay. Of several training runs, the mean"
         )
 
     def scoring(self, contents: IndexContents, options: Options) -> GradientScoring:

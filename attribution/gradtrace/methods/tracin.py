@@ -45,7 +45,7 @@ class _GradientProduct(Method):
         return None
 
     def meaning(self, options: Options) -> str:
-        return _MEANINGS[options.weights or self.default_weights]
+        return f"{_MEANINGS[options.weights or self.default_weights]}. Of several training runs, the mean"
 
     def scoring(self, contents: IndexContents, options: Options) -> GradientScoring:
         entries = contents.manifest.checkpoints

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from gradtrace.contents import IndexContents
-from gradtrace.errors import QueryError
 from gradtrace.gradients import Measure
 from gradtrace.kernels import output_weights, stored_weights
 from gradtrace.manifest import CheckpointEntry, KernelsEntry, Manifest
@@ -35,6 +34,7 @@ class Trak(Method):
 
     name = "trak"
     options = ("checkpoints",)
+    forecasts = True
 
     def lacks(self, manifest: Manifest) -> str | None:
         lacking = manifest.lacking_kernels()
@@ -51,9 +51,6 @@ class Trak(Method):
         entries, kernels = contents.manifest.checkpoints, contents.manifest.kernels
         assert kernels is not None  # else `lacks` refused
         chosen = chosen_checkpoints(entries, options.checkpoints, list(contents.kernels))
-        foreign = [entries[position].name for position in chosen if position not in contents.kernels]
-        if foreign:
-            raise QueryError(f"method 'trak' has no use of {foreign[0]}: leave it out")
         return _TrakScoring(contents, kernels, chosen)
 
 
@@ -68,7 +65,8 @@ class _TrakScoring(GradientScoring):
         """Of the loss's gradient, its part that is the output's."""
         rows, values = super().encode(at, batch, measure)
         if measure == self._contents.task.loss:
-            rows = rows / output_weights(values, self._output)[:, None]
+            least = self._kernels[self.blocks.index(at)].least
+            rows = rows / output_weights(values, self._output, least)[:, None]
         return rows, values
 
     def reweighted(self, coordinates: Tensor) -> Tensor:
@@ -77,10 +75,12 @@ class _TrakScoring(GradientScoring):
 
     def self_influence(self) -> Floats:
         scores = torch.zeros(self.store.rows)
-        weights = torch.stack([stored_weights(self.store, block, self._output) for block in self.blocks], dim=1)
+        blocks = zip(self.blocks, self._kernels, strict=True)
+        weights = [stored_weights(self.store, block, self._output, own.least) for block, own in blocks]
         for start, rows in self.store.blocks(self.blocks, _BLOCK_ROWS):
             some = slice(start, start + len(rows))
-            vectors = self.reweighted((rows / weights[some, :, None]).to(self._factors.device)).cpu()
+            outputs = rows / torch.stack([own[some] for own in weights], dim=1)[:, :, None]
+            vectors = self.reweighted(outputs.to(self._factors.device)).cpu()
             scores[some] = (vectors * rows).sum((1, 2))
         values: Floats = scores.numpy()
         return values

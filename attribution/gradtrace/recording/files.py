@@ -42,6 +42,7 @@ class RecordingEntry(BaseModel):
     format: int = _FORMAT
     rows: int  # training rows of the task
     dimensions: int  # 0: no HyDRA rows were recorded
+    requested: int  # the dimensions that were asked for; two-sided projections may round them down
     seed: int
     steps: int
     probes: int

@@ -151,6 +151,7 @@ class InfluenceRecorder:
         entry = RecordingEntry(
             rows=self.rows,
             dimensions=self._basis.dimensions if self._basis else 0,
+            requested=self._dimensions,
             seed=self._seed,
             steps=self.steps,
             probes=len(self._probes),

@@ -20,6 +20,8 @@ Pixels = npt.NDArray[np.uint8]  # [height, width, channels]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # of PNG
 MAX_IMAGE_CHARACTERS = 16 << 20
+MAX_METADATA = 256 << 10  # bytes of a file beyond those that its pixels can take
+MAX_PARTS = 100  # scans of a JPEG; colour profiles of a PNG, of which there may be one
 FLOAT32_MAX = 3.4028235e38  # the shortest decimal that rounds to it, as `render` writes it
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
@@ -106,6 +108,7 @@ def _decode_file(content: bytes, height: int, width: int, channels: int) -> Pixe
         raise QueryError(
             f"images of {channels} channels are no PNG or JPEG; give nested lists [height][width][{channels}]"
         )
+    _refuse_bomb(content, height * width * channels)
     try:
         image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
         if image.size == (width, height) and image.mode in _EIGHT_BIT_MODES:  # before any pixel is decompressed
@@ -120,6 +123,16 @@ def _decode_file(content: bytes, height: int, width: int, channels: int) -> Pixe
         f'"image" is {image.size[0]} wide and {image.size[1]} high, the task\'s images {width} and {height}; '
         "resize it first, as the training images were"
     )
+
+
+def _refuse_bomb(content: bytes, size: int) -> None:
+    """Refuse a file that takes long to decode though its pixels are few: each scan of a JPEG goes over all of them, and
+    each profile of a PNG is unpacked to a megabyte, even where only the header is asked for."""
+    if len(content) > 2 * size + MAX_METADATA:
+        raise QueryError(f'"image" has {len(content):,} bytes, far more than its pixels; save it without metadata')
+    part = b"\xff\xda" if content.startswith(b"\xff\xd8") else b"iCCP"
+    if content.count(part) > MAX_PARTS:
+        raise QueryError(f'"image" has more than {MAX_PARTS} scans or colour profiles; save it anew, as a plain file')
 
 
 def _decode_lists(value: list[Any], height: int, width: int, channels: int) -> Pixels:

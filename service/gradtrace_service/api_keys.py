@@ -1,0 +1,131 @@
+"""API keys: shown once when they are made, kept as hashes in a file, and looked up in constant time.
+
+A key is 256 random bits, so its hash needs no salt and no slow function: those protect what people choose, which can be
+guessed; a fast hash of what cannot be guessed cannot be inverted either, and costs a request nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gradtrace_service.settings import SettingsError
+
+_PREFIX = "gradtrace_"  # by which people and scanners for leaked secrets know what it is
+
+_log = logging.getLogger(__name__)
+
+
+class Scope(str, Enum):
+    """What a key may be used for."""
+
+    query = "query"
+    admin = "admin"
+
+
+class ApiKey(BaseModel):
+    """One line of a key file, as JSON."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[\w.@-]{1,64}$")
+    scopes: tuple[Scope, ...] = Field(min_length=1)
+    blake2b: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class KeyFile:
+    """The keys of a file, read again whenever it has changed.
+
+    A file that cannot be read any more is told in the log, and the keys of before stay: half a file, as an editor
+    leaves it for a moment, must lock nobody out.
+
+    Raises:
+        SettingsError: there is no such file, or it holds something else than keys.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._state = self._look()
+        self._keys = read_keys(path)
+
+    def find(self, key: str) -> ApiKey | None:
+        """The entry of a key, None where it has none. How long it takes tells nothing of the file."""
+        self._follow()
+        digest, found = _hash(key), None
+        for entry in self._keys:
+            if hmac.compare_digest(entry.blake2b, digest):
+                found = entry
+        return found
+
+    def _look(self) -> Any:
+        """Changes whenever the file does."""
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+    def _follow(self) -> None:
+        state = self._look()
+        if state == self._state:
+            return
+        self._state = state
+        try:
+            self._keys = read_keys(self._path)
+        except SettingsError as error:
+            _log.error("%s; the keys of before go on being taken", error)
+
+
+def read_keys(path: Path) -> list[ApiKey]:
+    """Raises SettingsError for a file that cannot be read or holds something else than keys."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"the keys in {path} cannot be read ({error}); `gradtrace key new` makes the file"
+        ) from None
+    return [_parsed(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def add_key(path: Path, name: str, scopes: Sequence[Scope]) -> str:
+    """A new key, whose hash is added to the file; the key itself is kept nowhere.
+
+    Raises:
+        SettingsError: the name is taken or is none, or the file holds something else than keys.
+    """
+    known = read_keys(path) if path.exists() else []
+    if name in [entry.name for entry in known]:
+        raise SettingsError(f"{path} has a key {name!r} already; take another name, or delete that line first")
+    key = _PREFIX + secrets.token_urlsafe(32)
+    try:
+        entry = ApiKey(name=name, scopes=tuple(dict.fromkeys(scopes)), blake2b=_hash(key))
+    except ValidationError:
+        raise SettingsError(f"{name!r} is no name of a key; take up to 64 letters, digits, and . _ @ -") from None
+    whole_lines = not known or path.read_bytes().endswith(b"\n")
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123
+        file.write("" if whole_lines else "\n")
+        file.write(entry.model_dump_json() + "\n")
+    return key
+
+
+def _hash(key: str) -> str:
+    return hashlib.blake2b(key.encode(), digest_size=32).hexdigest()
+
+
+def _parsed(path: Path, number: int, line: str) -> ApiKey:
+    try:
+        return ApiKey.model_validate_json(line)
+    except ValidationError as error:  # of which only the words are told: a secret may be in the wrong place
+        causes = "; ".join(one["msg"] for one in error.errors(include_input=False, include_url=False))
+        raise SettingsError(
+            f"line {number} of {path} is no key ({causes}); delete it, and make keys by `gradtrace key new`"
+        ) from None

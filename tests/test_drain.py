@@ -1,0 +1,183 @@
+"""Readiness at the beginning and at the end of a service, as `gradtrace serve` runs it: in a process, with signals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+import digits_task
+from conftest import DigitsRun
+from gradtrace_service import app as app_module
+from gradtrace_service.app import create_app, create_service
+from gradtrace_service.catalog import Hosted
+from gradtrace_service.jobs import JobRunner
+from gradtrace_service.server import serving
+from gradtrace_service.settings import Settings
+from gradtrace_service.work import IndexUnavailableError
+
+# Renders when it is let.
+SLOW_TASK = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from digits_task import TASK
+render = TASK.render
+def slowly(example):
+    Path({here!r}, "begun").touch()
+    while not Path({here!r}, "go on").exists():
+        time.sleep(0.05)
+    return render(example)
+TASK.render = slowly
+"""
+
+
+@pytest.fixture
+def slow_task(tmp_path: Path) -> str:
+    path = tmp_path / "slow_task.py"
+    path.write_text(SLOW_TASK.format(tests=str(Path(digits_task.__file__).parent), here=str(tmp_path)))
+    return f"{path}:TASK"
+
+
+@contextmanager
+def served(index: Path, task: str, log: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [
+        "serve",
+        str(index),
+        "--task",
+        task,
+        "--port",
+        str(port),
+        "--log-format",
+        "json",
+        "--drain-seconds",
+        "120",
+        *flags,
+    ]
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gradtrace_service", *words], stderr=stderr, start_new_session=True
+        )
+        try:
+            yield process, f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+            process.wait()
+
+
+def readiness(url: str) -> int | None:
+    try:
+        return httpx.get(f"{url}/readyz").status_code
+    except httpx.TransportError:
+        return None
+
+
+def until(condition: int | None, url: str, seconds: float = 90.0) -> None:
+    ends = time.monotonic() + seconds
+    while readiness(url) != condition:
+        assert time.monotonic() < ends, f"/readyz did not become {condition}"
+        time.sleep(0.1)
+
+
+def ends_when_all_is_answered(process: subprocess.Popen[bytes], url: str, here: Path, sent: Callable[[], None]) -> None:
+    body = {"query_rows": [0], "k": 2}
+    with ThreadPoolExecutor(1) as other:
+        in_flight = other.submit(httpx.post, f"{url}/influence", json=body, timeout=120)
+        while not (here / "begun").exists():
+            time.sleep(0.05)
+        sent()
+        until(503, url)
+        refused = httpx.post(f"{url}/influence", json=body)
+        assert httpx.get(f"{url}/readyz").json()["type"] == "urn:gradtrace:problem:draining"
+        assert (refused.status_code, refused.json()["type"]) == (503, "urn:gradtrace:problem:draining")
+        assert "retry-after" in refused.headers
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert not in_flight.done()
+        (here / "go on").touch()
+        assert in_flight.result().status_code == 200
+        assert len(in_flight.result().json()["results"][0]["proponents"]) == 2
+    process.wait(30)
+    assert readiness(url) is None
+
+
+def test_sigterm(slow_task: str, digits_index: DigitsRun, tmp_path: Path) -> None:
+    with served(digits_index.index, slow_task, tmp_path / "log") as (process, url):
+        until(200, url)
+        ends_when_all_is_answered(process, url, tmp_path, process.terminate)
+
+
+def test_processes_with_a_damaged_index_that_is_put_right_and_ctrl_c(
+    slow_task: str, digits_index: DigitsRun, tmp_path: Path
+) -> None:
+    index = Path(shutil.copytree(digits_index.index, tmp_path / "index"))
+    shard = next(path for path in index.rglob("*") if path.suffix == ".rows")
+    shard.rename(tmp_path / "shard")
+    log, flags = tmp_path / "log", ("--processes", "1", "--checkpoints", str(digits_index.checkpoints))
+    with served(index, slow_task, log, *flags) as (process, url):
+        until(503, url)
+        while "not ready" not in log.read_text():
+            assert readiness(url) == 503
+            time.sleep(0.2)
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        (tmp_path / "shard").rename(shard)
+        until(200, url)
+        ends_when_all_is_answered(process, url, tmp_path, lambda: os.killpg(process.pid, signal.SIGINT))
+    messages = [json.loads(line)["message"] for line in log.read_text().splitlines() if line.startswith("{")]
+    assert any(one.startswith("not ready") and f"{shard.name} is missing" in one for one in messages)
+
+
+def test_without_processes_a_damaged_index_is_refused_at_once(digits_index: DigitsRun, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").symlink_to(digits_index.index / "manifest.json")
+    with pytest.raises(IndexUnavailableError, match="is missing"):
+        create_service([Hosted("index", tmp_path, digits_index.task)], Settings())
+
+
+def test_the_events_of_a_job_do_not_hold_the_end_up(digits_index: DigitsRun, tmp_path: Path) -> None:
+    index = Path(shutil.copytree(digits_index.index, tmp_path / "index"))
+
+    async def follow_until_the_end() -> list[str]:
+        jobs = JobRunner([Hosted("index", index, digits_index.task)])
+        job = jobs.start(None, roll_back_to=7)
+
+        async def states() -> list[str]:
+            return [state.state async for state in jobs.follow(job.id)]
+
+        following = asyncio.ensure_future(states())
+        await asyncio.sleep(0.1)
+        await jobs.end_following()
+        found = await asyncio.wait_for(following, 1)
+        await jobs.close()
+        return found
+
+    assert set(asyncio.run(follow_until_the_end())) == {"running"}
+
+
+def test_a_first_query_that_fails_is_tried_again(
+    digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(app_module, "_TRY_AGAIN_SECONDS", 0.1)
+    index = digits_index.open()
+    influence = index.influence
+    monkeypatch.setattr(index, "influence", lambda *_, **__: 1 / 0)
+    with serving(create_app(index)) as url:
+        assert readiness(url) == 503
+        time.sleep(0.3)
+        assert readiness(url) == 503
+        monkeypatch.setattr(index, "influence", influence)
+        until(200, url, seconds=10)
+    assert "the first query failed: division by zero" in caplog.text
