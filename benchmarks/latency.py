@@ -7,18 +7,16 @@ queries go to the index in this process.
 from __future__ import annotations
 
 import argparse
-import re
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.datasets import DATASETS, task_spec
+from benchmarks.serving import served
 from gradtrace import Index, Task, open_index
 from gradtrace.dataset import fetch
 from gradtrace_client import Client
@@ -26,7 +24,6 @@ from gradtrace_client.schemas import Payload
 from gradtrace_indexer.task_loading import load_task
 
 _WARM_UP = 10
-_SERVE = [sys.executable, "-c", "from gradtrace_service.cli import main; main()", "serve"]
 
 Times = dict[str, NDArray[np.float64]]  # milliseconds of each query, [queries], by what they were spent on
 Found = list[list[int]]  # rows found for each query, those of both ends
@@ -44,7 +41,7 @@ def main() -> None:
     spec = task_spec(arguments.dataset)
     task = load_task(spec)
     payloads = requests(task, arguments.queries + _WARM_UP)
-    with served(path, spec) as url, Client(url) as client:
+    with served(path, spec) as service, Client(service.url) as client:
         over_http, found = ask(client, payloads, arguments.k)
     index = open_index(path, task)
     in_process, expected = ask_in_process(index, payloads, arguments.k)
@@ -64,23 +61,6 @@ def requests(task: Task, count: int) -> list[Payload]:
     """Requests for random test examples, as the task renders them."""
     rows = np.random.default_rng(0).choice(len(task.query), count, replace=False)
     return [task.render(example) for example in fetch(task.query, rows.tolist())]
-
-
-@contextmanager
-def served(index: Path, task: str) -> Iterator[str]:
-    """The address of a `gradtrace serve` in a process of its own."""
-    words = [*_SERVE, str(index), "--task", task, "--port", "0"]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        said = ""
-        try:
-            while not (address := re.search(r"running on (http://[\d.]+:\d+)", said)):
-                if not (line := server.stderr.readline()):
-                    sys.exit(f"gradtrace serve ended: {said}")
-                said += line
-            yield address.group(1)
-        finally:
-            server.terminate()
 
 
 def ask(client: Client, payloads: Sequence[Payload], k: int) -> tuple[Times, Found]:

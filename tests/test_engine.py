@@ -48,14 +48,14 @@ def run(digits_index: DigitsRun, tmp_path: Path) -> DigitsRun:
 def held(app: FastAPI) -> Iterator[None]:
     """Keep the worker busy meanwhile, so that requests wait together."""
     release = threading.Event()
-    app.state.engine._workers.submit(release.wait, 20)
+    app.state.engine._workers.submit(release.wait, 120)
     try:
         yield
     finally:
         release.set()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
@@ -64,8 +64,8 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 def ask_together(app: FastAPI, url: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
     """The responses to requests that all wait before the first is taken."""
-    with ThreadPoolExecutor(len(bodies)) as pool, held(app):
-        asked = [pool.submit(httpx.post, f"{url}/influence", json=body, timeout=60) for body in bodies]
+    with httpx.Client(base_url=url, timeout=120) as http, ThreadPoolExecutor(len(bodies)) as pool, held(app):
+        asked = [pool.submit(http.post, "/influence", json=body) for body in bodies]
         wait_until(lambda: app.state.engine.waiting >= len(bodies) - 1)  # one is the worker's next
         time.sleep(0.05)
     return [one.result() for one in asked]
