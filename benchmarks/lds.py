@@ -52,7 +52,7 @@ class Bench:
             del kinds["hydra"]  # one run is recorded, and its basis cannot be exact
         usual = None if methods is None else [method for method in methods if method not in kinds]
         if usual is None or usual:
-            index = self._usual()
+            index = self._usual(kernels=usual is None or "trak" in usual)
             for method in usual or index.methods:
                 yield index, method
         for method in kinds if methods is None else kinds.keys() & set(methods):
@@ -66,10 +66,10 @@ class Bench:
         shape = {"dimensions": self.dimensions, "precision": self.precision}
         return build_index(self.task, some, self.path, progress=False, **shape, **arguments)  # type: ignore[arg-type]
 
-    def _usual(self) -> Index:
+    def _usual(self, kernels: bool) -> Index:
         self._build()
         fit_representer(self.path)
-        if self.dimensions <= _MOST_KERNEL:
+        if kernels and self.dimensions <= _MOST_KERNEL:
             add_kernels(self.path, progress=False)
         return open_index(self.path, self.task)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging.config
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +19,6 @@ from gradtrace_service.catalog import hosted
 from gradtrace_service.console import print_answer
 from gradtrace_service.demo import Dataset, run_demo
 from gradtrace_service.key_commands import app as key_commands
-from gradtrace_service.logs import log_config
 from gradtrace_service.server import refuse_public, serve_until_told, serving
 from gradtrace_service.settings import read_settings, with_settings
 
@@ -85,7 +83,6 @@ def serve(
     settings = read_settings(config, **flags)
     if settings.api_key_file is None and not settings.insecure:
         refuse_public(settings.host)
-    logging.config.dictConfig(log_config(settings))
     serve_until_told(create_service(hosted(indexes, task, settings), settings), settings)
 
 

@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
 
 from gradtrace_service.app import drain
+from gradtrace_service.logs import log_config
 from gradtrace_service.settings import Settings, SettingsError
 
 
@@ -31,9 +32,11 @@ def refuse_public(host: str) -> None:
 
 def serve_until_told(app: FastAPI, settings: Settings) -> None:
     """Serve the app until SIGTERM or Ctrl-C, and then until what was asked is answered."""
-    config = uvicorn.Config(app, settings.host, settings.port, log_config=None, server_header=False)
+    log = log_config(settings)
+    config = uvicorn.Config(app, settings.host, settings.port, log_config=log, server_header=False)
     server = _DrainingServer(config, partial(drain, app), settings.drain_seconds)
-    server.run()
+    with suppress(KeyboardInterrupt):
+        server.run()
     if not server.started:  # the log says why
         sys.exit(1)
 
