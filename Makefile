@@ -1,4 +1,4 @@
-# make demo | test | fuzz | lint | docker-check | settings | api | bench | peers, each in an environment that it creates.
+# make demo | test | fuzz | lint | docker-check | settings | api | bench | peers, in a virtual environment that make makes.
 PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers

@@ -107,6 +107,7 @@ def _names(index: dict[str, Any]) -> dict[str, Any]:
         "checkpoints": few | {"items": {"enum": [one["name"] for one in index["checkpoints"]]}, "uniqueItems": True},
         "by": {"enum": ["label", "prediction", "loss", "correct", "norm"]},
         "row": query_row,
+        "k": {"type": "integer", "minimum": 1, "maximum": 200},  # so that all of few queries may be rescored
         "example": example,
         "examples": few | {"items": example},
         "train_examples": few | {"items": example},
