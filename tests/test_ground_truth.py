@@ -100,7 +100,7 @@ def test_a_walk_ends_where_nothing_is_left_to_gain(tmp_path: Path) -> None:
     np.testing.assert_array_equal(cut[:, :stop], full[:, :stop])
     assert (cut[:, stop:] == 0).all()
     with pytest.raises(EvaluationError, match="give at least 2"):
-        shapley(opened(task, tmp_path), 1)
+        shapley(opened(task, tmp_path / "others"), 1)
 
 
 def test_downsampling_over_all_subsets_of_an_additive_model_is_its_closed_form() -> None:

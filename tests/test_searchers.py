@@ -324,7 +324,7 @@ def test_a_build_with_a_searcher(digits_index: DigitsRun, index: Path) -> None:
     entry = found.manifest.searcher
     assert entry is not None
     assert (entry.name, entry.parameters, entry.split) == ("faiss:HNSW32,SQfp16", "efSearch=128", "query")
-    assert set(entry.recall) == {"tracin", "graddot"}
+    assert set(entry.recall) == {"tracin", "graddot", "influence", "source"}
     assert min(entry.recall["tracin"].top, entry.recall["tracin"].bottom) > 0.9
     (result,) = found.influence([TASK.query[0]])
     assert not result.exact
