@@ -63,11 +63,13 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def ask_together(app: FastAPI, url: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
-    """The responses to requests that all wait before the first is taken."""
+    """The responses to requests that wait together, but for those that the worker is given first."""
     with httpx.Client(base_url=url, timeout=120) as http, ThreadPoolExecutor(len(bodies)) as pool, held(app):
         asked = [pool.submit(http.post, "/influence", json=body) for body in bodies]
-        wait_until(lambda: app.state.engine.waiting >= len(bodies) - 1)  # one is the worker's next
-        time.sleep(0.05)
+        before = -1
+        while app.state.engine._free or app.state.engine.waiting != before:  # until no more come
+            before = app.state.engine.waiting
+            time.sleep(0.5)
     return [one.result() for one in asked]
 
 
