@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from gradtrace.basis import require_layers
@@ -11,7 +12,7 @@ from gradtrace.errors import CheckpointError
 from gradtrace.fingerprint import task_entry
 from gradtrace.guards import check_dataset
 from gradtrace.index import Index
-from gradtrace.manifest import CheckpointEntry, Manifest, by_run, weights_positions
+from gradtrace.manifest import CheckpointEntry, Manifest, Operation, by_run, weights_positions
 from gradtrace.row_ids import read_row_ids
 from gradtrace.task import Task
 from gradtrace_indexer.build import check_dimensions, check_order
@@ -50,10 +51,7 @@ def add_checkpoints(
     check_order(new_checkpoints)
     check_dataset(task)
     builder = Builder(task, directory, device, batch_size, progress)
-    with updating(directory, "add checkpoints") as (current, pending):
-        builder.check(current)
-        if pending is not None:
-            current = builder.finish(pending)
+    with _caught_up(builder, "add checkpoints") as current:
         new = _not_indexed(new_checkpoints, _entries_of(current, run))
         if new:
             builder.finish(_begun(builder, current, new, run_number(current, run)))
@@ -87,13 +85,18 @@ def add_run(
     check_order(checkpoints)
     check_dataset(task)
     builder = Builder(task, directory, device, batch_size, progress)
-    with updating(directory, "add run") as (current, pending):
-        builder.check(current)
-        if pending is not None:
-            current = builder.finish(pending)
+    with _caught_up(builder, "add run") as current:
         if checkpoints[-1].sha256() not in {entry.sha256 for entry in current.checkpoints}:
             builder.finish(_begun_run(builder, current, checkpoints))
     return refresh_searcher(directory, task, device=device, progress=progress)
+
+
+@contextmanager
+def _caught_up(builder: Builder, operation: Operation) -> Iterator[Manifest]:
+    """Be the only writer of an index; gives its generation after what this operation left unfinished before."""
+    with updating(builder.directory, operation) as (current, pending):
+        builder.check(current)
+        yield current if pending is None else builder.finish(pending)
 
 
 def run_number(manifest: Manifest, run: int | None) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtrace.contents import IndexContents
 from gradtrace.manifest import Manifest, by_run, trained_models
 from gradtrace.methods.gradient_scoring import GradientScoring
-from gradtrace.methods.method import Method, chosen_checkpoints
+from gradtrace.methods.method import Method, chosen_checkpoints, lacks_curvature
 from gradtrace.methods.options import Options
 
 _DAMPING = 1.0  # chosen by measurement: docs/methods.md
@@ -34,9 +34,7 @@ class Influence(Method):
     forecasts = True
 
     def lacks(self, manifest: Manifest) -> str | None:
-        if len(manifest.curvature) < len(manifest.checkpoints):
-            return "it has no curvature; build it with basis='spectral'"
-        return None
+        return lacks_curvature(manifest)
 
     def meaning(self, options: Options) -> str:
         return (

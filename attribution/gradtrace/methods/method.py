@@ -126,6 +126,13 @@ class Method(ABC):
         """
 
 
+def lacks_curvature(manifest: Manifest) -> str | None:
+    """As `Method.lacks`, of the methods that need the curvature at every checkpoint."""
+    if len(manifest.curvature) < len(manifest.checkpoints):
+        return "it has no curvature; build it with basis='spectral'"
+    return None
+
+
 def chosen_checkpoints(
     entries: Sequence[CheckpointEntry],
     names: Sequence[str] | None,

@@ -11,7 +11,7 @@ import torch
 from gradtrace.contents import IndexContents
 from gradtrace.manifest import CheckpointEntry, CheckpointKind, Manifest, by_run, trained_models
 from gradtrace.methods.gradient_scoring import GradientScoring
-from gradtrace.methods.method import Doubles, Method, chosen_checkpoints
+from gradtrace.methods.method import Doubles, Method, chosen_checkpoints, lacks_curvature
 from gradtrace.methods.options import Options
 
 _SEGMENTS = 3
@@ -36,8 +36,8 @@ class Source(Method):
     kind: ClassVar[CheckpointKind] = "weights"
 
     def lacks(self, manifest: Manifest) -> str | None:
-        if len(manifest.curvature) < len(manifest.checkpoints):
-            return "it has no curvature; build it with basis='spectral'"
+        if lacking := lacks_curvature(manifest):
+            return lacking
         for entry in manifest.checkpoints:
             if entry.kind == self.kind and not (_is_sgd(entry) or entry.second_moments):
                 return (
