@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,17 @@ def test_loads_from_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "my_models_for_loading.py").write_text(TASK)
     monkeypatch.chdir(tmp_path)
     assert load_task("my_models_for_loading:wide").model().in_features == 7
+
+
+def test_what_was_loaded_anew_lives_no_longer_than_it_is_used(task_file: Path) -> None:
+    first = load_task(f"{task_file}:wide", anew=True)
+    lives = weakref.ref(first)
+    second = load_task(f"{task_file}:wide", anew=True)
+    assert first is not second
+    assert first.model().in_features == second.model().in_features == 7
+    del first
+    gc.collect()
+    assert lives() is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import itertools
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,8 +13,6 @@ from typing import Any
 
 from gradtrace.errors import TaskError
 from gradtrace.task import Task
-
-_runs = itertools.count()  # numbers of the modules that were run again
 
 
 def load_task(spec: str, *, anew: bool = False) -> Task:
@@ -68,10 +65,12 @@ def _split(spec: str) -> tuple[str, str]:
 
 
 def _import_file(path: Path, anew: bool = False, package: str = "") -> ModuleType:
-    """Run the file under a name that no other module has: a `types.py` must not become the standard library's."""
-    name = f"_gradtrace_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    name += f"_{next(_runs)}" if anew else ""
-    if name in sys.modules:
+    """Run the file under a name that no other module has: a `types.py` must not become the standard library's.
+
+    What is run anew takes the name of what was run anew before, which then lives only as long as something uses it.
+    """
+    name = f"_gradtrace_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}{'_anew' if anew else ''}"
+    if name in sys.modules and not anew:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
