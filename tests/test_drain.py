@@ -159,7 +159,7 @@ def test_the_events_of_a_job_do_not_hold_the_end_up(digits_index: DigitsRun, tmp
 
         following = asyncio.ensure_future(states())
         await asyncio.sleep(0.1)
-        await jobs.end_following()
+        await jobs.drain()
         found = await asyncio.wait_for(following, 1)
         await jobs.close()
         return found

@@ -127,7 +127,7 @@ def _app(
 async def drain(app: FastAPI) -> None:
     """Refuse what is new, /readyz included, and wait until what was asked is answered."""
     if app.state.jobs is not None:
-        await app.state.jobs.end_following()
+        await app.state.jobs.drain()
     await app.state.engine.drain()
 
 

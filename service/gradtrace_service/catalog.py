@@ -25,7 +25,8 @@ from gradtrace_service.problems import FieldError
 from gradtrace_service.settings import Settings
 from gradtrace_service.work import IndexUnavailableError
 
-_TRY_AGAIN_SECONDS = 4.0  # between two attempts at an index that could not be opened
+_TRY_AGAIN_SECONDS = 4.0  # between two attempts at an index that could not be opened and is asked for
+_RETAKE_SECONDS = 60.0  # the same, of a new generation whose old one goes on answering
 _LOOK_SECONDS = 1.0  # between two looks for new generations
 
 _log = logging.getLogger(__name__)
@@ -154,20 +155,20 @@ class Catalog:
 
     def _open_first(self, name: str) -> None:
         with self._opening:
-            if time.monotonic() - self._refused.get(name, -math.inf) > _TRY_AGAIN_SECONDS:
-                self._states.pop(name, None)
-            opened = self._newer(name)
+            opened = self._newer(name, _TRY_AGAIN_SECONDS)
             if opened is None:
                 raise IndexUnavailableError(f"index {name} cannot be opened: {self._complaints[name]}")
             with self._lock:
                 self._open[name] = opened
             self._make_room(name)
 
-    def _newer(self, name: str) -> Index | None:
-        """The index as it is on disk; None where it was tried before as it is, or cannot be opened."""
+    def _newer(self, name: str, again_after: float) -> Index | None:
+        """The index as it is on disk; None where it is open as it is, cannot be opened, or could not so many seconds
+        ago: what kept it from opening may lie outside of its files, as a task or memory do."""
+        since_refused = time.monotonic() - self._refused.get(name, math.inf)
         try:
             state = self._hosted[name].state()
-            if state == self._states.get(name):
+            if state == self._states.get(name) and since_refused <= again_after:
                 return None
             self._states[name] = state
             opened = self._hosted[name].open()
@@ -176,6 +177,7 @@ class Catalog:
             self._complain(name, error)
             return None
         self._complaints.pop(name, None)
+        self._refused.pop(name, None)
         _log.info("index %s: generation %d is ready", name, opened.manifest.generation)
         return opened
 
@@ -208,7 +210,7 @@ class Catalog:
         with self._opening:
             if name not in self._open:  # unloaded meanwhile
                 return
-            opened = self._newer(name)
+            opened = self._newer(name, _RETAKE_SECONDS)
             if opened is not None:
                 with self._lock:
                     self._next[name] = opened

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import secrets
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -24,10 +24,12 @@ from gradtrace_indexer.builder import missing_shards
 from gradtrace_indexer.files import write_file
 from gradtrace_indexer.generations import read_pending
 from gradtrace_service.catalog import Hosted
+from gradtrace_service.engine import DrainingError
 from gradtrace_service.problems import FieldError, NoSuchJobError
 from gradtrace_service.work import IndexUnavailableError
 
 _ATTEMPTS = 5
+_KEPT = 100  # jobs of an index that have ended; older ones are forgotten
 _LOOK_SECONDS = 0.2  # between two looks at a job's progress
 _FOLDER = "jobs"
 
@@ -39,20 +41,19 @@ class JobRunner:
 
     def __init__(self, hosted: Sequence[Hosted]) -> None:
         self._hosted: Mapping[str, Hosted] = {one.name: one for one in hosted}
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, Job] = {}  # in the order in which they began: clocks may be set back
         self._running: dict[str, asyncio.Task[None]] = {}  # by index: an index has one writer
         self._changed = asyncio.Condition()
-        self._followed = True
+        self._draining = False
+        for job in sorted((job for one in hosted for job in _kept_jobs(one)), key=lambda job: job.created):
+            self._jobs[job.id] = job
         for one in hosted:
-            for path in sorted((one.path / _FOLDER).glob("*.json")):
-                with contextlib.suppress(ValidationError):  # one that a full disk cut short
-                    job = Job.model_validate_json(path.read_bytes())
-                    self._jobs[job.id] = job
+            self._forget_old(one.name)
 
     def resume(self) -> None:
         """Start again what was running when the service ended."""
         for job in list(self._jobs.values()):
-            if job.state == "running" and job.index in self._hosted:
+            if job.state == "running":
                 self._start(job)
 
     def start(self, index: str | None, roll_back_to: int | None = None) -> Job:
@@ -61,9 +62,12 @@ class JobRunner:
         index: its name; None: the first
 
         Raises:
+            DrainingError: the service is about to end.
             FieldError: no index has this name.
             IndexUnavailableError: the index is gone or its manifest damaged.
         """
+        if self._draining:
+            raise DrainingError
         index = next(iter(self._hosted)) if index is None else index
         if index not in self._hosted:
             raise FieldError("index", f"there is no index {index!r}; this service has {', '.join(self._hosted)}")
@@ -96,24 +100,24 @@ class JobRunner:
 
     def all(self) -> list[Job]:
         """The latest first."""
-        return sorted(self._jobs.values(), key=lambda job: job.created, reverse=True)
+        return list(reversed(self._jobs.values()))
 
     async def follow(self, job: str) -> AsyncIterator[Job]:
         """The job's states, now and whenever they change, to its end or the service's. Raises NoSuchJobError."""
         state = self.get(job)
         yield state
-        while state.state == "running" and self._followed:
+        while state.state == "running" and not self._draining:
             if (changed := await self._after(state)) is not state:
                 yield (state := changed)
 
     async def _after(self, state: Job) -> Job:
         async with self._changed:
-            await self._changed.wait_for(lambda: self.get(state.id) is not state or not self._followed)
+            await self._changed.wait_for(lambda: self.get(state.id) is not state or self._draining)
         return self.get(state.id)
 
-    async def end_following(self) -> None:
-        """Let nobody wait for a job's end any more."""
-        self._followed = False
+    async def drain(self) -> None:
+        """Start nothing from now on, and let nobody wait for a job's end any more."""
+        self._draining = True
         async with self._changed:
             self._changed.notify_all()
 
@@ -141,6 +145,7 @@ class JobRunner:
             await self._change(job.id, state="failed", error=str(failure), ended=_now())
         finally:
             del self._running[job.index]
+            self._forget_old(job.index)
 
     async def _attempt(self, job: Job, attempt: int) -> tuple[int, str]:
         """Exit code, negative for signals, and the last line of what the process complained of."""
@@ -190,13 +195,29 @@ class JobRunner:
         async with self._changed:
             self._changed.notify_all()
 
+    def _forget_old(self, index: str) -> None:
+        ended = [job for job in self._jobs.values() if job.index == index and job.state != "running"]
+        for job in ended[:-_KEPT]:
+            del self._jobs[job.id]
+            with contextlib.suppress(OSError):  # it is found again at the next start
+                (self._folder(index) / f"{job.id}.json").unlink(missing_ok=True)
+
+    def _folder(self, index: str) -> Path:
+        return self._hosted[index].path / _FOLDER
+
     def _keep(self, job: Job) -> None:
         self._jobs[job.id] = job
         try:
-            directory: Path = self._hosted[job.index].path
-            write_file(directory, f"{_FOLDER}/{job.id}.json", job.model_dump_json(indent=1).encode())
+            write_file(self._folder(job.index), f"{job.id}.json", job.model_dump_json(indent=1).encode())
         except GradtraceError as error:  # the job itself is not worse for it
             _log.error("the state of job %s could not be kept: %s", job.id, error)
+
+
+def _kept_jobs(hosted: Hosted) -> Iterator[Job]:
+    """Of an index, whatever it was called when they were kept."""
+    for path in (hosted.path / _FOLDER).glob("*.json"):
+        with contextlib.suppress(ValidationError):  # one that a full disk cut short
+            yield Job.model_validate_json(path.read_bytes()).model_copy(update={"index": hosted.name})
 
 
 def _now() -> datetime:

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradtrace.errors import QueryError, TaskError
+from gradtrace.errors import LossError, QueryError
 from gradtrace_client.problem_schemas import FieldProblem, Problem, field_problems
 from gradtrace_service.engine import (
     DeadlineError,
@@ -22,7 +22,7 @@ from gradtrace_service.engine import (
     WorkFailedError,
 )
 from gradtrace_service.request_ids import request_id
-from gradtrace_service.work import IndexUnavailableError
+from gradtrace_service.work import IndexUnavailableError, OutOfMemoryError
 
 RETRY_AFTER_SECONDS = 1
 _MEDIA_TYPE = "application/problem+json"
@@ -98,13 +98,14 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(QueryError, _refused)
-    app.add_exception_handler(TaskError, _refused)
+    app.add_exception_handler(LossError, _refused)
     app.add_exception_handler(QueueFullError, _busy)
     app.add_exception_handler(DeadlineError, _late)
     app.add_exception_handler(NotReadyError, _not_ready)
     app.add_exception_handler(DrainingError, _draining)
     app.add_exception_handler(WorkerLostError, _lost)
     app.add_exception_handler(IndexUnavailableError, _unavailable)
+    app.add_exception_handler(OutOfMemoryError, _out_of_memory)
     app.add_exception_handler(WorkFailedError, _failed)
 
 
@@ -165,6 +166,11 @@ def _unavailable(request: Request, error: Exception) -> Response:
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
     detail = "the index cannot be opened as it is now; the service's log says why, and it is tried again once repaired"
     return problem(503, "index-unavailable", detail, headers=headers)
+
+
+def _out_of_memory(request: Request, error: Exception) -> Response:
+    _log.error("request %s ran out of memory: %s", request_id.get(), error)
+    return problem(500, "out-of-memory", "the service has not the memory for this request; ask for fewer queries at once")
 
 
 def _failed(request: Request, error: Exception) -> Response:

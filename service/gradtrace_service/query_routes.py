@@ -63,19 +63,19 @@ class _Asking:
 Workers = Annotated[_Asking, Depends()]
 
 
-@router.post("/influence", responses=error_responses(400, 413, 422, 429, 500, 503, 504))
+@router.post("/influence", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))
 async def influence(request: InfluenceRequest, engine: Workers) -> InfluenceAnswer:
     """The training rows that most lowered (proponents) and most raised (opponents) what each query is explained for."""
     return await engine.run(_influence(request))
 
 
-@router.post("/influence/groups", responses=error_responses(400, 413, 422, 429, 500, 503, 504))
+@router.post("/influence/groups", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))
 async def influence_groups(request: GroupsRequest, engine: Workers) -> GroupsAnswer:
     """Sums of the scores of the training rows that share a label, or another column's value, on each query."""
     return await engine.run(Work(request.index, partial(groups_and_pairs.groups, request=request)))
 
 
-@router.post("/influence/pairs", responses=error_responses(400, 413, 422, 429, 500, 503, 504))
+@router.post("/influence/pairs", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))
 async def influence_pairs(request: PairsRequest, engine: Workers) -> PairsAnswer:
     """The scores of given training examples, which need not be in the training set, on each query."""
     return await engine.run(Work(request.index, partial(groups_and_pairs.pairs, request=request)))

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from gradtrace_service.app import drain
 from gradtrace_service.logs import log_config
 from gradtrace_service.settings import Settings, SettingsError
+from gradtrace_service.slow_clients import cut_off_slow_clients
 
 
 def refuse_public(host: str) -> None:
@@ -33,7 +34,7 @@ def refuse_public(host: str) -> None:
 def serve_until_told(app: FastAPI, settings: Settings) -> None:
     """Serve the app until SIGTERM or Ctrl-C, and then until what was asked is answered."""
     log = log_config(settings)
-    config = uvicorn.Config(app, settings.host, settings.port, log_config=log, server_header=False)
+    config = uvicorn.Config(app, settings.host, settings.port, log_config=log, server_header=False, ws="none")
     server = _DrainingServer(config, partial(drain, app), settings.drain_seconds)
     with suppress(KeyboardInterrupt):
         server.run()
@@ -41,7 +42,16 @@ def serve_until_told(app: FastAPI, settings: Settings) -> None:
         sys.exit(1)
 
 
-class _DrainingServer(uvicorn.Server):
+class _Server(uvicorn.Server):
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        watching = asyncio.ensure_future(cut_off_slow_clients(self.server_state.connections))
+        try:
+            await super().serve(sockets)
+        finally:
+            watching.cancel()
+
+
+class _DrainingServer(_Server):
     """Goes on listening while the last answers are computed, so that whoever asks is told: 503, on /readyz as well."""
 
     def __init__(self, config: uvicorn.Config, drain: Callable[[], Coroutine[None, None, None]], seconds: int) -> None:
@@ -69,7 +79,7 @@ def serving(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Iterator[st
     # Connections inherit it. asyncio sets it itself only on sockets made with an explicit protocol, which this one is
     # not; without it every answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+    server = _Server(uvicorn.Config(app, log_level="warning", server_header=False, ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="gradtrace-http")
     thread.start()
     try:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from gradtrace import Index
-from gradtrace.errors import QueryError, StoreError, TaskError
+from gradtrace.errors import LossError, QueryError, StoreError
+from gradtrace_service.memory import is_out_of_memory, release_memory
 
 T = TypeVar("T")
 
@@ -18,7 +19,12 @@ class IndexUnavailableError(StoreError):
     """An index of the service cannot be opened as it is on disk now."""
 
 
-REFUSALS = (QueryError, TaskError, IndexUnavailableError)  # whose cause is for the caller to know
+class OutOfMemoryError(Exception):
+    """There was not the memory to answer this request, be it alone."""
+
+
+# Whose cause is for the caller to know.
+REFUSALS = (QueryError, LossError, IndexUnavailableError, OutOfMemoryError)
 
 
 class Indexes(Protocol):
@@ -53,8 +59,10 @@ def answer(indexes: Indexes, works: list[tuple[Work[Any], float]], now: Callable
     if len(works) > 1 and first.together is not None:
         try:
             return first.together(indexes.get(first.index), [work for work, _ in works], waited)
-        except Exception:  # one of them is at fault: the others must not pay for it
-            pass
+        except Exception as error:  # one of them is at fault, or all are too much: each may do alone
+            short = is_out_of_memory(error)
+        if short:
+            release_memory()
     return [_alone(indexes, work, waits) for (work, _), waits in zip(works, waited, strict=True)]
 
 
@@ -62,4 +70,8 @@ def _alone(indexes: Indexes, work: Work[Any], waited: float) -> Outcome:
     try:
         return work.call(indexes.get(work.index), waited)
     except Exception as error:  # handed to the caller, or to the log
-        return error
+        if not is_out_of_memory(error):
+            return error
+        told = str(error)
+    release_memory()
+    return OutOfMemoryError(told)
