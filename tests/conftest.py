@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,3 +45,13 @@ def digits_index(tmp_path_factory: pytest.TempPathFactory) -> DigitsRun:
     checkpoints = gradtrace.load_checkpoints(out / "checkpoints")
     build_index(digits_task.TASK, checkpoints, out / "index", dimensions=256, progress=False)
     return DigitsRun(out / "checkpoints", out / "index", f"{digits_task.__file__}:TASK")
+
+
+@pytest.fixture
+def largest_file() -> Iterator[Callable[[int], None]]:
+    """Writing past so many bytes of a file fails from now on, as on a full disk; in processes that are started, too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -28,6 +29,7 @@ from gradtrace.manifest import read_manifest
 from gradtrace_client import BusyError, Client, InfluenceAnswer, InvalidRequestError
 from gradtrace_client.problem_schemas import Problem
 from gradtrace_indexer import delete_rows
+from gradtrace_service import catalog as catalog_module
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.catalog import Catalog, Hosted
 from gradtrace_service.rendering import RenderedRows
@@ -93,7 +95,7 @@ class Fragile(type(TASK)):  # type: ignore[misc]
     def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
         grey = batch[0].flatten(1)
         if bool((grey == 77 / 255).all(1).any()):
-            raise MemoryError("a matrix that is too large")
+            torch.empty(1 << 50, dtype=torch.uint8)
         losses = super().loss(model, batch)
         return torch.where((grey == 99 / 255).all(1), torch.nan, losses)
 
@@ -117,13 +119,60 @@ def test_a_bad_request_in_a_batch_fails_alone(digits_index: DigitsRun, caplog: p
         statuses = [response.status_code for response in responses]
         assert statuses == [200, 200, 200, 422, 422, 500, 200]
         assert "not finite" in responses[3].text or "NaN" in responses[3].text
-        assert "too large" not in responses[5].text
+        assert responses[5].json()["type"] == "urn:gradtrace:problem:out-of-memory"
+        assert "ask for fewer queries" in responses[5].text
         assert httpx.post(f"{url}/influence", json=good[0]).status_code == 200
-    assert "a matrix that is too large" in caplog.text
+    assert "ran out of memory: " in caplog.text
     index = digits_index.open()
     for row, response in enumerate(responses[:3]):
         found = InfluenceAnswer.model_validate_json(response.content).results[0].proponents
         assert [hit.row for hit in found] == [hit.row for hit in index.influence([TASK.query[row]])[0].proponents]
+
+
+def test_what_only_together_exhausts_the_memory_is_answered_alone(
+    digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, collate = create_app(digits_index.open()), TASK.collate
+    largest = 0
+
+    def costly(examples: Any) -> Any:
+        nonlocal largest
+        largest = max(largest, len(examples))
+        return collate(examples) if len(examples) == 1 else np.empty(len(examples) << 50, dtype=np.uint8)
+
+    monkeypatch.setattr(TASK, "collate", costly)
+    with serving(app) as url:
+        responses = ask_together(app, url, [{"query_rows": [row]} for row in range(4)])
+        together = httpx.post(f"{url}/influence", json={"query_rows": [0, 1]})
+    assert [response.status_code for response in responses] == [200] * 4
+    assert largest > 1
+    assert (together.status_code, together.json()["type"]) == (500, "urn:gradtrace:problem:out-of-memory")
+
+
+@pytest.mark.parametrize("name", ["loss", "collate", "render"])
+def test_a_task_that_raises_fails_the_request_alone(
+    digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("of no example")
+
+    with serving(create_app(digits_index.open())) as url:
+        with monkeypatch.context() as patch:
+            patch.setattr(TASK, name, broken)
+            failed = httpx.post(f"{url}/influence", json={"query_rows": [0]})
+        assert (failed.status_code, failed.json()["type"]) == (500, "urn:gradtrace:problem:failure")
+        assert httpx.post(f"{url}/influence", json={"query_rows": [0]}).status_code == 200
+    assert "of no example" in caplog.text
+    assert "of no example" not in failed.text
+
+
+def test_the_wall_clock_may_jump(digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps, wall = itertools.cycle([0.0, 1e7, -1e7, 3e8]), time.time
+    monkeypatch.setattr(time, "time", lambda: wall() + next(jumps))
+    app = create_app(digits_index.open(), Settings(rate_limit=6, deadline_seconds=5))
+    with serving(app) as url:
+        statuses = [httpx.post(f"{url}/influence", json={"query_rows": [0]}).status_code for _ in range(8)]
+    assert statuses == [200] * 6 + [429] * 2
 
 
 def test_what_takes_too_long_is_told_and_dropped(digits_index: DigitsRun) -> None:
@@ -257,6 +306,27 @@ def test_a_damaged_generation_is_told_once_and_taken_over_when_repaired(
     (run.index / file.path).write_bytes(content)
     wait_until(lambda: generation(catalog) == 2)
     assert not catalog.get(None).present[3]
+
+
+def test_a_generation_whose_task_raises_is_tried_again(
+    run: DigitsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(catalog_module, "_RETAKE_SECONDS", 1.0)
+    source = tmp_path / "task.py"
+    sound = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom digits_task import TASK\n"
+    source.write_text(sound)
+    catalog = Catalog([Hosted("digits", run.index, f"{source}:TASK")])
+    try:
+        assert generation(catalog) == 1
+        source.write_text("1 / 0\n")
+        delete_rows(run.index, [3])
+        wait_until(lambda: "the old generation goes on answering" in caplog.text)
+        assert generation(catalog) == 1
+        source.write_text(sound)
+        wait_until(lambda: generation(catalog) == 2)
+    finally:
+        catalog.close()
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_an_index_deleted_under_the_service(run: DigitsRun, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

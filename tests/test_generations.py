@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -266,16 +266,6 @@ def test_pruning(base: Path, tmp_path: Path) -> None:
     named = {entry.path for entry in read_manifest(path).files()}
     assert set(tiny.files(path)) == named | {"manifest.json", "notes.txt"}
     assert scores(opened(path)) == before
-
-
-@pytest.fixture
-def largest_file() -> Iterator[Callable[[int], None]]:
-    """Writing past so many bytes of a file fails from now on, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("name", [name for name in CHANGES if name != "build"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -20,6 +22,7 @@ from gradtrace.manifest import read_manifest
 from gradtrace_client import Client
 from gradtrace_client.service_schemas import Job
 from gradtrace_indexer import build_index
+from gradtrace_service import jobs as jobs_module
 from gradtrace_service.app import create_service
 from gradtrace_service.catalog import Hosted
 from gradtrace_service.server import serving
@@ -58,6 +61,13 @@ def begin(url: str, **fields: object) -> Job:
     job = Job.model_validate_json(response.content)
     assert response.headers["location"] == f"/jobs/{job.id}"
     return job
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def generation_served(client: Client, wanted: int) -> None:
@@ -104,6 +114,8 @@ def test_a_new_checkpoint_is_indexed_and_served_and_rolled_back_without_a_failed
 def test_a_killed_job_resumes(run: DigitsRun, url: str) -> None:
     job = begin(url)
     assert begin(url).id == job.id  # an index has one writer
+    other = httpx.post(f"{url}/reindex", json={"roll_back_to": 1})
+    assert (other.status_code, job.id in other.text) == (409, True)
     killed = 0
     while killed < 2:
         for process in gradtrace_processes(run.index):
@@ -140,6 +152,43 @@ def test_a_failing_job_says_why(run: DigitsRun, url: str) -> None:
     assert httpx.get(f"{url}/jobs/none").status_code == 404
     assert httpx.get(f"{url}/jobs/none/events").status_code == 404
     assert httpx.post(f"{url}/reindex", json={"index": "other"}).status_code == 422
+
+
+def test_a_full_disk_fails_the_job_and_the_next_one_goes_on(
+    run: DigitsRun, url: str, largest_file: Callable[[int], None]
+) -> None:
+    with Client(url) as client:
+        before = client.influence(query_rows=[0]).results
+        largest_file(3000)  # the state of the job fits
+        last = ended(url, begin(url))
+        largest_file(resource.RLIM_INFINITY)
+        assert last.state == "failed"
+        assert "could not be written" in str(last.error)
+        assert "free some space" in str(last.error)
+        assert client.influence(query_rows=[0]).results == before
+        again = ended(url, begin(url))
+        assert (again.state, again.generation) == ("succeeded", 2), again.error
+        generation_served(client, 2)
+
+
+def test_jobs_whose_process_cannot_be_started_fail_and_are_forgotten_after_some(
+    run: DigitsRun, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(jobs_module, "_KEPT", 2)
+    jobs = [ended(url, begin(url)) for _ in range(3)]
+    assert {(job.state, "No such file" in str(job.error)) for job in jobs} == {("failed", True)}
+    kept = [job.id for job in jobs[1:]]
+    wait_until(lambda: [job["id"] for job in httpx.get(f"{url}/jobs").json()["jobs"]] == kept[::-1])
+    assert {path.stem for path in (run.index / "jobs").iterdir()} == set(kept)
+
+
+def test_nothing_is_started_while_the_service_ends(run: DigitsRun) -> None:
+    app = create_service([Hosted("index", run.index, run.task)], Settings())
+    with serving(app) as url:
+        app.state.jobs._draining = True
+        refused = httpx.post(f"{url}/reindex", json={})
+    assert (refused.status_code, refused.json()["type"]) == (503, "urn:gradtrace:problem:draining")
 
 
 def test_a_service_that_is_started_again_resumes_its_job(run: DigitsRun) -> None:

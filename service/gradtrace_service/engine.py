@@ -104,7 +104,7 @@ class Engine:
             DrainingError: `drain` was called.
             QueueFullError: the queue is full.
             DeadlineError: it took too long.
-            QueryError, LossError, IndexUnavailableError, OutOfMemoryError: as the work raised them.
+            QueryError, TaskError, IndexUnavailableError, OutOfMemoryError: as the work raised them.
             WorkerLostError: the process that was at it was killed.
             WorkFailedError: the work raised anything else.
         """

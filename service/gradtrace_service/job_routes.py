@@ -30,9 +30,9 @@ def _job(job: Annotated[str, Path(max_length=64)], jobs: OfflineJobs) -> Job:
 KnownJob = Annotated[Job, Depends(_job)]
 
 
-@router.post("/reindex", status_code=202, responses=error_responses(400, 408, 413, 422, 500, 503))
+@router.post("/reindex", status_code=202, responses=error_responses(400, 408, 409, 413, 422, 500, 503))
 async def reindex(request: ReindexRequest, jobs: OfflineJobs, response: Response) -> Job:
-    """Start a job that brings an index up to date, or rolls it back; one that is running already is answered instead.
+    """Start a job that brings an index up to date, or rolls it back; one that is at this already is answered instead.
 
     Queries are answered all the while, and by the new generation from about a second after the job has ended.
     """

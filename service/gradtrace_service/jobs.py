@@ -25,7 +25,7 @@ from gradtrace_indexer.files import write_file
 from gradtrace_indexer.generations import read_pending
 from gradtrace_service.catalog import Hosted
 from gradtrace_service.engine import DrainingError
-from gradtrace_service.problems import FieldError, NoSuchJobError
+from gradtrace_service.problems import FieldError, NoSuchJobError, OtherJobError
 from gradtrace_service.work import IndexUnavailableError
 
 _ATTEMPTS = 5
@@ -57,7 +57,7 @@ class JobRunner:
                 self._start(job)
 
     def start(self, index: str | None, roll_back_to: int | None = None) -> Job:
-        """Begin to bring an index up to date, or to roll it back; a job that is running on it already is returned.
+        """Begin to bring an index up to date, or to roll it back; where that is running already, its job is returned.
 
         index: its name; None: the first
 
@@ -65,6 +65,7 @@ class JobRunner:
             DrainingError: the service is about to end.
             FieldError: no index has this name.
             IndexUnavailableError: the index is gone or its manifest damaged.
+            OtherJobError: another job is running on it.
         """
         if self._draining:
             raise DrainingError
@@ -72,7 +73,10 @@ class JobRunner:
         if index not in self._hosted:
             raise FieldError("index", f"there is no index {index!r}; this service has {', '.join(self._hosted)}")
         if index in self._running:
-            return next(job for job in self._jobs.values() if job.index == index and job.state == "running")
+            running = next(job for job in self._jobs.values() if job.index == index and job.state == "running")
+            if running.roll_back_to != roll_back_to:
+                raise OtherJobError(running.id, running.operation)
+            return running
         job = Job(
             id=secrets.token_hex(8),
             index=index,
@@ -134,18 +138,25 @@ class JobRunner:
 
     async def _run(self, job: Job) -> None:
         try:
+            ending = await self._ending(job)
+        finally:
+            del self._running[job.index]
+        await self._change(job.id, ended=_now(), **ending)
+        self._forget_old(job.index)
+
+    async def _ending(self, job: Job) -> dict[str, object]:
+        """Run the job to its end, and say how it ended."""
+        try:
             for attempt in range(1, _ATTEMPTS + 1):
                 code, error = await self._attempt(job, attempt)
                 if code >= 0:  # else a signal ended it, and it can go on where it stood
                     break
             generation = read_manifest(self._hosted[job.index].path).generation
-            ending = {"state": "succeeded", "progress": 1.0} if code == 0 else {"state": "failed", "error": error}
-            await self._change(job.id, generation=generation, ended=_now(), **ending)
-        except GradtraceError as failure:
-            await self._change(job.id, state="failed", error=str(failure), ended=_now())
-        finally:
-            del self._running[job.index]
-            self._forget_old(job.index)
+        except (GradtraceError, OSError) as failure:  # OSError: no process could be started
+            return {"state": "failed", "error": str(failure)}
+        if code == 0:
+            return {"state": "succeeded", "generation": generation, "progress": 1.0}
+        return {"state": "failed", "generation": generation, "error": error}
 
     async def _attempt(self, job: Job, attempt: int) -> tuple[int, str]:
         """Exit code, negative for signals, and the last line of what the process complained of."""

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradtrace.errors import LossError, QueryError
+from gradtrace.errors import QueryError, TaskError
 from gradtrace_client.problem_schemas import FieldProblem, Problem, field_problems
 from gradtrace_service.engine import (
     DeadlineError,
@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 class FieldError(QueryError):
     """A field of the request cannot be met."""
 
+    status, kind = 422, "invalid-request"
+
     def __init__(self, field: str, detail: str) -> None:
         super().__init__(f"{field}: {detail}")
         self.field = field
@@ -50,12 +52,25 @@ class FieldError(QueryError):
 class NoSuchRowError(FieldError):
     """The address names a row that is not there."""
 
+    status, kind = 404, "not-found"
+
 
 class NoSuchJobError(FieldError):
     """The address names a job that is not there."""
 
+    status, kind = 404, "not-found"
+
     def __init__(self, job: str) -> None:
         super().__init__("job", f"there is no job {job!r}; GET /jobs lists those that are kept")
+
+
+class OtherJobError(FieldError):
+    """An index has one writer, and it is at something else."""
+
+    status, kind = 409, "conflict"
+
+    def __init__(self, job: str, operation: str) -> None:
+        super().__init__("roll_back_to", f"job {job}, an {operation!r}, is running on this index; wait until it ends")
 
 
 class NotReadyError(Exception):
@@ -98,7 +113,7 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(QueryError, _refused)
-    app.add_exception_handler(LossError, _refused)
+    app.add_exception_handler(TaskError, _refused)
     app.add_exception_handler(QueueFullError, _busy)
     app.add_exception_handler(DeadlineError, _late)
     app.add_exception_handler(NotReadyError, _not_ready)
@@ -123,10 +138,7 @@ def _invalid(request: Request, error: Exception) -> Response:
 
 def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, FieldError):
-        status, kind = (
-            (404, "not-found") if isinstance(error, NoSuchRowError | NoSuchJobError) else (422, "invalid-request")
-        )
-        return problem(status, kind, str(error), [FieldProblem(field=error.field, detail=error.detail)])
+        return problem(error.status, error.kind, str(error), [FieldProblem(field=error.field, detail=error.detail)])
     return problem(422, "invalid-request", str(error))
 
 
@@ -170,7 +182,9 @@ def _unavailable(request: Request, error: Exception) -> Response:
 
 def _out_of_memory(request: Request, error: Exception) -> Response:
     _log.error("request %s ran out of memory: %s", request_id.get(), error)
-    return problem(500, "out-of-memory", "the service has not the memory for this request; ask for fewer queries at once")
+    return problem(
+        500, "out-of-memory", "the service has not the memory for this request; ask for fewer queries at once"
+    )
 
 
 def _failed(request: Request, error: Exception) -> Response:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from gradtrace import Index
-from gradtrace.errors import LossError, QueryError, StoreError
+from gradtrace.errors import QueryError, StoreError, TaskError
 from gradtrace_service.memory import is_out_of_memory, release_memory
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class OutOfMemoryError(Exception):
 
 
 # Whose cause is for the caller to know.
-REFUSALS = (QueryError, LossError, IndexUnavailableError, OutOfMemoryError)
+REFUSALS = (QueryError, TaskError, IndexUnavailableError, OutOfMemoryError)
 
 
 class Indexes(Protocol):
