@@ -31,6 +31,7 @@ from gradtrace_client import (
     AuthenticationError,
     BusyError,
     Client,
+    ClientError,
     DeadlineError,
     ForbiddenError,
     InfluenceAnswer,
@@ -269,6 +270,28 @@ def test_another_server_is_told_from_the_service() -> None:
     ):
         client.index()
     assert "502 Bad Gateway" in str(caught.value)
+
+
+def test_an_answer_that_cannot_be_decompressed_is_of_another_server() -> None:
+    with (
+        serving((200, {"Content-Encoding": "gzip"}, DETAILS)) as server,
+        Client(server.url) as client,
+        pytest.raises(ProtocolError, match="cannot be decompressed"),
+    ):
+        client.index()
+
+
+@pytest.mark.parametrize("key", ["gradtrace_a\nb", "gradtrace_é"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(ClientError, match="characters that no header may hold") as caught:
+        Client("http://127.0.0.1:1", key)
+    assert "gradtrace_" not in str(caught.value)
+
+
+def test_a_key_may_come_with_the_end_of_its_line() -> None:
+    with serving((200, {}, DETAILS)) as server, Client(server.url, "gradtrace_a\n") as client:
+        client.index()
+    assert server.seen[0][2]["Authorization"] == "Bearer gradtrace_a"
 
 
 def test_a_service_of_another_major_version_is_refused_and_both_are_named() -> None:

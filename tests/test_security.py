@@ -139,6 +139,12 @@ def test_no_spelling_of_an_address_goes_around_the_keys(guarded: Guarded, path: 
             assert client.send(request).status_code in statuses
 
 
+def test_an_address_without_a_path_goes_around_no_key(guarded: Guarded) -> None:
+    with socket.create_connection((httpx.URL(guarded.url).host, httpx.URL(guarded.url).port or 0)) as connection:
+        connection.sendall(b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 401")
+
+
 def test_a_body_is_not_waited_for_without_a_key(guarded: Guarded) -> None:
     host, port = guarded.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:

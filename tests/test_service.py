@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import shutil
 import threading
 from collections.abc import Iterator
@@ -366,6 +367,19 @@ def test_other_wrong_requests(url: str) -> None:
     assert problem(httpx.get(f"{url}/self-influence?colour=1"), 422).errors[0].field == "colour"
     assert problem(httpx.get(f"{url}/examples/test/0"), 422).errors[0].field == "split"
     assert problem(httpx.get(f"{url}/examples/train/-1"), 422).errors[0].field == "row"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"query_rows": [0], "checkpoints": ["\ud800"]},
+        {"query_rows": [0], "filter": {"labels": ["\ud800"]}},
+        {"example": {"\ud800": 1}},
+    ],
+)
+def test_half_a_surrogate_pair_is_refused(url: str, body: dict[str, Any]) -> None:
+    escaped = json.dumps(body)
+    problem(httpx.post(f"{url}/influence", content=escaped, headers={"Content-Type": "application/json"}), 422)
 
 
 def test_a_body_beyond_the_limit_is_refused_announced_or_not(url: str) -> None:

@@ -30,7 +30,7 @@ class Call(Generic[Answer]):
     params: dict[str, Any] = field(default_factory=dict)
     repeatable: bool = True
 
-    def result(self, outcome: httpx.Response | httpx.TransportError) -> Answer:
+    def result(self, outcome: httpx.Response | httpx.RequestError) -> Answer:
         """The typed answer.
 
         Raises:
@@ -38,7 +38,11 @@ class Call(Generic[Answer]):
             ProblemError: the service refused.
             ProtocolError: the answer does not parse, or the service is of another major version.
         """
-        if isinstance(outcome, httpx.TransportError):
+        if isinstance(outcome, httpx.DecodingError):
+            raise ProtocolError(
+                f"{_address(outcome)} answered with what cannot be decompressed: {outcome}"
+            ) from outcome
+        if isinstance(outcome, httpx.RequestError):
             cause = f"{type(outcome).__name__}: {outcome}"
             raise UnreachableError(
                 f"no answer from {_address(outcome)} ({cause}); is `gradtrace serve` running there?"
@@ -77,7 +81,7 @@ def _problem(response: httpx.Response) -> Problem:
         )
 
 
-def _address(error: httpx.TransportError) -> str:
+def _address(error: httpx.RequestError) -> str:
     """Where the request went; errors raised outside a request do not say."""
     try:
         return str(error.request.url)

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from gradtrace_client import _calls, _streams
 from gradtrace_client._call import VERSION, Call
+from gradtrace_client._errors import ClientError
 from gradtrace_client._following import POLL_SECONDS, has_events, progress_bar, state_in, succeeded
 from gradtrace_client._retry import wait_before_retry
 from gradtrace_client.schemas import Hit, Influence
@@ -22,7 +23,7 @@ from gradtrace_client.service_schemas import Job
 P = ParamSpec("P")
 Answer = TypeVar("Answer", bound=BaseModel)
 Item = TypeVar("Item")
-Outcome = httpx.Response | httpx.TransportError
+Outcome = httpx.Response | httpx.RequestError
 
 TIMEOUT = httpx.Timeout(70.0, connect=10.0)  # beyond the service's own deadline, by default 60 s: it says what was late
 LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20)
@@ -91,7 +92,7 @@ class Client(_Calls):
 
     Args:
         url: Where the service is, such as `http://127.0.0.1:8000`.
-        api_key: Sent as a bearer token.
+        api_key: Sent as a bearer token. One that no header can hold raises ClientError.
         timeout: Seconds, or an httpx.Timeout, until an attempt is given up.
         limits: Connections that are open at once, and kept.
         retries: Further attempts after a lost connection or an answer of 429 or 503.
@@ -147,7 +148,7 @@ class Client(_Calls):
             with self._http.stream("GET", f"{path}/events") as response:
                 if has_events(response):
                     yield from filter(None, map(state_in, response.iter_lines()))
-        except httpx.TransportError:
+        except httpx.RequestError:
             return
 
     def _send(self, call: Call[Answer]) -> Answer:
@@ -168,7 +169,7 @@ class Client(_Calls):
     def _attempt(self, call: Call[Answer]) -> Outcome:
         try:
             return self._http.request(call.verb, call.path, json=call.json, params=call.params)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return error
 
     def close(self) -> None:
@@ -226,7 +227,7 @@ class AsyncClient(_Calls):
                     async for line in response.aiter_lines():
                         if (state := state_in(line)) is not None:
                             yield state
-        except httpx.TransportError:
+        except httpx.RequestError:
             return
 
     async def _send(self, call: Call[Answer]) -> Answer:
@@ -248,7 +249,7 @@ class AsyncClient(_Calls):
     async def _attempt(self, call: Call[Answer]) -> Outcome:
         try:
             return await self._http.request(call.verb, call.path, json=call.json, params=call.params)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return error
 
     async def close(self) -> None:
@@ -264,8 +265,15 @@ class AsyncClient(_Calls):
 
 
 def _headers(api_key: str | None) -> dict[str, str]:
-    key = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-    return {"User-Agent": f"gradtrace-client/{VERSION}", **key}
+    headers = {"User-Agent": f"gradtrace-client/{VERSION}"}
+    if api_key is not None:
+        key = api_key.strip()  # what is read from a file ends with its line
+        if not (key.isascii() and key.isprintable()):  # httpx would show it in its error
+            raise ClientError(
+                "the API key has characters that no header may hold; copy it again from where it was made"
+            )
+        headers["Authorization"] = f"Bearer {key}"
+    return headers
 
 
 def _next_page(pages: Generator[Call[Any], Any, None], answer: Any) -> Call[Any] | None:

@@ -17,7 +17,7 @@ _UNSENT = (httpx.ConnectTimeout, httpx.ConnectError)
 _LOST = (*_UNSENT, httpx.NetworkError, httpx.RemoteProtocolError)
 
 
-def wait_before_retry(outcome: httpx.Response | httpx.TransportError, attempt: int, repeatable: bool) -> float | None:
+def wait_before_retry(outcome: httpx.Response | httpx.RequestError, attempt: int, repeatable: bool) -> float | None:
     """Seconds to wait before attempt `attempt + 1` (the first is 0); None: do not try again.
 
     repeatable: whether a request that may have been carried out, its answer lost, may be sent again
@@ -25,7 +25,7 @@ def wait_before_retry(outcome: httpx.Response | httpx.TransportError, attempt: i
     backoff = FIRST_WAIT * 2.0**attempt * random.uniform(1.0, 1.5)  # jitter spreads clients that failed together
     if isinstance(outcome, _LOST if repeatable else _UNSENT):
         return backoff
-    if isinstance(outcome, httpx.TransportError) or outcome.status_code not in _BUSY:
+    if isinstance(outcome, httpx.RequestError) or outcome.status_code not in _BUSY:
         return None
     asked = retry_after(outcome)
     wait = backoff if asked is None else max(asked, 0.0)

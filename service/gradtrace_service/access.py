@@ -37,7 +37,7 @@ class Access:
             await self._app(scope, receive, send)
             return
         key = self._key(scope)
-        needed = Scope.admin if scope["path"].split("/")[1] in self._admin else Scope.query
+        needed = Scope.admin if scope["path"].lstrip("/").partition("/")[0] in self._admin else Scope.query
         answering = self._too_many(scope, key) or self._not_allowed(key, needed) or self._app
         if needed is not Scope.admin:
             await answering(scope, receive, send)

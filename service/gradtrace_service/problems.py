@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -212,4 +213,6 @@ def problem(
         errors=list(errors),
         request_id=request_id.get(),
     )
-    return Response(document.model_dump_json(), status, dict(headers or {}), _MEDIA_TYPE)
+    # What is told of a request may hold half a surrogate pair, as JSON's escapes can, which UTF-8 cannot.
+    content = json.dumps(document.model_dump(), ensure_ascii=False).encode(errors="replace")
+    return Response(content, status, dict(headers or {}), _MEDIA_TYPE)

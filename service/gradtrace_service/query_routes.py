@@ -102,7 +102,7 @@ async def index_details(engine: Workers, choice: Choice) -> IndexDetails:
 
 
 def _influence(request: InfluenceRequest) -> Work[InfluenceAnswer]:
-    kind = None if request.aggregate else request.model_dump_json(exclude=set(SOURCES))
+    kind = None if request.aggregate else repr(request.model_dump(exclude=set(SOURCES)))
     return Work(
         request.index,
         partial(answers.one_influence, request=request),
