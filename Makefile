@@ -22,8 +22,8 @@ $(VENV)/.installed: pyproject.toml client/pyproject.toml
 demo: install
 	$(VENV)/bin/gradtrace demo --dataset $(DATASET) $(if $(ONCE),--once)
 
-test: install
-	$(VENV)/bin/python -m pytest
+test: install  # a process for each core; a file's tests share their fixtures
+	$(VENV)/bin/python -m pytest -n logical --dist loadfile
 
 fuzz: install  # for longer than `make test` does
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(VENV)/bin/python -m pytest tests/test_fuzz.py --timeout $$((2 * $(FUZZ_SECONDS) + 300))
