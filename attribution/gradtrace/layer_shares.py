@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,6 +26,7 @@ def layer_shares(
     shares = torch.zeros(len(names), len(rows), dtype=torch.float64)
     for position, (checkpoint, basis) in enumerate(zip(checkpoints, bases, strict=True)):
         numbers = torch.tensor([names.index(name) for name in sorted(basis.layers)])
-        products = store.gather([checkpoint], rows)[:, 0].double() * query[position].double().cpu()  # [m, D]
-        shares.index_add_(0, numbers[basis.layer_of_columns()], products.T)
+        of_layers = F.one_hot(numbers[basis.layer_of_columns()], len(names)).double()  # [D, layers]
+        of_layers *= query[position].double().cpu()[:, None]
+        shares += (store.gather([checkpoint], rows)[:, 0].double() @ of_layers).T
     return dict(zip(names, shares.numpy(), strict=True))

@@ -235,7 +235,8 @@ def indexes() -> Call[Indexes]:
 def reindex(index: str | None = None, *, roll_back_to: int | None = None) -> Call[Job]:
     """Start a job that brings an index up to date with its training run and data, or back to an earlier generation.
 
-    One that is running on the index already is answered instead. It is not sent again where its answer was lost.
+    One that is at this already is answered instead, and one that is at another is a refusal (409). It is not sent again
+    where its answer was lost.
 
     Raises:
         ClientError: see the tree in `gradtrace_client`; NotFoundError where the service offers no jobs.
