@@ -28,7 +28,7 @@ from conftest import DigitsRun
 from gradtrace_client import AuthenticationError, BusyError, Client, ForbiddenError
 from gradtrace_client.problem_schemas import Problem
 from gradtrace_service import cli
-from gradtrace_service.access import OPEN
+from gradtrace_service.access import OPEN, network
 from gradtrace_service.api_keys import KeyFile, Scope, add_key, read_keys
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.catalog import Hosted
@@ -285,6 +285,11 @@ def test_the_rate_holds_over_any_time(per_minute: int, pauses: list[float]) -> N
         taken.append(now)
         for earlier in taken:
             assert sum(1 for one in taken if one >= earlier) <= per_minute * (1 + (now - earlier) / 60) + 1e-3
+
+
+def test_the_addresses_of_a_client_share_a_limit() -> None:
+    assert network("2001:db8::1") == network("2001:db8::ffff:0:0:1") != network("2001:db8:0:1::1")
+    assert len({network(address) for address in ("192.0.2.1", "192.0.2.2", "::ffff:192.0.2.3", "", "::1")}) == 5
 
 
 def test_clients_that_left_are_forgotten() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 
 from starlette.datastructures import Headers
@@ -56,7 +57,7 @@ class Access:
         if self._rate is None:
             return None
         address = scope["client"][0] if scope["client"] else ""
-        wait = self._rate.take(f"key {key.name}" if key else f"address {address}")
+        wait = self._rate.take(f"key {key.name}" if key else f"address {network(address)}")
         if not wait:
             return None
         detail = f"this client sends more requests than it may; send this one again in {math.ceil(wait)} s"
@@ -75,3 +76,13 @@ class Access:
             challenge = f'Bearer realm="gradtrace", error="insufficient_scope", scope="{needed.value}"'
             return problem(403, "forbidden", detail, headers={"WWW-Authenticate": challenge})
         return None
+
+
+def network(address: str) -> str:
+    """What one client may send from: an address of IPv4, or 64 bits of IPv6, which hold an address for each request."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:  # of a socket in the file system, or behind a gateway that hides it
+        return address
+    shared = isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is None
+    return str(ipaddress.ip_network((found, 64), strict=False)) if shared else address
