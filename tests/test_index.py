@@ -252,7 +252,6 @@ def test_query_without_label_or_prediction(tmp_path: Path) -> None:
         (RowFilter(labels=[0], rows=range(30)), lambda row, index: row < 30 and ROWS[row][1] == 0),
         (RowFilter(), lambda row, index: True),
     ],
-    ids=str,
 )
 def test_filters(index: Index, row_filter: RowFilter, keep: Any) -> None:
     allowed = [row for row in range(60) if keep(row, index)]
