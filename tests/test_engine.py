@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -200,6 +202,38 @@ def count_influences(app: FastAPI) -> Callable[[], int]:
 
     engine._answer = counted
     return lambda: sum(sizes)
+
+
+def test_callers_without_a_body_that_went_away_cost_nothing(digits_index: DigitsRun) -> None:
+    app = create_app(digits_index.open())
+    with serving(app) as url:
+        host = httpx.URL(url)
+        with held(app):
+            wait_until(lambda: not app.state.engine._free or app.state.ready)
+            first = open_connection(host, b"GET /index HTTP/1.1\r\nHost: x\r\n\r\n")
+            wait_until(lambda: not app.state.engine._free)
+            left = [open_connection(host, b"GET /self-influence HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(3)]
+            wait_until(lambda: app.state.engine.waiting == 3)
+            for connection in left:
+                connection.close()
+            wait_until(lambda: all(one.answer.done() for one in app.state.engine._queue))
+        assert first.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        first.close()
+
+
+def test_a_killed_service_leaves_no_workers(digits_index: DigitsRun) -> None:
+    words = ["serve", str(digits_index.index), "--task", digits_index.task, "--port", "0", "--processes", "2"]
+    service = psutil.Popen([sys.executable, "-m", "gradtrace_service", *words], stderr=subprocess.DEVNULL)
+
+    def workers() -> list[psutil.Process]:
+        return [one for one in service.children() if "spawn_main" in " ".join(one.cmdline())]
+
+    wait_until(lambda: len(workers()) == 2)
+    left = workers()
+    time.sleep(8)  # they import what they need
+    service.kill()
+    service.wait()
+    assert psutil.wait_procs(left, timeout=30)[1] == []
 
 
 def test_callers_that_went_away_cost_nothing(digits_index: DigitsRun) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -22,6 +23,7 @@ from gradtrace.manifest import read_manifest
 from gradtrace_client import Client
 from gradtrace_client.service_schemas import Job
 from gradtrace_indexer import build_index
+from gradtrace_indexer.files import sole_writer
 from gradtrace_service import jobs as jobs_module
 from gradtrace_service.app import create_service
 from gradtrace_service.catalog import Hosted
@@ -181,6 +183,34 @@ def test_jobs_whose_process_cannot_be_started_fail_and_are_forgotten_after_some(
     kept = [job.id for job in jobs[1:]]
     wait_until(lambda: [job["id"] for job in httpx.get(f"{url}/jobs").json()["jobs"]] == kept[::-1])
     assert {path.stem for path in (run.index / "jobs").iterdir()} == set(kept)
+
+
+def test_a_job_waits_for_another_writer(
+    run: DigitsRun, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(jobs_module, "_LOCKED_SECONDS", 0.2)
+    with sole_writer(run.index):
+        job = begin(url)
+        wait_until(lambda: f"ended with {os.EX_TEMPFAIL}" in caplog.text, 60)
+        assert Job.model_validate_json(httpx.get(f"{url}/jobs/{job.id}").content).state == "running"
+    last = ended(url, job)
+    assert (last.state, last.attempts) == ("succeeded", 1), last.error
+
+
+def test_of_jobs_that_seem_to_run_on_one_index_the_latest_is_resumed(run: DigitsRun) -> None:
+    hosted = [Hosted("index", run.index, run.task)]
+    with serving(create_service(hosted, Settings())) as url:
+        kept = ended(url, begin(url, roll_back_to=7))
+    path = run.index / "jobs" / f"{kept.id}.json"
+    for number in range(3):
+        later = {"id": f"{number:x}" * 16, "state": "running", "created": kept.created + timedelta(days=number)}
+        path.with_name(f"{later['id']}.json").write_text(kept.model_copy(update=later).model_dump_json())
+    path.unlink()
+    with serving(create_service(hosted, Settings())) as url:
+        wait_until(lambda: {job["state"] for job in httpx.get(f"{url}/jobs").json()["jobs"]} == {"failed"}, 60)
+        errors = [job["error"] for job in httpx.get(f"{url}/jobs").json()["jobs"]]
+    assert "keeps no generation 7" in errors[0]
+    assert errors[1:] == ["how it ended is not known"] * 2
 
 
 def test_nothing_is_started_while_the_service_ends(run: DigitsRun) -> None:

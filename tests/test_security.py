@@ -33,7 +33,7 @@ from gradtrace_service.api_keys import KeyFile, Scope, add_key, read_keys
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.catalog import Hosted
 from gradtrace_service.rate_limit import RateLimit
-from gradtrace_service.server import refuse_public, serving
+from gradtrace_service.server import answer_local_names_alone, refuse_public, serving
 from gradtrace_service.settings import Settings, SettingsError, read_settings
 
 ASKED = {"query_rows": [0], "k": 1}
@@ -354,6 +354,15 @@ def test_a_failure_outside_of_the_routes_has_its_headers_too(
         failed = http.get(f"{url}/broken")
     assert "secret" not in problem(failed, 500).model_dump_json()
     assert failed.headers["x-content-type-options"] == "nosniff"
+
+
+def test_without_keys_no_name_that_leads_here_is_answered(digits_index: DigitsRun) -> None:
+    app = create_app(digits_index.open())
+    answer_local_names_alone(app, "127.0.0.1")
+    with serving(app) as url:
+        port = httpx.URL(url).port
+        for host, status in (("127.0.0.1", 200), ("localhost", 200), ("[::1]", 200), ("evil.example", 400)):
+            assert httpx.get(f"{url}/index", headers={"Host": f"{host}:{port}"}).status_code == status
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])

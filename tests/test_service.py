@@ -320,6 +320,7 @@ def problem(response: httpx.Response, status: int) -> Problem:
         ({"query_rows": [0], "filter": {"where": {"label": {"in": [[]]}}}}, "filter.where.label.in[0]", "name"),
         ({"query_rows": [0], "aggregate": "sum"}, "aggregate", "mean"),
         ({"query_rows": [0] * (MAX_QUERIES + 1)}, "query_rows", str(MAX_QUERIES)),
+        ({"query_rows": [0] * 26, "k": 1000}, "", "25,000 hits"),
         ({"query_rows": [0], "colour": True}, "colour", "leave it out"),
         ({"query_rows": [0], "train_rows": [0]}, "", "exactly one of example, examples, query_rows, train_rows"),
         ({"example": {"image": [[1, 2], [3, 4]]}}, "example", "8"),

@@ -9,6 +9,7 @@ GradtraceError
 ├── RecordingError            a training cannot be recorded, or a recording is unfinished, damaged or of another
 ├── CurvatureError            a curvature matrix cannot be inverted
 ├── StoreError                an index cannot be read or written
+│   ├── LockedIndexError      another process is writing it
 │   ├── IncompleteIndexError  a build was interrupted: run it again to resume
 │   ├── CorruptIndexError     bytes on disk are not the bytes that were written
 │   └── MismatchError         the index was built from another task, checkpoint or basis
@@ -65,6 +66,10 @@ class CurvatureError(GradtraceError):
 
 class StoreError(GradtraceError):
     """An index cannot be read or written."""
+
+
+class LockedIndexError(StoreError):
+    """Another process is writing the index; it may be tried again once that has ended."""
 
 
 class IncompleteIndexError(StoreError):

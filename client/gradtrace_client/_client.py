@@ -92,11 +92,14 @@ class Client(_Calls):
 
     Args:
         url: Where the service is, such as `http://127.0.0.1:8000`.
-        api_key: Sent as a bearer token. One that no header can hold raises ClientError.
+        api_key: Sent as a bearer token.
         timeout: Seconds, or an httpx.Timeout, until an attempt is given up.
         limits: Connections that are open at once, and kept.
         retries: Further attempts after a lost connection or an answer of 429 or 503.
         transport: How requests travel; for tests and proxies. It has limits of its own.
+
+    Raises:
+        ClientError: the address is none, or no header can hold the key.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class Client(_Calls):
     ) -> None:
         self._retries = retries
         self._http = httpx.Client(
-            base_url=url, headers=_headers(api_key), timeout=timeout, limits=limits, transport=transport
+            base_url=_checked(url), headers=_headers(api_key), timeout=timeout, limits=limits, transport=transport
         )
 
     def follow(self, job: Job | str) -> Iterator[Job]:
@@ -199,7 +202,7 @@ class AsyncClient(_Calls):
     ) -> None:
         self._retries = retries
         self._http = httpx.AsyncClient(
-            base_url=url, headers=_headers(api_key), timeout=timeout, limits=limits, transport=transport
+            base_url=_checked(url), headers=_headers(api_key), timeout=timeout, limits=limits, transport=transport
         )
 
     async def follow(self, job: Job | str) -> AsyncIterator[Job]:
@@ -262,6 +265,12 @@ class AsyncClient(_Calls):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _checked(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ClientError(f"{url!r} is no address of a service; write it as http://HOST:PORT or https://HOST")
+    return url
 
 
 def _headers(api_key: str | None) -> dict[str, str]:

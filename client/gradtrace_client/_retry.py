@@ -12,7 +12,7 @@ FIRST_WAIT = 0.2  # seconds, doubled at each attempt
 LONGEST_WAIT = 30.0  # a service that asks for more patience is not asked again
 
 _BUSY = (429, 503)
-_UNSENT = (httpx.ConnectTimeout, httpx.ConnectError)
+_UNSENT = (httpx.ConnectTimeout, httpx.ConnectError, httpx.PoolTimeout)
 # A time-out while reading is not among them: the service may still be at work on the first copy.
 _LOST = (*_UNSENT, httpx.NetworkError, httpx.RemoteProtocolError)
 
@@ -28,7 +28,7 @@ def wait_before_retry(outcome: httpx.Response | httpx.RequestError, attempt: int
     if isinstance(outcome, httpx.RequestError) or outcome.status_code not in _BUSY:
         return None
     asked = retry_after(outcome)
-    wait = backoff if asked is None else max(asked, 0.0)
+    wait = backoff + max(asked or 0.0, 0.0)  # those that were refused together must not come back together
     return wait if wait <= LONGEST_WAIT else None
 
 

@@ -45,6 +45,8 @@ def stream_influence(
     if "aggregate" in options:
         raise not_sent([FieldProblem(field="aggregate", detail="is of one request: call `influence` for a mean")])
     ((name, queries),) = sources.items()
+    if page is not None and page < 1:
+        raise not_sent([FieldProblem(field="page", detail="must be at least 1")])
     size = page or min(MAX_QUERIES, MAX_K // max(1, min(k, MAX_K)))
     while some := list(islice(queries, size)):
         yield _calls.influence(k=k, **{**options, name: some})

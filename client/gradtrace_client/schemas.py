@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_K = 1000
 MAX_QUERIES = 128
+MAX_HITS = 25_000  # at either end, of all queries of a request: the answer is written in one piece
 
 
 def _whole(value: Any) -> Any:
@@ -176,6 +177,11 @@ class InfluenceRequest(Queries):
             raise ValueError(
                 f"rescore takes {MAX_K} hits at each end at most, over all results, not {results} x {self.k}; lower k "
                 "or send fewer queries at a time"
+            )
+        if results * self.k > MAX_HITS:
+            raise ValueError(
+                f"an answer holds {MAX_HITS:,} hits at each end at most, over all results, not {results} x {self.k}; "
+                "lower k or send fewer queries at a time"
             )
         return self
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtrace.errors import StoreError
+from gradtrace.errors import LockedIndexError, StoreError
 from gradtrace.manifest import FileEntry, Manifest
 from gradtrace.shards import hash_file
 from gradtrace_indexer.shard_writer import sync_directory
@@ -65,7 +65,8 @@ def sole_writer(directory: Path) -> Iterator[None]:
     """Keep other writers out of a directory for as long as this process lives.
 
     Raises:
-        StoreError: another process is writing there, or the directory cannot be made.
+        LockedIndexError: another process is writing there.
+        StoreError: the directory cannot be made.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -76,6 +77,6 @@ def sole_writer(directory: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise StoreError(f"another process is building or updating {directory}: wait for it, or end it") from None
+        raise LockedIndexError(f"another process is building or updating {directory}: wait for it, or end it") from None
     finally:
         os.close(descriptor)

@@ -56,6 +56,7 @@ class KeyFile:
         self._path = path
         self._state = self._look()
         self._keys = read_keys(path)
+        self._complaint = ""  # what was said last of a file that cannot be read
 
     def find(self, key: str) -> ApiKey | None:
         """The entry of a key, None where it has none. How long it takes tells nothing of the file."""
@@ -78,11 +79,12 @@ class KeyFile:
         state = self._look()
         if state == self._state:
             return
-        self._state = state
         try:
-            self._keys = read_keys(self._path)
-        except SettingsError as error:
-            _log.error("%s; the keys of before go on being taken", error)
+            self._keys, self._state, self._complaint = read_keys(self._path), state, ""
+        except SettingsError as error:  # it is read again at the next request: a failure may pass
+            if str(error) != self._complaint:
+                _log.error("%s; the keys of before go on being taken", error)
+            self._complaint = str(error)
 
 
 def read_keys(path: Path) -> list[ApiKey]:

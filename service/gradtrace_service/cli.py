@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import gradtrace
-from gradtrace.errors import GradtraceError, QueryError
+from gradtrace.errors import GradtraceError, LockedIndexError, QueryError
 from gradtrace_client import Client, ClientError, InfluenceAnswer
 from gradtrace_indexer.cli import app as indexer_commands
 from gradtrace_indexer.task_loading import load_task
@@ -19,7 +20,7 @@ from gradtrace_service.catalog import hosted
 from gradtrace_service.console import print_answer
 from gradtrace_service.demo import Dataset, run_demo
 from gradtrace_service.key_commands import app as key_commands
-from gradtrace_service.server import refuse_public, serve_until_told, serving
+from gradtrace_service.server import answer_local_names_alone, refuse_public, serve_until_told, serving
 from gradtrace_service.settings import read_settings, with_settings
 
 app = typer.Typer(
@@ -56,12 +57,12 @@ IncludeOption = Annotated[
 
 
 def main() -> None:
-    """Entry point: errors of ours end in one line and exit code 1."""
+    """Entry point: errors of ours end in one line and exit code 1, or EX_TEMPFAIL for an index that is locked."""
     try:
         app()
     except (GradtraceError, ClientError, OSError) as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(1)
+        sys.exit(os.EX_TEMPFAIL if isinstance(error, LockedIndexError) else 1)
 
 
 @app.command()
@@ -81,9 +82,13 @@ def serve(
     unless given. New generations of an index are taken over while serving. docs/settings.md explains the settings.
     """
     settings = read_settings(config, **flags)
-    if settings.api_key_file is None and not settings.insecure:
+    local = settings.api_key_file is None and not settings.insecure
+    if local:
         refuse_public(settings.host)
-    serve_until_told(create_service(hosted(indexes, task, settings), settings), settings)
+    app = create_service(hosted(indexes, task, settings), settings)
+    if local:
+        answer_local_names_alone(app, settings.host)
+    serve_until_told(app, settings)
 
 
 @app.command()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class CancelOnDisconnect:
-    """ASGI middleware: once the body is read, the request's handling is cancelled when its connection is closed."""
+    """ASGI middleware: once the body is there, the request's handling is cancelled when its connection is closed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -20,16 +21,23 @@ class CancelOnDisconnect:
             return
         watch: asyncio.Task[Message] | None = None
         gone = False
+        # The routes do not ask for a body that is none: it is taken here, to know of the caller from then on.
+        waiting = [] if _announces_body(scope) else [await receive()]
 
         async def watched() -> Message:
-            nonlocal watch
+            if waiting:
+                return waiting.pop()
             if watch is not None:  # a streaming answer asks as well
                 return await asyncio.shield(watch)
             message = await receive()
+            watch_after(message)
+            return message
+
+        def watch_after(message: Message) -> None:
+            nonlocal watch
             if message["type"] == "http.request" and not message.get("more_body", False):
                 watch = asyncio.ensure_future(receive())
                 watch.add_done_callback(left)
-            return message
 
         def left(done: asyncio.Task[Message]) -> None:
             nonlocal gone
@@ -38,6 +46,8 @@ class CancelOnDisconnect:
                 handling.cancel()
 
         handling = asyncio.ensure_future(self._app(scope, watched, send))
+        for message in waiting:
+            watch_after(message)
         try:
             await handling
         except asyncio.CancelledError:
@@ -49,3 +59,8 @@ class CancelOnDisconnect:
                 watch.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await watch
+
+
+def _announces_body(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers

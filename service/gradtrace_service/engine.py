@@ -97,6 +97,11 @@ class Engine:
         """Requests that no worker has taken yet."""
         return len(self._queue)
 
+    @property
+    def running(self) -> bool:
+        """Whether a worker is at something."""
+        return bool(self._running)
+
     async def run(self, work: Work[T]) -> T:
         """The work's result. Work whose caller is cancelled before a worker took it never starts.
 
@@ -181,11 +186,11 @@ class Engine:
             self._observer.answered([one.work for one in batch], waited, took, outcomes)
 
     def close(self) -> None:
-        """Let the running work end and drop what still waits."""
+        """Drop what still waits. Work that did not end while draining is left to itself."""
         for one in self._queue:
             one.answer.cancel()
         self._queue.clear()
-        self._workers.shutdown(cancel_futures=True)
+        self._workers.shutdown(wait=not self.running, cancel_futures=True)
 
 
 def _settle(answer: asyncio.Future[Any], outcome: Outcome) -> None:

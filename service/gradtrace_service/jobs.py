@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ from gradtrace_service.work import IndexUnavailableError
 
 _ATTEMPTS = 5
 _KEPT = 100  # jobs of an index that have ended; older ones are forgotten
+_LOCKED_SECONDS = 2.0  # between two attempts while another process writes the index
+_KILL_SECONDS = 10.0  # that a process has to end when it is told to
 _LOOK_SECONDS = 0.2  # between two looks at a job's progress
 _FOLDER = "jobs"
 
@@ -51,9 +54,12 @@ class JobRunner:
             self._forget_old(one.name)
 
     def resume(self) -> None:
-        """Start again what was running when the service ended."""
-        for job in list(self._jobs.values()):
-            if job.state == "running":
+        """Start again what was running when the service ended: of each index the latest, since an index has one writer
+        and the end of others could not be kept."""
+        for job in reversed(list(self._jobs.values())):
+            if job.state == "running" and job.index in self._running:
+                self._keep(job.model_copy(update={"state": "failed", "error": "how it ended is not known"}))
+            elif job.state == "running":
                 self._start(job)
 
     def start(self, index: str | None, roll_back_to: int | None = None) -> Job:
@@ -147,16 +153,26 @@ class JobRunner:
     async def _ending(self, job: Job) -> dict[str, object]:
         """Run the job to its end, and say how it ended."""
         try:
-            for attempt in range(1, _ATTEMPTS + 1):
-                code, error = await self._attempt(job, attempt)
-                if code >= 0:  # else a signal ended it, and it can go on where it stood
-                    break
+            code, error = await self._attempts(job)
             generation = read_manifest(self._hosted[job.index].path).generation
         except (GradtraceError, OSError) as failure:  # OSError: no process could be started
             return {"state": "failed", "error": str(failure)}
         if code == 0:
             return {"state": "succeeded", "generation": generation, "progress": 1.0}
         return {"state": "failed", "generation": generation, "error": error}
+
+    async def _attempts(self, job: Job) -> tuple[int, str]:
+        """As `_attempt`. What a signal ended goes on where it stood, some times; what another writer kept out waits for
+        it: such a one may be left of a service that was killed."""
+        attempt = 1
+        while True:
+            code, error = await self._attempt(job, attempt)
+            if code == os.EX_TEMPFAIL:
+                await asyncio.sleep(_LOCKED_SECONDS)
+            elif code >= 0 or attempt == _ATTEMPTS:
+                return code, error or f"signal {-code} ended its process, {attempt} times"
+            else:
+                attempt += 1
 
     async def _attempt(self, job: Job, attempt: int) -> tuple[int, str]:
         """Exit code, negative for signals, and the last line of what the process complained of."""
@@ -178,7 +194,11 @@ class JobRunner:
         finally:
             if process.returncode is None:
                 process.terminate()
-                await process.wait()
+                try:
+                    await asyncio.wait_for(process.wait(), _KILL_SECONDS)
+                except asyncio.TimeoutError:
+                    process.kill()
+                    await process.wait()
         lines = complaints.result().decode(errors="replace").strip().splitlines() or [""]
         if code:
             _log.warning("job %s, attempt %d, ended with %d: %s", job.id, attempt, code, lines[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 import sys
 import threading
@@ -14,11 +15,14 @@ from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from gradtrace_service.app import drain
 from gradtrace_service.logs import log_config
 from gradtrace_service.settings import Settings, SettingsError
 from gradtrace_service.slow_clients import cut_off_slow_clients
+
+_KEEP_ALIVE_SECONDS = 75  # longer than gateways keep theirs, else they send into connections just closed
 
 
 def refuse_public(host: str) -> None:
@@ -31,15 +35,32 @@ def refuse_public(host: str) -> None:
         )
 
 
+def answer_local_names_alone(app: FastAPI, host: str) -> None:
+    """For a service without keys: a web page whose name was made to lead to this machine is no caller of its own."""
+    names = [host, "localhost", "127.0.0.1", "[::1]"]
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
+
+
 def serve_until_told(app: FastAPI, settings: Settings) -> None:
     """Serve the app until SIGTERM or Ctrl-C, and then until what was asked is answered."""
     log = log_config(settings)
-    config = uvicorn.Config(app, settings.host, settings.port, log_config=log, server_header=False, ws="none")
+    config = uvicorn.Config(
+        app,
+        settings.host,
+        settings.port,
+        log_config=log,
+        server_header=False,
+        ws="none",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
+    )
     server = _DrainingServer(config, partial(drain, app), settings.drain_seconds)
     with suppress(KeyboardInterrupt):
         server.run()
     if not server.started:  # the log says why
         sys.exit(1)
+    if app.state.engine.running:  # a thread that hangs would be waited for
+        os._exit(1)
 
 
 class _Server(uvicorn.Server):

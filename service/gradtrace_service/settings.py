@@ -32,7 +32,7 @@ _PREFIX = "GRADTRACE_"
 
 
 def _split(value: Any) -> Any:
-    return value.split(",") if isinstance(value, str) else value
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
 _Paths = Annotated[list[Path] | None, NoDecode, BeforeValidator(_split)]

@@ -27,8 +27,8 @@ async def cut_off_slow_clients(connections: Collection[Any]) -> None:
     """For as long as it runs, end those connections whose client sends no whole head of a request within
     PATIENCE_SECONDS, or reads nothing of its answer for as long.
 
-    connections: uvicorn's protocols, of h11 or httptools; what is read of them are `transport` and `cycle`, the request
-        that came last and its answer
+    connections: uvicorn's protocols, of h11 or httptools; what is read of them are `transport`, `cycle`, the request
+        that came last and its answer, and whether uvicorn itself will close it for being idle
     """
     stalled: dict[Any, tuple[Any, float]] = {}  # what the client is waited for to do, and since when
     while True:
@@ -48,4 +48,7 @@ async def cut_off_slow_clients(connections: Collection[Any]) -> None:
 def _awaited(connection: Any) -> Any:
     """Changes whenever the client does what it is waited for to do; None where it is the service's turn."""
     cycle, unread = connection.cycle, connection.transport.get_write_buffer_size()
-    return (cycle, unread) if unread or cycle is None or cycle.response_complete else None
+    if unread:
+        return cycle, unread
+    within_head = cycle is None or (cycle.response_complete and connection.timeout_keep_alive_task is None)
+    return (cycle, unread) if within_head else None

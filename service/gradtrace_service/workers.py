@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import logging.config
 import multiprocessing
+import os
 import pickle
 import signal
 import threading
@@ -54,7 +55,16 @@ class ProcessWorkers(Executor):
 def _begin_process(indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them all; the service ends its workers itself
     logging.config.dictConfig(log_config)
+    threading.Thread(target=_end_with_parent, name="gradtrace-parent", daemon=True).start()
     _own(indexes)
+
+
+def _end_with_parent() -> None:
+    """A service that is killed cannot end its workers, and these hold their own queue open."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _own(indexes: Callable[[], Indexes]) -> None:
