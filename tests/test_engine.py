@@ -151,6 +151,47 @@ def test_what_only_together_exhausts_the_memory_is_answered_alone(
     assert (together.status_code, together.json()["type"]) == (500, "urn:gradtrace:problem:out-of-memory")
 
 
+def test_a_process_whose_memory_is_limited_goes_on(digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, process, collate = create_app(digits_index.open()), psutil.Process(), TASK.collate
+    before = process.rlimit(psutil.RLIMIT_AS)
+
+    def wide(examples: Any) -> Any:
+        torch.empty(len(examples), 64 << 20, dtype=torch.uint8)
+        return collate(examples)
+
+    monkeypatch.setattr(TASK, "collate", wide)
+    with serving(app) as url:
+        wait_until(lambda: app.state.ready)
+        expected = httpx.post(f"{url}/influence", json={"query_rows": [0]}).json()["results"]
+        process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + (512 << 20), before[1]))
+        try:
+            failed = httpx.post(f"{url}/influence", json={"query_rows": list(range(60))})
+            assert (failed.status_code, failed.json()["type"]) == (500, "urn:gradtrace:problem:out-of-memory")
+            assert httpx.post(f"{url}/influence", json={"query_rows": [0]}).json()["results"] == expected
+        finally:
+            process.rlimit(psutil.RLIMIT_AS, before)
+
+
+def test_training_data_that_cannot_be_read_is_no_fault_of_the_request(
+    digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Gone:
+        def __len__(self) -> int:
+            return digits_task.TRAIN_ROWS
+
+        def __getitem__(self, row: int) -> Any:
+            raise OSError("a secret place")
+
+    app = create_app(digits_index.open())
+    with serving(app) as url:
+        wait_until(lambda: app.state.ready)
+        monkeypatch.setattr(TASK, "train", Gone())
+        failed = httpx.post(f"{url}/influence", json={"query_rows": [0], "rescore": True})
+    assert (failed.status_code, failed.json()["type"]) == (500, "urn:gradtrace:problem:failure")
+    assert "secret" not in failed.text
+    assert "a secret place" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["loss", "collate", "render"])
 def test_a_task_that_raises_fails_the_request_alone(
     digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import httpx
 import pytest
+import uvicorn.protocols.http.auto
 
 from conftest import DigitsRun
 from gradtrace_service import slow_clients
@@ -21,8 +22,14 @@ HEAD = b"POST /influence HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r
 BODY = json.dumps({"query_rows": [0], "k": 2}).encode()
 
 
-@pytest.fixture
-def address(digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+@pytest.fixture(params=["h11_impl.H11Protocol", "httptools_impl.HttpToolsProtocol"])
+def address(
+    request: pytest.FixtureRequest, digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, int]]:
+    """Of a service that waits a second for its clients, with either of uvicorn's readers of HTTP."""
+    module, name = request.param.split(".")
+    reader = getattr(pytest.importorskip(f"uvicorn.protocols.http.{module}", exc_type=ImportError), name)
+    monkeypatch.setattr(uvicorn.protocols.http.auto, "AutoHTTPProtocol", reader)
     monkeypatch.setattr(slow_clients, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(slow_clients, "_LOOK_SECONDS", 0.1)
     with serving(create_app(digits_index.open())) as url:

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradtrace.errors import QueryError, TaskError
+from gradtrace.errors import DatasetError, QueryError, TaskError
 from gradtrace_client.problem_schemas import FieldProblem, Problem, field_problems
 from gradtrace_service.engine import (
     DeadlineError,
@@ -115,6 +115,7 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(QueryError, _refused)
     app.add_exception_handler(TaskError, _refused)
+    app.add_exception_handler(DatasetError, _failed)  # of the service's data; its words may name files
     app.add_exception_handler(QueueFullError, _busy)
     app.add_exception_handler(DeadlineError, _late)
     app.add_exception_handler(NotReadyError, _not_ready)
@@ -189,7 +190,7 @@ def _out_of_memory(request: Request, error: Exception) -> Response:
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    _log.error("request %s failed", request_id.get(), exc_info=error.__cause__)
+    _log.error("request %s failed", request_id.get(), exc_info=error.__cause__ or error)
     return _failure()
 
 
