@@ -25,11 +25,15 @@ class CancelOnDisconnect:
         waiting = [] if _announces_body(scope) else [await receive()]
 
         async def watched() -> Message:
+            nonlocal gone
             if waiting:
                 return waiting.pop()
             if watch is not None:  # a streaming answer asks as well
                 return await asyncio.shield(watch)
             message = await receive()
+            if message["type"] == "http.disconnect":  # within the body, which the framework would call malformed
+                gone = True
+                raise asyncio.CancelledError
             watch_after(message)
             return message
 
