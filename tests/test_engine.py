@@ -26,7 +26,7 @@ from fastapi import FastAPI
 
 import digits_task
 import gradtrace
-from conftest import DigitsRun
+from conftest import DigitsRun, wait_until
 from gradtrace.manifest import read_manifest
 from gradtrace_client import BusyError, Client, InfluenceAnswer, InvalidRequestError
 from gradtrace_client.problem_schemas import Problem
@@ -57,13 +57,6 @@ def held(app: FastAPI) -> Iterator[None]:
         yield
     finally:
         release.set()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def ask_together(app: FastAPI, url: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
@@ -250,7 +243,6 @@ def test_callers_without_a_body_that_went_away_cost_nothing(digits_index: Digits
     with serving(app) as url:
         host = httpx.URL(url)
         with held(app):
-            wait_until(lambda: not app.state.engine._free or app.state.ready)
             first = open_connection(host, b"GET /index HTTP/1.1\r\nHost: x\r\n\r\n")
             wait_until(lambda: not app.state.engine._free)
             left = [open_connection(host, b"GET /self-influence HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(3)]

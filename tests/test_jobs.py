@@ -18,7 +18,7 @@ import pytest
 
 import digits_task
 import gradtrace
-from conftest import DigitsRun
+from conftest import DigitsRun, wait_until
 from gradtrace.manifest import read_manifest
 from gradtrace_client import Client
 from gradtrace_client.service_schemas import Job
@@ -63,13 +63,6 @@ def begin(url: str, **fields: object) -> Job:
     job = Job.model_validate_json(response.content)
     assert response.headers["location"] == f"/jobs/{job.id}"
     return job
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def generation_served(client: Client, wanted: int) -> None:
@@ -191,7 +184,7 @@ def test_a_job_waits_for_another_writer(
     monkeypatch.setattr(jobs_module, "_LOCKED_SECONDS", 0.2)
     with sole_writer(run.index):
         job = begin(url)
-        wait_until(lambda: f"ended with {os.EX_TEMPFAIL}" in caplog.text, 60)
+        wait_until(lambda: f"ended with {os.EX_TEMPFAIL}" in caplog.text)
         assert Job.model_validate_json(httpx.get(f"{url}/jobs/{job.id}").content).state == "running"
     last = ended(url, job)
     assert (last.state, last.attempts) == ("succeeded", 1), last.error
@@ -207,7 +200,7 @@ def test_of_jobs_that_seem_to_run_on_one_index_the_latest_is_resumed(run: Digits
         path.with_name(f"{later['id']}.json").write_text(kept.model_copy(update=later).model_dump_json())
     path.unlink()
     with serving(create_service(hosted, Settings())) as url:
-        wait_until(lambda: {job["state"] for job in httpx.get(f"{url}/jobs").json()["jobs"]} == {"failed"}, 60)
+        wait_until(lambda: {job["state"] for job in httpx.get(f"{url}/jobs").json()["jobs"]} == {"failed"})
         errors = [job["error"] for job in httpx.get(f"{url}/jobs").json()["jobs"]]
     assert "keeps no generation 7" in errors[0]
     assert errors[1:] == ["how it ended is not known"] * 2
