@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from gradtrace import random_numbers
+from gradtrace.batches import ExampleBatch
 from gradtrace.encoder import GradientModel
-from gradtrace.task import Batch, Example, Label
+from gradtrace.task import Example, Label
 
 _MOST_CLASSES = 20  # for which every class is taken: each may cost another gradient of every example
 _NEGLIGIBLE = 1e-2  # share of the Fisher's trace
@@ -32,7 +33,7 @@ def class_probabilities(scores: Tensor) -> Tensor:
 class FisherBatch(NamedTuple):
     """Examples with labels of the model's own, and how much each one's square counts. weights: float32 [batch]"""
 
-    batch: Batch
+    batch: ExampleBatch
     weights: Tensor
 
 
@@ -57,7 +58,7 @@ def _predicted(model: GradientModel, examples: Sequence[Example]) -> Tensor | No
     if not model.task.has_predict:
         return None
     with torch.no_grad():
-        return model.task.predict(model.model, model.batch(examples))
+        return model.task.predict(model.model, model.batch(examples).collated)
 
 
 def _with_every_class(model: GradientModel, examples: Sequence[Example], chances: Tensor) -> Iterator[FisherBatch]:
@@ -99,7 +100,7 @@ def _noise_scale(model: GradientModel, examples: Sequence[Example], values: Sequ
     task = model.task
     at = [
         task.loss(
-            model.model, model.batch([task.with_label(e, y + shift) for e, y in zip(examples, values, strict=True)])
+            model.model, model.batch([task.with_label(e, y + shift) for e, y in zip(examples, values, strict=True)]).collated,
         )
         for shift in (0.0, 1.0)
     ]
