@@ -232,7 +232,7 @@ def test_many_classes_have_labels_drawn_by_their_probability(tmp_path: Path) -> 
     """Same seed, same labels; over many examples their share is the predicted one."""
     fit = Fit(ClassTask(lambda: nn.Linear(5, 21), [(torch.ones(5), 0)] * 2000), tmp_path, 1)
     labels, other = (
-        torch.cat([labelled.batch[1] for labelled in fisher_batches(fit.reference, fit.samples, seed)])
+        torch.cat([labelled.batch.collated[1] for labelled in fisher_batches(fit.reference, fit.samples, seed)])
         for seed in (0, 1)
     )
     assert len(labels) == 2000
@@ -412,5 +412,5 @@ def test_what_does_not_reach_a_layer_has_zeros_there(tmp_path: Path) -> None:
 def test_tasks_without_predictions_use_their_own_labels(tmp_path: Path) -> None:
     fit = Fit(PairTask(*MODELS["linear"]), tmp_path)
     (labelled,) = fisher_batches(fit.reference, fit.samples, 0)
-    assert labelled.batch[1].tolist() == [label for _, label in fit.rows]
+    assert labelled.batch.collated[1].tolist() == [label for _, label in fit.rows]
     assert labelled.weights.tolist() == [1] * 40

@@ -20,7 +20,7 @@ from gradtrace.dataset import fetch
 from gradtrace.errors import LossError
 from gradtrace.examination import examine
 from gradtrace.gradients import OnUse, backpropagate
-from gradtrace.guards import check_finite, check_losses
+from gradtrace.guards import check_finite, check_losses, check_some_finite
 from gradtrace.layers import Layer
 from gradtrace.plan import LayerPlan, PathChoice, plan_layers, trainable_names
 from gradtrace.reference import stray_gradients
@@ -81,10 +81,14 @@ class GradientModel:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         sample = sample_of(self.task, range(len(probe)) if rows is None else rows, probe, device)
         try:
-            self.choice = examine(self.model, self._measures(), sample, names) if choice is None else choice
+            if choice is None:
+                choice = examine(self.model, self._measures(), sample, names)
+            else:
+                check_some_finite(self.model, self.task.loss, sample)
         except LossError as error:
             raise LossError(f"checkpoint {checkpoint.name}: {error}") from error
-        self.plan: LayerPlan = plan_layers(self.model, self.choice)
+        self.choice = choice
+        self.plan: LayerPlan = plan_layers(self.model, choice)
         self.representation = find_representation(self.task, self.model, sample.examples.collated)
 
     def _measures(self) -> list[Measure]:

@@ -41,10 +41,11 @@ def examine(model: nn.Module, measures: Sequence[Measure], sample: Sample, names
         LossError: losses are not one finite number per example, are random, or depend on the rest of the batch.
         UnsupportedLayerError: gradients of a parameter agree on no path.
     """
-    trials = [Trial(model, measure, sample, names) for measure in measures]
-    for trial in trials:
-        check_batched_losses(model, trial.measure, sample)
-        trial.check_dependence()
+    trials = []
+    for measure in measures:
+        finite = check_batched_losses(model, measure, sample)
+        trials.append(Trial(model, measure, finite, names))
+        trials[-1].check_dependence()
     choice, wrong = PathChoice(first_paths(model, names)), {"": ""}
     for _ in range(4 * len(GradientPath)):
         revised, wrong = _attempt(choice, trials)
@@ -244,13 +245,16 @@ def _needs_whole_graph(message: str) -> bool:
 
 
 def _layouts(plan: LayerPlan, seen: Iterable[tuple[Sequence[Use], int]]) -> dict[str, Layout]:
-    """By layer name. What was never seen in a batch of several is looked at in each batch."""
+    """By layer name, where it is not FIRST. What was never seen is looked at in each batch."""
     fitting: dict[str, set[Layout]] = {}
+    seen_alone: set[str] = set()
     shared = {layer.name for layer in plan.layers if plan.layout(layer) is Layout.SHARED}
     for uses, batch in seen:
-        for use in uses if batch > 1 else ():
+        for use in uses:
             name = use.layer.name
-            if name in shared:
+            if batch == 1:
+                seen_alone.add(name)
+            if batch == 1 or name in shared:
                 continue
             found = use.owners(batch)
             if bool(found.mixed.any()):
@@ -259,6 +263,7 @@ def _layouts(plan: LayerPlan, seen: Iterable[tuple[Sequence[Use], int]]) -> dict
             layouts = fitting_layouts(found, use.leading, batch)
             fitting[name] = fitting[name] & layouts if name in fitting else layouts
     noted = {*plan.modules.values(), *plan.parameters.values(), *plan.whole_modules.values()}
-    chosen = {layer.name: preferred(fitting.get(layer.name, set())) for layer in noted}
+    names = {layer.name for layer in noted} - (seen_alone - fitting.keys())
+    chosen = {name: preferred(fitting.get(name, set())) for name in names}
     chosen |= dict.fromkeys(shared, Layout.SHARED)
     return {name: layout for name, layout in chosen.items() if layout is not Layout.FIRST}

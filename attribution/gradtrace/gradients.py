@@ -129,7 +129,7 @@ class Capture:
         for layer, inputs in uses:
             layout = self._plan.layout(layer)
             layout = Layout.FIRST if layout is Layout.SHARED else layout
-            inputs = inputs.detach() if isinstance(inputs, Tensor) else inputs
+            inputs = inputs if isinstance(inputs, ModuleInputs) else _changed(inputs, Tensor.detach, self._batch)
             use = Use(layer, inputs, layout, leading, fits(layout, leading, self._batch))
             if self.coloring:
                 self._run_again[layer].append(use)

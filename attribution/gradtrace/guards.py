@@ -26,11 +26,16 @@ def rounding(dtype: torch.dtype) -> float:
 
 
 def check_losses(losses: Tensor, batch: int | None) -> None:
-    """Refuse losses that are no finite number per example.
+    """Refuse losses that are not one finite number per example.
 
     Raises:
         LossError: wrong shape, dtype, or NaN or infinite values.
     """
+    _check_shape(losses, batch)
+    check_finite(losses, "loss")
+
+
+def _check_shape(losses: Tensor, batch: int | None) -> None:
     if not isinstance(losses, Tensor) or losses.dim() != 1 or (batch is not None and losses.shape[0] != batch):
         shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise LossError(
@@ -40,7 +45,6 @@ def check_losses(losses: Tensor, batch: int | None) -> None:
         )
     if not losses.is_floating_point():
         raise LossError(f"the loss has dtype {losses.dtype}; a floating-point number per example is needed")
-    check_finite(losses, "loss")
 
 
 def check_finite(values: Tensor, what: str) -> None:
@@ -87,18 +91,24 @@ def check_dataset(task: Task) -> int:
     return len(train)
 
 
-def check_batched_losses(model: nn.Module, measure: Measure, sample: Sample) -> None:
+def check_batched_losses(model: nn.Module, measure: Measure, sample: Sample) -> Sample:
     """Refuse losses that are reduced, random, or depend on the other examples of the batch.
 
+    Returns the sample without examples whose losses are NaN or infinite: what is done with these is not decided here.
+
     Raises:
-        LossError
+        LossError: also where no loss is finite.
     """
     with torch.no_grad():
+        together = measure(model, sample.batch(range(len(sample.rows))).collated)
+        _check_shape(together, len(sample.rows))
         alone = _losses_alone(model, measure, sample)
+        finite = _finite(alone, sample)
+        sample, alone = sample.part(finite), alone[finite]
         for positions in sample.batches:
             batch = sample.batch(positions)
             together, again = measure(model, batch.collated), measure(model, batch.collated)
-            check_losses(together, len(positions))
+            _check_shape(together, len(positions))
             if not _close(together, again).all():
                 raise LossError(
                     "the loss differs between two calls on the same batch: something random is active although the "
@@ -108,6 +118,24 @@ def check_batched_losses(model: nn.Module, measure: Measure, sample: Sample) -> 
             expected = alone[list(positions)]
             if not _close(together, expected).all() and not _equal_in_double(model, measure, sample, positions):
                 raise LossError(_difference(together, expected, [sample.rows[position] for position in positions]))
+    return sample
+
+
+@torch.no_grad()
+def check_some_finite(model: nn.Module, measure: Measure, sample: Sample) -> None:
+    """Raises LossError where no loss of a sample is finite: the training has diverged."""
+    _finite(measure(model, sample.examples.collated), sample)
+
+
+def _finite(losses: Tensor, sample: Sample) -> list[int]:
+    """Positions of finite losses in the sample."""
+    finite: list[int] = (losses.abs() <= LARGEST_VALUE).nonzero().flatten().tolist()
+    if not finite:
+        try:
+            check_finite(losses, "loss")
+        except LossError as error:
+            raise error.naming(sample.rows) from None
+    return finite
 
 
 def _losses_alone(model: nn.Module, measure: Measure, sample: Sample) -> Tensor:
@@ -120,7 +148,7 @@ def _losses_alone(model: nn.Module, measure: Measure, sample: Sample) -> Tensor:
                 f"the loss of training row {sample.rows[position]} alone fails ({type(error).__name__}: {error}): "
                 "batch statistics (BatchNorm with track_running_stats=False)? Make each example's loss its own"
             ) from error
-        check_losses(loss, 1)
+        _check_shape(loss, 1)
         losses.append(loss)
     return torch.cat(losses)
 

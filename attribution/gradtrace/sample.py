@@ -35,12 +35,22 @@ class Sample:
     def batch(self, positions: Sequence[int]) -> ExampleBatch:
         return self.examples.chosen(positions)
 
+    def part(self, positions: Sequence[int]) -> Sample:
+        """Only the examples at these positions."""
+        place = {position: number for number, position in enumerate(positions)}
+        batches = [[place[position] for position in batch if position in place] for batch in self.batches]
+        rows = [self.rows[position] for position in positions]
+        return Sample(rows, self.examples.chosen(positions), [batch for batch in batches if batch])
+
     def in_double(self) -> Sample:
         return replace(self, examples=self.examples.in_double())
 
 
 def sample_of(task: Task, rows: Sequence[int], examples: Sequence[Example], device: torch.device) -> Sample:
-    """All of the examples together, and some of them, in random orders."""
+    """All of the examples together, and some of them, in random orders.
+
+    rows: the examples' numbers.
+    """
     count, draw = len(examples), np.random.default_rng(0)
     sizes = dict.fromkeys(min(size, count) for size in (count, *_SIZES))
     return Sample(

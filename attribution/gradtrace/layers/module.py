@@ -36,7 +36,7 @@ class ModuleInputs:
     def noted(args: Any, kwargs: Any, output: Any, note: Callable[[ModuleInputs, Tensor], Tensor]) -> Any:
         """Call `note` for every floating-point tensor of a module's output; returns the output with its results."""
         leaves, structure = tree_flatten((args, kwargs))
-        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]  # also those of no batch
         outputs, output_structure = tree_flatten(output)
         for number, tensor in enumerate(outputs):
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dim():

@@ -122,16 +122,21 @@ class TableLayer(ParameterLayer):
 
     def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
         if d.is_floating_point():
-            return positions(d)
-        return F.one_hot(d.reshape(d.shape[0], 1, -1), self.outputs).float()
+            return rotate(positions(d), basis)
+        tokens = d.reshape(d.shape[0], 1, -1)
+        return F.one_hot(tokens, self.outputs).float() if basis is None else basis[0][tokens]
 
     def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
+        if bases.outputs is not None:  # of random projections
+            return super().gradient(x, d, bases)
         a = self.input_factors(x, bases.inputs)[:, 0]  # [batch, positions, r]
         if d.is_floating_point():
             return (positions(d)[:, 0].mT @ a).unsqueeze(1)  # [batch, 1, tokens, r]
         return _sum_by_token(d.reshape(len(d), -1), a, self.outputs).unsqueeze(1)
 
     def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
+        if bases.outputs is not None:
+            return self.gradient(x, d, bases).flatten(1).index_select(1, kept)
         a = self.input_factors(x, bases.inputs)[:, 0]  # [batch, positions, r]
         r = a.shape[2]
         wanted, row = kept.div(r, rounding_mode="floor").unique(return_inverse=True)
