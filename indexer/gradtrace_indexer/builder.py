@@ -41,6 +41,7 @@ from gradtrace_indexer.files import write_file
 from gradtrace_indexer.fit import FitSpec, RunFit, Samples, fit_run, write_curvature
 from gradtrace_indexer.generations import publish, save_pending
 from gradtrace_indexer.recorded import recorded_basis
+from gradtrace_indexer.row_check import check_written_rows
 from gradtrace_indexer.searcher_build import check_searcher
 from gradtrace_indexer.shard_rows import RowWorkers, write_rows
 from gradtrace_indexer.shard_writer import ShardWriter
@@ -202,9 +203,14 @@ class Builder:
         """
         bases = self.bases_of(pending)
         try:
-            return publish(self.directory, self._with_rows(self._with_curvature(pending, bases), bases))
+            complete = self._with_rows(self._with_curvature(pending, bases), bases)
+            check_written_rows(self.directory, complete, bases, lambda number: self._model_of(complete, number))
+            return publish(self.directory, complete)
         except MismatchError as error:
             raise MismatchError(f"{error}; or give up what is unfinished, with `gradtrace discard`") from error
+
+    def _model_of(self, manifest: Manifest, number: int) -> GradientModel:
+        return self.model(indexed_checkpoint(self.directory, manifest.checkpoints[number]))
 
     def _with_curvature(self, manifest: Manifest, bases: Sequence[Basis]) -> Manifest:
         spec = manifest.basis
