@@ -18,10 +18,11 @@ from gradtrace.errors import LossError
 from gradtrace.gradients import Measure, backpropagate
 from gradtrace.guards import check_finite, check_loss_function, check_losses
 from gradtrace.layers import Layer
+from gradtrace.outputs import Outputs, model_outputs, predictions_of
 from gradtrace.plan import LayerPlan, checked_plan, trainable_names
 from gradtrace.replay import replayed_forward
 from gradtrace.representations import Uses, find_representation, recorded_inputs
-from gradtrace.task import Batch, Example, Task
+from gradtrace.task import Batch, Example, Label, Task
 
 
 class Encoded(NamedTuple):
@@ -43,7 +44,7 @@ class GradientModel:
         self.task, self.checkpoint, self.device = task, checkpoint, device
         self.model = copy.deepcopy(task.model())
         load_into(self.model, checkpoint)
-        names = trainable_names(self.model)
+        self.trainable = trainable_names(self.model)
         self.model.eval().requires_grad_(False).to(device)
         if any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -51,8 +52,9 @@ class GradientModel:
             check_loss_function(task, self.model, probe, self.batch)
         except LossError as error:
             raise LossError(f"checkpoint {checkpoint.name}, first training rows: {error}") from error
-        self.plan: LayerPlan = checked_plan(self.model, task.loss, self.batch(probe), names)
+        self.plan: LayerPlan = checked_plan(self.model, task.loss, self.batch(probe), self.trainable)
         self.representation = find_representation(task, self.model, self.batch(probe))
+        self.outputs: Outputs = model_outputs(self, probe)
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Collated and on the device."""
@@ -78,7 +80,7 @@ class GradientModel:
             if self.task.has_predict:
                 passes.enter_context(replayed_forward(self.model))
             rows, losses = self.encode(basis, batch)
-            predictions = self.predict(batch) if self.task.has_predict else None
+            predictions = self.predict(batch) if self.predicts else None
         return Encoded(rows, losses, predictions, self._representations(uses, batch) if represent else None)
 
     def represent(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -102,13 +104,26 @@ class GradientModel:
         check_finite(found, "representation")
         return found
 
+    @property
+    def predicts(self) -> bool:
+        """Whether predictions are known: from the task's predict, or the outputs that its loss takes."""
+        return self.task.has_predict or self.outputs.from_loss
+
     def predict(self, batch: Batch) -> Tensor:
-        """int64 [batch] predicted classes, or float [batch] predicted values."""
+        """int64 [batch] predicted classes, or float [batch] predicted values. Call it only where it `predicts`.
+
+        Raises:
+            TaskError: task.predict returns something else than one prediction an example.
+        """
+        if not self.task.has_predict:
+            assert self.outputs.loss is not None  # or it does not predict
+            return predictions_of(self.outputs.loss.recorded(self.model, self.trainable, batch))
         with torch.no_grad():
-            predicted = self.task.predict(self.model, batch)
-        if predicted.dim() == 2 and predicted.shape[1] > 1:
-            return predicted.argmax(1)
-        return predicted.flatten()
+            return self.outputs.predictions(self.task.predict(self.model, batch))
+
+    def label(self, example: Example) -> Label | None:
+        """The task's label of an example; of a classifier with one output, 0 or 1 as whole number."""
+        return self.outputs.label(self.task.label(example))
 
     def losses(self, batch: Batch) -> Tensor:
         """Checked losses float32 [batch], without gradients."""

@@ -20,6 +20,12 @@ Measure = Callable[[nn.Module, Batch], Tensor]  # task.loss or task.measurement:
 OnUse = Callable[[Layer, Tensor, Tensor], None]  # (layer, its input, the gradient at its output), once for each use
 
 
+def measure_at(measure: Measure, positions: Tensor) -> Measure:
+    """What measures some examples of a batch apart from the others, at positions int64 [n] of it: of a measure that is
+    not the same function of all of them, as `SeededLoss`, the part that is theirs."""
+    return measure.at(positions) if hasattr(measure, "at") else measure
+
+
 class _Anchor(torch.autograd.Function):
     """Make a tensor that needs no gradient the start of a graph, in place, so that a later in-place ReLU may follow."""
 

@@ -41,7 +41,7 @@ def resolve_queries(model: GradientModel, examples: Sequence[Example], target: s
         raise QueryError(f'unknown target {target!r}; leave it out or pass "loss"')
     use_measurement = task.has_measurement and target is None
     measure, name = (task.measurement, "measurement") if use_measurement else (task.loss, "loss")
-    labels = [task.label(example) for example in examples]
+    labels = [model.label(example) for example in examples]
     lacking = [_lacks_label(task, example, label) for example, label in zip(examples, labels, strict=True)]
     predictions = _predictions(model, examples, lacking)
     of_prediction = _PredictionMeasure(task)
@@ -87,12 +87,12 @@ class _PredictionMeasure:
 def _predictions(model: GradientModel, examples: Sequence[Example], lacking: Sequence[bool]) -> list[Label | None]:
     """The last checkpoint's prediction for each example; a placeholder stands for a missing label meanwhile."""
     task = model.task
-    if not task.has_predict and any(lacking):
+    if not model.predicts and any(lacking):
         raise QueryError(
             f"the example has no label, and {type(task).__name__} defines no predict(self, model, batch) to take one "
             "from: give a label"
         )
-    if not task.has_predict:
+    if not model.predicts:
         return [None] * len(examples)
     complete = [task.with_label(e, 0) if lacks else e for e, lacks in zip(examples, lacking, strict=True)]
     predicted: list[Label | None] = model.predict(model.batch(complete)).tolist()

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from gradtrace.gradients import Measure
+from gradtrace.gradients import Measure, measure_at
 from gradtrace.task import Batch, Example, Task
 
 _ATTENTION_SETTING = Lock()
@@ -40,16 +41,18 @@ class Measured(nn.Module):
 
 def vmapped_gradients(model: nn.Module, measure: Measure, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
     """Per-example gradients of the named parameters by vmap(grad). Each [batch, *parameter.shape]."""
-    measured = Measured(model, measure)
     parameters = {f"model.{name}": model.get_parameter(name).detach() for name in names}
+    count = next(len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+    positions = torch.arange(count, device=next(iter(parameters.values())).device)
 
-    def one(parameters: dict[str, Tensor], example: Batch) -> Tensor:
+    def one(parameters: dict[str, Tensor], example: Batch, position: Tensor) -> Tensor:
         alone = tree_map(lambda x: x.unsqueeze(0) if isinstance(x, Tensor) else x, example)
+        measured = Measured(model, measure_at(measure, position[None]))
         losses: Tensor = functional_call(measured, parameters, (alone,))
         return losses.sum()
 
     with attention_by_matrices():
-        gradients = vmap(grad(one), in_dims=(None, 0), randomness="error")(parameters, batch)
+        gradients = vmap(grad(one), in_dims=(None, 0, 0), randomness="error")(parameters, batch, positions)
     return {name.removeprefix("model."): value for name, value in gradients.items()}
 
 

@@ -86,7 +86,7 @@ def fit_eigenbases(model: GradientModel, batches: Iterator[FisherBatch]) -> dict
         side.add(layer.output_factors(per_example(roots, d) * d, None))
 
     for labelled in batches:
-        model.backpropagate(labelled.batch, partial(add, labelled.weights.sqrt()))
+        model.backpropagate(labelled.batch, partial(add, labelled.weights.sqrt()), labelled.measure)
     return {
         layer: Bases(inputs[layer].eigenvectors() if layer in inputs else None, outputs[layer].eigenvectors())
         for layer in outputs

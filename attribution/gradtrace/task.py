@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -88,6 +89,8 @@ class Task(ABC):
                     "with_label(self, example, label), or no predict"
                 )
             return example[0], torch.as_tensor(label, dtype=old.dtype).reshape(old.shape)
+        if isinstance(old, float | np.floating):
+            return example[0], type(old)(label)
         return example[0], label
 
     def parse(self, payload: Mapping[str, Any]) -> Example:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from gradtrace.manifest import (
     BasisEntry,
     BasisKind,
     CheckpointEntry,
+    FisherEntry,
     Manifest,
     Precision,
     RepresentationsEntry,
@@ -184,6 +186,7 @@ def _begun(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, sp
             files=[fit.basis for fit in fits],
         ),
         curvature=[],
+        fisher=_fisher(fits[-1].reference) if spec.kind == "spectral" else None,
         precision=spec.precision,
         column_scales=[file for fit in fits for file in fit.column_scales],
         levels=levels,
@@ -198,6 +201,19 @@ def _begun(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, sp
         },
     )
     return save_pending(builder.directory, manifest)
+
+
+def _fisher(model: GradientModel) -> FisherEntry:
+    """With a warning where the curvature is not that of the labels that the model would give."""
+    entry = model.outputs.fisher
+    if entry.source == "empirical":
+        warnings.warn(
+            f"the curvature is made from {entry.description}. Scores of influence and source are worse for it. Let the "
+            "loss call PyTorch's loss functions on the model's outputs, unchanged afterwards but for weights and sums; "
+            "or define predict and with_label",
+            stacklevel=2,
+        )
+    return entry
 
 
 def check_dimensions(fits: Sequence[RunFit], dimensions: int) -> int:
