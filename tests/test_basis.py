@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
@@ -228,13 +229,20 @@ def test_classes_left_out_are_negligible(tmp_path: Path) -> None:
     assert 0.99 <= found / float(weights @ squares / 500) <= 1.0001
 
 
+def drawn_classes(fit: Fit, seed: int) -> Tensor:
+    """Of p - e_y only the drawn class's is below zero."""
+    drawn: list[Tensor] = []
+    for batch, weights, measure in fisher_batches(fit.reference, fit.samples, seed):
+        assert weights.eq(1).all()
+        fit.reference.backpropagate(batch, lambda layer, x, d: drawn.append(d.argmin(1)), measure)
+    return torch.cat(drawn)
+
+
 def test_many_classes_have_labels_drawn_by_their_probability(tmp_path: Path) -> None:
     """Same seed, same labels; over many examples their share is the predicted one."""
     fit = Fit(ClassTask(lambda: nn.Linear(5, 21), [(torch.ones(5), 0)] * 2000), tmp_path, 1)
-    labels, other = (
-        torch.cat([labelled.batch[1] for labelled in fisher_batches(fit.reference, fit.samples, seed)])
-        for seed in (0, 1)
-    )
+    labels, other = (drawn_classes(fit, seed) for seed in (0, 1))
+    assert torch.equal(labels, drawn_classes(fit, 0))
     assert len(labels) == 2000
     assert not torch.equal(labels, other)
     chances = tiny.loaded(fit.task, fit.checkpoints[0]).double()(torch.ones(5).double()).softmax(0)
@@ -409,8 +417,38 @@ def test_what_does_not_reach_a_layer_has_zeros_there(tmp_path: Path) -> None:
     assert (rows == 0).all()
 
 
-def test_tasks_without_predictions_use_their_own_labels(tmp_path: Path) -> None:
-    fit = Fit(PairTask(*MODELS["linear"]), tmp_path)
+def test_predictions_are_not_needed_for_the_curvature(fit: Fit, tmp_path: Path) -> None:
+    """The loss says what labels the model would give: with predictions or without, it is the same to the last bit."""
+    without = Fit(PairTask(fit.task.model, fit.task.train), tmp_path / "without")
+    basis = fit.basis("spectral")
+    assert not without.task.has_predict
+    for name, values in curvature(fit.reference, basis, fit.samples, 0).items():
+        assert torch.equal(curvature(without.reference, basis, without.samples, 0)[name], values)
+
+
+def test_labels_by_predictions_give_the_same_curvature(tmp_path: Path) -> None:
+    """Where the loss calls no loss function, predictions and with_label do as well."""
+
+    def by_hand(model: nn.Module, batch: Any) -> Tensor:
+        logits = model(batch[0])
+        return logits.logsumexp(1) - (logits * F.one_hot(batch[1], logits.shape[1])).sum(1)
+
+    fit, other = (Fit(ClassTask(*MODELS["linear"], loss), tmp_path) for loss in (None, by_hand))
+    assert (fit.reference.outputs.source, other.reference.outputs.source) == ("loss", "predict")
+    basis = fit.basis("spectral")
+    for name, values in curvature(fit.reference, basis, fit.samples, 0).items():
+        close(curvature(other.reference, basis, other.samples, 0)[name], values)
+
+
+def test_where_nothing_is_known_of_the_labels_the_rows_have_their_own(tmp_path: Path) -> None:
+    fit = Fit(PairTask(*MODELS["linear"], lambda model, batch: focal(model(batch[0]), batch[1])), tmp_path)
+    assert fit.reference.outputs.source == "empirical"
     (labelled,) = fisher_batches(fit.reference, fit.samples, 0)
     assert labelled.batch[1].tolist() == [label for _, label in fit.rows]
     assert labelled.weights.tolist() == [1] * 40
+    assert labelled.measure is None
+
+
+def focal(logits: Tensor, labels: Tensor) -> Tensor:
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return (1 - (-losses).exp()) ** 2 * losses

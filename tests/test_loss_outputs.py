@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -220,7 +219,11 @@ CASES: dict[str, tuple[tuple[int, ...], Tensor, Function]] = {
     "binary_cross_entropy": (TWO, PAIRS, lambda f, y: F.binary_cross_entropy(f.sigmoid(), y, reduction="none").sum(1)),
     "mse_loss": (TWO, PAIRS, lambda f, y: F.mse_loss(f, y, reduction="none").mean(1)),
     "mse_loss, arguments exchanged": ((), VALUES, lambda f, y: F.mse_loss(y, f, reduction="none")),
-    "mse_loss, one by one": (TWO, PAIRS, lambda f, y: torch.stack([F.mse_loss(*one) for one in zip(f, y, strict=True)])),
+    "mse_loss, one by one": (
+        TWO,
+        PAIRS,
+        lambda f, y: torch.stack([F.mse_loss(*one) for one in zip(f, y, strict=True)]),
+    ),
     "difference of outputs": (TWO, VALUES, lambda f, y: F.mse_loss(f[:, 0], f[:, 1], reduction="none")),
     "squares": ((), VALUES, lambda f, y: 3 * (f - y) ** 2),
     "half squares": ((), VALUES, lambda f, y: (f - y).square() / 2),
@@ -271,7 +274,9 @@ def test_several_calls_and_one_by_one_are_told_apart() -> None:
     assert heads.functions == ["categorical over 3 classes (cross_entropy)", "Gaussian (mse_loss)"]
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "class weights", "label smoothing", "nll_loss", "examples one by one"])
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "class weights", "label smoothing", "nll_loss", "examples one by one"]
+)
 def test_classes_are_given_instead_of_drawn(name: str) -> None:
     """By their probability they sum to the Gauss-Newton matrix, in the batch and alone."""
     case = Case(*CASES[name])
@@ -347,6 +352,12 @@ def learned_variance(f: Tensor, y: Tensor) -> Tensor:
     return F.mse_loss(f[:, 0], y.double(), reduction="none") / f[:, 1].exp() + f[:, 1]
 
 
+def with_metric(f: Tensor, y: Tensor) -> Tensor:
+    """What a loss function returns is not used."""
+    F.cross_entropy(f, y)
+    return f.logsumexp(1) - f[:, 0]
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
@@ -357,6 +368,7 @@ def learned_variance(f: Tensor, y: Tensor) -> Tensor:
         (lambda f, y: f.logsumexp(1) - f[:, 0], "none of the loss functions"),
         (lambda f, y: F.nll_loss(f, y, reduction="none"), "none of the loss functions"),  # no log-probabilities
         (lambda f, y: -f.gather(1, y[:, None])[:, 0], "none of the loss functions"),
+        (with_metric, "none of the loss functions"),
     ],
 )
 def test_what_has_no_known_law_is_not_recognised(function: Function, reason: str) -> None:
@@ -381,6 +393,7 @@ def test_other_terms_are_left_out() -> None:
 
 def test_squares_within_the_model_are_not_errors() -> None:
     """A normalisation by mean squares, and squared errors of its outputs."""
+
     class Normalized(Network):
         def forward(self, x: Tensor) -> Tensor:
             hidden = self.hidden(x)

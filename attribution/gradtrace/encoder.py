@@ -79,9 +79,12 @@ class GradientModel:
             uses = passes.enter_context(recorded_inputs(self._represented_layers())) if represent else []
             if self.task.has_predict:
                 passes.enter_context(replayed_forward(self.model))
-            rows, losses = self.encode(basis, batch)
-            predictions = self.predict(batch) if self.predicts else None
-        return Encoded(rows, losses, predictions, self._representations(uses, batch) if represent else None)
+            recording = self.outputs.recording()
+            rows, losses = self.encode(basis, batch, recording)
+            known = None if recording is None else predictions_of(recording.calls)
+            if known is None or len(known) != len(rows):
+                known = self.predict(batch) if self.predicts else None
+        return Encoded(rows, losses, known, self._representations(uses, batch) if represent else None)
 
     def represent(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Last hidden representations [batch, features] and losses [batch], both float32, without gradients.
@@ -116,8 +119,7 @@ class GradientModel:
             TaskError: task.predict returns something else than one prediction an example.
         """
         if not self.task.has_predict:
-            assert self.outputs.loss is not None  # or it does not predict
-            return predictions_of(self.outputs.loss.recorded(self.model, self.trainable, batch))
+            return self.outputs.predicted(self.model, self.trainable, batch)
         with torch.no_grad():
             return self.outputs.predictions(self.task.predict(self.model, batch))
 

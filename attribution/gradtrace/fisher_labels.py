@@ -144,9 +144,7 @@ def _losses_at(model: GradientModel, examples: Sequence[Example], labels: Sequen
         return model.task.loss(model.model, model.batch(_labelled(model, examples, labels)))
 
 
-def unusable_predictions(
-    model: GradientModel, predicted: Tensor | None, examples: Sequence[Example]
-) -> str | None:
+def unusable_predictions(model: GradientModel, predicted: Tensor | None, examples: Sequence[Example]) -> str | None:
     """Why labels cannot be drawn from what Task.predict returns for these examples; None where they can."""
     if predicted is None:
         return "the task defines no predict"

@@ -36,7 +36,7 @@ from gradtrace.results import InfluenceResult, Recall
 from gradtrace.row_filter import RowFilter
 from gradtrace.searchers import open_searcher
 from gradtrace.store import RowStore, check_files, representation_store
-from gradtrace.task import Example, Task
+from gradtrace.task import Example, Label, Task
 
 T = TypeVar("T")
 
@@ -79,6 +79,10 @@ class Index:
     @searcher.setter
     def searcher(self, searcher: Searcher) -> None:
         self._contents.searcher = searcher
+
+    def label(self, example: Example) -> Label | None:
+        """The task's label of an example; of a classifier with one output, 0 or 1 as whole number."""
+        return self._contents.last_model.label(example)
 
     def influence(
         self,

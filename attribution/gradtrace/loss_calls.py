@@ -1,4 +1,4 @@
-"""Calls of PyTorch's loss functions, read: outputs, law of the labels, losses of the elements, and how they are reduced.
+"""Calls of PyTorch's loss functions, read: outputs, law of the labels, losses of the elements, and their reduction.
 
 Read are torch.nn.functional's cross_entropy, nll_loss, binary_cross_entropy, binary_cross_entropy_with_logits,
 mse_loss, l1_loss, smooth_l1_loss, huber_loss, poisson_nll_loss, gaussian_nll_loss and kl_div, which the modules call;
@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -245,9 +245,7 @@ def _getitem(arguments: Arguments) -> LossCall | None:
     return _picked("[rows, labels]", logp[tuple(rows)], -1, labels.unsqueeze(-1), lambda values: values.squeeze(-1))
 
 
-def _picked(
-    name: str, logp: Tensor, dim: int, labels: Tensor, returned: Callable[[Tensor], Tensor]
-) -> LossCall | None:
+def _picked(name: str, logp: Tensor, dim: int, labels: Tensor, returned: Callable[[Tensor], Tensor]) -> LossCall | None:
     dim = dim % logp.dim()
     if not _is_normalized(logp, dim):
         return None
@@ -319,7 +317,7 @@ _HANDWRITTEN: dict[Any, tuple[Callable[[Arguments], LossCall | None], Sequence[s
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def _signature(function: Any) -> inspect.Signature:
     return inspect.signature(function)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gradtrace.gradients import Measure
 from gradtrace.loss_calls import LossCall
-from gradtrace.loss_outputs import Recorder, Scaled, SeededLoss, differentiable
+from gradtrace.loss_outputs import RecordedLoss, Scaled, SeededLoss, differentiable
 from gradtrace.output_laws import Categorical, Law
 from gradtrace.task import Batch
 
@@ -38,15 +38,17 @@ class LossOutputs:
     targets: Tensor | None
 
     def seeded(self, seed: int, stream: int, classes: Tensor | None = None) -> SeededLoss:
-        return SeededLoss(
-            self.loss, self.handwritten, self.calls, self.in_turn, self.beside, seed, stream, classes
-        )
+        return SeededLoss(self.loss, self.handwritten, self.calls, self.in_turn, self.beside, seed, stream, classes)
 
     def recorded(self, model: nn.Module, names: Sequence[str], batch: Batch) -> list[LossCall]:
         """The calls on a batch. names: of the parameters that are trained."""
-        with differentiable(model, names), Recorder(model, self.handwritten) as recorder:
-            self.loss(model, batch)
-        return recorder.calls
+        recording = self.recording()
+        with differentiable(model, names):
+            recording(model, batch)
+        return recording.calls or []
+
+    def recording(self) -> RecordedLoss:
+        return RecordedLoss(self.loss, self.handwritten)
 
 
 class _NoLawError(Exception):
@@ -95,13 +97,13 @@ def _outputs(
 
     with differentiable(model, names) as parameters:
         plain = examined(1.0)
-        if not plain.calls:
-            raise _NoLawError("it calls none of the loss functions of torch.nn.functional on the model's outputs")
+        weights = _weights(plain)
+        if not any(weights):
+            raise _NoLawError("it is made from none of the loss functions of torch.nn.functional")
         _check_linear(plain.losses, examined(2.0).losses, examined(0.5).losses)
         beside = _has_other_terms(plain, lambda: examined(2.0), parameters)
         count = len(plain.losses)
         calls = len(plain.calls) if len(plain.calls) == 1 else len(examined(1.0, alone()).calls)
-        weights = _weights(plain)
     in_turn = len(plain.calls) == calls * count > calls
     regular = in_turn or len(plain.calls) == calls
     single = _single_law(plain, weights) if regular else None
@@ -128,9 +130,7 @@ def _check_linear(plain: Tensor, doubled: Tensor, halved: Tensor) -> None:
             raise _NoLawError("it is not a weighted sum of what the loss functions return (a focal loss, say, is not)")
 
 
-def _has_other_terms(
-    plain: _Examined, doubled: Callable[[], _Examined], parameters: Sequence[nn.Parameter]
-) -> bool:
+def _has_other_terms(plain: _Examined, doubled: Callable[[], _Examined], parameters: Sequence[Tensor]) -> bool:
     """Whether losses depend on the model also beside their calls; in a product with these, there is no law."""
     others = _gradient(plain.losses, parameters)
     if others is None:
@@ -141,37 +141,41 @@ def _has_other_terms(
     return True
 
 
-def _gradient(losses: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor | None:
+def _gradient(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
     """Of their sum, flat; None where it is zero."""
     if not losses.requires_grad:
         return None
     gradients = torch.autograd.grad(losses.sum(), parameters, retain_graph=True, allow_unused=True)
     there = [own for own in gradients if own is not None]
     flat = torch.cat([gradient.flatten().float() for gradient in there]) if there else None
-    return None if flat is None or not bool(flat.any()) else torch.cat(
-        [
-            (torch.zeros_like(parameter) if own is None else own).flatten().float()
-            for parameter, own in zip(parameters, gradients, strict=True)
-        ]
+    return (
+        None
+        if flat is None or not bool(flat.any())
+        else torch.cat(
+            [
+                (torch.zeros_like(parameter) if own is None else own).flatten().float()
+                for parameter, own in zip(parameters, gradients, strict=True)
+            ]
+        )
     )
 
 
 def _weights(plain: _Examined) -> list[tuple[Tensor, Tensor] | None]:
     """By call, d losses.sum() / d elements, and the same with example i counted 1 + i times; None for calls that the
     losses do not depend on."""
+    if not (plain.leaves and plain.losses.requires_grad):
+        return [None] * len(plain.calls)
     factors = torch.arange(1, len(plain.losses) + 1, device=plain.losses.device).to(plain.losses.dtype)
     sums = (plain.losses.sum(), (factors * plain.losses).sum())
     leaves = plain.leaves
     equal, counted = (torch.autograd.grad(own, leaves, retain_graph=True, allow_unused=True) for own in sums)
-    return [
-        None if one is None or other is None else (one, other) for one, other in zip(equal, counted, strict=True)
-    ]
+    return [None if one is None or other is None else (one, other) for one, other in zip(equal, counted, strict=True)]
 
 
 def _single_law(plain: _Examined, weights: Sequence[tuple[Tensor, Tensor] | None]) -> Law | None:
     """The law of the label of every example, where each has one, in the batch's order."""
     used = [(call, weight) for call, weight in zip(plain.calls, weights, strict=True) if weight is not None]
-    if sum(call.distributions for call, _ in used) != len(plain.losses):
+    if len(used) < len(plain.calls) or sum(call.distributions for call, _ in used) != len(plain.losses):
         return None
     if len({_named(call) for call, _ in used}) > 1 or any(len(call.parts) > 1 for call, _ in used):
         return None

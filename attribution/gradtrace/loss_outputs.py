@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from gradtrace.gradients import Measure
 from gradtrace.loss_calls import LossCall, LossPart, read_call
 from gradtrace.output_laws import Categorical, Draws
 from gradtrace.task import Batch
+
+AnyCalls = TypeVar("AnyCalls", bound="LossCalls")
 
 
 class LossCalls(TorchFunctionMode):
@@ -31,17 +33,17 @@ class LossCalls(TorchFunctionMode):
         self._model, self._handwritten, self._depth = model, handwritten, 0
         self._hooks = ExitStack()
 
-    def __enter__(self) -> LossCalls:
+    def __enter__(self: AnyCalls) -> AnyCalls:
         if self._handwritten:
             for module in self._model.modules():
                 self._hooks.callback(module.register_forward_pre_hook(partial(self._count, 1)).remove)
                 leave = module.register_forward_hook(partial(self._count, -1), always_call=True)
                 self._hooks.callback(leave.remove)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._hooks.close()
 
     def _count(self, change: int, *call: Any) -> None:
@@ -70,6 +72,22 @@ class Recorder(LossCalls):
     def result(self, call: LossCall, compute: Callable[[], Tensor]) -> Tensor:
         self.calls.append(replace(call, parts=[replace(own, outputs=own.outputs.detach()) for own in call.parts]))
         return compute()
+
+
+class RecordedLoss:
+    """A task's loss that keeps the calls of its first evaluation, the only one where a batch goes through at once."""
+
+    def __init__(self, loss: Measure, handwritten: bool) -> None:
+        self._loss, self._handwritten = loss, handwritten
+        self.calls: list[LossCall] | None = None
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        if self.calls is not None:
+            return self._loss(model, batch)
+        with Recorder(model, self._handwritten) as recorder:
+            losses = self._loss(model, batch)
+        self.calls = recorder.calls
+        return losses
 
 
 class Scaled(LossCalls):
@@ -164,7 +182,8 @@ def _seeded_part(part: LossPart, elements: Tensor, draws: Draws) -> Tensor:
         precise = outputs if outputs.dtype == torch.float64 else outputs.float()
         roots = part.law.roots(precise, draws)
     dim = part.law.dim if isinstance(part.law, Categorical) else None
-    seeded: Tensor = _Seeded.apply(part.outputs, torch.zeros_like(elements), part.mass, roots, dim)
+    nothing = torch.zeros_like(elements)
+    seeded: Tensor = _Seeded.apply(part.outputs, nothing, part.mass, roots, dim)  # type: ignore[no-untyped-call]
     return elements + seeded
 
 
@@ -193,7 +212,7 @@ class _Seeded(torch.autograd.Function):
 
 
 @contextmanager
-def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[list[nn.Parameter]]:
+def differentiable(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
     """While open, these parameters require a gradient, so that the model's outputs do."""
     parameters = [model.get_parameter(name) for name in names]
     try:

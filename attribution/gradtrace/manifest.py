@@ -106,6 +106,16 @@ class FisherEntry(_Entry):
     source: FisherSource
     description: str
 
+    @property
+    def sentence(self) -> str:
+        """What the curvature is, without a full stop."""
+        kind = {
+            "loss": "Fisher information, at labels by the law that the loss gives them",
+            "predict": "Fisher information, at labels by the task's predictions",
+            "empirical": "empirical Fisher information, at the rows' own labels",
+        }
+        return f"{kind[self.source]}: {self.description}"
+
 
 class ShardEntry(_Entry):
     """Stored rows [start, stop) at one checkpoint."""

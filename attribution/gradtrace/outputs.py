@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradtrace.errors import TaskError
 from gradtrace.fisher_labels import MOST_CLASSES, unusable_predictions
 from gradtrace.loss_calls import LossCall
 from gradtrace.loss_examination import LossOutputs, examined_outputs
+from gradtrace.loss_outputs import RecordedLoss
 from gradtrace.manifest import FisherEntry, FisherSource
 from gradtrace.output_laws import BERNOULLI, BERNOULLI_PROBABILITY, Categorical
-from gradtrace.task import Example, Label
+from gradtrace.task import Batch, Example, Label
 
 if TYPE_CHECKING:
     from gradtrace.encoder import GradientModel
@@ -46,6 +47,16 @@ class Outputs:
         """For a manifest."""
         return FisherEntry(source=self.source, description=self.description)
 
+    def recording(self) -> RecordedLoss | None:
+        """The task's loss, whose evaluation tells predictions; None where these are not from the loss."""
+        return self.loss.recording() if self.loss is not None and self.from_loss else None
+
+    def predicted(self, model: nn.Module, names: Sequence[str], batch: Batch) -> Tensor:
+        """Predictions from the outputs in the loss. names: of the parameters that are trained"""
+        found = None if self.loss is None else predictions_of(self.loss.recorded(model, names, batch))
+        assert found is not None  # asked for only where predictions are `from_loss`
+        return found
+
     def label(self, label: Label | None) -> Label | None:
         """The label of an example; of a classifier with one output, 0 or 1 as whole number."""
         binary = self.boundary is not None and isinstance(label, float) and label in (0.0, 1.0)
@@ -67,8 +78,10 @@ class Outputs:
         return (flat > self.boundary).long() if flat.is_floating_point() else flat.long()
 
 
-def predictions_of(calls: Sequence[LossCall]) -> Tensor:
-    """int64 classes or float values, one for each label that the calls are of. [labels]"""
+def predictions_of(calls: Sequence[LossCall] | None) -> Tensor | None:
+    """int64 classes or float values, one for each label that the calls are of, [labels]; None if there are none."""
+    if not calls:
+        return None
     return torch.cat([call.parts[0].law.prediction(call.parts[0].outputs).flatten() for call in calls])
 
 
@@ -89,9 +102,7 @@ def model_outputs(model: GradientModel, examples: Sequence[Example]) -> Outputs:
     """
     predicted = _predicted(model, examples)
     batch = model.batch(examples)
-    found = examined_outputs(
-        model.task.loss, model.model, model.trainable, batch, lambda: model.batch(examples[:1])
-    )
+    found = examined_outputs(model.task.loss, model.model, model.trainable, batch, lambda: model.batch(examples[:1]))
     if isinstance(found, LossOutputs):
         return _from_loss(found, model, examples, predicted)
     unusable = unusable_predictions(model, predicted, examples)
@@ -99,8 +110,7 @@ def model_outputs(model: GradientModel, examples: Sequence[Example]) -> Outputs:
         return _from_predictions(predicted)
     return Outputs(
         "empirical",
-        f"the rows' own labels (empirical Fisher): the law of the labels is not known from the loss, since {found}, nor "
-        f"from predictions, since {unusable}",
+        f"the law of others is known neither from the loss ({found}) nor from predictions ({unusable})",
         False,
     )
 

@@ -87,16 +87,18 @@ class _PredictionMeasure:
 def _predictions(model: GradientModel, examples: Sequence[Example], lacking: Sequence[bool]) -> list[Label | None]:
     """The last checkpoint's prediction for each example; a placeholder stands for a missing label meanwhile."""
     task = model.task
-    if not model.predicts and any(lacking):
+    if not model.predicts and not any(lacking):
+        return [None] * len(examples)
+    complete = [task.with_label(e, 0) if lacks else e for e, lacks in zip(examples, lacking, strict=True)]
+    predicted = model.predict(model.batch(complete)) if model.predicts else None
+    unexplained = predicted is None or (predicted.is_floating_point() and not task.has_predict)
+    if predicted is None or (unexplained and any(lacking)):
         raise QueryError(
             f"the example has no label, and {type(task).__name__} defines no predict(self, model, batch) to take one "
             "from: give a label"
         )
-    if not model.predicts:
-        return [None] * len(examples)
-    complete = [task.with_label(e, 0) if lacks else e for e, lacks in zip(examples, lacking, strict=True)]
-    predicted: list[Label | None] = model.predict(model.batch(complete)).tolist()
-    return predicted
+    labels: list[Label | None] = predicted.tolist()
+    return labels
 
 
 def _lacks_label(task: Task, example: Example, label: Label | None) -> bool:

@@ -205,15 +205,21 @@ def _begun(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, sp
 
 def _fisher(model: GradientModel) -> FisherEntry:
     """With a warning where the curvature is not that of the labels that the model would give."""
-    entry = model.outputs.fisher
-    if entry.source == "empirical":
+    outputs = model.outputs
+    if outputs.source == "empirical":
         warnings.warn(
-            f"the curvature is made from {entry.description}. Scores of influence and source are worse for it. Let the "
-            "loss call PyTorch's loss functions on the model's outputs, unchanged afterwards but for weights and sums; "
-            "or define predict and with_label",
+            f"the curvature is the {outputs.fisher.sentence}. Scores of influence and source are worse for it. Let the "
+            "loss call PyTorch's loss functions on the model's outputs, and do no more with what they return than to "
+            "weigh and sum it; or define predict and with_label",
             stacklevel=2,
         )
-    return entry
+    if outputs.loss is not None and outputs.loss.beside:
+        warnings.warn(
+            f"the curvature is that of a part of the loss: {', '.join(outputs.loss.functions)}. The other terms call "
+            "no loss function of PyTorch, so that theirs is not known",
+            stacklevel=2,
+        )
+    return outputs.fisher
 
 
 def check_dimensions(fits: Sequence[RunFit], dimensions: int) -> int:
