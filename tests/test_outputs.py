@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from gradtrace import Index, QueryError, RowFilter, StoreError, Task, TaskError, gradients_reference, open_index
+from gradtrace import Index, QueryError, RowFilter, StoreError, Task, TaskError, open_index
 from gradtrace.encoder import GradientModel
 from gradtrace.manifest import read_manifest
 from gradtrace.outputs import Outputs
@@ -46,9 +46,14 @@ def outputs_of(task: Task, directory: Path) -> Outputs:
 
 
 def exact(task: Task, directory: Path, queries: Sequence[Any]) -> Tensor:
-    """Inner products of gradients at the one checkpoint, in float64. [queries, rows]"""
+    """Inner products of gradients at the one checkpoint, by autograd, one example at a time. [queries, rows]"""
     model = tiny.loaded(task, tiny.checkpoints(task, directory, 1)[0])
-    rows, asked = (tiny.flat(gradients_reference(task, model, part)) for part in (task.train, queries))
+
+    def gradient(example: Any) -> Tensor:
+        (loss,) = task.loss(model, task.collate([example]))
+        return torch.cat([own.flatten() for own in torch.autograd.grad(loss, list(model.parameters()))]).double()
+
+    rows, asked = (torch.stack([gradient(example) for example in part]) for part in (task.train, queries))
     return asked @ rows.T
 
 
@@ -153,10 +158,9 @@ def test_predictions_of_every_pixel_are_refused_and_not_needed(tmp_path: Path) -
             tiny.build(task_of(rows, make, pixel_loss, first), tmp_path / basis, 1, basis=basis)
     task = task_of(rows, make, pixel_loss)
     index = tiny.build(task, tmp_path / "without", 1, basis="spectral")
-    found = torch.from_numpy(index.scores(rows[:3])).double()
-    torch.testing.assert_close(
-        found / 0.1, exact(task, tmp_path / "without" / "checkpoints", rows[:3]), rtol=0.01, atol=1e-3
-    )
+    found = torch.from_numpy(index.scores(rows[:3])).double() / 0.1  # the learning rate
+    wanted = exact(task, tmp_path / "without" / "checkpoints", rows[:3])
+    torch.testing.assert_close(found, wanted, rtol=0.01, atol=1e-3)
     assert index.manifest.fisher is not None
     assert index.manifest.fisher.description == (
         "several labels an example: categorical over 2 classes (cross_entropy), labels drawn"
@@ -203,9 +207,10 @@ def test_a_classifier_with_one_output_is_the_one_with_two(name: str, tmp_path: P
     for method in ("tracin", "influence", "source", "trak"):
         scores = [own.scores(rows[:5], method=method) for own, rows in zip(indexes, (BINARY, whole), strict=True)]
         np.testing.assert_allclose(scores[0], scores[1], rtol=0.02, atol=2e-3 * np.abs(scores[1]).max())
-    results = indexes[0].influence([BINARY[0], (INPUTS[1], None)], k=3, filter=RowFilter(labels=[1], correct_only=True))
-    assert [hit.label for hit in results[0].proponents] == [1, 1, 1]
-    assert all(hit.correct for hit in results[0].proponents)
+    results = indexes[0].influence([BINARY[0], (INPUTS[1], None)], k=3, filter=RowFilter(labels=[1]))
+    assert {hit.label for hit in (*results[0].proponents, *results[0].opponents)} == {1}
+    right = indexes[0].influence([BINARY[0]], k=3, filter=RowFilter(correct_only=True))[0]
+    assert all(hit.correct and hit.label == hit.prediction for hit in (*right.proponents, *right.opponents))
     assert (type(results[0].label), results[0].label) == (int, int(BINARY[0][1]))
     assert results[1].target == "loss at the predicted label"
     assert results[1].prediction == index.columns["prediction"][1]
@@ -264,7 +269,7 @@ def test_values_are_predicted_where_they_are_the_labels(tmp_path: Path) -> None:
     with pytest.raises(QueryError, match="no label"):
         index.influence([(INPUTS[0], None)])
     other = tiny.build(task_of(rows, one_logit, of_logarithm), tmp_path / "b", 1)
-    assert (other.columns["prediction"] == None).all()  # noqa: E711  (of an array)
+    assert np.isnan(other.columns["prediction"]).all()
 
 
 # What is said of it

@@ -92,8 +92,8 @@ def pairs(index: Index, waited_ms: float, *, request: PairsRequest) -> PairsAnsw
         index=index_info(index),
         method=request.method,
         convention=convention(request.method, options_of(request), fisher=index.manifest.fisher),
-        queries=[_asked(index.task, [query]) for query in queries],
-        train=[_asked(index.task, [one]) for one in train],
+        queries=[_asked(index, [query]) for query in queries],
+        train=[_asked(index, [one]) for one in train],
         scores=scores.tolist(),
         timing_ms=_timing(waited_ms, len(queries), gradient=_since(started)),
     )
