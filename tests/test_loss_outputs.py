@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 from gradtrace import output_laws, random_numbers
-from gradtrace.loss_examination import LossOutputs, examined_outputs
+from gradtrace.loss_examination import LossOutputs, Probe, examined_outputs
 from gradtrace.loss_outputs import SeededLoss, differentiable
 from gradtrace.output_laws import Draws, Law
 from gradtrace.reference import vmapped_gradients
@@ -55,7 +55,7 @@ class Case:
         return self.inputs[row : row + 1], self.labels[row : row + 1]
 
     def examined(self) -> LossOutputs | str:
-        return examined_outputs(self.loss, self.model, self.names, self.batch, lambda: self.alone(0))
+        return examined_outputs(Probe(self.loss, self.model, self.names, self.batch, lambda: self.alone(0)))
 
     def outputs(self) -> LossOutputs:
         found = self.examined()

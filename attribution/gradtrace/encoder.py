@@ -57,7 +57,11 @@ class GradientModel:
         self.outputs: Outputs = model_outputs(self, probe)
 
     def batch(self, examples: Sequence[Example]) -> Batch:
-        """Collated and on the device."""
+        """What `encode` and its like take."""
+        return self.collated(examples)
+
+    def collated(self, examples: Sequence[Example]) -> Batch:
+        """What the task's functions take, on the device."""
         return tree_map(lambda x: x.to(self.device) if isinstance(x, Tensor) else x, self.task.collate(list(examples)))
 
     def encode(self, basis: Basis, batch: Batch, measure: Measure | None = None) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ def _unweighted(model: GradientModel, examples: Sequence[Example], measure: Meas
 def _classes_in_loss(
     model: GradientModel, outputs: LossOutputs, law: Categorical, examples: Sequence[Example]
 ) -> Iterator[FisherBatch]:
-    calls = outputs.recorded(model.model, model.trainable, model.batch(examples))
+    calls = outputs.recorded(model.model, model.trainable, model.collated(examples))
     parts = [call.parts[0] for call in calls]
     chances = torch.cat([law.probabilities(own.outputs.double()).movedim(law.dim, -1).flatten(0, -2) for own in parts])
     for rows, classes, weights in _likely_pairs(chances, len(examples)):
@@ -101,7 +101,7 @@ def _predicted_labels(
 ) -> Iterator[FisherBatch]:
     """With labels by Task.predict and Task.with_label."""
     with torch.no_grad():
-        predicted = model.task.predict(model.model, model.batch(examples))
+        predicted = model.task.predict(model.model, model.collated(examples))
     if predicted.dim() == 2 and 1 < predicted.shape[1] <= MOST_CLASSES:
         for rows, classes, weights in _likely_pairs(class_probabilities(predicted), len(examples)):
             batch = model.batch(_labelled(model, [examples[row] for row in rows], classes.tolist()))
@@ -141,7 +141,7 @@ def _noise_scale(model: GradientModel, examples: Sequence[Example], values: Sequ
 def _losses_at(model: GradientModel, examples: Sequence[Example], labels: Sequence[Label]) -> Tensor:
     """Losses with other labels. [batch]"""
     with torch.no_grad():
-        return model.task.loss(model.model, model.batch(_labelled(model, examples, labels)))
+        return model.task.loss(model.model, model.collated(_labelled(model, examples, labels)))
 
 
 def unusable_predictions(model: GradientModel, predicted: Tensor | None, examples: Sequence[Example]) -> str | None:

@@ -51,73 +51,92 @@ class LossOutputs:
         return RecordedLoss(self.loss, self.handwritten)
 
 
+_NONE = "it is made from none of the loss functions of torch.nn.functional"
+
+
 class _NoLawError(Exception):
     """The loss is no sum of losses with a known law; the text says why not."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Examined:
-    """A loss with its calls cut off from the model.  losses: [batch], with the graph of what else they depend on"""
+    """A loss with its calls cut off from the model.
+
+    losses: [batch], with the graph of what else they depend on
+    """
 
     calls: Sequence[LossCall]
     leaves: Sequence[Tensor]
     losses: Tensor
 
 
-def examined_outputs(
-    loss: Measure, model: nn.Module, names: Sequence[str], batch: Batch, alone: Callable[[], Batch]
-) -> LossOutputs | str:
-    """What the loss takes from the model, from a few examples; or why that is not known.
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A few examples, and how to evaluate a loss on them.
 
-    Args:
-        names: of the parameters that are trained.
-        alone: collates the first of the examples alone.
+    names: of the parameters that are trained.
+    alone: collates the first of the examples alone.
     """
-    reason = ""
-    for handwritten in (True, False):
-        try:
-            return _outputs(loss, model, names, batch, alone, handwritten)
-        except _NoLawError as error:
-            reason = str(error)
-    return reason
 
+    loss: Measure
+    model: nn.Module
+    names: Sequence[str]
+    batch: Batch
+    alone: Callable[[], Batch]
 
-def _outputs(
-    loss: Measure,
-    model: nn.Module,
-    names: Sequence[str],
-    batch: Batch,
-    alone: Callable[[], Batch],
-    handwritten: bool,
-) -> LossOutputs:
-    def examined(factor: float, examples: Batch = batch) -> _Examined:
-        with Scaled(model, handwritten, factor) as scaled:
-            losses = loss(model, examples)
+    def examined(self, handwritten: bool, factor: float = 1.0, batch: Batch = None) -> _Examined:
+        """With the elements' losses times a factor. batch: another one than all examples"""
+        with Scaled(self.model, handwritten, factor) as scaled:
+            losses = self.loss(self.model, self.batch if batch is None else batch)
         return _Examined(scaled.calls, scaled.leaves, losses)
 
-    with differentiable(model, names) as parameters:
-        plain = examined(1.0)
+
+def examined_outputs(probe: Probe) -> LossOutputs | str:
+    """What the loss takes from the model; or why that is not known.
+
+    Squares and absolute values count as errors only where that tells more: where the loss calls no loss function, or
+    has terms beside these.
+    """
+    plain = _outputs_or_reason(probe, False)
+    if isinstance(plain, LossOutputs) and (plain.law is not None or not plain.beside):
+        return plain
+    by_hand = _outputs_or_reason(probe, True)
+    return by_hand if isinstance(by_hand, LossOutputs) or plain == _NONE else plain
+
+
+def _outputs_or_reason(probe: Probe, handwritten: bool) -> LossOutputs | str:
+    try:
+        return _outputs(probe, handwritten)
+    except _NoLawError as error:
+        return str(error)
+    except Exception as error:  # of code that takes watched or scaled losses otherwise than plain ones
+        return f"it fails while it is watched, {type(error).__name__}: {error}"
+
+
+def _outputs(probe: Probe, handwritten: bool) -> LossOutputs:
+    with differentiable(probe.model, probe.names) as parameters:
+        plain = probe.examined(handwritten)
         weights = _weights(plain)
         if not any(weights):
-            raise _NoLawError("it is made from none of the loss functions of torch.nn.functional")
-        _check_linear(plain.losses, examined(2.0).losses, examined(0.5).losses)
-        beside = _has_other_terms(plain, lambda: examined(2.0), parameters)
-        count = len(plain.losses)
-        calls = len(plain.calls) if len(plain.calls) == 1 else len(examined(1.0, alone()).calls)
-    in_turn = len(plain.calls) == calls * count > calls
-    regular = in_turn or len(plain.calls) == calls
-    single = _single_law(plain, weights) if regular else None
+            raise _NoLawError(_NONE)
+        doubled = probe.examined(handwritten, 2.0)
+        _check_linear(plain.losses, doubled.losses, probe.examined(handwritten, 0.5).losses)
+        beside = _has_other_terms(plain, doubled, parameters)
+        made = len(plain.calls)
+        calls = made if made == 1 else len(probe.examined(handwritten, batch=probe.alone()).calls)
+    in_turn = made == calls * len(plain.losses) > calls
+    single = _single_law(plain, weights) if in_turn or made == calls else None
     used = [call for call, weight in zip(plain.calls, weights, strict=True) if weight is not None]
     return LossOutputs(
-        loss,
-        handwritten,
-        calls if regular else len(plain.calls),
-        in_turn,
-        beside,
-        list(dict.fromkeys(_named(call) for call in used)),
-        single,
-        _classes(plain.calls[0]) if isinstance(single, Categorical) else None,
-        _targets(used) if single else None,
+        loss=probe.loss,
+        handwritten=handwritten,
+        calls=calls if in_turn else made,
+        in_turn=in_turn,
+        beside=beside,
+        functions=list(dict.fromkeys(_named(call) for call in used)),
+        law=single,
+        classes=_classes(plain.calls[0]) if isinstance(single, Categorical) else None,
+        targets=_targets(used) if single else None,
     )
 
 
@@ -130,12 +149,12 @@ def _check_linear(plain: Tensor, doubled: Tensor, halved: Tensor) -> None:
             raise _NoLawError("it is not a weighted sum of what the loss functions return (a focal loss, say, is not)")
 
 
-def _has_other_terms(plain: _Examined, doubled: Callable[[], _Examined], parameters: Sequence[Tensor]) -> bool:
+def _has_other_terms(plain: _Examined, doubled: _Examined, parameters: Sequence[Tensor]) -> bool:
     """Whether losses depend on the model also beside their calls; in a product with these, there is no law."""
     others = _gradient(plain.losses, parameters)
     if others is None:
         return False
-    change = _gradient(doubled().losses, parameters)
+    change = _gradient(doubled.losses, parameters)
     if change is None or float((change - others).norm()) > _ROUNDING * float(others.norm()):
         raise _NoLawError("it weighs what the loss functions return by what depends on the model (a focal loss, say)")
     return True
@@ -146,18 +165,10 @@ def _gradient(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
     if not losses.requires_grad:
         return None
     gradients = torch.autograd.grad(losses.sum(), parameters, retain_graph=True, allow_unused=True)
-    there = [own for own in gradients if own is not None]
-    flat = torch.cat([gradient.flatten().float() for gradient in there]) if there else None
-    return (
-        None
-        if flat is None or not bool(flat.any())
-        else torch.cat(
-            [
-                (torch.zeros_like(parameter) if own is None else own).flatten().float()
-                for parameter, own in zip(parameters, gradients, strict=True)
-            ]
-        )
-    )
+    if not any(own is not None and bool(own.any()) for own in gradients):
+        return None
+    pairs = zip(gradients, parameters, strict=True)
+    return torch.cat([(torch.zeros_like(values) if own is None else own).flatten().float() for own, values in pairs])
 
 
 def _weights(plain: _Examined) -> list[tuple[Tensor, Tensor] | None]:

@@ -97,8 +97,8 @@ class Categorical(Law):
     def roots(self, outputs: Tensor, draws: Draws) -> Tensor:
         chances = self.probabilities(outputs)
         classes = self._drawn(chances, draws).long()
-        labels = torch.zeros_like(chances).scatter(self.dim, classes, torch.ones_like(classes, dtype=chances.dtype))
-        return -labels if self.normalized else chances - labels
+        start = torch.zeros_like(chances) if self.normalized else chances
+        return start.scatter(self.dim, classes, start.gather(self.dim, classes) - 1)
 
     def _drawn(self, chances: Tensor, draws: Draws) -> Tensor:
         """int64, the shape of `chances` with one in place of the classes."""
@@ -106,8 +106,9 @@ class Categorical(Law):
         shape[self.dim] = 1
         if draws.classes is not None:
             return draws.classes.reshape(shape)
-        cumulative = chances.double().cumsum(self.dim)
-        below = cumulative <= draws.uniforms().reshape(shape) * cumulative.narrow(self.dim, -1, 1)
+        cumulative = chances.cumsum(self.dim)
+        total = cumulative.narrow(self.dim, -1, 1)
+        below = cumulative <= draws.uniforms().to(total.dtype).reshape(shape) * total
         return below.sum(self.dim, keepdim=True).clamp_max(chances.shape[self.dim] - 1)
 
     def prediction(self, outputs: Tensor) -> Tensor:

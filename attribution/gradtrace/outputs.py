@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradtrace.errors import TaskError
 from gradtrace.fisher_labels import MOST_CLASSES, unusable_predictions
 from gradtrace.loss_calls import LossCall
-from gradtrace.loss_examination import LossOutputs, examined_outputs
+from gradtrace.loss_examination import LossOutputs, Probe, examined_outputs
 from gradtrace.loss_outputs import RecordedLoss
 from gradtrace.manifest import FisherEntry, FisherSource
 from gradtrace.output_laws import BERNOULLI, BERNOULLI_PROBABILITY, Categorical
@@ -101,8 +101,10 @@ def model_outputs(model: GradientModel, examples: Sequence[Example]) -> Outputs:
         TaskError: Task.predict fails, or returns what is not one prediction for each example.
     """
     predicted = _predicted(model, examples)
-    batch = model.batch(examples)
-    found = examined_outputs(model.task.loss, model.model, model.trainable, batch, lambda: model.batch(examples[:1]))
+    batch = model.collated(examples)
+    found = examined_outputs(
+        Probe(model.task.loss, model.model, model.trainable, batch, lambda: model.collated(examples[:1]))
+    )
     if isinstance(found, LossOutputs):
         return _from_loss(found, model, examples, predicted)
     unusable = unusable_predictions(model, predicted, examples)
@@ -120,7 +122,7 @@ def _predicted(model: GradientModel, examples: Sequence[Example]) -> Tensor | No
         return None
     try:
         with torch.no_grad():
-            predicted = model.task.predict(model.model, model.batch(examples))
+            predicted = model.task.predict(model.model, model.collated(examples))
     except Exception as error:
         raise TaskError(f"predict fails on training rows: {type(error).__name__}: {error}") from error
     if not isinstance(predicted, Tensor) or predicted.dim() not in (1, 2) or len(predicted) != len(examples):
@@ -179,7 +181,7 @@ def _boundary(
         return None
     if predicted is None or not predicted.is_floating_point():
         return 0.5
-    calls = found.recorded(model.model, model.trainable, model.batch(examples))
+    calls = found.recorded(model.model, model.trainable, model.collated(examples))
     outputs = torch.cat([call.parts[0].outputs.flatten() for call in calls]).float()
     chances = outputs.sigmoid() if found.law is BERNOULLI else outputs
     flat = predicted.flatten().float()
