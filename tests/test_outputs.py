@@ -231,9 +231,11 @@ def test_probabilities_of_a_sigmoid_are_classes(tmp_path: Path) -> None:
 
 def test_soft_labels_of_one_output_stay_values(tmp_path: Path) -> None:
     rows = [(x, 0.1 + 0.8 * label) for x, label in BINARY]
-    index = tiny.build(task_of(rows, one_logit, binary_loss, first), tmp_path, 1)
+    index = tiny.build(task_of(rows, one_logit, binary_loss, first), tmp_path / "a", 1)
     assert index.columns["label"].dtype == np.float64
     assert index.columns["prediction"].dtype == np.float64
+    without = tiny.build(task_of(rows, one_logit, binary_loss), tmp_path / "b", 1)
+    assert np.isnan(without.columns["prediction"]).all()
 
 
 # Predictions from the loss

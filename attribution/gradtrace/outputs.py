@@ -162,22 +162,27 @@ def _from_loss(
 def _targets_are_labels(found: LossOutputs, labels: Sequence[Label | None]) -> bool:
     """Whether what the loss compares the outputs with is the examples' labels, so that outputs predict these."""
     known = [label for label in labels if label is not None]
-    if found.law is None or (known and (found.targets is None or len(known) < len(labels))):
+    binary = found.law in (BERNOULLI, BERNOULLI_PROBABILITY)
+    if found.law is None or (binary and not _has_binary_targets(found)):
         return False
-    if not known or found.targets is None:
-        return isinstance(found.law, Categorical)
+    if not known:
+        return binary or isinstance(found.law, Categorical)
+    if found.targets is None or len(known) < len(labels):
+        return False
     return torch.allclose(found.targets, torch.tensor(known, dtype=torch.float64), rtol=1e-4)
+
+
+def _has_binary_targets(found: LossOutputs) -> bool:
+    return found.targets is not None and bool(((found.targets == 0) | (found.targets == 1)).all())
 
 
 def _boundary(
     found: LossOutputs, model: GradientModel, examples: Sequence[Example], predicted: Tensor | None
 ) -> float | None:
     """See `Outputs`; for labels that are 0 and 1 alone."""
-    if found.law not in (BERNOULLI, BERNOULLI_PROBABILITY) or found.targets is None:
+    if found.law not in (BERNOULLI, BERNOULLI_PROBABILITY) or not _has_binary_targets(found):
         return None
-    if not bool(((found.targets == 0) | (found.targets == 1)).all()) or (
-        predicted is not None and predicted.dim() == 2 and predicted.shape[1] > 1
-    ):
+    if predicted is not None and predicted.dim() == 2 and predicted.shape[1] > 1:
         return None
     if predicted is None or not predicted.is_floating_point():
         return 0.5
