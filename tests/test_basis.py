@@ -440,6 +440,36 @@ def test_labels_by_predictions_give_the_same_curvature(tmp_path: Path) -> None:
         close(curvature(other.reference, basis, other.samples, 0)[name], values)
 
 
+def test_terms_beside_the_loss_functions_are_not_in_the_curvature(tmp_path: Path) -> None:
+    def penalized(model: nn.Module, batch: Any) -> Tensor:
+        logits = model(batch[0])
+        return F.cross_entropy(logits, batch[1], reduction="none") + logits.exp().sum(1) / 10
+
+    fit, other = (Fit(PairTask(*MODELS["linear"], loss), tmp_path) for loss in (None, penalized))
+    assert other.reference.outputs.loss is not None
+    assert other.reference.outputs.loss.beside
+    basis = fit.basis("spectral")
+    for name, values in curvature(fit.reference, basis, fit.samples, 0).items():
+        close(curvature(other.reference, basis, other.samples, 0)[name], values)
+
+
+def test_several_outputs_add_up(tmp_path: Path) -> None:
+    """A class and two values an example: the trace over drawn labels is that of the Gauss-Newton matrix, on average."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        outputs = model(batch[0])
+        values = F.mse_loss(outputs[:, 3:], batch[0][:, :2], reduction="none").mean(1)
+        return F.cross_entropy(outputs[:, :3], batch[1], reduction="none") + values
+
+    fit = Fit(PairTask(lambda: nn.Linear(5, 5), tiny.classes(2000), loss), tmp_path, 1)
+    found = curvature(fit.reference, fit.basis("spectral"), fit.samples, 0)["eigenvalues"].double().sum()
+    inputs = torch.stack([x for x, _ in fit.rows]).double()
+    chances = tiny.loaded(fit.task, fit.checkpoints[0]).double()(inputs)[:, :3].softmax(1).detach()
+    of_outputs = 1 - chances.square().sum(1) + 2  # trace of diag p - p pT, and 2 / 2 for each of two values
+    expected = (of_outputs * (inputs.square().sum(1) + 1)).mean()
+    assert float(found) == pytest.approx(float(expected), rel=0.03)
+
+
 def test_where_nothing_is_known_of_the_labels_the_rows_have_their_own(tmp_path: Path) -> None:
     fit = Fit(PairTask(*MODELS["linear"], lambda model, batch: focal(model(batch[0]), batch[1])), tmp_path)
     assert fit.reference.outputs.source == "empirical"
