@@ -189,6 +189,7 @@ ONE_COLUMN: dict[str, tuple[Any, Any, Predict | None]] = {
     "logits, a column": (one_logit, binary_loss, lambda model, batch: first(model, batch)[:, None]),
     "probabilities": (one_logit, binary_loss, lambda model, batch: first(model, batch).sigmoid()),
     "classes": (one_logit, binary_loss, lambda model, batch: first(model, batch) > 0),
+    "two columns": (one_logit, binary_loss, two_columns),
     "no predict": (one_logit, binary_loss, None),
 }
 

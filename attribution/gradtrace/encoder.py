@@ -128,7 +128,7 @@ class GradientModel:
             return self.outputs.predictions(self.task.predict(self.model, batch))
 
     def label(self, example: Example) -> Label | None:
-        """The task's label of an example; of a classifier with one output, 0 or 1 as whole number."""
+        """The task's label of an example, as whole number where it is a class."""
         return self.outputs.label(self.task.label(example))
 
     def losses(self, batch: Batch) -> Tensor:

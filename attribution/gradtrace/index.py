@@ -81,7 +81,7 @@ class Index:
         self._contents.searcher = searcher
 
     def label(self, example: Example) -> Label | None:
-        """The task's label of an example; of a classifier with one output, 0 or 1 as whole number."""
+        """The task's label of an example, as whole number where it is a class."""
         return self._contents.last_model.label(example)
 
     def influence(

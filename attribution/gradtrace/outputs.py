@@ -32,6 +32,7 @@ class Outputs:
     exact: the expectation over the labels is taken, not a draw.
     loss: for source "loss".
     from_loss: predictions are known without Task.predict, from the outputs in the loss.
+    of_classes: an example's label is a class by the loss, whatever type of number it has.
     boundary: of a classifier with one output, the value of Task.predict above which the class is 1; None: another.
     """
 
@@ -40,6 +41,7 @@ class Outputs:
     exact: bool
     loss: LossOutputs | None = None
     from_loss: bool = False
+    of_classes: bool = False
     boundary: float | None = None
 
     @property
@@ -58,9 +60,9 @@ class Outputs:
         return found
 
     def label(self, label: Label | None) -> Label | None:
-        """The label of an example; of a classifier with one output, 0 or 1 as whole number."""
-        binary = self.boundary is not None and isinstance(label, float) and label in (0.0, 1.0)
-        return int(label) if binary and label is not None else label
+        """The label of an example, as whole number where it is a class."""
+        is_class = self.of_classes and isinstance(label, float) and label.is_integer()
+        return int(label) if is_class and label is not None else label
 
     def predictions(self, predicted: Tensor) -> Tensor:
         """int64 [batch] classes or float [batch] values, from what Task.predict returns.
@@ -155,6 +157,7 @@ def _from_loss(
         exact,
         found,
         from_loss=predicted is None and _targets_are_labels(found, [model.task.label(own) for own in examples]),
+        of_classes=isinstance(law, Categorical) or (_is_bernoulli(found) and _has_binary_targets(found)),
         boundary=_boundary(found, model, examples, predicted),
     )
 
@@ -162,7 +165,7 @@ def _from_loss(
 def _targets_are_labels(found: LossOutputs, labels: Sequence[Label | None]) -> bool:
     """Whether what the loss compares the outputs with is the examples' labels, so that outputs predict these."""
     known = [label for label in labels if label is not None]
-    binary = found.law in (BERNOULLI, BERNOULLI_PROBABILITY)
+    binary = _is_bernoulli(found)
     if found.law is None or (binary and not _has_binary_targets(found)):
         return False
     if not known:
@@ -170,6 +173,10 @@ def _targets_are_labels(found: LossOutputs, labels: Sequence[Label | None]) -> b
     if found.targets is None or len(known) < len(labels):
         return False
     return torch.allclose(found.targets, torch.tensor(known, dtype=torch.float64), rtol=1e-4)
+
+
+def _is_bernoulli(found: LossOutputs) -> bool:
+    return found.law in (BERNOULLI, BERNOULLI_PROBABILITY)
 
 
 def _has_binary_targets(found: LossOutputs) -> bool:
@@ -180,7 +187,7 @@ def _boundary(
     found: LossOutputs, model: GradientModel, examples: Sequence[Example], predicted: Tensor | None
 ) -> float | None:
     """See `Outputs`; for labels that are 0 and 1 alone."""
-    if found.law not in (BERNOULLI, BERNOULLI_PROBABILITY) or not _has_binary_targets(found):
+    if not _is_bernoulli(found) or not _has_binary_targets(found):
         return None
     if predicted is not None and predicted.dim() == 2 and predicted.shape[1] > 1:
         return None
