@@ -474,7 +474,7 @@ def test_where_nothing_is_known_of_the_labels_the_rows_have_their_own(tmp_path: 
     fit = Fit(PairTask(*MODELS["linear"], lambda model, batch: focal(model(batch[0]), batch[1])), tmp_path)
     assert fit.reference.outputs.source == "empirical"
     (labelled,) = fisher_batches(fit.reference, fit.samples, 0)
-    assert labelled.batch[1].tolist() == [label for _, label in fit.rows]
+    assert labelled.batch.collated[1].tolist() == [label for _, label in fit.rows]
     assert labelled.weights.tolist() == [1] * 40
     assert labelled.measure is None
 

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from gradtrace.basis import Basis
+from gradtrace.batches import ExampleBatch, Measure, collate
 from gradtrace.checkpoints import Checkpoint, load_into
+from gradtrace.dataset import fetch
 from gradtrace.errors import LossError
-from gradtrace.gradients import Measure, backpropagate
-from gradtrace.guards import check_finite, check_loss_function, check_losses
+from gradtrace.examination import examine
+from gradtrace.gradients import OnUse, backpropagate
+from gradtrace.guards import check_finite, check_losses, check_some_finite
 from gradtrace.layers import Layer
 from gradtrace.outputs import Outputs, model_outputs, predictions_of
-from gradtrace.plan import LayerPlan, checked_plan, trainable_names
+from gradtrace.plan import LayerPlan, PathChoice, plan_layers, trainable_names
+from gradtrace.reference import stray_gradients
 from gradtrace.replay import replayed_forward
 from gradtrace.representations import Uses, find_representation, recorded_inputs
+from gradtrace.sample import sample_of, varied_rows
 from gradtrace.task import Batch, Example, Label, Task
+
+MeasureName = Literal["loss", "measurement", "prediction"]  # the last: the negative predicted value
 
 
 class Encoded(NamedTuple):
@@ -37,47 +45,92 @@ class Encoded(NamedTuple):
 class GradientModel:
     """A model with one checkpoint's weights, its layer plan, and the task around it. In eval mode, always.
 
-    The task's own model instance is copied, never changed.
+    The task and its model are copied, never changed: a copy may be used by a thread of its own. Only module globals
+    and attributes of the task's class are shared by the copies.
+
+    Attributes:
+        choice: how its parameters are differentiated; right for every checkpoint of the task.
     """
 
-    def __init__(self, task: Task, checkpoint: Checkpoint, device: torch.device, probe: Sequence[Example]) -> None:
-        self.task, self.checkpoint, self.device = task, checkpoint, device
-        self.model = copy.deepcopy(task.model())
+    def __init__(
+        self,
+        task: Task,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        probe: Sequence[Example],
+        *,
+        rows: Sequence[int] | None = None,
+        choice: PathChoice | None = None,
+    ) -> None:
+        """
+        Args:
+            probe: training examples to examine the model on, and `rows` their numbers.
+            choice: of another checkpoint of the task, which spares the examination.
+
+        Raises:
+            LossError: the task's loss or measurement is not one finite number per example that is its own.
+            UnsupportedLayerError: no per-example gradients can be computed of a parameter.
+            CheckpointError: the weights do not fit the model.
+        """
+        self.task, self.checkpoint, self.device = private_copy(task), checkpoint, device
+        self.model = fresh_model(self.task, probe)
         load_into(self.model, checkpoint)
         self.trainable = trainable_names(self.model)
         self.model.eval().requires_grad_(False).to(device)
         if any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        sample = sample_of(self.task, range(len(probe)) if rows is None else rows, probe, device)
         try:
-            check_loss_function(task, self.model, probe, self.batch)
+            if choice is None:
+                choice = examine(self.model, self._measures(), sample, self.trainable)
+            else:
+                check_some_finite(self.model, self.task.loss, sample)
         except LossError as error:
-            raise LossError(f"checkpoint {checkpoint.name}, first training rows: {error}") from error
-        self.plan: LayerPlan = checked_plan(self.model, task.loss, self.batch(probe), self.trainable)
-        self.representation = find_representation(task, self.model, self.batch(probe))
+            raise LossError(f"checkpoint {checkpoint.name}: {error}") from error
+        self.choice = choice
+        self.plan: LayerPlan = plan_layers(self.model, choice)
+        self.representation = find_representation(self.task, self.model, sample.examples.collated)
         self.outputs: Outputs = model_outputs(self, probe)
 
-    def batch(self, examples: Sequence[Example]) -> Batch:
-        """What `encode` and its like take."""
-        return self.collated(examples)
+    def _measures(self) -> list[Measure]:
+        """Of the training data: a measurement may need what only queries have, and is tried where it works."""
+        return [self.task.loss, self.task.measurement] if self.task.has_measurement else [self.task.loss]
+
+    def batch(self, examples: Sequence[Example]) -> ExampleBatch:
+        """Collated and on the device."""
+        return collate(self.task, examples, self.device)
 
     def collated(self, examples: Sequence[Example]) -> Batch:
         """What the task's functions take, on the device."""
-        return tree_map(lambda x: x.to(self.device) if isinstance(x, Tensor) else x, self.task.collate(list(examples)))
+        return self.batch(examples).collated
 
-    def encode(self, basis: Basis, batch: Batch, measure: Measure | None = None) -> tuple[Tensor, Tensor]:
+    def measure(self, name: MeasureName) -> Measure:
+        """What is explained of a query, by this model's own copy of the task."""
+        if name == "prediction":
+            return self._negative_prediction
+        return self.task.measurement if name == "measurement" else self.task.loss
+
+    def _negative_prediction(self, model: nn.Module, batch: Batch) -> Tensor:
+        return -self.task.predict(model, batch).flatten()
+
+    def encode(self, basis: Basis, batch: ExampleBatch, measure: Measure | None = None) -> tuple[Tensor, Tensor]:
         """Rows [batch, dimensions] and losses [batch], both float32.
 
         Raises:
             LossError: a loss or a gradient is NaN or infinite, or the loss is not one number per example.
         """
-        parts: dict[str, Tensor] = {}
-        losses = self.backpropagate(batch, partial(basis.add_use, parts), measure)
-        basis.add_whole(parts, self.plan.stray_gradients(self.model, measure or self.task.loss, batch))
-        rows = basis.assemble(parts, len(losses))
+        coordinates: dict[str, Tensor] = {}
+        measure = measure or self.task.loss
+        losses = self.backpropagate(batch, partial(basis.add_use, coordinates), measure)
+        strays: dict[str, list[Tensor]] = {}
+        for layer, _, gradient in stray_gradients(self.model, measure, batch, self.plan):
+            if layer.name in basis.layers:
+                strays.setdefault(layer.name, []).append(basis.layers[layer.name].of_gradient(gradient))
+        rows = basis.assemble(coordinates | {name: torch.cat(parts) for name, parts in strays.items()}, len(losses))
         check_finite(rows, "gradient")
         return rows, losses
 
-    def encode_and_predict(self, basis: Basis, batch: Batch, represent: bool = False) -> Encoded:
+    def encode_and_predict(self, basis: Basis, batch: ExampleBatch, represent: bool = False) -> Encoded:
         """As `encode`, with the task's predictions and, if wanted, representations, mostly from the same pass."""
         with ExitStack() as passes:
             uses = passes.enter_context(recorded_inputs(self._represented_layers())) if represent else []
@@ -90,7 +143,7 @@ class GradientModel:
                 known = self.predict(batch) if self.predicts else None
         return Encoded(rows, losses, known, self._representations(uses, batch) if represent else None)
 
-    def represent(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def represent(self, batch: ExampleBatch) -> tuple[Tensor, Tensor]:
         """Last hidden representations [batch, features] and losses [batch], both float32, without gradients.
 
         Raises:
@@ -104,10 +157,10 @@ class GradientModel:
         found = self.representation
         return [] if found is None or found.layer is None else [found.layer]
 
-    def _representations(self, uses: Uses, batch: Batch) -> Tensor:
+    def _representations(self, uses: Uses, batch: ExampleBatch) -> Tensor:
         """uses: of the represented layer; the first is that of the forward pass."""
         with torch.no_grad():
-            found = (uses[0][1] if uses else self.task.representation(self.model, batch)).float()
+            found = (uses[0][1] if uses else self.task.representation(self.model, batch.collated)).float()
         check_finite(found, "representation")
         return found
 
@@ -116,34 +169,79 @@ class GradientModel:
         """Whether predictions are known: from the task's predict, or the outputs that its loss takes."""
         return self.task.has_predict or self.outputs.from_loss
 
-    def predict(self, batch: Batch) -> Tensor:
+    def predict(self, batch: ExampleBatch) -> Tensor:
         """int64 [batch] predicted classes, or float [batch] predicted values. Call it only where it `predicts`.
 
         Raises:
             TaskError: task.predict returns something else than one prediction an example.
         """
         if not self.task.has_predict:
-            return self.outputs.predicted(self.model, self.trainable, batch)
+            return self.outputs.predicted(self.model, self.trainable, batch.collated)
         with torch.no_grad():
-            return self.outputs.predictions(self.task.predict(self.model, batch))
+            return self.outputs.predictions(self.task.predict(self.model, batch.collated))
 
     def label(self, example: Example) -> Label | None:
         """The task's label of an example, as whole number where it is a class."""
         return self.outputs.label(self.task.label(example))
 
-    def losses(self, batch: Batch) -> Tensor:
+    def losses(self, batch: ExampleBatch) -> Tensor:
         """Checked losses float32 [batch], without gradients."""
         with torch.no_grad():
-            losses = self.task.loss(self.model, batch)
+            losses = self.task.loss(self.model, batch.collated)
         check_losses(losses, None)
         return losses.float()
 
-    def backpropagate(self, batch: Batch, on_use: Any, measure: Measure | None = None) -> Tensor:
+    def backpropagate(self, batch: ExampleBatch, on_use: OnUse, measure: Measure | None = None) -> Tensor:
         """Checked losses float32 [batch]; every layer's factors go to `on_use`."""
 
-        def in_single(layer: Layer, x: Tensor, d: Tensor) -> None:  # bases and rows are float32
+        def in_single(layer: Layer, x: Any, d: Tensor) -> None:  # bases and rows are float32
             on_use(layer, x.float() if x.dtype == torch.float64 else x, d.float() if d.dtype == torch.float64 else d)
 
-        losses = backpropagate(self.model, measure or self.task.loss, batch, self.plan.tapped, in_single)
-        check_losses(losses, None)
+        losses = backpropagate(self.model, measure or self.task.loss, batch, self.plan, in_single)
+        check_losses(losses, len(batch))
         return losses.float()
+
+
+def open_models(task: Task, checkpoints: Sequence[Checkpoint], device: torch.device) -> list[GradientModel]:
+    """A task's models at several checkpoints, examined at the last one. Raises as `GradientModel`."""
+    rows = varied_rows(task)
+    probe = fetch(task.train, rows)
+    last = GradientModel(task, checkpoints[-1], device, probe, rows=rows)
+    others = (GradientModel(task, one, device, probe, rows=rows, choice=last.choice) for one in checkpoints[:-1])
+    return [*others, last]
+
+
+def private_copy(task: Task) -> Task:
+    """A task that shares no attribute that it may set or fill with the original: what a loss keeps there for later
+    would be overwritten by another thread. Data sets, tensors and modules are shared, since they may be large."""
+    memo = {id(value): value for value in _shared(vars(task))}
+    try:
+        return copy.deepcopy(task, memo)
+    except Exception:  # it holds something that cannot be copied, such as an open file
+        return copy.copy(task)
+
+
+def _shared(value: Any) -> Iterator[Any]:
+    for leaf in tree_leaves(value):
+        is_data = hasattr(leaf, "__getitem__") and hasattr(leaf, "__len__")  # arrays, tables, data sets
+        if isinstance(leaf, Tensor | nn.Module) or (is_data and not isinstance(leaf, str | bytes)):
+            yield leaf
+
+
+def fresh_model(task: Task, probe: Sequence[Example]) -> nn.Module:
+    """A copy of the task's model, with the sizes of lazy modules taken from a forward pass.
+
+    Tensors that hooks of the model compute from its parameters (weight_norm, pruning) are computed anew by the copy.
+    """
+    model = task.model()
+    derived = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    }
+    model = copy.deepcopy(model, dict(derived))
+    if any(is_lazy(value) for value in [*model.parameters(), *model.buffers()]):
+        with torch.no_grad():
+            task.loss(model.eval(), task.collate(list(probe)))
+    return model

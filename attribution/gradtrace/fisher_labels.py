@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from gradtrace import random_numbers
-from gradtrace.gradients import Measure
+from gradtrace.batches import ExampleBatch, Measure
 from gradtrace.loss_examination import LossOutputs
 from gradtrace.output_laws import Categorical
-from gradtrace.task import Batch, Example, Label
+from gradtrace.task import Example, Label
 
 if TYPE_CHECKING:
     from gradtrace.encoder import GradientModel
@@ -45,7 +45,7 @@ class FisherBatch(NamedTuple):
     measure: None: the task's loss, of examples that have such labels.
     """
 
-    batch: Batch
+    batch: ExampleBatch
     weights: Tensor
     measure: Measure | None = None
 

@@ -21,7 +21,7 @@ from gradtrace.curvature import load_curvature
 from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
 from gradtrace.draft import Draft
-from gradtrace.encoder import GradientModel
+from gradtrace.encoder import open_models
 from gradtrace.errors import CorruptIndexError, QueryError
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.groups import GroupInfluence, RowGroups
@@ -366,13 +366,10 @@ def open_index(
     check_dataset(task)
     check_task(task, manifest.task)
     where = torch.device(pick_device(device))
-    probe = [task.train[row] for row in range(min(2, len(task.train)))]
     bases = [basis.to(where) for basis in load_bases(directory, manifest)]
     moved = directories_of_runs(checkpoints, len(bases))
-    models = [
-        GradientModel(task, indexed_checkpoint(directory, saved, moved[saved.run]), where, probe)
-        for saved in manifest.checkpoints
-    ]
+    weights = [indexed_checkpoint(directory, saved, moved[saved.run]) for saved in manifest.checkpoints]
+    models = open_models(task, weights, where)
     for entry, model in zip(manifest.checkpoints, models, strict=True):
         require_layers(bases[entry.run], model.plan.layers)
     check_probe_losses(task, models[manifest.last_checkpoint], manifest.task)

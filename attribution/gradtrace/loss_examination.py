@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradtrace.gradients import Measure
+from gradtrace.batches import Measure
 from gradtrace.loss_calls import LossCall
 from gradtrace.loss_outputs import RecordedLoss, Scaled, SeededLoss, differentiable
 from gradtrace.output_laws import Categorical, Law

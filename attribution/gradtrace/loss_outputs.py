@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradtrace import random_numbers
-from gradtrace.gradients import Measure
+from gradtrace.batches import Measure
 from gradtrace.loss_calls import LossCall, LossPart, read_call
 from gradtrace.output_laws import Categorical, Draws
 from gradtrace.task import Batch

@@ -102,6 +102,7 @@ def model_outputs(model: GradientModel, examples: Sequence[Example]) -> Outputs:
     Raises:
         TaskError: Task.predict fails, or returns what is not one prediction for each example.
     """
+    examples = _finite(model, examples)
     predicted = _predicted(model, examples)
     batch = model.collated(examples)
     found = examined_outputs(
@@ -117,6 +118,13 @@ def model_outputs(model: GradientModel, examples: Sequence[Example]) -> Outputs:
         f"the law of others is known neither from the loss ({found}) nor from predictions ({unusable})",
         False,
     )
+
+
+def _finite(model: GradientModel, examples: Sequence[Example]) -> Sequence[Example]:
+    """Those whose losses are numbers, if there are any: others are refused when their turn comes, by their row."""
+    with torch.no_grad():
+        finite = model.task.loss(model.model, model.collated(examples)).isfinite().tolist()
+    return [example for example, kept in zip(examples, finite, strict=True) if kept] or examples
 
 
 def _predicted(model: GradientModel, examples: Sequence[Example]) -> Tensor | None:

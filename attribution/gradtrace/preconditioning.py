@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from gradtrace.basis import Basis
+from gradtrace.batches import ExampleBatch, Measure
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import CheckpointError
 from gradtrace.full_gradients import full_gradients
-from gradtrace.gradients import Measure
 from gradtrace.guards import check_finite
 from gradtrace.layers import Layer
-from gradtrace.task import Batch
 from gradtrace.weight_files import plain_names
 
 
@@ -50,7 +49,7 @@ def _of_layer(layer: Layer, factors: Mapping[str, Tensor]) -> Tensor:
 
 
 def encode_preconditioned(
-    model: GradientModel, basis: Basis, batch: Batch, measure: Measure, factors: Mapping[str, Tensor]
+    model: GradientModel, basis: Basis, batch: ExampleBatch, measure: Measure, factors: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """As `GradientModel.encode`, each weight's gradient times its factor. Holds whole gradients of a few examples.
 

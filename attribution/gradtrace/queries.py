@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-
-from gradtrace.encoder import GradientModel
+from gradtrace.encoder import GradientModel, MeasureName
 from gradtrace.errors import QueryError
-from gradtrace.gradients import Measure
-from gradtrace.task import Batch, Example, Label, Task
+from gradtrace.task import Example, Label, Task
 
 QUERY_BATCH = 64  # examples that go through the model together
 
@@ -20,7 +17,7 @@ class Query:
     """An example with a label, what is measured on it, and what the last checkpoint says of it."""
 
     example: Example
-    measure: Measure
+    measure: MeasureName
     target: str
     label: Label | None
     prediction: Label | None
@@ -39,21 +36,19 @@ def resolve_queries(model: GradientModel, examples: Sequence[Example], target: s
     task = model.task
     if target not in (None, "loss"):
         raise QueryError(f'unknown target {target!r}; leave it out or pass "loss"')
-    use_measurement = task.has_measurement and target is None
-    measure, name = (task.measurement, "measurement") if use_measurement else (task.loss, "loss")
+    name: MeasureName = "measurement" if task.has_measurement and target is None else "loss"
     labels = [model.label(example) for example in examples]
     lacking = [_lacks_label(task, example, label) for example, label in zip(examples, labels, strict=True)]
     predictions = _predictions(model, examples, lacking)
-    of_prediction = _PredictionMeasure(task)
     queries = []
     for example, label, lacks, prediction in zip(examples, labels, lacking, predictions, strict=True):
-        own: tuple[Measure, str] = (measure, name)
+        explained: tuple[MeasureName, str] = (name, name)
         if lacks and prediction is not None:
             example = task.with_label(example, prediction)
-            own = (measure, f"{name} at the predicted label")
-            if isinstance(prediction, float) and not use_measurement:
-                own = (of_prediction, "prediction")
-        queries.append(Query(example, *own, label, prediction))
+            explained = (name, f"{name} at the predicted label")
+            if isinstance(prediction, float) and name == "loss":
+                explained = ("prediction", "prediction")
+        queries.append(Query(example, *explained, label, prediction))
     return queries
 
 
@@ -66,22 +61,12 @@ def require_labels(task: Task, examples: Sequence[Example]) -> None:
             raise QueryError(f"training example {number} has no label: what would be learnt from it depends on that")
 
 
-def query_batches(queries: Sequence[Query]) -> Iterator[tuple[list[int], Measure]]:
+def query_batches(queries: Sequence[Query]) -> Iterator[tuple[list[int], MeasureName]]:
     """The queries' numbers in batches of one measure each, small enough to be differentiated together."""
     for measure in dict.fromkeys(query.measure for query in queries):
         numbers = [number for number, query in enumerate(queries) if query.measure == measure]
         for start in range(0, len(numbers), QUERY_BATCH):
             yield numbers[start : start + QUERY_BATCH], measure
-
-
-@dataclass(frozen=True, eq=False)
-class _PredictionMeasure:
-    """The negative predicted value."""
-
-    task: Task
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        return -self.task.predict(model, batch).flatten()
 
 
 def _predictions(model: GradientModel, examples: Sequence[Example], lacking: Sequence[bool]) -> list[Label | None]:

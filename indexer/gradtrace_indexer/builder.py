@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from gradtrace.basis import Basis, load_bases
 from gradtrace.checkpoints import Checkpoint
+from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import CheckpointError, MismatchError, StoreError
@@ -29,9 +30,11 @@ from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.indexed_weights import indexed_checkpoint
 from gradtrace.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
 from gradtrace.moments import SecondMoments
+from gradtrace.plan import PathChoice
 from gradtrace.precision import load_column_scales
 from gradtrace.recording import Recording
 from gradtrace.row_ids import read_row_ids
+from gradtrace.sample import varied_rows
 from gradtrace.shards import ShardLayout, representation_layout
 from gradtrace.task import Task
 from gradtrace_indexer.files import write_file
@@ -146,10 +149,17 @@ class Builder:
         self.recording = recording
         self.task, self.directory, self.device = task, directory, torch.device(pick_device(device))
         self.batch_size, self.progress = batch_size, progress
-        self._probe = [task.train[row] for row in range(min(2, len(task.train)))]
+        self._probe_rows = varied_rows(task)
+        self._probe = fetch(task.train, self._probe_rows)
+        self._choice: PathChoice | None = None
 
     def model(self, checkpoint: Checkpoint) -> GradientModel:
-        return GradientModel(self.task, checkpoint, self.device, self._probe)
+        """The first one is examined; what is found is right for the task's other checkpoints."""
+        model = GradientModel(
+            self.task, checkpoint, self.device, self._probe, rows=self._probe_rows, choice=self._choice
+        )
+        self._choice = model.choice
+        return model
 
     def bases_of(self, manifest: Manifest) -> list[Basis]:
         """One for each training run."""
