@@ -231,7 +231,8 @@ def test_vector_labels_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_query_without_label_or_prediction(tmp_path: Path) -> None:
-    index = tiny.build(PairTask(tiny.mlp, ROWS), tmp_path)
+    task = PairTask(tiny.mlp, ROWS, lambda model, batch: model(batch[0]).logsumexp(1) - batch[1])
+    index = tiny.build(task, tmp_path)
     with pytest.raises(QueryError, match=r"no label.*predict"):
         index.influence([(QUERIES[0][0], None)])
 

@@ -15,6 +15,12 @@ from gradtrace.task import Batch, Example, Task
 Measure = Callable[[nn.Module, Batch], Tensor]  # task.loss or task.measurement of a collated batch: [batch]
 
 
+def measure_at(measure: Measure, positions: Tensor) -> Measure:
+    """What measures some examples of a batch apart from the others, at positions int64 [n] of it: of a measure that is
+    not the same function of all of them, as `SeededLoss`, the part that is theirs."""
+    return measure.at(positions) if hasattr(measure, "at") else measure
+
+
 @dataclass(frozen=True, eq=False)
 class ExampleBatch:
     """Examples with what the task collates them to, on the device where the model is.

@@ -22,13 +22,13 @@ from gradtrace.examination import examine
 from gradtrace.gradients import OnUse, backpropagate
 from gradtrace.guards import check_finite, check_losses, check_some_finite
 from gradtrace.layers import Layer
+from gradtrace.outputs import Outputs, model_outputs, predictions_of
 from gradtrace.plan import LayerPlan, PathChoice, plan_layers, trainable_names
 from gradtrace.reference import stray_gradients
 from gradtrace.replay import replayed_forward
 from gradtrace.representations import Uses, find_representation, recorded_inputs
 from gradtrace.sample import sample_of, varied_rows
-from gradtrace.task import Batch, Example, Task
-
+from gradtrace.task import Batch, Example, Label, Task
 
 MeasureName = Literal["loss", "measurement", "prediction"]  # the last: the negative predicted value
 
@@ -75,14 +75,14 @@ class GradientModel:
         self.task, self.checkpoint, self.device = private_copy(task), checkpoint, device
         self.model = fresh_model(self.task, probe)
         load_into(self.model, checkpoint)
-        names = trainable_names(self.model)
+        self.trainable = trainable_names(self.model)
         self.model.eval().requires_grad_(False).to(device)
         if any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         sample = sample_of(self.task, range(len(probe)) if rows is None else rows, probe, device)
         try:
             if choice is None:
-                choice = examine(self.model, self._measures(), sample, names)
+                choice = examine(self.model, self._measures(), sample, self.trainable)
             else:
                 check_some_finite(self.model, self.task.loss, sample)
         except LossError as error:
@@ -90,6 +90,7 @@ class GradientModel:
         self.choice = choice
         self.plan: LayerPlan = plan_layers(self.model, choice)
         self.representation = find_representation(self.task, self.model, sample.examples.collated)
+        self.outputs: Outputs = model_outputs(self, probe)
 
     def _measures(self) -> list[Measure]:
         """Of the training data: a measurement may need what only queries have, and is tried where it works."""
@@ -98,6 +99,10 @@ class GradientModel:
     def batch(self, examples: Sequence[Example]) -> ExampleBatch:
         """Collated and on the device."""
         return collate(self.task, examples, self.device)
+
+    def collated(self, examples: Sequence[Example]) -> Batch:
+        """What the task's functions take, on the device."""
+        return self.batch(examples).collated
 
     def measure(self, name: MeasureName) -> Measure:
         """What is explained of a query, by this model's own copy of the task."""
@@ -131,9 +136,12 @@ class GradientModel:
             uses = passes.enter_context(recorded_inputs(self._represented_layers())) if represent else []
             if self.task.has_predict:
                 passes.enter_context(replayed_forward(self.model))
-            rows, losses = self.encode(basis, batch)
-            predictions = self.predict(batch) if self.task.has_predict else None
-        return Encoded(rows, losses, predictions, self._representations(uses, batch) if represent else None)
+            recording = self.outputs.recording()
+            rows, losses = self.encode(basis, batch, recording)
+            known = None if recording is None else predictions_of(recording.calls)
+            if known is None or len(known) != len(rows):
+                known = self.predict(batch) if self.predicts else None
+        return Encoded(rows, losses, known, self._representations(uses, batch) if represent else None)
 
     def represent(self, batch: ExampleBatch) -> tuple[Tensor, Tensor]:
         """Last hidden representations [batch, features] and losses [batch], both float32, without gradients.
@@ -156,13 +164,25 @@ class GradientModel:
         check_finite(found, "representation")
         return found
 
+    @property
+    def predicts(self) -> bool:
+        """Whether predictions are known: from the task's predict, or the outputs that its loss takes."""
+        return self.task.has_predict or self.outputs.from_loss
+
     def predict(self, batch: ExampleBatch) -> Tensor:
-        """int64 [batch] predicted classes, or float [batch] predicted values."""
+        """int64 [batch] predicted classes, or float [batch] predicted values. Call it only where it `predicts`.
+
+        Raises:
+            TaskError: task.predict returns something else than one prediction an example.
+        """
+        if not self.task.has_predict:
+            return self.outputs.predicted(self.model, self.trainable, batch.collated)
         with torch.no_grad():
-            predicted = self.task.predict(self.model, batch.collated)
-        if predicted.dim() == 2 and predicted.shape[1] > 1:
-            return predicted.argmax(1)
-        return predicted.flatten()
+            return self.outputs.predictions(self.task.predict(self.model, batch.collated))
+
+    def label(self, example: Example) -> Label | None:
+        """The task's label of an example, as whole number where it is a class."""
+        return self.outputs.label(self.task.label(example))
 
     def losses(self, batch: ExampleBatch) -> Tensor:
         """Checked losses float32 [batch], without gradients."""

@@ -21,7 +21,7 @@ from gradtrace.curvature import load_curvature
 from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
 from gradtrace.draft import Draft
-from gradtrace.encoder import GradientModel, open_models
+from gradtrace.encoder import open_models
 from gradtrace.errors import CorruptIndexError, QueryError
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.groups import GroupInfluence, RowGroups
@@ -36,7 +36,7 @@ from gradtrace.results import InfluenceResult, Recall
 from gradtrace.row_filter import RowFilter
 from gradtrace.searchers import open_searcher
 from gradtrace.store import RowStore, check_files, representation_store
-from gradtrace.task import Example, Task
+from gradtrace.task import Example, Label, Task
 
 T = TypeVar("T")
 
@@ -79,6 +79,10 @@ class Index:
     @searcher.setter
     def searcher(self, searcher: Searcher) -> None:
         self._contents.searcher = searcher
+
+    def label(self, example: Example) -> Label | None:
+        """The task's label of an example, as whole number where it is a class."""
+        return self._contents.last_model.label(example)
 
     def influence(
         self,

@@ -37,7 +37,7 @@ def resolve_queries(model: GradientModel, examples: Sequence[Example], target: s
     if target not in (None, "loss"):
         raise QueryError(f'unknown target {target!r}; leave it out or pass "loss"')
     name: MeasureName = "measurement" if task.has_measurement and target is None else "loss"
-    labels = [task.label(example) for example in examples]
+    labels = [model.label(example) for example in examples]
     lacking = [_lacks_label(task, example, label) for example, label in zip(examples, labels, strict=True)]
     predictions = _predictions(model, examples, lacking)
     queries = []
@@ -72,16 +72,18 @@ def query_batches(queries: Sequence[Query]) -> Iterator[tuple[list[int], Measure
 def _predictions(model: GradientModel, examples: Sequence[Example], lacking: Sequence[bool]) -> list[Label | None]:
     """The last checkpoint's prediction for each example; a placeholder stands for a missing label meanwhile."""
     task = model.task
-    if not task.has_predict and any(lacking):
+    if not model.predicts and not any(lacking):
+        return [None] * len(examples)
+    complete = [task.with_label(e, 0) if lacks else e for e, lacks in zip(examples, lacking, strict=True)]
+    predicted = model.predict(model.batch(complete)) if model.predicts else None
+    unexplained = predicted is None or (predicted.is_floating_point() and not task.has_predict)
+    if predicted is None or (unexplained and any(lacking)):
         raise QueryError(
             f"the example has no label, and {type(task).__name__} defines no predict(self, model, batch) to take one "
             "from: give a label"
         )
-    if not task.has_predict:
-        return [None] * len(examples)
-    complete = [task.with_label(e, 0) if lacks else e for e, lacks in zip(examples, lacking, strict=True)]
-    predicted: list[Label | None] = model.predict(model.batch(complete)).tolist()
-    return predicted
+    labels: list[Label | None] = predicted.tolist()
+    return labels
 
 
 def _lacks_label(task: Task, example: Example, label: Label | None) -> bool:

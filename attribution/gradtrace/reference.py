@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from gradtrace.batches import ExampleBatch, Measure
-from gradtrace.plan import LayerPlan, GradientPath
+from gradtrace.batches import ExampleBatch, Measure, measure_at
 from gradtrace.layers import Layer
+from gradtrace.plan import GradientPath, LayerPlan
 from gradtrace.task import Batch, Example, Task
 
 _ATTENTION_SETTING = Lock()
@@ -45,19 +45,26 @@ class Measured(nn.Module):
         return self.measure(self.model, batch)
 
 
-def vmapped_gradients(model: nn.Module, measure: Measure, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
-    """Per-example gradients of the named parameters by vmap(grad), of a collated batch. Each [batch, *shape]."""
-    measured = Measured(model, measure)
-    parameters = {f"model.{name}": model.get_parameter(name).detach() for name in names}
+def vmapped_gradients(
+    model: nn.Module, measure: Measure, batch: Batch, names: Sequence[str], start: int = 0
+) -> dict[str, Tensor]:
+    """Per-example gradients of the named parameters by vmap(grad), of a collated batch. Each [batch, *shape].
 
-    def one(parameters: dict[str, Tensor], example: Batch) -> Tensor:
+    start: the first example's position, where the batch is a part of another
+    """
+    parameters = {f"model.{name}": model.get_parameter(name).detach() for name in names}
+    count = next(len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+    positions = torch.arange(start, start + count, device=next(iter(parameters.values())).device)
+
+    def one(parameters: dict[str, Tensor], example: Batch, position: Tensor) -> Tensor:
         alone = tree_map(lambda x: x.unsqueeze(0) if isinstance(x, Tensor) else x, example)
+        measured = Measured(model, measure_at(measure, position[None]))
         losses: Tensor = functional_call(measured, parameters, (alone,))
         return losses.sum()
 
     axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, batch)
     with attention_by_matrices():
-        gradients = vmap(grad(one), in_dims=(None, axes), randomness="error")(parameters, batch)
+        gradients = vmap(grad(one), in_dims=(None, axes, 0), randomness="error")(parameters, batch, positions)
     return {name.removeprefix("model."): value for name, value in gradients.items()}
 
 
@@ -111,13 +118,14 @@ def _stray_gradients(
         for start in range(0, len(batch), step):
             part = slice(start, min(start + step, len(batch)))
             some = batch if step >= len(batch) else batch.chosen(range(part.start, part.stop))
-            gradients = vmapped_gradients(model, measure, some.collated, [layer.names[0] for layer in vmapped])
+            gradients = vmapped_gradients(model, measure, some.collated, [layer.names[0] for layer in vmapped], start)
             for layer in vmapped:
                 yield layer, part, gradients[layer.names[0]]
     if alone:
         names = [layer.names[0] for layer in alone]
         for position in range(len(batch)):
-            found = autograd_gradients(model, measure, batch.alone(position), names)[1]
+            own = measure_at(measure, torch.tensor([position], device=batch.device))
+            found = autograd_gradients(model, own, batch.alone(position), names)[1]
             for layer in alone:
                 gradient = found[layer.names[0]]
                 value = torch.zeros(1, layer.size, device=batch.device) if gradient is None else gradient[None]

@@ -87,7 +87,7 @@ def fit_eigenbases(model: GradientModel, batches: Iterator[FisherBatch]) -> dict
             side.add(layer.output_factors(per_example(roots, d) * d, None))
 
     for labelled in batches:
-        model.backpropagate(labelled.batch, partial(add, labelled.weights.sqrt()))
+        model.backpropagate(labelled.batch, partial(add, labelled.weights.sqrt()), labelled.measure)
     return {
         layer: Bases(*(side[layer].eigenvectors() if layer in side else None for side in (inputs, outputs)))
         for layer in dict.fromkeys([*inputs, *outputs])

@@ -58,6 +58,8 @@ def details(directory: Path) -> Iterator[str]:
     for checkpoint in current.checkpoints:
         rate = f"learning rate {checkpoint.learning_rate:g}"
         yield f"  {checkpoint.name}: step {checkpoint.step}, {rate}{_KINDS[checkpoint.kind]}"
+    if current.fisher is not None:
+        yield f"  curvature: {current.fisher.sentence}"
     if current.searcher is not None:
         yield f"  {describe_searcher(current, current.searcher)}"
     if current.representations is not None:

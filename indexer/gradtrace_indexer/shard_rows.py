@@ -33,7 +33,7 @@ class RowWorkers:
         for model in models:
             self._models.put(model)
         self._basis, self._represent, self._count = basis, represent, len(models)
-        self.collate = models[0].batch
+        self.collate, self.label = models[0].batch, models[0].label
 
     def encode(self, batches: Iterator[Batch]) -> Generator[Encoded]:
         pending: deque[Future[Encoded]] = deque()
@@ -74,7 +74,7 @@ def write_rows(
     def batches() -> Iterator[Batch]:
         for first in range(0, len(rows), batch_size):
             examples = fetch(task.train, rows[first : first + batch_size])
-            labels.append([task.label(example) for example in examples])
+            labels.append([workers.label(example) for example in examples])
             yield workers.collate(examples)
 
     done = 0

@@ -98,6 +98,7 @@ class Method(ABC):
     options: fields of Options that it takes
     sign: what a positive and a negative score say, as sentences, if `meaning` does not
     compares_gradients: whether scores are made of gradients, in the coordinates of the index
+    uses_curvature: whether scores depend on the Fisher information in the index
     forecasts: whether scores estimate what training without the row would do
     """
 
@@ -108,6 +109,7 @@ class Method(ABC):
     )
     compares_gradients: ClassVar[bool] = True
     forecasts: ClassVar[bool] = False
+    uses_curvature: ClassVar[bool] = False
 
     @abstractmethod
     def lacks(self, manifest: Manifest) -> str | None:

@@ -33,6 +33,7 @@ class Source(Method):
     name = "source"
     options: ClassVar[tuple[str, ...]] = ("checkpoints", "segments")
     forecasts = True
+    uses_curvature = True
     kind: ClassVar[CheckpointKind] = "weights"
 
     def lacks(self, manifest: Manifest) -> str | None:
