@@ -86,6 +86,7 @@ class Probe(_Entry):
 class TaskEntry(_Entry):
     name: str
     train_rows: int  # ids of rows are below this, also those of deleted rows
+    layers: list[str] | None = None  # patterns of the parameters that count; None: all that are trained
     parameters_sha256: str  # of the names, shapes and dtypes in the model's state dict
     architecture_sha256: str  # of the model's repr
     probe: Probe

@@ -24,18 +24,18 @@ from gradtrace.basis import Basis, load_bases
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
-from gradtrace.encoder import GradientModel
+from gradtrace.encoder import Examination, GradientModel
 from gradtrace.errors import CheckpointError, MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.indexed_weights import indexed_checkpoint
 from gradtrace.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
 from gradtrace.moments import SecondMoments
-from gradtrace.plan import PathChoice
 from gradtrace.precision import load_column_scales
 from gradtrace.recording import Recording
 from gradtrace.row_ids import read_row_ids
 from gradtrace.sample import varied_rows
 from gradtrace.shards import ShardLayout, representation_layout
+from gradtrace.slow_paths import warn_of_slow_paths
 from gradtrace.task import Task
 from gradtrace_indexer.files import write_file
 from gradtrace_indexer.fit import FitSpec, RunFit, Samples, fit_run, write_curvature
@@ -152,14 +152,16 @@ class Builder:
         self.batch_size, self.progress = batch_size, progress
         self._probe_rows = varied_rows(task)
         self._probe = fetch(task.train, self._probe_rows)
-        self._choice: PathChoice | None = None
+        self._examination: Examination | None = None
 
     def model(self, checkpoint: Checkpoint) -> GradientModel:
         """The first one is examined; what is found is right for the task's other checkpoints."""
         model = GradientModel(
-            self.task, checkpoint, self.device, self._probe, rows=self._probe_rows, choice=self._choice
+            self.task, checkpoint, self.device, self._probe, rows=self._probe_rows, examination=self._examination
         )
-        self._choice = model.choice
+        if self._examination is None:
+            self._examination = model.examination
+            warn_of_slow_paths(model, self._probe)
         return model
 
     def bases_of(self, manifest: Manifest) -> list[Basis]:

@@ -1,7 +1,7 @@
 """Before an index is published: rows of every new shard, recomputed alone by plain autograd.
 
-A model is examined on a sample of rows before it is used. What only other rows show (a branch that few take, a loss that
-looks at its batch) would be written without an error; here it has a second chance to be seen.
+A model is examined on a sample of rows before it is used. What only other rows show (a branch that few take, a loss
+that looks at its batch) would be written without an error; here it has a second chance to be seen.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from gradtrace.basis import Basis
@@ -57,7 +56,9 @@ def check_written_rows(
             stored = store.gather([number], positions)[:, 0]
             largest = float(store.norms(number)[shard.start : shard.stop].max())
             rows = ids.of(positions).tolist()
-            differing = [row for row, vector in zip(rows, stored, strict=True) if not check.agrees(row, vector, largest)]
+            differing = [
+                row for row, vector in zip(rows, stored, strict=True) if not check.agrees(row, vector, largest)
+            ]
             if differing:
                 raise LossError(_text(entry.name, differing))
 
