@@ -124,7 +124,7 @@ class ModuleLayer(Layer):
                     lambda *args, **kwargs: functional_call(self.module, parameters, args, kwargs), whole
                 )
 
-            value, pull = vjp(output, parameters)
+            value, pull = vjp(output, parameters)[:2]
             gradients: dict[str, Tensor] = pull(d.unsqueeze(0).to(value.dtype))[0]
             return gradients
 
