@@ -110,7 +110,8 @@ def take(step: Step, model: Model, path: Path) -> None:
             model.publish(rows, model.checkpoints, model.deleted)
     elif name == "add":
         count = min(CHECKPOINTS, model.checkpoints + number % 3)
-        found = [Checkpoint(path.parent / "checkpoints" / f"{n}.pt", 5 * n * (n + 1), 0.1 / n)
+        files = path.parent / "checkpoints"
+        found = [Checkpoint(files / f"{n}.pt", 5 * n * (n + 1), 0.1 / n, learning_rate_sum=float(n))
                  for n in range(1, count + 1)]  # fmt: skip
         add_checkpoints(path, task(model.rows), found, progress=False)
         if count > model.checkpoints:

@@ -70,7 +70,8 @@ def values(rows: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
 
 
 def checkpoints(task: Task, directory: Path, count: int = 2, scale: float = 1.0, seed: int = 0) -> list[Checkpoint]:
-    """Weights drawn anew for each; steps 10, 30, 60, ...; learning rates 0.1, 0.05, 0.033, ..."""
+    """Weights drawn anew for each; steps 10, 30, 60, ...; learning rates 0.1, 0.05, 0.033, ...,
+    constant since the checkpoint before, so that each stretch has a sum of 1."""
     directory.mkdir(parents=True, exist_ok=True)
     found = []
     for number in range(1, count + 1):
@@ -82,7 +83,7 @@ def checkpoints(task: Task, directory: Path, count: int = 2, scale: float = 1.0,
         state = {name: value.abs() if name.endswith("running_var") else value for name, value in state.items()}
         path = directory / f"{number}.pt"
         torch.save(state, path)
-        found.append(Checkpoint(path, 5 * number * (number + 1), 0.1 / number))
+        found.append(Checkpoint(path, 5 * number * (number + 1), 0.1 / number, learning_rate_sum=float(number)))
     return found
 
 

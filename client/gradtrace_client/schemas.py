@@ -208,6 +208,7 @@ class CheckpointInfo(_Answer):
     name: str
     step: int
     learning_rate: float
+    learning_rate_sum: float | None = Field(None, description="Of all steps up to this one; null where not known.")
     run: int = Field(0, description="Which training run it is of.")
     kind: str = Field(
         "weights",
