@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradtrace import Checkpoint, Index, Task
@@ -99,6 +101,12 @@ def build(task: Task, directory: Path, count: int = 2, **arguments: Any) -> Inde
     return build_index(
         task, found, directory / "index", progress=False, **{"basis": "none", "precision": "float16", **arguments}
     )
+
+
+def ends(scores: NDArray[np.float32], k: int) -> tuple[list[int], list[int]]:
+    """The rows with the k highest positive and the k lowest negative scores [rows], the lower of equals first."""
+    best, worst = (np.argsort(sign * scores, kind="stable")[:k].tolist() for sign in (-1, 1))
+    return [row for row in best if scores[row] > 0], [row for row in worst if scores[row] < 0]
 
 
 def flat(gradients: dict[str, Tensor], order: Sequence[str] | None = None) -> Tensor:
