@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +29,8 @@ from gradtrace.guards import check_dataset
 from gradtrace.indexed_weights import directories_of_runs, indexed_checkpoint
 from gradtrace.kernels import load_kernels
 from gradtrace.layer_shares import layer_shares
-from gradtrace.learning_rates import guessed_sums
-from gradtrace.manifest import Manifest, by_run, read_manifest, weights_positions
+from gradtrace.learning_rates import warn_of_guessed_sums
+from gradtrace.manifest import read_manifest
 from gradtrace.queries import QUERY_BATCH, Query, require_labels, resolve_queries
 from gradtrace.refit import load_refit
 from gradtrace.results import InfluenceResult, Recall
@@ -339,15 +338,6 @@ def _grouped(values: Sequence[T], aggregate: str | None) -> list[Sequence[T]]:
     return [values] if aggregate else [[value] for value in values]
 
 
-def _tell_of_guessed_sums(manifest: Manifest) -> None:
-    """Warn, once for all runs, where step-weighted methods must guess how the learning rate went."""
-    entries = manifest.checkpoints
-    runs = by_run(entries, weights_positions(entries))
-    told = (guessed_sums([entries[position] for position in run]) for run in runs)
-    if message := next((text for text in told if text), None):
-        warnings.warn(message, stacklevel=3)
-
-
 def open_index(
     path: str | Path,
     task: Task,
@@ -389,7 +379,7 @@ def open_index(
     for entry, model in zip(manifest.checkpoints, models, strict=True):
         require_layers(bases[entry.run], model.plan.layers)
     check_probe_losses(task, models[manifest.last_checkpoint], manifest.task)
-    _tell_of_guessed_sums(manifest)
+    warn_of_guessed_sums(manifest.checkpoints)
     return Index(
         IndexContents(
             directory,

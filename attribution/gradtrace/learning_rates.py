@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gradtrace.manifest import CheckpointEntry, by_run, weights_positions
 
 Doubles = NDArray[np.float64]
 
@@ -40,7 +43,15 @@ def stretch_sums(run: Sequence[Rated]) -> Doubles:
     return np.diff(totals)
 
 
-def guessed_sums(run: Sequence[Rated]) -> str | None:
+def warn_of_guessed_sums(entries: Sequence[CheckpointEntry]) -> None:
+    """Warn, once for all runs of an index, where step-weighted methods must guess how the learning rate went."""
+    for run in by_run(entries, weights_positions(entries)):
+        if message := _guessed_sums([entries[position] for position in run]):
+            warnings.warn(message, stacklevel=3)
+            return
+
+
+def _guessed_sums(run: Sequence[Rated]) -> str | None:
     """What to say of a run whose rate changes, where sums of it were not kept; None where there is nothing to say."""
     guessed = [checkpoint for checkpoint in run if checkpoint.learning_rate_sum is None]
     if not guessed or len({checkpoint.learning_rate for checkpoint in run}) < 2:
