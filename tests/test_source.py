@@ -340,11 +340,19 @@ def test_the_preconditioner_is_all_of_it_where_the_basis_keeps_weights_as_they_a
     model, basis = index._contents.models[0], index._contents.bases[0]
     exact = gradients_reference(task, tiny.loaded(task, load_one(tmp_path)), ROWS[:1])
     squares = {name: torch.rand(value.shape[1:]) for name, value in exact.items() if name != "2.bias"}
-    found = preconditioner(model.plan.layers, basis, SecondMoments(squares, 0.999, 1e-3))
+    found = preconditioner(model, basis, SecondMoments(squares, 0.999, 1e-3))
     scaled = {name: exact[name] / (square.sqrt() + 1e-3) for name, square in squares.items()}
     coordinates = model.encode(basis, model.batch(ROWS[:1]))[0][0] * found
     wanted = torch.cat([tiny.flat(scaled)[0].float(), torch.zeros(3)])  # what never had a gradient does not move
     torch.testing.assert_close(coordinates.sort()[0], wanted.sort()[0])
+
+
+def test_moments_of_other_parameters_are_refused(tmp_path: Path) -> None:
+    index = tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path, count=1)
+    model, basis = index._contents.models[0], index._contents.bases[0]
+    for strange in ({"2.weigth": torch.rand(3, 4)}, {"2.weight": torch.rand(4, 3)}):
+        with pytest.raises(CheckpointError, match=rf"of other parameters than the model's \({next(iter(strange))}\)"):
+            preconditioner(model, basis, SecondMoments(strange, 0.999, 1e-8))
 
 
 def load_one(directory: Path) -> Checkpoint:

@@ -67,11 +67,12 @@ class Draft:
     ) -> InfluenceResult:
         """recall: of an approximate searcher;  columns: of the index, each [stored rows]."""
         found = self.found
+        top, bottom = _kept(found.top_scores, method), _kept(-found.bottom_scores, method)
         ends = [
-            self._hits(*(part[kept] for part in end), checkpoints, row_ids, columns)
-            for end, kept in (
-                ((found.top_rows, found.top_scores, found.top_parts), _kept(found.top_scores, method)),
-                ((found.bottom_rows, found.bottom_scores, found.bottom_parts), _kept(-found.bottom_scores, method)),
+            self._hits(rows[kept], scores[kept], parts[kept], checkpoints, row_ids, columns)
+            for rows, scores, parts, kept in (
+                (found.top_rows, found.top_scores, found.top_parts, top),
+                (found.bottom_rows, found.bottom_scores, found.bottom_parts, bottom),
             )
         ]
         return InfluenceResult(

@@ -24,7 +24,7 @@ def product_error(device: str | torch.device) -> float:
     """
     backend = torch.backends.cuda if torch.device(device).type == "cuda" else torch.backends.mkldnn
     try:
-        precision = backend.matmul.fp32_precision  # type: ignore[union-attr]
+        precision = backend.matmul.fp32_precision
     except (AttributeError, AssertionError):  # PyTorch before 2.9
         precision = torch.get_float32_matmul_precision()
     return _ERRORS.get(precision, _LARGEST_ERROR)
