@@ -20,8 +20,8 @@ _STATE = "trainer_state.json"
 class TransformersReader(Reader):
     """Rates are logged at some steps, and the optimizer holds that of the next step; between them by interpolation.
 
-    Releases before 4.47 log the next step's rate, too: so the log does where it says of the checkpoint's step what the
-    optimizer says of the next.
+    Older releases of transformers log the next step's rate, too. A log is theirs if it says of the checkpoint's step what
+    the optimizer says of the next one.
     """
 
     def find(self, directory: Path) -> list[Path]:
