@@ -19,6 +19,7 @@ from gradtrace.manifest import by_run
 from gradtrace.methods.tracin import checkpoint_weights
 from gradtrace.readers.base import NextRate, Reading, described
 from gradtrace.readers.schedule import KnownRates, with_rates_of_steps
+from gradtrace.readers.transformers import TransformersReader
 from gradtrace_indexer import build_index
 from gradtrace_indexer.builder import checkpoint_entries
 from gradtrace_indexer.select import selection_index
@@ -225,6 +226,24 @@ def test_before_the_first_known_rate_nothing_exceeds_the_initial_one() -> None:
     np.testing.assert_allclose(known.at(np.array([1.0, 10, 15, 30]), 1), [0.05, 0.5, 0.75, 1.0])
     np.testing.assert_allclose(KnownRates([10, 20], [1.0, 0.5], None).at(np.array([1.0, 20]), 1), [1.45, 0.5])
     np.testing.assert_allclose(KnownRates([10], [0.4], None).at(np.array([1.0, 20]), 1), [0.4, 0.4])
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_trainers_log_may_tell_the_next_rates(tmp_path: Path, late: int) -> None:
+    """Old releases of transformers logged after the schedule had moved on."""
+    schedule = [0.3 * (1 - step / 20) for step in range(21)]  # of steps 1, 2, ...
+    found = {}
+    for step in (0, 5, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        log = [{"step": at, "learning_rate": schedule[at - 1 + late]} for at in range(5, step + 1, 5)]
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": log}))
+        weight = nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.AdamW([{"params": [weight], "initial_lr": 0.3}], lr=schedule[step])
+        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+        found[step] = TransformersReader().read(folder).checkpoint
+    assert [found[step].learning_rate for step in (5, 10)] == [pytest.approx(schedule[step - 1]) for step in (5, 10)]
+    assert [found[step].learning_rate_sum for step in found] == [pytest.approx(sum(schedule[:step])) for step in found]
 
 
 # --- Adam and AdamW

@@ -20,8 +20,8 @@ _STATE = "trainer_state.json"
 class TransformersReader(Reader):
     """Rates are logged at some steps, and the optimizer holds that of the next step; between them by interpolation.
 
-    Older releases of transformers log the next step's rate, too. A log is theirs if it says of the checkpoint's step what
-    the optimizer says of the next one.
+    Older releases of transformers log the next step's rate, too. A log is theirs if it says of the checkpoint's step
+    what the optimizer says of the next one.
     """
 
     def find(self, directory: Path) -> list[Path]:
@@ -42,8 +42,10 @@ class TransformersReader(Reader):
                 f"{path} tells no learning rate: its log has none and there is no optimizer.pt; train with "
                 "logging_steps at most save_steps, or write a checkpoints.json beside it"
             )
-        of_steps = KnownRates(list(rates), list(rates.values()), initial).at(np.arange(1, step + 1), 1)
-        return Reading(Checkpoint(path, step, float(of_steps[-1]), optimizer, learning_rate_sum=float(of_steps.sum())))
+        known = KnownRates(list(rates), list(rates.values()), initial)
+        rate = float(known.at(np.array([max(step, 1)]), 1)[0])
+        total = float(known.at(np.arange(1, step + 1), 1).sum())
+        return Reading(Checkpoint(path, step, rate, optimizer, learning_rate_sum=total))
 
 
 def _trainer_state(path: Path) -> dict[str, Any]:
