@@ -147,7 +147,8 @@ def test_a_training_row_is_its_own_proponent_and_can_be_left_out(client: Client)
 def test_filters(client: Client, index: Index) -> None:
     asked = {"query_rows": [2], "k": 400}
     by_label = client.influence(**asked, filter={"labels": [3, 8]})
-    assert {hit.label for hit in by_label.results[0].proponents} == {3, 8}
+    both = [*by_label.results[0].proponents, *by_label.results[0].opponents]
+    assert {hit.label for hit in both} == {3, 8}
     assert by_label.results[0].rows_searched == int(np.isin(index.columns["label"], [3, 8]).sum())
     right = client.influence(**asked, filter={"correct_only": True, "rows": list(range(50))}).results[0]
     assert {hit.row for hit in right.proponents} == {
@@ -185,7 +186,8 @@ def test_filters_on_columns_and_by_class_names(client: Client, index: Index) -> 
     found = client.influence(**asked, filter={"where": where}).results[0]
     columns = index.columns
     kept = (columns["loss"] >= 0.1) & (columns["loss"] <= 1) & np.isin(columns["prediction"], [3, 5])
-    assert sorted(hit.row for hit in found.proponents) == np.flatnonzero(kept & columns["correct"]).tolist()
+    hits = [*found.proponents, *found.opponents]
+    assert sorted(hit.row for hit in hits) == np.flatnonzero(kept & columns["correct"]).tolist()
 
 
 def test_rescored_answers_are_those_of_the_library_and_tell_their_cost(client: Client, index: Index) -> None:

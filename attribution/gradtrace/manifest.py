@@ -71,6 +71,7 @@ class CheckpointEntry(_Entry):
     kind: CheckpointKind = "weights"
     optimizer: OptimizerEntry | None = None
     batch_size: int | None = None
+    learning_rate_sum: float | None = None  # of all steps up to this one, from the training's first; None: not known
     second_moments: bool = False  # whether Adam's were kept with it; then its curvature file has a preconditioner
     recording: str | None = None  # of kind "recorded" alone: xxh3-128 of its rows; the weights are those at its end
 

@@ -107,6 +107,7 @@ def checkpoint_entries(
             file=os.path.relpath(checkpoint.path.parent.resolve(), directory.resolve()) + f"/{checkpoint.name}",
             step=checkpoint.step,
             learning_rate=checkpoint.learning_rate,
+            learning_rate_sum=checkpoint.learning_rate_sum,
             sha256=checkpoint.sha256(),
             moments_sha256=checkpoint.moments_sha256(),
             optimizer=None if checkpoint.optimizer is None else OptimizerEntry(**asdict(checkpoint.optimizer)),

@@ -233,6 +233,7 @@ def _influence(
         rows_touched=result.rows_touched,
         rows_rescored=result.rows_rescored,
         distribution=None if distribution is None else Distribution(**asdict(distribution)),
+        note=result.note,
     )
 
 
