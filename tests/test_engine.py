@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -61,12 +61,13 @@ def held(app: FastAPI) -> Iterator[None]:
 
 def ask_together(app: FastAPI, url: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
     """The responses to requests that wait together, but for those that the worker is given first."""
+    wait_until(lambda: app.state.ready)
+    engine, given = app.state.engine, []
+    take = engine._take
+    engine._take = lambda: [given.append(one) or one for one in take()]
     with httpx.Client(base_url=url, timeout=120) as http, ThreadPoolExecutor(len(bodies)) as pool, held(app):
         asked = [pool.submit(http.post, "/influence", json=body) for body in bodies]
-        before = -1
-        while app.state.engine._free or app.state.engine.waiting != before:  # until no more come
-            before = app.state.engine.waiting
-            time.sleep(0.5)
+        wait_until(lambda: engine.waiting + len(given) + sum(one.done() for one in asked) == len(bodies))
     return [one.result() for one in asked]
 
 
@@ -254,19 +255,21 @@ def test_callers_without_a_body_that_went_away_cost_nothing(digits_index: Digits
         first.close()
 
 
-def test_a_killed_service_leaves_no_workers(digits_index: DigitsRun) -> None:
+def test_a_killed_service_leaves_no_workers(digits_index: DigitsRun, tmp_path: Path) -> None:
     words = ["serve", str(digits_index.index), "--task", digits_index.task, "--port", "0", "--processes", "2"]
-    service = psutil.Popen([sys.executable, "-m", "gradtrace_service", *words], stderr=subprocess.DEVNULL)
+    log = tmp_path / "log"
+    with log.open("wb") as stderr:
+        service = psutil.Popen([sys.executable, "-m", "gradtrace_service", *words], stderr=stderr)
 
     def workers() -> list[psutil.Process]:
         return [one for one in service.children() if "spawn_main" in " ".join(one.cmdline())]
 
     wait_until(lambda: len(workers()) == 2)
     left = workers()
-    time.sleep(8)  # they import what they need
+    wait_until(lambda: re.search(r"\bready$", log.read_text(), re.MULTILINE) is not None)  # a worker has answered
     service.kill()
     service.wait()
-    assert psutil.wait_procs(left, timeout=30)[1] == []
+    assert psutil.wait_procs(left, timeout=120)[1] == []
 
 
 def test_callers_that_went_away_cost_nothing(digits_index: DigitsRun) -> None:
