@@ -73,11 +73,12 @@ def test_both_ends_are_those_of_brute_force(client: Client, index: Index, method
     scores = index.scores([TASK.query[row] for row in (0, 7, 31)], method=method)
     assert answer.exact
     for result, expected in zip(answer.results, scores, strict=True):
-        best, worst = np.argsort(-expected)[:12], np.argsort(expected)[:12]
-        assert [hit.row for hit in result.proponents] == best.tolist()
-        assert [hit.row for hit in result.opponents] == worst.tolist()
-        np.testing.assert_allclose([hit.score for hit in result.proponents], expected[best], rtol=1e-4)
-        np.testing.assert_allclose([hit.score for hit in result.opponents], expected[worst], rtol=1e-4)
+        for hits, order in ((result.proponents, np.argsort(-expected)), (result.opponents, np.argsort(expected))):
+            found = [hit.score for hit in hits]
+            np.testing.assert_allclose(found, expected[order[:12]], rtol=1e-4)
+            # Rows whose scores differ by rounding alone may change places.
+            np.testing.assert_allclose(expected[[hit.row for hit in hits]], found, rtol=1e-4)
+            assert len({hit.row for hit in hits}) == 12
 
 
 def test_a_step_on_a_proponent_lowers_the_query_s_loss(client: Client, digits_index: DigitsRun) -> None:
