@@ -21,9 +21,8 @@ from kronfluence.utils.dataset import DataLoaderKwargs
 from torch import Tensor, nn
 
 from benchmarks.peers.comparison import HEADER, Case, Scores, compared, load_case, parse, timed
-from benchmarks.peers.gradtrace_scores import ModelLabels, TrueLabels, fisher_examples, influence_scores
+from benchmarks.peers.gradtrace_scores import ModelLabels, TrueLabels, WeightedBatch, fisher_examples, influence_scores
 from gradtrace.checkpoints import load_into
-from gradtrace.fisher_labels import FisherBatch
 from gradtrace.task import Batch
 
 _BATCH = 128
@@ -36,8 +35,9 @@ class KronfluenceTask(kronfluence.task.Task):
         self.task = task
 
     def compute_train_loss(self, batch: Batch, model: nn.Module, sample: bool = False) -> Tensor:
-        if isinstance(batch, FisherBatch):  # so that a row's squared gradient counts by its weight
-            return (batch.weights.sqrt() * self.task.loss(model, batch.batch)).sum()
+        if isinstance(batch, WeightedBatch):  # so that a row's squared gradient counts by its weight
+            measure = batch.measure or self.task.loss
+            return (batch.weights.sqrt() * measure(model, batch.batch)).sum()
         if not sample:
             return self.task.loss(model, batch).sum()
         logits = self.task.whole.predict(model, batch).double()
@@ -49,7 +49,7 @@ class KronfluenceTask(kronfluence.task.Task):
 
 
 def kronfluence_scores(
-    case: Case, task: TrueLabels, fitted: Sequence[FisherBatch] | None = None, draw: bool = False
+    case: Case, task: TrueLabels, fitted: Sequence[WeightedBatch] | None = None, draw: bool = False
 ) -> Scores:
     """Curvature of the training rows with their labels, or with labels drawn for them; or of the batches `fitted`."""
     model = task.model()

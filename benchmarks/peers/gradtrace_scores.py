@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.peers.comparison import Case, Scores
+from gradtrace.batches import Measure
 from gradtrace.dataset import fetch
 from gradtrace.encoder import GradientModel
-from gradtrace.fisher_labels import FisherBatch, fisher_batches
+from gradtrace.fisher_labels import fisher_batches
 from gradtrace.index import open_index
 from gradtrace.task import Batch, Task
 from gradtrace_indexer import add_kernels, build_index
@@ -25,7 +26,7 @@ _SEED = 0
 
 
 class TrueLabels(Task):
-    """A task without the parameters that kronfluence leaves out (it knows Linear and Conv2d only), and without
+    """A classifier without the parameters that kronfluence leaves out (it knows Linear and Conv2d only), and without
     predictions: the Fisher's labels are then the data's own."""
 
     def __init__(self, task: Task) -> None:
@@ -39,20 +40,34 @@ class TrueLabels(Task):
         return model
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.whole.loss(model, batch)
+        """-log p, written out: labels of the model's own would be taken from a loss function that is recognised."""
+        logits = self.whole.predict(model, batch).double()
+        return (logits.logsumexp(1) - logits.gather(1, batch[1][:, None])[:, 0]).float()
 
 
 class ModelLabels(TrueLabels):
     """With predictions: the Fisher's labels are then every class by its probability, as for few classes here."""
 
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.whole.loss(model, batch)
+
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.whole.predict(model, batch)
 
 
-def fisher_examples(case: Case, task: TrueLabels) -> list[FisherBatch]:
+class WeightedBatch(NamedTuple):
+    """Rows, each counting by its weight [batch]; and what is differentiated, None: the task's loss."""
+
+    batch: Batch
+    weights: Tensor
+    measure: Measure | None
+
+
+def fisher_examples(case: Case, task: TrueLabels) -> list[WeightedBatch]:
     """The rows as `build_index` labels and weights them for the curvature of the last checkpoint."""
     model = GradientModel(task, case.checkpoints[-1], torch.device("cpu"), fetch(task.train, [0, 1]))
-    return list(fisher_batches(model, Samples(task, _SEED, case.rows), _SEED))
+    labelled = fisher_batches(model, Samples(task, _SEED, case.rows), _SEED)
+    return [WeightedBatch(one.batch.collated, one.weights, getattr(one, "measure", None)) for one in labelled]
 
 
 def tracin_scores(case: Case, **arguments: Any) -> Scores:

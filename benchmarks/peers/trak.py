@@ -45,7 +45,8 @@ class CompressedGradients(FunctionalGradientComputer):
     basis: Basis
 
     def compute_per_sample_grad(self, batch: Batch) -> Tensor:
-        return self.encoder.encode(self.basis, batch, margins)[0]
+        examples = list(zip(*batch, strict=True))
+        return self.encoder.encode(self.basis, self.encoder.batch(examples), margins)[0]
 
 
 class DampedKernels(BasicSingleBlockScoreComputer):
