@@ -10,8 +10,10 @@ from importlib import import_module
 from zoo.case import CASES, Case, Refusal, ZooTask, agreement, trained_model
 
 KINDS = (
-    "vision", "attention", "recurrent", "routing", "parameters", "reparametrised", "adapters", "huggingface",
-    "losses", "wrappers", "mixing", "refusals",
+    "vision", "attention", "recurrent", "routing",
+    "layouts", "parameters", "reparametrised", "adapters", "huggingface",
+    "losses",
+    "labels", "wrappers", "mixing", "refusals",
 )  # fmt: skip
 
 for kind in KINDS:

@@ -21,6 +21,7 @@ Loss = Callable[[nn.Module, Any], Tensor]
 # Names the rows that show that examples depend on one another.
 DEPENDS = r"row\S* .*\d.*(depend|differ)|(depend|differ).*row\S* .*\d"
 
+BATCH = 16  # examples, of builds and of queries
 _NOISE = 0.1  # added to every weight: what is initialised to zero or one would hide wrong gradients
 
 
@@ -150,19 +151,21 @@ def built(task: ZooTask, model: nn.Module, directory: Path, **options: Any) -> I
     """The index of one checkpoint, of learning rate 1, so that TracIn's scores are plain inner products."""
     path = directory / "weights.pt"
     torch.save(task.state(model), path)
-    return build_index(task, [Checkpoint(path, 1, 1.0)], directory / "index", progress=False, batch_size=16, **options)
+    return build_index(
+        task, [Checkpoint(path, 1, 1.0)], directory / "index", progress=False, batch_size=BATCH, **options
+    )
 
 
-def gradients(task: ZooTask, model: nn.Module, examples: Sequence[Any]) -> Tensor:
+def gradients(task: ZooTask, measure: Loss, model: nn.Module, examples: Sequence[Any]) -> Tensor:
     """By autograd, one example at a time, in a batch of one. float64 [examples, parameters]."""
-    return torch.stack([_gradient(task, model, example) for example in examples])
+    return torch.stack([_gradient(model, measure, task.collate([example])) for example in examples])
 
 
-def _gradient(task: ZooTask, model: nn.Module, example: Any) -> Tensor:
+def _gradient(model: nn.Module, measure: Loss, batch: Any) -> Tensor:
     """float64 [parameters]; a complex one counts as two. By `backward`, which reentrant checkpointing needs."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.zero_grad(set_to_none=True)
-    losses = task.loss(model, task.collate([example]))
+    losses = measure(model, batch)
     if losses.requires_grad:
         losses.sum().backward()  # type: ignore[no-untyped-call]
     found = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters]
@@ -174,8 +177,8 @@ def agreement(task: ZooTask, queries: Sequence[Any], directory: Path, **options:
     model = trained_model(task)
     scores = built(task, model, directory, **{"basis": "none", "precision": "float16", **options}).scores(queries)
     model.eval()
-    q = gradients(task, model, queries)
-    g = gradients(task, model, [task.train[row] for row in range(len(task.train))])
+    q = gradients(task, task.measurement, model, queries)
+    g = gradients(task, task.loss, model, [task.train[row] for row in range(len(task.train))])
     return compared(np.asarray(scores, dtype=np.float64), q.numpy(), g.numpy())
 
 
