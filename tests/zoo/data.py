@@ -30,9 +30,9 @@ def lengths(low: int = 3, high: int = 12, rows: int = ROWS, first: Sequence[int]
     return [*first, *torch.randint(low, high, (rows - len(first),), generator=generator(2)).tolist()]
 
 
-def texts(sizes: Sequence[int] | None = None, vocabulary: int = VOCABULARY) -> list[tuple[Tensor, int]]:
+def texts(sizes: Sequence[int] | None = None, vocabulary: int = VOCABULARY, seed: int = 0) -> list[tuple[Tensor, int]]:
     """(tokens [length], label) pairs; token 0 is never drawn."""
-    drawn = generator()
+    drawn = generator(seed)
     return [
         (torch.randint(1, vocabulary, (size,), generator=drawn), int(torch.randint(CLASSES, (), generator=drawn)))
         for size in (lengths() if sizes is None else sizes)

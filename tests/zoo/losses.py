@@ -180,7 +180,7 @@ def direct_preference_optimisation() -> ZooTask:
         ratios = [next_token_loss(reference(x), x, True) - next_token_loss(m(x), x, True) for x in b]
         return -F.logsigmoid(0.5 * (ratios[0] - ratios[1]))
 
-    pairs = list(zip(texts(lengths(4)), texts(lengths(4)[::-1]), strict=True))
+    pairs = list(zip(texts(lengths(4)), texts(lengths(4)[::-1], seed=1), strict=True))
     rows = [(a[0], b[0]) for a, b in pairs]
     collate = lambda ex: tuple(nn.utils.rnn.pad_sequence(list(s), batch_first=True) for s in zip(*ex, strict=True))  # noqa: E731
     return ZooTask(Policy, rows, loss, collate)
