@@ -185,7 +185,7 @@ def test_training_data_that_cannot_be_read_is_no_fault_of_the_request(
     assert "a secret place" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["loss", "collate", "render"])
+@pytest.mark.parametrize("name", ["loss", "collate", "label"])
 def test_a_task_that_raises_fails_the_request_alone(
     digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
