@@ -146,5 +146,6 @@ def _tasks_in(module: ModuleType) -> str:
 
 def _is_task(value: Any) -> bool:
     if inspect.isclass(value):
-        return issubclass(value, Task) and not inspect.isabstract(value)
+        is_ours = value.__module__.partition(".")[0] in _OWN
+        return issubclass(value, Task) and not inspect.isabstract(value) and not is_ours
     return isinstance(value, Task)
