@@ -12,6 +12,7 @@ import typer
 
 from gradtrace.errors import GradtraceError, LockedIndexError, QueryError
 from gradtrace_client import Client, ClientError, InfluenceAnswer
+from gradtrace_indexer.check_command import app as check_command
 from gradtrace_indexer.cli import app as indexer_commands
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.catalog import Hosted, hosted
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.registered_commands += indexer_commands.registered_commands
+app.registered_commands += [*check_command.registered_commands, *indexer_commands.registered_commands]
 app.add_typer(key_commands, name="key")
 
 TaskOption = Annotated[str, typer.Option(help="module:attribute or path/to/file.py:attribute")]
