@@ -78,7 +78,8 @@ class Owners:
 
 def owners(gradients: Tensor, colored: Tensor, batch: int) -> Owners:
     """From the gradients [positions, ...] without and with colors, of a batch of at least two examples."""
-    plain, tinted = gradients.flatten(1).double(), colored.flatten(1).double()  # [positions, n]
+    count = len(gradients)
+    plain, tinted = (values.reshape(count, -1).double() for values in (gradients, colored))  # [positions, n]
     squares = plain.square().sum(1)
     ratio = (plain * tinted).sum(1) / squares.clamp_min(torch.finfo(torch.float64).tiny)
     places = (ratio.clamp_min(2.0**-_SPREAD).log2() / _SPREAD + 0.5) * (batch - 1)

@@ -1,0 +1,62 @@
+"""What a sample of rows does not show is found before an index is published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tiny
+from gradtrace import LossError
+from gradtrace.manifest import MANIFEST_NAME
+from gradtrace.sample import SAMPLE_ROWS
+from gradtrace_indexer.generations import discard
+from tiny import PairTask
+
+ROWS = tiny.classes(120)
+
+
+def looking_at_large_batches(model: nn.Module, batch: Any) -> Tensor:
+    """The rows of batches larger than any that the sample is tried in count twice."""
+    losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    return losses * (2 if len(losses) > SAMPLE_ROWS else 1)
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
+def test_rows_that_differ_in_large_batches_alone(tmp_path: Path, precision: str) -> None:
+    task = PairTask(tiny.mlp, ROWS, looking_at_large_batches)
+    with pytest.raises(LossError, match=r"training row\(s\) \d+.* alone, at checkpoint 1\.pt: nothing is published"):
+        tiny.build(task, tmp_path, precision=precision)
+    assert not (tmp_path / "index" / MANIFEST_NAME).exists()
+    with pytest.raises(LossError, match="gradtrace discard"):  # what was written is not gone
+        tiny.build(task, tmp_path, precision=precision, batch_size=SAMPLE_ROWS)
+    discard(tmp_path / "index")
+    tiny.build(task, tmp_path, precision=precision, batch_size=SAMPLE_ROWS)
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
+@pytest.mark.parametrize("basis", ["none", "spectral", "two-sided", "rademacher"])
+def test_right_rows_pass(tmp_path: Path, precision: str, basis: str) -> None:
+    tiny.build(PairTask(tiny.mlp, ROWS), tmp_path, precision=precision, basis=basis, dimensions=20)
+
+
+def test_rows_whose_loss_is_all_but_zero_pass(tmp_path: Path) -> None:
+    """Their gradients are differences of numbers near one, in which float32 leaves little that is right."""
+
+    def saturated(model: nn.Module, batch: Any) -> Tensor:
+        logits = model(batch[0])
+        return F.cross_entropy(8 * logits, logits.argmax(1), reduction="none")
+
+    tiny.build(PairTask(lambda: nn.Linear(5, 3), ROWS, saturated), tmp_path, precision="int8")
+
+
+def test_a_model_that_only_knows_float32_passes(tmp_path: Path) -> None:
+    def in_single(model: nn.Module, batch: Any) -> Tensor:
+        weight = torch.full((3,), 0.5, dtype=torch.float32)
+        return F.cross_entropy(F.linear(model(batch[0]), torch.diag(weight)), batch[1], reduction="none")
+
+    tiny.build(PairTask(tiny.mlp, ROWS, in_single), tmp_path, precision="int8")
