@@ -79,7 +79,7 @@ def main() -> None:
     layout = ShardLayout(size * _BATCHES, tuple(index.manifest.levels), "float16")
 
     def every(step: Callable[[Batch], object]) -> Callable[[], None]:
-        return lambda: [step(batch) for batch in batches] and None
+        return lambda: [step(batch.collated) for batch in batches] and None
 
     def pipeline() -> None:
         with tempfile.TemporaryDirectory(dir=run) as folder, ShardWriter(Path(folder), "a.rows", layout) as writer:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import tiny
 from gradtrace import DatasetError, GradtraceError, Index, LossError, StoreError, TaskError
+from gradtrace.errors import SlowPathWarning
 from gradtrace.plan import GradientPath
 from gradtrace_indexer.shard_writer import ShardWriter
 from tiny import ClassTask, PairTask
@@ -210,8 +211,9 @@ class OwnScale(nn.Module):
 def test_layer_that_vmap_cannot_differentiate(tmp_path: Path) -> None:
     """It is differentiated by autograd, one example at a time."""
     task = PairTask(lambda: nn.Sequential(nn.Linear(5, 3), OwnScale()), ROWS)
-    index = tiny.build(task, tmp_path, count=1)
-    assert index._contents.models[0].choice.paths["1.weight"] is GradientPath.ALONE
+    with pytest.warns(SlowPathWarning, match=r"1\.weight.*one example at a time.*layers"):
+        index = tiny.build(task, tmp_path, count=1)
+    assert index._contents.models[0].examination.choice.paths["1.weight"] is GradientPath.ALONE
     exact = [autograd_row(task, index, example) for example in ROWS]
     torch.testing.assert_close(tiny.stored(index)[:, 0], torch.stack(exact), rtol=1e-3, atol=1e-4)
 

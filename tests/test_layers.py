@@ -73,7 +73,9 @@ def batch_of(task: Task, examples: list[Any]) -> ExampleBatch:
 
 
 def examined(model: nn.Module, task: Task, examples: list[Any], names: list[str]) -> PathChoice:
-    return examine(model, [task.loss], sample_of(task, range(len(examples[:16])), examples[:16], torch.device("cpu")), names)
+    return examine(
+        model, [task.loss], sample_of(task, range(len(examples[:16])), examples[:16], torch.device("cpu")), names
+    )
 
 
 def check(model: nn.Module, examples: list[Any], others: dict[str, GradientPath] | None = None) -> PathChoice:

@@ -2,6 +2,7 @@
 
 from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.distribution import Distribution
+from gradtrace.dry_run import TaskReport, check
 from gradtrace.errors import (
     CheckpointError,
     CorruptIndexError,
@@ -15,6 +16,7 @@ from gradtrace.errors import (
     MissingLibraryError,
     QueryError,
     RecordingError,
+    SlowPathWarning,
     StoreError,
     TaskError,
     UnsupportedLayerError,
@@ -54,10 +56,13 @@ __all__ = [
     "Recording",
     "RecordingError",
     "RowFilter",
+    "SlowPathWarning",
     "StoreError",
     "Task",
     "TaskError",
+    "TaskReport",
     "UnsupportedLayerError",
+    "check",
     "gradients_reference",
     "load_checkpoints",
     "open_index",

@@ -27,7 +27,7 @@ from gradtrace.plan import LayerPlan, PathChoice, plan_layers, trainable_names
 from gradtrace.reference import stray_gradients
 from gradtrace.replay import replayed_forward
 from gradtrace.representations import Uses, find_representation, recorded_inputs
-from gradtrace.sample import sample_of, varied_rows
+from gradtrace.sample import Sample, sample_of, varied_rows
 from gradtrace.task import Batch, Example, Label, Task
 
 MeasureName = Literal["loss", "measurement", "prediction"]  # the last: the negative predicted value
@@ -42,6 +42,17 @@ class Encoded(NamedTuple):
     representations: Tensor | None
 
 
+class Examination(NamedTuple):
+    """What was found out of a task on a sample of rows; it holds at every checkpoint.
+
+    choice: how the parameters are differentiated.
+    outputs: the labels that the model would give, and its predictions.
+    """
+
+    choice: PathChoice
+    outputs: Outputs
+
+
 class GradientModel:
     """A model with one checkpoint's weights, its layer plan, and the task around it. In eval mode, always.
 
@@ -49,7 +60,9 @@ class GradientModel:
     and attributes of the task's class are shared by the copies.
 
     Attributes:
-        choice: how its parameters are differentiated; right for every checkpoint of the task.
+        examination: of the task, on the probe or on an earlier one.
+        trainable: names of the parameters that count.
+        plan: their layers.
     """
 
     def __init__(
@@ -60,12 +73,12 @@ class GradientModel:
         probe: Sequence[Example],
         *,
         rows: Sequence[int] | None = None,
-        choice: PathChoice | None = None,
+        examination: Examination | None = None,
     ) -> None:
         """
         Args:
             probe: training examples to examine the model on, and `rows` their numbers.
-            choice: of another checkpoint of the task, which spares the examination.
+            examination: at another checkpoint of the task, which spares this one's.
 
         Raises:
             LossError: the task's loss or measurement is not one finite number per example that is its own.
@@ -75,26 +88,37 @@ class GradientModel:
         self.task, self.checkpoint, self.device = private_copy(task), checkpoint, device
         self.model = fresh_model(self.task, probe)
         load_into(self.model, checkpoint)
-        self.trainable = trainable_names(self.model)
+        self.trainable = trainable_names(self.model, self.task.layers)
         self.model.eval().requires_grad_(False).to(device)
         if any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         sample = sample_of(self.task, range(len(probe)) if rows is None else rows, probe, device)
         try:
-            if choice is None:
-                choice = examine(self.model, self._measures(), sample, self.trainable)
+            if examination is None:
+                choice = examine(self.model, self._measures(sample), sample, self.trainable)
+                examination = Examination(choice, model_outputs(self, probe))
             else:
                 check_some_finite(self.model, self.task.loss, sample)
         except LossError as error:
             raise LossError(f"checkpoint {checkpoint.name}: {error}") from error
-        self.choice = choice
-        self.plan: LayerPlan = plan_layers(self.model, choice)
+        self.examination = examination._replace(outputs=examination.outputs.with_loss(self.task.loss))
+        self.plan: LayerPlan = plan_layers(self.model, examination.choice)
         self.representation = find_representation(self.task, self.model, sample.examples.collated)
-        self.outputs: Outputs = model_outputs(self, probe)
 
-    def _measures(self) -> list[Measure]:
-        """Of the training data: a measurement may need what only queries have, and is tried where it works."""
-        return [self.task.loss, self.task.measurement] if self.task.has_measurement else [self.task.loss]
+    @property
+    def outputs(self) -> Outputs:
+        return self.examination.outputs
+
+    def _measures(self, sample: Sample) -> list[Measure]:
+        """The loss; and the measurement, if training examples have what it needs."""
+        if not self.task.has_measurement:
+            return [self.task.loss]
+        try:
+            with torch.no_grad():
+                self.task.measurement(self.model, sample.examples.alone(0).collated)
+        except Exception:  # it is for queries alone
+            return [self.task.loss]
+        return [self.task.loss, self.task.measurement]
 
     def batch(self, examples: Sequence[Example]) -> ExampleBatch:
         """Collated and on the device."""
@@ -207,7 +231,10 @@ def open_models(task: Task, checkpoints: Sequence[Checkpoint], device: torch.dev
     rows = varied_rows(task)
     probe = fetch(task.train, rows)
     last = GradientModel(task, checkpoints[-1], device, probe, rows=rows)
-    others = (GradientModel(task, one, device, probe, rows=rows, choice=last.choice) for one in checkpoints[:-1])
+    others = [
+        GradientModel(task, checkpoint, device, probe, rows=rows, examination=last.examination)
+        for checkpoint in checkpoints[:-1]
+    ]
     return [*others, last]
 
 

@@ -21,9 +21,9 @@ from gradtrace.gradients import Use, observed_uses
 from gradtrace.guards import check_batched_losses, rounding
 from gradtrace.layers import Layer
 from gradtrace.layouts import Layout, fitting_layouts, preferred
-from gradtrace.plan import LayerPlan, GradientPath, PathChoice, first_paths, plan_layers
-from gradtrace.sample import Sample
+from gradtrace.plan import GradientPath, LayerPlan, PathChoice, first_paths, plan_layers
 from gradtrace.reference import autograd_gradients, stray_gradients
+from gradtrace.sample import Sample
 
 _ABSOLUTE = 1e-5  # of a parameter's largest gradient in the sample: what rounding adds to small ones
 _OF_OTHERS = 1e-6  # of the largest gradient of any parameter
@@ -209,7 +209,7 @@ class _BatchGradients:
         self._batch, self._failures = batch, dict[str, str]()
         self._sides: dict[Layer, list[tuple[Any, Tensor]]] = {}
         for use in uses:
-            if use.layer.takes_instances or use.layout is Layout.FIRST and use.fits:
+            if use.layer.takes_instances or (use.layout is Layout.FIRST and use.fits):
                 self._sides.setdefault(use.layer, []).append(use.examples_first(len(batch)))
             else:
                 self._fail(use.layer, "examples are not in the first dimension of its input")

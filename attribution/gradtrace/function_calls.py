@@ -58,7 +58,7 @@ class ParameterCalls(TorchFunctionMode):
         layer = None if base is None else self.parameters.get(id(base))
         if layer is None or base is None or tensor.stride() != base.stride():
             return None  # not a view, or transposed
-        row, rest = divmod(tensor.storage_offset() - base.storage_offset(), base.stride(0))
+        row, rest = divmod(int(tensor.storage_offset() - base.storage_offset()), base.stride(0))
         return None if rest else (layer, row)
 
     def note(self, used: Sequence[tuple[Tensor | None, Tensor | None, int | None]], output: Tensor) -> Tensor:
@@ -130,12 +130,12 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.linear: _linear,
     F.embedding: _embedding,
     F.multi_head_attention_forward: _run_inside(_attention),
-    torch._VF.lstm: _unrolled(recurrent.lstm),  # type: ignore[attr-defined]
-    torch._VF.gru: _unrolled(recurrent.gru),  # type: ignore[attr-defined]
-    torch._VF.rnn_tanh: _unrolled(recurrent.rnn_tanh),  # type: ignore[attr-defined]
-    torch._VF.rnn_relu: _unrolled(recurrent.rnn_relu),  # type: ignore[attr-defined]
-    torch._VF.lstm_cell: _unrolled(recurrent.lstm_cell),  # type: ignore[attr-defined]
-    torch._VF.gru_cell: _unrolled(recurrent.gru_cell),  # type: ignore[attr-defined]
-    torch._VF.rnn_tanh_cell: _unrolled(recurrent.rnn_tanh_cell),  # type: ignore[attr-defined]
-    torch._VF.rnn_relu_cell: _unrolled(recurrent.rnn_relu_cell),  # type: ignore[attr-defined]
+    torch._VF.lstm: _unrolled(recurrent.lstm),
+    torch._VF.gru: _unrolled(recurrent.gru),
+    torch._VF.rnn_tanh: _unrolled(recurrent.rnn_tanh),
+    torch._VF.rnn_relu: _unrolled(recurrent.rnn_relu),
+    torch._VF.lstm_cell: _unrolled(recurrent.lstm_cell),
+    torch._VF.gru_cell: _unrolled(recurrent.gru_cell),
+    torch._VF.rnn_tanh_cell: _unrolled(recurrent.rnn_tanh_cell),
+    torch._VF.rnn_relu_cell: _unrolled(recurrent.rnn_relu_cell),
 }

@@ -57,7 +57,8 @@ class Use:
 
     def owners(self, batch: int) -> Owners:
         """Whose each position is, from the gradients of a batch of at least two examples."""
-        assert self.gradient is not None and self.colored is not None
+        assert self.gradient is not None
+        assert self.colored is not None
         return owners(self._flat(self.gradient), self._flat(self.colored), batch)
 
     def examples_first(self, batch: int) -> tuple[Any, Tensor]:

@@ -29,6 +29,7 @@ from gradtrace.guards import check_dataset
 from gradtrace.indexed_weights import directories_of_runs, indexed_checkpoint
 from gradtrace.kernels import load_kernels
 from gradtrace.layer_shares import layer_shares
+from gradtrace.learning_rates import warn_of_guessed_sums
 from gradtrace.manifest import read_manifest
 from gradtrace.queries import QUERY_BATCH, Query, require_labels, resolve_queries
 from gradtrace.refit import load_refit
@@ -101,7 +102,7 @@ class Index:
         aggregate: Aggregate | None = None,
         include: Collection[Include] = (),
     ) -> list[InfluenceResult]:
-        """The k strongest proponents and opponents of each example.
+        """The k strongest proponents and opponents of each example, fewer where fewer have a score of that sign.
 
         Args:
             examples: items of the kind that `task.train[i]` returns; one without a label is explained for the model's
@@ -119,7 +120,8 @@ class Index:
             QueryError: something asked for does not exist.
             LossError: a query's loss is NaN or infinite.
         """
-        scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
+        options = methods.Options(checkpoints, weights, damping, segments, similarity)
+        scoring = self._scoring(method, options)
         self._check_question(method, scoring, k, rescore, aggregate, include)
         allowed = self._allowed(filter)
         self.last_timing = {"rescore": 0.0, "percentiles": 0.0}
@@ -130,7 +132,8 @@ class Index:
         with self._timed("search"):
             wanted = k * rescoring.CANDIDATES if rescore else k
             found = scoring.search(vectors, wanted, allowed)
-        groups = zip(_grouped(queries, aggregate), _grouped(losses, aggregate), found, strict=True)
+        silent = (~vectors.flatten(1).any(1)).tolist()
+        groups = zip(_grouped(queries, aggregate), _grouped(losses, aggregate), found, silent, strict=True)
         drafts = [Draft(*one) for one in groups]
         if rescore:
             with self._timed("rescore"):
@@ -142,8 +145,11 @@ class Index:
             if "layers" in include and not rescore:
                 self._share_by_layer(drafts, vectors, scoring)
             names = [self.manifest.checkpoints[c].name for c in scoring.blocks]
-            recall = self._recall(method)
-            return [draft.result(method, names, recall, self._row_ids, self._stored_columns) for draft in drafts]
+            unusual = rescore or aggregate or target or options != methods.Options()
+            filtered = allowed is not None and not np.array_equal(allowed, self._row_ids.live())
+            recall = None if unusual or filtered else self._recall(method, k)
+            named = methods.METHODS[method]
+            return [draft.result(named, names, k, recall, self._row_ids, self._stored_columns) for draft in drafts]
 
     def scores(
         self,
@@ -157,13 +163,16 @@ class Index:
         similarity: str | None = None,
         target: str | None = None,
     ) -> NDArray[np.float32]:
-        """The score of every training row for each example. float32 [queries, rows], NaN for deleted rows.
+        """The score of every training row for each example. float32 [queries, rows].
+
+        Deleted rows have no influence: their score is 0, in the middle of every order, or, of `repsim`, where more
+        alike is all that scores say, minus infinity. `present` tells them apart.
 
         Raises as `influence`.
         """
         scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
         vectors, _ = scoring.query_vectors(self._resolved(examples, target))
-        return self._row_ids.spread(scoring.scores(vectors))
+        return self._row_ids.spread(scoring.scores(vectors), 0.0 if methods.METHODS[method].signed else -np.inf)
 
     def pairs(
         self,
@@ -239,10 +248,17 @@ class Index:
         segments: int | None = None,
         similarity: str | None = None,
     ) -> NDArray[np.float32]:
-        """The score of each training row on itself; high ones are worth a look for wrong labels. float32 [rows], NaN
-        for deleted rows."""
+        """The score of each training row on itself; high ones are worth a look for wrong labels. float32 [rows];
+        minus infinity for deleted rows, so that they come last."""
         scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
-        return self._row_ids.spread(scoring.self_influence())
+        return self._row_ids.spread(scoring.self_influence(), -np.inf)
+
+    def try_queries(
+        self, examples: Sequence[Example], method: str, options: methods.Options, target: str | None
+    ) -> None:
+        """Take examples as far as their query vectors, to see whether they can be asked about. Raises as `influence`,
+        or whatever the task and the model raise of an example that they cannot take."""
+        self._scoring(method, options).query_vectors(self._resolved(examples, target))
 
     def _scoring(self, method: str, options: methods.Options) -> methods.Scoring:
         named = methods.method_named(method, self.manifest)
@@ -260,9 +276,10 @@ class Index:
         parts = (examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH))
         return [query for part in parts for query in resolve_queries(last, part, target)]
 
-    def _recall(self, method: str) -> Recall | None:
+    def _recall(self, method: str, k: int) -> Recall | None:
+        """As it was measured: with so many hits, by the method's default options, at all checkpoints and rows."""
         entry = self.manifest.searcher
-        measured = entry and entry.recall.get(method)
+        measured = entry and entry.k == k and entry.recall.get(method)
         return Recall(measured.top, measured.bottom) if measured else None
 
     def _check_question(
@@ -373,6 +390,7 @@ def open_index(
     for entry, model in zip(manifest.checkpoints, models, strict=True):
         require_layers(bases[entry.run], model.plan.layers)
     check_probe_losses(task, models[manifest.last_checkpoint], manifest.task)
+    warn_of_guessed_sums(manifest.checkpoints)
     return Index(
         IndexContents(
             directory,

@@ -49,9 +49,9 @@ def examples_first(values: Tensor, layout: Layout, batch: int) -> Tensor:
     if layout is Layout.SECOND:
         return values.transpose(0, 1)
     if layout is Layout.FOLDED:
-        return values.unflatten(0, (batch, -1))
+        return values.reshape(batch, -1, *values.shape[1:])
     if layout is Layout.INTERLEAVED:
-        return values.unflatten(0, (-1, batch)).transpose(0, 1)
+        return values.reshape(-1, batch, *values.shape[1:]).transpose(0, 1)
     return values
 
 

@@ -71,6 +71,7 @@ class CheckpointEntry(_Entry):
     kind: CheckpointKind = "weights"
     optimizer: OptimizerEntry | None = None
     batch_size: int | None = None
+    learning_rate_sum: float | None = None  # of all steps up to this one, from the training's first; None: not known
     second_moments: bool = False  # whether Adam's were kept with it; then its curvature file has a preconditioner
     recording: str | None = None  # of kind "recorded" alone: xxh3-128 of its rows; the weights are those at its end
 
@@ -86,6 +87,7 @@ class Probe(_Entry):
 class TaskEntry(_Entry):
     name: str
     train_rows: int  # ids of rows are below this, also those of deleted rows
+    layers: list[str] | None = None  # patterns of the parameters that count; None: all that are trained
     parameters_sha256: str  # of the names, shapes and dtypes in the model's state dict
     architecture_sha256: str  # of the model's repr
     probe: Probe

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from gradtrace.batches import Measure
 from gradtrace.errors import TaskError
 from gradtrace.fisher_labels import MOST_CLASSES, unusable_predictions
 from gradtrace.loss_calls import LossCall
@@ -43,6 +44,10 @@ class Outputs:
     from_loss: bool = False
     of_classes: bool = False
     boundary: float | None = None
+
+    def with_loss(self, loss: Measure) -> Outputs:
+        """The same of another copy of the task, with this loss."""
+        return self if self.loss is None else replace(self, loss=replace(self.loss, loss=loss))
 
     @property
     def fisher(self) -> FisherEntry:

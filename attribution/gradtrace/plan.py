@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -133,7 +134,9 @@ def plan_layers(model: nn.Module, choice: PathChoice) -> LayerPlan:
         if layer is not None:
             parameters[id(model.get_parameter(name))] = layer
     whole = _whole_modules(model, set(names_on[GradientPath.MODULE]))
-    strays = {path: [StrayLayer(model, name) for name in names_on[path]] for path in (GradientPath.VMAP, GradientPath.ALONE)}
+    strays = {
+        path: [StrayLayer(model, name) for name in names_on[path]] for path in (GradientPath.VMAP, GradientPath.ALONE)
+    }
     layers = [*dict.fromkeys(modules.values()), *parameters.values(), *whole.values(), *strays[GradientPath.VMAP]]
     layers += strays[GradientPath.ALONE]
     return LayerPlan(
@@ -185,11 +188,13 @@ def _whole_modules(model: nn.Module, names: set[str]) -> dict[nn.Module, Layer]:
     return layers
 
 
-def trainable_names(model: nn.Module) -> list[str]:
-    """Names of the parameters that require a gradient.
+def trainable_names(model: nn.Module, patterns: Sequence[str] | None = None) -> list[str]:
+    """Names of the parameters that require a gradient, and that the patterns choose.
+
+    patterns: see `Task.layers`.
 
     Raises:
-        TaskError: there are none.
+        TaskError: there are none, or a pattern fits no parameter.
         UnsupportedLayerError: the model, or a part of it, is TorchScript.
     """
     scripted = [name or "the model" for name, module in model.named_modules() if _is_script(module)]
@@ -201,7 +206,28 @@ def trainable_names(model: nn.Module) -> list[str]:
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not names:
         raise TaskError("no parameter of the model requires a gradient: nothing can be attributed")
-    return names
+    return names if patterns is None else _chosen_names(names, patterns)
+
+
+def _chosen_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    if isinstance(patterns, str) or not patterns:
+        raise TaskError(f'layers must be a list of patterns such as ["encoder.*", "!*.bias"], not {patterns!r}')
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern.removeprefix("!")):
+            raise TaskError(
+                f"layers: {pattern!r} fits no parameter that requires a gradient; they are {', '.join(names[:8])}"
+                + " ..." * (len(names) > 8)
+            )
+    included = [pattern for pattern in patterns if not pattern.startswith("!")] or ["*"]
+    excluded = [pattern.removeprefix("!") for pattern in patterns if pattern.startswith("!")]
+    chosen = [name for name in names if _fits(name, included) and not _fits(name, excluded)]
+    if not chosen:
+        raise TaskError(f"layers: the patterns {list(patterns)} leave no parameter")
+    return chosen
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _is_script(module: nn.Module) -> bool:

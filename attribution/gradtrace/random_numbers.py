@@ -1,4 +1,7 @@
-"""Random draws from a counter: pure functions of (seed, stream, position), the same on every device, in any order."""
+"""Random draws from a counter: pure functions of (seed, stream, position), in any order.
+
+Integers and signs are the same on every device, bit by bit; normal values agree to 1e-6, as logarithms and cosines do.
+"""
 
 from __future__ import annotations
 

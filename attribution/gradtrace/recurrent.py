@@ -48,7 +48,9 @@ def _relu_step(gates: Tensor, state: State, weights: Sequence[Tensor]) -> State:
     return ((gates + F.linear(state[0], weights[1], _biased(weights, 3))).relu(),)
 
 
-def _forwards(gates: Sequence[Tensor], state: State, step: Step, weights: Sequence[Tensor]) -> tuple[list[Tensor], State]:
+def _forwards(
+    gates: Sequence[Tensor], state: State, step: Step, weights: Sequence[Tensor]
+) -> tuple[list[Tensor], State]:
     """gates: by time, each [examples that are not at their end yet, n]; the longest examples come first."""
     outputs, ended = [], []
     for at in gates:
@@ -112,22 +114,13 @@ def _sequence(step: Step) -> Callable[..., tuple[Tensor, ...]]:
             (args[0], args[1:]) if packed else (None, args)
         )
         state = tuple(hidden) if isinstance(hidden, list | tuple) else (hidden,)
+        options = (state, weights, has_biases, layers, bidirectional, step)
         if sizes is not None:
             lengths = sizes.tolist()
-            return _layers(
-                x, lambda all: all.split(lengths), torch.cat, state, weights, has_biases, layers, bidirectional, step
-            )
+            return _layers(x, lambda sequence: sequence.split(lengths), lambda steps: torch.cat(list(steps)), *options)
         time = 1 if rest[0] else 0  # batch_first
         return _layers(
-            x,
-            lambda all: all.unbind(time),
-            lambda steps: torch.stack(list(steps), dim=time),
-            state,
-            weights,
-            has_biases,
-            layers,
-            bidirectional,
-            step,
+            x, lambda sequence: sequence.unbind(time), lambda steps: torch.stack(list(steps), dim=time), *options
         )
 
     return run

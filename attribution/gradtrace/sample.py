@@ -53,9 +53,7 @@ def sample_of(task: Task, rows: Sequence[int], examples: Sequence[Example], devi
     """
     count, draw = len(examples), np.random.default_rng(0)
     sizes = dict.fromkeys(min(size, count) for size in (count, *_SIZES))
-    return Sample(
-        rows, collate(task, examples, device), [draw.permutation(count)[:size].tolist() for size in sizes]
-    )
+    return Sample(rows, collate(task, examples, device), [draw.permutation(count)[:size].tolist() for size in sizes])
 
 
 def varied_rows(task: Task, count: int = SAMPLE_ROWS) -> list[int]:

@@ -94,7 +94,9 @@ def fit_eigenbases(model: GradientModel, batches: Iterator[FisherBatch]) -> dict
     }
 
 
-def mean_squares(model: GradientModel, batches: Iterator[ExampleBatch], bases: Mapping[Layer, Bases]) -> dict[Layer, Tensor]:
+def mean_squares(
+    model: GradientModel, batches: Iterator[ExampleBatch], bases: Mapping[Layer, Bases]
+) -> dict[Layer, Tensor]:
     """Mean square of every coordinate of every layer over the examples. Each float32 [groups, s, r]."""
     sums: dict[Layer, Tensor] = {}
     count = 0

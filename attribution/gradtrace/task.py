@@ -24,11 +24,18 @@ class Task(ABC):
     `train` is a map-style data set (`len` and integer indexing) that returns the same example for the same row every
     time: no augmentation, no shuffling. `query`, of the same kind, holds examples to ask about by number.
     `class_names` turns integer labels into words.
+
+    `layers` chooses parameters by patterns of their names, as a shell chooses files: ["encoder.*", "!*.bias"] takes
+    those of the encoder without its biases. Default: all that require a gradient.
+
+    A task is copied for each thread that uses it: what it keeps on itself between calls (`self.logits = ...`) is right.
+    What lies in globals of its module, or on its class, is shared by the copies: keep no state there.
     """
 
     train: Any
     query: Any = None
     class_names: Sequence[str] | None = None
+    layers: Sequence[str] | None = None
 
     @abstractmethod
     def model(self) -> nn.Module:

@@ -55,7 +55,8 @@ def influence_html(result: Influence) -> str:
         title = f"Mean of {query.count} queries, label: {escape(described(query.label, query.label_name))}"
     predicted = f"predicted {described(query.prediction, query.prediction_name)}, explained: {query.target}"
     ends = hits_html("Proponents", result.proponents) + hits_html("Opponents", result.opponents)
-    return f"<div><p>{title}<br>{escape(predicted)}</p>{ends}</div>"
+    note = "" if result.note is None else note_html(f"Note: {result.note}")
+    return f"<div><p>{title}<br>{escape(predicted)}</p>{ends}{note}</div>"
 
 
 def hits_html(title: str, hits: Sequence[Hit]) -> str:
@@ -125,6 +126,7 @@ def job_html(job: Job) -> str:
     """How far a job is, or how it ended."""
     words = f"{job.operation} of {job.index}, {job.state}, generation {job.generation}"
     words += "" if job.error is None else f": {job.error}"
+    words += "".join(f"; no {method} any more: {remedy}" for method, remedy in job.lost_methods.items())
     return f'<p><progress value="{job.progress:.3f}" max="1"></progress> {escape(words)}</p>'
 
 
@@ -162,6 +164,8 @@ def example_text(example: dict[str, Any] | None) -> str:
         text = " ".join(str(example["text"]).split())
     elif isinstance(example.get("features"), dict):
         text = ", ".join(f"{name} {_cell(value)}" for name, value in example["features"].items())
+    elif isinstance(example.get("error"), str):
+        text = f"not shown: {example['error']}"
     else:
         text = ", ".join(example)
     return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 1] + "…"

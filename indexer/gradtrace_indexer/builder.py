@@ -8,6 +8,7 @@ to the same bytes.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -24,13 +25,13 @@ from gradtrace.basis import Basis, load_bases
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
-from gradtrace.encoder import GradientModel
+from gradtrace.encoder import Examination, GradientModel
 from gradtrace.errors import CheckpointError, MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.indexed_weights import indexed_checkpoint
 from gradtrace.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
 from gradtrace.moments import SecondMoments
-from gradtrace.plan import PathChoice
+from gradtrace.path_report import summary, warn_of_slow_paths
 from gradtrace.precision import load_column_scales
 from gradtrace.recording import Recording
 from gradtrace.row_ids import read_row_ids
@@ -41,6 +42,7 @@ from gradtrace_indexer.files import write_file
 from gradtrace_indexer.fit import FitSpec, RunFit, Samples, fit_run, write_curvature
 from gradtrace_indexer.generations import publish, save_pending
 from gradtrace_indexer.recorded import recorded_basis
+from gradtrace_indexer.row_check import check_written_rows
 from gradtrace_indexer.searcher_build import check_searcher
 from gradtrace_indexer.shard_rows import RowWorkers, write_rows
 from gradtrace_indexer.shard_writer import ShardWriter
@@ -106,6 +108,7 @@ def checkpoint_entries(
             file=os.path.relpath(checkpoint.path.parent.resolve(), directory.resolve()) + f"/{checkpoint.name}",
             step=checkpoint.step,
             learning_rate=checkpoint.learning_rate,
+            learning_rate_sum=checkpoint.learning_rate_sum,
             sha256=checkpoint.sha256(),
             moments_sha256=checkpoint.moments_sha256(),
             optimizer=None if checkpoint.optimizer is None else OptimizerEntry(**asdict(checkpoint.optimizer)),
@@ -151,14 +154,18 @@ class Builder:
         self.batch_size, self.progress = batch_size, progress
         self._probe_rows = varied_rows(task)
         self._probe = fetch(task.train, self._probe_rows)
-        self._choice: PathChoice | None = None
+        self._examination: Examination | None = None
 
     def model(self, checkpoint: Checkpoint) -> GradientModel:
         """The first one is examined; what is found is right for the task's other checkpoints."""
         model = GradientModel(
-            self.task, checkpoint, self.device, self._probe, rows=self._probe_rows, choice=self._choice
+            self.task, checkpoint, self.device, self._probe, rows=self._probe_rows, examination=self._examination
         )
-        self._choice = model.choice
+        if self._examination is None:
+            self._examination = model.examination
+            warn_of_slow_paths(model, self._probe)
+            if self.progress:
+                tqdm.write(summary(model), file=sys.stderr)
         return model
 
     def bases_of(self, manifest: Manifest) -> list[Basis]:
@@ -202,9 +209,14 @@ class Builder:
         """
         bases = self.bases_of(pending)
         try:
-            return publish(self.directory, self._with_rows(self._with_curvature(pending, bases), bases))
+            complete = self._with_rows(self._with_curvature(pending, bases), bases)
+            check_written_rows(self.directory, complete, bases, lambda number: self._model_of(complete, number))
+            return publish(self.directory, complete)
         except MismatchError as error:
             raise MismatchError(f"{error}; or give up what is unfinished, with `gradtrace discard`") from error
+
+    def _model_of(self, manifest: Manifest, number: int) -> GradientModel:
+        return self.model(indexed_checkpoint(self.directory, manifest.checkpoints[number]))
 
     def _with_curvature(self, manifest: Manifest, bases: Sequence[Basis]) -> Manifest:
         spec = manifest.basis

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -182,6 +182,17 @@ class Layer(ABC):
             return {self.names[0]: self.weight_gradient(gradient)}
         weight, bias = gradient[..., :-1], gradient[..., -1]
         return {self.names[0]: self.weight_gradient(weight), self.names[1]: bias.reshape(batch, -1)}
+
+    def from_parameters(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Values in the shapes of the parameters as they stand in the gradient, zero for parameters without any.
+        [groups, out, in]"""
+        device = next(iter(values.values())).device if values else None
+        flat = torch.zeros(self.size, device=device)
+        places = torch.arange(self.size, device=device).view(1, self.groups, self.outputs, self.inputs)
+        for name, place in self.parameter_gradients(places).items():
+            if name in values:
+                flat[place.flatten()] = values[name].flatten()
+        return flat.view(self.groups, self.outputs, self.inputs)
 
     def weight_gradient(self, weight: Tensor) -> Tensor:
         """[batch, groups, out, in] as [batch, *weight.shape]."""

@@ -89,4 +89,4 @@ class ConvolutionLayer(Layer):
 
 def _joined(factors: Tensor, shape: Sequence[int]) -> Tensor:
     """[batch * images, groups, positions, n] -> [batch, groups, images * positions, n]."""
-    return factors.unflatten(0, tuple(shape)).transpose(1, 2).flatten(2, 3)
+    return factors.view(*shape, *factors.shape[1:]).transpose(1, 2).flatten(2, 3)

@@ -120,15 +120,20 @@ class ModuleLayer(Layer):
             whole = [leaf.unsqueeze(0) if batched else leaf for leaf, batched in pairs]
 
             def output(parameters: dict[str, Tensor]) -> Tensor:
-                return inputs.call(lambda *args, **kwargs: functional_call(self.module, parameters, args, kwargs), whole)
+                return inputs.call(
+                    lambda *args, **kwargs: functional_call(self.module, parameters, args, kwargs), whole
+                )
 
-            value, pull = vjp(output, parameters)
+            value, pull = vjp(output, parameters)[:2]
             gradients: dict[str, Tensor] = pull(d.unsqueeze(0).to(value.dtype))[0]
             return gradients
 
         axes = [0 if batched else None for batched in inputs.batched]
         gradients = vmap(alone, in_dims=(axes, 0), randomness="error")(inputs.leaves, d)
         return torch.cat([gradients[name].flatten(1) for name in self.local_names], dim=1)
+
+    def _output(self, parameters: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        return functional_call(self.module, parameters, args, kwargs)
 
     def slices(self, x: Any) -> Iterator[slice]:
         step = max(1, _SLICE // self.size)
