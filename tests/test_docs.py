@@ -128,7 +128,7 @@ def test_the_tasks_of_the_page_are_indexed_and_asked(code: str, payload: dict[st
     task: Task = names["TASK"] if "TASK" in names else names["Ranking"]()
     index = tiny.build(task, tmp_path)
     (result,) = index.influence([task.parse(payload)], k=3)
-    assert len(result.proponents) == 3
+    assert len({hit.row for hit in [*result.proponents, *result.opponents]}) >= 3
     assert task.render(task.train[0])
 
 

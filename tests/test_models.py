@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import nn
 
 from gradtrace import GradtraceError
@@ -16,8 +18,15 @@ from model_zoo import CASES, Case, ZooTask, agreement, trained_model
 # Old APIs of PyTorch are part of the zoo, and a slow path may be announced.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-RIGHT = [case for case in CASES.values() if case.refusal is None]
-REFUSED = [case for case in CASES.values() if case.refusal is not None]
+
+def named(cases: Iterable[Case]) -> list[ParameterSet]:
+    return [pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else []) for case in cases]
+
+
+RIGHT = named(case for case in CASES.values() if case.refusal is None)
+ROTATED = named(case for case in CASES.values() if case.rotates)
+REFUSED = named(case for case in CASES.values() if case.refusal is not None)
+MIXING = named(case for case in CASES.values() if case.kind == "mixing" and not case.or_right)
 
 
 def check(case: Case, directory: Path, **options: object) -> None:
@@ -29,18 +38,18 @@ def check(case: Case, directory: Path, **options: object) -> None:
     assert found.largest_error <= case.largest_error, found
 
 
-@pytest.mark.parametrize("case", RIGHT, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", RIGHT)
 def test_right(case: Case, tmp_path: Path) -> None:
     check(case, tmp_path)
 
 
-@pytest.mark.parametrize("case", [case for case in RIGHT if case.rotates], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ROTATED)
 def test_right_in_the_whole_spectral_basis(case: Case, tmp_path: Path) -> None:
     """A rotation that drops no dimension changes no inner product."""
     check(case, tmp_path, basis="spectral", dimensions=1_000_000)
 
 
-@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", REFUSED)
 def test_refused(case: Case, tmp_path: Path) -> None:
     if case.needs:
         pytest.importorskip(case.needs)
@@ -59,7 +68,7 @@ def test_refused(case: Case, tmp_path: Path) -> None:
         assert re.search(pattern, text, re.IGNORECASE | re.DOTALL), f"{pattern} is not in: {text}"
 
 
-@pytest.mark.parametrize("case", [case for case in REFUSED if case.kind == "mixing"], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", MIXING)
 def test_the_first_two_rows_hide_what_must_be_refused(case: Case) -> None:
     """Otherwise a check of these rows alone would do; of all rows, some show it."""
     task = case.make()

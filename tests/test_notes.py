@@ -132,7 +132,13 @@ def test_recall_is_shown_for_what_it_was_measured_with_alone(tmp_path: Path) -> 
 
 def test_methods_whose_recall_cannot_be_measured_are_named(tmp_path: Path) -> None:
     pytest.importorskip("faiss", reason="faiss is not installed")
-    task = PairTask(tiny.mlp, tiny.classes(60))  # predicts nothing, so queries without labels cannot be explained
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        """Of no known kind, so that nothing is predicted and queries without labels cannot be explained."""
+        logits = model(batch[0])
+        return logits.square().sum(1) - logits.gather(1, batch[1][:, None])[:, 0]
+
+    task = PairTask(tiny.mlp, tiny.classes(60), loss)
     task.query = [(x, None) for x, _ in QUERIES]
     with pytest.warns(
         UserWarning, match=r"no recall of the searcher was measured for tracin, graddot, cosine: .*label"

@@ -112,9 +112,9 @@ class FisherEntry(_Entry):
     def sentence(self) -> str:
         """What the curvature is, without a full stop."""
         kind = {
-            "loss": "Fisher information, at labels by the law that the loss gives them",
-            "predict": "Fisher information, at labels by the task's predictions",
-            "empirical": "empirical Fisher information, at the rows' own labels",
+            "loss": "Fisher information, with labels from the law that the loss implies",
+            "predict": "Fisher information, with labels from the task's predictions",
+            "empirical": "empirical Fisher information, with the rows' own labels",
         }
         return f"{kind[self.source]}: {self.description}"
 

@@ -120,7 +120,7 @@ def model_outputs(model: GradientModel, examples: Sequence[Example]) -> Outputs:
         return _from_predictions(predicted)
     return Outputs(
         "empirical",
-        f"the law of others is known neither from the loss ({found}) nor from predictions ({unusable})",
+        f"the loss implies no known law ({found}), and neither do predictions ({unusable})",
         False,
     )
 
@@ -163,7 +163,7 @@ def _from_loss(
     exact = law is not None and (law.one_draw_is_exact or (found.classes or 0) <= MOST_CLASSES)
     several = "" if law is not None else "several labels an example: "
     how = "labels drawn" if not exact else "exact expectation" + " over the classes" * isinstance(law, Categorical)
-    beside = "; the loss has other terms beside, which are left out" if found.beside else ""
+    beside = "; other terms of the loss are left out" if found.beside else ""
     return Outputs(
         "loss",
         f"{several}{', '.join(found.functions)}, {how}{beside}",

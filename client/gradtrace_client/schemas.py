@@ -351,8 +351,7 @@ class InfluenceAnswer(_Answer):
     exact: bool
     recall: Recall | None = Field(
         None,
-        description="Of the searcher with this method, where not exact and asked as the queries it was measured with: "
-        "its `k`, default options, all checkpoints, no filter, no rescoring and no mean of queries.",
+        description="Of the searcher with this method, where not exact, and as it was measured: its `k`, no options.",
     )
     rescored: bool = False
     results: list[Influence]

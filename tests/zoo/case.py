@@ -83,6 +83,7 @@ class Case:
     rotates: right in the spectral basis as well, if no dimension is dropped.
     needs: an optional library.
     shown: rows 0 and 1 alone would give a mixing task away.
+    slow: takes seconds, and is close to other cases.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Case:
     rotates: bool = False
     needs: str | None = None
     shown: bool = False
+    slow: bool = False
 
     def queries(self, task: ZooTask) -> list[Any]:
         """Some rows, not the first two."""

@@ -122,11 +122,23 @@ FAMILIES: dict[str, Family] = {
     "bart": ("Bart", "ForConditionalGeneration", _BART, translation_loss),
 }  # fmt: skip
 
+ALIKE = (
+    "electra_classes",
+    "gpt2_untied",
+    "gpt2_tied_summed",
+    "gpt2_classes",
+    "llama_classes",
+    "mistral",
+    "qwen2",
+    "bart",
+)
 ROTATED = ("bert_classes_sdpa", "gpt2_tied_sdpa", "llama_eager", "mixtral_sdpa", "t5_tied_eager")
 
 for name, (family, head, options, loss) in FAMILIES.items():
     for attention in ("sdpa", "eager") if name != "gemma2" else ("eager",):
-        right(f"{name}_{attention}", needs="transformers", rotates=f"{name}_{attention}" in ROTATED)(
+        key = f"{name}_{attention}"
+        slow = key not in ROTATED and (attention == "eager" or name in ALIKE)
+        right(key, needs="transformers", rotates=key in ROTATED, slow=slow)(
             partial(
                 lambda make, loss: ZooTask(
                     make, texts(lengths(4)), loss, with_targets if loss is translation_loss else pad
