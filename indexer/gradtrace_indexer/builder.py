@@ -37,6 +37,7 @@ from gradtrace.recording import Recording
 from gradtrace.row_ids import read_row_ids
 from gradtrace.sample import varied_rows
 from gradtrace.shards import ShardLayout, representation_layout
+from gradtrace.store import RowStore
 from gradtrace.task import Task
 from gradtrace_indexer.files import write_file
 from gradtrace_indexer.fit import FitSpec, RunFit, Samples, fit_run, write_curvature
@@ -46,6 +47,7 @@ from gradtrace_indexer.row_check import check_written_rows
 from gradtrace_indexer.searcher_build import check_searcher
 from gradtrace_indexer.shard_rows import RowWorkers, write_rows
 from gradtrace_indexer.shard_writer import ShardWriter
+from gradtrace_indexer.zero_rows import zero_rows_message
 
 _MOST_WORKERS = 8  # copies of the model
 
@@ -211,6 +213,9 @@ class Builder:
         try:
             complete = self._with_rows(self._with_curvature(pending, bases), bases)
             check_written_rows(self.directory, complete, bases, lambda number: self._model_of(complete, number))
+            message = zero_rows_message(RowStore(self.directory, complete), complete)
+            if message is not None:
+                warnings.warn(message, stacklevel=2)
             return publish(self.directory, complete)
         except MismatchError as error:
             raise MismatchError(f"{error}; or give up what is unfinished, with `gradtrace discard`") from error
