@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -91,7 +91,7 @@ class Index:
         damping: float | None = None,
         segments: int | None = None,
         similarity: str | None = None,
-        filter: RowFilter | None = None,  # noqa: A002  (the word of the HTTP contract)
+        filter: RowFilter | Mapping[str, Any] | None = None,  # noqa: A002  (the word of the HTTP contract)
         target: str | None = None,
         rescore: bool = False,
         aggregate: Aggregate | None = None,
@@ -104,6 +104,7 @@ class Index:
                 own prediction.
             method: one of `methods`; docs/methods.md tells what each estimates.
             checkpoints, weights, damping, segments, similarity: the method's own, see `methods.Options`.
+            filter: which rows may be found, a RowFilter or its conditions as a dict: {"labels": [3]}.
             target: "loss" explains the loss even where the task defines a measurement.
             rescore: recompute the full gradients of the rows found, twice as many at either end as asked for, and order
                 them by exact scores.
@@ -205,7 +206,7 @@ class Index:
         damping: float | None = None,
         segments: int | None = None,
         similarity: str | None = None,
-        filter: RowFilter | None = None,  # noqa: A002
+        filter: RowFilter | Mapping[str, Any] | None = None,  # noqa: A002
         target: str | None = None,
         aggregate: Aggregate | None = None,
     ) -> list[list[GroupInfluence]]:
@@ -245,9 +246,9 @@ class Index:
         options.check(named.name, named.options)
         return named.scoring(self._contents, options)
 
-    def _allowed(self, row_filter: RowFilter | None) -> NDArray[np.bool_] | None:
+    def _allowed(self, row_filter: RowFilter | Mapping[str, Any] | None) -> NDArray[np.bool_] | None:
         """Which stored rows may be found; None: all. [stored rows]"""
-        return self._row_ids.allowed((row_filter or RowFilter()).mask(self.rows, self.columns, self.task.class_names))
+        return self._row_ids.allowed(RowFilter.of(row_filter).mask(self.rows, self.columns, self.task.class_names))
 
     def _resolved(self, examples: Sequence[Example], target: str | None) -> list[Query]:
         if not len(examples):
