@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from gradtrace.encoder import GradientModel
-from gradtrace.errors import QueryError
+from gradtrace.errors import LossError, QueryError
 from gradtrace.gradients import Measure
 from gradtrace.task import Batch, Example, Label, Task
 
@@ -72,6 +73,18 @@ def query_batches(queries: Sequence[Query]) -> Iterator[tuple[list[int], Measure
         numbers = [number for number, query in enumerate(queries) if query.measure == measure]
         for start in range(0, len(numbers), QUERY_BATCH):
             yield numbers[start : start + QUERY_BATCH], measure
+
+
+@contextmanager
+def named_in_errors(numbers: Sequence[int], what: str = "query") -> Iterator[None]:
+    """A loss or gradient that is NaN or infinite is reported with the number of its query among all that were asked.
+
+    numbers: of the queries, or of what else the batch holds
+    """
+    try:
+        yield
+    except LossError as error:
+        raise error.naming_asked(numbers, what) from error
 
 
 @dataclass(frozen=True, eq=False)
