@@ -102,7 +102,7 @@ def lacks_representations(manifest: Manifest) -> str | None:
     return (
         "it holds no last hidden representations, since the model's last fully connected layer is not given one "
         "vector for each example, or since it was built by an earlier release; define representation(self, model, "
-        "batch) in the task if need be, and build it again"
+        "batch) in the task if need be, and build it again (`gradtrace build`)"
     )
 
 
