@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from gradtrace.checkpoint_index import INDEX_NAME
@@ -13,6 +14,7 @@ from gradtrace.checkpoints import load_checkpoints
 from gradtrace.errors import CheckpointError, QueryError
 from gradtrace.index import open_index
 from gradtrace.manifest import BasisKind, Precision, read_manifest
+from gradtrace.methods import method_named
 from gradtrace.selection import choose
 from gradtrace_indexer import generations
 from gradtrace_indexer.add_checkpoints import add_run
@@ -304,14 +306,17 @@ def evaluate(
 ) -> None:
     """Measure how well the methods predict what training on half of the rows does (linear datamodeling score).
 
-    The task must define fit(rows, seed). Trainings are kept: interrupted, it goes on where it stood when run again, and
-    other indexes of the task are measured with the same ones.
+    The task must define fit(rows, seed). Rows that are deleted from the index are in no training. Trainings are kept:
+    interrupted, it goes on where it stood when run again, and other indexes of the task are measured with the same
+    ones.
     """
     loaded = load_task(task)
+    opened = open_index(index, loaded, device=device)  # what cannot be evaluated is refused before any training
+    for name in method or ():
+        method_named(name, opened.manifest)
     split, numbers = held_out_rows(loaded, queries)
     retrainings = Retrainings(task, truth, queries=sorted(numbers) if queries else None, split=split, workers=workers)
-    outputs = subset_outputs(retrainings, subsets, seeds)
-    opened = open_index(index, loaded, device=device)
+    outputs = subset_outputs(retrainings, subsets, seeds, among=np.flatnonzero(opened.present))
     for line in evaluate_lines(opened, retrainings.examples, outputs, method or opened.methods):
         typer.echo(line)
 
