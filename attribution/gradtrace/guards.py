@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ def check_dataset(task: Task) -> int:
         )
     if (
         train is None
-        or isinstance(train, IterableDataset)
+        or isinstance(train, IterableDataset | Mapping)
         or not (hasattr(train, "__len__") and hasattr(train, "__getitem__"))
     ):
         raise DatasetError("task.train must be a map-style data set: len(train) and train[i]")

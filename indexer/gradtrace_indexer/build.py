@@ -31,6 +31,7 @@ from gradtrace.precision import STORED_DTYPES
 from gradtrace.recording import read_recording
 from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.task import Task
+from gradtrace.user_code import check_methods
 from gradtrace_indexer.averages import with_averages
 from gradtrace_indexer.builder import Builder, checkpoint_entries
 from gradtrace_indexer.files import sole_writer
@@ -84,6 +85,7 @@ def build_index(
     if precision not in STORED_DTYPES:
         raise StoreError(f"precision must be one of {', '.join(STORED_DTYPES)}, not {precision!r}")
     rows = check_dataset(task)
+    check_methods(task, [task.train[row] for row in range(min(2, rows))])
     runs = _by_run(checkpoints)
     if searcher is not None:
         check_searcher(searcher)

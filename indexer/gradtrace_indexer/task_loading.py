@@ -53,6 +53,11 @@ def import_source(source: str, *, anew: bool = False) -> ModuleType:
         if is_file:
             return _import_file(Path(source).resolve(), anew)
         return _import_again(source) if anew else importlib.import_module(source)
+    except SystemExit as error:
+        raise TaskError(
+            f"importing {source} ended the program ({error}): put what is for running it as a script under "
+            "`if __name__ == '__main__':`"
+        ) from error
     except Exception as error:  # whatever the user's code raises
         raise TaskError(f"importing {source} failed: {type(error).__name__}: {error}") from error
 
