@@ -11,7 +11,7 @@ from torch import nn
 
 from gradtrace.dataset import content_hash
 from gradtrace.encoder import GradientModel
-from gradtrace.errors import MismatchError
+from gradtrace.errors import LossError, MismatchError
 from gradtrace.manifest import Probe, TaskEntry
 from gradtrace.task import Task
 
@@ -25,11 +25,11 @@ def task_entry(task: Task, model: GradientModel, indexed: NDArray[np.int64]) -> 
     of the task holds, ascending."""
     rows = indexed[_spread(len(indexed))].tolist()
     examples = [task.train[row] for row in rows]
-    probe = Probe(
-        rows=rows,
-        sha256=[content_hash(example) for example in examples],
-        losses=model.losses(model.batch(examples)).tolist(),
-    )
+    try:
+        losses = model.losses(model.batch(examples)).tolist()
+    except LossError as error:
+        raise error.naming(rows) from error
+    probe = Probe(rows=rows, sha256=[content_hash(example) for example in examples], losses=losses)
     return TaskEntry(
         name=type(task).__name__,
         train_rows=len(task.train),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from gradtrace.dataset import content_hash
+from gradtrace.dataset import content_hash, fetch
 from gradtrace.errors import DatasetError, LossError
 from gradtrace.precision import LARGEST_VALUE
 from gradtrace.task import Task
@@ -56,8 +56,10 @@ def check_finite(values: Tensor, what: str) -> None:
         )
 
 
-def check_dataset(task: Task) -> int:
+def check_dataset(task: Task, skip_unreadable: bool = False) -> int:
     """Refuse a loader, a stream, an empty or a random data set. Returns the number of rows.
+
+    skip_unreadable: pass over rows that cannot be read, of an index that knows of them
 
     Raises:
         DatasetError
@@ -76,7 +78,13 @@ def check_dataset(task: Task) -> int:
     if len(train) == 0:
         raise DatasetError("task.train is empty")
     for row in sorted({len(train) * part // _TWICE_READ for part in range(_TWICE_READ)}):
-        if content_hash(train[row]) != content_hash(train[row]):
+        try:
+            first, second = fetch(train, [row]) + fetch(train, [row])
+        except DatasetError:
+            if skip_unreadable:
+                continue
+            raise
+        if content_hash(first) != content_hash(second):
             raise DatasetError(
                 f"task.train[{row}] differs from one call to the next: switch random augmentation and shuffling off "
                 "in the task's training set; attribution needs the same example under the same number"

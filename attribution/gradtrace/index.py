@@ -360,10 +360,10 @@ def open_index(
             f"{directory} is damaged: {'; '.join(problems)}. Restore the files, or remove and rebuild the index"
         )
     store = RowStore(directory, manifest)
-    check_dataset(task)
+    check_dataset(task, skip_unreadable=bool(manifest.skipped))
     check_task(task, manifest.task)
     where = torch.device(pick_device(device))
-    probe = [task.train[row] for row in range(min(2, len(task.train)))]
+    probe = [task.train[row] for row in store.row_ids.live_ids()[:2].tolist()]
     bases = [basis.to(where) for basis in load_bases(directory, manifest)]
     moved = directories_of_runs(checkpoints, len(bases))
     models = [

@@ -8,6 +8,7 @@ from pathlib import Path
 from gradtrace.errors import IncompleteIndexError
 from gradtrace.manifest import CheckpointKind, Manifest, SearcherEntry, read_manifest
 from gradtrace.row_ids import read_row_ids
+from gradtrace_indexer.bad_rows import told
 from gradtrace_indexer.generations import kept_generations, read_pending
 
 _KINDS: dict[CheckpointKind, str] = {
@@ -71,6 +72,8 @@ def details(directory: Path) -> Iterator[str]:
         f"  row numbers 0 to {ids.rows - 1}: {len(ids.live_ids()):,} present, {len(ids.deleted):,} deleted, "
         f"{ids.rows - len(ids.ids):,} deleted and compacted"
     )
+    if current.skipped:
+        yield from (f"  {line}" for line in told(current, sorted(current.skipped)))
     stretches = current.stretches()
     yield (
         f"  {len(stretches)} shard(s) a checkpoint, of {min(b - a for a, b in stretches):,} to "
