@@ -43,6 +43,13 @@ IndexArgument = Annotated[Path, typer.Argument(help="The index directory.")]
 TaskOption = Annotated[str, typer.Option(help=_TASK)]
 CheckpointsOption = Annotated[Path, typer.Option(help="Directory of a training's checkpoints, or a list by `select`.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Examples a step.")]
+WorkersOption = Annotated[
+    int, typer.Option("--num-workers", min=0, help="Processes that read the training data ahead. 0: none.")
+]
+SkipOption = Annotated[
+    bool,
+    typer.Option("--skip-bad-rows", help="Mark rows that cannot be read or have no finite gradient; do not stop."),
+]
 DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
 
 
@@ -71,6 +78,8 @@ def build(
     recording: Annotated[
         Path | None, typer.Option(help="Directory of an InfluenceRecorder: its basis, and method hydra.")
     ] = None,
+    num_workers: WorkersOption = 0,
+    skip_bad_rows: SkipOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Build the index of a task's training rows, or resume an interrupted build."""
@@ -86,6 +95,8 @@ def build(
         average_segments=average_segments,
         seed=seed,
         recording=recording,
+        num_workers=num_workers,
+        skip_bad_rows=skip_bad_rows,
         device=device,
     )
     typer.echo(f"{out}: {describe(index.manifest)}")
@@ -135,6 +146,7 @@ def update(
     ] = None,
     new_run: Annotated[bool, typer.Option("--new-run", help="Add them as another run of the training.")] = False,
     batch_size: BatchOption = 128,
+    num_workers: WorkersOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
     """Bring an index up to date: rows that the task's data has grown by, checkpoints written since; or add another run.
@@ -149,11 +161,14 @@ def update(
     if new_run:
         if checkpoints is None:
             raise CheckpointError("--new-run needs --checkpoints, the directory of the run that is to be added")
-        updated = add_run(index, loaded, load_checkpoints(checkpoints), batch_size=batch_size, device=device)
+        found = load_checkpoints(checkpoints)
+        updated = add_run(index, loaded, found, batch_size=batch_size, num_workers=num_workers, device=device)
         typer.echo(f"{index}: {describe(updated.manifest)}")
         return
     if not follow:
-        updated = update_index(index, loaded, checkpoints, run=run, batch_size=batch_size, device=device)
+        updated = update_index(
+            index, loaded, checkpoints, run=run, batch_size=batch_size, num_workers=num_workers, device=device
+        )
         typer.echo(f"{index}: {describe(updated.manifest)}")
         return
     followed = checkpoints or run_directory(index, read_manifest(index), run)
@@ -167,7 +182,15 @@ def update(
 
     try:
         for updated in watch(
-            index, loaded, followed, run=run, batch_size=batch_size, device=device, interval=interval, on_wait=tell
+            index,
+            loaded,
+            followed,
+            run=run,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            device=device,
+            interval=interval,
+            on_wait=tell,
         ):
             typer.echo(f"{index}: {describe(updated.manifest)}")
     except KeyboardInterrupt:
@@ -176,14 +199,26 @@ def update(
 
 @app.command()
 def append(
-    index: IndexArgument, task: TaskOption, batch_size: BatchOption = 128, device: DeviceOption = "auto"
+    index: IndexArgument,
+    task: TaskOption,
+    batch_size: BatchOption = 128,
+    num_workers: WorkersOption = 0,
+    skip_bad_rows: SkipOption = False,
+    device: DeviceOption = "auto",
 ) -> None:
     """Index the rows that the task's training data has grown by.
 
     The new examples must come after the old ones: a row's number in the data set is its id, for good. Only the new rows
     are computed. Interrupted, it goes on where it stood when run again.
     """
-    updated = append_rows(index, load_task(task), batch_size=batch_size, device=device)
+    updated = append_rows(
+        index,
+        load_task(task),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        skip_bad_rows=skip_bad_rows,
+        device=device,
+    )
     typer.echo(f"{index}: {describe(updated.manifest)}")
 
 
