@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -24,15 +25,16 @@ from gradtrace.draft import Draft
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import CorruptIndexError, QueryError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.groups import GroupInfluence, RowGroups
+from gradtrace.groups import GroupInfluences, RowGroups
 from gradtrace.guards import check_dataset
+from gradtrace.index_display import IndexDisplay
 from gradtrace.indexed_weights import directories_of_runs, indexed_checkpoint
 from gradtrace.kernels import load_kernels
 from gradtrace.layer_shares import layer_shares
 from gradtrace.manifest import read_manifest
 from gradtrace.queries import QUERY_BATCH, Query, require_labels, resolve_queries
 from gradtrace.refit import load_refit
-from gradtrace.results import InfluenceResult, Recall
+from gradtrace.results import InfluenceResults, Recall
 from gradtrace.row_filter import RowFilter
 from gradtrace.searchers import open_searcher
 from gradtrace.store import RowStore, check_files, representation_store
@@ -46,7 +48,7 @@ Include = Literal["layers", "percentiles"]
 _SCORES_TOGETHER = 1 << 25  # scores of all rows on some queries that are held at a time
 
 
-class Index:
+class Index(IndexDisplay):
     """A read-only index with its task and the models of all its checkpoints. One thread at a time may use it.
 
     Attributes:
@@ -61,6 +63,7 @@ class Index:
     def __init__(self, contents: IndexContents) -> None:
         self._contents = contents
         self.task, self.manifest, store = contents.task, contents.manifest, contents.store
+        self.directory = contents.directory
         for one in (store, contents.representations):
             if one is not None:
                 one.open_all()  # an open index answers even when its generation is pruned
@@ -96,7 +99,7 @@ class Index:
         rescore: bool = False,
         aggregate: Aggregate | None = None,
         include: Collection[Include] = (),
-    ) -> list[InfluenceResult]:
+    ) -> InfluenceResults:
         """The k strongest proponents and opponents of each example.
 
         Args:
@@ -140,7 +143,8 @@ class Index:
                 self._share_by_layer(drafts, vectors, scoring)
             names = [self.manifest.checkpoints[c].name for c in scoring.blocks]
             recall = self._recall(method)
-            return [draft.result(method, names, recall, self._row_ids, self._stored_columns) for draft in drafts]
+            results = (draft.result(method, names, recall, self._row_ids, self._stored_columns) for draft in drafts)
+            return InfluenceResults(replace(result, task=self.task) for result in results)
 
     def scores(
         self,
@@ -209,7 +213,7 @@ class Index:
         filter: RowFilter | Mapping[str, Any] | None = None,  # noqa: A002
         target: str | None = None,
         aggregate: Aggregate | None = None,
-    ) -> list[list[GroupInfluence]]:
+    ) -> list[GroupInfluences]:
         """For each example, or for the mean of all, the sums of the scores of the rows that share a column's value.
 
         Reads the whole index.  by: one of `columns`;  the others as in `influence`

@@ -11,6 +11,7 @@ import typer
 
 from gradtrace.checkpoint_index import INDEX_NAME
 from gradtrace.checkpoints import load_checkpoints
+from gradtrace.display import describe
 from gradtrace.errors import CheckpointError, QueryError
 from gradtrace.index import open_index
 from gradtrace.manifest import BasisKind, Precision, read_manifest
@@ -23,7 +24,7 @@ from gradtrace_indexer.bench import bench as bench_lines
 from gradtrace_indexer.build import build_index
 from gradtrace_indexer.compact import compact as compact_index
 from gradtrace_indexer.delete import delete_rows
-from gradtrace_indexer.description import describe, describe_searcher, details
+from gradtrace_indexer.description import describe_searcher, details
 from gradtrace_indexer.evaluate import evaluate as evaluate_lines
 from gradtrace_indexer.ground_truth import subset_outputs
 from gradtrace_indexer.held_out import held_out_rows
