@@ -222,6 +222,7 @@ def _screened(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: Sequ
     for checkpoint in checkpoints:
         screening.by_gradients(builder.model(checkpoint))
     builder.probe_on(screening.good)
+    check_methods(builder.task, [builder.task.train[row] for row in screening.good[:2]])
     return np.array(screening.good)
 
 

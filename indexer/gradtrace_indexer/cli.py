@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -17,6 +17,7 @@ from gradtrace.index import open_index
 from gradtrace.manifest import BasisKind, Precision, read_manifest
 from gradtrace.methods import method_named
 from gradtrace.selection import choose
+from gradtrace.task import Task
 from gradtrace_indexer import generations
 from gradtrace_indexer.add_checkpoints import add_run
 from gradtrace_indexer.append import append_rows
@@ -157,22 +158,23 @@ def update(
     new one is whole. Interrupted, it goes on where it stood when run again.
     """
     loaded = load_task(task)
+    how: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
     if new_run and (follow or run is not None):
         raise CheckpointError("--new-run adds a whole run: leave --run and --watch out, or use them once it is there")
+    if follow:
+        _follow(index, loaded, checkpoints or run_directory(index, read_manifest(index), run), run, interval, how)
+        return
     if new_run:
         if checkpoints is None:
             raise CheckpointError("--new-run needs --checkpoints, the directory of the run that is to be added")
-        found = load_checkpoints(checkpoints)
-        updated = add_run(index, loaded, found, batch_size=batch_size, num_workers=num_workers, device=device)
-        typer.echo(f"{index}: {describe(updated.manifest)}")
-        return
-    if not follow:
-        updated = update_index(
-            index, loaded, checkpoints, run=run, batch_size=batch_size, num_workers=num_workers, device=device
-        )
-        typer.echo(f"{index}: {describe(updated.manifest)}")
-        return
-    followed = checkpoints or run_directory(index, read_manifest(index), run)
+        updated = add_run(index, loaded, load_checkpoints(checkpoints), **how)
+    else:
+        updated = update_index(index, loaded, checkpoints, run=run, **how)
+    typer.echo(f"{index}: {describe(updated.manifest)}")
+
+
+def _follow(index: Path, task: Task, followed: Path, run: int | None, interval: float, how: dict[str, Any]) -> None:
+    """Add checkpoints as they come to a directory, until Ctrl-C.  how: of the passes over the data"""
     typer.echo(f"Watching {followed}; Ctrl-C ends it.")
     told: list[str] = []
 
@@ -182,17 +184,7 @@ def update(
             typer.echo(f"waiting: {error}", err=True)
 
     try:
-        for updated in watch(
-            index,
-            loaded,
-            followed,
-            run=run,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            device=device,
-            interval=interval,
-            on_wait=tell,
-        ):
+        for updated in watch(index, task, followed, run=run, interval=interval, on_wait=tell, **how):
             typer.echo(f"{index}: {describe(updated.manifest)}")
     except KeyboardInterrupt:
         typer.echo("\nStopped; run it again to go on.")
@@ -350,7 +342,7 @@ def evaluate(
     opened = open_index(index, loaded, device=device)  # what cannot be evaluated is refused before any training
     for name in method or ():
         method_named(name, opened.manifest)
-    split, numbers = held_out_rows(loaded, queries)
+    split, numbers = held_out_rows(loaded, queries, opened.present)
     retrainings = Retrainings(task, truth, queries=sorted(numbers) if queries else None, split=split, workers=workers)
     outputs = subset_outputs(retrainings, subsets, seeds, among=np.flatnonzero(opened.present))
     for line in evaluate_lines(opened, retrainings.examples, outputs, method or opened.methods):
