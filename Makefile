@@ -1,4 +1,4 @@
-# make demo | test | fuzz | lint | docker-check | settings | api | bench | peers, in a virtual environment that make makes.
+# make demo | test | test-portable | fuzz | lint | docker-check | settings | api | bench | peers, in a virtual environment that make makes.
 PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
@@ -10,7 +10,7 @@ DATASET ?= digits
 ONCE ?=
 FUZZ_SECONDS ?= 90
 
-.PHONY: demo test fuzz lint docker-check settings api bench peers install clean
+.PHONY: demo test test-portable fuzz lint docker-check settings api bench peers install clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml client/pyproject.toml
@@ -24,6 +24,11 @@ demo: install
 
 test: install  # a process for each core; a file's tests share their fixtures
 	$(VENV)/bin/python -m pytest -n logical --dist loadfile
+
+PORTABLE = layers full_gradients basis search build methods
+test-portable: install  # gradients, bases, search, builds and methods with several threads, without vector instructions
+	GRADTRACE_TEST_THREADS=4 ATEN_CPU_CAPABILITY=default $(VENV)/bin/python -m pytest -n logical --dist loadfile \
+		-m "not recipe" $(PORTABLE:%=tests/test_%.py)
 
 fuzz: install  # for longer than `make test` does
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(VENV)/bin/python -m pytest tests/test_fuzz.py --timeout $$((2 * $(FUZZ_SECONDS) + 300))

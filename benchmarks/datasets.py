@@ -7,6 +7,6 @@ from pathlib import Path
 DATASETS = sorted(file.parent.name for file in Path("examples").glob("*/task.py"))
 
 
-def task_spec(dataset: str) -> str:
-    """The example's task, as `load_task` takes it."""
-    return f"examples/{dataset}/task.py:TASK"
+def task_spec(dataset: str, name: str = "TASK") -> str:
+    """The example's task, or another of its file, as `load_task` takes it."""
+    return f"examples/{dataset}/task.py:{name}"

@@ -110,9 +110,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--directory", type=Path, default=Path("runs/mnist6k"), help="has run-0 ... and truth")
+    parser.add_argument("--to-zero", action="store_true", help="trainings whose learning rate falls linearly to zero")
     parser.add_argument("--indexes", type=Path, help="where they are made and removed; default: the directory")
     arguments = parser.parse_args()
-    spec, directory = task_spec("mnist6k"), arguments.directory
+    spec, directory = task_spec("mnist6k", "TO_ZERO" if arguments.to_zero else "TASK"), arguments.directory
     task = load_task(spec)
     retrainings = Retrainings(spec, directory / "truth", workers=arguments.workers)
     truth = subset_outputs(retrainings, arguments.subsets, arguments.seeds)

@@ -82,12 +82,12 @@ def main() -> None:
     layout = ShardLayout(size * _BATCHES, tuple(index.manifest.levels), "float16")
 
     def every(step: Callable[[Batch], object]) -> Callable[[], None]:
-        return lambda: [step(batch) for batch in batches] and None
+        return lambda: [step(batch.collated) for batch in batches] and None
 
     def pipeline() -> None:
         with tempfile.TemporaryDirectory(dir=run) as folder, ShardWriter(Path(folder), "a.rows", layout) as writer:
             reader, bad = RowReader(task.train), BadRows({}, skipping=False)
-            write_rows(task, reader, workers, range(size * _BATCHES), size, writer, lambda count: None, bad)
+            write_rows(reader, workers, range(size * _BATCHES), size, writer, lambda count: None, bad)
             writer.commit()
 
     def in_basis() -> None:

@@ -2,10 +2,15 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +22,13 @@ from gradtrace import Index
 from gradtrace_indexer import build_index
 
 # The tests' tensors are small: a second thread gains nothing, and on a busy machine the threads wait for each other.
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+# `make test-portable` shows that nothing depends on their number.
+THREADS = int(os.environ.get("GRADTRACE_TEST_THREADS", "1"))
+torch.set_num_threads(THREADS)
+os.environ["OMP_NUM_THREADS"] = str(THREADS)  # for the processes that tests start
+
+# A shell's background jobs ignore Ctrl-C, and so would the programs that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Machines differ in speed: a property that is slow to check is no failure.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -58,7 +68,18 @@ def largest_file() -> Iterator[Callable[[int], None]]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+@contextmanager
+def program(*words: str, **pipes: Any) -> Iterator[subprocess.Popen[str]]:
+    """Python with these words, in a process that does not outlive a failed test. pipes: as of subprocess.Popen"""
+    with subprocess.Popen([sys.executable, *words], text=True, **pipes) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 180) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until

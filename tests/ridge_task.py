@@ -1,4 +1,4 @@
-"""Ridge regression in closed form: a task whose ground truths can be computed another way. Run, it trains slowly."""
+"""Ridge regression in closed form: a task whose ground truths can be computed another way. Run, it trains on and on."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ class Ridge(Task):
 
     def fit(self, rows: Sequence[int], seed: int) -> nn.Module:
         if self.log is not None:
-            time.sleep(0.1)
             with self.log.open("a") as log:
                 log.write(f"{os.getpid()} {seed} {list(rows)}\n")
+            while len(self.log.read_text().splitlines()) > int(os.environ.get("RIDGE_LAST", "1000")):
+                time.sleep(0.1)  # to be killed here
         inputs, labels = self.collate([self.train[row] for row in rows])
         model = self.model()
         weights = torch.linalg.solve(inputs.T @ inputs + PENALTY * torch.eye(3, dtype=torch.float64), inputs.T @ labels)
@@ -52,11 +53,11 @@ class Ridge(Task):
 NOISY = Ridge(noise=0.01)
 
 
-def slow() -> Ridge:
+def logged() -> Ridge:
     return Ridge(noise=0.001, log=Path(os.environ["RIDGE_LOG"]))
 
 
 if __name__ == "__main__":
     from gradtrace_indexer import Retrainings, subset_outputs
 
-    subset_outputs(Retrainings(slow(), sys.argv[1], workers=2, progress=False), count=15, seeds=2)
+    subset_outputs(Retrainings(logged(), sys.argv[1], workers=2, progress=False), count=15, seeds=2)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
@@ -228,13 +229,20 @@ def test_classes_left_out_are_negligible(tmp_path: Path) -> None:
     assert 0.99 <= found / float(weights @ squares / 500) <= 1.0001
 
 
+def drawn_classes(fit: Fit, seed: int) -> Tensor:
+    """Of p - e_y only the drawn class's is below zero."""
+    drawn: list[Tensor] = []
+    for batch, weights, measure in fisher_batches(fit.reference, fit.samples, seed):
+        assert weights.eq(1).all()
+        fit.reference.backpropagate(batch, lambda layer, x, d: drawn.append(d.argmin(1)), measure)
+    return torch.cat(drawn)
+
+
 def test_many_classes_have_labels_drawn_by_their_probability(tmp_path: Path) -> None:
     """Same seed, same labels; over many examples their share is the predicted one."""
     fit = Fit(ClassTask(lambda: nn.Linear(5, 21), [(torch.ones(5), 0)] * 2000), tmp_path, 1)
-    labels, other = (
-        torch.cat([labelled.batch[1] for labelled in fisher_batches(fit.reference, fit.samples, seed)])
-        for seed in (0, 1)
-    )
+    labels, other = (drawn_classes(fit, seed) for seed in (0, 1))
+    assert torch.equal(labels, drawn_classes(fit, 0))
     assert len(labels) == 2000
     assert not torch.equal(labels, other)
     chances = tiny.loaded(fit.task, fit.checkpoints[0]).double()(torch.ones(5).double()).softmax(0)
@@ -409,8 +417,68 @@ def test_what_does_not_reach_a_layer_has_zeros_there(tmp_path: Path) -> None:
     assert (rows == 0).all()
 
 
-def test_tasks_without_predictions_use_their_own_labels(tmp_path: Path) -> None:
-    fit = Fit(PairTask(*MODELS["linear"]), tmp_path)
+def test_predictions_are_not_needed_for_the_curvature(fit: Fit, tmp_path: Path) -> None:
+    """The loss says what labels the model would give: with predictions or without, it is the same to the last bit."""
+    without = Fit(PairTask(fit.task.model, fit.task.train), tmp_path / "without")
+    basis = fit.basis("spectral")
+    assert not without.task.has_predict
+    for name, values in curvature(fit.reference, basis, fit.samples, 0).items():
+        assert torch.equal(curvature(without.reference, basis, without.samples, 0)[name], values)
+
+
+def test_labels_by_predictions_give_the_same_curvature(tmp_path: Path) -> None:
+    """Where the loss calls no loss function, predictions and with_label do as well."""
+
+    def by_hand(model: nn.Module, batch: Any) -> Tensor:
+        logits = model(batch[0])
+        return logits.logsumexp(1) - (logits * F.one_hot(batch[1], logits.shape[1])).sum(1)
+
+    fit, other = (Fit(ClassTask(*MODELS["linear"], loss), tmp_path) for loss in (None, by_hand))
+    assert (fit.reference.outputs.source, other.reference.outputs.source) == ("loss", "predict")
+    basis = fit.basis("spectral")
+    for name, values in curvature(fit.reference, basis, fit.samples, 0).items():
+        close(curvature(other.reference, basis, other.samples, 0)[name], values)
+
+
+def test_terms_beside_the_loss_functions_are_not_in_the_curvature(tmp_path: Path) -> None:
+    def penalized(model: nn.Module, batch: Any) -> Tensor:
+        logits = model(batch[0])
+        return F.cross_entropy(logits, batch[1], reduction="none") + logits.exp().sum(1) / 10
+
+    fit, other = (Fit(PairTask(*MODELS["linear"], loss), tmp_path) for loss in (None, penalized))
+    assert other.reference.outputs.loss is not None
+    assert other.reference.outputs.loss.beside
+    basis = fit.basis("spectral")
+    for name, values in curvature(fit.reference, basis, fit.samples, 0).items():
+        close(curvature(other.reference, basis, other.samples, 0)[name], values)
+
+
+def test_several_outputs_add_up(tmp_path: Path) -> None:
+    """A class and two values an example: the trace over drawn labels is that of the Gauss-Newton matrix, on average."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        outputs = model(batch[0])
+        values = F.mse_loss(outputs[:, 3:], batch[0][:, :2], reduction="none").mean(1)
+        return F.cross_entropy(outputs[:, :3], batch[1], reduction="none") + values
+
+    fit = Fit(PairTask(lambda: nn.Linear(5, 5), tiny.classes(2000), loss), tmp_path, 1)
+    found = curvature(fit.reference, fit.basis("spectral"), fit.samples, 0)["eigenvalues"].double().sum()
+    inputs = torch.stack([x for x, _ in fit.rows]).double()
+    chances = tiny.loaded(fit.task, fit.checkpoints[0]).double()(inputs)[:, :3].softmax(1).detach()
+    of_outputs = 1 - chances.square().sum(1) + 2  # trace of diag p - p pT, and 2 / 2 for each of two values
+    expected = (of_outputs * (inputs.square().sum(1) + 1)).mean()
+    assert float(found) == pytest.approx(float(expected), rel=0.03)
+
+
+def test_where_nothing_is_known_of_the_labels_the_rows_have_their_own(tmp_path: Path) -> None:
+    fit = Fit(PairTask(*MODELS["linear"], lambda model, batch: focal(model(batch[0]), batch[1])), tmp_path)
+    assert fit.reference.outputs.source == "empirical"
     (labelled,) = fisher_batches(fit.reference, fit.samples, 0)
-    assert labelled.batch[1].tolist() == [label for _, label in fit.rows]
+    assert labelled.batch.collated[1].tolist() == [label for _, label in fit.rows]
     assert labelled.weights.tolist() == [1] * 40
+    assert labelled.measure is None
+
+
+def focal(logits: Tensor, labels: Tensor) -> Tensor:
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return (1 - (-losses).exp()) ** 2 * losses

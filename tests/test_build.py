@@ -44,6 +44,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 # Killed and resumed
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("operation", ["build", "add", "append", "delete", "compact"])
 def test_what_is_killed_resumes_to_the_same_bytes(digits_index: DigitsRun, tmp_path: Path, operation: str) -> None:
     """Real processes, ended by SIGKILL before the first commit, inside shards and between them; another one reads."""
@@ -51,7 +52,7 @@ def test_what_is_killed_resumes_to_the_same_bytes(digits_index: DigitsRun, tmp_p
                "--checkpoints", str(digits_index.checkpoints), "--runs", str(tmp_path), "--dimensions", "64",
                "--kills", "6" if operation == "build" else "4", "--shard-rows", "40"]  # fmt: skip
     root = Path(__file__).parents[1]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=root, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     moments = re.findall(r"^\| +\d+ \| [^|]* \| (\w[\w ]*\w) ", done.stdout, re.MULTILINE)
     assert len(moments) == (6 if operation == "build" else 4), done.stdout
@@ -284,7 +285,7 @@ def test_every_change_of_the_manifest_is_found(spectral: Path) -> None:
             whole.replace(b"\n ", b"\n\t", 1),
             whole + b"\n",
             whole.replace(b"0.05", b"0.050", 1),
-            re.sub(rb"(\d\.\d{16,}\d)", rb"\g<1>1", whole, count=1),
+            whole.replace(b"0.05", b"0.05000000000000000277", 1),  # the same float64
             whole.replace(b'"generation": 1', b'"generation": 2'),
         ):
             assert damaged != whole

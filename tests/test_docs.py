@@ -1,4 +1,4 @@
-"""docs/queries.md describes everything that may be asked, and docs/api.md is the API as it is."""
+"""docs/queries.md describes everything that may be asked, docs/tasks.md every task and hook; docs/api.md is the API."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from gradtrace import Index
+import tiny
+from gradtrace import Index, Task, tasks
 from gradtrace_client import Client
 from gradtrace_client.group_and_pair_schemas import GroupsRequest, PairsRequest
 from gradtrace_client.schemas import (
@@ -76,3 +80,68 @@ def test_the_command_line_has_the_options_that_the_page_shows() -> None:
 
 def test_the_page_of_the_api_is_up_to_date() -> None:
     assert (DOCS / "api.md").read_text() == api_page(), "run `make api` and commit docs/api.md"
+
+
+TASKS_PAGE = (DOCS / "tasks.md").read_text()
+
+
+class TextModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.classifier = nn.Embedding(1000, 8), nn.Linear(8, 2)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        sums = self.words(ids).masked_fill(~mask[..., None], 0).sum(1)
+        return self.classifier(sums / mask.sum(1, keepdim=True))
+
+
+def data_of_the_page() -> dict[str, Any]:
+    """What its examples take for given."""
+    random = np.random.default_rng(0)
+    side = lambda: torch.from_numpy(random.normal(size=4).astype(np.float32))  # noqa: E731
+    return {
+        "images": random.integers(0, 256, (6, 8, 8), dtype=np.uint8),
+        "labels": np.array([0, 1, 0, 1, 1, 0]),
+        "make_image_model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2)),
+        "table": np.array([[5.0, 3.1, "coast"], [None, 2.0, "inland"]] * 3, dtype=object),
+        "prices": np.array([300_000.0, 90_000.0] * 3),
+        "make_table_model": lambda: nn.Linear(4, 1),
+        "texts": ["a fine film", "dull", "fine", "a dull film indeed", "dull , dull", "fine !"],
+        "make_text_model": TextModel,
+        "pairs": [{"left": side(), "right": side(), "better": row % 2} for row in range(6)],
+    }
+
+
+BLOCKS = re.findall(r"```python\n(.*?)```", TASKS_PAGE, re.DOTALL)
+PAYLOADS: list[dict[str, Any]] = [
+    {"image": [[9] * 8] * 8, "label": "dog"},
+    {"features": {"rooms": None, "income": 8.3, "place": "coast"}, "label": 452_600},
+    {"text": "a fine film"},
+    {"left": [1, 2, 3, 4], "right": [4, 3, 2, 1]},
+]
+
+
+@pytest.mark.parametrize(("code", "payload"), list(zip(BLOCKS, PAYLOADS, strict=True)))
+def test_the_tasks_of_the_page_are_indexed_and_asked(code: str, payload: dict[str, Any], tmp_path: Path) -> None:
+    names = data_of_the_page()
+    exec(code, names)
+    task: Task = names["TASK"] if "TASK" in names else names["Ranking"]()
+    index = tiny.build(task, tmp_path)
+    (result,) = index.influence([task.parse(payload)], k=3)
+    assert len(result.proponents) == 3
+    assert task.render(task.train[0])
+
+
+def test_every_ready_made_task_and_its_arguments_are_described() -> None:
+    for name in tasks.__all__:
+        assert f"`{name}" in TASKS_PAGE
+        ready = getattr(tasks, name)
+        if isinstance(ready, type) and issubclass(ready, Task):
+            for argument in inspect.signature(ready).parameters:
+                assert f"`{argument}`" in TASKS_PAGE, f"{name}: {argument}"
+
+
+def test_every_hook_of_a_task_has_a_line() -> None:
+    lines = re.findall(r"^\| `(\w+)", TASKS_PAGE, re.MULTILINE)
+    hooks = {name for name in {*vars(Task), *Task.__annotations__} if not name.startswith(("_", "has_"))}
+    assert set(lines) == hooks - {"label_name"}

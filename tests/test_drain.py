@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 import digits_task
-from conftest import DigitsRun
+from conftest import DigitsRun, wait_until
 from gradtrace_service import app as app_module
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.catalog import Hosted
@@ -87,7 +87,7 @@ def readiness(url: str) -> int | None:
         return None
 
 
-def until(condition: int | None, url: str, seconds: float = 90.0) -> None:
+def until(condition: int | None, url: str, seconds: float = 180.0) -> None:
     ends = time.monotonic() + seconds
     while readiness(url) != condition:
         assert time.monotonic() < ends, f"/readyz did not become {condition}"
@@ -98,8 +98,7 @@ def ends_when_all_is_answered(process: subprocess.Popen[bytes], url: str, here: 
     body = {"query_rows": [0], "k": 2}
     with ThreadPoolExecutor(1) as other:
         in_flight = other.submit(httpx.post, f"{url}/influence", json=body, timeout=120)
-        while not (here / "begun").exists():
-            time.sleep(0.05)
+        wait_until(lambda: (here / "begun").exists())
         sent()
         until(503, url)
         refused = httpx.post(f"{url}/influence", json=body)
@@ -154,13 +153,18 @@ def test_the_events_of_a_job_do_not_hold_the_end_up(digits_index: DigitsRun, tmp
         jobs = JobRunner([Hosted("index", index, digits_index.task)])
         job = jobs.start(None, roll_back_to=7)
 
+        heard, begun = [], asyncio.Event()
+
         async def states() -> list[str]:
-            return [state.state async for state in jobs.follow(job.id)]
+            async for state in jobs.follow(job.id):
+                heard.append(state.state)
+                begun.set()
+            return heard
 
         following = asyncio.ensure_future(states())
-        await asyncio.sleep(0.1)
+        await begun.wait()
         await jobs.drain()
-        found = await asyncio.wait_for(following, 1)
+        found = await asyncio.wait_for(following, 60)
         await jobs.close()
         return found
 
@@ -173,11 +177,11 @@ def test_a_first_query_that_fails_is_tried_again(
     monkeypatch.setattr(app_module, "_TRY_AGAIN_SECONDS", 0.1)
     index = digits_index.open()
     influence = index.influence
-    monkeypatch.setattr(index, "influence", lambda *_, **__: 1 / 0)
+    tries: list[object] = []
+    monkeypatch.setattr(index, "influence", lambda *examples, **_: tries.append(examples) or 1 / 0)
     with serving(create_app(index)) as url:
-        assert readiness(url) == 503
-        time.sleep(0.3)
+        wait_until(lambda: len(tries) >= 3)
         assert readiness(url) == 503
         monkeypatch.setattr(index, "influence", influence)
-        until(200, url, seconds=10)
+        until(200, url)
     assert "the first query failed: division by zero" in caplog.text

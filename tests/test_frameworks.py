@@ -43,6 +43,11 @@ def rates(schedule: list[float], steps: list[int]) -> list[float]:
     return [pytest.approx(schedule[step - 1]) for step in steps]
 
 
+def sums(schedule: list[float], steps: list[int]) -> list[float]:
+    """Of the rates of all steps up to each."""
+    return [pytest.approx(sum(schedule[:step])) for step in steps]
+
+
 class TestTransformers:
     """A BERT of 8 dimensions."""
 
@@ -90,6 +95,7 @@ class TestTransformers:
         ]  # fmt: skip
         # Logged at steps 2, 4 and 6: 3 lies halfway to the next step's rate, which the optimizer holds, and so does 7.
         assert [one.learning_rate for one in checkpoints] == rates(self.LINEAR, [3, 6, 7])
+        assert [one.learning_rate_sum for one in checkpoints] == sums(self.LINEAR, [3, 6, 7])
         assert {one.optimizer for one in checkpoints} == {Optimizer("adamw", 0.0, 0.1)}
         assert_weights(checkpoints[-1], self.model(1), trainer.model.state_dict())
         alone = load_checkpoints(tmp_path / "checkpoint-6")
@@ -111,6 +117,9 @@ class TestTransformers:
         self.trained(tmp_path, save_only_model=True)
         checkpoints = load_checkpoints(tmp_path)
         assert [one.learning_rate for one in checkpoints] == rates(self.LINEAR, [2, 6, 6])
+        # The first one's log ends at step 2, with one rate, that of the second at step 6, with three in a line.
+        assert checkpoints[0].learning_rate_sum == pytest.approx(3 * self.LINEAR[1])
+        assert checkpoints[1].learning_rate_sum == pytest.approx(sum(self.LINEAR[:6]))
         assert {one.optimizer for one in checkpoints} == {None}
         assert checkpoints[0].second_moments(self.model()) is None
 
@@ -118,6 +127,7 @@ class TestTransformers:
         self.trained(tmp_path, logging_strategy="no", save_steps=4, max_steps=4, lr_scheduler_type="constant")
         (checkpoint,) = load_checkpoints(tmp_path)
         assert checkpoint.learning_rate == RATE
+        assert checkpoint.learning_rate_sum == pytest.approx(4 * RATE)
         (tmp_path / "checkpoint-4/optimizer.pt").unlink()
         with pytest.raises(CheckpointError, match=r"tells no learning rate.*logging_steps"):
             load_checkpoints(tmp_path)
@@ -180,6 +190,7 @@ class TestTransformers:
         recorded = load_checkpoints(tmp_path / "recorded")
         assert [one.step for one in recorded] == [2, 4, 6, 7]
         assert [one.learning_rate for one in recorded] == rates(self.LINEAR, [2, 4, 6, 7])
+        assert [one.learning_rate_sum for one in recorded] == sums(self.LINEAR, [2, 4, 6, 7])
         assert {one.optimizer for one in recorded} == {Optimizer("adamw", 0.0, 0.1)}
         assert_weights(recorded[-1], self.model(1), trainer.model.state_dict())
         theirs = {one.step: one for one in load_checkpoints(tmp_path / "run")}
@@ -237,7 +248,8 @@ class TestAccelerate:
         model = self.trained(tmp_path / "states", adam, names, schedule)
         checkpoints = load_checkpoints(tmp_path / "states")
         assert [(one.name, one.step) for one in checkpoints] == [(names.format(step), step) for step in (2, 4)]
-        assert [one.learning_rate for one in checkpoints] == rates(self.SCHEDULE, [3, 5])  # of the step after
+        assert [one.learning_rate for one in checkpoints] == rates(self.SCHEDULE, [2, 4])
+        assert [one.learning_rate_sum for one in checkpoints] == sums(self.SCHEDULE, [2, 4])
         assert {one.optimizer for one in checkpoints} == {Optimizer("adamw", 0.0, 0.01) if adam else Optimizer("sgd")}
         assert_weights(checkpoints[-1], Perceptron(), model.state_dict())
         assert (checkpoints[-1].second_moments(Perceptron()) is None) == (not adam)
@@ -247,6 +259,7 @@ class TestAccelerate:
         recorded = load_checkpoints(tmp_path / "recorded")
         assert {one.optimizer for one in recorded} == {Optimizer("adamw", 0.0, 0.01)}
         assert [one.learning_rate for one in recorded] == rates(self.SCHEDULE, [2, 4])
+        assert [one.learning_rate_sum for one in recorded] == sums(self.SCHEDULE, [2, 4])
 
     def test_a_state_without_a_step_and_one_of_two_models_are_refused(self, tmp_path: Path) -> None:
         self.trained(tmp_path / "states", adam=False, names="epoch{}", schedule=False)
@@ -292,18 +305,48 @@ class TestLightning:
 
     def test_saved_files(self, tmp_path: Path) -> None:
         module = self.trained(tmp_path)
-        with pytest.warns(UserWarning, match="learning rate is zero"):
-            checkpoints = load_checkpoints(tmp_path)
+        checkpoints = load_checkpoints(tmp_path)
         assert [(one.name, one.step) for one in checkpoints] == [
             ("epoch=0-step=2.ckpt", 2), ("epoch=0-step=4.ckpt", 4), ("epoch=0-step=6.ckpt", 6),
         ]  # fmt: skip
-        assert [one.learning_rate for one in checkpoints] == rates(self.SCHEDULE, [3, 5, 5])
+        assert [one.learning_rate for one in checkpoints] == rates(self.SCHEDULE, [2, 4, 6])
+        assert [one.learning_rate_sum for one in checkpoints] == sums(self.SCHEDULE, [2, 4, 6])
         assert {one.optimizer for one in checkpoints} == {Optimizer("adamw", 0.0, 0.01)}
         assert_weights(checkpoints[-1], Perceptron(), module.net.state_dict())  # type: ignore[union-attr, operator]
         assert_weights(checkpoints[-1], type(module)(), dict(module.state_dict()))
         found = checkpoints[-1].second_moments(Perceptron())
         assert found is not None
         assert found.by_name.keys() == dict(Perceptron().named_parameters()).keys()
+
+    def test_a_schedule_of_epochs_holds_its_rate_in_between(self, tmp_path: Path) -> None:
+        lightning = pytest.importorskip("lightning", reason="lightning is not installed")
+        used: list[float] = []
+
+        class Module(lightning.LightningModule):  # type: ignore[name-defined, misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = Perceptron()
+
+            def training_step(self, batch: Tensor, _: int) -> Tensor:
+                return self.net(batch).square().mean()
+
+            def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+                used.append(float(optimizer.param_groups[0]["lr"]))
+
+            def configure_optimizers(self) -> Any:
+                optimizer = torch.optim.SGD(self.parameters(), lr=RATE)
+                return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 3], 0.1)]
+
+        saver = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1)
+        trainer = lightning.Trainer(
+            max_epochs=4, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            callbacks=[saver],
+        )  # fmt: skip
+        trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(20, 3), 4))
+        checkpoints = load_checkpoints(tmp_path)
+        assert [one.step for one in checkpoints] == [5, 10, 15, 20]
+        assert [one.learning_rate for one in checkpoints] == rates(used, [5, 10, 15, 20])
+        assert [one.learning_rate_sum for one in checkpoints] == sums(used, [5, 10, 15, 20])
 
     def test_hyperparameters_that_are_objects_are_refused_with_the_remedy(self, tmp_path: Path) -> None:
         self.trained(tmp_path, note=Path("x"))
@@ -328,6 +371,7 @@ class TestLightning:
         recorded = load_checkpoints(tmp_path / "recorded")
         assert [one.step for one in recorded] == [4, 6]
         assert [one.learning_rate for one in recorded] == rates(self.SCHEDULE, [4, 6])
+        assert [one.learning_rate_sum for one in recorded] == sums(self.SCHEDULE, [4, 6])
         theirs = {one.step: one for one in load_checkpoints(tmp_path / "run")}
         for one in recorded:
             torch.testing.assert_close(one.load(), theirs[one.step].load(), rtol=0, atol=0)

@@ -50,7 +50,10 @@ def task() -> ClassTask:
 def found(directory: Path, count: int) -> list[Checkpoint]:
     """The first checkpoints beside an index, as they lie there now."""
     files = [directory.parent / "checkpoints" / f"{number}.pt" for number in range(1, count + 1)]
-    return [Checkpoint(file, 5 * number * (number + 1), 0.1 / number) for number, file in enumerate(files, 1)]
+    return [
+        Checkpoint(file, 5 * number * (number + 1), 0.1 / number, learning_rate_sum=float(number))
+        for number, file in enumerate(files, 1)
+    ]
 
 
 Change = Callable[[Path], object]

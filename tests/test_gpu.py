@@ -12,6 +12,8 @@ import gradtrace as gt
 from conftest import DigitsRun
 from digits_task import TASK
 from gradtrace import random_numbers
+from gradtrace.methods import Options
+from gradtrace.search import ProgressiveSearcher
 from gradtrace_indexer import build_index
 
 pytestmark = [
@@ -31,6 +33,21 @@ def test_the_same_answers_on_either_device(digits_index: DigitsRun) -> None:
     for here, there in zip(on_cpu.influence(queries), on_gpu.influence(queries), strict=True):
         scores = [hit.score for hit in here.proponents + here.opponents]
         np.testing.assert_allclose([hit.score for hit in there.proponents + there.opponents], scores, rtol=1e-3)
+
+
+def test_tf32_costs_the_search_no_hit(digits_index: DigitsRun) -> None:
+    on_cpu = gt.open_index(digits_index.index, TASK, device="cpu")
+    on_gpu = ProgressiveSearcher(on_cpu._contents.store, "cuda")
+    scoring = on_cpu._scoring("tracin", Options())
+    vectors, _ = scoring.query_vectors(on_cpu._resolved([TASK.query[row] for row in range(20)], None))
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = on_gpu.search(vectors, scoring.blocks, 10)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    for one, other in zip(found, scoring.search(vectors, 10, None), strict=True):
+        assert one.top_rows.tolist() == other.top_rows.tolist()
+        assert one.bottom_rows.tolist() == other.bottom_rows.tolist()
 
 
 @pytest.mark.parametrize("method", ["tracin", "cosine"])

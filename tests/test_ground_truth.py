@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from math import factorial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 
 import ridge_task
 import tiny
+from conftest import wait_until
 from gradtrace import EvaluationError, LossError, MismatchError, QueryError, StoreError, TaskError, open_index
 from gradtrace_indexer import (
     Retrainings,
@@ -168,21 +168,18 @@ def running(log: Path) -> set[int]:
 def test_killed_it_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"
     monkeypatch.setenv("RIDGE_LOG", str(log))
+    monkeypatch.setenv("RIDGE_LAST", "8")
     killed = subprocess.Popen([sys.executable, ridge_task.__file__, str(tmp_path / "truth")], env=dict(os.environ))
     trainings = tmp_path / "truth" / "trainings"
-    while len(list(trainings.rglob("*.npy"))) < 5:
-        assert killed.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: len(list(trainings.rglob("*.npy"))) >= 5)
+    assert killed.poll() is None
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    for _ in range(500):
-        if not running(log):
-            break
-        time.sleep(0.01)
-    assert not running(log), "its processes outlive it"
+    wait_until(lambda: not running(log))  # its processes do not outlive it
     finished, begun = len(list(trainings.rglob("*.npy"))), len(log.read_text().splitlines())
     assert 5 <= finished < 30
-    task = ridge_task.slow()
+    monkeypatch.delenv("RIDGE_LAST")
+    task = ridge_task.logged()
     resumed = subset_outputs(opened(task, tmp_path / "truth"), 15, seeds=2)
     assert len(log.read_text().splitlines()) == begun + 30 - finished
     undisturbed = subset_outputs(opened(Ridge(noise=0.001), tmp_path / "undisturbed"), 15, seeds=2)

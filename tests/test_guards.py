@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import tiny
-from gradtrace import DatasetError, GradtraceError, LossError, StoreError, TaskError, UnsupportedLayerError
+from gradtrace import DatasetError, GradtraceError, Index, LossError, StoreError, TaskError
+from gradtrace.errors import SlowPathWarning
+from gradtrace.plan import GradientPath
 from gradtrace_indexer.shard_writer import ShardWriter
 from tiny import ClassTask, PairTask
 
@@ -44,7 +46,7 @@ def test_reduced_loss(tmp_path: Path, reduction: str) -> None:
 @pytest.mark.parametrize(
     ("loss", "word"),
     [
-        (lambda model, batch: model(batch[0]), r"shape \(2, 3\)"),
+        (lambda model, batch: model(batch[0]), r"shape \(16, 3\)"),
         (lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])[None], r"shape \(1,\)"),
         (lambda model, batch: 1.5, "shape float"),
         (lambda model, batch: (model(batch[0]).argmax(1) != batch[1]).long(), "int64"),
@@ -206,9 +208,23 @@ class OwnScale(nn.Module):
         return OwnFunction.apply(x, self.weight)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def test_layer_that_cannot_be_differentiated(tmp_path: Path) -> None:
+def test_layer_that_vmap_cannot_differentiate(tmp_path: Path) -> None:
+    """It is differentiated by autograd, one example at a time."""
     task = PairTask(lambda: nn.Sequential(nn.Linear(5, 3), OwnScale()), ROWS)
-    refused(UnsupportedLayerError, task, tmp_path, r"1 \(OwnScale\)", "vmap", "requires_grad_")
+    with pytest.warns(SlowPathWarning, match=r"1\.weight.*one example at a time.*layers"):
+        index = tiny.build(task, tmp_path, count=1)
+    assert index._contents.models[0].examination.choice.paths["1.weight"] is GradientPath.ALONE
+    exact = [autograd_row(task, index, example) for example in ROWS]
+    torch.testing.assert_close(tiny.stored(index)[:, 0], torch.stack(exact), rtol=1e-3, atol=1e-4)
+
+
+def autograd_row(task: PairTask, index: Index, example: Any) -> Tensor:
+    """All parameters' gradients of one example, in the order of the model's layers, biases last within a weight's."""
+    model = task.model()
+    model.load_state_dict(index._contents.models[0].model.state_dict())
+    loss = task.loss(model, task.collate([example])).sum()
+    weight, bias, scale = torch.autograd.grad(loss, list(model.parameters()))
+    return torch.cat([torch.cat([weight, bias[:, None]], dim=1).flatten(), scale])
 
 
 def test_nothing_to_train(tmp_path: Path) -> None:

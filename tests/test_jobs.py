@@ -66,11 +66,7 @@ def begin(url: str, **fields: object) -> Job:
 
 
 def generation_served(client: Client, wanted: int) -> None:
-    for _ in range(200):
-        if client.index().generation == wanted:
-            return
-        time.sleep(0.05)
-    pytest.fail(f"generation {wanted} was not taken over")
+    wait_until(lambda: client.index().generation == wanted)
 
 
 def test_a_new_checkpoint_is_indexed_and_served_and_rolled_back_without_a_failed_request(

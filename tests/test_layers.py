@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradtrace.batches import ExampleBatch, collate
+from gradtrace.examination import examine
 from gradtrace.gradients import backpropagate
 from gradtrace.layers import Layer
-from gradtrace.plan import LayerPlan, StrayLayer, checked_plan, trainable_names
-from gradtrace.reference import gradients_reference
+from gradtrace.plan import GradientPath, PathChoice, plan_layers, trainable_names
+from gradtrace.reference import gradients_reference, stray_gradients
+from gradtrace.sample import sample_of
 from gradtrace.task import Task
 
 TOLERANCE = 1e-4
@@ -50,33 +53,45 @@ class InputTask(Task):
         return (model(x).flatten(1).tanh() - target[:, None]).square().sum(1)
 
 
-def planned_gradients(plan: LayerPlan, model: nn.Module, task: Task, batch: Any) -> dict[str, Tensor]:
+def planned_gradients(choice: PathChoice, model: nn.Module, task: Task, batch: ExampleBatch) -> dict[str, Tensor]:
+    plan = plan_layers(model, choice)
     sums: dict[Layer, Tensor] = {}
 
-    def add(layer: Layer, x: Tensor, d: Tensor) -> None:
+    def add(layer: Layer, x: Any, d: Tensor) -> None:
         sums[layer] = sums.get(layer, torch.zeros(())) + layer.gradient(x, d)
 
-    if plan.tapped:
-        backpropagate(model, task.loss, batch, plan.tapped, add)
-    sums.update(plan.stray_gradients(model, task.loss, batch))
+    backpropagate(model, task.loss, batch, plan, add)
+    strays: dict[Layer, list[Tensor]] = {}
+    for layer, _, gradient in stray_gradients(model, task.loss, batch, plan):
+        strays.setdefault(layer, []).append(gradient)
+    sums |= {layer: torch.cat(parts) for layer, parts in strays.items()}
     return {name: value for layer, total in sums.items() for name, value in layer.parameter_gradients(total).items()}
 
 
-def check(model: nn.Module, examples: list[Any], strays: set[str] | None = None) -> LayerPlan:
-    """Compare all parameters; `strays` are those expected to be left to vmap."""
+def batch_of(task: Task, examples: list[Any]) -> ExampleBatch:
+    return collate(task, examples, torch.device("cpu"))
+
+
+def examined(model: nn.Module, task: Task, examples: list[Any], names: list[str]) -> PathChoice:
+    return examine(
+        model, [task.loss], sample_of(task, range(len(examples[:16])), examples[:16], torch.device("cpu")), names
+    )
+
+
+def check(model: nn.Module, examples: list[Any], others: dict[str, GradientPath] | None = None) -> PathChoice:
+    """Compare all parameters; `others` are those that are expected on another path than the factors of modules."""
     task = InputTask(model.eval())
     expected = gradients_reference(task, model, examples)
     names = trainable_names(model)
     model.requires_grad_(False)
-    batch = task.collate(examples)
-    plan = checked_plan(model, task.loss, task.collate(examples[:2]), names)
-    assert {stray.names[0] for stray in plan.strays} == (strays or set())
-    found = planned_gradients(plan, model, task, batch)
+    choice = examined(model, task, examples, names)
+    assert {n: path for n, path in choice.paths.items() if path is not GradientPath.FACTORS} == (others or {})
+    found = planned_gradients(choice, model, task, batch_of(task, examples))
     for name in names:
         got, wanted = found[name].reshape(expected[name].shape).double(), expected[name]
         assert wanted.norm() > 0, f"{name} is not exercised"
         assert (got - wanted).norm() <= TOLERANCE * wanted.norm(), name
-    return plan
+    return choice
 
 
 def examples_of(shape: tuple[int, ...], count: int, tokens: int | None = None) -> list[Any]:
@@ -194,27 +209,31 @@ class UsedOutside(nn.Module):
         return F.linear(self.layer(x).tanh(), self.layer.weight) * self.scale
 
 
+def calls(*names: str) -> dict[str, GradientPath]:
+    return dict.fromkeys(names, GradientPath.CALLS)
+
+
 def test_shared_modules_are_summed() -> None:
     torch.manual_seed(0)
-    assert len(check(Reused(), examples_of((5,), 7)).layers) == 1
+    model = Reused()
+    assert len(plan_layers(model, check(model, examples_of((5,), 7))).layers) == 1
 
 
 def test_weights_shared_in_different_roles() -> None:
     torch.manual_seed(0)
-    check(Tied(), examples_of((4,), 7, tokens=11), strays={"embedding.weight", "output.bias"})
+    check(Tied(), examples_of((4,), 7, tokens=11), calls("embedding.weight", "output.bias"))
 
 
 def test_weight_used_outside_of_its_module() -> None:
     torch.manual_seed(0)
-    check(UsedOutside(), examples_of((5,), 7), strays={"layer.weight", "layer.bias", "scale"})
+    check(UsedOutside(), examples_of((5,), 7), calls("layer.weight", "layer.bias") | {"scale": GradientPath.MODULE})
 
 
 def test_attention_whose_projections_bypass_their_modules() -> None:
     torch.manual_seed(0)
     encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
     inside = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
-    plan = check(encoder, examples_of((3, 8), 7), strays={f"self_attn.{name}" for name in inside})
-    assert {type(layer) for layer in plan.layers} > {StrayLayer}
+    check(encoder, examples_of((3, 8), 7), calls(*(f"self_attn.{name}" for name in inside)))
 
 
 @pytest.mark.parametrize("frozen", [[], ["linear1"], ["norm1", "norm2", "linear1", "linear2"]])
@@ -227,7 +246,7 @@ def test_attention_is_not_fused_where_nothing_before_it_needs_a_gradient(frozen:
     for name in frozen:
         encoder.layers[0].get_submodule(name).requires_grad_(False)
     inside = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
-    check(encoder, examples_of((3, 8), 7), strays={f"layers.{i}.self_attn.{name}" for i in (0, 1) for name in inside})
+    check(encoder, examples_of((3, 8), 7), calls(*(f"layers.{i}.self_attn.{name}" for i in (0, 1) for name in inside)))
 
 
 def test_frozen_parameters_are_left_out() -> None:
@@ -235,8 +254,8 @@ def test_frozen_parameters_are_left_out() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
     model[0].requires_grad_(False)
     model[2].weight.requires_grad_(False)
-    plan = check(model, examples_of((5,), 7), strays={"2.bias"})
-    assert [layer.names for layer in plan.layers] == [("2.bias",)]
+    choice = check(model, examples_of((5,), 7), calls("2.bias"))
+    assert [layer.names for layer in plan_layers(model, choice).layers] == [("2.bias",)]
 
 
 def test_padding_does_not_change_a_row() -> None:
@@ -254,12 +273,15 @@ def test_padding_does_not_change_a_row() -> None:
             mean = (model.embedding(tokens) * mask).sum(1) / mask.sum(1)
             return (model.output(mean).tanh() - target[:, None]).square().sum(1)
 
-    task, short = Masked(model), torch.tensor([[4, 9, 2]])
-    padded = torch.tensor([[4, 9, 2, 0, 0], [1, 2, 3, 4, 5]])
-    target = torch.tensor([0.3, -0.2])
-    plan = checked_plan(model, task.loss, (padded, target), names)
-    alone = planned_gradients(plan, model, task, (short, target[:1]))
-    beside = planned_gradients(plan, model, task, (padded, target))
+        def collate(self, examples: list[Any]) -> Any:
+            padded = nn.utils.rnn.pad_sequence([tokens for tokens, _ in examples], batch_first=True)
+            return padded, torch.stack([target for _, target in examples])
+
+    examples = [(torch.tensor([4, 9, 2]), torch.tensor(0.3)), (torch.tensor([1, 2, 3, 4, 5]), torch.tensor(-0.2))]
+    task = Masked(model)
+    choice = examined(model, task, examples, names)
+    alone = planned_gradients(choice, model, task, batch_of(task, examples[:1]))
+    beside = planned_gradients(choice, model, task, batch_of(task, examples))
     for name, wanted in alone.items():
         torch.testing.assert_close(beside[name][:1], wanted, rtol=TOLERANCE, atol=1e-7)
 
@@ -273,8 +295,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
     expected = gradients_reference(task, model, examples)
     names = trainable_names(model)
     model.requires_grad_(False)
-    plan = checked_plan(model, task.loss, task.collate(examples[:2]), names)
-    found = planned_gradients(plan, model, task, task.collate(examples))
+    found = planned_gradients(examined(model, task, examples, names), model, task, batch_of(task, examples))
     tolerance = 1e-10 if dtype == torch.float64 else 0.05  # bfloat16's own rounding in the two passes
     for name in names:
         difference = found[name].reshape(expected[name].shape).double() - expected[name]

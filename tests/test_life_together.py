@@ -51,8 +51,8 @@ def test_what_an_index_holds_is_told(tmp_path: Path) -> None:
     add_kernels(path, progress=False)
     fit_representer(path)
     told = "\n".join(details(path))
-    assert "safetensors: step 60, learning rate 0.05, the average of a segment's weights\n" in told
-    assert "3.pt: step 60, learning rate 0.0333333\n" in told
+    assert "safetensors: step 60, learning rate 0.05 (sum so far 3), the average of a segment's weights\n" in told
+    assert "3.pt: step 60, learning rate 0.0333333 (sum so far 3)\n" in told
     assert "1 kernel(s) for trak, damping 0.3\n" in told
     assert "last layer refitted on them with l2 0.003" in told
     later = tiny.checkpoints(task, tmp_path / "checkpoints", 4)[3:]

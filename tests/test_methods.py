@@ -105,10 +105,11 @@ def test_cosine_of_zero_and_of_tiny_gradients(tmp_path: Path) -> None:
     np.testing.assert_allclose(index.scores([query], method="cosine")[0], expected, rtol=1e-2, atol=1e-6)
     np.testing.assert_array_equal(index.self_influence(method="cosine"), [0, 0, 1, 1, 1, 1])
     result = index.influence([query, (query[0] * 0, query[1])], method="cosine", k=6)
-    assert {hit.row: round(hit.score, 2) for hit in result[0].proponents} == dict(
-        enumerate(np.round(expected, 2).tolist())
-    )
-    assert [hit.score for hit in result[1].proponents] == [0] * 6
+    hits = [*result[0].proponents, *result[0].opponents]
+    assert {hit.row: round(hit.score, 2) for hit in hits} == {
+        row: score for row, score in enumerate(np.round(expected, 2).tolist()) if score
+    }
+    assert result[1].proponents == result[1].opponents == []
 
 
 @pytest.mark.parametrize("method", ["tracin", "graddot", "cosine"])

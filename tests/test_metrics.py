@@ -9,7 +9,6 @@ import re
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,7 +23,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from conftest import DigitsRun
+from conftest import DigitsRun, wait_until
 from gradtrace import MissingLibraryError
 from gradtrace_client import AsyncClient, Client, InfluenceAnswer
 from gradtrace_client.schemas import Timing
@@ -49,11 +48,7 @@ def url(digits_index: DigitsRun) -> Iterator[str]:
 
 
 def wait_ready(url: str) -> None:
-    for _ in range(600):
-        if httpx.get(f"{url}/readyz").status_code == 200:
-            return
-        time.sleep(0.1)
-    pytest.fail("never ready")
+    wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
 
 
 def samples(url: str) -> dict[tuple[str, ...], float]:
@@ -137,11 +132,7 @@ def test_a_caller_who_went_away_counts_as_499(url: str) -> None:
     with socket.create_connection((address.hostname or "", address.port or 0)) as connection:
         connection.sendall(head.encode() + body)
     gone = ("gradtrace_requests_total", "/influence", "POST", "499")
-    for _ in range(100):
-        if samples(url).get(gone) == 1:
-            return
-        time.sleep(0.1)
-    pytest.fail("not counted")
+    wait_until(lambda: samples(url).get(gone) == 1)
 
 
 def test_applications_of_one_process_count_for_themselves(url: str, digits_index: DigitsRun) -> None:

@@ -34,8 +34,8 @@ def test_positions_and_ids(case: tuple[int, list[int], list[int]], random: np.ra
     assert found.live_ids().tolist() == left
     assert found.of(np.arange(len(ids))).tolist() == ids
     values = np.arange(2 * len(ids), dtype=np.float32).reshape(2, -1)
-    expected = [[line[ids.index(row)] if row in left else np.nan for row in range(rows)] for line in values.tolist()]
-    np.testing.assert_array_equal(found.spread(values), np.array(expected, dtype=np.float32))
+    expected = [[line[ids.index(row)] if row in left else -1.5 for row in range(rows)] for line in values.tolist()]
+    np.testing.assert_array_equal(found.spread(values, -1.5), np.array(expected, dtype=np.float32))
     mask = np.array([random.random() < 0.5 for _ in range(rows)])
     admitted = [mask[row] and row in left for row in ids]
     if any(admitted):
@@ -69,7 +69,7 @@ def test_columns_of_deleted_rows_are_unknown() -> None:
 def test_nothing_is_copied_where_nothing_is_deleted() -> None:
     found = RowIds(3, np.arange(3), np.zeros(0, np.int64))
     values, mask = np.zeros((2, 3), np.float32), np.array([True, False, True])
-    assert found.spread(values) is values
+    assert found.spread(values, 0.0) is values
     assert found.allowed(mask) is mask
     assert found.allowed(None) is None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from gradtrace.errors import QueryError
 from gradtrace.manifest import Precision
-from gradtrace.search import ProgressiveSearcher, SearchResult, _extremes, exhaustive_scores
+from gradtrace.product_precision import product_error
+from gradtrace.search import ProgressiveSearcher, SearchResult, _extremes, _Query, exhaustive_scores
 from gradtrace.store import RowStore
 from made_index import make_store
 
@@ -282,6 +284,67 @@ def test_exhaustive_scores_are_brute_force(
 
 
 @pytest.mark.gpu
+def cut(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """float32 values with this many bits of their mantissas left, as tensor cores take them."""
+    return (values.contiguous().view(torch.int32) >> (23 - bits) << (23 - bits)).view(torch.float32)
+
+
+class Rounding(ProgressiveSearcher):
+    """Its first level comes from a device that cuts operands to 10 bits."""
+
+    def _first_level(self, queries: Sequence[_Query]) -> torch.Tensor:
+        full, self._first = self._first, cut(self._first, 10)
+        cut_queries = [replace(query, vectors=cut(query.vectors, 10)) for query in queries]
+        try:
+            return super()._first_level(cut_queries)
+        finally:
+            self._first = full
+
+
+@pytest.fixture
+def products() -> Iterator[Callable[[str], None]]:
+    """Sets how float32 products are computed; full precision again afterwards."""
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_products_of_rounded_operands_lose_no_hit(
+    tmp_path: Path, products: Callable[[str], None], together: bool
+) -> None:
+    """Scores so close that operands of 10 bits change their order, as TF32 has them."""
+    generator = np.random.default_rng(0)
+    query = generator.standard_normal(8)
+    aside = generator.standard_normal((3000, 8))
+    aside -= (aside @ query)[:, None] * query / (query @ query)
+    rows = (query * (1 + 1e-4 * generator.standard_normal(3000))[:, None] + 0.5 * aside).astype(np.float32)[None]
+    store = make_store(tmp_path, np.concatenate([rows, -rows], axis=1))
+    searcher = Rounding(store)
+    queries = torch.from_numpy(query).float().expand(2 if together else 1, 1, 8)
+    stored = torch.cat([block for _, block in store.blocks([0], 1000)])[:, 0].double().numpy()
+    scores = stored @ queries[0, 0].double().numpy()
+    best, worst = np.argsort(-scores, kind="stable")[:10], np.argsort(scores, kind="stable")[:10]
+
+    def exact(found: SearchResult) -> bool:
+        return np.array_equal(found.top_rows, best) and np.array_equal(found.bottom_rows, worst)
+
+    products("highest")
+    assert not exact(searcher.search(queries, [0], 10)[0])  # so the rounding is there, and was not told
+    products("high")
+    assert all(exact(found) for found in searcher.search(queries, [0], 10))
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("highest", 23), ("high", 10), ("medium", 7)])
+def test_the_bound_of_rounded_operands_holds(products: Callable[[str], None], precision: str, bits: int) -> None:
+    products(precision)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(200, 33, generator=generator) for _ in range(2))
+    off = (cut(a, bits).double() * cut(b, bits).double() - a.double() * b.double()).sum(1).abs()
+    for device in ("cpu", "cuda") if precision == "high" else ("cpu",):  # CUDA takes "medium" for TF32
+        assert (off <= product_error(device) * (a * b).double().abs().sum(1)).all()
+    assert (product_error("cpu") == 0) == (precision == "highest")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_first_level_may_lie_on_a_gpu(store: RowStore, queries: torch.Tensor) -> None:
     results = ProgressiveSearcher(store, device="cuda").search(queries.cuda(), [0, 1, 2], 10)

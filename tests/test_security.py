@@ -11,8 +11,10 @@ import socket
 import stat
 import struct
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -251,16 +253,16 @@ def test_a_client_that_asks_too_often_is_told_when_to_come_back(
     http: httpx.Client, digits_index: DigitsRun, tmp_path: Path
 ) -> None:
     first, second = (add_key(tmp_path / "keys", name, [Scope.query]) for name in ("first", "second"))
-    settings = Settings(api_key_file=tmp_path / "keys", rate_limit=5)
+    settings = Settings(api_key_file=tmp_path / "keys", rate_limit=2)  # the third is let in after 30 s
     with serving(create_app(digits_index.open(), settings)) as url:
-        got = [http.get(f"{url}/index", headers=bearer(first)) for _ in range(7)]
-        assert [response.status_code for response in got] == [200] * 5 + [429] * 2
+        got = [http.get(f"{url}/index", headers=bearer(first)) for _ in range(4)]
+        assert [response.status_code for response in got] == [200] * 2 + [429] * 2
         assert "send this one again in" in problem(got[-1], 429).detail
-        assert 1 <= int(got[-1].headers["retry-after"]) <= 12
+        assert 1 <= int(got[-1].headers["retry-after"]) <= 30
         assert http.get(f"{url}/index", headers=bearer(second)).status_code == 200
         assert http.get(f"{url}/healthz").status_code == 200
-        strangers = [http.get(f"{url}/index", headers=bearer(f"guess {n}")).status_code for n in range(6)]
-        assert strangers == [401] * 5 + [429]
+        strangers = [http.get(f"{url}/index", headers=bearer(f"guess {n}")).status_code for n in range(3)]
+        assert strangers == [401] * 2 + [429]
         with Client(url, first, retries=0) as client, pytest.raises(BusyError) as busy:
             client.index()
         assert busy.value.retry_after is not None
@@ -391,21 +393,29 @@ def png_of(width: int, height: int, data: bytes) -> str:
     return base64.b64encode(whole).decode()
 
 
+@contextmanager
+def little_work(seconds: float = 3.0) -> Iterator[None]:
+    """What the service does meanwhile, in this process, takes so much of the processor's time at most."""
+    started = time.process_time()
+    yield
+    assert time.process_time() - started < seconds
+
+
 @pytest.mark.parametrize(("width", "height"), [(2000, 2000), (12_000, 12_000), (65_535, 65_535)])
 def test_an_image_that_unpacks_to_another_size_is_refused_before(
     http: httpx.Client, url: str, width: int, height: int
 ) -> None:
     bomb = png_of(width, height, zlib.compress(bytes(4_000_000), 9))
-    response = http.post(f"{url}/influence", json={"example": {"image": bomb}})
+    with little_work():
+        response = http.post(f"{url}/influence", json={"example": {"image": bomb}})
     assert problem(response, 422).errors[0].field == "example"
-    assert response.elapsed.total_seconds() < 2
 
 
 def test_an_image_of_the_right_size_with_endless_content_costs_nothing(http: httpx.Client, url: str) -> None:
     bomb = png_of(8, 8, zlib.compress(bytes(64_000_000), 9))
-    response = http.post(f"{url}/influence", json={"example": {"image": bomb}, "k": 1})
+    with little_work():
+        response = http.post(f"{url}/influence", json={"example": {"image": bomb}, "k": 1})
     assert response.status_code in (200, 422)
-    assert response.elapsed.total_seconds() < 2
 
 
 def jpeg_of(scans: int) -> bytes:
@@ -435,9 +445,10 @@ def test_a_small_file_that_takes_long_is_refused_before(
 
     assert asked(make(1)).status_code == 200
     for many in (200, 5_000):
-        refused = asked(make(many))
+        content = make(many)
+        with little_work():
+            refused = asked(content)
         assert "save it" in problem(refused, 422).detail
-        assert refused.elapsed.total_seconds() < 2
 
 
 def test_a_gif_is_no_png(http: httpx.Client, url: str) -> None:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import uvicorn.protocols.http.auto
 
-from conftest import DigitsRun
+from conftest import DigitsRun, wait_until
 from gradtrace_service import slow_clients
 from gradtrace_service.app import create_app
 from gradtrace_service.server import serving
@@ -36,7 +36,7 @@ def address(
         yield httpx.URL(url).host, httpx.URL(url).port or 0
 
 
-def trickle(address: tuple[str, int], content: bytes, pause: float = 0.2, seconds: float = 10) -> bytes:
+def trickle(address: tuple[str, int], content: bytes, pause: float = 0.2, seconds: float = 60) -> bytes:
     """Send a byte now and then; what the service answers before it hangs up."""
     heard, ends = b"", time.monotonic() + seconds
     with socket.create_connection(address, timeout=pause) as connection:
@@ -69,7 +69,7 @@ def test_no_whole_head_in_time_is_cut_off(address: tuple[str, int], content: byt
 
 
 def test_a_second_head_is_waited_for_no_longer(address: tuple[str, int]) -> None:
-    with socket.create_connection(address, timeout=5) as connection:
+    with socket.create_connection(address, timeout=60) as connection:
         connection.sendall(HEAD % len(BODY) + BODY)
         assert connection.recv(1 << 20).startswith(b"HTTP/1.1 200")
         connection.sendall(b"GET /")
@@ -77,16 +77,19 @@ def test_a_second_head_is_waited_for_no_longer(address: tuple[str, int]) -> None
 
 
 def test_no_whole_body_in_time_is_told(address: tuple[str, int]) -> None:
-    with socket.create_connection(address, timeout=5) as connection:
+    with socket.create_connection(address, timeout=60) as connection:
         connection.sendall(HEAD % 1000 + BODY)
-        answer = connection.recv(1 << 20)
+        answer = read_to_the_end(connection)
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"application/problem+json" in answer
     assert b"the body takes too long to arrive" in answer
 
 
-def test_a_slow_body_that_arrives_in_time_is_answered(address: tuple[str, int]) -> None:
-    with socket.create_connection(address, timeout=5) as connection:
+def test_a_slow_body_that_arrives_in_time_is_answered(
+    address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slow_clients, "PATIENCE_SECONDS", 60.0)
+    with socket.create_connection(address, timeout=60) as connection:
         for part in (HEAD % len(BODY), BODY[:9], BODY[9:]):
             connection.sendall(part)
             time.sleep(0.3)
@@ -98,13 +101,10 @@ def test_a_client_that_reads_nothing_is_cut_off(address: tuple[str, int], caplog
     many = json.dumps({"query_rows": list(range(60)), "k": 400}).encode()
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.settimeout(20)
+        connection.settimeout(60)
         connection.connect(address)
         connection.sendall(HEAD % len(many) + many)
-        ends = time.monotonic() + 60
-        while "cut off a client" not in caplog.text:
-            assert time.monotonic() < ends
-            time.sleep(0.1)
+        wait_until(lambda: "cut off a client" in caplog.text)
         heard = read_to_the_end(connection)
     announced = re.search(rb"content-length: (\d+)", heard)
     assert announced is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import tiny
 from gradtrace import Checkpoint, CheckpointError, Index, QueryError, gradients_reference, load_checkpoints
 from gradtrace.checkpoints import Optimizer
+from gradtrace.learning_rates import stretch_sums
 from gradtrace.methods.source import Course, unrolled
 from gradtrace.moments import SecondMoments
 from gradtrace.preconditioner import preconditioner
@@ -63,20 +65,21 @@ def trained(
     beside: float = 0.0,
     weights: Tensor | None = None,
     data: Data = DATA,
+    rates: Sequence[float] = (RATE,) * STEPS,
 ) -> list[Tensor]:
     """Full-batch gradient descent on the mean squared error, each row's loss times its weight: the weights [5] of every
-    step. `decay` is in the loss, `beside` is not; `gain` is a preconditioner."""
+    step. `decay` is in the loss, `beside` is not; `gain` is a preconditioner; `rates` are the steps'."""
     inputs, labels = data
     weights = torch.ones(len(inputs)).double() if weights is None else weights
     path, velocity = [start], torch.zeros_like(start)
-    for _ in range(STEPS):
+    for rate in rates:
         gradient = 2 * ((path[-1] @ inputs.T - labels) * weights) @ inputs / len(inputs) + decay * path[-1]
         velocity = momentum * velocity + gain * gradient + beside * path[-1]
-        path.append(path[-1] - RATE * velocity)
+        path.append(path[-1] - rate * velocity)
     return path
 
 
-def unrolled_influence(start: Tensor, data: Data = DATA, **settings: float | Tensor) -> Tensor:
+def unrolled_influence(start: Tensor, data: Data = DATA, **settings: float | Tensor | list[float]) -> Tensor:
     """- d (query's loss after training) / d (weight of a row), times the number of rows. [queries, rows]."""
     weights = torch.ones(len(data.inputs)).double().requires_grad_(True)
     final = trained(start, weights=weights, data=data, **settings)[-1]  # type: ignore[arg-type]
@@ -149,6 +152,46 @@ def test_many_segments_follow_a_training_from_random_weights(count: int, error: 
     assert error / 3 < difference(found, unrolled_influence(path[0])) < error
 
 
+TO_ZERO = [2 * RATE * (1 - step / (STEPS - 1)) for step in range(STEPS)]  # the last step's is zero
+
+
+def recorded(directory: Path, path: list[Tensor], every: int, momentum: float = 0.0) -> list[Checkpoint]:
+    """What the recorder keeps of a training at the rates of TO_ZERO; `path` are the weights [5] of every step."""
+    model = nn.Linear(5, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=momentum)
+    recorder = CheckpointRecorder(directory, every=every)
+    for weights, rate in zip(path[1:], TO_ZERO, strict=True):
+        with torch.no_grad():
+            model.weight.copy_(weights[None])
+        optimizer.param_groups[0]["lr"] = rate
+        recorder.step(model, optimizer)
+    return load_checkpoints(directory)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_learning_rate_that_falls_to_zero_is_summed(tmp_path: Path, momentum: float) -> None:
+    """A checkpoint's own rate says nothing of the steps before it: the last one's would make its stretch vanish."""
+    best = [BEST] * (STEPS + 1)
+    found = recorded(tmp_path / "checkpoints", best, STEPS // 3, momentum)
+    index = build_index(Line(), found, tmp_path / "index", precision="float16", progress=False)
+    expected = unrolled_influence(BEST, momentum=momentum, rates=TO_ZERO)
+    assert difference(index.scores(QUERIES, method="source"), expected) < 0.02
+    guessed = [Checkpoint(one.path, one.step, one.learning_rate, one.optimizer) for one in found]
+    with pytest.warns(UserWarning, match="the learning rate changes"):
+        index = build_index(Line(), guessed, tmp_path / "guessed", precision="float16", progress=False)
+    assert difference(index.scores(QUERIES, method="source"), expected) > 0.1
+
+
+def test_many_segments_follow_a_training_whose_rate_falls_to_zero(tmp_path: Path) -> None:
+    count = 60
+    path = trained(torch.arange(5).double() - 2, rates=TO_ZERO)
+    found = recorded(tmp_path, path, STEPS // count)
+    eigenvalues, axes = torch.linalg.eigh(DATA.curvature)
+    lengths = course(stretch_sums(found).tolist(), eigenvalues)
+    scores = source(path, [one.step for one in found], lengths, count, axes)
+    assert difference(scores, unrolled_influence(path[0], rates=TO_ZERO)) < 0.04
+
+
 @pytest.mark.parametrize("beside", [0.0, 0.5])
 def test_a_preconditioner_and_decay_beside_the_loss(beside: float) -> None:
     """Where the basis keeps the weights apart and the curvature is diagonal, nothing is approximated but steps."""
@@ -204,7 +247,8 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Index:
     task = ClassTask(tiny.mlp, ROWS)
     found = tiny.checkpoints(task, directory / "checkpoints", 4)  # steps 10, 30, 60, 100; rates 0.1 / number
     about = {"optimizer": {"name": "sgd", "momentum": 0.5, "weight_decay": 0.01}}
-    listed = [{"file": c.path.name, "step": c.step, "learning_rate": c.learning_rate} for c in found]
+    keys = ("step", "learning_rate", "learning_rate_sum")
+    listed = [{"file": c.path.name} | {key: getattr(c, key) for key in keys} for c in found]
     (directory / "checkpoints/checkpoints.json").write_text(json.dumps(about | {"checkpoints": listed}))
     loaded = load_checkpoints(directory / "checkpoints")
     return build_index(task, loaded, directory / "index", precision="float16", progress=False, dimensions=1000)
@@ -296,11 +340,19 @@ def test_the_preconditioner_is_all_of_it_where_the_basis_keeps_weights_as_they_a
     model, basis = index._contents.models[0], index._contents.bases[0]
     exact = gradients_reference(task, tiny.loaded(task, load_one(tmp_path)), ROWS[:1])
     squares = {name: torch.rand(value.shape[1:]) for name, value in exact.items() if name != "2.bias"}
-    found = preconditioner(model.plan.layers, basis, SecondMoments(squares, 0.999, 1e-3))
+    found = preconditioner(model, basis, SecondMoments(squares, 0.999, 1e-3))
     scaled = {name: exact[name] / (square.sqrt() + 1e-3) for name, square in squares.items()}
     coordinates = model.encode(basis, model.batch(ROWS[:1]))[0][0] * found
     wanted = torch.cat([tiny.flat(scaled)[0].float(), torch.zeros(3)])  # what never had a gradient does not move
     torch.testing.assert_close(coordinates.sort()[0], wanted.sort()[0])
+
+
+def test_moments_of_other_parameters_are_refused(tmp_path: Path) -> None:
+    index = tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path, count=1)
+    model, basis = index._contents.models[0], index._contents.bases[0]
+    for strange in ({"2.weigth": torch.rand(3, 4)}, {"2.weight": torch.rand(4, 3)}):
+        with pytest.raises(CheckpointError, match=rf"of other parameters than the model's \({next(iter(strange))}\)"):
+            preconditioner(model, basis, SecondMoments(strange, 0.999, 1e-8))
 
 
 def load_one(directory: Path) -> Checkpoint:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -216,12 +217,17 @@ class NoLabels(PairTask):
         return None
 
 
+def margin(model: nn.Module, batch: Any) -> Tensor:
+    """No loss of PyTorch's."""
+    return F.relu(1 - model(batch[0])[:, 0])
+
+
 @pytest.mark.parametrize(
     ("task", "message"),
     [
         (Negative(tiny.value_mlp, tiny.values(9)), "losses are below zero"),
         (OneLogit(tiny.mlp, ROWS), "both whole numbers or both real"),
-        (NoLabels(tiny.mlp, ROWS), "both whole numbers or both real"),
+        (NoLabels(tiny.mlp, ROWS, margin), "both whole numbers or both real"),
         (ValueTask(lambda: nn.Linear(5, 1, bias=False), [(torch.zeros(5), torch.ones(()))] * 3), "rows are zero"),
     ],
 )
@@ -240,7 +246,8 @@ def test_tasks_without_predictions_have_kernels(tmp_path: Path) -> None:
 
 def test_certain_predictions_leave_the_kernel_finite(tmp_path: Path) -> None:
     """A loss that float32 rounds to zero tells no 1 - p."""
-    task = MarginTask(lambda: nn.Linear(5, 3), [*ROWS, *((100 * torch.ones(5), label) for label in range(3))])
-    index = built(task, tmp_path, count=2)
+    task = MarginTask(lambda: nn.Linear(5, 3), [*ROWS, *((100 * torch.ones(5), label % 3) for label in range(9))])
+    with pytest.warns(UserWarning, match="the loss in float64"):
+        index = built(task, tmp_path, count=2)
     assert (index.columns["loss"] == 0).any()
     assert np.isfinite(index.scores(QUERIES, method="trak")).all()

@@ -16,7 +16,8 @@ from tiny import ClassTask
 def listed(directory: Path, count: int) -> str:
     """checkpoints.json for the first so many."""
     entries = [
-        f'{{"file": "{n}.pt", "step": {5 * n * (n + 1)}, "learning_rate": {0.1 / n}}}' for n in range(1, count + 1)
+        f'{{"file": "{n}.pt", "step": {5 * n * (n + 1)}, "learning_rate": {0.1 / n}, "learning_rate_sum": {n}}}'
+        for n in range(1, count + 1)
     ]
     return f'{{"checkpoints": [{", ".join(entries)}]}}'
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradtrace import Checkpoint, Index, Task
@@ -70,7 +72,8 @@ def values(rows: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
 
 
 def checkpoints(task: Task, directory: Path, count: int = 2, scale: float = 1.0, seed: int = 0) -> list[Checkpoint]:
-    """Weights drawn anew for each; steps 10, 30, 60, ...; learning rates 0.1, 0.05, 0.033, ..."""
+    """Weights drawn anew for each; steps 10, 30, 60, ...; learning rates 0.1, 0.05, 0.033, ...,
+    constant since the checkpoint before, so that each stretch has a sum of 1."""
     directory.mkdir(parents=True, exist_ok=True)
     found = []
     for number in range(1, count + 1):
@@ -82,7 +85,7 @@ def checkpoints(task: Task, directory: Path, count: int = 2, scale: float = 1.0,
         state = {name: value.abs() if name.endswith("running_var") else value for name, value in state.items()}
         path = directory / f"{number}.pt"
         torch.save(state, path)
-        found.append(Checkpoint(path, 5 * number * (number + 1), 0.1 / number))
+        found.append(Checkpoint(path, 5 * number * (number + 1), 0.1 / number, learning_rate_sum=float(number)))
     return found
 
 
@@ -98,6 +101,12 @@ def build(task: Task, directory: Path, count: int = 2, **arguments: Any) -> Inde
     return build_index(
         task, found, directory / "index", progress=False, **{"basis": "none", "precision": "float16", **arguments}
     )
+
+
+def ends(scores: NDArray[np.float32], k: int) -> tuple[list[int], list[int]]:
+    """The rows with the k highest positive and the k lowest negative scores [rows], the lower of equals first."""
+    best, worst = (np.argsort(sign * scores, kind="stable")[:k].tolist() for sign in (-1, 1))
+    return [row for row in best if scores[row] > 0], [row for row in worst if scores[row] < 0]
 
 
 def flat(gradients: dict[str, Tensor], order: Sequence[str] | None = None) -> Tensor:

@@ -27,7 +27,8 @@ class Optimizer:
 class Checkpoint:
     """Weights after `step` optimizer steps, the last of them taken with `learning_rate`.
 
-    `path` is a weight file, or a directory of them as Hugging Face's libraries write it.
+    `learning_rate_sum` is the sum of the rates of all steps up to this one, from the first step of the training on;
+    None where it is not known. `path` is a weight file, or a directory of them as Hugging Face's libraries write it.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Checkpoint:
     optimizer: Optimizer | None = None
     batch_size: int | None = None
     kind: CheckpointKind = "weights"
+    learning_rate_sum: float | None = None
 
     @property
     def name(self) -> str:

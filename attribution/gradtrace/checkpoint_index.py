@@ -4,18 +4,21 @@ It lies beside weight files (`.safetensors`, or `.pt`, `.pth`, `.bin`, `.ckpt` a
 
     {"optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0},
      "batch_size": 64,
-     "checkpoints": [{"file": "a.pt", "step": 188, "learning_rate": 0.03},
-                     {"file": "b.pt", "step": 376, "learning_rate": 0.01}]}
+     "checkpoints": [{"file": "a.pt", "step": 188, "learning_rate": 0.03, "learning_rate_sum": 5.64},
+                     {"file": "b.pt", "step": 376, "learning_rate": 0.01, "learning_rate_sum": 9.42}]}
 
-`optimizer` and `batch_size` may be left out. `file` MUST be relative and stay inside the directory; its last part is
-the checkpoint's name and MUST be unique. It may be a directory of weights as Hugging Face's libraries write it. `step`
-is the number of optimizer steps taken before the weights were saved and MUST be unique. `learning_rate` is the rate of
-that step and MUST be above zero. The order of the list is free.
+`optimizer`, `batch_size` and `learning_rate_sum` may be left out. `file` MUST be relative and stay inside the
+directory; its last part is the checkpoint's name and MUST be unique. It may be a directory of weights as Hugging Face's
+libraries write it. `step` is the number of optimizer steps taken before the weights were saved and MUST be unique.
+`learning_rate` is the rate of that step and MUST be above zero; where a schedule ended at zero, it is the last rate
+above it. `learning_rate_sum` is the sum of the rates of steps 1 to `step`, so it MUST NOT fall from a step to a later
+one. The order of the list is free.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -42,6 +45,7 @@ class FileEntry(BaseModel):
     file: str
     step: Annotated[int, Field(ge=0)]
     learning_rate: Annotated[FiniteFloat, Field(gt=0)]
+    learning_rate_sum: Annotated[FiniteFloat, Field(ge=0)] | None = None
 
 
 class CheckpointIndex(BaseModel):
@@ -62,7 +66,8 @@ def read_index(path: Path) -> CheckpointIndex:
     """Read and validate a checkpoints.json; does not look at the files that it names.
 
     Raises:
-        CheckpointError: it is missing or malformed, or names a step or a file twice or a file outside the directory.
+        CheckpointError: it is missing or malformed, or names a step or a file twice or a file outside the directory, or
+            a sum of learning rates falls.
     """
     try:
         index = CheckpointIndex.model_validate_json(path.read_bytes())
@@ -74,6 +79,7 @@ def read_index(path: Path) -> CheckpointIndex:
         _check_file_name(path, entry.file)
     _check_unique(path, "step", [entry.step for entry in index.checkpoints])
     _check_unique(path, "file name", [PurePosixPath(entry.file).name for entry in index.checkpoints])
+    _check_sums(path, index.checkpoints)
     return index
 
 
@@ -88,7 +94,14 @@ def listed_checkpoints(path: Path) -> list[Checkpoint]:
         raise CheckpointError(f"{path} lists no checkpoint; record at least one with CheckpointRecorder")
     optimizer = Optimizer(**index.optimizer.model_dump()) if index.optimizer else None
     return [
-        Checkpoint(_existing(path, entry.file), entry.step, entry.learning_rate, optimizer, index.batch_size)
+        Checkpoint(
+            _existing(path, entry.file),
+            entry.step,
+            entry.learning_rate,
+            optimizer,
+            index.batch_size,
+            learning_rate_sum=entry.learning_rate_sum,
+        )
         for entry in index.checkpoints
     ]
 
@@ -128,6 +141,16 @@ def _check_unique(path: Path, what: str, values: list[Any]) -> None:
         raise CheckpointError(
             f"{path} has the same {what} more than once ({repeated[0]!r}); each checkpoint needs its own"
         )
+
+
+def _check_sums(path: Path, entries: list[FileEntry]) -> None:
+    summed = [entry for entry in sorted(entries, key=lambda entry: entry.step) if entry.learning_rate_sum is not None]
+    for before, after in pairwise(summed):
+        if (after.learning_rate_sum or 0.0) < (before.learning_rate_sum or 0.0):
+            raise CheckpointError(
+                f"{path}: learning_rate_sum falls from step {before.step} to step {after.step}; give the sum over all "
+                "steps from the training's first one on, or leave it out"
+            )
 
 
 def _problems(error: ValidationError) -> str:

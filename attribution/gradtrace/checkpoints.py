@@ -10,7 +10,8 @@ from pathlib import Path
 from gradtrace.checkpoint import Checkpoint, Optimizer, load_into
 from gradtrace.checkpoint_index import INDEX_NAME, how_to_write, listed_checkpoints
 from gradtrace.errors import CheckpointError
-from gradtrace.readers import READERS
+from gradtrace.readers import READERS, Reading
+from gradtrace.readers.schedule import with_rates_of_steps
 
 __all__ = ["Checkpoint", "Optimizer", "load_checkpoints", "load_into"]
 
@@ -34,7 +35,7 @@ def load_checkpoints(directory: str | Path) -> list[Checkpoint]:
         return _by_step(listed_checkpoints(path / INDEX_NAME))
     for reader in READERS:
         if found := reader.find(path):
-            return _with_rates(_without_repeats(map(reader.read, found)))
+            return _with_rates(with_rates_of_steps(_without_repeats(map(reader.read, found))))
     raise CheckpointError(f"{path / INDEX_NAME} is missing; {how_to_write(path)}")
 
 
@@ -42,12 +43,12 @@ def _by_step(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
-def _without_repeats(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+def _without_repeats(readings: Iterable[Reading]) -> list[Reading]:
     """Frameworks save a step twice (as the last, as the best): the first found of each step, ordered by step."""
-    found: dict[int, Checkpoint] = {}
-    for checkpoint in checkpoints:
-        found.setdefault(checkpoint.step, checkpoint)
-    return _by_step(found.values())
+    found: dict[int, Reading] = {}
+    for reading in readings:
+        found.setdefault(reading.checkpoint.step, reading)
+    return [found[step] for step in sorted(found)]
 
 
 def _with_rates(checkpoints: list[Checkpoint]) -> list[Checkpoint]:

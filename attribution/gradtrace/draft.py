@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace.distribution import Distribution, describe, percentiles
+from gradtrace.methods.method import Method
+from gradtrace.notes import note_on_few_rows, note_on_missing, note_on_zero
 from gradtrace.queries import Query
 from gradtrace.results import Hit, InfluenceResult, Recall
 from gradtrace.row_ids import RowIds
@@ -27,6 +29,7 @@ class Draft:
     queries: Sequence[Query]
     losses: Sequence[float]
     found: SearchResult
+    silent: bool  # whether the query's vector is zero, so that every score is
     rows_rescored: int = 0
     layers: dict[int, dict[str, float]] = field(default_factory=dict)  # position -> layer name -> share of the score
     percentiles: dict[int, float] = field(default_factory=dict)  # position -> percentile
@@ -55,25 +58,27 @@ class Draft:
 
     def result(
         self,
-        method: str,
+        method: Method,
         checkpoints: Sequence[str],
+        k: int,
         recall: Recall | None,
         row_ids: RowIds,
         columns: Mapping[str, NDArray[Any]],
     ) -> InfluenceResult:
         """recall: of an approximate searcher;  columns: of the index, each [stored rows]."""
         found = self.found
+        top, bottom = _kept(found.top_scores, method), _kept(-found.bottom_scores, method)
         ends = [
-            self._hits(*end, checkpoints, row_ids, columns)
-            for end in (
-                (found.top_rows, found.top_scores, found.top_parts),
-                (found.bottom_rows, found.bottom_scores, found.bottom_parts),
+            self._hits(rows[kept], scores[kept], parts[kept], checkpoints, row_ids, columns)
+            for rows, scores, parts, kept in (
+                (found.top_rows, found.top_scores, found.top_parts, top),
+                (found.bottom_rows, found.bottom_scores, found.bottom_parts, bottom),
             )
         ]
         return InfluenceResult(
             proponents=ends[0],
             opponents=ends[1],
-            method=method,
+            method=method.name,
             target=" and ".join(dict.fromkeys(query.target for query in self.queries)),
             label=_common([query.label for query in self.queries]),
             prediction=_common([query.prediction for query in self.queries]),
@@ -85,7 +90,16 @@ class Draft:
             queries=len(self.queries),
             rows_rescored=self.rows_rescored,
             distribution=self.distribution,
+            note=self._note(method, len(ends[0]), len(ends[1]), k),
         )
+
+    def _note(self, method: Method, proponents: int, opponents: int, k: int) -> str | None:
+        if self.silent:
+            kind = "gradient" if method.compares_gradients else "representation"
+            return note_on_zero(kind, len(self.queries), float(np.mean(self.losses)))
+        if not method.signed:
+            return note_on_few_rows(self.found, k)
+        return note_on_missing(self.found, proponents, opponents, k, self.rows_rescored)
 
     def _hits(
         self,
@@ -111,6 +125,11 @@ class Draft:
             )
             for (position, row), score, part in zip(numbered, scores.tolist(), parts.tolist(), strict=True)
         ]
+
+
+def _kept(scores: NDArray[np.float32], method: Method) -> NDArray[np.bool_]:
+    """Which hits stand at the end that they were found for.  scores: [m], those of the other end negated"""
+    return scores > 0 if method.signed else np.ones(len(scores), dtype=np.bool_)
 
 
 def _common(values: Sequence[Label | None]) -> Label | None:

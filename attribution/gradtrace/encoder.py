@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from gradtrace.basis import Basis
+from gradtrace.batches import ExampleBatch, Measure, collate
 from gradtrace.checkpoints import Checkpoint, load_into
+from gradtrace.dataset import fetch
 from gradtrace.errors import LossError
-from gradtrace.gradients import Measure, backpropagate
-from gradtrace.guards import check_finite, check_loss_function, check_losses
+from gradtrace.examination import examine
+from gradtrace.gradients import OnUse, backpropagate
+from gradtrace.guards import check_finite, check_losses, check_some_finite
 from gradtrace.layers import Layer
-from gradtrace.plan import LayerPlan, checked_plan, trainable_names
+from gradtrace.outputs import Outputs, model_outputs, predictions_of
+from gradtrace.plan import LayerPlan, PathChoice, plan_layers, trainable_names
+from gradtrace.reference import stray_gradients
 from gradtrace.replay import replayed_forward
 from gradtrace.representations import Uses, find_representation, recorded_inputs
-from gradtrace.task import Batch, Example, Task
+from gradtrace.sample import Sample, sample_of, varied_rows
+from gradtrace.task import Batch, Example, Label, Task
+
+MeasureName = Literal["loss", "measurement", "prediction"]  # the last: the negative predicted value
 
 
 class Encoded(NamedTuple):
@@ -33,55 +44,132 @@ class Encoded(NamedTuple):
     representations: Tensor | None
 
 
+class Examination(NamedTuple):
+    """What was found out of a task on a sample of rows; it holds at every checkpoint.
+
+    choice: how the parameters are differentiated.
+    outputs: the labels that the model would give, and its predictions.
+    """
+
+    choice: PathChoice
+    outputs: Outputs
+
+
 class GradientModel:
     """A model with one checkpoint's weights, its layer plan, and the task around it. In eval mode, always.
 
-    The task's own model instance is copied, never changed.
+    The task and its model are copied, never changed: a copy may be used by a thread of its own. Only module globals
+    and attributes of the task's class are shared by the copies.
+
+    Attributes:
+        examination: of the task, on the probe or on an earlier one.
+        trainable: names of the parameters that count.
+        plan: their layers.
     """
 
-    def __init__(self, task: Task, checkpoint: Checkpoint, device: torch.device, probe: Sequence[Example]) -> None:
-        self.task, self.checkpoint, self.device = task, checkpoint, device
-        self.model = copy.deepcopy(task.model())
+    def __init__(
+        self,
+        task: Task,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        probe: Sequence[Example],
+        *,
+        rows: Sequence[int] | None = None,
+        examination: Examination | None = None,
+    ) -> None:
+        """
+        Args:
+            probe: training examples to examine the model on, and `rows` their numbers.
+            examination: at another checkpoint of the task, which spares this one's.
+
+        Raises:
+            LossError: the task's loss or measurement is not one finite number per example that is its own.
+            UnsupportedLayerError: no per-example gradients can be computed of a parameter.
+            CheckpointError: the weights do not fit the model.
+        """
+        self.task, self.checkpoint, self.device = private_copy(task), checkpoint, device
+        self.model = fresh_model(self.task, probe)
         load_into(self.model, checkpoint)
-        names = trainable_names(self.model)
+        self.trainable = trainable_names(self.model, self.task.layers)
         self.model.eval().requires_grad_(False).to(device)
         if any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        sample = sample_of(self.task, range(len(probe)) if rows is None else rows, probe, device)
         try:
-            check_loss_function(task, self.model, probe, self.batch)
+            if examination is None:
+                choice = examine(self.model, self._measures(sample), sample, self.trainable)
+                examination = Examination(choice, model_outputs(self, probe))
+            else:
+                check_some_finite(self.model, self.task.loss, sample)
         except LossError as error:
-            raise LossError(f"checkpoint {checkpoint.name}, first training rows: {error}") from error
-        self.plan: LayerPlan = checked_plan(self.model, task.loss, self.batch(probe), names)
-        self.representation = find_representation(task, self.model, self.batch(probe))
+            raise LossError(f"checkpoint {checkpoint.name}: {error}") from error
+        self.examination = examination._replace(outputs=examination.outputs.with_loss(self.task.loss))
+        self.plan: LayerPlan = plan_layers(self.model, examination.choice)
+        self.representation = find_representation(self.task, self.model, sample.examples.collated)
 
-    def batch(self, examples: Sequence[Example]) -> Batch:
+    @property
+    def outputs(self) -> Outputs:
+        return self.examination.outputs
+
+    def _measures(self, sample: Sample) -> list[Measure]:
+        """The loss; and the measurement, if training examples have what it needs."""
+        if not self.task.has_measurement:
+            return [self.task.loss]
+        try:
+            with torch.no_grad():
+                self.task.measurement(self.model, sample.examples.alone(0).collated)
+        except Exception:  # it is for queries alone
+            return [self.task.loss]
+        return [self.task.loss, self.task.measurement]
+
+    def batch(self, examples: Sequence[Example]) -> ExampleBatch:
         """Collated and on the device."""
-        return tree_map(lambda x: x.to(self.device) if isinstance(x, Tensor) else x, self.task.collate(list(examples)))
+        return collate(self.task, examples, self.device)
 
-    def encode(self, basis: Basis, batch: Batch, measure: Measure | None = None) -> tuple[Tensor, Tensor]:
+    def collated(self, examples: Sequence[Example]) -> Batch:
+        """What the task's functions take, on the device."""
+        return self.batch(examples).collated
+
+    def measure(self, name: MeasureName) -> Measure:
+        """What is explained of a query, by this model's own copy of the task."""
+        if name == "prediction":
+            return self._negative_prediction
+        return self.task.measurement if name == "measurement" else self.task.loss
+
+    def _negative_prediction(self, model: nn.Module, batch: Batch) -> Tensor:
+        return -self.task.predict(model, batch).flatten()
+
+    def encode(self, basis: Basis, batch: ExampleBatch, measure: Measure | None = None) -> tuple[Tensor, Tensor]:
         """Rows [batch, dimensions] and losses [batch], both float32.
 
         Raises:
             LossError: a loss or a gradient is NaN or infinite, or the loss is not one number per example.
         """
-        parts: dict[str, Tensor] = {}
-        losses = self.backpropagate(batch, partial(basis.add_use, parts), measure)
-        basis.add_whole(parts, self.plan.stray_gradients(self.model, measure or self.task.loss, batch))
-        rows = basis.assemble(parts, len(losses))
+        coordinates: dict[str, Tensor] = {}
+        measure = measure or self.task.loss
+        losses = self.backpropagate(batch, partial(basis.add_use, coordinates), measure)
+        strays: dict[str, list[Tensor]] = {}
+        for layer, _, gradient in stray_gradients(self.model, measure, batch, self.plan):
+            if layer.name in basis.layers:
+                strays.setdefault(layer.name, []).append(basis.layers[layer.name].of_gradient(gradient))
+        rows = basis.assemble(coordinates | {name: torch.cat(parts) for name, parts in strays.items()}, len(losses))
         check_finite(rows, "gradient")
         return rows, losses
 
-    def encode_and_predict(self, basis: Basis, batch: Batch, represent: bool = False) -> Encoded:
+    def encode_and_predict(self, basis: Basis, batch: ExampleBatch, represent: bool = False) -> Encoded:
         """As `encode`, with the task's predictions and, if wanted, representations, mostly from the same pass."""
         with ExitStack() as passes:
             uses = passes.enter_context(recorded_inputs(self._represented_layers())) if represent else []
             if self.task.has_predict:
                 passes.enter_context(replayed_forward(self.model))
-            rows, losses = self.encode(basis, batch)
-            predictions = self.predict(batch) if self.task.has_predict else None
-        return Encoded(rows, losses, predictions, self._representations(uses, batch) if represent else None)
+            recording = self.outputs.recording()
+            rows, losses = self.encode(basis, batch, recording)
+            known = None if recording is None else predictions_of(recording.calls)
+            if known is None or len(known) != len(rows):
+                known = self.predict(batch) if self.predicts else None
+        return Encoded(rows, losses, known, self._representations(uses, batch) if represent else None)
 
-    def represent(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def represent(self, batch: ExampleBatch) -> tuple[Tensor, Tensor]:
         """Last hidden representations [batch, features] and losses [batch], both float32, without gradients.
 
         Raises:
@@ -95,34 +183,98 @@ class GradientModel:
         found = self.representation
         return [] if found is None or found.layer is None else [found.layer]
 
-    def _representations(self, uses: Uses, batch: Batch) -> Tensor:
+    def _representations(self, uses: Uses, batch: ExampleBatch) -> Tensor:
         """uses: of the represented layer; the first is that of the forward pass."""
         with torch.no_grad():
-            found = (uses[0][1] if uses else self.task.representation(self.model, batch)).float()
+            found = (uses[0][1] if uses else self.task.representation(self.model, batch.collated)).float()
         check_finite(found, "representation")
         return found
 
-    def predict(self, batch: Batch) -> Tensor:
-        """int64 [batch] predicted classes, or float [batch] predicted values."""
-        with torch.no_grad():
-            predicted = self.task.predict(self.model, batch)
-        if predicted.dim() == 2 and predicted.shape[1] > 1:
-            return predicted.argmax(1)
-        return predicted.flatten()
+    @property
+    def predicts(self) -> bool:
+        """Whether predictions are known: from the task's predict, or the outputs that its loss takes."""
+        return self.task.has_predict or self.outputs.from_loss
 
-    def losses(self, batch: Batch) -> Tensor:
+    def predict(self, batch: ExampleBatch) -> Tensor:
+        """int64 [batch] predicted classes, or float [batch] predicted values. Call it only where it `predicts`.
+
+        Raises:
+            TaskError: task.predict returns something else than one prediction an example.
+        """
+        if not self.task.has_predict:
+            return self.outputs.predicted(self.model, self.trainable, batch.collated)
+        with torch.no_grad():
+            return self.outputs.predictions(self.task.predict(self.model, batch.collated))
+
+    def label(self, example: Example) -> Label | None:
+        """The task's label of an example, as whole number where it is a class."""
+        return self.outputs.label(self.task.label(example))
+
+    def losses(self, batch: ExampleBatch) -> Tensor:
         """Checked losses float32 [batch], without gradients."""
         with torch.no_grad():
-            losses = self.task.loss(self.model, batch)
+            losses = self.task.loss(self.model, batch.collated)
         check_losses(losses, None)
         return losses.float()
 
-    def backpropagate(self, batch: Batch, on_use: Any, measure: Measure | None = None) -> Tensor:
+    def backpropagate(self, batch: ExampleBatch, on_use: OnUse, measure: Measure | None = None) -> Tensor:
         """Checked losses float32 [batch]; every layer's factors go to `on_use`."""
 
-        def in_single(layer: Layer, x: Tensor, d: Tensor) -> None:  # bases and rows are float32
+        def in_single(layer: Layer, x: Any, d: Tensor) -> None:  # bases and rows are float32
             on_use(layer, x.float() if x.dtype == torch.float64 else x, d.float() if d.dtype == torch.float64 else d)
 
-        losses = backpropagate(self.model, measure or self.task.loss, batch, self.plan.tapped, in_single)
-        check_losses(losses, None)
+        losses = backpropagate(self.model, measure or self.task.loss, batch, self.plan, in_single)
+        check_losses(losses, len(batch))
         return losses.float()
+
+
+def open_models(
+    task: Task, checkpoints: Sequence[Checkpoint], device: torch.device, rows: NDArray[np.int64] | None = None
+) -> list[GradientModel]:
+    """A task's models at several checkpoints, examined at the last one on some of the rows (None: of all).
+
+    Raises as `GradientModel`."""
+    probe_rows = varied_rows(task, among=rows)
+    probe = fetch(task.train, probe_rows)
+    last = GradientModel(task, checkpoints[-1], device, probe, rows=probe_rows)
+    others = [
+        GradientModel(task, checkpoint, device, probe, rows=probe_rows, examination=last.examination)
+        for checkpoint in checkpoints[:-1]
+    ]
+    return [*others, last]
+
+
+def private_copy(task: Task) -> Task:
+    """A task that shares no attribute that it may set or fill with the original: what a loss keeps there for later
+    would be overwritten by another thread. Data sets, tensors and modules are shared, since they may be large."""
+    memo = {id(value): value for value in _shared(vars(task))}
+    try:
+        return copy.deepcopy(task, memo)
+    except Exception:  # it holds something that cannot be copied, such as an open file
+        return copy.copy(task)
+
+
+def _shared(value: Any) -> Iterator[Any]:
+    for leaf in tree_leaves(value):
+        is_data = hasattr(leaf, "__getitem__") and hasattr(leaf, "__len__")  # arrays, tables, data sets
+        if isinstance(leaf, Tensor | nn.Module) or (is_data and not isinstance(leaf, str | bytes)):
+            yield leaf
+
+
+def fresh_model(task: Task, probe: Sequence[Example]) -> nn.Module:
+    """A copy of the task's model, with the sizes of lazy modules taken from a forward pass.
+
+    Tensors that hooks of the model compute from its parameters (weight_norm, pruning) are computed anew by the copy.
+    """
+    model = task.model()
+    derived = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    }
+    model = copy.deepcopy(model, dict(derived))
+    if any(is_lazy(value) for value in [*model.parameters(), *model.buffers()]):
+        with torch.no_grad():
+            task.loss(model.eval(), task.collate(list(probe)))
+    return model

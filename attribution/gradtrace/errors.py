@@ -106,3 +106,7 @@ class MissingLibraryError(GradtraceError):
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(f"{library} is not installed; pip install 'gradtrace[{extra}]'")
+
+
+class SlowPathWarning(UserWarning):
+    """Parameters of a model are differentiated one example at a time."""

@@ -14,12 +14,12 @@ from torch.func import functional_call, grad, vjp, vmap
 from torch.utils._pytree import tree_map
 
 from gradtrace import random_numbers
+from gradtrace.batches import Measure
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.conjugate_gradients import conjugate_gradients
 from gradtrace.dataset import fetch
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import CurvatureError, TaskError
-from gradtrace.gradients import Measure
 from gradtrace.guards import check_dataset
 from gradtrace.reference import Measured, attention_by_matrices, in_double, vmapped_gradients
 from gradtrace.task import Batch, Example, Task

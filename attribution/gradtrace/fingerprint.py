@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gradtrace.dataset import content_hash
-from gradtrace.encoder import GradientModel
+from gradtrace.encoder import GradientModel, fresh_model
 from gradtrace.errors import LossError, MismatchError
 from gradtrace.manifest import Probe, TaskEntry
 from gradtrace.task import Task
@@ -33,6 +33,7 @@ def task_entry(task: Task, model: GradientModel, indexed: NDArray[np.int64]) -> 
     return TaskEntry(
         name=type(task).__name__,
         train_rows=len(task.train),
+        layers=None if task.layers is None else list(task.layers),
         parameters_sha256=_parameters(model.model),
         architecture_sha256=_sha256(repr(model.model).encode()),
         probe=probe,
@@ -41,7 +42,7 @@ def task_entry(task: Task, model: GradientModel, indexed: NDArray[np.int64]) -> 
 
 def weightless_identity(task: Task) -> dict[str, str | int]:
     """What tells a task from others where no checkpoint is at hand, as JSON takes it."""
-    model = task.model()
+    model = fresh_model(task, [task.train[0]])
     examples = (content_hash(task.train[row]) for row in _spread(len(task.train)))
     return {
         "task": type(task).__name__,
@@ -73,7 +74,12 @@ def check_task(task: Task, entry: TaskEntry, grown: bool = False) -> None:
             f"the index was built from {entry.train_rows} training rows, task.train has {rows}: open it with the data "
             f"set it was built from, or {remedy}"
         )
-    model = task.model()
+    if (None if task.layers is None else list(task.layers)) != entry.layers:
+        raise MismatchError(
+            f"the index was built with layers = {entry.layers}, the task has {task.layers}: put them back, or rebuild "
+            "the index"
+        )
+    model = fresh_model(task, [task.train[row] for row in entry.probe.rows[:1] or [0]])
     if _parameters(model) != entry.parameters_sha256:
         raise MismatchError(_WRONG_MODEL.format("names, shapes or types of the parameters"))
     if _sha256(repr(model).encode()) != entry.architecture_sha256:

@@ -25,7 +25,7 @@ def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Exa
     total, count = torch.zeros(basis.dimensions, dtype=torch.float64), 0.0
     traces = dict.fromkeys(sorted(basis.layers), 0.0)
     for labelled in fisher_batches(model, samples, seed):
-        gradients = full_gradients(model, labelled.batch).times(labelled.weights.sqrt())
+        gradients = full_gradients(model, labelled.batch, labelled.measure).times(labelled.weights.sqrt())
         parts: dict[str, Tensor] = {}
         for layer, uses in gradients.uses.items():
             for x, d in uses:

@@ -1,24 +1,33 @@
-"""The Fisher information: gradients at labels of the model's own predictions (Kunstner et al. 2019 tell why).
+"""The Fisher information: gradients at labels that the model would give (Kunstner et al. 2019 tell why).
+
+The law of the labels comes from the loss functions that the loss calls; where that is not known, from the task's
+predictions, whose labels are set by Task.with_label.
 
 For classifiers of few classes the expectation over the labels is exact: each example counts with every class, by its
 probability. A trained model gives most of its examples one class with near certainty, so that labels drawn from it
-would hardly ever show what the rarer ones add, which is nearly all. For others, one label is drawn for each example.
+would hardly ever show what the rarer ones add, which is nearly all. For others, one label is drawn for each output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradtrace import random_numbers
-from gradtrace.encoder import GradientModel
-from gradtrace.task import Batch, Example, Label
+from gradtrace.batches import ExampleBatch, Measure
+from gradtrace.loss_examination import LossOutputs
+from gradtrace.output_laws import Categorical
+from gradtrace.task import Example, Label
 
-_MOST_CLASSES = 20  # for which every class is taken: each may cost another gradient of every example
+if TYPE_CHECKING:
+    from gradtrace.encoder import GradientModel
+
+MOST_CLASSES = 20  # for which every class is taken: each may cost another gradient of every example
 _NEGLIGIBLE = 1e-2  # share of the Fisher's trace
+_QUADRATIC = 1e-2  # relative difference from a parabola that rounding explains
 
 
 def class_probabilities(scores: Tensor) -> Tensor:
@@ -30,46 +39,75 @@ def class_probabilities(scores: Tensor) -> Tensor:
 
 
 class FisherBatch(NamedTuple):
-    """Examples with labels of the model's own, and how much each one's square counts. weights: float32 [batch]"""
+    """Examples, and the measure whose gradient is that of a loss at labels of the model's.
 
-    batch: Batch
+    weights: float32 [batch], how much the square of each example's gradient counts.
+    measure: None: the task's loss, of examples that have such labels.
+    """
+
+    batch: ExampleBatch
     weights: Tensor
+    measure: Measure | None = None
 
 
 def fisher_batches(model: GradientModel, samples: Iterable[Sequence[Example]], seed: int) -> Iterator[FisherBatch]:
-    """The samples with labels from the model's predictions; with their own labels if the task predicts nothing.
+    """The samples with labels that the model would give; with their own labels where these are not known.
 
-    The weights of an example's labels sum to one, but for classes so improbable that they are left out. The same seed
-    and samples give the same labels.
+    Where they come from is told by `model.outputs`. The weights of an example's labels sum to one, but for classes so
+    improbable that they are left out. The same seed and samples give the same labels.
     """
+    outputs = model.outputs
     for number, examples in enumerate(samples):
-        predicted = _predicted(model, examples)
-        if predicted is not None and predicted.dim() == 2 and 1 < predicted.shape[1] <= _MOST_CLASSES:
-            yield from _with_every_class(model, examples, class_probabilities(predicted))
+        if outputs.loss is not None and outputs.exact and isinstance(outputs.loss.law, Categorical):
+            yield from _classes_in_loss(model, outputs.loss, outputs.loss.law, examples)
+        elif outputs.loss is not None:
+            yield _unweighted(model, examples, outputs.loss.seeded(seed, number))
+        elif outputs.source == "predict":
+            yield from _predicted_labels(model, examples, seed, number)
         else:
-            if predicted is not None:
-                labels = _draw_labels(model, predicted, examples, seed, number)
-                examples = _labelled(model, examples, labels)
-            yield FisherBatch(model.batch(examples), torch.ones(len(examples), device=model.device))
+            yield _unweighted(model, examples)
 
 
-def _predicted(model: GradientModel, examples: Sequence[Example]) -> Tensor | None:
-    if not model.task.has_predict:
-        return None
-    with torch.no_grad():
-        return model.task.predict(model.model, model.batch(examples))
+def _unweighted(model: GradientModel, examples: Sequence[Example], measure: Measure | None = None) -> FisherBatch:
+    return FisherBatch(model.batch(examples), torch.ones(len(examples), device=model.device), measure)
 
 
-def _with_every_class(model: GradientModel, examples: Sequence[Example], chances: Tensor) -> Iterator[FisherBatch]:
-    """Pairs of example and class, in batches as large as `examples`. chances: [examples, classes]"""
+def _classes_in_loss(
+    model: GradientModel, outputs: LossOutputs, law: Categorical, examples: Sequence[Example]
+) -> Iterator[FisherBatch]:
+    calls = outputs.recorded(model.model, model.trainable, model.collated(examples))
+    parts = [call.parts[0] for call in calls]
+    chances = torch.cat([law.probabilities(own.outputs.double()).movedim(law.dim, -1).flatten(0, -2) for own in parts])
+    for rows, classes, weights in _likely_pairs(chances, len(examples)):
+        measure = outputs.seeded(0, 0, classes)
+        yield FisherBatch(model.batch([examples[row] for row in rows]), weights, measure)
+
+
+def _likely_pairs(chances: Tensor, size: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Rows, classes int64 and weights float32 of the pairs of example and class that count, in batches of a size.
+
+    chances: [examples, classes]
+    """
     # Of softmax and cross-entropy, a class adds to the Fisher's trace about in proportion to its probability, but for
     # the likeliest, which adds less and is kept for the weights' sum.
     likeliest = chances.amax(1, keepdim=True)
     kept = (chances >= _NEGLIGIBLE / chances.shape[1] * (1 - likeliest).mean()) | (chances == likeliest)
-    for pairs in kept.nonzero().split(len(examples)):  # [batch, 2]
-        rows, labels = pairs.T.tolist()
-        batch = model.batch(_labelled(model, [examples[row] for row in rows], labels))
-        yield FisherBatch(batch, chances[pairs[:, 0], pairs[:, 1]].float())
+    for pairs in kept.nonzero().split(size):  # [batch, 2]
+        yield pairs[:, 0].tolist(), pairs[:, 1], chances[pairs[:, 0], pairs[:, 1]].float()
+
+
+def _predicted_labels(
+    model: GradientModel, examples: Sequence[Example], seed: int, stream: int
+) -> Iterator[FisherBatch]:
+    """With labels by Task.predict and Task.with_label."""
+    with torch.no_grad():
+        predicted = model.task.predict(model.model, model.collated(examples))
+    if predicted.dim() == 2 and 1 < predicted.shape[1] <= MOST_CLASSES:
+        for rows, classes, weights in _likely_pairs(class_probabilities(predicted), len(examples)):
+            batch = model.batch(_labelled(model, [examples[row] for row in rows], classes.tolist()))
+            yield FisherBatch(batch, weights)
+    else:
+        yield _unweighted(model, _labelled(model, examples, _draw_labels(model, predicted, examples, seed, stream)))
 
 
 def _labelled(model: GradientModel, examples: Sequence[Example], labels: Sequence[Label]) -> list[Example]:
@@ -96,11 +134,37 @@ def _draw_labels(
 
 def _noise_scale(model: GradientModel, examples: Sequence[Example], values: Sequence[Label]) -> list[float]:
     """Standard deviation of the Gaussian whose negative log-likelihood is the loss: c (f - y)^2 has 1 / sqrt(2 c)."""
-    task = model.task
-    at = [
-        task.loss(
-            model.model, model.batch([task.with_label(e, y + shift) for e, y in zip(examples, values, strict=True)])
-        )
-        for shift in (0.0, 1.0)
-    ]
-    return (2 * (at[1] - at[0]).double().clamp_min(1e-12)).rsqrt().tolist()
+    at, one_beside = (_losses_at(model, examples, [value + shift for value in values]) for shift in (0.0, 1.0))
+    return (2 * (one_beside - at).double().clamp_min(1e-12)).rsqrt().tolist()
+
+
+def _losses_at(model: GradientModel, examples: Sequence[Example], labels: Sequence[Label]) -> Tensor:
+    """Losses with other labels. [batch]"""
+    with torch.no_grad():
+        return model.task.loss(model.model, model.collated(_labelled(model, examples, labels)))
+
+
+def unusable_predictions(model: GradientModel, predicted: Tensor | None, examples: Sequence[Example]) -> str | None:
+    """Why labels cannot be drawn from what Task.predict returns for these examples; None where they can."""
+    if predicted is None:
+        return "the task defines no predict"
+    try:
+        if predicted.is_floating_point() and (predicted.dim() == 1 or predicted.shape[1] == 1):
+            return _not_quadratic(model, predicted, examples)
+        losses = _losses_at(model, examples, _draw_labels(model, predicted, examples, 0, 0))
+    except Exception as error:
+        return f"the loss fails on labels of the predictions' ({type(error).__name__}: {error})"
+    return None if bool(losses.isfinite().all()) else "the loss of a predicted label is NaN or infinite"
+
+
+def _not_quadratic(model: GradientModel, predicted: Tensor, examples: Sequence[Example]) -> str | None:
+    """Of predicted values: only a squared error around them is a law that is known."""
+    values = predicted.flatten().double().tolist()
+    below, at, above, twice = (
+        _losses_at(model, examples, [value + shift for value in values]).double() for shift in (-1.0, 0.0, 1.0, 2.0)
+    )
+    rise, scale = above - at, (above - at).abs().clamp_min(1e-12)
+    bends = torch.stack([(below - above).abs() / scale, (twice - at - 4 * rise).abs() / scale])
+    if bool((rise > 0).all()) and float(bends.max()) <= _QUADRATIC:  # False of NaN
+        return None
+    return "the loss is not a squared error around the predicted values"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradtrace.batches import ExampleBatch, Measure
 from gradtrace.encoder import GradientModel
-from gradtrace.gradients import Measure
 from gradtrace.layers import Layer, Uses
-from gradtrace.task import Batch
+from gradtrace.reference import stray_gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class FullGradients:
     def times(self, factors: Tensor) -> FullGradients:
         """Each example's gradient times its factor [batch]."""
         return FullGradients(
-            {layer: [(x, per_example(factors, d) * d) for x, d in uses] for layer, uses in self.uses.items()},
+            {layer: [_times(factors, x, d) for x, d in uses] for layer, uses in self.uses.items()},
             {layer: per_example(factors, gradient) * gradient for layer, gradient in self.strays.items()},
             self.losses,
         )
@@ -63,11 +64,16 @@ def per_example(factors: Tensor, values: Tensor) -> Tensor:
     return factors.view(-1, *(1,) * (values.dim() - 1))
 
 
+def _times(factors: Tensor, x: Any, d: Tensor) -> tuple[Any, Tensor]:
+    """The factors of each example's gradient times a number; tokens stand for one-hot vectors and stay."""
+    return (x, per_example(factors, d) * d) if d.is_floating_point() else (per_example(factors, x) * x, d)
+
+
 def _double(values: Tensor) -> Tensor:
     return values.double() if values.is_floating_point() else values  # tokens stay what they are
 
 
-def full_gradients(model: GradientModel, batch: Batch, measure: Measure | None = None) -> FullGradients:
+def full_gradients(model: GradientModel, batch: ExampleBatch, measure: Measure | None = None) -> FullGradients:
     """The gradients of `measure`, by default the task's loss.
 
     Raises:
@@ -75,4 +81,7 @@ def full_gradients(model: GradientModel, batch: Batch, measure: Measure | None =
     """
     uses: dict[Layer, Uses] = {}
     losses = model.backpropagate(batch, lambda layer, x, d: uses.setdefault(layer, []).append((x, d)), measure)
-    return FullGradients(uses, model.plan.stray_gradients(model.model, measure or model.task.loss, batch), losses)
+    strays: dict[Layer, list[Tensor]] = {}
+    for layer, _, gradient in stray_gradients(model.model, measure or model.task.loss, batch, model.plan):
+        strays.setdefault(layer, []).append(gradient)
+    return FullGradients(uses, {layer: torch.cat(parts) for layer, parts in strays.items()}, losses)

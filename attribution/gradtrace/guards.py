@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from gradtrace.batches import Measure
 from gradtrace.dataset import content_hash, fetch
 from gradtrace.errors import DatasetError, LossError
 from gradtrace.precision import LARGEST_VALUE
+from gradtrace.sample import Sample
 from gradtrace.task import Task
 
 _TWICE_READ = 16  # rows that are read twice, to see whether they stay the same
@@ -23,11 +25,16 @@ def rounding(dtype: torch.dtype) -> float:
 
 
 def check_losses(losses: Tensor, batch: int | None) -> None:
-    """Refuse losses that are no finite number per example.
+    """Refuse losses that are not one finite number per example.
 
     Raises:
         LossError: wrong shape, dtype, or NaN or infinite values.
     """
+    _check_shape(losses, batch)
+    check_finite(losses, "loss")
+
+
+def _check_shape(losses: Tensor, batch: int | None) -> None:
     if not isinstance(losses, Tensor) or losses.dim() != 1 or (batch is not None and losses.shape[0] != batch):
         shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise LossError(
@@ -37,7 +44,6 @@ def check_losses(losses: Tensor, batch: int | None) -> None:
         )
     if not losses.is_floating_point():
         raise LossError(f"the loss has dtype {losses.dtype}; a floating-point number per example is needed")
-    check_finite(losses, "loss")
 
 
 def check_finite(values: Tensor, what: str) -> None:
@@ -92,43 +98,105 @@ def check_dataset(task: Task, skip_unreadable: bool = False) -> int:
     return len(train)
 
 
-def check_loss_function(task: Task, model: Any, examples: Sequence[Any], to_batch: Any) -> None:
+def check_batched_losses(model: nn.Module, measure: Measure, sample: Sample) -> Sample:
     """Refuse losses that are reduced, random, or depend on the other examples of the batch.
 
+    Returns the sample without examples whose losses are NaN or infinite: what is done with these is not decided here.
+
     Raises:
-        LossError
+        LossError: also where no loss is finite.
     """
     with torch.no_grad():
-        batch = to_batch(examples)
-        together = task.loss(model, batch)
-        check_losses(together, len(examples))
-        again = task.loss(model, batch)
-        if not _close(together, again):
-            raise LossError(
-                "the loss differs between two calls on the same batch: something random is active although the model "
-                "is in eval mode (F.dropout without training=self.training? noise in the loss?); make it deterministic"
-            )
-        for position, example in enumerate(examples):
-            alone = _loss_alone(task, model, to_batch([example]), len(examples))
-            check_losses(alone, 1)
-            if not _close(alone[0], together[position]):
+        together = measure(model, sample.batch(range(len(sample.rows))).collated)
+        _check_shape(together, len(sample.rows))
+        alone = _losses_alone(model, measure, sample)
+        finite = _finite(alone, sample)
+        sample, alone = sample.part(finite), alone[finite]
+        for positions in sample.batches:
+            batch = sample.batch(positions)
+            together, again = measure(model, batch.collated), measure(model, batch.collated)
+            _check_shape(together, len(positions))
+            if not _close(together, again).all():
                 raise LossError(
-                    f"the loss of an example depends on the other examples of its batch ({float(alone[0]):.6g} alone, "
-                    f"{float(together[position]):.6g} in a batch of {len(examples)}): batch statistics (BatchNorm with "
-                    "track_running_stats=False), division by the batch size, in-batch negatives or padding that is not "
-                    "masked; make each example's loss its own"
+                    "the loss differs between two calls on the same batch: something random is active although the "
+                    "model is in eval mode (F.dropout without training=self.training? noise in the loss?); make it "
+                    "deterministic"
                 )
+            expected = alone[list(positions)]
+            if not _close(together, expected).all() and not _equal_in_double(model, measure, sample, positions):
+                raise LossError(_difference(together, expected, [sample.rows[position] for position in positions]))
+    return sample
 
 
-def _loss_alone(task: Task, model: Any, batch: Any, others: int) -> Tensor:
+@torch.no_grad()
+def check_some_finite(model: nn.Module, measure: Measure, sample: Sample) -> None:
+    """Raises LossError where no loss of a sample is finite: the training has diverged."""
+    _finite(measure(model, sample.examples.collated), sample)
+
+
+def _finite(losses: Tensor, sample: Sample) -> list[int]:
+    """Positions of finite losses in the sample."""
+    finite: list[int] = (losses.abs() <= LARGEST_VALUE).nonzero().flatten().tolist()
+    if not finite:
+        try:
+            check_finite(losses, "loss")
+        except LossError as error:
+            raise error.naming(sample.rows) from None
+    return finite
+
+
+def _losses_alone(model: nn.Module, measure: Measure, sample: Sample) -> Tensor:
+    losses = []
+    for position in range(len(sample.rows)):
+        try:
+            loss = measure(model, sample.examples.alone(position).collated)
+        except Exception as error:
+            raise LossError(
+                f"the loss of training row {sample.rows[position]} alone fails ({type(error).__name__}: {error}): "
+                "batch statistics (BatchNorm with track_running_stats=False)? Make each example's loss its own"
+            ) from error
+        _check_shape(loss, 1)
+        losses.append(loss)
+    return torch.cat(losses)
+
+
+def _close(a: Tensor, b: Tensor) -> Tensor:
+    """Equal but for rounding, relative to the losses at hand. bool [batch]"""
+    difference, size = (a - b).double().abs(), torch.maximum(a.abs(), b.abs()).double()
+    return difference <= rounding(a.dtype) * size + 1e-4 * float(size.mean())
+
+
+def _equal_in_double(model: nn.Module, measure: Measure, sample: Sample, positions: Sequence[int]) -> bool:
+    """Whether a difference was rounding: of losses near zero, each is a difference of larger numbers."""
+    if sample.examples.double:
+        return False
+    exact, wide = copy.deepcopy(model).double(), sample.in_double()
     try:
-        return task.loss(model, batch)
-    except Exception as error:
-        raise LossError(
-            f"the loss of an example alone fails ({error}), that of a batch of {others} does not: batch statistics "
-            "(BatchNorm with track_running_stats=False)? Make each example's loss its own"
-        ) from error
+        together = measure(exact, wide.batch(positions).collated)
+        alone = torch.cat([measure(exact, wide.examples.alone(position).collated) for position in positions])
+    except Exception:  # made for its own precision
+        return False
+    return together.dtype == torch.float64 and bool(_close(together, alone).all())
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    return bool(torch.allclose(a.float(), b.float(), rtol=rounding(a.dtype), atol=1e-5))
+def _difference(together: Tensor, alone: Tensor, rows: Sequence[int]) -> str:
+    """What is wrong with a batch whose losses are not those of its examples alone."""
+    if bool(_close(together.sort().values, alone.sort().values).all()):
+        return (
+            f"the losses of a batch of training rows {_listed(rows)} come in another order than the examples: collate "
+            "or forward reorders the batch (sorted by length, say); return each loss at the place of its example"
+        )
+    wrong = (~_close(together, alone)).nonzero().flatten().tolist()
+    first = wrong[0]
+    return (
+        f"the loss of an example depends on the other examples of its batch: training rows "
+        f"{_listed([rows[place] for place in wrong])} have other losses together than alone (row {rows[first]}: "
+        f"{float(alone[first]):.6g} alone, {float(together[first]):.6g} in a batch of {len(rows)}). Likely causes: "
+        "padding that is not masked, batch statistics (BatchNorm with track_running_stats=False), division by the "
+        "batch size or by its tokens, weights by the classes in the batch, mining of hard examples, in-batch "
+        "negatives. Make each example's loss its own"
+    )
+
+
+def _listed(rows: Sequence[int]) -> str:
+    return ", ".join(map(str, rows[:5])) + " ..." * (len(rows) > 5)

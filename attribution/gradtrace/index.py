@@ -22,7 +22,7 @@ from gradtrace.curvature import load_curvature
 from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
 from gradtrace.draft import Draft
-from gradtrace.encoder import GradientModel
+from gradtrace.encoder import open_models
 from gradtrace.errors import CorruptIndexError, QueryError
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.groups import GroupInfluences, RowGroups
@@ -31,6 +31,7 @@ from gradtrace.index_display import IndexDisplay
 from gradtrace.indexed_weights import directories_of_runs, indexed_checkpoint
 from gradtrace.kernels import load_kernels
 from gradtrace.layer_shares import layer_shares
+from gradtrace.learning_rates import warn_of_guessed_sums
 from gradtrace.manifest import read_manifest
 from gradtrace.queries import QUERY_BATCH, Query, require_labels, resolve_queries
 from gradtrace.refit import load_refit
@@ -38,7 +39,7 @@ from gradtrace.results import InfluenceResults, Recall
 from gradtrace.row_filter import RowFilter
 from gradtrace.searchers import open_searcher
 from gradtrace.store import RowStore, check_files, representation_store
-from gradtrace.task import Example, Task
+from gradtrace.task import Example, Label, Task
 
 T = TypeVar("T")
 
@@ -83,6 +84,10 @@ class Index(IndexDisplay):
     def searcher(self, searcher: Searcher) -> None:
         self._contents.searcher = searcher
 
+    def label(self, example: Example) -> Label | None:
+        """The task's label of an example, as whole number where it is a class."""
+        return self._contents.last_model.label(example)
+
     def influence(
         self,
         examples: Sequence[Example],
@@ -100,7 +105,7 @@ class Index(IndexDisplay):
         aggregate: Aggregate | None = None,
         include: Collection[Include] = (),
     ) -> InfluenceResults:
-        """The k strongest proponents and opponents of each example.
+        """The k strongest proponents and opponents of each example, fewer where fewer have a score of that sign.
 
         Args:
             examples: items of the kind that `task.train[i]` returns; one without a label is explained for the model's
@@ -119,7 +124,8 @@ class Index(IndexDisplay):
             QueryError: something asked for does not exist.
             LossError: a query's loss is NaN or infinite.
         """
-        scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
+        options = methods.Options(checkpoints, weights, damping, segments, similarity)
+        scoring = self._scoring(method, options)
         self._check_question(method, scoring, k, rescore, aggregate, include)
         allowed = self._allowed(filter)
         self.last_timing = {"rescore": 0.0, "percentiles": 0.0}
@@ -130,7 +136,8 @@ class Index(IndexDisplay):
         with self._timed("search"):
             wanted = k * rescoring.CANDIDATES if rescore else k
             found = scoring.search(vectors, wanted, allowed)
-        groups = zip(_grouped(queries, aggregate), _grouped(losses, aggregate), found, strict=True)
+        silent = (~vectors.flatten(1).any(1)).tolist()
+        groups = zip(_grouped(queries, aggregate), _grouped(losses, aggregate), found, silent, strict=True)
         drafts = [Draft(*one) for one in groups]
         if rescore:
             with self._timed("rescore"):
@@ -142,8 +149,11 @@ class Index(IndexDisplay):
             if "layers" in include and not rescore:
                 self._share_by_layer(drafts, vectors, scoring)
             names = [self.manifest.checkpoints[c].name for c in scoring.blocks]
-            recall = self._recall(method)
-            results = (draft.result(method, names, recall, self._row_ids, self._stored_columns) for draft in drafts)
+            unusual = rescore or aggregate or target or options != methods.Options()
+            filtered = allowed is not None and not np.array_equal(allowed, self._row_ids.live())
+            recall = None if unusual or filtered else self._recall(method, k)
+            named = methods.METHODS[method]
+            results = (draft.result(named, names, k, recall, self._row_ids, self._stored_columns) for draft in drafts)
             return InfluenceResults(replace(result, task=self.task) for result in results)
 
     def scores(
@@ -158,13 +168,16 @@ class Index(IndexDisplay):
         similarity: str | None = None,
         target: str | None = None,
     ) -> NDArray[np.float32]:
-        """The score of every training row for each example. float32 [queries, rows], NaN for deleted rows.
+        """The score of every training row for each example. float32 [queries, rows].
+
+        Deleted rows have no influence: their score is 0, in the middle of every order, or, of `repsim`, where more
+        alike is all that scores say, minus infinity. `present` tells them apart.
 
         Raises as `influence`.
         """
         scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
         vectors, _ = scoring.query_vectors(self._resolved(examples, target))
-        return self._row_ids.spread(scoring.scores(vectors))
+        return self._row_ids.spread(scoring.scores(vectors), 0.0 if methods.METHODS[method].signed else -np.inf)
 
     def pairs(
         self,
@@ -240,10 +253,10 @@ class Index(IndexDisplay):
         segments: int | None = None,
         similarity: str | None = None,
     ) -> NDArray[np.float32]:
-        """The score of each training row on itself; high ones are worth a look for wrong labels. float32 [rows], NaN
-        for deleted rows."""
+        """The score of each training row on itself; high ones are worth a look for wrong labels. float32 [rows];
+        minus infinity for deleted rows, so that they come last."""
         scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
-        return self._row_ids.spread(scoring.self_influence())
+        return self._row_ids.spread(scoring.self_influence(), -np.inf)
 
     def _scoring(self, method: str, options: methods.Options) -> methods.Scoring:
         named = methods.method_named(method, self.manifest)
@@ -261,9 +274,10 @@ class Index(IndexDisplay):
         parts = (examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH))
         return [query for part in parts for query in resolve_queries(last, part, target)]
 
-    def _recall(self, method: str) -> Recall | None:
+    def _recall(self, method: str, k: int) -> Recall | None:
+        """As it was measured: with so many hits, by the method's default options, at all checkpoints and rows."""
         entry = self.manifest.searcher
-        measured = entry and entry.recall.get(method)
+        measured = entry and entry.k == k and entry.recall.get(method)
         return Recall(measured.top, measured.bottom) if measured else None
 
     def _check_question(
@@ -367,16 +381,14 @@ def open_index(
     check_dataset(task, skip_unreadable=bool(manifest.skipped))
     check_task(task, manifest.task)
     where = torch.device(pick_device(device))
-    probe = [task.train[row] for row in store.row_ids.live_ids()[:2].tolist()]
     bases = [basis.to(where) for basis in load_bases(directory, manifest)]
     moved = directories_of_runs(checkpoints, len(bases))
-    models = [
-        GradientModel(task, indexed_checkpoint(directory, saved, moved[saved.run]), where, probe)
-        for saved in manifest.checkpoints
-    ]
+    weights = [indexed_checkpoint(directory, saved, moved[saved.run]) for saved in manifest.checkpoints]
+    models = open_models(task, weights, where, store.row_ids.live_ids())
     for entry, model in zip(manifest.checkpoints, models, strict=True):
         require_layers(bases[entry.run], model.plan.layers)
     check_probe_losses(task, models[manifest.last_checkpoint], manifest.task)
+    warn_of_guessed_sums(manifest.checkpoints)
     return Index(
         IndexContents(
             directory,

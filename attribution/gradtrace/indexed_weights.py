@@ -45,7 +45,7 @@ def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | 
             f"the weights of checkpoint {entry.name} are not at {path}: restore the file, or name the directory that "
             "it was moved to (checkpoints=...)"
         )
-    checkpoint = Checkpoint(path, entry.step, entry.learning_rate)
+    checkpoint = Checkpoint(path, entry.step, entry.learning_rate, learning_rate_sum=entry.learning_rate_sum)
     if checkpoint.sha256() != entry.sha256:
         raise MismatchError(
             f"{path} is not the checkpoint {entry.name} that was indexed (its SHA-256 differs): restore that file or "

@@ -76,6 +76,13 @@ def stored_weights(store: RowStore, checkpoint: int, output: Output, least: floa
     return output_weights(torch.tensor(store.columns(checkpoint)["loss"]), output, least)
 
 
+def share_at_least(store: RowStore, checkpoint: int, output: Output, least: float) -> float:
+    """Of the rows that are not deleted, how many share the smallest |dL/df|, or have zero."""
+    live = torch.from_numpy(store.row_ids.live())
+    smallest = stored_weights(store, checkpoint, output, least)[live] <= least
+    return (int(smallest.sum()) - 1) / len(smallest)
+
+
 def compute_kernel(store: RowStore, checkpoint: int, output: Output, damping: float, device: torch.device) -> Kernel:
     """(Phi^T Phi + damping x its mean diagonal)^-1 at one checkpoint, Phi = rows / |dL/df| (Park et al. 2023,
     Equation 13).

@@ -6,6 +6,7 @@ generations/.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,13 +16,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gradtrace.errors import CorruptIndexError, IncompleteIndexError, StoreError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 PENDING_NAME = "pending.json"
 
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
 Output = Literal["log odds", "value"]  # of the model: of the label's class, or what the label is a value of
+FisherSource = Literal["loss", "predict", "empirical"]  # of the labels: the loss's law, Task.predict, the rows' own
 # average: of the weights of several checkpoints in a row;  recorded: rows of a recording of the training
 CheckpointKind = Literal["weights", "average", "recorded"]
 Operation = Literal[
@@ -69,6 +71,7 @@ class CheckpointEntry(_Entry):
     kind: CheckpointKind = "weights"
     optimizer: OptimizerEntry | None = None
     batch_size: int | None = None
+    learning_rate_sum: float | None = None  # of all steps up to this one, from the training's first; None: not known
     second_moments: bool = False  # whether Adam's were kept with it; then its curvature file has a preconditioner
     recording: str | None = None  # of kind "recorded" alone: xxh3-128 of its rows; the weights are those at its end
 
@@ -84,6 +87,7 @@ class Probe(_Entry):
 class TaskEntry(_Entry):
     name: str
     train_rows: int  # ids of rows are below this, also those of deleted rows
+    layers: list[str] | None = None  # patterns of the parameters that count; None: all that are trained
     parameters_sha256: str  # of the names, shapes and dtypes in the model's state dict
     architecture_sha256: str  # of the model's repr
     probe: Probe
@@ -96,6 +100,23 @@ class BasisEntry(_Entry):
     seed: int
     fitted_rows: int  # the samples for basis and curvature are drawn from the first so many training rows
     files: list[FileEntry]  # one for each training run, whose gradients at all its checkpoints it projects
+
+
+class FisherEntry(_Entry):
+    """At what labels the gradients were taken of which the curvature is the mean square."""
+
+    source: FisherSource
+    description: str
+
+    @property
+    def sentence(self) -> str:
+        """What the curvature is, without a full stop."""
+        kind = {
+            "loss": "Fisher information, at labels by the law that the loss gives them",
+            "predict": "Fisher information, at labels by the task's predictions",
+            "empirical": "empirical Fisher information, at the rows' own labels",
+        }
+        return f"{kind[self.source]}: {self.description}"
 
 
 class ShardEntry(_Entry):
@@ -167,6 +188,7 @@ class Manifest(_Entry):
     checkpoints: list[CheckpointEntry]
     basis: BasisEntry
     curvature: list[FileEntry]  # one file a checkpoint, in their order; empty for bases without curvature
+    fisher: FisherEntry | None = None  # None: no curvature
     precision: Precision
     column_scales: list[FileEntry] = []  # int4 only: what each column was divided by, for life; one file a run
     levels: list[int]  # column boundaries of the levels, ascending, the last equals basis.dimensions
@@ -289,6 +311,7 @@ def read_generation(directory: Path, name: str) -> Manifest:
         raise StoreError(f"no index at {directory}: {name} is missing; build one with `gradtrace build`") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    _check_format(path, content)
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
@@ -298,6 +321,14 @@ def read_generation(directory: Path, name: str) -> Manifest:
         raise CorruptIndexError(
             f"{path} is damaged: its checksum does not match its content; restore it or rebuild the index"
         )
-    if manifest.format != FORMAT_VERSION:
-        raise StoreError(f"{path} has format {manifest.format}; this release reads {FORMAT_VERSION}: rebuild the index")
     return manifest
+
+
+def _check_format(path: Path, content: bytes) -> None:
+    """Before anything else, which another format may have otherwise. Raises StoreError for another one."""
+    try:
+        found = json.loads(content)["format"]
+    except (ValueError, KeyError, TypeError):
+        return  # damaged: the schema says how
+    if found != FORMAT_VERSION:
+        raise StoreError(f"{path} has format {found}; this release reads {FORMAT_VERSION}: rebuild the index")

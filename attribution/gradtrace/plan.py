@@ -1,25 +1,38 @@
-"""Which parameter is differentiated how: decided once for a model, and checked against plain autograd."""
+"""Which parameter is differentiated how, on which path."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import fnmatch
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field
+from enum import Enum
 
-import torch
 from torch import Tensor, nn
 
-from gradtrace.errors import LossError, TaskError, UnsupportedLayerError
-from gradtrace.gradients import Measure, backpropagate
-from gradtrace.guards import rounding
-from gradtrace.layers import Layer, layer_type_of
-from gradtrace.reference import vmapped_gradients
-from gradtrace.task import Batch
+from gradtrace.errors import TaskError, UnsupportedLayerError
+from gradtrace.layers import Layer, ModuleLayer, layer_type_of, parameter_layer
+from gradtrace.layouts import Layout
+
+
+class GradientPath(str, Enum):
+    """The ways to a parameter's per-example gradients, the fastest first. Each is tried where those before it differ
+    from autograd."""
+
+    FACTORS = "factors"  # input and output gradient of a module of a known type
+    CALLS = "calls"  # input and output gradient of calls of functions with the parameter: attention, recurrence, tying
+    MODULE = "module"  # torch.func.vmap of one module alone
+    VMAP = "vmap"  # torch.func.vmap of the whole model
+    ALONE = "one by one"  # autograd of the whole model, one example at a time
+
+    @property
+    def next(self) -> GradientPath | None:
+        paths = list(GradientPath)
+        return None if self is paths[-1] else paths[paths.index(self) + 1]
 
 
 class StrayLayer(Layer):
-    """A parameter outside every supported module: its per-example gradient comes from vmap(grad)."""
+    """A parameter whose per-example gradient comes from the whole model, not from a layer's factors."""
 
     rotates = False
 
@@ -35,155 +48,187 @@ class StrayLayer(Layer):
         return False
 
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
-        raise NotImplementedError  # a stray parameter has no factors, only its whole gradient
+        raise NotImplementedError("a stray parameter has no factors, only its whole gradient")
 
     def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError("a stray parameter has no factors, only its whole gradient")
 
     def weight_gradient(self, weight: Tensor) -> Tensor:
         return weight.reshape(weight.shape[0], *self.module.get_parameter(self.names[0]).shape)
 
 
 @dataclass(frozen=True)
+class PathChoice:
+    """What was found to be right for a model, whatever its weights.
+
+    paths: by parameter name.
+    layouts: by layer name; Layout.FIRST where a layer is not named.
+    whole_graph: whether gradients must be followed beyond the layers, see `gradients`.
+    reasons: by parameter name, why it is not on a faster path.
+    """
+
+    paths: Mapping[str, GradientPath]
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    whole_graph: bool = False
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class LayerPlan:
-    """The layers of one model instance. `tapped` maps each module to its layer (shared modules to the same one)."""
+    """The layers of one model instance.
+
+    modules: modules whose factors are noted, each with its layer (shared modules with the same one).
+    parameters: layers of parameters that are used by calls, by the id of the parameter.
+    whole_modules: modules that are differentiated on their own.
+    strays: parameters of the paths VMAP and ALONE.
+    """
 
     layers: list[Layer]
-    tapped: Mapping[nn.Module, Layer]
-    strays: list[StrayLayer]
+    modules: Mapping[nn.Module, Layer]
+    parameters: Mapping[int, Layer]
+    whole_modules: Mapping[nn.Module, Layer]
+    strays: Mapping[GradientPath, list[StrayLayer]]
+    layouts: Mapping[str, Layout]
+    whole_graph: bool
 
-    def stray_gradients(self, model: nn.Module, measure: Measure, batch: Batch) -> dict[Layer, Tensor]:
-        """Per-example gradients [batch, 1, 1, size] of the stray parameters, by vmap(grad)."""
-        if not self.strays:
-            return {}
-        found = vmapped_gradients(model, measure, batch, [stray.names[0] for stray in self.strays])
-        return {stray: found[stray.names[0]].flatten(1).float()[:, None, None] for stray in self.strays}
+    @property
+    def captures(self) -> bool:
+        """Whether any layer is on a path that notes uses."""
+        return bool(self.modules or self.parameters or self.whole_modules)
 
+    @property
+    def stray_layers(self) -> list[StrayLayer]:
+        return [layer for layers in self.strays.values() for layer in layers]
 
-def plan_layers(model: nn.Module, stray_names: Sequence[str], trainable: Sequence[str]) -> LayerPlan:
-    """Assign the trainable parameters to layers; those in `stray_names`, and those without a layer type, to vmap."""
-    owners: dict[tuple[str, ...], list[nn.Module]] = defaultdict(list)
-    strays = set(stray_names)
-    names_of = {id(p): n for n, p in model.named_parameters()}  # a shared parameter has one name: its first
-    for module in model.modules():
-        own = dict(module.named_parameters(recurse=False))
-        names = tuple(names_of[id(p)] for p in own.values())
-        supported = layer_type_of(module) is not None and list(own) in (["weight"], ["weight", "bias"])
-        if supported and set(names) <= set(trainable) - strays:
-            owners[names].append(module)
-        else:
-            strays |= set(names)
-    strays |= _differently_shared(owners)
-    tapped: dict[nn.Module, Layer] = {}
-    for names, modules in owners.items():
-        layer_type = layer_type_of(modules[0])
-        if layer_type is not None and not set(names) & strays:
-            tapped |= dict.fromkeys(modules, layer_type(modules[0], names))
-    kept_strays = [StrayLayer(model, name) for name in trainable if name in strays]
-    return LayerPlan([*dict.fromkeys(tapped.values()), *kept_strays], tapped, kept_strays)
+    def layout(self, layer: Layer) -> Layout:
+        return self.layouts.get(layer.name, Layout.FIRST)
 
 
-def _differently_shared(owners: Mapping[tuple[str, ...], list[nn.Module]]) -> set[str]:
-    """Parameters that modules share in different roles (a tied embedding, say), with their companions: gradients
-    of different roles have different coordinates, so they cannot be summed layer by layer."""
-    roles: dict[str, set[tuple[object, ...]]] = defaultdict(set)
-    for names, modules in owners.items():
-        for module in modules:
-            for name in names:
-                roles[name].add((names, layer_type_of(module), module.extra_repr()))
-    return {
-        name for found in roles.values() if len(found) > 1 for names, *_ in found for name in cast("tuple[str]", names)
+def first_paths(model: nn.Module, trainable: Sequence[str]) -> dict[str, GradientPath]:
+    """The fastest path that each parameter's modules allow."""
+    paths = dict.fromkeys(trainable, GradientPath.CALLS)
+    for names in _factored(model, set(trainable)):
+        paths |= dict.fromkeys(names, GradientPath.FACTORS)
+    return paths
+
+
+def plan_layers(model: nn.Module, choice: PathChoice) -> LayerPlan:
+    """Assign the parameters of a model to layers, as chosen for its architecture."""
+    names_on: dict[GradientPath, list[str]] = defaultdict(list)
+    for name, path in choice.paths.items():
+        names_on[path].append(name)
+    modules = {
+        module: layer
+        for names, (layer, owners) in _factored(model, set(names_on[GradientPath.FACTORS])).items()
+        for module in owners
     }
-
-
-def checked_plan(model: nn.Module, measure: Measure, batch: Batch, trainable: Sequence[str]) -> LayerPlan:
-    """Plan the layers; whatever differs from autograd on the examples of `batch` (two are enough) is left to vmap.
-
-    The difference catches weights that are used outside of their module's forward.
-
-    Raises:
-        UnsupportedLayerError: vmap cannot differentiate a stray parameter, or differs from autograd as well.
-    """
-    expected = _autograd_gradients(model, measure, batch, trainable)
-    wrong: list[str] = []
-    for _ in range(2):
-        plan = plan_layers(model, wrong, trainable)
-        differing = _differing(_plan_gradients(plan, model, measure, batch, len(expected[trainable[0]])), expected)
-        if not differing:
-            return plan
-        wrong += differing
-    raise UnsupportedLayerError(
-        f"the per-example gradients of {', '.join(sorted(set(wrong)))} differ from autograd's: the model changes "
-        "between calls (randomness in forward?) or mixes the examples of a batch"
+    tables = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    }
+    parameters: dict[int, Layer] = {}
+    for name in names_on[GradientPath.CALLS]:
+        layer = parameter_layer(model, name, id(model.get_parameter(name)) in tables)
+        if layer is not None:
+            parameters[id(model.get_parameter(name))] = layer
+    whole = _whole_modules(model, set(names_on[GradientPath.MODULE]))
+    strays = {
+        path: [StrayLayer(model, name) for name in names_on[path]] for path in (GradientPath.VMAP, GradientPath.ALONE)
+    }
+    layers = [*dict.fromkeys(modules.values()), *parameters.values(), *whole.values(), *strays[GradientPath.VMAP]]
+    layers += strays[GradientPath.ALONE]
+    return LayerPlan(
+        _in_order(layers, choice.paths), modules, parameters, whole, strays, choice.layouts, choice.whole_graph
     )
 
 
-def _autograd_gradients(model: nn.Module, measure: Measure, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
-    """Example by example, by plain autograd on the same batch. Each [batch, *shape]."""
-    parameters = [model.get_parameter(name) for name in names]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            losses = measure(model, batch)
-            if not losses.requires_grad:
-                raise LossError("the loss does not depend on the model's parameters: was it detached?")
-            rows = [
-                torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
-                for loss in losses
-            ]
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-    return {name: torch.stack(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+def _in_order(layers: Sequence[Layer], paths: Mapping[str, GradientPath]) -> list[Layer]:
+    """As their first parameters stand in the model."""
+    places = {name: place for place, name in enumerate(paths)}
+    return sorted(layers, key=lambda layer: places[layer.names[0]])
 
 
-def _plan_gradients(plan: LayerPlan, model: nn.Module, measure: Measure, batch: Batch, count: int) -> dict[str, Tensor]:
-    """Per-example gradients of `count` examples by parameter name, the way the plan computes them."""
-    sums: dict[Layer, Tensor] = {}
-
-    def add(layer: Layer, x: Tensor, d: Tensor) -> None:
-        if d.shape[0] != count:  # examples do not come first (folded into positions, say): left out, so it will differ
-            return
-        gradient = layer.gradient(x, d)
-        sums[layer] = sums[layer] + gradient if layer in sums else gradient
-
-    backpropagate(model, measure, batch, plan.tapped, add)
-    sums.update(_checked_strays(plan, model, measure, batch))
-    return {name: value for layer, total in sums.items() for name, value in layer.parameter_gradients(total).items()}
-
-
-def _checked_strays(plan: LayerPlan, model: nn.Module, measure: Measure, batch: Batch) -> dict[Layer, Tensor]:
-    try:
-        return plan.stray_gradients(model, measure, batch)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        owners = {name.rpartition(".")[0] or "the model" for layer in plan.strays for name in layer.names}
-        types = {o: type(model.get_submodule(o)).__name__ if o != "the model" else type(model).__name__ for o in owners}
-        listed = ", ".join(f"{owner} ({kind})" for owner, kind in sorted(types.items()))
-        raise UnsupportedLayerError(
-            f"no per-example gradients for {listed}: it is no supported layer type and torch.func.vmap fails on it "
-            f"({error}). Freeze its parameters (requires_grad_(False) in Task.model) to leave them out of the index"
-        ) from error
+def _factored(model: nn.Module, names: set[str]) -> dict[tuple[str, ...], tuple[Layer, list[nn.Module]]]:
+    """Layers of modules of known types with only these parameters; parameters that modules share in different roles
+    (a tied embedding, say) are left out: gradients of different roles have different factors."""
+    owners: dict[tuple[str, ...], list[nn.Module]] = defaultdict(list)
+    users: dict[str, set[object]] = defaultdict(set)
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}  # a shared one has its first name
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        full = tuple(name_of[id(parameter)] for parameter in own.values())
+        if layer_type_of(module) is not None and list(own) in (["weight"], ["weight", "bias"]) and set(full) <= names:
+            owners[full].append(module)
+        role = (full, layer_type_of(module), module.extra_repr() if full else "")
+        for name in full:
+            users[name].add(role)
+    layers: dict[tuple[str, ...], tuple[Layer, list[nn.Module]]] = {}
+    for full, modules in owners.items():
+        layer_type = layer_type_of(modules[0])
+        if layer_type is not None and all(len(users[name]) == 1 for name in full):
+            layers[full] = (layer_type(modules[0], full), modules)
+    return layers
 
 
-def _differing(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """Names whose gradients differ by more than rounding explains; a parameter that nothing reached counts as zero."""
-    floor = 1e-6 * max(float(value.float().norm()) for value in expected.values())
-    differing = []
-    for name, wanted in expected.items():
-        got = found[name].reshape(wanted.shape) if name in found else torch.zeros_like(wanted)
-        if float((got - wanted).float().norm()) > rounding(wanted.dtype) * float(wanted.float().norm()) + floor:
-            differing.append(name)
-    return differing
+def _whole_modules(model: nn.Module, names: set[str]) -> dict[nn.Module, Layer]:
+    """Modules with the chosen parameters that are theirs alone."""
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    owned = [
+        (module, {local: name_of[id(parameter)] for local, parameter in module.named_parameters(recurse=False)})
+        for module in model.modules()
+    ]
+    counts = Counter(name for _, own in owned for name in own.values())
+    layers: dict[nn.Module, Layer] = {}
+    for module, own in owned:
+        chosen = {local: name for local, name in own.items() if name in names and counts[name] == 1}
+        if chosen:
+            layers[module] = ModuleLayer(module, list(chosen.values()), list(chosen))
+    return layers
 
 
-def trainable_names(model: nn.Module) -> list[str]:
-    """Names of the parameters that require a gradient.
+def trainable_names(model: nn.Module, patterns: Sequence[str] | None = None) -> list[str]:
+    """Names of the parameters that require a gradient, and that the patterns choose.
+
+    patterns: see `Task.layers`.
 
     Raises:
-        TaskError: there are none.
+        TaskError: there are none, or a pattern fits no parameter.
+        UnsupportedLayerError: the model, or a part of it, is TorchScript.
     """
+    scripted = [name or "the model" for name, module in model.named_modules() if _is_script(module)]
+    if scripted:
+        raise UnsupportedLayerError(
+            f"{scripted[0]} is TorchScript (torch.jit.script or torch.jit.trace), whose layers cannot be watched: "
+            "return the Python module from Task.model; the weights of checkpoints fit both"
+        )
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not names:
         raise TaskError("no parameter of the model requires a gradient: nothing can be attributed")
-    return names
+    return names if patterns is None else _chosen_names(names, patterns)
+
+
+def _chosen_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    if isinstance(patterns, str) or not patterns:
+        raise TaskError(f'layers must be a list of patterns such as ["encoder.*", "!*.bias"], not {patterns!r}')
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern.removeprefix("!")):
+            raise TaskError(
+                f"layers: {pattern!r} fits no parameter that requires a gradient; they are {', '.join(names[:8])}"
+                + " ..." * (len(names) > 8)
+            )
+    included = [pattern for pattern in patterns if not pattern.startswith("!")] or ["*"]
+    excluded = [pattern.removeprefix("!") for pattern in patterns if pattern.startswith("!")]
+    chosen = [name for name in names if _fits(name, included) and not _fits(name, excluded)]
+    if not chosen:
+        raise TaskError(f"layers: the patterns {list(patterns)} leave no parameter")
+    return chosen
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _is_script(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.jit")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from gradtrace.basis import Basis, ChosenCoordinates
+from gradtrace.encoder import GradientModel
+from gradtrace.errors import CheckpointError
 from gradtrace.layers import Layer
 from gradtrace.moments import SecondMoments
+from gradtrace.weight_files import listing, plain_names
 
 
-def preconditioner(layers: Sequence[Layer], basis: Basis, moments: SecondMoments) -> Tensor:
+def preconditioner(model: GradientModel, basis: Basis, moments: SecondMoments) -> Tensor:
     """The diagonal, in the kept coordinates, of P = 1 / (sqrt(v) + eps). float32 [dimensions].
 
     A coordinate of a layer is a sum over its weights, sum_ij U_S[i, s] U_A[j, r] g_ij, so the diagonal there is
@@ -20,22 +23,48 @@ def preconditioner(layers: Sequence[Layer], basis: Basis, moments: SecondMoments
     by how much P mixes coordinates. Weights that had no gradient yet do not move: their P is 0.
 
     basis: spectral, or none
+
+    Raises:
+        CheckpointError: the moments are of other parameters than the model's.
     """
+    factors = factors_by_parameter(model, moments)
     parts = {
-        layer.name: chosen_diagonal(weight_matrix(layer, moments), chosen)
-        for layer in layers
+        layer.name: chosen_diagonal(weight_matrix(layer, factors), chosen)
+        for layer in model.plan.layers
         if isinstance(chosen := basis.layers.get(layer.name), ChosenCoordinates)
     }
     return basis.assemble(parts, 1)[0]
 
 
-def weight_matrix(layer: Layer, moments: SecondMoments) -> Tensor:
-    """P of a layer's parameters as they stand in its gradient. float32 [groups, out, in]."""
+def factors_by_parameter(model: GradientModel, moments: SecondMoments) -> dict[str, Tensor]:
+    """1 / (sqrt(v) + eps) by the names of the model's parameters, each of its parameter's shape, without those that
+    never had a gradient.
+
+    Raises:
+        CheckpointError: the moments are of other parameters than the model's.
+    """
+    parameters = dict(model.model.named_parameters())
+    shapes = {name: parameters[key].shape for name, key in plain_names(parameters).items()}
+    strange = [name for name, moment in moments.by_name.items() if shapes.get(name) != moment.shape]
+    if strange:
+        raise CheckpointError(
+            f"the second moments of {model.checkpoint.path} are of other parameters than the model's "
+            f"({listing(strange)}): restore the optimizer's file, or delete it to do without"
+        )
+    keys = plain_names(parameters)
+    return {keys[name]: 1 / (moment.sqrt() + moments.eps) for name, moment in moments.by_name.items()}
+
+
+def weight_matrix(layer: Layer, factors: Mapping[str, Tensor]) -> Tensor:
+    """P of a layer's parameters as they stand in its gradient, 0 where there is none. float32 [groups, out, in].
+
+    factors: by parameter name
+    """
     places = layer.parameter_gradients(torch.arange(layer.size).view(1, layer.groups, layer.outputs, layer.inputs))
     found = torch.zeros(layer.size)
     for name, place in places.items():
-        if name in moments.by_name:
-            found[place.flatten()] = 1 / (moments.by_name[name].flatten().sqrt() + moments.eps)
+        if name in factors:
+            found[place.flatten()] = factors[name].flatten()
     return found.view(layer.groups, layer.outputs, layer.inputs)
 
 

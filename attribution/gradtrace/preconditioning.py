@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from gradtrace.basis import Basis
+from gradtrace.batches import ExampleBatch, Measure
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import CheckpointError
 from gradtrace.full_gradients import full_gradients
-from gradtrace.gradients import Measure
 from gradtrace.guards import check_finite
-from gradtrace.layers import Layer
-from gradtrace.task import Batch
-from gradtrace.weight_files import plain_names
+from gradtrace.preconditioner import factors_by_parameter, weight_matrix
 
 
 def adam_factors(model: GradientModel) -> dict[str, Tensor]:
@@ -29,28 +27,12 @@ def adam_factors(model: GradientModel) -> dict[str, Tensor]:
     moments = checkpoint.second_moments(model.task.model())
     if moments is None:
         raise CheckpointError(f"{checkpoint.path} has no second moments any more: restore the optimizer's file")
-    parameters = dict(model.model.named_parameters())
-    factors = {}
-    for name, key in plain_names(parameters).items():
-        if name in moments.by_name and moments.by_name[name].shape == parameters[key].shape:
-            factors[key] = 1 / (moments.by_name[name].sqrt() + moments.eps)
-    if len(factors) < len(moments.by_name):
-        raise CheckpointError(f"the second moments of {checkpoint.path} are of other parameters than the model's")
-    return {layer.name: _of_layer(layer, factors).to(model.device) for layer in model.plan.layers}
-
-
-def _of_layer(layer: Layer, factors: Mapping[str, Tensor]) -> Tensor:
-    """From factors in the shapes of the parameters: [groups, out, in]."""
-    found = torch.zeros(layer.size)
-    places = torch.arange(layer.size).view(1, layer.groups, layer.outputs, layer.inputs)
-    for name, place in layer.parameter_gradients(places).items():
-        if name in factors:
-            found[place.flatten()] = factors[name].flatten()
-    return found.view(places.shape[1:])
+    factors = factors_by_parameter(model, moments)
+    return {layer.name: weight_matrix(layer, factors).to(model.device) for layer in model.plan.layers}
 
 
 def encode_preconditioned(
-    model: GradientModel, basis: Basis, batch: Batch, measure: Measure, factors: Mapping[str, Tensor]
+    model: GradientModel, basis: Basis, batch: ExampleBatch, measure: Measure, factors: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """As `GradientModel.encode`, each weight's gradient times its factor. Holds whole gradients of a few examples.
 

@@ -6,12 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-
-from gradtrace.encoder import GradientModel
+from gradtrace.encoder import GradientModel, MeasureName
 from gradtrace.errors import LossError, QueryError
-from gradtrace.gradients import Measure
-from gradtrace.task import Batch, Example, Label, Task
+from gradtrace.task import Example, Label, Task
 
 QUERY_BATCH = 64  # examples that go through the model together
 
@@ -21,7 +18,7 @@ class Query:
     """An example with a label, what is measured on it, and what the last checkpoint says of it."""
 
     example: Example
-    measure: Measure
+    measure: MeasureName
     target: str
     label: Label | None
     prediction: Label | None
@@ -40,21 +37,19 @@ def resolve_queries(model: GradientModel, examples: Sequence[Example], target: s
     task = model.task
     if target not in (None, "loss"):
         raise QueryError(f'unknown target {target!r}; leave it out or pass "loss"')
-    use_measurement = task.has_measurement and target is None
-    measure, name = (task.measurement, "measurement") if use_measurement else (task.loss, "loss")
-    labels = [task.label(example) for example in examples]
+    name: MeasureName = "measurement" if task.has_measurement and target is None else "loss"
+    labels = [model.label(example) for example in examples]
     lacking = [_lacks_label(task, example, label) for example, label in zip(examples, labels, strict=True)]
     predictions = _predictions(model, examples, lacking)
-    of_prediction = _PredictionMeasure(task)
     queries = []
     for example, label, lacks, prediction in zip(examples, labels, lacking, predictions, strict=True):
-        own: tuple[Measure, str] = (measure, name)
+        explained: tuple[MeasureName, str] = (name, name)
         if lacks and prediction is not None:
             example = task.with_label(example, prediction)
-            own = (measure, f"{name} at the predicted label")
-            if isinstance(prediction, float) and not use_measurement:
-                own = (of_prediction, "prediction")
-        queries.append(Query(example, *own, label, prediction))
+            explained = (name, f"{name} at the predicted label")
+            if isinstance(prediction, float) and name == "loss":
+                explained = ("prediction", "prediction")
+        queries.append(Query(example, *explained, label, prediction))
     return queries
 
 
@@ -67,7 +62,7 @@ def require_labels(task: Task, examples: Sequence[Example]) -> None:
             raise QueryError(f"training example {number} has no label: what would be learnt from it depends on that")
 
 
-def query_batches(queries: Sequence[Query]) -> Iterator[tuple[list[int], Measure]]:
+def query_batches(queries: Sequence[Query]) -> Iterator[tuple[list[int], MeasureName]]:
     """The queries' numbers in batches of one measure each, small enough to be differentiated together."""
     for measure in dict.fromkeys(query.measure for query in queries):
         numbers = [number for number, query in enumerate(queries) if query.measure == measure]
@@ -87,29 +82,21 @@ def named_in_errors(numbers: Sequence[int], what: str = "query") -> Iterator[Non
         raise error.naming_asked(numbers, what) from error
 
 
-@dataclass(frozen=True, eq=False)
-class _PredictionMeasure:
-    """The negative predicted value."""
-
-    task: Task
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        return -self.task.predict(model, batch).flatten()
-
-
 def _predictions(model: GradientModel, examples: Sequence[Example], lacking: Sequence[bool]) -> list[Label | None]:
     """The last checkpoint's prediction for each example; a placeholder stands for a missing label meanwhile."""
     task = model.task
-    if not task.has_predict and any(lacking):
+    if not model.predicts and not any(lacking):
+        return [None] * len(examples)
+    complete = [task.with_label(e, 0) if lacks else e for e, lacks in zip(examples, lacking, strict=True)]
+    predicted = model.predict(model.batch(complete)) if model.predicts else None
+    unexplained = predicted is None or (predicted.is_floating_point() and not task.has_predict)
+    if predicted is None or (unexplained and any(lacking)):
         raise QueryError(
             f"the example has no label, and {type(task).__name__} defines no predict(self, model, batch) to take one "
             "from: give a label"
         )
-    if not task.has_predict:
-        return [None] * len(examples)
-    complete = [task.with_label(e, 0) if lacks else e for e, lacks in zip(examples, lacking, strict=True)]
-    predicted: list[Label | None] = model.predict(model.batch(complete)).tolist()
-    return predicted
+    labels: list[Label | None] = predicted.tolist()
+    return labels
 
 
 def _lacks_label(task: Task, example: Example, label: Label | None) -> bool:

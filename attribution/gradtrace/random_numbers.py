@@ -1,4 +1,7 @@
-"""Random draws from a counter: pure functions of (seed, stream, position), the same on every device, in any order."""
+"""Random draws from a counter: pure functions of (seed, stream, position), in any order.
+
+Integers and signs are the same on every device, bit by bit; normal values agree to 1e-6, as logarithms and cosines do.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,13 @@ def _mix(x: Tensor) -> Tensor:
 
 def random_integers(seed: int, stream: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """`count` 64-bit integers at positions [start, start + count) of a stream. int64 [count]."""
-    key = _mix(_mix(torch.tensor([seed], device=device)) + stream * 2 + 1)
-    counter = torch.arange(start + 1, start + count + 1, device=device)
-    return _mix(_mix(counter * _INCREMENT) ^ key)
+    return integers_at(seed, stream, torch.arange(start, start + count, device=device))
+
+
+def integers_at(seed: int, stream: int, positions: Tensor) -> Tensor:
+    """As `random_integers`, at any positions of a stream. int64 [n] -> int64 [n]."""
+    key = _mix(_mix(torch.tensor([seed], device=positions.device)) + stream * 2 + 1)
+    return _mix(_mix((positions + 1) * _INCREMENT) ^ key)
 
 
 def rademacher(seed: int, stream: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gradtrace import recorder_notes
 from gradtrace.checkpoint_index import INDEX_NAME, CheckpointIndex, FileEntry, OptimizerEntry, read_index
 from gradtrace.errors import CheckpointError
+from gradtrace.learning_rates import stretch_sums
 from gradtrace.moments import moments_path, recorded_moments
 from gradtrace.selection import weakest
 
@@ -85,6 +86,7 @@ class CheckpointRecorder:
         self._loss_sum: float | Tensor = 0.0
         self._loss_count = 0
         self._learning_rate: float | None = None
+        self._rate_sum, self._summed_to = 0.0, 0  # the learning rates of steps 1 to ...
         self._optimizer: torch.optim.Optimizer | None = None
         self._saved: int | None = None
         self._recorded = 0  # calls of `step`
@@ -140,6 +142,7 @@ class CheckpointRecorder:
         # A schedule may end at zero: the last rate above it then stands for the stretch that the checkpoint closes.
         if 0 < rate < math.inf:
             self._learning_rate = rate
+        self._add_to_sum(rate)
         self._index.optimizer = _describe(self._optimizer, group)
         if loss is not None:
             self._loss_sum = self._loss_sum + (loss.detach() if isinstance(loss, Tensor) else loss)
@@ -172,7 +175,9 @@ class CheckpointRecorder:
             write_whole(moments_path(path), moments.save)
         write_whole(path, lambda temporary: save_file(_tensors(model), temporary))
         kept = [entry for entry in self._index.checkpoints if entry.step != self.steps]
-        entry = FileEntry(file=path.name, step=self.steps, learning_rate=self._learning_rate)
+        entry = FileEntry(
+            file=path.name, step=self.steps, learning_rate=self._learning_rate, learning_rate_sum=self._rate_sum
+        )
         self._index.checkpoints = sorted([*kept, entry], key=lambda entry: entry.step)
         given_up = self._thin()
         write_whole(self.directory / INDEX_NAME, lambda temporary: temporary.write_text(self._index.content(), "utf-8"))
@@ -180,6 +185,21 @@ class CheckpointRecorder:
             (self.directory / entry.file).unlink(missing_ok=True)
             moments_path(self.directory / entry.file).unlink(missing_ok=True)
         self._saved = self.steps
+
+    def _add_to_sum(self, rate: float) -> None:
+        """Count the rate of the step that is being recorded, after what was recorded before training resumed."""
+        if self._summed_to != self.steps:
+            before = [entry for entry in self._index.checkpoints if entry.step <= self.steps]
+            missing = self.steps - (before[-1].step if before else 0)
+            self._rate_sum = float(stretch_sums(before).sum()) + missing * rate
+            if missing:
+                warnings.warn(
+                    f"the learning rates of the {missing} steps up to step {self.steps} were not recorded; they are "
+                    f"taken to be that of the next one, {rate:g}",
+                    stacklevel=3,
+                )
+        self._rate_sum += rate if math.isfinite(rate) else 0.0
+        self._summed_to = self.steps + 1
 
     def _note_loss(self) -> None:
         """Add the mean loss since the last save to the curve; what a training that was set back left there goes."""
@@ -268,8 +288,11 @@ def main_group(optimizer: torch.optim.Optimizer, warn: bool) -> dict[str, Any]:
 
 
 def _describe(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> OptimizerEntry:
+    name = type(optimizer).__name__.lower()
+    if group.get("decoupled_weight_decay") and "adamw" not in name:  # Adam(decoupled_weight_decay=True) is AdamW
+        name = name.replace("adam", "adamw") if "adam" in name else "adamw"
     return OptimizerEntry(
-        name=type(optimizer).__name__.lower(),
+        name=name,
         momentum=float(group.get("momentum", 0.0)),
         weight_decay=float(group.get("weight_decay", 0.0)),
     )

@@ -94,7 +94,8 @@ def _scores(
     pairs = _Pairs(len(models), len(queries), len(examples), normalized)
     for checkpoint, model in enumerate(models):
         for mine, measure in query_batches(queries):
-            asked = full_gradients(model, model.batch([queries[number].example for number in mine]), measure)
+            asked_batch = model.batch([queries[number].example for number in mine])
+            asked = full_gradients(model, asked_batch, model.measure(measure))
             for start in range(0, len(examples), _ROW_BATCH):
                 some = range(start, min(start + _ROW_BATCH, len(examples)))
                 others = full_gradients(model, model.batch([examples[number] for number in some]))

@@ -53,7 +53,9 @@ class Recall:
 class InfluenceResult:
     """The answer to one query, or to the mean of several, most extreme hit first at either end.
 
-    Of several queries, `label` and `prediction` are those that all share, and `loss` is their mean.
+    Proponents have positive scores and opponents negative ones, so there may be fewer than were asked for, and `note`
+    says so. Of `repsim` alone they are the most and the least alike, whatever their signs. Of several queries, `label`
+    and `prediction` are those that all share, and `loss` is their mean.
     """
 
     proponents: list[Hit]
@@ -70,6 +72,7 @@ class InfluenceResult:
     queries: int = 1
     rows_rescored: int = 0  # candidates that were scored by full gradients; 0: scores are those of the stored rows
     distribution: Distribution | None = None  # where percentiles were asked for
+    note: str | None = None  # why there are fewer hits than asked for, or why every score is zero
 
     task: Task | None = field(default=None, compare=False)  # names classes and renders rows where it is shown
 

@@ -63,11 +63,11 @@ class RowIds:
             raise QueryError("the filter leaves no training row but deleted ones; relax it")
         return allowed
 
-    def spread(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """From one value a position to one a row, NaN for deleted rows. [..., stored rows] -> [..., rows]."""
+    def spread(self, values: NDArray[np.float32], deleted: float) -> NDArray[np.float32]:
+        """From one value a position to one a row, `deleted` for deleted rows. [..., stored rows] -> [..., rows]."""
         if self._whole:
             return values
-        out = np.full((*values.shape[:-1], self.rows), np.nan, dtype=np.float32)
+        out = np.full((*values.shape[:-1], self.rows), deleted, dtype=np.float32)
         live = self.live()
         out[..., self.live_ids()] = values[..., live]
         return out

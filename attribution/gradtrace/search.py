@@ -22,6 +22,7 @@ from torch import Tensor
 from gradtrace.devices import threads
 from gradtrace.errors import QueryError
 from gradtrace.precision import tail_norms
+from gradtrace.product_precision import product_error
 from gradtrace.store import RowStore
 
 Floats = NDArray[np.float32]
@@ -101,6 +102,7 @@ class _Query:
     tails: Floats  # [C, levels + 1] norms of what is left from each level on, zero after the last
     checkpoints: list[int]
     row_scale: Floats | None
+    error: float  # of float32 products, relative to the product of the norms
 
 
 class ProgressiveSearcher:
@@ -126,7 +128,7 @@ class ProgressiveSearcher:
         self._tails: Floats = tails.numpy()  # [C, levels + 1, rows], zero after the last level
         self._largest_norms: Floats = self._tails[:, 0].max(axis=0, initial=0)  # [rows], over the checkpoints
         # Twice the usual bound of float32 summation error, relative to the product of the norms.
-        self._rounding = (store.dimensions + store.checkpoints + 64) * 2.0**-23
+        self._summation_error = (store.dimensions + store.checkpoints + 64) * 2.0**-23
 
     def search(
         self,
@@ -171,7 +173,8 @@ class ProgressiveSearcher:
             raise QueryError("the query's gradient has coordinates that are NaN or infinite")
         vectors = (query.double() / 2.0 ** math.frexp(norm)[1]).float()
         tails = torch.nn.functional.pad(tail_norms(vectors, self._store.levels), (0, 1))
-        return _Query(query.double().numpy(), vectors, tails.numpy(), checkpoints, row_scale)
+        error = self._summation_error + max(product_error(self._first.device), product_error("cpu"))
+        return _Query(query.double().numpy(), vectors, tails.numpy(), checkpoints, row_scale, error)
 
     def _first_level(self, queries: Sequence[_Query]) -> Tensor:
         """The first level's part of all scores, [queries, rows]: one pass over memory for all queries."""
@@ -208,7 +211,7 @@ class ProgressiveSearcher:
     def _scan(self, query: _Query, sums: Tensor) -> tuple[Floats, Floats, Floats]:
         """What the first level says: scores so far, bounds of the rest, bounds of rounding. Each [rows]."""
         partial: Floats = sums.numpy()
-        rounding = self._weighted_tails(query, 0) * np.float32(self._rounding) + np.float32(_TINY)
+        rounding = self._weighted_tails(query, 0) * np.float32(query.error) + np.float32(_TINY)
         slack = self._weighted_tails(query, 1) + rounding
         if query.row_scale is not None:
             partial, gains = partial * query.row_scale, np.abs(query.row_scale)
@@ -219,6 +222,7 @@ class ProgressiveSearcher:
         """Sum over checkpoints of |query from level on| |row from level on|. [rows]."""
         weights = np.zeros(self._store.checkpoints, dtype=np.float32)
         np.add.at(weights, query.checkpoints, query.tails[:, level])
+        weights *= np.float32(1 + 2 * product_error("cpu"))  # the sum is a product as well, and must not be too small
         sums: Floats = torch.mv(torch.from_numpy(self._tails[:, level]).T, torch.from_numpy(weights)).numpy()
         return sums
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradtrace.basis import Basis, ChosenCoordinates
+from gradtrace.batches import ExampleBatch
 from gradtrace.encoder import GradientModel
 from gradtrace.fisher_labels import FisherBatch
 from gradtrace.full_gradients import FullGradients, full_gradients, per_example
 from gradtrace.layers import IDENTITY, Bases, Layer
-from gradtrace.task import Batch
 
 _WIDEST = 4096  # features above which the eigenvectors come from a sample of factors, not from an n x n matrix
 _SKETCH = 1024  # eigenvectors that are kept of such a side
@@ -82,18 +82,21 @@ def fit_eigenbases(model: GradientModel, batches: Iterator[FisherBatch]) -> dict
                 side = inputs.setdefault(layer, _Side(layer.inputs, layer.groups))
                 factors = layer.input_factors(some[part], None)
                 side.add(per_example(roots_of_some[part], factors) * factors)
-        side = outputs.setdefault(layer, _Side(layer.outputs, layer.groups))
-        side.add(layer.output_factors(per_example(roots, d) * d, None))
+        if layer.rotates_outputs:
+            side = outputs.setdefault(layer, _Side(layer.outputs, layer.groups))
+            side.add(layer.output_factors(per_example(roots, d) * d, None))
 
     for labelled in batches:
-        model.backpropagate(labelled.batch, partial(add, labelled.weights.sqrt()))
+        model.backpropagate(labelled.batch, partial(add, labelled.weights.sqrt()), labelled.measure)
     return {
-        layer: Bases(inputs[layer].eigenvectors() if layer in inputs else None, outputs[layer].eigenvectors())
-        for layer in outputs
+        layer: Bases(*(side[layer].eigenvectors() if layer in side else None for side in (inputs, outputs)))
+        for layer in dict.fromkeys([*inputs, *outputs])
     }
 
 
-def mean_squares(model: GradientModel, batches: Iterator[Batch], bases: Mapping[Layer, Bases]) -> dict[Layer, Tensor]:
+def mean_squares(
+    model: GradientModel, batches: Iterator[ExampleBatch], bases: Mapping[Layer, Bases]
+) -> dict[Layer, Tensor]:
     """Mean square of every coordinate of every layer over the examples. Each float32 [groups, s, r]."""
     sums: dict[Layer, Tensor] = {}
     count = 0
@@ -145,7 +148,7 @@ def _restricted(bases: Bases, positions: Tensor, columns: Tensor, shape: Sequenc
 def fit_spectral_basis(
     models: Callable[[], Iterator[GradientModel]],
     reference: GradientModel,
-    batches: Callable[[], Iterator[Batch]],
+    batches: Callable[[], Iterator[ExampleBatch]],
     fisher_batches: Callable[[GradientModel], Iterator[FisherBatch]],
     dimensions: int,
     seed: int,

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -23,11 +24,18 @@ class Task(ABC):
     `train` is a map-style data set (`len` and integer indexing) that returns the same example for the same row every
     time: no augmentation, no shuffling. `query`, of the same kind, holds examples to ask about by number.
     `class_names` turns integer labels into words.
+
+    `layers` chooses parameters by patterns of their names, as a shell chooses files: ["encoder.*", "!*.bias"] takes
+    those of the encoder without its biases. Default: all that require a gradient.
+
+    A task is copied for each thread that uses it: what it keeps on itself between calls (`self.logits = ...`) is right.
+    What lies in globals of its module, or on its class, is shared by the copies: keep no state there.
     """
 
     train: Any
     query: Any = None
     class_names: Sequence[str] | None = None
+    layers: Sequence[str] | None = None
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -45,8 +53,13 @@ class Task(ABC):
         return self.loss(model, batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """[batch, classes] class scores (logits or probabilities), or [batch] predicted values. Needed only for
-        predictions in answers, for queries without a label, and for curvature from the model's own labels."""
+        """[batch, classes] class scores (logits or probabilities), or [batch] or [batch, 1] predicted values; of a
+        classifier with one output, its logits or probabilities.
+
+        Needed only where it is not known from the loss, because that calls none of PyTorch's loss functions, or
+        examples have several outputs: for predictions in answers, for queries without a label, and for curvature
+        from labels that the model would give. Leave it out where examples have several outputs.
+        """
         raise NotImplementedError
 
     def representation(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -88,6 +101,8 @@ class Task(ABC):
                     "with_label(self, example, label), or no predict"
                 )
             return example[0], torch.as_tensor(label, dtype=old.dtype).reshape(old.shape)
+        if isinstance(old, float | np.floating):
+            return example[0], type(old)(label)
         return example[0], label
 
     def parse(self, payload: Mapping[str, Any]) -> Example:

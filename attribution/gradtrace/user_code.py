@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import sysconfig
 import traceback
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import gradtrace
+from gradtrace.encoder import fresh_model
 from gradtrace.errors import TaskError
 from gradtrace.task import Example, Task
 
@@ -91,15 +91,15 @@ def check_methods(task: Task, examples: Sequence[Example]) -> None:
                 f"{name}.label(example) returned {_told(label)}: return an int (a class), a float (a value), or None"
             )
     if task.has_predict:
-        _check_predictions(task, copy.deepcopy(model), examples)
+        _check_predictions(task, examples)
 
 
-def _check_predictions(task: Task, model: nn.Module, examples: Sequence[Example]) -> None:
+def _check_predictions(task: Task, examples: Sequence[Example]) -> None:
     """Of what is not weights or devices: an error here is left to the passes that need predictions, and is raised there
     with the trained weights on the right device."""
     try:
         with torch.no_grad():
-            predicted = task.predict(model.eval(), task.collate(list(examples)))
+            predicted = task.predict(fresh_model(task, examples).eval(), task.collate(list(examples)))
     except Exception:  # whatever the user's code raises
         return
     if not isinstance(predicted, Tensor) or not predicted.dim() or len(predicted) != len(examples):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.peers.comparison import HEADER, Case, Scores, compared, load_case, parse, timed
+from benchmarks.peers.gradtrace_scores import tracin_scores
 from gradtrace.checkpoints import load_into
-from gradtrace_indexer import build_index
 
 _BATCH = 8  # captum goes back through the whole batch once for each example of it
 
@@ -41,21 +39,15 @@ def captum_scores(case: Case) -> Scores:
     return scores
 
 
-def gradtrace_scores(case: Case, **arguments: Any) -> Scores:
-    with TemporaryDirectory() as directory:
-        index = build_index(case.task, case.checkpoints, f"{directory}/index", progress=False, **arguments)
-        return index.scores(case.queries, method="tracin")
-
-
 def main() -> None:
     arguments = parse(__doc__, rows=300, queries=20)
     print(HEADER)
     for dataset in arguments.datasets:
         case = load_case(dataset, arguments.runs, arguments.rows, arguments.queries)
         theirs = timed(partial(captum_scores, case))
-        whole = timed(partial(gradtrace_scores, case, basis="none", precision="float16"))
+        whole = timed(partial(tracin_scores, case, basis="none", precision="float16"))
         print(compared(case, "captum", "tracin", theirs, whole), flush=True)
-        compressed = timed(partial(gradtrace_scores, case, dimensions=2048))
+        compressed = timed(partial(tracin_scores, case, dimensions=2048))
         print(compared(case, "captum", "tracin, 2,048 dimensions in int8", theirs, compressed), flush=True)
 
 

@@ -22,16 +22,13 @@ from trak.projectors import NoOpProjector
 from trak.score_computers import BasicSingleBlockScoreComputer
 
 from benchmarks.peers.comparison import HEADER, Case, Scores, compared, load_case, parse, timed
+from benchmarks.peers.gradtrace_scores import TRAK_DAMPING, TRAK_DIMENSIONS, trak_scores
 from gradtrace.basis import Basis, load_bases
 from gradtrace.encoder import GradientModel
-from gradtrace.index import open_index
 from gradtrace.manifest import read_manifest
 from gradtrace.task import Batch
-from gradtrace_indexer import add_kernels, build_index
 
-_DAMPING = 0.01  # of the kernel's mean diagonal
 _BATCH = 128
-_DIMENSIONS = 512
 
 
 def margins(model: nn.Module, batch: Batch) -> Tensor:
@@ -48,7 +45,8 @@ class CompressedGradients(FunctionalGradientComputer):
     basis: Basis
 
     def compute_per_sample_grad(self, batch: Batch) -> Tensor:
-        return self.encoder.encode(self.basis, batch, margins)[0]
+        examples = list(zip(*batch, strict=True))
+        return self.encoder.encode(self.basis, self.encoder.batch(examples), margins)[0]
 
 
 class DampedKernels(BasicSingleBlockScoreComputer):
@@ -60,7 +58,7 @@ class DampedKernels(BasicSingleBlockScoreComputer):
 
     def get_xtx(self, grads: Tensor) -> Tensor:
         kernel = super().get_xtx(grads)
-        return kernel + _DAMPING * kernel.diagonal().mean() * torch.eye(len(kernel))
+        return kernel + TRAK_DAMPING * kernel.diagonal().mean() * torch.eye(len(kernel))
 
 
 def traker_scores(case: Case, index: Path) -> Scores:
@@ -75,7 +73,7 @@ def traker_scores(case: Case, index: Path) -> Scores:
             device="cpu",
             gradient_computer=CompressedGradients,
             score_computer=DampedKernels,
-            projector=NoOpProjector(proj_dim=_DIMENSIONS, device="cpu"),
+            projector=NoOpProjector(proj_dim=TRAK_DIMENSIONS, device="cpu"),
             use_half_precision=False,
             logging_level=logging.ERROR,
         )
@@ -93,12 +91,6 @@ def traker_scores(case: Case, index: Path) -> Scores:
     return found
 
 
-def gradtrace_scores(case: Case, directory: Path) -> Scores:
-    build_index(case.task, case.checkpoints, directory, dimensions=_DIMENSIONS, precision="float16", progress=False)
-    add_kernels(directory, damping=_DAMPING, progress=False)
-    return open_index(directory, case.task).scores(case.queries, method="trak")
-
-
 def main() -> None:
     arguments = parse(__doc__, rows=2000, queries=50)
     print(HEADER)
@@ -107,7 +99,7 @@ def main() -> None:
         for kept in (1, len(case.checkpoints)):
             part = dataclasses.replace(case, checkpoints=case.checkpoints[-kept:])
             with TemporaryDirectory() as directory:
-                ours = timed(partial(gradtrace_scores, part, Path(directory) / "index"))
+                ours = timed(partial(trak_scores, part, Path(directory) / "index"))
                 theirs = timed(partial(traker_scores, part, Path(directory) / "index"))
             print(compared(part, "traker", f"trak, checkpoints: {kept}", theirs, ours), flush=True)
 

@@ -55,7 +55,8 @@ def influence_html(result: Influence) -> str:
         title = f"Mean of {query.count} queries, label: {escape(described(query.label, query.label_name))}"
     predicted = f"predicted {described(query.prediction, query.prediction_name)}, explained: {query.target}"
     ends = hits_html("Proponents", result.proponents) + hits_html("Opponents", result.opponents)
-    return f"<div><p>{title}<br>{escape(predicted)}</p>{ends}</div>"
+    note = "" if result.note is None else note_html(f"Note: {result.note}")
+    return f"<div><p>{title}<br>{escape(predicted)}</p>{ends}{note}</div>"
 
 
 def hits_html(title: str, hits: Sequence[Hit]) -> str:

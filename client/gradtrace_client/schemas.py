@@ -208,6 +208,7 @@ class CheckpointInfo(_Answer):
     name: str
     step: int
     learning_rate: float
+    learning_rate_sum: float | None = Field(None, description="Of all steps up to this one; null where not known.")
     run: int = Field(0, description="Which training run it is of.")
     kind: str = Field(
         "weights",
@@ -303,7 +304,11 @@ class Distribution(_Answer):
 
 
 class Influence(_Answer):
-    """The answer to one query, most extreme hit first at either end."""
+    """The answer to one query, most extreme hit first at either end.
+
+    Proponents have positive scores and opponents negative ones, so there may be fewer than `k`, and `note` says so. Of
+    `repsim` alone they are the most and the least alike.
+    """
 
     query: QueryInfo
     proponents: list[Hit]
@@ -312,6 +317,9 @@ class Influence(_Answer):
     rows_touched: int = Field(description="Rows of which the search read more than the first level.")
     rows_rescored: int = Field(default=0, description="Rows whose full gradients were recomputed.")
     distribution: Distribution | None = Field(default=None, description="Where `percentiles` were included.")
+    note: str | None = Field(
+        default=None, description="Why there are fewer hits than asked for, or why every score is zero."
+    )
 
     def to_pandas(self) -> pandas.DataFrame:
         """One line a hit, proponents first."""
@@ -339,7 +347,11 @@ class InfluenceAnswer(_Answer):
     method: str
     convention: str = Field(description="Sign and unit of the scores.")
     exact: bool
-    recall: Recall | None = Field(None, description="Of the searcher with this method, where not exact and measured.")
+    recall: Recall | None = Field(
+        None,
+        description="Of the searcher with this method, where not exact and asked as the queries it was measured with: "
+        "its `k`, default options, all checkpoints, no filter, no rescoring and no mean of queries.",
+    )
     rescored: bool = False
     results: list[Influence]
     timing_ms: Timing

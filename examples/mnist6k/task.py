@@ -32,9 +32,14 @@ def load(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class MNIST6k(ImageClassification):
-    """Classifies digits; explains the margin of the right class, and can be retrained on some of the rows."""
+    """Classifies digits; explains the margin of the right class, and can be retrained on some of the rows.
 
-    def __init__(self) -> None:
+    Args:
+        to_zero: train with a learning rate that falls linearly to zero, instead of a constant one.
+    """
+
+    def __init__(self, to_zero: bool = False) -> None:
+        self.to_zero = to_zero
         super().__init__(
             network,
             train=lambda: load("train", 6_000),
@@ -51,18 +56,22 @@ class MNIST6k(ImageClassification):
         return logits.scatter(1, labels, -torch.inf).logsumexp(1) - logits.gather(1, labels)[:, 0]
 
     def fit(self, rows: Sequence[int], seed: int, on_step: OnStep = lambda model, optimizer: None) -> nn.Module:
-        """SGD with momentum and a constant learning rate; `on_step` is called after each of its steps."""
+        """SGD with momentum; `on_step` is called after each of its steps, before the learning rate moves on."""
         inputs, labels = (part[torch.as_tensor(rows)] for part in self._training)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = self.model()
             optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-3)
+            steps = EPOCHS * -(-len(rows) // BATCH_SIZE)
+            last = 0.0 if self.to_zero else 1.0
+            schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, last, total_iters=max(steps, 1))
             for _ in range(EPOCHS):
                 for some in torch.randperm(len(rows)).split(BATCH_SIZE):
                     optimizer.zero_grad()
                     F.cross_entropy(model(inputs[some]), labels[some]).backward()
                     optimizer.step()
                     on_step(model, optimizer)
+                    schedule.step()
         return model
 
     @cached_property
@@ -73,3 +82,4 @@ class MNIST6k(ImageClassification):
 
 
 TASK = MNIST6k()
+TO_ZERO = MNIST6k(to_zero=True)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from task import BATCH_SIZE, EPOCHS, TASK, MNIST6k
+from task import BATCH_SIZE, EPOCHS, TASK, TO_ZERO, MNIST6k
 from torch import nn
 
 from gradtrace.recorder import CheckpointRecorder
@@ -29,8 +29,9 @@ def evaluate(task: MNIST6k, model: nn.Module) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/mnist6k"))
+    parser.add_argument("--to-zero", action="store_true", help="with a learning rate that falls linearly to zero")
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
     for seed in range(arguments.runs):
-        accuracy = train(TASK, arguments.out / f"run-{seed}", seed)
+        accuracy = train(TO_ZERO if arguments.to_zero else TASK, arguments.out / f"run-{seed}", seed)
         print(f"run {seed}: {accuracy:.2%} of the test images right", flush=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.errors import CheckpointError
+from gradtrace.learning_rates import stretch_sums
 from gradtrace.moments import SecondMoments, moments_path
 from gradtrace.task import Task
 from gradtrace_indexer.builder import second_moments
@@ -23,8 +24,8 @@ def with_averages(directory: Path, task: Task, checkpoints: Sequence[Checkpoint]
     """Averages over segments as even as can be, written to `directory/averages`, and then the last checkpoint itself.
 
     Buffers, such as BatchNorm's statistics, are averaged as weights are, and whole numbers taken from the segment's
-    last checkpoint. An average has the step of the last, and the learning rate whose product with the segment's steps
-    is the sum over its checkpoints; second moments are averaged where all have them.
+    last checkpoint. An average has the step of the last, the sum of learning rates up to there, and the mean rate of
+    the segment's steps as its learning rate; second moments are averaged where all have them.
 
     Raises:
         CheckpointError: more segments than checkpoints, or a checkpoint cannot be read.
@@ -34,16 +35,17 @@ def with_averages(directory: Path, task: Task, checkpoints: Sequence[Checkpoint]
         raise CheckpointError(
             f"average_segments={segments}: give a number from 1 to that of the checkpoints, {len(checkpoints)}"
         )
-    averages, since = [], 0
+    sums, averages, since = stretch_sums(checkpoints), [], 0
     for part in np.array_split(np.arange(len(checkpoints)), segments):
         segment = [checkpoints[number] for number in part]
-        averages.append(_average(directory, task, segment, since))
+        rate = float(sums[part].sum()) / max(segment[-1].step - since, 1)
+        averages.append(_average(directory, task, segment, rate))
         since = segment[-1].step
     return [*averages, checkpoints[-1]]
 
 
-def _average(directory: Path, task: Task, segment: Sequence[Checkpoint], since: int) -> Checkpoint:
-    last, steps = segment[-1], np.diff([since, *(checkpoint.step for checkpoint in segment)])
+def _average(directory: Path, task: Task, segment: Sequence[Checkpoint], rate: float) -> Checkpoint:
+    last = segment[-1]
     digest = hashlib.sha256("".join(checkpoint.sha256() for checkpoint in segment).encode()).hexdigest()
     name = f"averages/steps-{segment[0].step:09d}-{last.step:09d}-{digest[:8]}.safetensors"
     if not (directory / name).exists():
@@ -55,7 +57,6 @@ def _average(directory: Path, task: Task, segment: Sequence[Checkpoint], since: 
             write_through(directory, moments_path(Path(name)).as_posix(), mean.save)
         state = _mean(checkpoint.load() for checkpoint in segment)
         write_file(directory, name, safetensors.torch.save(state))
-    rate = float(np.dot([checkpoint.learning_rate for checkpoint in segment], steps) / steps.sum())
     return replace(last, path=directory / name, learning_rate=rate, kind="average")
 
 

@@ -5,7 +5,6 @@ Where a build skips them they keep their numbers, their stored rows are zeros, a
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from gradtrace.basis import two_sided_basis
+from gradtrace.batches import collate
 from gradtrace.checkpoint import Checkpoint, load_into
-from gradtrace.encoder import GradientModel
+from gradtrace.encoder import GradientModel, fresh_model
 from gradtrace.errors import DatasetError, LossError
 from gradtrace.fingerprint import without_probes
 from gradtrace.manifest import Manifest
@@ -142,7 +141,7 @@ class Screening:
 
     def by_losses(self, checkpoint: Checkpoint, device: torch.device) -> None:
         """Without anything that is made for gradients, which itself needs good rows to be tried on."""
-        model = copy.deepcopy(self._task.model())
+        model = fresh_model(self._task, next((examples for _, examples in self._batches if examples), []))
         load_into(model, checkpoint)
         model.eval().to(device)
         self._keep(lambda examples: self._finite(model, examples, device), checkpoint.name)
@@ -164,9 +163,8 @@ class Screening:
         self._bad.refuse_many(self._count)
 
     def _finite(self, model: nn.Module, examples: list[Example], device: torch.device) -> list[int]:
-        batch = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, self._task.collate(examples))
         with torch.no_grad():
-            losses = self._task.loss(model, batch)
+            losses = self._task.loss(model, collate(self._task, examples, device).collated)
         if not isinstance(losses, Tensor) or losses.shape != (len(examples),):
             return list(range(len(examples)))  # it is refused in other words where gradients are taken
         finite: list[int] = (losses.abs() <= LARGEST_VALUE).nonzero().flatten().tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from gradtrace.manifest import (
     BasisEntry,
     BasisKind,
     CheckpointEntry,
+    FisherEntry,
     Manifest,
     Precision,
     RepresentationsEntry,
@@ -196,6 +198,7 @@ def _begun(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, sp
             files=[fit.basis for fit in fits],
         ),
         curvature=[],
+        fisher=_fisher(fits[-1].reference) if spec.kind == "spectral" else None,
         precision=spec.precision,
         column_scales=[file for fit in fits for file in fit.column_scales],
         levels=levels,
@@ -218,12 +221,31 @@ def _screened(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: Sequ
     checkpoints = [checkpoint for run in runs for checkpoint in run]
     for checkpoint in checkpoints:
         screening.by_losses(checkpoint, builder.device)
-    builder.probe_on(screening.good)
+    builder.probe_on(np.array(screening.good))
     for checkpoint in checkpoints:
         screening.by_gradients(builder.model(checkpoint))
-    builder.probe_on(screening.good)
+    builder.probe_on(np.array(screening.good))
     check_methods(builder.task, [builder.task.train[row] for row in screening.good[:2]])
     return np.array(screening.good)
+
+
+def _fisher(model: GradientModel) -> FisherEntry:
+    """With a warning where the curvature is not that of the labels that the model would give."""
+    outputs = model.outputs
+    if outputs.source == "empirical":
+        warnings.warn(
+            f"the curvature is the {outputs.fisher.sentence}. Scores of influence and source are worse for it. Let the "
+            "loss call PyTorch's loss functions on the model's outputs, and do no more with what they return than to "
+            "weigh and sum it; or define predict and with_label",
+            stacklevel=2,
+        )
+    if outputs.loss is not None and outputs.loss.beside:
+        warnings.warn(
+            f"the curvature is that of a part of the loss: {', '.join(outputs.loss.functions)}. The other terms call "
+            "no loss function of PyTorch, so that theirs is not known",
+            stacklevel=2,
+        )
+    return outputs.fisher
 
 
 def check_dimensions(fits: Sequence[RunFit], dimensions: int) -> int:

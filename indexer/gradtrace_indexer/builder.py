@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from gradtrace.basis import Basis, load_bases
 from gradtrace.checkpoints import Checkpoint
+from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
-from gradtrace.encoder import GradientModel
+from gradtrace.encoder import Examination, GradientModel
 from gradtrace.errors import CheckpointError, MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.indexed_weights import indexed_checkpoint
@@ -32,13 +33,16 @@ from gradtrace.moments import SecondMoments
 from gradtrace.precision import load_column_scales
 from gradtrace.recording import Recording
 from gradtrace.row_ids import Ids, read_row_ids
+from gradtrace.sample import varied_rows
 from gradtrace.shards import ShardLayout, representation_layout
+from gradtrace.slow_paths import warn_of_slow_paths
 from gradtrace.task import Example, Task
 from gradtrace_indexer.bad_rows import BadRows, usable_ids, with_skipped_deleted
 from gradtrace_indexer.files import write_file
 from gradtrace_indexer.fit import FitSpec, RunFit, Samples, fit_run, write_curvature
 from gradtrace_indexer.generations import publish, save_pending
 from gradtrace_indexer.recorded import recorded_basis
+from gradtrace_indexer.row_check import check_written_rows
 from gradtrace_indexer.row_reader import RowReader
 from gradtrace_indexer.searcher_build import check_searcher
 from gradtrace_indexer.shard_rows import RowWorkers, write_rows
@@ -105,6 +109,7 @@ def checkpoint_entries(
             file=os.path.relpath(checkpoint.path.parent.resolve(), directory.resolve()) + f"/{checkpoint.name}",
             step=checkpoint.step,
             learning_rate=checkpoint.learning_rate,
+            learning_rate_sum=checkpoint.learning_rate_sum,
             sha256=checkpoint.sha256(),
             moments_sha256=checkpoint.moments_sha256(),
             optimizer=None if checkpoint.optimizer is None else OptimizerEntry(**asdict(checkpoint.optimizer)),
@@ -157,16 +162,26 @@ class Builder:
         self.task, self.directory, self.device = task, directory, torch.device(pick_device(device))
         self.batch_size, self.progress = batch_size, progress
         self.reader, self.skip_bad_rows = RowReader(task.train, num_workers), skip_bad_rows
+        self._probe_rows: list[int] = []
         self._probe: list[Example] = []
+        self._examination: Examination | None = None
 
     def model(self, checkpoint: Checkpoint) -> GradientModel:
+        """The first one is examined; what is found is right for the task's other checkpoints."""
         if not self._probe:
-            self.probe_on(range(len(self.task.train)))
-        return GradientModel(self.task, checkpoint, self.device, self._probe)
+            self.probe_on(np.arange(len(self.task.train)))
+        model = GradientModel(
+            self.task, checkpoint, self.device, self._probe, rows=self._probe_rows, examination=self._examination
+        )
+        if self._examination is None:
+            self._examination = model.examination
+            warn_of_slow_paths(model, self._probe)
+        return model
 
-    def probe_on(self, rows: Sequence[int]) -> None:
+    def probe_on(self, rows: Ids) -> None:
         """Try models on some of these rows."""
-        self._probe = [self.task.train[int(row)] for row in rows[:2]]
+        self._probe_rows = varied_rows(self.task, among=rows)
+        self._probe, self._examination = fetch(self.task.train, self._probe_rows), None
 
     def bases_of(self, manifest: Manifest) -> list[Basis]:
         """One for each training run."""
@@ -192,7 +207,7 @@ class Builder:
             StoreError: the library of the index's searcher is missing.
         """
         check_task(self.task, manifest.task, grown)
-        self.probe_on(self._usable(manifest).tolist())
+        self.probe_on(self._usable(manifest))
         found = [indexed_checkpoint(self.directory, entry) for entry in manifest.checkpoints]
         if manifest.searcher is not None:
             check_searcher(manifest.searcher.name)
@@ -211,9 +226,14 @@ class Builder:
         bases = self.bases_of(pending)
         try:
             written = self._with_rows(self._with_curvature(pending, bases), bases)
-            return publish(self.directory, with_skipped_deleted(self.directory, written))
+            complete = with_skipped_deleted(self.directory, written)
+            check_written_rows(self.directory, complete, bases, lambda number: self._model_of(complete, number))
+            return publish(self.directory, complete)
         except MismatchError as error:
             raise MismatchError(f"{error}; or give up what is unfinished, with `gradtrace discard`") from error
+
+    def _model_of(self, manifest: Manifest, number: int) -> GradientModel:
+        return self.model(indexed_checkpoint(self.directory, manifest.checkpoints[number]))
 
     def _with_curvature(self, manifest: Manifest, bases: Sequence[Basis]) -> Manifest:
         spec = manifest.basis
@@ -272,9 +292,7 @@ class Builder:
             second = representation_writer(self.directory, manifest, task.checkpoint, task.start, len(ids))
             if second is not None:
                 writers.enter_context(second)
-            columns = write_rows(
-                self.task, self.reader, workers, ids.tolist(), self.batch_size, writer, bar.update, bad, second
-            )
+            columns = write_rows(self.reader, workers, ids.tolist(), self.batch_size, writer, bar.update, bad, second)
             entry, represented = writer.commit(), None if second is None else second.commit()
         return ShardEntry(
             **task._asdict(),

@@ -46,8 +46,11 @@ def details(directory: Path) -> Iterator[str]:
         return
     yield describe(current)
     for checkpoint in current.checkpoints:
-        rate = f"learning rate {checkpoint.learning_rate:g}"
+        total = checkpoint.learning_rate_sum
+        rate = f"learning rate {checkpoint.learning_rate:g}" + ("" if total is None else f" (sum so far {total:g})")
         yield f"  {checkpoint.name}: step {checkpoint.step}, {rate}{_KINDS[checkpoint.kind]}"
+    if current.fisher is not None:
+        yield f"  curvature: {current.fisher.sentence}"
     if current.searcher is not None:
         yield f"  {describe_searcher(current, current.searcher)}"
     if current.representations is not None:

@@ -181,5 +181,5 @@ def write_curvature(
     with samples.named_in_errors():
         tensors = curvature(model, basis.to(model.device), samples, basis.seed)
     if moments is not None:
-        tensors["preconditioner"] = preconditioner(model.plan.layers, basis.to(torch.device("cpu")), moments)
+        tensors["preconditioner"] = preconditioner(model, basis.to(torch.device("cpu")), moments)
     return write_file(directory, f"curvature/{name}.safetensors", safetensors.torch.save(tensors))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import safetensors.torch
@@ -11,13 +12,14 @@ from tqdm import tqdm
 
 from gradtrace.devices import pick_device
 from gradtrace.errors import StoreError
-from gradtrace.kernels import compute_kernel, output_of
-from gradtrace.manifest import FileEntry, KernelsEntry, Manifest
+from gradtrace.kernels import compute_kernel, output_of, share_at_least
+from gradtrace.manifest import FileEntry, KernelsEntry, Manifest, Output
 from gradtrace.store import RowStore
 from gradtrace_indexer.files import write_file
 from gradtrace_indexer.generations import publish, save_pending, successor, updating
 
 DAMPING = 0.3  # see docs/methods.md
+_MOST_ROUNDED = 0.03  # share of the rows
 
 
 def add_kernels(path: str | Path, *, damping: float = DAMPING, device: str = "auto", progress: bool = True) -> Manifest:
@@ -59,11 +61,21 @@ def _with_kernels(directory: Path, manifest: Manifest, device: str, progress: bo
     names = [entry.name for entry in manifest.checkpoints]
     for name in tqdm(manifest.lacking_kernels(), "kernels", disable=not progress):
         kernel = compute_kernel(store, names.index(name), entry.output, entry.damping, where)
+        _warn_of_rounding(name, share_at_least(store, names.index(name), entry.output, kernel.least), entry.output)
         numbers = {name: torch.tensor(getattr(kernel, name)) for name in ("weight", "least")}
         content = safetensors.torch.save({"inverse": kernel.inverse, **numbers})
         file = write_file(directory, f"kernels/{name}.{manifest.generation}.safetensors", content)
         manifest = save_pending(directory, _with_kernel(manifest, name, file))
     return manifest
+
+
+def _warn_of_rounding(checkpoint: str, share: float, output: Output) -> None:
+    if output == "log odds" and share > _MOST_ROUNDED:
+        warnings.warn(
+            f"{share:.0%} of the rows have losses at {checkpoint} that are rounded to zero or next to it, so that TRAK "
+            "cannot tell their 1 - p: take the loss in float64, as F.cross_entropy(logits.double(), ...), and rebuild",
+            stacklevel=2,
+        )
 
 
 def _with_kernel(manifest: Manifest, name: str, file: FileEntry) -> Manifest:

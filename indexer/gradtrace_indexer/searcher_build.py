@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ from gradtrace.errors import QueryError
 from gradtrace.faiss_searcher import import_faiss
 from gradtrace.index import Index, open_index
 from gradtrace.manifest import FileEntry, Manifest, RecallEntry, SearcherEntry, read_manifest
+from gradtrace.methods import METHODS
 from gradtrace.results import Hit, InfluenceResult
 from gradtrace.search import Floats
 from gradtrace.searchers import SearcherName, open_searcher
@@ -111,17 +113,23 @@ def _recall(directory: Path, index: Index, entry: SearcherEntry, queries: Sequen
     """What the searcher finds of the exact ends, by method. The index gets it for its searcher."""
     manifest = index.manifest.model_copy(update={"searcher": entry})
     exact, approximate = index.searcher, open_searcher(directory, manifest, RowStore(directory, manifest), None, "cpu")
-    recall = {}
+    recall, refused = {}, {}
     for method in index.methods:
+        if not METHODS[method].compares_gradients:  # scores of other rows than the searcher's: always exact
+            continue
         index.searcher = approximate
         try:
             found = index.influence(queries, k=_K, method=method)
-        except QueryError:  # not every method can explain every query
+        except QueryError as error:  # not every method can explain every query
+            refused[method] = str(error)
             continue
-        if all(result.exact for result in found):  # scaled rows, and rows of another kind, are searched exactly
+        if all(result.exact for result in found):  # scaled rows are searched exactly
             continue
         index.searcher = exact
         recall[method] = recall_of(index.influence(queries, k=_K, method=method), found)
+    for reason in dict.fromkeys(refused.values()):
+        names = ", ".join(method for method, other in refused.items() if other == reason)
+        warnings.warn(f"no recall of the searcher was measured for {names}: {reason}", stacklevel=4)
     return recall
 
 
@@ -141,7 +149,8 @@ def _scores(hits: Sequence[Hit]) -> Floats:
 def mean_recall(pairs: Sequence[tuple[Floats, Floats]]) -> float:
     """Mean share of the best that were found, from the (exact, found) best scores of each query, both [k].
 
-    Whatever scores as high as the last of the exact ones counts, since equals may stand for each other.
+    Whatever scores as high as the last of the exact ones counts, since equals may stand for each other. A query of
+    which there is nothing to find, since no row has a score of that sign, is passed over.
     """
-    shares = [np.count_nonzero(found >= exact.min(initial=np.inf)) / max(1, len(exact)) for exact, found in pairs]
-    return round(float(np.mean(shares)), 4)
+    shares = [np.count_nonzero(found >= exact.min()) / len(exact) for exact, found in pairs if len(exact)]
+    return round(float(np.mean(shares)), 4) if shares else 1.0

@@ -56,6 +56,7 @@ def selection_index(checkpoints: Sequence[Checkpoint], chosen: Sequence[int], di
                 file=checkpoint.path.relative_to(directory).as_posix(),
                 step=checkpoint.step,
                 learning_rate=checkpoint.learning_rate,
+                learning_rate_sum=checkpoint.learning_rate_sum,
             )
             for checkpoint in (checkpoints[position] for position in chosen)
         ],

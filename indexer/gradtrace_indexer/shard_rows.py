@@ -17,7 +17,7 @@ from gradtrace.basis import Basis
 from gradtrace.devices import threads
 from gradtrace.encoder import Encoded, GradientModel
 from gradtrace.errors import LossError
-from gradtrace.task import Batch, Example, Label, Task
+from gradtrace.task import Batch, Example, Label
 from gradtrace_indexer.bad_rows import BadRows, finite_part
 from gradtrace_indexer.columns import ColumnBuffer
 from gradtrace_indexer.row_reader import RowReader
@@ -37,7 +37,7 @@ class RowWorkers:
         for model in models:
             self._models.put(model)
         self._basis, self._represent, self._count = basis, represent, len(models)
-        self._collate, self.checkpoint = models[0].batch, models[0].checkpoint.name
+        self._collate, self.label, self.checkpoint = models[0].batch, models[0].label, models[0].checkpoint.name
 
     def encode(self, batches: Iterator[list[Example]], skipping: bool) -> Generator[tuple[Encoded | None, list[int]]]:
         """Of each batch what is encoded of it, and the positions of its examples: all, or where `skipping`, those whose
@@ -72,7 +72,6 @@ class RowWorkers:
 
 
 def write_rows(
-    task: Task,
     reader: RowReader,
     workers: RowWorkers,
     rows: Sequence[int],
@@ -94,7 +93,7 @@ def write_rows(
     parts = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
     read: deque[_Read] = deque()  # what is being encoded
     columns = ColumnBuffer()
-    with closing(workers.encode(_examples(task, reader, parts, bad, read), bad.skipping)) as encoded:
+    with closing(workers.encode(_examples(workers, reader, parts, bad, read), bad.skipping)) as encoded:
         for part in parts:
             try:
                 found, kept = next(encoded)
@@ -128,13 +127,13 @@ class _Read(NamedTuple):
 
 
 def _examples(
-    task: Task, reader: RowReader, parts: Sequence[Sequence[int]], bad: BadRows, read: deque[_Read]
+    workers: RowWorkers, reader: RowReader, parts: Sequence[Sequence[int]], bad: BadRows, read: deque[_Read]
 ) -> Iterator[list[Example]]:
     """The examples of each batch in turn; what they are is put at the end of `read`."""
     wanted = [[row for row in part if row not in bad] for part in parts]
     for part, found in zip(wanted, reader.batches(wanted), strict=True):
         rows, examples = bad.readable(part, found)
-        read.append(_Read(rows, [task.label(example) for example in examples]))
+        read.append(_Read(rows, [workers.label(example) for example in examples]))
         yield examples
 
 

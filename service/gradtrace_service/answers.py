@@ -105,7 +105,7 @@ def influence(index: Index, requests: Sequence[InfluenceRequest], waited_ms: Seq
         InfluenceAnswer(
             index=index_info(index),
             method=request.method,
-            convention=convention(request.method, options_of(request), request.rescore),
+            convention=convention(request.method, options_of(request), request.rescore, index.manifest.fisher),
             exact=all(result.exact for result in results),
             recall=recall,
             rescored=request.rescore,
@@ -135,7 +135,7 @@ def self_influence(index: Index, waited_ms: float, *, request: SelfInfluenceRequ
     return SelfInfluenceAnswer(
         index=index_info(index),
         method=request.method,
-        convention=convention(request.method, options_of(request)),
+        convention=convention(request.method, options_of(request), fisher=index.manifest.fisher),
         rows_total=len(rows),
         results=hits,
         timing_ms=Timing(
@@ -163,7 +163,7 @@ def example(index: Index, waited_ms: float, *, split: Split, row: int) -> Exampl
         hit = _row_hit(index, row, 0.0, shower(index, True))
         return ExampleAnswer(split=split, **hit.model_dump(exclude={"score", "parts", "layers", "percentile"}))
     found = index.task.query[row]
-    label = index.task.label(found)
+    label = index.label(found)
     return ExampleAnswer(
         split=split,
         row=row,
@@ -196,13 +196,13 @@ def index_info(index: Index) -> IndexInfo:
 
 def index_details(index: Index, waited_ms: float) -> IndexDetails:
     """Answer GET /index."""
-    names = index.task.class_names
+    names, manifest = index.task.class_names, index.manifest
     return IndexDetails(
         **index_info(index).model_dump(),
         methods=list(index.methods),
         class_names=None if names is None else list(names),
         query_rows=split_size(index, "query"),
-        conventions={method: convention(method) for method in index.methods},
+        conventions={method: convention(method, fisher=manifest.fisher) for method in index.methods},
     )
 
 
@@ -233,6 +233,7 @@ def _influence(
         rows_touched=result.rows_touched,
         rows_rescored=result.rows_rescored,
         distribution=None if distribution is None else Distribution(**asdict(distribution)),
+        note=result.note,
     )
 
 

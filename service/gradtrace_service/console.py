@@ -20,8 +20,11 @@ def print_answer(answer: InfluenceAnswer) -> None:
         console.print(f"\n[bold]{escape(_question(result.query))}[/bold]")
         if _has_words(result.query):
             console.print(escape(result.query.example_text()))
-        console.print(_table("Proponents", "green", result.proponents))
-        console.print(_table("Opponents", "red", result.opponents))
+        for title, colour, hits in (("Proponents", "green", result.proponents), ("Opponents", "red", result.opponents)):
+            if hits:
+                console.print(_table(title, colour, hits))
+        if result.note is not None:
+            console.print(escape(f"Note: {result.note}"), style="yellow")
         console.print(_searched(result, answer), style="dim")
     console.print(_spent(answer.timing_ms), style="dim")
     console.print(escape(answer.convention), style="dim")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradtrace.manifest import FisherEntry
 from gradtrace.methods import METHODS, Options
 
 _COMPRESSED = "; computed in the index's compressed coordinates"
@@ -9,9 +10,12 @@ _FULL = "; computed from full gradients, for rows that the search in the index's
 _LIMITS = " It is no forecast of what removing the row would do."
 
 
-def convention(method: str, options: Options | None = None, rescored: bool = False) -> str:
-    """Sign and unit of a method's scores, in words."""
+def convention(
+    method: str, options: Options | None = None, rescored: bool = False, fisher: FisherEntry | None = None
+) -> str:
+    """Sign and unit of a method's scores, in words. fisher: what the curvature of the index is, see its manifest"""
     found = METHODS[method]
     computed = "" if not found.compares_gradients else _FULL if rescored else _COMPRESSED
+    curvature = f" Curvature: {fisher.sentence}." if found.uses_curvature and fisher is not None else ""
     limits = "" if found.forecasts else _LIMITS
-    return f"{found.sign}{found.meaning(options or Options())}{computed}.{limits}"
+    return f"{found.sign}{found.meaning(options or Options())}{computed}.{limits}{curvature}"

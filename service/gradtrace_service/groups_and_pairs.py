@@ -62,13 +62,13 @@ def groups(index: Index, waited_ms: float, *, request: GroupsRequest) -> GroupsA
     asked = [queries] if request.aggregate else [[query] for query in queries]
     named = request.by in ("label", "prediction")
     results = [
-        GroupInfluence(query=_asked(index.task, some), groups=[_group(index.task, group, named) for group in own])
+        GroupInfluence(query=_asked(index, some), groups=[_group(index.task, group, named) for group in own])
         for some, own in zip(asked, found, strict=True)
     ]
     return GroupsAnswer(
         index=index_info(index),
         method=request.method,
-        convention=convention(request.method, options_of(request)),
+        convention=convention(request.method, options_of(request), fisher=index.manifest.fisher),
         by=request.by,
         results=results,
         timing_ms=_timing(waited_ms, len(queries), search=_since(started)),
@@ -91,9 +91,9 @@ def pairs(index: Index, waited_ms: float, *, request: PairsRequest) -> PairsAnsw
     return PairsAnswer(
         index=index_info(index),
         method=request.method,
-        convention=convention(request.method, options_of(request)),
-        queries=[_asked(index.task, [query]) for query in queries],
-        train=[_asked(index.task, [one]) for one in train],
+        convention=convention(request.method, options_of(request), fisher=index.manifest.fisher),
+        queries=[_asked(index, [query]) for query in queries],
+        train=[_asked(index, [one]) for one in train],
         scores=scores.tolist(),
         timing_ms=_timing(waited_ms, len(queries), gradient=_since(started)),
     )
@@ -109,12 +109,12 @@ def _training_examples(index: Index, request: PairsRequest) -> list[AskedExample
     return given + train_row_examples(index, request.train_rows or [])
 
 
-def _asked(task: Task, some: Sequence[AskedExample]) -> Asked:
+def _asked(index: Index, some: Sequence[AskedExample]) -> Asked:
     """One example, or several whose mean is asked about."""
-    first, labels = some[0], {task.label(one.example) for one in some}
+    first, labels = some[0], {index.label(one.example) for one in some}
     label = labels.pop() if len(labels) == 1 else None
     row = first.row if len(some) == 1 else None
-    return Asked(split=first.split, row=row, label=label, label_name=task.label_name(label), count=len(some))
+    return Asked(split=first.split, row=row, label=label, label_name=index.task.label_name(label), count=len(some))
 
 
 def _group(task: Task, group: gradtrace.GroupInfluence, named: bool) -> Group:

@@ -30,7 +30,8 @@ def thread_worker(indexes: Indexes) -> Executor:
 
 
 class ProcessWorkers(Executor):
-    """Processes, each with indexes of its own; the stored rows are mapped from the same memory.
+    """Processes, each with indexes of its own; the stored rows are mapped from the same memory, but each process
+    has its own copy of what `ProgressiveSearcher` holds.
 
     When one is killed, what all of them were at fails with BrokenProcessPool, and new ones are started for what comes.
     """

@@ -2,5 +2,18 @@
 
 from gradtrace.layers import convolution, embedding, linear, normalization  # noqa: F401  (each registers its types)
 from gradtrace.layers.base import IDENTITY, Bases, Layer, Uses, layer_type_of
+from gradtrace.layers.module import ModuleInputs, ModuleLayer
+from gradtrace.layers.parameters import CallInputs, ParameterLayer, parameter_layer
 
-__all__ = ["IDENTITY", "Bases", "Layer", "Uses", "layer_type_of"]
+__all__ = [
+    "IDENTITY",
+    "Bases",
+    "CallInputs",
+    "Layer",
+    "ModuleInputs",
+    "ModuleLayer",
+    "ParameterLayer",
+    "Uses",
+    "layer_type_of",
+    "parameter_layer",
+]

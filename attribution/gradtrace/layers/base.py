@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ class Layer(ABC):
 
     rotates = True  # False: its coordinates are kept as they are, never rotated (norms, stray parameters)
     rotates_inputs = True  # False: only the output side rotates (embeddings)
+    rotates_outputs = True  # False: only the input side rotates (tables that are also an output layer)
+    takes_instances = True  # False: inputs must be [batch, ...] as the module takes them, without further positions
     patches_per_input = 1  # how many times each input element stands in the input factors, at most
 
     def __init__(self, module: nn.Module, names: Sequence[str], shape: tuple[int, int, int]) -> None:
@@ -62,6 +65,14 @@ class Layer(ABC):
     @property
     def has_bias(self) -> bool:
         return getattr(self.module, "bias", None) is not None
+
+    def leading_dimensions(self, inputs: Any, output: Tensor) -> tuple[int, ...]:
+        """The dimensions of an output before those of a single instance: [batch], or [batch, time] ..."""
+        return tuple(output.shape[:-1])
+
+    def factors(self, inputs: Any, d: Tensor) -> tuple[Any, Tensor]:
+        """The two sides of the gradient from what a use was given and the gradient at its output, [batch, ...] both."""
+        return inputs, d
 
     @abstractmethod
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
@@ -171,6 +182,17 @@ class Layer(ABC):
             return {self.names[0]: self.weight_gradient(gradient)}
         weight, bias = gradient[..., :-1], gradient[..., -1]
         return {self.names[0]: self.weight_gradient(weight), self.names[1]: bias.reshape(batch, -1)}
+
+    def from_parameters(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Values in the shapes of the parameters as they stand in the gradient, zero for parameters without any.
+        [groups, out, in]"""
+        device = next(iter(values.values())).device if values else None
+        flat = torch.zeros(self.size, device=device)
+        places = torch.arange(self.size, device=device).view(1, self.groups, self.outputs, self.inputs)
+        for name, place in self.parameter_gradients(places).items():
+            if name in values:
+                flat[place.flatten()] = values[name].flatten()
+        return flat.view(self.groups, self.outputs, self.inputs)
 
     def weight_gradient(self, weight: Tensor) -> Tensor:
         """[batch, groups, out, in] as [batch, *weight.shape]."""

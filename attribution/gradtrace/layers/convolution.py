@@ -31,7 +31,12 @@ class ConvolutionLayer(Layer):
         patch = conv.in_channels // conv.groups * self.patches_per_input + (len(names) > 1)
         super().__init__(conv, names, (conv.groups, conv.out_channels // conv.groups, patch))
 
+    def leading_dimensions(self, inputs: Any, output: Tensor) -> tuple[int, ...]:
+        return tuple(output.shape[: -1 - len(self.module.kernel_size)])
+
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
+        if self._has_instances(x):
+            return _joined(self.input_factors(x.flatten(0, 1), basis), x.shape[:2])
         if basis is None:
             patches = self._patches(x)
             return with_ones(patches) if self.has_bias else patches
@@ -41,7 +46,13 @@ class ConvolutionLayer(Layer):
         return self._by_group(self._convolve(x, kernels.transpose(1, 2).reshape(shape), bias))
 
     def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
+        if self._has_instances(d):
+            return _joined(self.output_factors(d.flatten(0, 1), basis), d.shape[:2])
         return rotate(self._by_group(d), basis)
+
+    def _has_instances(self, values: Tensor) -> bool:
+        """Whether each example has several images: [batch, images, channels, *space]."""
+        return values.dim() > 2 + len(self.module.kernel_size)
 
     def _by_group(self, x: Tensor) -> Tensor:
         """[batch, channels, *space] -> [batch, groups, positions, channels / groups]."""
@@ -74,3 +85,8 @@ class ConvolutionLayer(Layer):
             padding = (0,) * len(conv.kernel_size)
         x = x if x.dtype == kernels.dtype else x.to(kernels.dtype)
         return _CONVOLUTIONS[len(conv.kernel_size)](x, kernels, bias, conv.stride, padding, conv.dilation, conv.groups)
+
+
+def _joined(factors: Tensor, shape: Sequence[int]) -> Tensor:
+    """[batch * images, groups, positions, n] -> [batch, groups, images * positions, n]."""
+    return factors.view(*shape, *factors.shape[1:]).transpose(1, 2).flatten(2, 3)

@@ -18,16 +18,16 @@ class LinearLayer(Layer):
         super().__init__(module, names, (1, outputs, inputs + (len(names) > 1)))
 
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
-        a = _positions(x)  # [batch, 1, positions, in]
+        a = positions(x)  # [batch, 1, positions, in]
         if basis is None or not self.has_bias:
             return rotate(with_ones(a) if self.has_bias else a, basis)
         return (a @ basis[0, :-1]).add_(basis[0, -1])
 
     def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
-        return rotate(_positions(d), basis)
+        return rotate(positions(d), basis)
 
 
-def _positions(x: Tensor) -> Tensor:
+def positions(x: Tensor) -> Tensor:
     """[batch, ..., features] -> [batch, 1, positions, features], float32 or wider."""
     x = x.float() if x.dtype.itemsize < 4 else x
     return x.reshape(x.shape[0], 1, -1, x.shape[-1])

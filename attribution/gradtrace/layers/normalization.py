@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,12 +57,21 @@ class LayerNormLayer(NormalizationLayer):
             return F.layer_norm(_wide(x), shape, eps=norm.eps)
         return F.rms_norm(_wide(x), shape, eps=norm.eps)
 
+    def leading_dimensions(self, inputs: Any, output: Tensor) -> tuple[int, ...]:
+        norm = cast("nn.LayerNorm | nn.RMSNorm", self.module)
+        return tuple(output.shape[: -len(norm.normalized_shape)])
+
     def by_channel(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], -1, self.groups)
 
 
 class ChannelNormLayer(NormalizationLayer):
     """Channels in the second dimension, positions after it."""
+
+    takes_instances = False
+
+    def leading_dimensions(self, inputs: Any, output: Tensor) -> tuple[int, ...]:
+        return tuple(output.shape[:1])
 
     def by_channel(self, x: Tensor) -> Tensor:
         return x.flatten(2).transpose(1, 2) if x.dim() > 2 else x.unsqueeze(1)

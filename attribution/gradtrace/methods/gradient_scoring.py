@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from gradtrace.basis import Basis
+from gradtrace.batches import ExampleBatch
 from gradtrace.contents import IndexContents
 from gradtrace.devices import side_by_side
-from gradtrace.gradients import Measure
+from gradtrace.encoder import MeasureName
 from gradtrace.methods.method import Floats, Scoring
 from gradtrace.queries import QUERY_BATCH, Query, named_in_errors, query_batches
-from gradtrace.task import Batch, Example
+from gradtrace.task import Example
 
 Encoded = tuple[Tensor, Tensor]
-Encode = Callable[[int, Batch, Measure], Encoded]  # see GradientScoring.encode
+Encode = Callable[[int, ExampleBatch, MeasureName], Encoded]  # see GradientScoring.encode
 
 _BLOCK_VALUES = 1 << 23  # float32 values of stored rows that are held at a time
 
@@ -46,10 +47,11 @@ class GradientScoring(Scoring):
         coordinates, losses = query_coordinates(self._contents, queries, self.query_at, self.encode)
         return self.reweighted(coordinates), losses
 
-    def encode(self, at: int, batch: Batch, measure: Measure) -> tuple[Tensor, Tensor]:
+    def encode(self, at: int, batch: ExampleBatch, measure: MeasureName) -> tuple[Tensor, Tensor]:
         """What stands for a batch of queries at one checkpoint: coordinates float32 [batch, dimensions], by default of
         the gradients of what is measured; and the measured values [batch]."""
-        return self._contents.models[at].encode(self._contents.basis_of(at), batch, measure)
+        model = self._contents.models[at]
+        return model.encode(self._contents.basis_of(at), batch, model.measure(measure))
 
     def reweighted(self, coordinates: Tensor) -> Tensor:
         """The query vectors of coordinates [queries, blocks, dimensions] of gradients at `query_at`."""
@@ -96,7 +98,7 @@ def query_coordinates(
         batch = models[last].batch([queries[number].example for number in part])
         with named_in_errors(part):
             encoded = _at_each(sorted(set(checkpoints)), batch, measure, encode, models[last].device)
-            known = measure == contents.task.loss and last in encoded
+            known = measure == "loss" and last in encoded
             values = encoded[last][1] if known else models[last].losses(batch)
         for position, at in enumerate(checkpoints):
             out[part, position] = encoded[at][0]
@@ -106,7 +108,7 @@ def query_coordinates(
 
 
 def _at_each(
-    checkpoints: Sequence[int], batch: Batch, measure: Measure, encode: Encode, device: torch.device
+    checkpoints: Sequence[int], batch: ExampleBatch, measure: MeasureName, encode: Encode, device: torch.device
 ) -> dict[int, Encoded]:
     """Every checkpoint has a model of its own, so they run side by side."""
     found = side_by_side(lambda at: encode(at, batch, measure), checkpoints, device)

@@ -32,6 +32,7 @@ class Influence(Method):
     name = "influence"
     options: ClassVar[tuple[str, ...]] = ("checkpoints", "damping")
     forecasts = True
+    uses_curvature = True
 
     def lacks(self, manifest: Manifest) -> str | None:
         return lacks_curvature(manifest)

@@ -97,7 +97,9 @@ class Method(ABC):
     name: in requests
     options: fields of Options that it takes
     sign: what a positive and a negative score say, as sentences, if `meaning` does not
+    signed: whether positive scores are proponents and negative ones opponents; else the ends are what they are
     compares_gradients: whether scores are made of gradients, in the coordinates of the index
+    uses_curvature: whether scores depend on the Fisher information in the index
     forecasts: whether scores estimate what training without the row would do
     """
 
@@ -106,8 +108,10 @@ class Method(ABC):
     sign: ClassVar[str] = (
         "Positive: a proponent, training on the row lowered what is explained. Negative: an opponent, it raised it. "
     )
+    signed: ClassVar[bool] = True
     compares_gradients: ClassVar[bool] = True
     forecasts: ClassVar[bool] = False
+    uses_curvature: ClassVar[bool] = False
 
     @abstractmethod
     def lacks(self, manifest: Manifest) -> str | None:

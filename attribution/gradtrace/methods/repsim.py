@@ -33,6 +33,7 @@ class RepSim(Method):
     name = "repsim"
     options = ("similarity",)
     sign = ""
+    signed = False
     compares_gradients = False
 
     def lacks(self, manifest: Manifest) -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gradtrace.contents import IndexContents
+from gradtrace.learning_rates import stretch_sums
 from gradtrace.manifest import CheckpointEntry, CheckpointKind, Manifest, by_run, trained_models
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Doubles, Method, chosen_checkpoints, lacks_curvature
@@ -21,18 +22,21 @@ class Source(Method):
     """SOURCE, Bae et al. 2024, Equations 16 and 20 to 22.
 
     With the checkpoints in L segments, each with its stationary curvature H_l, gradient g_l of a row, and K_l steps of
-    learning rate eta_l, the score of the row for a query's gradient q is
+    mean learning rate eta_l, the score of the row for a query's gradient q is
 
         sum_l q . exp(-eta_L K_L H_L) ... exp(-eta_(l+1) K_(l+1) H_(l+1)) (1 - exp(-eta_l K_l H_l)) H_l^-1 g_l
 
-    In spectral coordinates every H_l is diagonal. Heavy-ball momentum divides the learning rate by 1 - momentum
+    H_l is approximated as diagonal in the run's spectral basis (EK-FAC), which is fitted at one checkpoint and shared
+    by all segments, where the paper fits one for each. Heavy-ball momentum divides the learning rate by 1 - momentum
     (Appendix C); weight decay adds to the curvature. Adam and its kin precondition the steps by P = 1 / (sqrt(v) + eps)
-    (Appendix C), of which the diagonal in these coordinates is taken.
+    (Appendix C), of which the diagonal in these coordinates is taken; the paper takes, for Adam, a diagonal Hessian of
+    the weights in the exponentials and EK-FAC for the inverse.
     """
 
     name = "source"
     options: ClassVar[tuple[str, ...]] = ("checkpoints", "segments")
     forecasts = True
+    uses_curvature = True
     kind: ClassVar[CheckpointKind] = "weights"
 
     def lacks(self, manifest: Manifest) -> str | None:
@@ -101,7 +105,7 @@ class FastSource(Source):
 class Course:
     """What SOURCE needs to know of a training, at its checkpoints in order.
 
-    lengths: learning rate x steps since the checkpoint before. float64 [checkpoints]
+    lengths: sum of the learning rate over the steps since the checkpoint before. float64 [checkpoints]
     eigenvalues: of the curvature, the weight decay in the loss among it. float64 [checkpoints, dimensions]
     gains: of the optimizer's preconditioner. float64 [checkpoints, dimensions]
     decays: weight decay beside the loss (AdamW's). float64 [checkpoints]
@@ -140,10 +144,9 @@ def _course(contents: IndexContents, blocks: list[int]) -> Course:
             gains[number] = found[number]["preconditioner"]
     decays = np.array([entry.optimizer.weight_decay if entry.optimizer else 0.0 for entry in entries])
     momenta = np.array([entry.optimizer.momentum if entry.optimizer else 0.0 for entry in entries])
-    rates = np.array([entry.learning_rate for entry in entries]) / (1 - momenta)
     beside = np.array(["adamw" in entry.optimizer.name if entry.optimizer else False for entry in entries])
     return Course(
-        lengths=rates * np.diff([entry.step for entry in entries], prepend=0),
+        lengths=stretch_sums(entries) / (1 - momenta),
         eigenvalues=eigenvalues + np.where(beside, 0.0, decays)[:, None],
         gains=gains,
         decays=np.where(beside, decays, 0.0),

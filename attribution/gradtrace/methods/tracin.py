@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
+from gradtrace.learning_rates import stretch_sums
 from gradtrace.manifest import CheckpointEntry, Manifest, by_run, trained_models, weights_positions
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Doubles, Floats, Method, chosen_checkpoints
@@ -24,9 +25,9 @@ _MEANINGS = {
         "order, how much one step of SGD on the row at each checkpoint would lower what is explained, in its own unit"
     ),
     "learning_rate_steps": (
-        "Score: sum over checkpoints of learning rate x steps since the checkpoint before x inner product of the "
-        "gradients of row and query. To first order, how much what is explained would have fallen, in its own unit, "
-        "had every step of SGD been on the row alone"
+        "Score: sum over checkpoints of the learning rates of all steps since the checkpoint before, in sum, x inner "
+        "product of the gradients of row and query. To first order, how much what is explained would have fallen, in "
+        "its own unit, had every step of SGD been on the row alone"
     ),
     "equal": (
         "Score: sum over checkpoints of the inner product of the gradients of row and query. It has no unit of its "
@@ -136,20 +137,19 @@ class _CosineScoring(_ProductScoring):
 def checkpoint_weights(entries: Sequence[CheckpointEntry], chosen: Sequence[int], weights: str) -> Doubles:
     """The weight of each chosen checkpoint. float64 [len(chosen)].
 
-    "learning_rate_steps" multiplies the learning rate by the steps since the run's checkpoint before (since step 0 for
-    the first), so that the sum approximates the whole path of training. All are divided by the number of runs that the
-    chosen checkpoints are of, so that scores are means over runs.
+    "learning_rate_steps" is the sum of the learning rates of all steps since the run's checkpoint before (since step 0
+    for the first), so that the scores approximate the whole path of training. All are divided by the number of runs
+    that the chosen checkpoints are of, so that scores are means over runs.
     """
     share = np.full(len(chosen), 1 / len(by_run(entries, chosen)))
     if weights == "equal":
         return share
-    rates = share * [entries[position].learning_rate for position in chosen]
     if weights == "learning_rate":
-        return rates
-    steps = np.zeros(len(entries))
+        return share * [entries[position].learning_rate for position in chosen]
+    sums = np.zeros(len(entries))
     for run in by_run(entries, weights_positions(entries)):
-        steps[run] = np.diff([entries[position].step for position in run], prepend=0)
-    return rates * steps[list(chosen)]
+        sums[run] = stretch_sums([entries[position] for position in run])
+    return share * sums[list(chosen)]
 
 
 def inverse(norms: Tensor) -> Tensor:

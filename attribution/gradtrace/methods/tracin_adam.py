@@ -7,16 +7,16 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from gradtrace.batches import ExampleBatch
 from gradtrace.contents import IndexContents
+from gradtrace.encoder import MeasureName
 from gradtrace.errors import MismatchError, QueryError
-from gradtrace.gradients import Measure
 from gradtrace.manifest import Manifest
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import chosen_checkpoints
 from gradtrace.methods.options import Options
 from gradtrace.methods.tracin import TracIn, checkpoint_weights
 from gradtrace.preconditioning import adam_factors, encode_preconditioned
-from gradtrace.task import Batch
 
 
 class TracInAdam(TracIn):
@@ -52,7 +52,7 @@ class TracInAdam(TracIn):
 
 
 class _AdamScoring(GradientScoring):
-    def encode(self, at: int, batch: Batch, measure: Measure) -> tuple[Tensor, Tensor]:
+    def encode(self, at: int, batch: ExampleBatch, measure: MeasureName) -> tuple[Tensor, Tensor]:
         contents = self._contents
         if at not in contents.adam_factors:
             model, entry = contents.models[at], contents.manifest.checkpoints[at]
@@ -62,8 +62,9 @@ class _AdamScoring(GradientScoring):
                     "was built: restore that file, or rebuild the index"
                 )
             contents.adam_factors[at] = adam_factors(model)
+        model = contents.models[at]
         return encode_preconditioned(
-            contents.models[at], contents.basis_of(at), batch, measure, contents.adam_factors[at]
+            model, contents.basis_of(at), batch, model.measure(measure), contents.adam_factors[at]
         )
 
     def self_influence(self) -> NoReturn:

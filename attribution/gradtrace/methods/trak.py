@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradtrace.batches import ExampleBatch
 from gradtrace.contents import IndexContents
-from gradtrace.gradients import Measure
+from gradtrace.encoder import MeasureName
 from gradtrace.kernels import output_weights, stored_weights
 from gradtrace.manifest import CheckpointEntry, KernelsEntry, Manifest
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Floats, Method, chosen_checkpoints
 from gradtrace.methods.options import Options
-from gradtrace.task import Batch
 
 _BLOCK_ROWS = 4096
 
@@ -63,10 +63,10 @@ class _TrakScoring(GradientScoring):
         factors = run_means(contents.manifest.checkpoints, blocks) * sizes / sizes.mean()
         super().__init__(contents, blocks, factors[:, None])
 
-    def encode(self, at: int, batch: Batch, measure: Measure) -> tuple[Tensor, Tensor]:
+    def encode(self, at: int, batch: ExampleBatch, measure: MeasureName) -> tuple[Tensor, Tensor]:
         """Of the loss's gradient, its part that is the output's."""
         rows, values = super().encode(at, batch, measure)
-        if measure == self._contents.task.loss:
+        if measure == "loss":
             least = self._kernels[self.blocks.index(at)].least
             rows = rows / output_weights(values, self._output, least)[:, None]
         return rows, values

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,27 @@ from gradtrace.errors import CheckpointError
 Group = Mapping[str, Any]  # of an optimizer's parameters, with its settings
 
 
+@dataclass(frozen=True, slots=True)
+class NextRate:
+    """What a saved optimizer tells of the schedule, which has moved on since the step before.
+
+    rate: the next step's;  scheduled: how often the schedule has moved on;  initial: what it began from; None: not told
+    """
+
+    rate: float
+    scheduled: int | None
+    initial: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A checkpoint as one file or folder tells it. Where it knows the next step's rate alone, that is the checkpoint's
+    until `with_rates_of_steps` has seen all checkpoints of the training."""
+
+    checkpoint: Checkpoint
+    next_rate: NextRate | None = None
+
+
 class Reader(ABC):
     """Finds and reads the checkpoints of one framework."""
 
@@ -23,7 +46,7 @@ class Reader(ABC):
         """The framework's checkpoints in a directory; none where the directory is not the framework's."""
 
     @abstractmethod
-    def read(self, path: Path) -> Checkpoint:
+    def read(self, path: Path) -> Reading:
         """One of them. A learning rate of zero is left to `load_checkpoints`.
 
         Raises:
@@ -51,7 +74,39 @@ def _weights(entry: Group) -> int:
     return max((value.numel() for value in entry.values() if isinstance(value, Tensor)), default=1)
 
 
-def described(group: Group) -> Optimizer:
+def next_rate(group: Group, scheduled: Any = None) -> NextRate:
+    """From an optimizer's main group.  scheduled: `last_epoch` of the scheduler, if its state was found"""
+    initial = group.get("initial_lr")
+    count = scheduled if isinstance(scheduled, int) else None
+    return NextRate(float(group["lr"]), count, None if initial is None else float(initial))
+
+
+def described(path: Path, group: Group) -> Optimizer:
     """The optimizer, as far as the settings of its main group tell."""
-    name = ("adamw" if group.get("decoupled_weight_decay", True) else "adam") if "betas" in group else "sgd"
-    return Optimizer(name, float(group.get("momentum", 0.0)), float(group.get("weight_decay", 0.0)))
+    momentum, weight_decay = float(group.get("momentum", 0.0)), float(group.get("weight_decay", 0.0))
+    if "betas" not in group:
+        return Optimizer("sgd", momentum, weight_decay)
+    decoupled = _decouples_decay(group)
+    if decoupled is None and weight_decay:
+        warnings.warn(
+            f"{path} does not tell whether Adam's weight decay of {weight_decay:g} was part of the loss (Adam) or "
+            'beside it (AdamW); AdamW is taken: if that is wrong, write a checkpoints.json that names "adam"',
+            stacklevel=2,
+        )
+    return Optimizer("adam" if decoupled is False else "adamw", momentum, weight_decay)
+
+
+def _decouples_decay(group: Group) -> bool | None:
+    """Whether a group of Adam's kin is AdamW's; None where that cannot be told.
+
+    PyTorch 2.7 and later says so. From 1.12 on, before that, Adam and AdamW have the same settings but put them in
+    another order (the dicts of defaults in torch/optim/adam.py and adamw.py), and files keep it.
+    """
+    if "decoupled_weight_decay" in group:
+        return bool(group["decoupled_weight_decay"])
+    if "correct_bias" in group:  # the AdamW that transformers had
+        return True
+    settings = list(group)
+    if {"amsgrad", "maximize", "foreach"} <= set(settings):
+        return settings.index("foreach") < settings.index("maximize")
+    return None

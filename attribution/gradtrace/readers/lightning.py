@@ -8,18 +8,18 @@ from typing import Any
 from gradtrace.checkpoint import Checkpoint
 from gradtrace.checkpoint_index import how_to_write
 from gradtrace.errors import CheckpointError
-from gradtrace.readers.base import Reader, described, main_group
+from gradtrace.readers.base import Reader, Reading, described, main_group, next_rate
 from gradtrace.weight_files import read_file
 
 
 class LightningReader(Reader):
-    """The rate is the optimizer's, that of the next step: a schedule has moved on by one."""
+    """The rate is from the optimizer's, that of the next step: a schedule has moved on by one."""
 
     def find(self, directory: Path) -> list[Path]:
         """`last.ckpt` comes last, since it repeats another."""
         return sorted(directory.glob("*.ckpt"), key=lambda path: (path.stem.startswith("last"), path.name))
 
-    def read(self, path: Path) -> Checkpoint:
+    def read(self, path: Path) -> Reading:
         content = _content(path)
         if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
             raise CheckpointError(f"{path} is not Lightning's; {how_to_write(path.parent)}")
@@ -30,7 +30,9 @@ class LightningReader(Reader):
                 f"with save_weights_only=False; otherwise, {how_to_write(path.parent)}"
             )
         group = main_group(path, states[0])
-        return Checkpoint(path, content["global_step"], float(group["lr"]), described(group))
+        checkpoint = Checkpoint(path, content["global_step"], float(group["lr"]), described(path, group))
+        schedules = content.get("lr_schedulers") or []
+        return Reading(checkpoint, next_rate(group, schedules[0].get("last_epoch") if len(schedules) == 1 else None))
 
 
 def _content(path: Path) -> Any:

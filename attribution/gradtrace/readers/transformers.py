@@ -10,31 +10,42 @@ import numpy as np
 
 from gradtrace.checkpoint import Checkpoint
 from gradtrace.errors import CheckpointError
-from gradtrace.readers.base import Reader, described, folders_with, main_group
+from gradtrace.readers.base import Reader, Reading, described, folders_with, main_group, next_rate
+from gradtrace.readers.schedule import KnownRates
 from gradtrace.weight_files import read_file
 
 _STATE = "trainer_state.json"
 
 
 class TransformersReader(Reader):
-    """Rates are logged at some steps, and the optimizer holds that of the next step; between them by interpolation."""
+    """Rates are logged at some steps, and the optimizer holds that of the next step; between them by interpolation.
+
+    Older releases of transformers log the next step's rate, too. A log is theirs if it says of the checkpoint's step
+    what the optimizer says of the next one.
+    """
 
     def find(self, directory: Path) -> list[Path]:
         return folders_with(directory, _STATE)
 
-    def read(self, path: Path) -> Checkpoint:
+    def read(self, path: Path) -> Reading:
         state = _trainer_state(path / _STATE)
-        step, optimizer = state["global_step"], None
+        step, optimizer, initial = state["global_step"], None, None
         rates = {entry["step"]: entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry}
         if (path / "optimizer.pt").is_file():
             group = main_group(path / "optimizer.pt", read_file(path / "optimizer.pt", lazily=True))
-            rates[step + 1], optimizer = float(group["lr"]), described(group)
+            ahead, optimizer = next_rate(group), described(path, group)
+            if rates.get(step) == ahead.rate:
+                rates = {logged + 1: rate for logged, rate in rates.items()}
+            rates[step + 1], initial = ahead.rate, ahead.initial
         if not rates:
             raise CheckpointError(
                 f"{path} tells no learning rate: its log has none and there is no optimizer.pt; train with "
                 "logging_steps at most save_steps, or write a checkpoints.json beside it"
             )
-        return Checkpoint(path, step, float(np.interp(step, list(rates), list(rates.values()))), optimizer)
+        known = KnownRates(list(rates), list(rates.values()), initial)
+        rate = float(known.at(np.array([max(step, 1)]), 1)[0])
+        total = float(known.at(np.arange(1, step + 1), 1).sum())
+        return Reading(Checkpoint(path, step, rate, optimizer, learning_rate_sum=total))
 
 
 def _trainer_state(path: Path) -> dict[str, Any]:

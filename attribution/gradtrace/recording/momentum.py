@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from gradtrace.errors import RecordingError
 
 _GONE = 1e-12  # the share of a sigma below which it moves no weight any more
+_SMALLEST = 2.0**-500  # growth since the beginning, before it is counted anew; float64 ends at 2^-1074
 _ROOM = 1024
 
 
@@ -100,7 +101,18 @@ class Memory:
         if self.steps == len(self._history):
             self._history = np.concatenate([self._history, np.zeros_like(self._history)])
         self._history[self.steps] = present, 0, 1
+        if abs(present) < _SMALLEST:
+            self._renormalise()
         return Push(push, 1 - ratio * push)
+
+    def _renormalise(self) -> None:
+        """Growth is a product over all steps, and only ratios of it count: keep the present one near 1.
+
+        That of steps long ago then overflows, and what leaked since them underflows: nothing of them is left by now.
+        """
+        with np.errstate(over="ignore", under="ignore"):
+            self._history[: self.steps + 1, 0] /= _SMALLEST
+            self._history[: self.steps + 1, 1] *= _SMALLEST
 
     def since(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """(kept, leaked, left), each [n]: (u, sigma) after a step are by now (kept u + leaked sigma, left sigma)."""

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from gradtrace.batches import collate
 from gradtrace.full_gradients import FullGradients
 from gradtrace.gradients import backpropagate
 from gradtrace.guards import check_losses
 from gradtrace.plan import LayerPlan
 from gradtrace.recording.contributions import Contributions
-from gradtrace.task import Batch, Example, Task
+from gradtrace.task import Example, Task
 
 
 class Probes:
@@ -37,11 +37,10 @@ class Probes:
         """`double`: an equal model, for the probes alone, with its plan; `plan` is the trained model's."""
         if not self._examples:
             return
-        self._model, self._double, self._tapped = model, double, of_double.tapped
+        self._model, self._double, self._plan = model, double, of_double
         self._layers = {layer.name: layer for layer in plan.layers}
         device = next(model.parameters()).device
-        batch = self._task.collate(list(self._examples))
-        self._batch: Batch = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch)
+        self._batch = collate(self._task, self._examples, device)
         if not resumed:
             self.losses[0] = self._present_losses()
 
@@ -75,7 +74,7 @@ class Probes:
     @torch.no_grad()
     def _present_losses(self) -> Tensor:
         self._share_weights()
-        losses = self._task.loss(self._double, self._batch)
+        losses = self._task.loss(self._double, self._batch.collated)
         check_losses(losses, len(self._examples))
         return losses.double().cpu()
 
@@ -83,7 +82,7 @@ class Probes:
         """Of the probes' losses, under the trained model's layers."""
         self._share_weights()
         found = Contributions(len(self._examples), None, keep=True)
-        losses = backpropagate(self._double, self._task.loss, self._batch, self._tapped, found.add)
+        losses = backpropagate(self._double, self._task.loss, self._batch, self._plan, found.add)
         check_losses(losses, len(self._examples))
         full = found.full()
         uses = {self._layers[layer.name]: factors for layer, factors in full.uses.items()}

@@ -6,19 +6,19 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from gradtrace.basis import Basis, two_sided_basis
 from gradtrace.dataset import content_hash, fetch
 from gradtrace.errors import RecordingError, UnsupportedLayerError
+from gradtrace.examination import examine
 from gradtrace.gradients import tapped
-from gradtrace.guards import check_dataset, check_loss_function
-from gradtrace.plan import LayerPlan, checked_plan, plan_layers, trainable_names
+from gradtrace.guards import check_dataset
+from gradtrace.plan import GradientPath, LayerPlan, PathChoice, plan_layers, trainable_names
 from gradtrace.recording.contributions import Contributions
 from gradtrace.recording.files import (
     BASIS_NAME,
@@ -33,7 +33,10 @@ from gradtrace.recording.files import (
 from gradtrace.recording.momentum import SgdStep, sgd_step
 from gradtrace.recording.probes import Probes
 from gradtrace.recording.rows import HydraRows
-from gradtrace.task import Batch, Example, Task
+from gradtrace.sample import sample_of
+from gradtrace.task import Example, Task
+
+_SAMPLE = 16  # examples of the first batch, on which the model is examined
 
 
 class InfluenceRecorder:
@@ -128,7 +131,7 @@ class InfluenceRecorder:
         token = torch.zeros(0, device=next(model.parameters()).device, requires_grad=True)
         handle = optimizer.register_step_pre_hook(before_step)
         try:
-            with tapped(plan.tapped, contributions.add, token):
+            with tapped(plan.modules, contributions.add, token):
                 yield
         finally:
             handle.remove()
@@ -197,20 +200,15 @@ class InfluenceRecorder:
             raise RecordingError("another model than before: give each training a recorder of its own")
         double, names = copy.deepcopy(model), trainable_names(model)
         double.eval().requires_grad_(False)
-        examples = fetch(self._task.train, numbers[:2].tolist())
-        device = next(model.parameters()).device
-        check_loss_function(self._task, double, examples, lambda some: _batch(self._task, some, device))
-        of_double = checked_plan(double, self._task.loss, _batch(self._task, examples, device), names)
-        if of_double.strays:
-            raise UnsupportedLayerError(
-                f"{', '.join(stray.name for stray in of_double.strays)}: the training's own pass gives no per-example "
-                "gradients of these parameters (no supported layer type, or weights that layers share in different "
-                "roles); freeze them (requires_grad_(False)), or use checkpoints instead of a recorder"
-            )
-        plan = plan_layers(model, [], names)
+        rows, device = numbers[:_SAMPLE].tolist(), next(model.parameters()).device
+        sample = sample_of(self._task, rows, fetch(self._task.train, rows), device)
+        choice = examine(double, [self._task.loss], sample, names)
+        _check_recordable(choice)
+        plan = plan_layers(model, choice)
         if self._dimensions:
             self._begin_rows(plan, step, device)
-        self._probes.begin(model, double, of_double, plan, resumed=self._restored is not None)
+        resumed = self._restored is not None
+        self._probes.begin(model, double, plan_layers(double, choice), plan, resumed=resumed)
         self._plan, self._model = plan, model
         return plan
 
@@ -237,6 +235,14 @@ def weights_sha256(model: nn.Module) -> str:
     return content_hash(list(model.named_parameters()))
 
 
-def _batch(task: Task, examples: Sequence[Example], device: torch.device) -> Batch:
-    moved = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, task.collate(list(examples)))
-    return cast(Batch, moved)
+def _check_recordable(choice: PathChoice) -> None:
+    """Raises UnsupportedLayerError for parameters whose gradients are not the factors of a module's own pass."""
+    others = [name for name, path in choice.paths.items() if path is not GradientPath.FACTORS]
+    others += [name for name in choice.layouts if name not in others]
+    if others or choice.whole_graph:
+        raise UnsupportedLayerError(
+            f"{', '.join(others) or 'the model'}: the training's own pass gives no per-example gradients of these "
+            "parameters (no supported layer type, weights that layers share in different roles, or examples that are "
+            "not in a layer's first dimension); freeze them (requires_grad_(False)), or use checkpoints instead of a "
+            "recorder"
+        )

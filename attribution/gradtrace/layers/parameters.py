@@ -1,0 +1,200 @@
+"""Layers of single parameters that are used by calls of functions: a matrix, a table of tokens, a bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradtrace.layers.base import _SLICE, IDENTITY, Bases, Layer, Uses, rotate
+from gradtrace.layers.linear import LinearLayer, positions
+
+
+@dataclass(frozen=True, eq=False)
+class CallInputs:
+    """What a call was given beside the parameter.
+
+    values: the matrix's input, or the tokens; None for a bias.
+    rows: (first, end) of the parameter's rows that the call used.
+    padding: the token whose row gets no gradient.
+    """
+
+    values: Tensor | None
+    rows: tuple[int, int]
+    padding: int | None = None
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> CallInputs:
+        return self if self.values is None else replace(self, values=change(self.values))
+
+
+class ParameterLayer(Layer):
+    """Named by its parameter alone."""
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def has_bias(self) -> bool:
+        return False
+
+    def padded(self, d: Tensor, rows: tuple[int, int]) -> Tensor:
+        """Gradients at the outputs of some rows, with zeros for the others. [..., rows] -> [..., all rows]"""
+        first, end = rows
+        return d if end - first == d.shape[-1] == self.outputs else F.pad(d, (first, self.outputs - end))
+
+
+class MatrixLayer(ParameterLayer, LinearLayer):
+    """W [out, in] of calls x W^T."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        Layer.__init__(self, module, [name], (1, *module.get_parameter(name).shape))
+
+    def factors(self, inputs: CallInputs, d: Tensor) -> tuple[Tensor, Tensor]:
+        assert inputs.values is not None
+        return inputs.values, self.padded(d, inputs.rows)
+
+    def weight_gradient(self, weight: Tensor) -> Tensor:
+        return weight.squeeze(1)
+
+
+class BiasLayer(ParameterLayer):
+    """b [out], added at every position: one group [1, 1] for each element."""
+
+    rotates = False
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        super().__init__(module, [name], (module.get_parameter(name).numel(), 1, 1))
+
+    def factors(self, inputs: CallInputs, d: Tensor) -> tuple[Tensor, Tensor]:
+        first, end = inputs.rows
+        d = d if end - first == self.groups else F.pad(d, (first, self.groups - end))
+        return d, d
+
+    def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
+        return torch.ones_like(self.output_factors(x, None))
+
+    def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
+        return positions(d).transpose(1, 3)  # [batch, out, positions, 1]
+
+    def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
+        return positions(d).sum((1, 2))[..., None, None]  # [batch, out, 1, 1]
+
+    def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
+        return self.gradient(x, d).flatten(1).index_select(1, kept)
+
+    def weight_gradient(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1)
+
+
+class TableLayer(ParameterLayer):
+    """W [tokens, n], looked up by tokens and also multiplied with: the embedding and the output layer of most language
+    models. Both roles add to one gradient [tokens, n].
+
+    The factors of a look-up are (gradients at the output, tokens): the token stands for a one-hot vector on the output
+    side. Tokens keep their own coordinates, as in `EmbeddingLayer`; the other side rotates. No gradient of the whole
+    table is ever held for more than one example at a time where it is large.
+    """
+
+    rotates_outputs = False
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        super().__init__(module, [name], (1, *module.get_parameter(name).shape))
+
+    def factors(self, inputs: CallInputs, d: Tensor) -> tuple[Tensor, Tensor]:
+        values = inputs.values
+        assert values is not None
+        if values.is_floating_point():
+            return values, self.padded(d, inputs.rows)
+        if inputs.padding is not None:
+            d = d.masked_fill((values == inputs.padding).unsqueeze(-1), 0)
+        return d, values
+
+    def positions(self, d: Tensor) -> int:
+        return d[0].numel() // (self.outputs if d.is_floating_point() else 1)
+
+    def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
+        return rotate(positions(x), basis)
+
+    def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
+        if d.is_floating_point():
+            return rotate(positions(d), basis)
+        tokens = d.reshape(d.shape[0], 1, -1)
+        return F.one_hot(tokens, self.outputs).float() if basis is None else basis[0][tokens]
+
+    def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
+        if bases.outputs is not None:  # of random projections
+            return super().gradient(x, d, bases)
+        a = self.input_factors(x, bases.inputs)[:, 0]  # [batch, positions, r]
+        if d.is_floating_point():
+            return (positions(d)[:, 0].mT @ a).unsqueeze(1)  # [batch, 1, tokens, r]
+        return _sum_by_token(d.reshape(len(d), -1), a, self.outputs).unsqueeze(1)
+
+    def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
+        if bases.outputs is not None:
+            return self.gradient(x, d, bases).flatten(1).index_select(1, kept)
+        a = self.input_factors(x, bases.inputs)[:, 0]  # [batch, positions, r]
+        r = a.shape[2]
+        wanted, row = kept.div(r, rounding_mode="floor").unique(return_inverse=True)
+        if d.is_floating_point():
+            sums = positions(d)[:, 0].index_select(2, wanted).mT @ a  # [batch, wanted, r]
+        else:
+            place = torch.full((self.outputs,), len(wanted), device=d.device)  # every other token: one row too many
+            place[wanted] = torch.arange(len(wanted), device=d.device)
+            sums = _sum_by_token(place[d.reshape(len(d), -1)], a, len(wanted) + 1)
+        return sums.flatten(1).index_select(1, row * r + kept % r)
+
+    def squared_sum(self, uses: Uses, bases: Bases) -> Tensor:
+        sums = (
+            reduce(torch.add, (self.gradient(x[part], d[part], bases) for x, d in uses))
+            for part in self.slices(uses[0][0])
+        )
+        return reduce(Tensor.add_, (gradient.square().sum(0) for gradient in sums))
+
+    def slices(self, x: Tensor) -> Iterator[slice]:
+        step = max(1, _SLICE // max(self.size, x[0].numel()))
+        for start in range(0, x.shape[0], step):
+            yield slice(start, start + step)
+
+    def inner_products(self, left: Uses, right: Uses) -> Tensor:
+        """sum_pq (x_p . y_q) (d_p . e_q) over the positions of both examples: no table is formed."""
+        rows = []
+        for example in range(len(left[0][0])):
+            one = [(x[example : example + 1], d[example : example + 1]) for x, d in left]
+            rows.append(sum(self._products(*own, *others) for own in one for others in right))
+        return torch.stack(rows)  # type: ignore[arg-type]
+
+    def _products(self, x: Tensor, d: Tensor, y: Tensor, e: Tensor) -> Tensor:
+        """Of one example's use with one use of a batch. [batch]"""
+        inputs = positions(x)[0, 0] @ positions(y)[:, 0].flatten(0, 1).T  # [p, batch * q]
+        tokens, others = (None if t.is_floating_point() else t.flatten() for t in (d, e))
+        if tokens is None and others is None:
+            outputs = positions(d)[0, 0] @ positions(e)[:, 0].flatten(0, 1).T
+        elif tokens is None:
+            outputs = positions(d)[0, 0][:, others]
+        elif others is None:
+            outputs = positions(e)[:, 0].flatten(0, 1)[:, tokens].T
+        else:
+            outputs = (tokens[:, None] == others).to(inputs.dtype)
+        return (inputs * outputs).sum(0).view(len(y), -1).sum(1)
+
+    def weight_gradient(self, weight: Tensor) -> Tensor:
+        return weight.squeeze(1)
+
+
+def _sum_by_token(tokens: Tensor, values: Tensor, count: int) -> Tensor:
+    """Sum values [batch, positions, n] over the positions of each token. [batch, count, n]"""
+    sums = values.new_zeros(len(tokens), count, values.shape[2])
+    return sums.scatter_add_(1, tokens.unsqueeze(2).expand(-1, -1, values.shape[2]), values)
+
+
+def parameter_layer(module: nn.Module, name: str, is_table: bool) -> ParameterLayer | None:
+    """The layer of a parameter by its shape; None where calls give no factors of it."""
+    dimensions = module.get_parameter(name).dim()
+    if dimensions == 2:
+        return TableLayer(module, name) if is_table else MatrixLayer(module, name)
+    return BiasLayer(module, name) if dimensions == 1 else None

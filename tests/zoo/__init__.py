@@ -1,0 +1,1 @@
+"""The cases of `model_zoo`, a module for each kind."""
