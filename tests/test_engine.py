@@ -187,7 +187,7 @@ def test_training_data_that_cannot_be_read_is_no_fault_of_the_request(
     assert "a secret place" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["loss", "collate", "render"])
+@pytest.mark.parametrize("name", ["loss", "collate", "label"])
 def test_a_task_that_raises_fails_the_request_alone(
     digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
@@ -196,7 +196,7 @@ def test_a_task_that_raises_fails_the_request_alone(
 
     with serving(create_app(digits_index.open())) as url:
         with monkeypatch.context() as patch:
-            patch.setattr(TASK, name, broken)
+            patch.setattr(type(TASK), name, broken)
             failed = httpx.post(f"{url}/influence", json={"query_rows": [0]})
         assert (failed.status_code, failed.json()["type"]) == (500, "urn:gradtrace:problem:failure")
         assert httpx.post(f"{url}/influence", json={"query_rows": [0]}).status_code == 200

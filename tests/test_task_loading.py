@@ -95,3 +95,26 @@ def test_a_wrong_source_is_refused(tmp_path: Path) -> None:
         load_task(f"{tmp_path}/broken.py:task")
     with pytest.raises(TaskError, match="module:attribute"):
         load_task("task.py")
+
+
+def test_what_a_task_imports_is_run_anew_too(tmp_path: Path) -> None:
+    """Its data may be read by a module beside it."""
+    (tmp_path / "data_beside_a_task.py").write_text(
+        "from pathlib import Path\nWIDTH = int(Path(__file__).with_name('width').read_text())\n"
+    )
+    (tmp_path / "task.py").write_text(TASK.replace("from sizes", "from data_beside_a_task"))
+    (tmp_path / "width").write_text("5")
+    first = load_task(f"{tmp_path}/task.py:Linear", anew=True)
+    (tmp_path / "width").write_text("6")
+    second = load_task(f"{tmp_path}/task.py:Linear", anew=True)
+    assert [task.model().in_features for task in (first, second)] == [5, 6]
+    assert load_task(f"{tmp_path}/task.py:Linear").model().in_features == 6
+
+
+def test_a_module_that_cannot_be_run_twice_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "registers_itself.py").write_text(
+        "import sys\nassert not hasattr(sys, 'registered_by_a_test'), 'twice'\nsys.registered_by_a_test = WIDTH = 5\n"
+    )
+    (tmp_path / "task.py").write_text(TASK.replace("from sizes", "from registers_itself"))
+    for _ in range(2):
+        assert load_task(f"{tmp_path}/task.py:Linear", anew=True).model().in_features == 5

@@ -2,6 +2,7 @@
 
 from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.distribution import Distribution
+from gradtrace.dry_run import TaskReport, check
 from gradtrace.errors import (
     CheckpointError,
     CorruptIndexError,
@@ -61,7 +62,9 @@ __all__ = [
     "StoreError",
     "Task",
     "TaskError",
+    "TaskReport",
     "UnsupportedLayerError",
+    "check",
     "gradients_reference",
     "load_checkpoints",
     "open_index",

@@ -258,6 +258,13 @@ class Index(IndexDisplay):
         scoring = self._scoring(method, methods.Options(checkpoints, weights, damping, segments, similarity))
         return self._row_ids.spread(scoring.self_influence(), -np.inf)
 
+    def try_queries(
+        self, examples: Sequence[Example], method: str, options: methods.Options, target: str | None
+    ) -> None:
+        """Take examples as far as their query vectors, to see whether they can be asked about. Raises as `influence`,
+        or whatever the task and the model raise of an example that they cannot take."""
+        self._scoring(method, options).query_vectors(self._resolved(examples, target))
+
     def _scoring(self, method: str, options: methods.Options) -> methods.Scoring:
         named = methods.method_named(method, self.manifest)
         options.check(named.name, named.options)

@@ -49,12 +49,12 @@ class Call(Generic[Answer]):
             ) from outcome
         _check_version(outcome)
         if outcome.is_error:
-            raise problem_error(_problem(outcome), retry_after(outcome))
+            raise problem_error(_problem(outcome), retry_after(outcome), _versions(outcome))
         try:
             return self.answer.model_validate_json(outcome.content)
         except ValidationError as error:
             raise ProtocolError(
-                f"{outcome.url} did not answer with a {self.answer.__name__} of this API: {error}"
+                f"{outcome.url} did not answer with a {self.answer.__name__} of this API{_versions(outcome)}: {error}"
             ) from None
 
 
@@ -69,6 +69,12 @@ def _check_version(response: httpx.Response) -> None:
         )
 
 
+def _versions(response: httpx.Response) -> str:
+    """Which versions speak here, where they differ: the later one may say what the other does not know."""
+    theirs = response.headers.get(VERSION_HEADER, VERSION)
+    return "" if theirs == VERSION else f" (the service is Gradtrace {theirs}, this is gradtrace-client {VERSION})"
+
+
 def _problem(response: httpx.Response) -> Problem:
     try:
         return Problem.model_validate_json(response.content)
@@ -77,7 +83,8 @@ def _problem(response: httpx.Response) -> Problem:
             type="about:blank",
             title=f"{response.status_code} {response.reason_phrase}",
             status=response.status_code,
-            detail=f"{response.url} answered without a problem document: {response.text[:200]!r}",
+            detail=f"{response.url} answered without a problem document, as no Gradtrace service does: check host "
+            f"and port. It said {response.text[:200]!r}",
         )
 
 

@@ -14,8 +14,16 @@ from pydantic import BaseModel
 
 from gradtrace_client import _calls, _streams
 from gradtrace_client._call import VERSION, Call
-from gradtrace_client._errors import ClientError
-from gradtrace_client._following import POLL_SECONDS, has_events, progress_bar, state_in, succeeded
+from gradtrace_client._errors import BusyError, ClientError, DeadlineError, ForbiddenError, NotTakenOverError
+from gradtrace_client._following import (
+    LOOK_SECONDS,
+    POLL_SECONDS,
+    TAKE_OVER_SECONDS,
+    has_events,
+    progress_bar,
+    state_in,
+    succeeded,
+)
 from gradtrace_client._retry import wait_before_retry
 from gradtrace_client.schemas import Hit, Influence
 from gradtrace_client.service_schemas import Job
@@ -133,17 +141,35 @@ class Client(_Calls):
             state = self.job(job)
             yield state
 
-    def wait(self, job: Job | str, *, progress: bool = True) -> Job:
-        """The job's last state, once it has succeeded. `progress` shows a bar on a terminal and in a notebook.
+    def wait(self, job: Job | str, *, progress: bool = True, take_over_timeout: float = TAKE_OVER_SECONDS) -> Job:
+        """The job's last state, once it has succeeded and the service answers by the new generation.
+
+        Args:
+            progress: show a bar, on a terminal and in a notebook.
+            take_over_timeout: seconds that the service may take to open the new generation after the job's end.
 
         Raises:
             JobFailedError: it failed.
+            NotTakenOverError: the service goes on answering by an earlier generation.
             ClientError: see the tree in `gradtrace_client`; NotFoundError where there is no such job.
         """
         with progress_bar(progress) as show:
             for state in self.follow(job):
                 show(state)
-        return succeeded(state)
+        ended, since = succeeded(state), time.monotonic()
+        while not self._takes_over(ended):
+            if time.monotonic() - since > take_over_timeout:
+                raise NotTakenOverError(ended, take_over_timeout)
+            time.sleep(LOOK_SECONDS)
+        return ended
+
+    def _takes_over(self, job: Job) -> bool:
+        try:
+            return self.index(job.index).generation >= job.generation
+        except (BusyError, DeadlineError):
+            return False
+        except ForbiddenError:  # the key may start jobs and not ask
+            return True
 
     def _events(self, path: str) -> Iterator[Job]:
         """As far as they come."""
@@ -216,12 +242,25 @@ class AsyncClient(_Calls):
             state = await self.job(job)
             yield state
 
-    async def wait(self, job: Job | str, *, progress: bool = True) -> Job:
+    async def wait(self, job: Job | str, *, progress: bool = True, take_over_timeout: float = TAKE_OVER_SECONDS) -> Job:
         """As Client.wait."""
         with progress_bar(progress) as show:
             async for state in self.follow(job):
                 show(state)
-        return succeeded(state)
+        ended, since = succeeded(state), time.monotonic()
+        while not await self._takes_over(ended):
+            if time.monotonic() - since > take_over_timeout:
+                raise NotTakenOverError(ended, take_over_timeout)
+            await asyncio.sleep(LOOK_SECONDS)
+        return ended
+
+    async def _takes_over(self, job: Job) -> bool:
+        try:
+            return (await self.index(job.index)).generation >= job.generation
+        except (BusyError, DeadlineError):
+            return False
+        except ForbiddenError:
+            return True
 
     async def _events(self, path: str) -> AsyncIterator[Job]:
         try:

@@ -126,6 +126,7 @@ def job_html(job: Job) -> str:
     """How far a job is, or how it ended."""
     words = f"{job.operation} of {job.index}, {job.state}, generation {job.generation}"
     words += "" if job.error is None else f": {job.error}"
+    words += "".join(f"; no {method} any more: {remedy}" for method, remedy in job.lost_methods.items())
     return f'<p><progress value="{job.progress:.3f}" max="1"></progress> {escape(words)}</p>'
 
 
@@ -163,6 +164,8 @@ def example_text(example: dict[str, Any] | None) -> str:
         text = " ".join(str(example["text"]).split())
     elif isinstance(example.get("features"), dict):
         text = ", ".join(f"{name} {_cell(value)}" for name, value in example["features"].items())
+    elif isinstance(example.get("error"), str):
+        text = f"not shown: {example['error']}"
     else:
         text = ", ".join(example)
     return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 1] + "…"

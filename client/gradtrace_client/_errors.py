@@ -4,6 +4,7 @@ ClientError
 ├── UnreachableError          no answer came: the connection failed or took too long
 ├── ProtocolError             an answer came that is not one of this API's, or of another major version of it
 ├── JobFailedError            the job that was waited for failed; `job` is its last state
+├── NotTakenOverError         the job succeeded, but the service does not answer by the new generation
 └── ProblemError              the service refused, with a problem document (RFC 9457)
     ├── InvalidRequestError   400, 405, 413, 422 ...: the request itself; `errors` names the fields
     ├── AuthenticationError   401: the API key is missing or wrong
@@ -40,13 +41,26 @@ class JobFailedError(ClientError):
         self.job = job
 
 
+class NotTakenOverError(ClientError):
+    """The job that was waited for succeeded, but the service goes on answering by an earlier generation. `job` is its
+    last state."""
+
+    def __init__(self, job: Job, seconds: float) -> None:
+        super().__init__(
+            f"generation {job.generation} of index {job.index} is published, but the service has not taken it over "
+            f"within {seconds:g} s: opening it takes longer (then give a larger take_over_timeout), or fails (the "
+            "service's log says why)"
+        )
+        self.job = job
+
+
 class ProblemError(ClientError):
     """The service refused. `problem` is its document; `status`, `detail` and `errors` are taken from it."""
 
-    def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
+    def __init__(self, problem: Problem, retry_after: float | None = None, versions: str = "") -> None:
         untold = (error for error in problem.errors if error.detail not in problem.detail)
         fields = "".join(f"\n  {error.field or 'request'}: {error.detail}" for error in untold)
-        super().__init__(f"{problem.title}: {problem.detail}{fields}")
+        super().__init__(f"{problem.title}: {problem.detail}{fields}{versions}")
         self.problem = problem
         self.retry_after = retry_after
 
@@ -101,10 +115,10 @@ _BY_STATUS: dict[int, type[ProblemError]] = {
 }
 
 
-def problem_error(problem: Problem, retry_after: float | None = None) -> ProblemError:
-    """The error that stands for the problem's status."""
+def problem_error(problem: Problem, retry_after: float | None = None, versions: str = "") -> ProblemError:
+    """The error that stands for the problem's status. versions: of both sides, said where they differ"""
     other = InvalidRequestError if problem.status < 500 else ServiceError
-    return _BY_STATUS.get(problem.status, other)(problem, retry_after)
+    return _BY_STATUS.get(problem.status, other)(problem, retry_after, versions)
 
 
 def not_sent(errors: list[FieldProblem]) -> InvalidRequestError:

@@ -13,6 +13,8 @@ from gradtrace_client._errors import JobFailedError
 from gradtrace_client.service_schemas import Job
 
 POLL_SECONDS = 1.0  # between two looks where events do not come through
+LOOK_SECONDS = 0.25  # between two looks whether a job's generation is taken over
+TAKE_OVER_SECONDS = 60.0  # that this may take: the new generation is opened beside the old one
 _WIDTH = 30
 
 

@@ -264,7 +264,9 @@ class Hit(_Answer):
     parts: dict[str, float] | None = Field(description="By checkpoint; they sum to the score.")
     layers: dict[str, float] | None = Field(default=None, description="By layer; they sum to the score.")
     percentile: float | None = Field(default=None, description="Share of all training rows with a lower score, in %.")
-    example: Payload | None = Field(description='{"image": data URL}, {"text": ...} or {"features": {...}}.')
+    example: Payload | None = Field(
+        description='{"image": data URL}, {"text": ...} or {"features": {...}}; {"error": why} where it failed.'
+    )
 
     def example_text(self) -> str:
         """The example in one line of at most 200 characters; an image is only named."""

@@ -64,6 +64,10 @@ class Job(_Answer):
     generation: int = Field(description="Of the index: when the job began, and once it ended, when it ended.")
     attempts: int = Field(default=1, description="How often its process was started: once killed, it resumes.")
     error: str | None = Field(default=None, description="Why it failed, with the remedy.")
+    lost_methods: dict[str, str] = Field(
+        default_factory=dict,
+        description="Methods by which the index answered before the job and does not now, with what brings each back.",
+    )
     created: datetime
     ended: datetime | None = None
 

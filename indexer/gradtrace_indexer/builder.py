@@ -8,6 +8,7 @@ to the same bytes.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -30,12 +31,12 @@ from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.indexed_weights import indexed_checkpoint
 from gradtrace.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
 from gradtrace.moments import SecondMoments
+from gradtrace.path_report import summary, warn_of_slow_paths
 from gradtrace.precision import load_column_scales
 from gradtrace.recording import Recording
 from gradtrace.row_ids import Ids, read_row_ids
 from gradtrace.sample import varied_rows
 from gradtrace.shards import ShardLayout, representation_layout
-from gradtrace.slow_paths import warn_of_slow_paths
 from gradtrace.task import Example, Task
 from gradtrace_indexer.bad_rows import BadRows, usable_ids, with_skipped_deleted
 from gradtrace_indexer.files import write_file
@@ -176,6 +177,8 @@ class Builder:
         if self._examination is None:
             self._examination = model.examination
             warn_of_slow_paths(model, self._probe)
+            if self.progress:
+                tqdm.write(summary(model), file=sys.stderr)
         return model
 
     def probe_on(self, rows: Ids) -> None:

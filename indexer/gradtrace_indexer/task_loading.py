@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,12 +15,18 @@ from typing import Any
 from gradtrace.errors import TaskError
 from gradtrace.task import Task
 
+_INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_OWN = ("gradtrace", "gradtrace_indexer", "gradtrace_service", "gradtrace_client")
+
+_before_tasks: set[str] = set()  # names of the modules that were there before the first task was loaded
+
 
 def load_task(spec: str, *, anew: bool = False) -> Task:
     """The task that `spec` names; a Task subclass is instantiated without arguments.
 
-    anew: run the module again, under another name, instead of taking it as it was imported before: a task and data
-        that share nothing with an earlier one's, and see what has changed on disk.
+    anew: run the module again, under another name, instead of taking it as it was imported before, and with it the
+        user's modules that it imports: a task and data that share nothing with an earlier one's, and see what has
+        changed on disk. Modules that cannot be run twice, and installed ones, stay as they were imported first.
 
     Raises:
         TaskError: no such file, module or attribute; an error while importing or instantiating; or not a Task.
@@ -49,10 +56,9 @@ def import_source(source: str, *, anew: bool = False) -> ModuleType:
     folder = Path(source).resolve().parent if is_file else Path.cwd()
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+    _before_tasks.update(() if _before_tasks else sys.modules)
     try:
-        if is_file:
-            return _import_file(Path(source).resolve(), anew)
-        return _import_again(source) if anew else importlib.import_module(source)
+        return _import_anew(source, is_file) if anew else _import(source, is_file)
     except SystemExit as error:
         raise TaskError(
             f"importing {source} ended the program ({error}): put what is for running it as a script under "
@@ -60,6 +66,36 @@ def import_source(source: str, *, anew: bool = False) -> ModuleType:
         ) from error
     except Exception as error:  # whatever the user's code raises
         raise TaskError(f"importing {source} failed: {type(error).__name__}: {error}") from error
+
+
+def _import(source: str, is_file: bool) -> ModuleType:
+    return _import_file(Path(source).resolve()) if is_file else importlib.import_module(source)
+
+
+def _import_anew(source: str, is_file: bool) -> ModuleType:
+    def run() -> ModuleType:
+        return _import_file(Path(source).resolve(), anew=True) if is_file else _import_again(source)
+
+    helpers = {name: module for name, module in list(sys.modules.items()) if _is_helper(name, module)}
+    for name in helpers:
+        del sys.modules[name]
+    try:
+        return run()
+    except Exception:
+        sys.modules.update(helpers)
+        if not helpers:
+            raise
+        return run()  # a module may refuse to be run twice, as when it registers something
+    except BaseException:
+        sys.modules.update(helpers)
+        raise
+
+
+def _is_helper(name: str, module: ModuleType) -> bool:
+    """Whether a module came with a task and is of the user's own code: not installed, and none of ours."""
+    file = getattr(module, "__file__", None)
+    is_ours = name.partition(".")[0] in _OWN or name.startswith("_gradtrace_")
+    return name not in _before_tasks and file is not None and not is_ours and not file.startswith(_INSTALLED)
 
 
 def _split(spec: str) -> tuple[str, str]:
@@ -115,5 +151,6 @@ def _tasks_in(module: ModuleType) -> str:
 
 def _is_task(value: Any) -> bool:
     if inspect.isclass(value):
-        return issubclass(value, Task) and not inspect.isabstract(value)
+        is_ours = value.__module__.partition(".")[0] in _OWN
+        return issubclass(value, Task) and not inspect.isabstract(value) and not is_ours
     return isinstance(value, Task)

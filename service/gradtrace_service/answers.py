@@ -34,21 +34,23 @@ from gradtrace_client.schemas import (
     Timing,
 )
 from gradtrace_service.conventions import convention
-from gradtrace_service.problems import NoSuchRowError
+from gradtrace_service.problems import FieldError, NoSuchRowError
 from gradtrace_service.questions import (
     AskedExample,
     check_names,
     deleted_row,
     missing_row,
-    named_refusals,
     options_of,
     plain_label,
     queries_of,
     row_filter_of,
     split_size,
 )
-from gradtrace_service.rendering import Show, shower
-from gradtrace_service.work import Work
+from gradtrace_service.rendering import Show, renderings, shower
+from gradtrace_service.unfit_queries import unfit_queries
+from gradtrace_service.work import Outcome, Work
+
+Asked = list[AskedExample] | FieldError  # the queries of a request, or why it is refused
 
 
 def warm_up(index: Index, waited_ms: float) -> int:
@@ -58,27 +60,76 @@ def warm_up(index: Index, waited_ms: float) -> int:
 
 
 def one_influence(index: Index, waited_ms: float, *, request: InfluenceRequest) -> InfluenceAnswer:
-    """Answer POST /influence. Raises as `influence`."""
-    return influence(index, [request], [waited_ms])[0]
-
-
-def influences(
-    index: Index, works: Sequence[Work[InfluenceAnswer]], waited_ms: Sequence[float]
-) -> list[InfluenceAnswer]:
-    """Answer several that may be answered together. Raises as `influence`."""
-    return influence(index, [work.request for work in works], waited_ms)
-
-
-def influence(index: Index, requests: Sequence[InfluenceRequest], waited_ms: Sequence[float]) -> list[InfluenceAnswer]:
-    """Answer one or several POST /influence that differ in what is asked about alone, in one pass.
+    """Answer POST /influence.
 
     Raises:
         FieldError: a field names something that is not there, or an example that the task or the model cannot take.
-        GradtraceError: the index refuses a query.
+        GradtraceError: the index refuses the query.
     """
+    (outcome,) = _influences(index, [request], [waited_ms])
+    if isinstance(outcome, FieldError):
+        raise outcome
+    return outcome
+
+
+def influences(index: Index, works: Sequence[Work[InfluenceAnswer]], waited_ms: Sequence[float]) -> list[Outcome]:
+    """Answer several that may be answered together; those at fault have their FieldError instead of an answer.
+
+    Raises:
+        Exception: what fails all of them.
+    """
+    return list(_influences(index, [work.request for work in works], waited_ms))
+
+
+def _influences(
+    index: Index, requests: Sequence[InfluenceRequest], waited_ms: Sequence[float]
+) -> list[InfluenceAnswer | FieldError]:
+    """Answer one or several POST /influence that differ in what is asked about alone, in one pass, or in two where some
+    are at fault: the first pass fails on these."""
+    check_names(index, requests[0].method, requests[0].checkpoints)
+    asked = [_read_queries(index, request) for request in requests]
+    try:
+        return _fit_answered(index, requests, asked, waited_ms)
+    except Exception as error:
+        return _fit_answered(index, requests, _without_unfit(index, requests[0], asked, error), waited_ms)
+
+
+def _read_queries(index: Index, request: InfluenceRequest) -> Asked:
+    try:
+        return queries_of(index, request)
+    except FieldError as error:
+        return error
+
+
+def _without_unfit(index: Index, request: InfluenceRequest, asked: Sequence[Asked], error: Exception) -> list[Asked]:
+    """What is asked, with the refusal in the place of each request that the task or the model cannot take."""
+    queries = [query for some in asked if isinstance(some, list) for query in some]
+    refusals = {id(queries[at]): refusal for at, refusal in unfit_queries(index, request, queries, error).items()}
+
+    def checked(some: Asked) -> Asked:
+        refused = [] if isinstance(some, FieldError) else [refusals[id(one)] for one in some if id(one) in refusals]
+        return refused[0] if refused else some
+
+    return [checked(some) for some in asked]
+
+
+def _fit_answered(
+    index: Index, requests: Sequence[InfluenceRequest], asked: Sequence[Asked], waited_ms: Sequence[float]
+) -> list[InfluenceAnswer | FieldError]:
+    """The answers to all requests that are not refused already."""
+    fit = [(request, some, waited) for request, some, waited in zip(requests, asked, waited_ms, strict=True)
+           if isinstance(some, list)]  # fmt: skip
+    answers = iter(_answered(index, *zip(*fit, strict=True)) if fit else ())
+    return [next(answers) if isinstance(some, list) else some for some in asked]
+
+
+def _answered(
+    index: Index,
+    requests: Sequence[InfluenceRequest],
+    asked: Sequence[list[AskedExample]],
+    waited_ms: Sequence[float],
+) -> list[InfluenceAnswer]:
     started, request = time.perf_counter(), requests[0]
-    check_names(index, request.method, request.checkpoints)
-    asked = [queries_of(index, one) for one in requests]
     queries = [query for some in asked for query in some]
     results = _search(index, request, [query.example for query in queries])
     found, spent = time.perf_counter(), index.last_timing
@@ -87,7 +138,7 @@ def influence(index: Index, requests: Sequence[InfluenceRequest], waited_ms: Seq
     for some in asked:
         groups = [some] if request.aggregate else [[query] for query in some]
         own = list(islice(remaining, len(groups)))
-        rendered.append([_influence(index.task, request, *pair, show) for pair in zip(groups, own, strict=True)])
+        rendered.append([_influence(index, request, *pair, show) for pair in zip(groups, own, strict=True)])
     rows_rescored = sum(result.rows_rescored for result in results)
     timing = Timing(
         queue=0.0,
@@ -173,7 +224,7 @@ def example(index: Index, waited_ms: float, *, split: Split, row: int) -> Exampl
         prediction_name=None,
         loss=None,
         correct=None,
-        example=index.task.render(found),
+        example=renderings(index).example(found),
     )
 
 
@@ -207,26 +258,29 @@ def index_details(index: Index, waited_ms: float) -> IndexDetails:
 
 
 def _search(index: Index, request: InfluenceRequest, examples: list[Example]) -> list[gradtrace.InfluenceResult]:
-    with named_refusals(request):
-        return index.influence(
-            examples,
-            k=request.k,
-            method=request.method,
-            **asdict(options_of(request)),
-            filter=row_filter_of(request),
-            target=request.target,
-            rescore=request.rescore,
-            aggregate=request.aggregate,
-            include=[name for name in get_args(Include) if name in request.include],
-        )
+    return index.influence(
+        examples,
+        k=request.k,
+        method=request.method,
+        **asdict(options_of(request)),
+        filter=row_filter_of(request),
+        target=request.target,
+        rescore=request.rescore,
+        aggregate=request.aggregate,
+        include=[name for name in get_args(Include) if name in request.include],
+    )
 
 
 def _influence(
-    task: Task, request: InfluenceRequest, group: Sequence[AskedExample], result: gradtrace.InfluenceResult, show: Show
+    index: Index,
+    request: InfluenceRequest,
+    group: Sequence[AskedExample],
+    result: gradtrace.InfluenceResult,
+    show: Show,
 ) -> Influence:
-    parts, distribution = "parts" in request.include, result.distribution
+    task, parts, distribution = index.task, "parts" in request.include, result.distribution
     return Influence(
-        query=_query_info(task, request, group, result),
+        query=_query_info(index, request, group, result),
         proponents=[_hit(task, hit, show, parts) for hit in result.proponents],
         opponents=[_hit(task, hit, show, parts) for hit in result.opponents],
         rows_searched=result.rows_searched,
@@ -238,9 +292,9 @@ def _influence(
 
 
 def _query_info(
-    task: Task, request: InfluenceRequest, group: Sequence[AskedExample], result: gradtrace.InfluenceResult
+    index: Index, request: InfluenceRequest, group: Sequence[AskedExample], result: gradtrace.InfluenceResult
 ) -> QueryInfo:
-    query, several = group[0], request.aggregate is not None
+    task, query, several = index.task, group[0], request.aggregate is not None
     return QueryInfo(
         split=query.split,
         row=None if several else query.row,
@@ -252,7 +306,7 @@ def _query_info(
         prediction=result.prediction,
         prediction_name=task.label_name(result.prediction),
         loss=result.loss,
-        example=task.render(query.example) if "examples" in request.include and not several else None,
+        example=renderings(index).example(query.example) if "examples" in request.include and not several else None,
     )
 
 

@@ -62,7 +62,11 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
         answer, slots = answer_batch_elsewhere, settings.processes
     else:
         catalog = indexes()
-        catalog.get(None)  # what is wrong with it is told now, to whoever starts the service
+        try:
+            catalog.open_default()  # what is wrong with it is told now, to whoever starts the service
+        except BaseException:
+            catalog.close()
+            raise
         workers, answer, slots = thread_worker(catalog), answer_batch, 1
     metrics, jobs = Metrics(), JobRunner(hosted)
     engine = Engine(workers, answer, slots, _limits(settings), metrics)

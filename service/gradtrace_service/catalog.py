@@ -8,6 +8,7 @@ import logging
 import math
 import threading
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +19,22 @@ import psutil
 
 import gradtrace
 from gradtrace import Index
-from gradtrace.errors import QueryError, StoreError
+from gradtrace.errors import GradtraceError, MismatchError, QueryError, StoreError, TaskError
 from gradtrace.manifest import MANIFEST_NAME, read_manifest
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_service.problems import FieldError
+from gradtrace_service.rendering import try_rendering
 from gradtrace_service.settings import Settings
 from gradtrace_service.work import IndexUnavailableError
 
 _TRY_AGAIN_SECONDS = 4.0  # between two attempts at an index that could not be opened and is asked for
 _RETAKE_SECONDS = 60.0  # the same, of a new generation whose old one goes on answering
 _LOOK_SECONDS = 1.0  # between two looks for new generations
+
+_RESTART = (
+    ". The task was loaded anew, with the modules beside it: where the data on disk is the right one, an installed "
+    "module, or one that cannot be imported twice, holds the old: restart the service"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -43,10 +50,29 @@ class Hosted:
     device: str = "auto"
 
     def open(self) -> Index:
-        """With a task of its own: generations differ in their data sets, and a task is one thread's alone."""
-        return gradtrace.open_index(
+        """With a task of its own: generations differ in their data sets, and a task is one thread's alone.
+
+        Raises:
+            GradtraceError: see `load_task` and `gradtrace.open_index`; or its rows cannot be rendered.
+        """
+        index = gradtrace.open_index(
             self.path, load_task(self.task, anew=True), checkpoints=self.checkpoints, device=self.device
         )
+        try_rendering(index)
+        return index
+
+    def open_or_say_why(self) -> Index:
+        """As `open`, for who starts a program.
+
+        Raises:
+            GradtraceError: also in the place of what a user's task raised.
+        """
+        try:
+            return self.open()
+        except (GradtraceError, MemoryError):
+            raise
+        except Exception as error:
+            raise TaskError(f"{self.task}: {described(error)}") from error
 
     def state(self) -> Any:
         """Changes whenever another generation is published, or a file of this one is damaged or repaired.
@@ -56,6 +82,14 @@ class Hosted:
         """
         files = [entry.path for entry in read_manifest(self.path).files()]
         return [_stamp(self.path / name) for name in (MANIFEST_NAME, *files)]
+
+
+def described(error: Exception) -> str:
+    """Errors of ours in their words; what a user's code raised with its kind and line."""
+    if isinstance(error, GradtraceError):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -148,6 +182,22 @@ class Catalog:
             self._open.move_to_end(name)
             return self._open[name]
 
+    def open_default(self) -> None:
+        """Open the first index now.
+
+        Raises:
+            IndexUnavailableError: it cannot be opened.
+        """
+        name, first = next(iter(self._hosted.items()))
+        with self._opening:
+            try:
+                self._states[name] = first.state()
+                opened = first.open_or_say_why()
+            except GradtraceError as error:
+                raise IndexUnavailableError(f"index {name} cannot be opened: {error}") from error
+            with self._lock:
+                self._open[name] = opened
+
     def is_open(self, name: str) -> bool:
         """Whether the index is in memory; for any thread."""
         with self._lock:
@@ -183,10 +233,12 @@ class Catalog:
 
     def _complain(self, name: str, error: Exception) -> None:
         """Once, until something else is the matter."""
-        if self._complaints.get(name) != str(error):
+        complaint = described(error)
+        if self._complaints.get(name) != complaint:
             goes_on = ", the old generation goes on answering" if name in self._open else ""
-            _log.error("index %s cannot be opened%s: %s", name, goes_on, error)
-        self._complaints[name] = str(error)
+            remedy = _RESTART if goes_on and isinstance(error, MismatchError) else ""
+            _log.error("index %s cannot be opened%s: %s%s", name, goes_on, complaint, remedy)
+        self._complaints[name] = complaint
 
     def _make_room(self, newest: str) -> None:
         while self._memory_limit is not None and len(self._open) > 1:

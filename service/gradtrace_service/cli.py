@@ -12,18 +12,17 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-import gradtrace
 from gradtrace.errors import GradtraceError, LockedIndexError, QueryError
 from gradtrace.user_code import user_line
 from gradtrace_client import Client, ClientError, InfluenceAnswer
+from gradtrace_indexer.check_command import app as check_command
 from gradtrace_indexer.cli import app as indexer_commands
-from gradtrace_indexer.task_loading import load_task
 from gradtrace_service.app import create_app, create_service
-from gradtrace_service.catalog import hosted
+from gradtrace_service.catalog import Hosted, hosted
 from gradtrace_service.console import print_answer
 from gradtrace_service.demo import Dataset, run_demo
 from gradtrace_service.key_commands import app as key_commands
-from gradtrace_service.server import answer_local_names_alone, refuse_public, serve_until_told, serving
+from gradtrace_service.server import answer_local_names_alone, refuse_public, refuse_taken, serve_until_told, serving
 from gradtrace_service.settings import read_settings, with_settings
 
 _INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
@@ -34,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.registered_commands += indexer_commands.registered_commands
+app.registered_commands += [*check_command.registered_commands, *indexer_commands.registered_commands]
 app.add_typer(key_commands, name="key")
 
 TaskOption = Annotated[str, typer.Option(help="module:attribute or path/to/file.py:attribute")]
@@ -119,6 +118,7 @@ def serve(
     local = settings.api_key_file is None and not settings.insecure
     if local:
         refuse_public(settings.host)
+    refuse_taken(settings.host, settings.port)
     app = create_service(hosted(indexes, task, settings), settings)
     if local:
         answer_local_names_alone(app, settings.host)
@@ -204,6 +204,7 @@ def demo(
     """Train on real data, build an index, serve it, and ask it why a test example is predicted as it is."""
     if not insecure:
         refuse_public(host)
+    refuse_taken(host, port)
     run_demo(dataset, out or Path("runs") / dataset.value, host=host, port=port, once=once)
 
 
@@ -212,9 +213,9 @@ def _ask(source: str, task: str | None, api_key: str | None, fields: dict[str, A
         with Client(source, api_key) as client:
             return client.influence(**fields)
     if task is None:
-        raise QueryError(f"{source} is no http:// address; to ask an index directory, give its --task")
+        raise QueryError(f"{source} is not an http:// address; to ask an index directory, give its --task")
     # The same road as over the network, so that both give the same answers and messages.
-    with serving(create_app(gradtrace.open_index(source, load_task(task)))) as url, Client(url) as client:
+    with serving(create_app(Hosted("", Path(source), task).open_or_say_why())) as url, Client(url) as client:
         return client.influence(**fields)
 
 

@@ -28,7 +28,6 @@ from gradtrace_service.questions import (
     AskedExample,
     check_known,
     check_names,
-    named_refusals,
     options_of,
     parsed_examples,
     queries_beside_training,
@@ -36,6 +35,7 @@ from gradtrace_service.questions import (
     row_filter_of,
     train_row_examples,
 )
+from gradtrace_service.unfit_queries import named_refusals
 
 
 def groups(index: Index, waited_ms: float, *, request: GroupsRequest) -> GroupsAnswer:
@@ -49,7 +49,7 @@ def groups(index: Index, waited_ms: float, *, request: GroupsRequest) -> GroupsA
     check_names(index, request.method, request.checkpoints)
     check_known("by", request.by, index.columns)
     queries = queries_of(index, request)
-    with named_refusals(request):
+    with named_refusals(index, request, queries):
         found = index.group_influence(
             [query.example for query in queries],
             by=request.by,
@@ -80,7 +80,7 @@ def pairs(index: Index, waited_ms: float, *, request: PairsRequest) -> PairsAnsw
     started = time.perf_counter()
     check_names(index, request.method, request.checkpoints)
     queries, train = queries_beside_training(index, request), _training_examples(index, request)
-    with named_refusals(request):
+    with named_refusals(index, request, [*train, *queries]):
         scores = index.pairs(
             [one.example for one in train],
             [query.example for query in queries],

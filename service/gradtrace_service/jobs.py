@@ -20,10 +20,11 @@ from pydantic import ValidationError
 
 from gradtrace.errors import GradtraceError, StoreError
 from gradtrace.manifest import read_manifest
+from gradtrace.methods import METHODS, available_methods
 from gradtrace_client.service_schemas import Job
 from gradtrace_indexer.builder import missing_shards
 from gradtrace_indexer.files import write_file
-from gradtrace_indexer.generations import read_pending
+from gradtrace_indexer.generations import kept_generations, read_pending
 from gradtrace_service.catalog import Hosted
 from gradtrace_service.engine import DrainingError
 from gradtrace_service.problems import FieldError, NoSuchJobError, OtherJobError
@@ -158,7 +159,8 @@ class JobRunner:
         except (GradtraceError, OSError) as failure:  # OSError: no process could be started
             return {"state": "failed", "error": str(failure)}
         if code == 0:
-            return {"state": "succeeded", "generation": generation, "progress": 1.0}
+            lost = _lost_methods(self._hosted[job.index].path, job.generation)
+            return {"state": "succeeded", "generation": generation, "progress": 1.0, "lost_methods": lost}
         return {"state": "failed", "generation": generation, "error": error}
 
     async def _attempts(self, job: Job) -> tuple[int, str]:
@@ -175,7 +177,7 @@ class JobRunner:
                 attempt += 1
 
     async def _attempt(self, job: Job, attempt: int) -> tuple[int, str]:
-        """Exit code, negative for signals, and the last line of what the process complained of."""
+        """Exit code, negative for signals, and what the process complained of last."""
         await self._change(job.id, attempts=attempt)
         process = await asyncio.create_subprocess_exec(
             *self._command(job),
@@ -199,10 +201,10 @@ class JobRunner:
                 except asyncio.TimeoutError:
                     process.kill()
                     await process.wait()
-        lines = complaints.result().decode(errors="replace").strip().splitlines() or [""]
+        complaint = last_complaint(complaints.result().decode(errors="replace"))
         if code:
-            _log.warning("job %s, attempt %d, ended with %d: %s", job.id, attempt, code, lines[-1])
-        return code, lines[-1].removeprefix("error: ")
+            _log.warning("job %s, attempt %d, ended with %d: %s", job.id, attempt, code, complaint)
+        return code, complaint
 
     def _command(self, job: Job) -> list[str]:
         hosted = self._hosted[job.index]
@@ -249,6 +251,21 @@ def _kept_jobs(hosted: Hosted) -> Iterator[Job]:
     for path in (hosted.path / _FOLDER).glob("*.json"):
         with contextlib.suppress(ValidationError):  # one that a full disk cut short
             yield Job.model_validate_json(path.read_bytes()).model_copy(update={"index": hosted.name})
+
+
+def last_complaint(stderr: str) -> str:
+    """The error that a command ends with, which may be of several lines; without one, the last line."""
+    lines = stderr.strip().splitlines() or [""]
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    return "\n".join(lines[errors[-1] :]).removeprefix("error: ") if errors else lines[-1]
+
+
+def _lost_methods(path: Path, generation: int) -> dict[str, str]:
+    """Methods by which that generation answered and the current one does not, with what brings each back."""
+    before = [kept for kept in kept_generations(path) if kept.generation == generation]  # none where it was pruned
+    now = read_manifest(path)
+    lacking = {name: METHODS[name].lacks(now) for manifest in before for name in available_methods(manifest)}
+    return {name: lacks for name, lacks in lacking.items() if lacks is not None}
 
 
 def _now() -> datetime:

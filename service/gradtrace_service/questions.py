@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from gradtrace import Index, RowFilter, Task
 from gradtrace.errors import GradtraceError
-from gradtrace.methods import Options
+from gradtrace.methods import METHODS, Options
 from gradtrace.task import Example, Label
 from gradtrace_client.group_and_pair_schemas import PairsRequest
 from gradtrace_client.schemas import (
@@ -22,17 +21,21 @@ from gradtrace_client.schemas import (
 )
 from gradtrace_service.problems import FieldError
 
-_PAYLOADS = ("example", "examples", "train_examples")  # fields of requests
-
 
 @dataclass(frozen=True, slots=True)
 class AskedExample:
+    """field: of the request that it came from, such as `examples[2]`;  split, row: where it was named by its row"""
+
     example: Example
+    field: str
     split: Split | None = None
     row: int | None = None
 
 
 def check_names(index: Index, method: str, checkpoints: Sequence[str] | None) -> None:
+    lacking = METHODS[method].lacks(index.manifest) if method in METHODS else None
+    if lacking is not None:
+        raise FieldError("method", f"this index does not answer by {method!r}: {lacking}")
     check_known("method", method, index.methods)
     known = [entry.name for entry in index.manifest.checkpoints]
     for position, name in enumerate(checkpoints or ()):
@@ -57,13 +60,14 @@ def queries_beside_training(index: Index, request: Queries | PairsRequest) -> li
     if request.query_rows is not None:
         return row_examples("query", task.query, request.query_rows)
     if request.example is not None:
-        return [AskedExample(parsed(task, request.example, "example"))]
+        return parsed_examples(task, [request.example], "example")
     return parsed_examples(task, request.examples or [], "examples")
 
 
 def parsed_examples(task: Task, payloads: Sequence[Payload], field: str) -> list[AskedExample]:
     """Raises FieldError for one that the task cannot read."""
-    return [AskedExample(parsed(task, payload, f"{field}[{at}]")) for at, payload in enumerate(payloads)]
+    fields = [field] if field == "example" else [f"{field}[{at}]" for at in range(len(payloads))]
+    return [AskedExample(parsed(task, *one), one[1]) for one in zip(payloads, fields, strict=True)]
 
 
 def train_row_examples(index: Index, rows: Sequence[int]) -> list[AskedExample]:
@@ -80,7 +84,7 @@ def row_examples(split: Split, dataset: Any, rows: Sequence[int]) -> list[AskedE
     for position, row in enumerate(rows):
         if row >= size:
             raise FieldError(f"{split}_rows[{position}]", missing_row(split, row, size))
-    return [AskedExample(dataset[row], split, row) for row in rows]
+    return [AskedExample(dataset[row], f"{split}_rows[{at}]", split, row) for at, row in enumerate(rows)]
 
 
 def deleted_row(row: int) -> str:
@@ -106,18 +110,6 @@ def parsed(task: Task, payload: Payload, field: str) -> Example:
         raise FieldError(field, str(error)) from error
     except Exception as error:  # whatever a user's parse makes of a payload that it did not expect
         raise FieldError(field, f"{type(task).__name__} cannot read it: {type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def named_refusals(request: Question) -> Iterator[None]:
-    """What the model makes of examples that it cannot take is told by the names of their fields."""
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        sent = [name for name in _PAYLOADS if getattr(request, name, None) is not None]
-        if not sent or type(error) not in (RuntimeError, ValueError):  # out of memory, a device's failure: not theirs
-            raise
-        raise FieldError(" or ".join(sent), f"the model cannot take it: {error}") from error
 
 
 def options_of(request: Question) -> Options:

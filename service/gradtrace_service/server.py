@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import os
 import socket
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -26,13 +28,56 @@ _KEEP_ALIVE_SECONDS = 75  # longer than gateways keep theirs, else they send int
 
 
 def refuse_public(host: str) -> None:
-    """Raises SettingsError for an address that others than this machine reach, and OSError for none."""
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    """Raises SettingsError for an address that others than this machine reach, or none."""
+    found = _addresses(host, 0)
     if not all(ipaddress.ip_address(address[0]).is_loopback for *_, address in found):
         raise SettingsError(
             f"{host} is reached from other machines, and everybody may ask for training data there; make keys by "
             "`gradtrace key new` and give --api-key-file, or listen on 127.0.0.1, or say --insecure"
         )
+
+
+def refuse_taken(host: str, port: int) -> None:
+    """Find out before an index is loaded whether the service can listen there.
+
+    Raises:
+        SettingsError: another program has the port, or this one may not have it; or the address is none of this
+            machine's.
+    """
+    addresses = _addresses(host, port)
+    failures = [error for address in addresses if (error := _binding_error(*address)) is not None]
+    taken = [error for error in failures if error.errno in (errno.EADDRINUSE, errno.EACCES)]
+    if taken or len(failures) == len(addresses):  # a name may have an address that this machine does without
+        error = (taken or failures)[0]
+        remedy = _REMEDIES.get(error.errno or 0, "give another --host or --port")
+        raise SettingsError(f"cannot listen on {host}, port {port}: {error.strerror}; {remedy}") from error
+
+
+_REMEDIES = {
+    errno.EADDRINUSE: "another program listens there, perhaps another `gradtrace serve`: end it, or give another "
+    "--port (0 takes a free one)",
+    errno.EACCES: "ports below 1024 are for the system's administrator: give another --port, such as 8000",
+    errno.EADDRNOTAVAIL: "give an address of this machine by --host: 127.0.0.1, or 0.0.0.0 for all",
+}
+
+
+def _binding_error(family: int, kind: int, protocol: int, _: str, address: Any) -> OSError | None:
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as asyncio does
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error
+    return None
+
+
+def _addresses(host: str, port: int) -> list[Any]:
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"--host {host} is not an address or a name of this machine ({error})") from error
 
 
 def answer_local_names_alone(app: FastAPI, host: str) -> None:

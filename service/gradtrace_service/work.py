@@ -40,7 +40,7 @@ class Work(Generic[T]):
 
     index: its name; None: the only or first one
     call: its answer, from the open index and the milliseconds that the request waited
-    kind: works of equal kind can be answered together, by `together`; None: alone
+    kind: works of equal kind can be answered together, by `together`, which gives an outcome for each; None: alone
     size: queries in it
     """
 
@@ -48,7 +48,7 @@ class Work(Generic[T]):
     call: Callable[[Index, float], T]
     kind: Hashable = None
     size: int = 1
-    together: Callable[[Index, list[Work[T]], list[float]], list[T]] | None = None
+    together: Callable[[Index, list[Work[T]], list[float]], list[Outcome]] | None = None
     request: Any = None  # what `together` reads
 
 

@@ -1,0 +1,160 @@
+"""A dry run of a task before anything is built: what is found out of it, what a build would take, what is wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psutil
+import torch
+
+from gradtrace.basis import two_sided_basis
+from gradtrace.checkpoints import Checkpoint
+from gradtrace.dataset import fetch
+from gradtrace.devices import pick_device
+from gradtrace.encoder import GradientModel
+from gradtrace.errors import GradtraceError
+from gradtrace.guards import check_dataset
+from gradtrace.manifest import Precision
+from gradtrace.path_report import LayerLine, layer_lines, slow_path
+from gradtrace.sample import varied_rows
+from gradtrace.shards import ShardLayout, default_levels
+from gradtrace.task import Task
+from gradtrace.task_checks import HookCheck, check_hooks
+
+_SHOWN = 3  # examples that the task's hooks are tried on
+_SECONDS = 2.0  # in which rows are timed
+_FITTED = 2048  # rows that basis and curvature are fitted on, about twice over at each checkpoint
+_COLUMN_BYTES = 32  # of label, prediction, loss and norm
+
+
+@dataclass(frozen=True)
+class BuildEstimate:
+    """What building the index would take, about.
+
+    rows_per_second: gradient rows at one checkpoint, in batches of the build.
+    """
+
+    rows_per_second: float
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int
+
+
+@dataclass
+class TaskReport:
+    """What a dry run found.
+
+    rows: of the training data.  checkpoints: how many.  parameters: that count.
+    labels: whose the curvature is: "loss", "predict" or "empirical", see docs/methods.md; `law` says it in words.
+    hooks: what the task's optional parts give on training examples, or what is wrong with them.
+    notes: what is slow or unusual.  problems: what a build would refuse, each with its remedy.
+    """
+
+    task: str
+    rows: int = 0
+    checkpoints: int = 0
+    parameters: int = 0
+    layers: list[LayerLine] = field(default_factory=list)
+    labels: str = ""
+    law: str = ""
+    hooks: list[HookCheck] = field(default_factory=list)
+    estimate: BuildEstimate | None = None
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return {
+            **asdict(self),
+            "layers": [line._asdict() for line in self.layers],
+            "hooks": [hook._asdict() for hook in self.hooks],
+            "ok": self.ok,
+        }
+
+
+def check(
+    task: Task,
+    checkpoints: Sequence[Checkpoint],
+    *,
+    dimensions: int = 2048,
+    precision: Precision = "int8",
+    batch_size: int = 128,
+    device: str = "auto",
+) -> TaskReport:
+    """Try a task on a sample of its rows at its last checkpoint, in seconds; nothing is written.
+
+    Raises nothing that a build would refuse: it stands in `problems`.
+    """
+    report = TaskReport(type(task).__name__, checkpoints=len(checkpoints))
+    try:
+        report.rows = check_dataset(task)
+        rows = varied_rows(task)
+        examples = fetch(task.train, rows)
+        if not checkpoints:
+            raise GradtraceError("there is no checkpoint: record some with CheckpointRecorder")
+        where = torch.device(pick_device(device))
+        model = GradientModel(task, checkpoints[-1], where, examples, rows=rows)
+        report.hooks = [*check_hooks(task, examples[:_SHOWN]), *_model_hooks(model, examples[:_SHOWN])]
+        _describe(report, model, examples)
+        report.estimate = _estimate(report, model, dimensions, precision, batch_size)
+    except GradtraceError as error:
+        report.problems.append(str(error))
+    report.problems += [hook.outcome for hook in report.hooks if hook.problem]
+    return report
+
+
+def _describe(report: TaskReport, model: GradientModel, examples: Sequence[Any]) -> None:
+    report.layers = layer_lines(model)
+    report.parameters = sum(line.parameters for line in report.layers)
+    report.labels, report.law = model.outputs.source, model.outputs.description
+    slow = slow_path(model, examples)
+    report.notes += [] if slow is None else [slow]
+    if report.labels == "empirical":
+        report.notes.append(
+            f"influence and source take the rows' own labels for those that the model would give: {report.law}. They "
+            "predict less well then; compute the loss by a function of torch.nn.functional, or define predict"
+        )
+
+
+def _model_hooks(model: GradientModel, examples: Sequence[Any]) -> list[HookCheck]:
+    """What predict, measurement and representation give."""
+    batch, checks = model.batch(examples), []
+    if model.predicts:
+        source = "predict" if model.task.has_predict else "predictions (from the loss)"
+        checks.append(HookCheck(source, ", ".join(map(str, model.predict(batch).tolist()))))
+    if model.task.has_measurement:
+        with torch.no_grad():
+            measured = model.task.measurement(model.model, batch.collated)
+        checks.append(HookCheck("measurement", ", ".join(f"{value:.4g}" for value in measured.tolist())))
+    found = model.representation
+    outcome = "none" if found is None else f"{found.dimensions} features of {found.source}"
+    return [*checks, HookCheck("representation", outcome)]
+
+
+def _estimate(
+    report: TaskReport, model: GradientModel, dimensions: int, precision: Precision, batch_size: int
+) -> BuildEstimate:
+    dimensions = max(len(report.layers), min(dimensions, report.parameters))
+    basis = two_sided_basis(model.plan.layers, dimensions, 0).to(model.device)
+    batch = model.batch(fetch(model.task.train, [row % report.rows for row in range(batch_size)]))
+    started, done = time.perf_counter(), 0
+    while not done or time.perf_counter() - started < _SECONDS:
+        model.encode_and_predict(basis, batch)
+        done += batch_size
+    rate = done / (time.perf_counter() - started)
+    fitted = min(report.rows, _FITTED)
+    layout = ShardLayout(1024, tuple(default_levels(basis.dimensions)), precision)
+    weights = sum(value.numel() * value.element_size() for value in model.model.state_dict().values())
+    return BuildEstimate(
+        rows_per_second=rate,
+        seconds=(report.checkpoints * (report.rows + 3 * fitted) + fitted) / rate,
+        memory_bytes=psutil.Process().memory_info().rss + weights * torch.get_num_threads(),
+        disk_bytes=report.checkpoints * report.rows * (layout.bytes // 1024 + _COLUMN_BYTES),
+    )
