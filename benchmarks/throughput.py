@@ -23,6 +23,8 @@ from gradtrace.encoder import GradientModel
 from gradtrace.shards import ShardLayout
 from gradtrace.task import Batch, Task
 from gradtrace_indexer import build_index
+from gradtrace_indexer.bad_rows import BadRows
+from gradtrace_indexer.row_reader import RowReader
 from gradtrace_indexer.shard_rows import RowWorkers, write_rows
 from gradtrace_indexer.shard_writer import ShardWriter
 from gradtrace_indexer.task_loading import load_task
@@ -75,7 +77,8 @@ def main() -> None:
 
     size = arguments.batch_size
     workers = RowWorkers([gradient_model() for _ in range(torch.get_num_threads())], basis)
-    batches = [model.batch(fetch(task.train, range(i * size, (i + 1) * size))) for i in range(_BATCHES)]
+    fetched = [fetch(task.train, range(i * size, (i + 1) * size)) for i in range(_BATCHES)]
+    batches = [model.batch(examples) for examples in fetched]
     layout = ShardLayout(size * _BATCHES, tuple(index.manifest.levels), "float16")
 
     def every(step: Callable[[Batch], object]) -> Callable[[], None]:
@@ -83,17 +86,18 @@ def main() -> None:
 
     def pipeline() -> None:
         with tempfile.TemporaryDirectory(dir=run) as folder, ShardWriter(Path(folder), "a.rows", layout) as writer:
-            write_rows(task, workers, range(size * _BATCHES), size, writer, lambda count: None)
+            reader, bad = RowReader(task.train), BadRows({}, skipping=False)
+            write_rows(reader, workers, range(size * _BATCHES), size, writer, lambda count: None, bad)
             writer.commit()
 
     def in_basis() -> None:
-        for _ in workers.encode(iter(batches)):
+        for _ in workers.encode(iter(fetched), skipping=False):
             pass
 
     measured: dict[str, Callable[[], None]] = {
         "training step": every(training_step(task, trained)),
         "forward and backward to the input": every(input_gradient(task, model.model)),
-        "rows in the basis": in_basis,
+        "rows stacked, and in the basis": in_basis,
         "rows fetched, in the basis, predicted, rounded, written, synced": pipeline,
     }
     times: dict[str, list[float]] = {name: [] for name in measured}

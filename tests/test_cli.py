@@ -256,7 +256,27 @@ def test_evaluate_trains_once_and_compares_methods(digits_index: DigitsRun, tmp_
     assert len(trained) == 12
     again = invoke(*words, "--method", "tracin")
     assert f"| tracin | {cells['tracin'][0]} | {cells['tracin'][1]} |" in again
+    with pytest.raises(QueryError, match="unknown method 'tracing'"):
+        invoke(*words, "--method", "tracing", "--seeds", "2")
     assert trained == {path: path.stat().st_mtime_ns for path in (tmp_path / "truth").rglob("*.npy")}
+
+
+def test_evaluate_trains_on_no_row_that_is_deleted(digits_index: DigitsRun, tmp_path: Path) -> None:
+    shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints")
+    shutil.copytree(digits_index.index, tmp_path / "index")
+    (tmp_path / "retrained.py").write_text(
+        RETRAINED.replace("torch.manual_seed(seed)", "assert not {3, *range(7, 40)} & set(rows), rows")
+    )
+    invoke("delete", str(tmp_path / "index"), "--rows", "3,7-39")
+    words = ["evaluate", str(tmp_path / "index"), "--task", f"{tmp_path / 'retrained.py'}:TASK"]
+    words += ["--truth", str(tmp_path / "truth"), "--subsets", "12", "--seeds", "1", "--queries", "20"]
+    shown = invoke(*words, "--method", "tracin", "--method", "graddot")
+    cells = dict(re.findall(r"^\| ([\w-]+) \| ([-.\d]+) \|", shown, re.MULTILINE))
+    assert set(cells) == {"tracin", "graddot"}
+    assert all(0.1 < float(score) < 1 for score in cells.values())
+    with pytest.raises(QueryError, match="no kernel"):
+        invoke(*words, "--method", "trak", "--seeds", "2")
+    assert len(list((tmp_path / "truth").rglob("*.npy"))) == 12
 
 
 @pytest.mark.parametrize("rows", ["", "a", "3-", "-3", "5-4", "1,,2", "1.5"])

@@ -68,7 +68,7 @@ def test_the_interval_is_repeatable_holds_the_mean_and_shrinks_with_more_subsets
         (lambda a, s, o: (a, s[:1], o[:1]), "fewer than 2 subsets"),
         (
             lambda a, s, o: (np.where(np.arange(ROWS) == 3, np.nan, a), s, o),
-            "scores are not finite; use",
+            "scores are not finite: leave",
         ),
         (lambda a, s, o: (a, s, o * np.inf), "outputs are not finite"),
     ],

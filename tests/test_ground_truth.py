@@ -14,12 +14,23 @@ import pytest
 import torch
 
 import ridge_task
+import tiny
 from conftest import wait_until
-from gradtrace import EvaluationError, LossError, MismatchError, QueryError, StoreError, TaskError
-from gradtrace_indexer import Retrainings, SubsetOutputs, downsampling, leave_one_out, shapley, subset_outputs
+from gradtrace import EvaluationError, LossError, MismatchError, QueryError, StoreError, TaskError, open_index
+from gradtrace_indexer import (
+    Retrainings,
+    SubsetOutputs,
+    delete_rows,
+    downsampling,
+    leave_one_out,
+    shapley,
+    subset_outputs,
+)
+from gradtrace_indexer.evaluate import evaluate
 from gradtrace_indexer.ground_truth import Walk, marginal_values, random_subsets
 from gradtrace_indexer.retraining import Trainer, Training
 from ridge_task import PENALTY, Ridge
+from tiny import ClassTask
 
 
 def opened(task: Ridge | str, path: Path, **arguments: Any) -> Retrainings:
@@ -132,6 +143,9 @@ def test_subsets_are_measured_as_retrained_and_more_of_them_go_on_where_fewer_en
 
 
 def test_halves_are_drawn_evenly() -> None:
+    some = random_subsets(10, 200, 0.5, 5, among=np.array([0, 3, 4, 9]))
+    assert (some.sum(1) == 2).all()
+    assert some.any(0).tolist() == [row in (0, 3, 4, 9) for row in range(10)]
     subsets = random_subsets(10, 2_000, 0.3, seed=5)
     assert (subsets.sum(1) == 3).all()
     np.testing.assert_allclose(subsets.mean(0), 0.3, atol=0.05)
@@ -255,3 +269,14 @@ def test_a_process_that_dies_and_a_damaged_result_name_the_remedy(tmp_path: Path
 def test_the_same_rows_in_any_order_are_the_same_training() -> None:
     assert Training([3, 1, 2], 0).name == Training((1, 2, 3), 0).name
     assert Training([1, 2, 3], 0).name != Training([1, 2, 3], 1).name != Training([1, 2], 1).name
+
+
+def test_trainings_that_had_deleted_rows_are_refused(tmp_path: Path) -> None:
+    task = ClassTask(tiny.mlp, tiny.classes(20))
+    tiny.build(task, tmp_path)
+    delete_rows(tmp_path / "index", [3])
+    index = open_index(tmp_path / "index", task)
+    subsets = random_subsets(20, 4, 0.5, 0)
+    truth = SubsetOutputs(subsets, np.zeros((4, 1, 2), np.float32))
+    with pytest.raises(EvaluationError, match="deleted from the index: draw the subsets from the others"):
+        next(evaluate(index, task.train[:2], truth, ["tracin"]))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradtrace.checkpoints import Optimizer, load_checkpoints, load_into
 from gradtrace.errors import CheckpointError
@@ -253,3 +253,81 @@ def test_a_damaged_curve_is_named(tmp_path: Path, text: str) -> None:
         (tmp_path / "losses.csv").write_bytes(b"\xff\xfe")
     with pytest.raises(CheckpointError, match=r"losses.csv is damaged"):
         CheckpointRecorder(tmp_path, every=1, resume=True)
+
+
+def recorded(recorder: CheckpointRecorder, steps: int, kind: type[torch.optim.Optimizer] = torch.optim.SGD) -> Tensor:
+    """Train for some steps; the weights at the end."""
+    model = nn.Linear(3, 2)
+    optimizer = kind(model.parameters(), lr=0.01)  # type: ignore[call-arg]
+    for _ in range(steps):
+        sgd_step(model, optimizer)
+        recorder.step(model, optimizer)
+    return model.weight.detach().clone()
+
+
+def test_the_end_of_the_block_keeps_the_final_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with CheckpointRecorder(tmp_path, every=4) as recorder:
+        weights = recorded(recorder, 10)
+    assert [one.step for one in load_checkpoints(tmp_path)] == [4, 8, 10]
+    assert torch.equal(load_checkpoints(tmp_path)[-1].load()["weight"], weights)
+    del recorder
+    assert not caplog.messages
+
+
+def test_an_error_in_the_block_keeps_what_was_saved(tmp_path: Path) -> None:
+    def interrupted(recorder: CheckpointRecorder) -> None:
+        with recorder:
+            recorded(recorder, 10)
+            raise ZeroDivisionError
+
+    recorder = CheckpointRecorder(tmp_path, every=4)
+    with pytest.raises(ZeroDivisionError):
+        interrupted(recorder)
+    assert [one.step for one in load_checkpoints(tmp_path)] == [4, 8]
+    recorder.finish()  # of who knows better
+    assert [one.step for one in load_checkpoints(tmp_path)] == [4, 8, 10]
+
+
+def test_an_interval_that_kept_nothing_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = CheckpointRecorder(tmp_path, every=1000)
+    recorded(recorder, 90)
+    recorder.finish()
+    recorder.finish()
+    assert [one.step for one in load_checkpoints(tmp_path)] == [90]
+    assert caplog.messages[0].startswith("every=1000 kept nothing in 90 steps")
+    assert "with every=18 there are five" in caplog.messages[0]
+
+
+def test_last_steps_that_are_not_kept_are_told_when_the_recorder_goes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = CheckpointRecorder(tmp_path / "a", every=4)
+    recorded(recorder, 8)
+    del recorder
+    with contextlib.suppress(CheckpointError):
+        CheckpointRecorder(tmp_path / "a", every=4)
+    assert not caplog.messages
+    recorder = CheckpointRecorder(tmp_path / "b", every=4)
+    recorded(recorder, 10)
+    del recorder
+    recorder = CheckpointRecorder(tmp_path / "c", every=40)
+    recorded(recorder, 10)
+    del recorder
+    assert ["step, 10, are not kept (those after step 8" in line for line in caplog.messages] == [True, False]
+    assert "step, 10, are not kept (none is): call recorder.finish()" in caplog.messages[1]
+
+
+def test_a_block_without_steps_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with CheckpointRecorder(tmp_path, every=4):
+        pass
+    assert "recorder.step was never called" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_adam_without_its_moments_cannot_be_asked_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kept: bool
+) -> None:
+    with CheckpointRecorder(tmp_path, every=2, optimizer_state=kept) as recorder:
+        recorded(recorder, 4, torch.optim.AdamW)
+    assert len(caplog.messages) == (0 if kept else 1)
+    assert kept or "tracin-adam and source will not answer: record with CheckpointRecorder(opt" in caplog.messages[0]

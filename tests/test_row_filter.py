@@ -107,3 +107,34 @@ def test_filters_that_are_refused(row_filter: RowFilter, words: str) -> None:
 def test_names_need_a_task_that_has_them() -> None:
     with pytest.raises(QueryError, match="give numbers"):
         RowFilter(labels=["cat"]).mask(1, {"label": np.array([0])})
+
+
+def test_a_dict_is_the_filter_with_its_conditions() -> None:
+    given = {"labels": [1, "dog"], "correct_only": True, "exclude_rows": range(3), "where": {"loss": {"max": 2}}}
+    assert RowFilter.of(given) == RowFilter(**given)
+    assert RowFilter.of(None) == RowFilter.of({}) == RowFilter()
+    assert RowFilter.of(filter_ := RowFilter(rows=[3])) is filter_
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"label": [3]}, "no condition 'label'; choose from labels, correct_only, rows, exclude_rows, where"),
+        ({"labels": 3}, "labels of a filter is a list, not 3"),
+        ({"labels": "cat"}, "labels of a filter is a list, not 'cat'"),
+        ({"labels": [None]}, "numbers or names of classes, not None"),
+        ({"correct_only": "yes"}, "correct_only of a filter is True or False, not 'yes'"),
+        ({"rows": 3}, "rows of a filter is a list, not 3"),
+        ({"rows": [0.5]}, "row numbers, not float64"),
+        ({"rows": ["a"]}, "row numbers, not"),
+        ({"where": ["loss"]}, "where of a filter gives conditions by column"),
+        ({"where": {"loss": 3}}, "where of a filter gives conditions by column"),
+        ({"where": {"loss": {"in": 3}}}, "on loss of a filter is a list, not 3"),
+        ([3], r"a RowFilter or a dict of labels, .*, not \[3\]"),
+    ],
+    ids=str,
+)
+def test_dicts_that_are_refused(given: Any, words: str) -> None:
+    columns = {"label": np.array([0, 1]), "loss": np.array([0.5, 1.0])}
+    with pytest.raises(QueryError, match=words):
+        RowFilter.of(given).mask(2, columns, NAMES)

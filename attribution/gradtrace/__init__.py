@@ -22,12 +22,12 @@ from gradtrace.errors import (
     UnsupportedLayerError,
 )
 from gradtrace.exact_influence import ExactInfluence
-from gradtrace.groups import GroupInfluence
+from gradtrace.groups import GroupInfluence, GroupInfluences
 from gradtrace.index import Index, open_index
 from gradtrace.recorder import CheckpointRecorder
 from gradtrace.recording import InfluenceRecorder, Recording, read_recording
 from gradtrace.reference import gradients_reference
-from gradtrace.results import Hit, InfluenceResult, Recall
+from gradtrace.results import Hit, InfluenceResult, InfluenceResults, Recall
 from gradtrace.row_filter import RowFilter
 from gradtrace.task import Task
 
@@ -43,11 +43,13 @@ __all__ = [
     "ExactInfluence",
     "GradtraceError",
     "GroupInfluence",
+    "GroupInfluences",
     "Hit",
     "IncompleteIndexError",
     "Index",
     "InfluenceRecorder",
     "InfluenceResult",
+    "InfluenceResults",
     "LossError",
     "MismatchError",
     "MissingLibraryError",

@@ -8,7 +8,9 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
@@ -226,13 +228,17 @@ class GradientModel:
         return losses.float()
 
 
-def open_models(task: Task, checkpoints: Sequence[Checkpoint], device: torch.device) -> list[GradientModel]:
-    """A task's models at several checkpoints, examined at the last one. Raises as `GradientModel`."""
-    rows = varied_rows(task)
-    probe = fetch(task.train, rows)
-    last = GradientModel(task, checkpoints[-1], device, probe, rows=rows)
+def open_models(
+    task: Task, checkpoints: Sequence[Checkpoint], device: torch.device, rows: NDArray[np.int64] | None = None
+) -> list[GradientModel]:
+    """A task's models at several checkpoints, examined at the last one on some of the rows (None: of all).
+
+    Raises as `GradientModel`."""
+    probe_rows = varied_rows(task, among=rows)
+    probe = fetch(task.train, probe_rows)
+    last = GradientModel(task, checkpoints[-1], device, probe, rows=probe_rows)
     others = [
-        GradientModel(task, checkpoint, device, probe, rows=rows, examination=last.examination)
+        GradientModel(task, checkpoint, device, probe, rows=probe_rows, examination=last.examination)
         for checkpoint in checkpoints[:-1]
     ]
     return [*others, last]

@@ -43,6 +43,15 @@ class LossError(TaskError):
         bad = [str(rows[position]) for position in self.positions]
         return LossError(f"training row(s) {', '.join(bad[:5])}{' ...' * (len(bad) > 5)}: {self}") if bad else self
 
+    def naming_asked(self, numbers: Sequence[int], what: str) -> LossError:
+        """The same error with `positions` in the caller's list, where `numbers` are those of the batch in that list.
+
+        what: the list holds, in the singular: "query" or "training example"
+        """
+        bad = [numbers[position] for position in self.positions]
+        words = f"{', '.join(map(str, bad[:5]))}{' ...' * (len(bad) > 5)}"
+        return LossError(f"{what} {words}, counted from 0: {self}", bad) if bad else self
+
 
 class DatasetError(TaskError):
     """The training data is not a fixed, map-style data set."""

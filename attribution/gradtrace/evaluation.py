@@ -96,5 +96,5 @@ def _check(scores: Floats, subsets: NDArray[np.bool_], outputs: Floats) -> None:
     for name, values in (("scores", scores), ("outputs", outputs)):
         if not np.isfinite(values).all():
             raise EvaluationError(
-                f"some {name} are not finite; use an index without deleted rows, and trainings that converge"
+                f"some {name} are not finite: leave deleted rows out (index.present), and use trainings that converge"
             )

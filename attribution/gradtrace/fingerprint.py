@@ -11,7 +11,7 @@ from torch import nn
 
 from gradtrace.dataset import content_hash
 from gradtrace.encoder import GradientModel, fresh_model
-from gradtrace.errors import MismatchError
+from gradtrace.errors import LossError, MismatchError
 from gradtrace.manifest import Probe, TaskEntry
 from gradtrace.task import Task
 
@@ -25,11 +25,11 @@ def task_entry(task: Task, model: GradientModel, indexed: NDArray[np.int64]) -> 
     of the task holds, ascending."""
     rows = indexed[_spread(len(indexed))].tolist()
     examples = [task.train[row] for row in rows]
-    probe = Probe(
-        rows=rows,
-        sha256=[content_hash(example) for example in examples],
-        losses=model.losses(model.batch(examples)).tolist(),
-    )
+    try:
+        losses = model.losses(model.batch(examples)).tolist()
+    except LossError as error:
+        raise error.naming(rows) from error
+    probe = Probe(rows=rows, sha256=[content_hash(example) for example in examples], losses=losses)
     return TaskEntry(
         name=type(task).__name__,
         train_rows=len(task.train),
@@ -79,7 +79,7 @@ def check_task(task: Task, entry: TaskEntry, grown: bool = False) -> None:
             f"the index was built with layers = {entry.layers}, the task has {task.layers}: put them back, or rebuild "
             "the index"
         )
-    model = fresh_model(task, [task.train[0]])
+    model = fresh_model(task, [task.train[row] for row in entry.probe.rows[:1] or [0]])
     if _parameters(model) != entry.parameters_sha256:
         raise MismatchError(_WRONG_MODEL.format("names, shapes or types of the parameters"))
     if _sha256(repr(model).encode()) != entry.architecture_sha256:

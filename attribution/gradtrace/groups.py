@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradtrace.display import frame, table_html, table_text
 from gradtrace.errors import QueryError
 from gradtrace.task import Label
+
+if TYPE_CHECKING:
+    import pandas
 
 MAX_GROUPS = 1000
 
@@ -23,6 +28,26 @@ class GroupInfluence:
     rows: int
     sum: float
     mean: float
+
+
+class GroupInfluences(list[GroupInfluence]):
+    """The groups of one query, the largest sum first."""
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A line for each group. Raises MissingLibraryError where pandas is not installed."""
+        return frame([{name: getattr(group, name) for name in _HEADS} for group in self])
+
+    def __repr__(self) -> str:
+        return table_text(_HEADS, self._lines()) if self else "[]"
+
+    def _repr_html_(self) -> str:
+        return table_html("Influence of groups", _HEADS, ([escape(cell) for cell in line] for line in self._lines()))
+
+    def _lines(self) -> list[list[str]]:
+        return [[str(group.group), str(group.rows), f"{group.sum:+.4g}", f"{group.mean:+.4g}"] for group in self]
+
+
+_HEADS = ("group", "rows", "sum", "mean")
 
 
 class RowGroups:
@@ -53,12 +78,12 @@ class RowGroups:
         self._values = [_plain(value, kind) for value in values.tolist()]
         self._counts = np.bincount(self._numbers, minlength=len(values))
 
-    def influence(self, scores: NDArray[np.float32]) -> list[GroupInfluence]:
+    def influence(self, scores: NDArray[np.float32]) -> GroupInfluences:
         """By group, the largest sum first.  scores: [stored rows] of one query; summed in float64."""
         sums = np.bincount(self._numbers, weights=scores[self._rows], minlength=len(self._values))
         found = zip(self._values, self._counts.tolist(), sums.tolist(), strict=True)
         groups = [GroupInfluence(value, count, total, total / count) for value, count, total in found]
-        return sorted(groups, key=lambda group: -group.sum)
+        return GroupInfluences(sorted(groups, key=lambda group: -group.sum))
 
 
 def _plain(value: float, kind: type[int]) -> Label | None:

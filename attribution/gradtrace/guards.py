@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from gradtrace.batches import Measure
-from gradtrace.dataset import content_hash
+from gradtrace.dataset import content_hash, fetch
 from gradtrace.errors import DatasetError, LossError
 from gradtrace.precision import LARGEST_VALUE
 from gradtrace.sample import Sample
@@ -62,8 +62,10 @@ def check_finite(values: Tensor, what: str) -> None:
         )
 
 
-def check_dataset(task: Task) -> int:
+def check_dataset(task: Task, skip_unreadable: bool = False) -> int:
     """Refuse a loader, a stream, an empty or a random data set. Returns the number of rows.
+
+    skip_unreadable: pass over rows that cannot be read, of an index that knows of them
 
     Raises:
         DatasetError
@@ -75,14 +77,20 @@ def check_dataset(task: Task) -> int:
         )
     if (
         train is None
-        or isinstance(train, IterableDataset)
+        or isinstance(train, IterableDataset | Mapping)
         or not (hasattr(train, "__len__") and hasattr(train, "__getitem__"))
     ):
         raise DatasetError("task.train must be a map-style data set: len(train) and train[i]")
     if len(train) == 0:
         raise DatasetError("task.train is empty")
     for row in sorted({len(train) * part // _TWICE_READ for part in range(_TWICE_READ)}):
-        if content_hash(train[row]) != content_hash(train[row]):
+        try:
+            first, second = fetch(train, [row]) + fetch(train, [row])
+        except DatasetError:
+            if skip_unreadable:
+                continue
+            raise
+        if content_hash(first) != content_hash(second):
             raise DatasetError(
                 f"task.train[{row}] differs from one call to the next: switch random augmentation and shuffling off "
                 "in the task's training set; attribution needs the same example under the same number"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -24,8 +25,9 @@ from gradtrace.draft import Draft
 from gradtrace.encoder import open_models
 from gradtrace.errors import CorruptIndexError, QueryError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.groups import GroupInfluence, RowGroups
+from gradtrace.groups import GroupInfluences, RowGroups
 from gradtrace.guards import check_dataset
+from gradtrace.index_display import IndexDisplay
 from gradtrace.indexed_weights import directories_of_runs, indexed_checkpoint
 from gradtrace.kernels import load_kernels
 from gradtrace.layer_shares import layer_shares
@@ -33,7 +35,7 @@ from gradtrace.learning_rates import warn_of_guessed_sums
 from gradtrace.manifest import read_manifest
 from gradtrace.queries import QUERY_BATCH, Query, require_labels, resolve_queries
 from gradtrace.refit import load_refit
-from gradtrace.results import InfluenceResult, Recall
+from gradtrace.results import InfluenceResults, Recall
 from gradtrace.row_filter import RowFilter
 from gradtrace.searchers import open_searcher
 from gradtrace.store import RowStore, check_files, representation_store
@@ -47,7 +49,7 @@ Include = Literal["layers", "percentiles"]
 _SCORES_TOGETHER = 1 << 25  # scores of all rows on some queries that are held at a time
 
 
-class Index:
+class Index(IndexDisplay):
     """A read-only index with its task and the models of all its checkpoints. One thread at a time may use it.
 
     Attributes:
@@ -62,6 +64,7 @@ class Index:
     def __init__(self, contents: IndexContents) -> None:
         self._contents = contents
         self.task, self.manifest, store = contents.task, contents.manifest, contents.store
+        self.directory = contents.directory
         for one in (store, contents.representations):
             if one is not None:
                 one.open_all()  # an open index answers even when its generation is pruned
@@ -96,12 +99,12 @@ class Index:
         damping: float | None = None,
         segments: int | None = None,
         similarity: str | None = None,
-        filter: RowFilter | None = None,  # noqa: A002  (the word of the HTTP contract)
+        filter: RowFilter | Mapping[str, Any] | None = None,  # noqa: A002  (the word of the HTTP contract)
         target: str | None = None,
         rescore: bool = False,
         aggregate: Aggregate | None = None,
         include: Collection[Include] = (),
-    ) -> list[InfluenceResult]:
+    ) -> InfluenceResults:
         """The k strongest proponents and opponents of each example, fewer where fewer have a score of that sign.
 
         Args:
@@ -109,6 +112,7 @@ class Index:
                 own prediction.
             method: one of `methods`; docs/methods.md tells what each estimates.
             checkpoints, weights, damping, segments, similarity: the method's own, see `methods.Options`.
+            filter: which rows may be found, a RowFilter or its conditions as a dict: {"labels": [3]}.
             target: "loss" explains the loss even where the task defines a measurement.
             rescore: recompute the full gradients of the rows found, twice as many at either end as asked for, and order
                 them by exact scores.
@@ -149,7 +153,8 @@ class Index:
             filtered = allowed is not None and not np.array_equal(allowed, self._row_ids.live())
             recall = None if unusual or filtered else self._recall(method, k)
             named = methods.METHODS[method]
-            return [draft.result(named, names, k, recall, self._row_ids, self._stored_columns) for draft in drafts]
+            results = (draft.result(named, names, k, recall, self._row_ids, self._stored_columns) for draft in drafts)
+            return InfluenceResults(replace(result, task=self.task) for result in results)
 
     def scores(
         self,
@@ -218,10 +223,10 @@ class Index:
         damping: float | None = None,
         segments: int | None = None,
         similarity: str | None = None,
-        filter: RowFilter | None = None,  # noqa: A002
+        filter: RowFilter | Mapping[str, Any] | None = None,  # noqa: A002
         target: str | None = None,
         aggregate: Aggregate | None = None,
-    ) -> list[list[GroupInfluence]]:
+    ) -> list[GroupInfluences]:
         """For each example, or for the mean of all, the sums of the scores of the rows that share a column's value.
 
         Reads the whole index.  by: one of `columns`;  the others as in `influence`
@@ -265,9 +270,9 @@ class Index:
         options.check(named.name, named.options)
         return named.scoring(self._contents, options)
 
-    def _allowed(self, row_filter: RowFilter | None) -> NDArray[np.bool_] | None:
+    def _allowed(self, row_filter: RowFilter | Mapping[str, Any] | None) -> NDArray[np.bool_] | None:
         """Which stored rows may be found; None: all. [stored rows]"""
-        return self._row_ids.allowed((row_filter or RowFilter()).mask(self.rows, self.columns, self.task.class_names))
+        return self._row_ids.allowed(RowFilter.of(row_filter).mask(self.rows, self.columns, self.task.class_names))
 
     def _resolved(self, examples: Sequence[Example], target: str | None) -> list[Query]:
         if not len(examples):
@@ -380,13 +385,13 @@ def open_index(
             f"{directory} is damaged: {'; '.join(problems)}. Restore the files, or remove and rebuild the index"
         )
     store = RowStore(directory, manifest)
-    check_dataset(task)
+    check_dataset(task, skip_unreadable=bool(manifest.skipped))
     check_task(task, manifest.task)
     where = torch.device(pick_device(device))
     bases = [basis.to(where) for basis in load_bases(directory, manifest)]
     moved = directories_of_runs(checkpoints, len(bases))
     weights = [indexed_checkpoint(directory, saved, moved[saved.run]) for saved in manifest.checkpoints]
-    models = open_models(task, weights, where)
+    models = open_models(task, weights, where, store.row_ids.live_ids())
     for entry, model in zip(manifest.checkpoints, models, strict=True):
         require_layers(bases[entry.run], model.plan.layers)
     check_probe_losses(task, models[manifest.last_checkpoint], manifest.task)

@@ -7,7 +7,7 @@ generations/.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -195,6 +195,7 @@ class Manifest(_Entry):
     rows: int  # stored rows, at positions 0, 1, ... in the shards
     row_ids: FileEntry | None = None  # int64 [rows], ascending: the training row at each position; None: that number
     deleted: FileEntry | None = None  # int64 [n], ascending: ids of stored rows that no answer may name
+    skipped: dict[int, str] = {}  # by row why it is not indexed: such rows are deleted, and stored as zeros
     shard_rows: int
     shards: list[ShardEntry]
     libraries: dict[str, str]
@@ -213,6 +214,10 @@ class Manifest(_Entry):
     def represented(self) -> list[int]:
         """Positions of the checkpoints at which rows have representations."""
         return [] if self.representations is None else trained_models(self.checkpoints)
+
+    def with_skipped(self, rows: Mapping[int, str]) -> Manifest:
+        """With these rows, by number and reason, among those that are not indexed."""
+        return self.model_copy(update={"skipped": dict(sorted((self.skipped | dict(rows)).items()))})
 
     def files(self) -> list[FileEntry]:
         """Every file of this generation beside the manifest itself."""

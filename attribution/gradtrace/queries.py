@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gradtrace.encoder import GradientModel, MeasureName
-from gradtrace.errors import QueryError
+from gradtrace.errors import LossError, QueryError
 from gradtrace.task import Example, Label, Task
 
 QUERY_BATCH = 64  # examples that go through the model together
@@ -67,6 +68,18 @@ def query_batches(queries: Sequence[Query]) -> Iterator[tuple[list[int], Measure
         numbers = [number for number, query in enumerate(queries) if query.measure == measure]
         for start in range(0, len(numbers), QUERY_BATCH):
             yield numbers[start : start + QUERY_BATCH], measure
+
+
+@contextmanager
+def named_in_errors(numbers: Sequence[int], what: str = "query") -> Iterator[None]:
+    """A loss or gradient that is NaN or infinite is reported with the number of its query among all that were asked.
+
+    numbers: of the queries, or of what else the batch holds
+    """
+    try:
+        yield
+    except LossError as error:
+        raise error.naming_asked(numbers, what) from error
 
 
 def _predictions(model: GradientModel, examples: Sequence[Example], lacking: Sequence[bool]) -> list[Label | None]:

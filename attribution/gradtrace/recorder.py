@@ -9,12 +9,14 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gradtrace import recorder_notes
 from gradtrace.checkpoint_index import INDEX_NAME, CheckpointIndex, FileEntry, OptimizerEntry, read_index
 from gradtrace.errors import CheckpointError
 from gradtrace.learning_rates import stretch_sums
@@ -28,13 +30,15 @@ _TEMPORARY = ".tmp"
 class CheckpointRecorder:
     """Saves a model's weights every so many optimizer steps, with what attribution needs to know about each.
 
-        recorder = CheckpointRecorder("runs/1/checkpoints", every=500, batch_size=64)
-        for inputs, labels in loader:
-            ...
-            optimizer.step()
-            recorder.step(model, optimizer, loss)  # before scheduler.step(), so that the rate read is the rate used
-            scheduler.step()
-        recorder.save(model)                       # the final weights, unless the last step saved them already
+        with CheckpointRecorder("runs/1/checkpoints", every=500, batch_size=64) as recorder:
+            for inputs, labels in loader:
+                ...
+                optimizer.step()
+                recorder.step(model, optimizer, loss)  # before scheduler.step(), so that the rate read is the rate used
+                scheduler.step()
+
+    Leaving the block keeps the final weights, unless the last step saved them already or an error ended it. Without
+    `with`, call `finish()` after the training. A recorder that is dropped without either logs what is not kept.
 
     The loss may be left out. Where it is given, `losses.csv` gets a line for each save: its step and the mean loss
     since the save before. With `keep=N`, only N checkpoints stay on disk: the newest, and those around which this mean
@@ -85,6 +89,39 @@ class CheckpointRecorder:
         self._rate_sum, self._summed_to = 0.0, 0  # the learning rates of steps 1 to ...
         self._optimizer: torch.optim.Optimizer | None = None
         self._saved: int | None = None
+        self._recorded = 0  # calls of `step`
+        self._model: nn.Module | None = None  # of the last of them, until `finish`
+
+    def __enter__(self) -> CheckpointRecorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+
+    def __del__(self) -> None:
+        # Without a model it was refused at its making, never used, or finished.
+        if getattr(self, "_model", None) is not None and self._saved != self.steps:
+            recorder_notes.note_unfinished(self._saved, self.steps)
+
+    def finish(self, model: nn.Module | None = None) -> None:
+        """Keep the final weights, unless the last step saved them already. To be called at the end of the training.
+
+        Logs it where these are all that is kept, or nothing is.
+
+        model: None: the one of the last step. Raises as `save`.
+        """
+        model = self._model if model is None else model
+        if model is None or not self._recorded:
+            recorder_notes.note_no_step()
+            return
+        kept_nothing = not self._index.checkpoints
+        self.save(model)
+        self._model = None
+        if kept_nothing:
+            recorder_notes.note_interval(self._recorded, self.every)
 
     def step(
         self,
@@ -110,6 +147,9 @@ class CheckpointRecorder:
         if loss is not None:
             self._loss_sum = self._loss_sum + (loss.detach() if isinstance(loss, Tensor) else loss)
             self._loss_count += 1
+        if not self._recorded and not self.optimizer_state:
+            recorder_notes.note_moments(self._optimizer)
+        self._recorded, self._model = self._recorded + 1, model
         self.steps += 1
         if self.steps % self.every == 0:
             self.save(model)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
@@ -33,6 +33,38 @@ class RowFilter:
     rows: Sequence[int] | None = None
     exclude_rows: Sequence[int] | None = None
     where: Mapping[str, Mapping[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises QueryError for a condition that is not of its kind."""
+        for name in ("labels", "rows", "exclude_rows"):
+            if getattr(self, name) is not None:
+                _require_list(name, getattr(self, name))
+        if not isinstance(self.correct_only, bool | np.bool_):
+            raise QueryError(f"correct_only of a filter is True or False, not {self.correct_only!r}")
+        conditions = {} if self.where is None else self.where
+        if not isinstance(conditions, Mapping) or not all(isinstance(one, Mapping) for one in conditions.values()):
+            raise QueryError(
+                f'where of a filter gives conditions by column, such as {{"loss": {{"min": 1.0}}}}, not {self.where!r}'
+            )
+
+    @classmethod
+    def of(cls, given: RowFilter | Mapping[str, Any] | None) -> RowFilter:
+        """The filter, or the one whose conditions a mapping holds by name: {"labels": [3], "correct_only": True}.
+
+        Raises:
+            QueryError: an unknown condition, or one that is not of its kind.
+        """
+        if isinstance(given, cls):
+            return given
+        if given is None:
+            return cls()
+        known = [field.name for field in fields(cls)]
+        if not isinstance(given, Mapping):
+            raise QueryError(f"a filter is a RowFilter or a dict of {', '.join(known)}, not {given!r}")
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise QueryError(f"a filter has no condition {unknown[0]!r}; choose from {', '.join(known)}")
+        return cls(**given)
 
     def mask(
         self, rows: int, columns: Mapping[str, NDArray[Any]], class_names: Sequence[str] | None = None
@@ -77,8 +109,14 @@ def _meets(
     if "max" in condition:
         met &= values <= _bound(name, condition["max"])
     if "in" in condition:
+        _require_list(f'"in" of the condition on {name}', condition["in"])
         met &= np.isin(values, _numbers(condition["in"], names))
     return met
+
+
+def _require_list(name: str, values: Any) -> None:
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise QueryError(f"{name} of a filter is a list, not {values!r}")
 
 
 def _bound(name: str, value: Any) -> float:
@@ -89,7 +127,15 @@ def _bound(name: str, value: Any) -> float:
 
 def _numbers(values: Sequence[Label | str], class_names: Sequence[str] | None) -> list[Label]:
     """The values with the names of classes as their numbers."""
-    return [_class_number(value, class_names) if isinstance(value, str) else value for value in values]
+    return [_number(value, class_names) for value in values]
+
+
+def _number(value: Any, class_names: Sequence[str] | None) -> Label:
+    if isinstance(value, str):
+        return _class_number(value, class_names)
+    if not isinstance(value, Real):
+        raise QueryError(f"labels and values of a filter are numbers or names of classes, not {value!r}")
+    return value  # type: ignore[return-value]  # NumPy's numbers do as well
 
 
 def _class_number(name: str, class_names: Sequence[str] | None) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -56,11 +57,13 @@ def sample_of(task: Task, rows: Sequence[int], examples: Sequence[Example], devi
     return Sample(rows, collate(task, examples, device), [draw.permutation(count)[:size].tolist() for size in sizes])
 
 
-def varied_rows(task: Task, count: int = SAMPLE_ROWS) -> list[int]:
+def varied_rows(task: Task, count: int = SAMPLE_ROWS, among: NDArray[np.int64] | None = None) -> list[int]:
     """Numbers of training rows that differ in size and label as far as a random sample shows, the same every time:
-    what two rows have in common hides what is wrong with others."""
-    total = len(task.train)
-    candidates = np.random.default_rng(0).permutation(total)[:_CANDIDATES].tolist()
+    what two rows have in common hides what is wrong with others.
+
+    among: int64 [n], the rows to choose from; None: all."""
+    shuffled = np.random.default_rng(0).permutation(len(task.train))
+    candidates = (shuffled if among is None else shuffled[np.isin(shuffled, among)])[:_CANDIDATES].tolist()
     kinds: dict[tuple[Any, ...], list[int]] = {}
     for row, example in zip(candidates, fetch(task.train, candidates), strict=True):
         kinds.setdefault((_size(example), _label(task, example)), []).append(row)

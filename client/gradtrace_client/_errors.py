@@ -58,7 +58,8 @@ class ProblemError(ClientError):
     """The service refused. `problem` is its document; `status`, `detail` and `errors` are taken from it."""
 
     def __init__(self, problem: Problem, retry_after: float | None = None, versions: str = "") -> None:
-        fields = "".join(f"\n  {error.field or 'request'}: {error.detail}" for error in problem.errors)
+        untold = (error for error in problem.errors if error.detail not in problem.detail)
+        fields = "".join(f"\n  {error.field or 'request'}: {error.detail}" for error in untold)
         super().__init__(f"{problem.title}: {problem.detail}{fields}{versions}")
         self.problem = problem
         self.retry_after = retry_after

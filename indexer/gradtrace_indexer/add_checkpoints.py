@@ -12,7 +12,7 @@ from gradtrace.errors import CheckpointError
 from gradtrace.fingerprint import task_entry
 from gradtrace.guards import check_dataset
 from gradtrace.index import Index
-from gradtrace.manifest import CheckpointEntry, Manifest, Operation, by_run, weights_positions
+from gradtrace.manifest import CheckpointEntry, Manifest, Operation, by_run, read_manifest, weights_positions
 from gradtrace.row_ids import read_row_ids
 from gradtrace.task import Task
 from gradtrace_indexer.build import check_dimensions, check_order
@@ -29,6 +29,7 @@ def add_checkpoints(
     *,
     run: int | None = None,
     batch_size: int = 128,
+    num_workers: int = 0,
     device: str = "auto",
     progress: bool = True,
 ) -> Index:
@@ -40,6 +41,7 @@ def add_checkpoints(
     Args:
         new_checkpoints: in training order, later than those of the run.
         run: number of the training run, from 0; None: the last one.
+        num_workers: as in `build_index`.
 
     Raises:
         StoreError: no index, another update unfinished or running, a full disk, or (MismatchError) another task.
@@ -49,8 +51,8 @@ def add_checkpoints(
     """
     directory = Path(path)
     check_order(new_checkpoints)
-    check_dataset(task)
-    builder = Builder(task, directory, device, batch_size, progress)
+    check_dataset(task, skip_unreadable=bool(read_manifest(directory).skipped))
+    builder = Builder(task, directory, device, batch_size, progress, None, num_workers)
     with _caught_up(builder, "add checkpoints") as current:
         new = _not_indexed(new_checkpoints, _entries_of(current, run))
         if new:
@@ -64,6 +66,7 @@ def add_run(
     checkpoints: Sequence[Checkpoint],
     *,
     batch_size: int = 128,
+    num_workers: int = 0,
     device: str = "auto",
     progress: bool = True,
 ) -> Index:
@@ -75,6 +78,7 @@ def add_run(
 
     Args:
         checkpoints: in training order; the last one is the reference of the run's basis.
+        num_workers: as in `build_index`.
 
     Raises:
         StoreError: no index, another update unfinished or running, a full disk, or (MismatchError) another task.
@@ -83,8 +87,8 @@ def add_run(
     """
     directory = Path(path)
     check_order(checkpoints)
-    check_dataset(task)
-    builder = Builder(task, directory, device, batch_size, progress)
+    check_dataset(task, skip_unreadable=bool(read_manifest(directory).skipped))
+    builder = Builder(task, directory, device, batch_size, progress, None, num_workers)
     with _caught_up(builder, "add run") as current:
         if checkpoints[-1].sha256() not in {entry.sha256 for entry in current.checkpoints}:
             builder.finish(_begun_run(builder, current, checkpoints))

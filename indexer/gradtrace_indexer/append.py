@@ -11,7 +11,7 @@ from gradtrace.errors import StoreError
 from gradtrace.fingerprint import task_entry
 from gradtrace.guards import check_dataset
 from gradtrace.index import Index
-from gradtrace.manifest import Manifest
+from gradtrace.manifest import Manifest, read_manifest
 from gradtrace.row_ids import read_row_ids
 from gradtrace.task import Task
 from gradtrace_indexer.builder import Builder
@@ -21,12 +21,21 @@ from gradtrace_indexer.searcher_build import refresh_searcher
 
 
 def append_rows(
-    path: str | Path, task: Task, *, batch_size: int = 128, device: str = "auto", progress: bool = True
+    path: str | Path,
+    task: Task,
+    *,
+    batch_size: int = 128,
+    num_workers: int = 0,
+    skip_bad_rows: bool = False,
+    device: str = "auto",
+    progress: bool = True,
 ) -> Index:
     """Index the rows that task.train has beyond those of the index, publish them as one generation, and open it.
 
     They are given the next ids, their own numbers in task.train; their segment has shards of its own. With no new row
     the index is opened as it is. What an interrupted call began is finished first.
+
+    num_workers, skip_bad_rows: as in `build_index`
 
     Raises:
         StoreError: no index, or one with a recording of its training; another update unfinished or running, a full
@@ -34,8 +43,8 @@ def append_rows(
         TaskError, CheckpointError: see `build_index`.
     """
     directory = Path(path)
-    rows = check_dataset(task)
-    builder = Builder(task, directory, device, batch_size, progress)
+    rows = check_dataset(task, skip_unreadable=skip_bad_rows or bool(read_manifest(directory).skipped))
+    builder = Builder(task, directory, device, batch_size, progress, None, num_workers, skip_bad_rows)
     with updating(directory, "append rows") as (current, pending):
         if any(entry.kind == "recorded" for entry in current.checkpoints):
             raise StoreError(
@@ -55,12 +64,9 @@ def _begun(builder: Builder, current: Manifest, last: GradientModel, rows: int) 
     old = read_row_ids(builder.directory, current)
     new = np.arange(current.task.train_rows, rows)
     ids = np.concatenate([old.ids, new])
-    begun = successor(
-        current,
-        "append rows",
-        rows=len(ids),
-        task=task_entry(builder.task, last, np.concatenate([old.live_ids(), new])),
-    )
+    # New rows may turn out to be bad: then the task is recognised by the old ones.
+    indexed = old.live_ids() if builder.skip_bad_rows else np.concatenate([old.live_ids(), new])
+    begun = successor(current, "append rows", rows=len(ids), task=task_entry(builder.task, last, indexed))
     if len(ids) < rows:
         begun = begun.model_copy(
             update={"row_ids": write_ids(builder.directory, f"row_ids/{begun.generation}.ids", ids)}

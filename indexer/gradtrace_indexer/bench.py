@@ -34,7 +34,7 @@ def bench(path: str | Path, task: Task, *, k: int = 10, queries: int = 64, devic
         yield f"searcher {approximate.name} is of earlier rows and not in use: exact search alone is measured\n"
         approximate = None
     exact = own if approximate is None else open_index(path, task, device=device, searcher="progressive")
-    split, examples = held_out(task, queries)
+    split, examples = held_out(task, queries, own.present)
     yield f"{len(examples)} {split} rows, k = {k}; times in milliseconds\n"
     yield "| searcher | queries a call | gradient | search | rest | queries/s | rows read | recall: top | bottom |"
     yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"

@@ -31,12 +31,15 @@ from gradtrace.manifest import (
 )
 from gradtrace.precision import STORED_DTYPES
 from gradtrace.recording import read_recording
+from gradtrace.row_ids import Ids
 from gradtrace.shards import ShardLayout, default_levels
 from gradtrace.task import Task
+from gradtrace.user_code import check_methods
 from gradtrace_indexer.averages import with_averages
+from gradtrace_indexer.bad_rows import BadRows, Screening
 from gradtrace_indexer.builder import Builder, checkpoint_entries
 from gradtrace_indexer.files import sole_writer
-from gradtrace_indexer.fit import FitSpec, RunFit, Samples
+from gradtrace_indexer.fit import FitSpec, RunFit, Samples, sample_rows
 from gradtrace_indexer.generations import save_pending, unfinished
 from gradtrace_indexer.recorded import recorded_entry
 from gradtrace_indexer.searcher_build import check_searcher, set_searcher
@@ -58,6 +61,8 @@ def build_index(
     searcher: str | None = None,
     average_segments: int | None = None,
     recording: str | Path | None = None,
+    num_workers: int = 0,
+    skip_bad_rows: bool = False,
     device: str = "auto",
     progress: bool = True,
 ) -> Index:
@@ -76,6 +81,9 @@ def build_index(
         recording: directory of an `InfluenceRecorder`; its rows are stored for the method `hydra`, and its basis,
             dimensions and seed are those of the index, whatever else is given. The last checkpoint must hold the
             weights that the recorded training ended with.
+        num_workers: processes that read the training data ahead, as those of PyTorch's DataLoader; 0: this one reads.
+        skip_bad_rows: where a row cannot be read, or its loss or gradient is NaN or infinite at a checkpoint, mark it
+            as deleted (`manifest.skipped` has the reason) instead of stopping.
 
     Raises:
         StoreError: another build lies at `path` or is running there, or the disk is full.
@@ -85,12 +93,14 @@ def build_index(
     directory = Path(path)
     if precision not in STORED_DTYPES:
         raise StoreError(f"precision must be one of {', '.join(STORED_DTYPES)}, not {precision!r}")
-    rows = check_dataset(task)
+    rows = check_dataset(task, skip_unreadable=skip_bad_rows)
+    if not skip_bad_rows:  # else it is not known yet which rows can be read
+        check_methods(task, [task.train[row] for row in range(min(2, rows))])
     runs = _by_run(checkpoints)
     if searcher is not None:
         check_searcher(searcher)
     recorded = None if recording is None else read_recording(recording)
-    builder = Builder(task, directory, device, batch_size, progress, recorded)
+    builder = Builder(task, directory, device, batch_size, progress, recorded, num_workers, skip_bad_rows)
     if recorded is not None:
         if len(runs) > 1:
             raise RecordingError("a recording is of one training run: give the checkpoints of that run alone")
@@ -166,7 +176,9 @@ def _found(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, sp
 
 def _begun(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, spec: FitSpec) -> Manifest:
     """Fit the bases, and commit a manifest without rows."""
-    samples = Samples(builder.task, spec.seed, rows)
+    bad = BadRows({}, builder.skip_bad_rows)
+    good = _screened(builder, runs, sample_rows(spec.seed, rows).tolist(), bad) if bad.skipping else np.arange(rows)
+    samples = Samples(builder.task, spec.seed, rows, good)
     fits = [builder.fit(own, f"{run}.1", spec, samples) for run, own in enumerate(runs)]
     dimensions = check_dimensions(fits, fits[0].dimensions)
     levels = default_levels(dimensions)
@@ -175,7 +187,7 @@ def _begun(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, sp
         generation=1,
         made_by="build",
         complete=False,
-        task=task_entry(builder.task, fits[-1].reference, np.arange(rows)),
+        task=task_entry(builder.task, fits[-1].reference, good),
         checkpoints=_entries(builder, runs),
         basis=BasisEntry(
             kind=spec.kind,
@@ -200,7 +212,21 @@ def _begun(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, sp
             "python": platform.python_version(),
         },
     )
-    return save_pending(builder.directory, manifest)
+    return save_pending(builder.directory, manifest.with_skipped(bad.found))
+
+
+def _screened(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: Sequence[int], bad: BadRows) -> Ids:
+    """Those of some rows that are not bad at any checkpoint; models are tried on some of these."""
+    screening = Screening(builder.task, builder.reader, rows, bad)
+    checkpoints = [checkpoint for run in runs for checkpoint in run]
+    for checkpoint in checkpoints:
+        screening.by_losses(checkpoint, builder.device)
+    builder.probe_on(np.array(screening.good))
+    for checkpoint in checkpoints:
+        screening.by_gradients(builder.model(checkpoint))
+    builder.probe_on(np.array(screening.good))
+    check_methods(builder.task, [builder.task.train[row] for row in screening.good[:2]])
+    return np.array(screening.good)
 
 
 def _fisher(model: GradientModel) -> FisherEntry:

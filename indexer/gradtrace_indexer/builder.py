@@ -34,16 +34,18 @@ from gradtrace.moments import SecondMoments
 from gradtrace.path_report import summary, warn_of_slow_paths
 from gradtrace.precision import load_column_scales
 from gradtrace.recording import Recording
-from gradtrace.row_ids import read_row_ids
+from gradtrace.row_ids import Ids, read_row_ids
 from gradtrace.sample import varied_rows
 from gradtrace.shards import ShardLayout, representation_layout
 from gradtrace.store import RowStore
-from gradtrace.task import Task
+from gradtrace.task import Example, Task
+from gradtrace_indexer.bad_rows import BadRows, usable_ids, with_skipped_deleted
 from gradtrace_indexer.files import write_file
 from gradtrace_indexer.fit import FitSpec, RunFit, Samples, fit_run, write_curvature
 from gradtrace_indexer.generations import publish, save_pending
 from gradtrace_indexer.recorded import recorded_basis
 from gradtrace_indexer.row_check import check_written_rows
+from gradtrace_indexer.row_reader import RowReader
 from gradtrace_indexer.searcher_build import check_searcher
 from gradtrace_indexer.shard_rows import RowWorkers, write_rows
 from gradtrace_indexer.shard_writer import ShardWriter
@@ -145,21 +147,32 @@ class Builder:
         batch_size: int,
         progress: bool,
         recording: Recording | None = None,
+        num_workers: int = 0,
+        skip_bad_rows: bool = False,
     ) -> None:
-        """recording: where the rows of a recorded column block come from.
+        """
+        Args:
+            recording: where the rows of a recorded column block come from.
+            num_workers: processes that read the training data ahead; 0: this one reads it.
+            skip_bad_rows: mark rows that cannot be indexed, instead of stopping.
 
-        Raises StoreError if batch_size < 1."""
+        Raises:
+            StoreError: batch_size < 1 or num_workers < 0.
+        """
         if batch_size < 1:
             raise StoreError(f"batch_size must be at least 1, not {batch_size}")
         self.recording = recording
         self.task, self.directory, self.device = task, directory, torch.device(pick_device(device))
         self.batch_size, self.progress = batch_size, progress
-        self._probe_rows = varied_rows(task)
-        self._probe = fetch(task.train, self._probe_rows)
+        self.reader, self.skip_bad_rows = RowReader(task.train, num_workers), skip_bad_rows
+        self._probe_rows: list[int] = []
+        self._probe: list[Example] = []
         self._examination: Examination | None = None
 
     def model(self, checkpoint: Checkpoint) -> GradientModel:
         """The first one is examined; what is found is right for the task's other checkpoints."""
+        if not self._probe:
+            self.probe_on(np.arange(len(self.task.train)))
         model = GradientModel(
             self.task, checkpoint, self.device, self._probe, rows=self._probe_rows, examination=self._examination
         )
@@ -169,6 +182,11 @@ class Builder:
             if self.progress:
                 tqdm.write(summary(model), file=sys.stderr)
         return model
+
+    def probe_on(self, rows: Ids) -> None:
+        """Try models on some of these rows."""
+        self._probe_rows = varied_rows(self.task, among=rows)
+        self._probe, self._examination = fetch(self.task.train, self._probe_rows), None
 
     def bases_of(self, manifest: Manifest) -> list[Basis]:
         """One for each training run."""
@@ -194,6 +212,7 @@ class Builder:
             StoreError: the library of the index's searcher is missing.
         """
         check_task(self.task, manifest.task, grown)
+        self.probe_on(self._usable(manifest))
         found = [indexed_checkpoint(self.directory, entry) for entry in manifest.checkpoints]
         if manifest.searcher is not None:
             check_searcher(manifest.searcher.name)
@@ -211,7 +230,8 @@ class Builder:
         """
         bases = self.bases_of(pending)
         try:
-            complete = self._with_rows(self._with_curvature(pending, bases), bases)
+            written = self._with_rows(self._with_curvature(pending, bases), bases)
+            complete = with_skipped_deleted(self.directory, written)
             check_written_rows(self.directory, complete, bases, lambda number: self._model_of(complete, number))
             message = zero_rows_message(RowStore(self.directory, complete), complete)
             if message is not None:
@@ -228,8 +248,7 @@ class Builder:
         missing = manifest.checkpoints[len(manifest.curvature) :] if spec.kind == "spectral" else []
         if not missing:
             return manifest
-        live = read_row_ids(self.directory, manifest).live_ids()
-        samples = Samples(self.task, spec.seed, spec.fitted_rows, live)
+        samples = Samples(self.task, spec.seed, spec.fitted_rows, self._usable(manifest))
         for entry in tqdm(missing, "curvature", disable=not self.progress, leave=False):
             name = f"{entry.name}.{manifest.generation}"
             checkpoint = indexed_checkpoint(self.directory, entry)
@@ -250,20 +269,26 @@ class Builder:
                 represents = number in manifest.represented
                 workers = self._workers(entry, bases[entry.run], represents) if entry.kind != "recorded" else None
                 for task in of_checkpoint:
+                    bad = BadRows(manifest.skipped, self.skip_bad_rows)
                     shard = (
-                        self._write_shard(manifest, workers, task, bar)
+                        self._write_shard(manifest, workers, task, bar, bad)
                         if workers
                         else self._copy_recorded(manifest, task, bar)
                     )
-                    manifest = save_pending(self.directory, with_shard(manifest, shard))
+                    manifest = save_pending(self.directory, with_shard(manifest.with_skipped(bad.found), shard))
         return manifest
+
+    def _usable(self, manifest: Manifest) -> Ids:
+        return usable_ids(read_row_ids(self.directory, manifest).live_ids(), manifest)
 
     def _workers(self, entry: CheckpointEntry, basis: Basis, represent: bool) -> RowWorkers:
         count = min(_MOST_WORKERS, torch.get_num_threads()) if self.device.type == "cpu" else 1
         checkpoint = indexed_checkpoint(self.directory, entry)
         return RowWorkers([self.model(checkpoint) for _ in range(count)], basis, represent)
 
-    def _write_shard(self, manifest: Manifest, workers: RowWorkers, task: ShardTask, bar: tqdm[Any]) -> ShardEntry:
+    def _write_shard(
+        self, manifest: Manifest, workers: RowWorkers, task: ShardTask, bar: tqdm[Any], bad: BadRows
+    ) -> ShardEntry:
         """The rows of one stretch at one checkpoint, in batches counted from its start."""
         ids = read_row_ids(self.directory, manifest).of(np.arange(task.start, task.stop))
         layout = ShardLayout(len(ids), tuple(manifest.levels), manifest.precision)
@@ -275,7 +300,7 @@ class Builder:
             second = representation_writer(self.directory, manifest, task.checkpoint, task.start, len(ids))
             if second is not None:
                 writers.enter_context(second)
-            columns = write_rows(self.task, workers, ids.tolist(), self.batch_size, writer, bar.update, second)
+            columns = write_rows(self.reader, workers, ids.tolist(), self.batch_size, writer, bar.update, bad, second)
             entry, represented = writer.commit(), None if second is None else second.commit()
         return ShardEntry(
             **task._asdict(),

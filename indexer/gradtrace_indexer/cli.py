@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from gradtrace.checkpoint_index import INDEX_NAME
 from gradtrace.checkpoints import load_checkpoints
+from gradtrace.display import describe
 from gradtrace.errors import CheckpointError, QueryError
 from gradtrace.index import open_index
 from gradtrace.manifest import BasisKind, Precision, read_manifest
+from gradtrace.methods import method_named
 from gradtrace.selection import choose
+from gradtrace.task import Task
 from gradtrace_indexer import generations
 from gradtrace_indexer.add_checkpoints import add_run
 from gradtrace_indexer.append import append_rows
@@ -21,7 +25,7 @@ from gradtrace_indexer.bench import bench as bench_lines
 from gradtrace_indexer.build import build_index
 from gradtrace_indexer.compact import compact as compact_index
 from gradtrace_indexer.delete import delete_rows
-from gradtrace_indexer.description import describe, describe_searcher, details
+from gradtrace_indexer.description import describe_searcher, details
 from gradtrace_indexer.evaluate import evaluate as evaluate_lines
 from gradtrace_indexer.ground_truth import subset_outputs
 from gradtrace_indexer.held_out import held_out_rows
@@ -41,6 +45,13 @@ IndexArgument = Annotated[Path, typer.Argument(help="The index directory.")]
 TaskOption = Annotated[str, typer.Option(help=_TASK)]
 CheckpointsOption = Annotated[Path, typer.Option(help="Directory of a training's checkpoints, or a list by `select`.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Examples a step.")]
+WorkersOption = Annotated[
+    int, typer.Option("--num-workers", min=0, help="Processes that read the training data ahead. 0: none.")
+]
+SkipOption = Annotated[
+    bool,
+    typer.Option("--skip-bad-rows", help="Mark rows that cannot be read or have no finite gradient; do not stop."),
+]
 DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
 
 
@@ -69,6 +80,8 @@ def build(
     recording: Annotated[
         Path | None, typer.Option(help="Directory of an InfluenceRecorder: its basis, and method hydra.")
     ] = None,
+    num_workers: WorkersOption = 0,
+    skip_bad_rows: SkipOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Build the index of a task's training rows, or resume an interrupted build."""
@@ -84,6 +97,8 @@ def build(
         average_segments=average_segments,
         seed=seed,
         recording=recording,
+        num_workers=num_workers,
+        skip_bad_rows=skip_bad_rows,
         device=device,
     )
     typer.echo(f"{out}: {describe(index.manifest)}")
@@ -133,6 +148,7 @@ def update(
     ] = None,
     new_run: Annotated[bool, typer.Option("--new-run", help="Add them as another run of the training.")] = False,
     batch_size: BatchOption = 128,
+    num_workers: WorkersOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
     """Bring an index up to date: rows that the task's data has grown by, checkpoints written since; or add another run.
@@ -142,19 +158,23 @@ def update(
     new one is whole. Interrupted, it goes on where it stood when run again.
     """
     loaded = load_task(task)
+    how: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
     if new_run and (follow or run is not None):
         raise CheckpointError("--new-run adds a whole run: leave --run and --watch out, or use them once it is there")
+    if follow:
+        _follow(index, loaded, checkpoints or run_directory(index, read_manifest(index), run), run, interval, how)
+        return
     if new_run:
         if checkpoints is None:
             raise CheckpointError("--new-run needs --checkpoints, the directory of the run that is to be added")
-        updated = add_run(index, loaded, load_checkpoints(checkpoints), batch_size=batch_size, device=device)
-        typer.echo(f"{index}: {describe(updated.manifest)}")
-        return
-    if not follow:
-        updated = update_index(index, loaded, checkpoints, run=run, batch_size=batch_size, device=device)
-        typer.echo(f"{index}: {describe(updated.manifest)}")
-        return
-    followed = checkpoints or run_directory(index, read_manifest(index), run)
+        updated = add_run(index, loaded, load_checkpoints(checkpoints), **how)
+    else:
+        updated = update_index(index, loaded, checkpoints, run=run, **how)
+    typer.echo(f"{index}: {describe(updated.manifest)}")
+
+
+def _follow(index: Path, task: Task, followed: Path, run: int | None, interval: float, how: dict[str, Any]) -> None:
+    """Add checkpoints as they come to a directory, until Ctrl-C.  how: of the passes over the data"""
     typer.echo(f"Watching {followed}; Ctrl-C ends it.")
     told: list[str] = []
 
@@ -164,9 +184,7 @@ def update(
             typer.echo(f"waiting: {error}", err=True)
 
     try:
-        for updated in watch(
-            index, loaded, followed, run=run, batch_size=batch_size, device=device, interval=interval, on_wait=tell
-        ):
+        for updated in watch(index, task, followed, run=run, interval=interval, on_wait=tell, **how):
             typer.echo(f"{index}: {describe(updated.manifest)}")
     except KeyboardInterrupt:
         typer.echo("\nStopped; run it again to go on.")
@@ -174,14 +192,26 @@ def update(
 
 @app.command()
 def append(
-    index: IndexArgument, task: TaskOption, batch_size: BatchOption = 128, device: DeviceOption = "auto"
+    index: IndexArgument,
+    task: TaskOption,
+    batch_size: BatchOption = 128,
+    num_workers: WorkersOption = 0,
+    skip_bad_rows: SkipOption = False,
+    device: DeviceOption = "auto",
 ) -> None:
     """Index the rows that the task's training data has grown by.
 
     The new examples must come after the old ones: a row's number in the data set is its id, for good. Only the new rows
     are computed. Interrupted, it goes on where it stood when run again.
     """
-    updated = append_rows(index, load_task(task), batch_size=batch_size, device=device)
+    updated = append_rows(
+        index,
+        load_task(task),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        skip_bad_rows=skip_bad_rows,
+        device=device,
+    )
     typer.echo(f"{index}: {describe(updated.manifest)}")
 
 
@@ -304,14 +334,17 @@ def evaluate(
 ) -> None:
     """Measure how well the methods predict what training on half of the rows does (linear datamodeling score).
 
-    The task must define fit(rows, seed). Trainings are kept: interrupted, it goes on where it stood when run again, and
-    other indexes of the task are measured with the same ones.
+    The task must define fit(rows, seed). Rows that are deleted from the index are in no training. Trainings are kept:
+    interrupted, it goes on where it stood when run again, and other indexes of the task are measured with the same
+    ones.
     """
     loaded = load_task(task)
-    split, numbers = held_out_rows(loaded, queries)
+    opened = open_index(index, loaded, device=device)  # what cannot be evaluated is refused before any training
+    for name in method or ():
+        method_named(name, opened.manifest)
+    split, numbers = held_out_rows(loaded, queries, opened.present)
     retrainings = Retrainings(task, truth, queries=sorted(numbers) if queries else None, split=split, workers=workers)
-    outputs = subset_outputs(retrainings, subsets, seeds)
-    opened = open_index(index, loaded, device=device)
+    outputs = subset_outputs(retrainings, subsets, seeds, among=np.flatnonzero(opened.present))
     for line in evaluate_lines(opened, retrainings.examples, outputs, method or opened.methods):
         typer.echo(line)
 

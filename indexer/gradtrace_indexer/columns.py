@@ -24,15 +24,29 @@ class ColumnBuffer:
         self._predictions: list[Label | None] = []
         self._losses: list[float] = []
         self._norms: list[float] = []
+        self._fillers: list[int] = []
 
-    def append(self, labels: Sequence[Label | None], predictions: Tensor | None, losses: Tensor, norms: Tensor) -> None:
-        """One batch; each [batch]."""
+    def append(
+        self,
+        labels: Sequence[Label | None],
+        predictions: Tensor | None,
+        losses: Tensor,
+        norms: Tensor,
+        fillers: Sequence[int] = (),
+    ) -> None:
+        """One batch; each [batch].
+
+        fillers: positions of rows that are not indexed; they get the label and prediction of another, so that columns
+            of whole numbers stay such
+        """
+        self._fillers += [len(self._labels) + position for position in fillers]
         self._labels += labels
         self._predictions += [None] * len(labels) if predictions is None else predictions.tolist()
         self._losses += losses.tolist()
         self._norms += norms.tolist()
 
     def parquet(self) -> bytes:
+        self._fill()
         pairs = zip(self._labels, self._predictions, strict=True)
         table = pyarrow.table(
             {
@@ -44,6 +58,13 @@ class ColumnBuffer:
             }
         )
         return _written(table)
+
+    def _fill(self) -> None:
+        others = set(range(len(self._labels))) - set(self._fillers)
+        if self._fillers and others:
+            known = min(others)
+            for row in self._fillers:
+                self._labels[row], self._predictions[row] = self._labels[known], self._predictions[known]
 
 
 def gathered(parts: Sequence[tuple[Path, NDArray[np.int64]]]) -> bytes:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from gradtrace.display import describe
 from gradtrace.errors import IncompleteIndexError
 from gradtrace.manifest import CheckpointKind, Manifest, SearcherEntry, read_manifest
 from gradtrace.row_ids import read_row_ids
+from gradtrace_indexer.bad_rows import told
 from gradtrace_indexer.generations import kept_generations, read_pending
 
 _KINDS: dict[CheckpointKind, str] = {
@@ -15,18 +17,6 @@ _KINDS: dict[CheckpointKind, str] = {
     "average": ", the average of a segment's weights",
     "recorded": ", the recording of the training up to it",
 }
-
-
-def describe(manifest: Manifest) -> str:
-    """One line on what a generation holds."""
-    deleted = 0 if manifest.deleted is None else manifest.deleted.bytes // 8
-    runs = len(manifest.basis.files)
-    checkpoints = f"{len(manifest.checkpoints)} checkpoints" + (f" of {runs} runs" if runs > 1 else "")
-    return (
-        f"{manifest.rows - deleted:,} rows x {checkpoints} x {manifest.basis.dimensions} "
-        f"{manifest.basis.kind} dimensions in {manifest.precision}, task {manifest.task.name}, "
-        f"generation {manifest.generation}"
-    )
 
 
 def describe_searcher(manifest: Manifest, entry: SearcherEntry) -> str:
@@ -74,6 +64,8 @@ def details(directory: Path) -> Iterator[str]:
         f"  row numbers 0 to {ids.rows - 1}: {len(ids.live_ids()):,} present, {len(ids.deleted):,} deleted, "
         f"{ids.rows - len(ids.ids):,} deleted and compacted"
     )
+    if current.skipped:
+        yield from (f"  {line}" for line in told(current, sorted(current.skipped)))
     stretches = current.stretches()
     yield (
         f"  {len(stretches)} shard(s) a checkpoint, of {min(b - a for a, b in stretches):,} to "

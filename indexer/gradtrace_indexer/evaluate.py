@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gradtrace.errors import GradtraceError
+from gradtrace.errors import EvaluationError, GradtraceError
 from gradtrace.evaluation import LinearDatamodelingScore, linear_datamodeling_score
 from gradtrace.index import Index
 from gradtrace.task import Example
@@ -23,7 +23,15 @@ def evaluate(index: Index, examples: Sequence[Example], truth: SubsetOutputs, me
     Args:
         examples: those on which the trainings of `truth` were measured (`Retrainings.examples`).
         methods: one that fails has the reason in its line.
+
+    Raises:
+        EvaluationError: trainings of `truth` had rows that are deleted from the index, of which it has no scores.
     """
+    if truth.subsets[:, ~index.present].any():
+        raise EvaluationError(
+            "the models were trained on rows too that are deleted from the index: draw the subsets from the others, "
+            "subset_outputs(..., among=np.flatnonzero(index.present))"
+        )
     yield TABLE_HEAD
     for method in methods:
         yield f"| {method} | {measured(index, examples, truth, method)} |"
@@ -32,7 +40,8 @@ def evaluate(index: Index, examples: Sequence[Example], truth: SubsetOutputs, me
 def measured(index: Index, examples: Sequence[Example], truth: SubsetOutputs, method: str) -> str:
     """The cells after a method's name: score, interval, time."""
     try:
-        score = linear_datamodeling_score(index.scores(examples, method=method), truth.subsets, truth.means)
+        scores = np.asarray(index.scores(examples, method=method)[:, index.present])
+        score = linear_datamodeling_score(scores, truth.subsets[:, index.present], truth.means)
         return f"{cells(score)} | {milliseconds(index, examples, method):.1f}"
     except GradtraceError as error:
         return f"| {error} |"

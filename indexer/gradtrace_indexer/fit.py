@@ -33,6 +33,11 @@ _SAMPLE_BATCH = 128
 Models = Callable[[], Iterator[GradientModel]]  # one for each checkpoint, in order, loaded one at a time
 
 
+def sample_rows(seed: int, rows: int) -> NDArray[np.int64]:
+    """Numbers of random ones of the first `rows` training rows, ascending: what `Samples` holds of them."""
+    return np.sort(np.random.default_rng(seed).choice(rows, size=min(rows, _SAMPLE_ROWS), replace=False))
+
+
 class Samples:
     """Random ones of the first `rows` training examples, without repetition, in batches; the same whenever they are
     drawn again, but for deleted rows. Knows which rows it handed out last.
@@ -41,7 +46,7 @@ class Samples:
     """
 
     def __init__(self, task: Task, seed: int, rows: int, live: NDArray[np.int64] | None = None) -> None:
-        chosen = np.sort(np.random.default_rng(seed).choice(rows, size=min(rows, _SAMPLE_ROWS), replace=False))
+        chosen = sample_rows(seed, rows)
         if live is not None:
             left = np.intersect1d(chosen, live)
             chosen = left if len(left) else live[:_SAMPLE_ROWS]

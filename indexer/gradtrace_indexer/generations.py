@@ -7,6 +7,7 @@ generation is not disturbed by those that follow.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,12 @@ from typing import Any
 
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.manifest import MANIFEST_NAME, PENDING_NAME, Manifest, Operation, read_generation, read_manifest
+from gradtrace.methods import lost_methods
 from gradtrace.moments import moments_path
 from gradtrace.store import check_files
 from gradtrace_indexer.files import sole_writer, write_file, write_manifest
+
+_log = logging.getLogger(__name__)
 
 _KEPT = "generations"
 _FOLDERS = (
@@ -44,6 +48,9 @@ _KEEPING_KERNELS: tuple[Operation, ...] = (
     "fit representer",
 )
 
+# They build the searcher again, as a generation of its own.
+_BRINGING_SEARCHERS: tuple[Operation, ...] = ("add checkpoints", "add run", "append rows")
+
 
 def successor(current: Manifest, operation: Operation, **changes: Any) -> Manifest:
     """The generation after the current one, begun: the same but for the given fields.
@@ -67,16 +74,28 @@ def save_pending(directory: Path, manifest: Manifest) -> Manifest:
 
 
 def publish(directory: Path, manifest: Manifest) -> Manifest:
-    """Make a generation the current one, keeping the one before.
+    """Make a generation the current one, keeping the one before, and log what it lost and how that comes back.
 
     Killed at any moment, either is current; a pending.json that is left is known by its generation.
     """
     path = directory / MANIFEST_NAME
-    if path.exists():
+    before = read_manifest(directory) if path.exists() else None
+    if before is not None:
         write_file(directory, f"{_KEPT}/{manifest.generation - 1}.json", path.read_bytes())
     published = write_manifest(directory, MANIFEST_NAME, manifest.model_copy(update={"complete": True}))
     (directory / PENDING_NAME).unlink(missing_ok=True)
+    for line in _losses(before, published) if before is not None else ():
+        _log.warning("generation %d of %s %s", published.generation, directory, line)
     return published
+
+
+def _losses(before: Manifest, after: Manifest) -> Iterator[str]:
+    """What a generation does no longer, each with the command that brings it back."""
+    for method, why in lost_methods(before, after).items():
+        yield f"no longer answers by {method}: {why}"
+    lost_searcher = after.searcher_is_stale() and before.searcher is not None and not before.searcher_is_stale()
+    if after.searcher is not None and lost_searcher and after.made_by not in _BRINGING_SEARCHERS:
+        yield f"no longer uses searcher {after.searcher.name}, which is of other rows: `gradtrace build` sets it again"
 
 
 def read_pending(directory: Path) -> Manifest | None:

@@ -35,15 +35,24 @@ class SubsetOutputs:
 
 
 def subset_outputs(
-    retrainings: Retrainings, count: int = 100, seeds: int = 5, *, fraction: float = 0.5, seed: int = 0
+    retrainings: Retrainings,
+    count: int = 100,
+    seeds: int = 5,
+    *,
+    fraction: float = 0.5,
+    seed: int = 0,
+    among: NDArray[np.int64] | None = None,
 ) -> SubsetOutputs:
     """Train on random subsets of the rows, several times each: the ground truth of the linear datamodeling score.
 
     More subsets or seeds of the same `seed` go on where fewer ended.
 
+    among: int64 [n], the rows that subsets are drawn from, `np.flatnonzero(index.present)` where some are deleted;
+        None: all.
+
     Raises as `Retrainings.map`.
     """
-    subsets = random_subsets(retrainings.rows, count, fraction, seed)
+    subsets = random_subsets(retrainings.rows, count, fraction, seed, among)
     trainings = [
         Training(np.flatnonzero(subset).tolist(), _seed(seed, number, repeat))
         for number, subset in enumerate(subsets)
@@ -52,12 +61,17 @@ def subset_outputs(
     return SubsetOutputs(subsets, retrainings.outputs(trainings).reshape(count, seeds, -1))
 
 
-def random_subsets(rows: int, count: int, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Masks of a share of the rows, without replacement; each depends on its own number only. bool [count, rows]."""
+def random_subsets(
+    rows: int, count: int, fraction: float, seed: int, among: NDArray[np.int64] | None = None
+) -> NDArray[np.bool_]:
+    """Masks of a share of the rows `among`, or of all, without replacement; each depends on its own number only.
+
+    bool [count, rows]."""
+    drawn = np.arange(rows) if among is None else among
     subsets = np.zeros((count, rows), dtype=bool)
     for number, subset in enumerate(subsets):
         generator = np.random.default_rng([seed, number])
-        subset[generator.choice(rows, round(fraction * rows), replace=False)] = True
+        subset[drawn[generator.choice(len(drawn), round(fraction * len(drawn)), replace=False)]] = True
     return subsets
 
 

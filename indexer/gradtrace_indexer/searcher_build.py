@@ -78,7 +78,7 @@ def _built(directory: Path, index: Index, name: str, progress: bool) -> Searcher
     manifest, parsed = index.manifest, SearcherName.parse(name)
     file = f"searchers/{re.sub('[^A-Za-z0-9]+', '-', name)}.{manifest.generation + 1}"
     written, parameters = write_searcher(directory, file, RowStore(directory, manifest), parsed, progress)
-    split, queries = held_out(index.task, _QUERIES)
+    split, queries = held_out(index.task, _QUERIES, index.present)
     entry = SearcherEntry(
         name=name,
         parameters=parameters,

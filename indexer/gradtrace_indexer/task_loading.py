@@ -59,6 +59,11 @@ def import_source(source: str, *, anew: bool = False) -> ModuleType:
     _before_tasks.update(() if _before_tasks else sys.modules)
     try:
         return _import_anew(source, is_file) if anew else _import(source, is_file)
+    except SystemExit as error:
+        raise TaskError(
+            f"importing {source} ended the program ({error}): put what is for running it as a script under "
+            "`if __name__ == '__main__':`"
+        ) from error
     except Exception as error:  # whatever the user's code raises
         raise TaskError(f"importing {source} failed: {type(error).__name__}: {error}") from error
 

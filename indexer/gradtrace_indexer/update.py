@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.guards import check_dataset
@@ -21,6 +22,7 @@ def update_index(
     *,
     run: int | None = None,
     batch_size: int = 128,
+    num_workers: int = 0,
     device: str = "auto",
     progress: bool = True,
 ) -> Index:
@@ -31,21 +33,28 @@ def update_index(
     Args:
         checkpoints: directory of the training run; None: where the weights of its last checkpoint in the index lie.
         run: of several in the index, the number of the one that went on; None: the last.
+        num_workers: as in `build_index`.
 
     Raises:
         as `append_rows` and `add_checkpoints`.
     """
     directory = Path(path)
+    how: dict[str, Any] = {
+        "batch_size": batch_size,
+        "num_workers": num_workers,
+        "device": device,
+        "progress": progress,
+    }
     manifest = read_manifest(directory)
-    grown = check_dataset(task) > manifest.task.train_rows
+    grown = check_dataset(task, skip_unreadable=bool(manifest.skipped)) > manifest.task.train_rows
     pending = read_pending(directory)
     if grown and pending is not None and pending.made_by == "add checkpoints":
         discard(directory)  # it lacks the new rows, and these must come first: checkpoints are added to all rows
     if grown or (pending is not None and pending.made_by == "append rows"):
-        append_rows(directory, task, batch_size=batch_size, device=device, progress=progress)
+        append_rows(directory, task, **how)
     checkpoints = checkpoints or run_directory(directory, manifest, run)
     found = still_to_come(load_checkpoints(checkpoints), read_manifest(directory), run)
-    return add_checkpoints(directory, task, found, run=run, batch_size=batch_size, device=device, progress=progress)
+    return add_checkpoints(directory, task, found, run=run, **how)
 
 
 def run_directory(directory: Path, manifest: Manifest, run: int | None) -> Path:

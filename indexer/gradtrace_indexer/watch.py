@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.errors import CheckpointError
@@ -28,6 +29,7 @@ def watch(
     *,
     run: int | None = None,
     batch_size: int = 128,
+    num_workers: int = 0,
     device: str = "auto",
     interval: float = INTERVAL,
     on_wait: Callable[[CheckpointError], object] = lambda error: None,
@@ -55,7 +57,8 @@ def watch(
             indexed = {entry.name for entry in manifest.checkpoints}
             new = {entry_name(checkpoint, number) for checkpoint in settled} - indexed
             if new or (settled and manifest.searcher_is_stale()):
-                yield add_checkpoints(directory, task, settled, run=number, batch_size=batch_size, device=device)
+                how: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
+                yield add_checkpoints(directory, task, settled, run=number, **how)
         except CheckpointError as error:
             on_wait(error)
         time.sleep(interval)

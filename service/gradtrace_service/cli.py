@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from gradtrace.errors import GradtraceError, LockedIndexError, QueryError
+from gradtrace.user_code import user_line
 from gradtrace_client import Client, ClientError, InfluenceAnswer
 from gradtrace_indexer.check_command import app as check_command
 from gradtrace_indexer.cli import app as indexer_commands
@@ -21,6 +24,8 @@ from gradtrace_service.demo import Dataset, run_demo
 from gradtrace_service.key_commands import app as key_commands
 from gradtrace_service.server import answer_local_names_alone, refuse_public, refuse_taken, serve_until_told, serving
 from gradtrace_service.settings import read_settings, with_settings
+
+_INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
 
 app = typer.Typer(
     help="Which training examples made this model predict that?",
@@ -56,12 +61,41 @@ IncludeOption = Annotated[
 
 
 def main() -> None:
-    """Entry point: errors of ours end in one line and exit code 1, or EX_TEMPFAIL for an index that is locked."""
+    """Run the command line: errors of ours and of the user's code end in a line and exit code 1, or EX_TEMPFAIL for an
+    index that is locked. Only what is neither, a defect, has a traceback."""
     try:
         app()
     except (GradtraceError, ClientError, OSError) as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(os.EX_TEMPFAIL if isinstance(error, LockedIndexError) else 1)
+        _end(str(error), error, os.EX_TEMPFAIL if isinstance(error, LockedIndexError) else 1)
+    except Exception as error:
+        if user_line(error) is None:
+            raise
+        _end(f"{type(error).__name__}: {error}", error, 1)
+    except SystemExit as ending:
+        if ending.code == _INTERRUPTED:
+            typer.echo("interrupted; a build, update or evaluation goes on where it stood when run again", err=True)
+        raise
+
+
+def _end(text: str, error: Exception, code: int) -> NoReturn:
+    """Tell an error in one line, with the line of the user's own code that it came from."""
+    line = user_line(error)
+    typer.secho(f"error: {text}" + (f" ({line})" if line else ""), fg=typer.colors.RED, err=True)
+    sys.exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def program(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the versions of Gradtrace and PyTorch.")] = False,
+) -> None:
+    """Which training examples made this model predict that?"""
+    if version:
+        versions = {name: metadata.version(name) for name in ("gradtrace", "torch")}
+        typer.echo(f"gradtrace {versions['gradtrace']} (torch {versions['torch']}, Python {platform.python_version()})")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 @app.command()

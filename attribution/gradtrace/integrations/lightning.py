@@ -53,4 +53,4 @@ class RecorderCallback(Callback):  # type: ignore[misc, unused-ignore]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            self.recorder.save(pl_module)
+            self.recorder.finish(pl_module)

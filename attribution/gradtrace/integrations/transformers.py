@@ -46,4 +46,4 @@ class RecorderCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            self.recorder.save(kwargs["model"])
+            self.recorder.finish(kwargs["model"])

@@ -14,7 +14,7 @@ from gradtrace.contents import IndexContents
 from gradtrace.devices import side_by_side
 from gradtrace.encoder import MeasureName
 from gradtrace.methods.method import Floats, Scoring
-from gradtrace.queries import QUERY_BATCH, Query, query_batches
+from gradtrace.queries import QUERY_BATCH, Query, named_in_errors, query_batches
 from gradtrace.task import Example
 
 Encoded = tuple[Tensor, Tensor]
@@ -59,13 +59,14 @@ class GradientScoring(Scoring):
 
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:
         encoders = [(self._contents.models[block], basis) for block, basis in zip(self.blocks, self.bases, strict=True)]
-        parts = [examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH)]
-        return torch.cat(
-            [
-                torch.stack([model.encode(basis, model.batch(part))[0] for model, basis in encoders], dim=1)
-                for part in parts
-            ]
-        )
+        vectors = []
+        for start in range(0, len(examples), QUERY_BATCH):
+            part = examples[start : start + QUERY_BATCH]
+            with named_in_errors(range(start, start + len(part)), "training example"):
+                vectors.append(
+                    torch.stack([model.encode(basis, model.batch(part))[0] for model, basis in encoders], dim=1)
+                )
+        return torch.cat(vectors)
 
     def self_influence(self) -> Floats:
         """From the stored rows, taken for the gradients of queries as well."""
@@ -85,17 +86,22 @@ def query_coordinates(
     contents: IndexContents, queries: Sequence[Query], checkpoints: Sequence[int], encode: Encode
 ) -> tuple[Tensor, list[float]]:
     """What `encode` gives for the queries, float32 [queries, len(checkpoints), dimensions], and their losses at the
-    last checkpoint, from the same pass where it is the loss that is explained there."""
+    last checkpoint, from the same pass where it is the loss that is explained there.
+
+    Raises:
+        LossError: a loss or a gradient is NaN or infinite; `positions` are the numbers of these queries.
+    """
     models, last = contents.models, contents.manifest.last_checkpoint
     losses = [math.nan] * len(queries)
     out = torch.empty(len(queries), len(checkpoints), contents.store.dimensions, device=models[0].device)
     for part, measure in query_batches(queries):
         batch = models[last].batch([queries[number].example for number in part])
-        encoded = _at_each(sorted(set(checkpoints)), batch, measure, encode, models[last].device)
+        with named_in_errors(part):
+            encoded = _at_each(sorted(set(checkpoints)), batch, measure, encode, models[last].device)
+            known = measure == "loss" and last in encoded
+            values = encoded[last][1] if known else models[last].losses(batch)
         for position, at in enumerate(checkpoints):
             out[part, position] = encoded[at][0]
-        known = measure == "loss" and last in encoded
-        values = encoded[last][1] if known else models[last].losses(batch)
         for number, value in zip(part, values.tolist(), strict=True):
             losses[number] = value
     return out, losses

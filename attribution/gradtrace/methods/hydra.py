@@ -33,7 +33,7 @@ class Hydra(Method):
             return None
         return (
             "it holds no recording of the training; record one with gradtrace.InfluenceRecorder, and build the index "
-            "with recording=... (--recording)"
+            "with recording=... (`gradtrace build --recording DIR`)"
         )
 
     def meaning(self, options: Options) -> str:

@@ -133,7 +133,7 @@ class Method(ABC):
 def lacks_curvature(manifest: Manifest) -> str | None:
     """As `Method.lacks`, of the methods that need the curvature at every checkpoint."""
     if len(manifest.curvature) < len(manifest.checkpoints):
-        return "it has no curvature; build it with basis='spectral'"
+        return "it has no curvature; build it with basis='spectral' (`gradtrace build --basis spectral`)"
     return None
 
 

@@ -14,7 +14,7 @@ from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.manifest import Manifest
 from gradtrace.methods.method import Floats, Scoring
-from gradtrace.queries import QUERY_BATCH, Query
+from gradtrace.queries import QUERY_BATCH, Query, named_in_errors
 from gradtrace.search import SearchResult, ends_of_scored
 from gradtrace.task import Example
 
@@ -80,12 +80,16 @@ class RepresentationScoring(Scoring):
         size = max(1, _BLOCK_VALUES // (self.store.dimensions * len(self.blocks)))
         return ((start, rows.double()) for start, rows in self.store.blocks(places, size))
 
-    def _represented(self, examples: Sequence[Example]) -> tuple[Tensor, list[float]]:
-        """Representations float64 [examples, blocks, features], and losses at the last checkpoint."""
+    def _represented(self, examples: Sequence[Example], what: str = "query") -> tuple[Tensor, list[float]]:
+        """Representations float64 [examples, blocks, features], and losses at the last checkpoint.
+
+        what: the examples are, in errors
+        """
         features, losses = [], []
         for start in range(0, len(examples), QUERY_BATCH):
             part = examples[start : start + QUERY_BATCH]
-            found = [model.represent(model.batch(part)) for model in self._models]
+            with named_in_errors(range(start, start + len(part)), what):
+                found = [model.represent(model.batch(part)) for model in self._models]
             features.append(torch.stack([one.cpu().double() for one, _ in found], dim=1))
             losses += found[-1][1].tolist()
         return torch.cat(features), losses
@@ -98,7 +102,7 @@ def lacks_representations(manifest: Manifest) -> str | None:
     return (
         "it holds no last hidden representations, since the model's last fully connected layer is not given one "
         "vector for each example, or since it was built by an earlier release; define representation(self, model, "
-        "batch) in the task if need be, and build it again"
+        "batch) in the task if need be, and build it again (`gradtrace build`)"
     )
 
 

@@ -82,7 +82,7 @@ class _RepresenterScoring(RepresentationScoring):
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:
         """As if these had been among the fitted rows, and the layer as it is."""
         entry = self._refit.entry
-        f = with_constant(self._represented(examples)[0])  # [n, blocks, F + 1]
+        f = with_constant(self._represented(examples, "training example")[0])  # [n, blocks, F + 1]
         labels = self._labels([self._contents.last_model.label(example) for example in examples])
         outputs = torch.einsum("nbf,bof->nbo", f, self._refit.weights)
         slopes = torch.stack([loss_slopes(one, labels, entry.classes) for one in outputs.unbind(1)], dim=1)

@@ -65,7 +65,7 @@ class _Dot(RepresentationScoring):
         return [side @ vector for vector in vectors]
 
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:
-        return self._row_side(self._represented(examples)[0])
+        return self._row_side(self._represented(examples, "training example")[0])
 
     def self_influence(self) -> Floats:
         parts = [(self._query_side(rows) * self._row_side(rows)).sum(2).mean(1) for _, rows in self._rows()]

@@ -47,7 +47,7 @@ class Source(Method):
                 return (
                     f"the steps of {entry.optimizer and entry.optimizer.name} are known only from its second moments, "
                     f"and none lie with {entry.name}; record with CheckpointRecorder(optimizer_state=True), and build "
-                    "from those checkpoints"
+                    "from those checkpoints (`gradtrace build`)"
                 )
         return None
 
@@ -86,9 +86,15 @@ class FastSource(Source):
         reached = {entry.run: entry.step for entry in entries if entry.kind == "average"}
         for run, last in enumerate(trained_models(entries)):
             if run not in reached:
-                return "it has no averaged weights; build it with average_segments=3"
+                return (
+                    "it has no averaged weights; build it with average_segments=3 "
+                    "(`gradtrace build --average-segments 3`)"
+                )
             if reached[run] < entries[last].step:
-                return f"its averaged weights end at step {reached[run]}; build it anew with all checkpoints"
+                return (
+                    f"its averaged weights end at step {reached[run]}; build it anew with all checkpoints "
+                    "(`gradtrace build`)"
+                )
         return super().lacks(manifest)
 
     def segments(self, options: Options) -> int | None:

@@ -34,7 +34,7 @@ class TracInAdam(TracIn):
             if entry.kind == "weights" and entry.moments_sha256 is None:
                 return (
                     f"checkpoint {entry.name} has no second moments of Adam's beside it: record with "
-                    "CheckpointRecorder(optimizer_state=True), then build the index"
+                    "CheckpointRecorder(optimizer_state=True), then build the index (`gradtrace build`)"
                 )
         return None
 

@@ -38,7 +38,9 @@ class Trak(Method):
 
     def lacks(self, manifest: Manifest) -> str | None:
         lacking = manifest.lacking_kernels()
-        return f"it has no kernel of {lacking[0]}: run `gradtrace kernels` on it" if lacking else None
+        if not lacking:
+            return None
+        return f"it has no kernel of {lacking[0]}: run `gradtrace kernels` on it, as after every change of its rows"
 
     def meaning(self, options: Options) -> str:
         return (
