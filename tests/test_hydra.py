@@ -148,7 +148,8 @@ def test_an_index_with_a_recording_lives_on(run: Run, tmp_path: Path) -> None:
     after = added.scores(QUERIES, method="hydra")  # at the weights that the recording ended with
     assert not after[:, gone].any()
     kept = np.setdiff1d(np.arange(digits_task.TRAIN_ROWS), gone)
-    np.testing.assert_array_equal(after[:, kept], before[:, kept])
+    scale = float(np.abs(before).max())  # products over other numbers of rows may be summed in another order
+    np.testing.assert_allclose(after[:, kept], before[:, kept], rtol=1e-5, atol=1e-6 * scale)
     assert not verify(directory)
     with pytest.raises(StoreError, match="holds a recording of the training"):
         append_rows(directory, TASK, progress=False)

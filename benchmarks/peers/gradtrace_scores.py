@@ -67,7 +67,7 @@ def fisher_examples(case: Case, task: TrueLabels) -> list[WeightedBatch]:
     """The rows as `build_index` labels and weights them for the curvature of the last checkpoint."""
     model = GradientModel(task, case.checkpoints[-1], torch.device("cpu"), fetch(task.train, [0, 1]))
     labelled = fisher_batches(model, Samples(task, _SEED, case.rows), _SEED)
-    return [WeightedBatch(one.batch.collated, one.weights, getattr(one, "measure", None)) for one in labelled]
+    return [WeightedBatch(one.batch.collated, one.weights, one.measure) for one in labelled]
 
 
 def tracin_scores(case: Case, **arguments: Any) -> Scores:
