@@ -14,11 +14,11 @@ from zoo.case import DEPENDS, ZooTask, refused, right
 from zoo.data import VOCABULARY, labelled, lengths, next_token_loss, pad, texts
 
 _IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_BERT = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, **_IDS}
+_BERT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, **_IDS}
 _LLAMA = {**_BERT, "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 32}
-_GPT2 = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 32, **_IDS}
-_DISTIL = {"dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 16, **_IDS}
-_T5 = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0, **_IDS}
+_GPT2 = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32, **_IDS}
+_DISTIL = {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, **_IDS}
+_T5 = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0, **_IDS}
 _BART = {
     "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
     "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "decoder_start_token_id": 2, "max_position_embeddings": 32, **_IDS,
@@ -89,28 +89,32 @@ def left_loss(m: nn.Module, b: Any, numbered: bool = True) -> Tensor:
     return (F.cross_entropy(logits[:, :-1].transpose(1, 2), x[:, 1:], reduction="none") * keep).sum(1) / keep.sum(1)
 
 
+TEXTS = texts(lengths(4, rows=24))
+
 Family = tuple[str, str, dict[str, Any], Callable[..., Tensor]]
 FAMILIES: dict[str, Family] = {
-    "bert_classes": ("Bert", "ForSequenceClassification", {**_BERT, "num_labels": 3}, class_loss),
+    "bert_classes": (
+        "Bert", "ForSequenceClassification", {**_BERT, "num_hidden_layers": 2, "num_labels": 3}, class_loss
+    ),
     "bert_token_classes": ("Bert", "ForTokenClassification", {**_BERT, "num_labels": 3}, token_class_loss),
     "bert_masked_tokens": ("Bert", "ForMaskedLM", _BERT, masked_loss),
     "distilbert_classes": ("DistilBert", "ForSequenceClassification", {**_DISTIL, "num_labels": 3}, class_loss),
     "roberta_classes": ("Roberta", "ForSequenceClassification", {**_BERT, "num_labels": 3}, class_loss),
     "electra_classes": ("Electra", "ForSequenceClassification", {**_BERT, "num_labels": 3}, class_loss),
-    "gpt2_tied": ("GPT2", "LMHeadModel", _GPT2, causal_loss),
+    "gpt2_tied": ("GPT2", "LMHeadModel", {**_GPT2, "n_layer": 2}, causal_loss),
     "gpt2_untied": ("GPT2", "LMHeadModel", {**_GPT2, "tie_word_embeddings": False}, causal_loss),
     "gpt2_tied_summed": ("GPT2", "LMHeadModel", _GPT2, partial(causal_loss, summed=True)),
     "gpt2_classes": ("GPT2", "ForSequenceClassification", {**_GPT2, "num_labels": 3}, class_loss),
     "gpt_neox": ("GPTNeoX", "ForCausalLM", _BERT, causal_loss),
-    "llama": ("Llama", "ForCausalLM", _LLAMA, causal_loss),
+    "llama": ("Llama", "ForCausalLM", {**_LLAMA, "num_hidden_layers": 2}, causal_loss),
     "llama_tied_summed": (
         "Llama", "ForCausalLM", {**_LLAMA, "tie_word_embeddings": True}, partial(causal_loss, summed=True)
     ),
     "llama_classes": ("Llama", "ForSequenceClassification", {**_LLAMA, "num_labels": 3}, class_loss),
     "mistral": ("Mistral", "ForCausalLM", {**_LLAMA, "sliding_window": 4}, causal_loss),
     "gemma": ("Gemma", "ForCausalLM", _LLAMA, causal_loss),
-    "gemma2": ("Gemma2", "ForCausalLM", {**_LLAMA, "sliding_window": 4}, causal_loss),
-    "gemma3": ("Gemma3", "ForCausalLM", {**_LLAMA, "sliding_window": 4}, causal_loss),
+    "gemma2": ("Gemma2", "ForCausalLM", {**_LLAMA, "sliding_window": 4, "num_hidden_layers": 2}, causal_loss),
+    "gemma3": ("Gemma3", "ForCausalLM", {**_LLAMA, "sliding_window": 4, "num_hidden_layers": 2}, causal_loss),
     "qwen2": ("Qwen2", "ForCausalLM", _LLAMA, causal_loss),
     "qwen3": ("Qwen3", "ForCausalLM", _LLAMA, causal_loss),
     "mixtral": ("Mixtral", "ForCausalLM", {**_LLAMA, "num_local_experts": 3}, causal_loss),
@@ -140,9 +144,7 @@ for name, (family, head, options, loss) in FAMILIES.items():
         slow = key not in ROTATED and (attention == "eager" or name in ALIKE)
         right(key, needs="transformers", rotates=key in ROTATED, slow=slow)(
             partial(
-                lambda make, loss: ZooTask(
-                    make, texts(lengths(4)), loss, with_targets if loss is translation_loss else pad
-                ),
+                lambda make, loss: ZooTask(make, TEXTS, loss, with_targets if loss is translation_loss else pad),
                 partial(made, family, head, attention, **options),
                 loss,
             )
@@ -151,7 +153,7 @@ for name, (family, head, options, loss) in FAMILIES.items():
 
 def padded_left(name: str, numbered: bool) -> ZooTask:
     family, head, options, _ = FAMILIES[name]
-    rows = texts(lengths(4, first=(6, 6)))
+    rows = texts(lengths(4, rows=24, first=(6, 6)))
     return ZooTask(partial(made, family, head, "sdpa", **options), rows, partial(left_loss, numbered=numbered), left)
 
 
@@ -171,7 +173,9 @@ for attention in ("sdpa", "eager"):
     right(f"vit_{attention}", needs="transformers", rotates=attention == "sdpa")(
         partial(
             lambda attention: ZooTask(
-                partial(made, "ViT", "ForImageClassification", attention, **_VIT), labelled(3, 8, 8), image_loss
+                partial(made, "ViT", "ForImageClassification", attention, **_VIT),
+                labelled(3, 8, 8, rows=24),
+                image_loss,
             ),
             attention,
         )
@@ -189,7 +193,7 @@ for reentrant in (True, False):
     right(f"llama_checkpointed_{'reentrant' if reentrant else 'not_reentrant'}", needs="transformers")(
         partial(
             lambda reentrant: ZooTask(
-                partial(checkpointed, "Llama", "ForCausalLM", _LLAMA, reentrant), texts(lengths(4)), causal_loss, pad
+                partial(checkpointed, "Llama", "ForCausalLM", _LLAMA, reentrant), TEXTS, causal_loss, pad
             ),
             reentrant,
         )
