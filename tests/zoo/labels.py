@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.case import Loss, Make, ZooTask, refused, right
+from zoo.case import Loss, Make, ZooTask, refused, right, right_or_refused
 from zoo.data import each, generator, labelled, mlp
 from zoo.vision import IMAGES, UNet, masks
 
@@ -62,12 +62,6 @@ LABELS: dict[str, Callable[[], ZooTask]] = {
     "dictionaries": lambda: Predicting(
         mlp, [{"x": x, "y": y} for x, y in ROWS], lambda m, b: F.cross_entropy(m(b["x"]), b["y"], reduction="none"), "x"
     ),
-    "a_class_for_each_pixel": lambda: Predicting(
-        UNet, masks(), lambda m, b: each(F.cross_entropy(m(b[0]), b[1], reduction="none"))
-    ),
-    "an_image_as_prediction": lambda: Predicting(
-        lambda: nn.Conv2d(3, 3, 3, padding=1), IMAGES, lambda m, b: each((m(b[0]) - b[0].tanh()).square())
-    ),
     "triples": lambda: Predicting(
         mlp, [(x, y, "note") for x, y in ROWS], lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none")
     ),
@@ -75,6 +69,21 @@ LABELS: dict[str, Callable[[], ZooTask]] = {
 
 for name, make in LABELS.items():
     right(f"labels_are_{name}", rotates=True)(partial(lambda make: make(), make))
+
+# Of several outputs of an example no one label is predicted.
+OUTPUTS: dict[str, Callable[[], ZooTask]] = {
+    "a_class_for_each_pixel": lambda: Predicting(
+        UNet, masks(), lambda m, b: each(F.cross_entropy(m(b[0]), b[1], reduction="none"))
+    ),
+    "an_image_as_prediction": lambda: Predicting(
+        lambda: nn.Conv2d(3, 3, 3, padding=1), IMAGES, lambda m, b: each((m(b[0]) - b[0].tanh()).square())
+    ),
+}
+
+for name, make in OUTPUTS.items():
+    right_or_refused("predict", "leave predict out|define", name=f"labels_are_{name}")(
+        partial(lambda make: make(), make)
+    )
 
 
 class Measuring(ZooTask):
