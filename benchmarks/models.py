@@ -33,6 +33,7 @@ from benchmarks.sequence_kinds import NanoGPT, next_token
 from gradtrace.basis import load_bases
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.encoder import GradientModel
+from gradtrace.path_report import layer_lines
 from gradtrace_indexer import build_index
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -109,8 +110,7 @@ def gradient(task: KindTask, model: nn.Module, row: int) -> Tensor:
 
 def paths(model: GradientModel) -> str:
     """How many layers take which path."""
-    strays = set(model.plan.strays)
-    counts = Counter("vmap" if layer in strays else "fast" for layer in model.plan.layers)
+    counts = Counter(line.path for line in layer_lines(model))
     return ", ".join(f"{count} {path}" for path, count in counts.items())
 
 
