@@ -105,7 +105,8 @@ class GradientModel:
             raise LossError(f"checkpoint {checkpoint.name}: {error}") from error
         self.examination = examination._replace(outputs=examination.outputs.with_loss(self.task.loss))
         self.plan: LayerPlan = plan_layers(self.model, examination.choice)
-        self.representation = find_representation(self.task, self.model, sample.examples.collated)
+        collated = [sample.batch(positions).collated for positions in sample.batches]
+        self.representation = find_representation(self.task, self.model, collated)
 
     @property
     def outputs(self) -> Outputs:

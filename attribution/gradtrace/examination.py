@@ -19,7 +19,7 @@ from gradtrace.batches import ExampleBatch, Measure
 from gradtrace.errors import LossError, UnsupportedLayerError
 from gradtrace.gradients import Use, observed_uses
 from gradtrace.guards import check_batched_losses, rounding
-from gradtrace.layers import Layer
+from gradtrace.layers import Layer, real_values
 from gradtrace.layouts import Layout, fitting_layouts, preferred
 from gradtrace.plan import GradientPath, LayerPlan, PathChoice, first_paths, plan_layers
 from gradtrace.reference import autograd_gradients, stray_gradients
@@ -43,7 +43,10 @@ def examine(model: nn.Module, measures: Sequence[Measure], sample: Sample, names
     """
     trials = []
     for measure in measures:
-        finite = check_batched_losses(model, measure, sample)
+        try:
+            finite = check_batched_losses(model, measure, sample)
+        except LossError as error:
+            raise error if measure is measures[0] else LossError(f"Task.measurement: {error}") from error
         trials.append(Trial(model, measure, finite, names))
         trials[-1].check_dependence()
     choice, wrong = PathChoice(first_paths(model, names)), {"": ""}
@@ -132,9 +135,14 @@ class Trial:
         for position in range(len(sample.rows)):
             gradients = self.alone(position)
             for name, gradient in gradients.items():
-                self._norms[name].append(0.0 if gradient is None else float(gradient.float().norm()))
+                self._norms[name].append(0.0 if gradient is None else _norm(gradient))
             if size * (position + 1) <= _CACHED:
                 self._kept[position] = gradients
+        finite = {name: [norm for norm in norms if np.isfinite(norm)] for name, norms in self._norms.items()}
+        largest = max((max(norms, default=0.0) for norms in finite.values()), default=0.0)
+        self._slack = {
+            name: _ABSOLUTE * max(norms, default=0.0) + _OF_OTHERS * largest for name, norms in finite.items()
+        }
 
     def alone(self, position: int) -> Mapping[str, Tensor | None]:
         """The gradients of one row alone, by parameter name; None where its loss does not depend on the parameter."""
@@ -187,17 +195,16 @@ class Trial:
         return wrong
 
     def _agrees(self, name: str, found: Tensor | None, wanted: Tensor | None) -> bool:
-        size = 0.0 if wanted is None else float(wanted.float().norm())
+        size = 0.0 if wanted is None else _norm(wanted)
         if not np.isfinite(size):
             return True  # such a row is refused when its turn comes, with its number
         if found is None or wanted is None:
-            difference = size if found is None else float(found.float().norm())
+            difference = size if found is None else _norm(found)
         else:
-            difference = float((found.reshape(wanted.shape).to(wanted.dtype) - wanted).float().norm())
+            exact = real_values(wanted)
+            difference = _norm(found.reshape(exact.shape).to(exact.dtype) - exact)
         dtype = self.model.get_parameter(name).dtype
-        largest = max(norm for norms in self._norms.values() for norm in norms if np.isfinite(norm))
-        slack = _ABSOLUTE * max(self._norms[name]) + _OF_OTHERS * largest
-        return difference <= rounding(dtype) * size + slack
+        return difference <= rounding(dtype) * size + self._slack[name]
 
 
 class _BatchGradients:
@@ -213,6 +220,7 @@ class _BatchGradients:
                 self._sides.setdefault(use.layer, []).append(use.examples_first(len(batch)))
             else:
                 self._fail(use.layer, "examples are not in the first dimension of its input")
+        self._sides = {layer: layer.merged(sides) for layer, sides in self._sides.items()}
         self._strays: dict[str, list[Tensor]] = {}
         try:
             for layer, _, gradient in stray_gradients(model, measure, batch, plan):
@@ -238,6 +246,10 @@ class _BatchGradients:
         for name, gradients in self._strays.items():
             found[name] = torch.cat(gradients)[part]
         return found, self._failures
+
+
+def _norm(values: Tensor) -> float:
+    return float(real_values(values).float().norm())
 
 
 def _needs_whole_graph(message: str) -> bool:

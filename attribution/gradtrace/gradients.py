@@ -5,12 +5,12 @@ Parameters never require a gradient, so no weight gradient is ever formed, neith
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class Use:
     """One use of a layer in a forward pass.
 
     leading: the dimensions of the output before those of a single instance.
+    repeated: whether the layer had other uses in the forward pass.
     gradient, colored: at the output, without and with colors; None until the backward pass gets there.
     """
 
@@ -52,6 +53,7 @@ class Use:
     layout: Layout
     leading: tuple[int, ...]
     fits: bool
+    repeated: bool = False
     gradient: Tensor | None = None
     colored: Tensor | None = None
 
@@ -96,12 +98,15 @@ def _changed(inputs: Inputs, change: Callable[[Tensor], Tensor], batch: int) -> 
 
 
 class Capture:
-    """Collects the uses of a plan's layers while a measure runs, and the gradients at their outputs afterwards."""
+    """Collects the uses of a plan's layers while a measure runs, and the gradients at their outputs afterwards.
+
+    phase: gradients that a measure takes itself, in its forward pass, are none of those that are looked for.
+    """
 
     def __init__(self, plan: LayerPlan, batch: int, token: Tensor, on_use: Callable[[Use], None] | None) -> None:
         """on_use: called as soon as a use has its gradient; None: uses keep it."""
         self.uses: list[Use] = []
-        self.coloring = False
+        self.phase: Literal["forward", "colors", "gradients"] = "forward"
         self._plan, self._batch, self._token, self._on_use = plan, batch, token, on_use
         # Uses that the backward pass with colors came to by running a checkpointed segment again, by layer.
         self._run_again: dict[Layer, deque[Use]] = defaultdict(deque)
@@ -115,6 +120,13 @@ class Capture:
     def needs_colors(self) -> bool:
         scattered = self._plan.whole_graph and Layout.SCATTERED in self._plan.layouts.values()  # may be run again only
         return self._batch > 1 and (scattered or any(not use.fits for use in self.uses))
+
+    def begin_gradients(self) -> None:
+        """After the forward pass, and the backward pass with colors."""
+        counts = Counter(use.layer for use in self.uses)
+        for use in self.uses:
+            use.repeated = counts[use.layer] > 1
+        self.phase = "gradients"
 
     def add(self, uses: Sequence[tuple[Layer, Inputs]], output: Tensor) -> Tensor:
         """Note what layers were given whose output this is; returns the output with which the model must go on."""
@@ -132,7 +144,7 @@ class Capture:
             layout = Layout.FIRST if layout is Layout.SHARED else layout
             inputs = inputs if isinstance(inputs, ModuleInputs) else _changed(inputs, Tensor.detach, self._batch)
             use = Use(layer, inputs, layout, leading, fits(layout, leading, self._batch))
-            if self.coloring:
+            if self.phase == "colors":
                 self._run_again[layer].append(use)
             elif self._run_again[layer]:
                 use.colored = self._run_again[layer].popleft().colored
@@ -143,8 +155,9 @@ class Capture:
 
     @torch.no_grad()
     def _receive(self, use: Use, d: Tensor) -> None:
-        if self.coloring:
+        if self.phase == "colors":
             use.colored = d
+        if self.phase != "gradients":
             return
         use.gradient = d
         if self._on_use is None:
@@ -214,10 +227,21 @@ def backpropagate(model: nn.Module, measure: Measure, batch: ExampleBatch, plan:
         with torch.no_grad():
             return measure(model, batch.collated)
 
-    def receive(use: Use) -> None:
-        on_use(use.layer, *use.examples_first(len(batch)))
+    collected: dict[Layer, list[tuple[Any, Tensor]]] = defaultdict(list)
 
-    return _run(model, measure, batch, plan, receive, False)[0]
+    def receive(use: Use) -> None:
+        sides = use.examples_first(len(batch))
+        if use.repeated:  # the steps of a recurrent layer, say: together they take one product instead of many
+            collected[use.layer].append(sides)
+        else:
+            on_use(use.layer, *sides)
+
+    losses = _run(model, measure, batch, plan, receive, False)[0]
+    with torch.no_grad():
+        for layer, uses in collected.items():
+            for x, d in layer.merged(uses):
+                on_use(layer, x, d)
+    return losses
 
 
 def observed_uses(model: nn.Module, measure: Measure, batch: ExampleBatch, plan: LayerPlan) -> list[Use]:
@@ -249,11 +273,11 @@ def _run(
             return losses, []
         forward.close()
         if capture.needs_colors or (color and len(batch) > 1):
-            capture.coloring = True
+            capture.phase = "colors"
             degree = getattr(measure, "degree", 1.0)  # gradients scale with this power of an example's weight
             weights = colors(len(batch), losses.device) ** (1 / degree)
             _differentiate((losses * weights.to(losses.dtype)).sum(), token, plan.whole_graph, keep=True)
-            capture.coloring = False
+        capture.begin_gradients()
         _differentiate(losses.sum(), token, plan.whole_graph)
     return losses.detach(), capture.uses
 

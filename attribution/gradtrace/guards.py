@@ -193,8 +193,9 @@ def _difference(together: Tensor, alone: Tensor, rows: Sequence[int]) -> str:
         f"{_listed([rows[place] for place in wrong])} have other losses together than alone (row {rows[first]}: "
         f"{float(alone[first]):.6g} alone, {float(together[first]):.6g} in a batch of {len(rows)}). Likely causes: "
         "padding that is not masked, batch statistics (BatchNorm with track_running_stats=False), division by the "
-        "batch size or by its tokens, weights by the classes in the batch, mining of hard examples, in-batch "
-        "negatives. Make each example's loss its own"
+        "batch size or by its tokens, a mean over the batch (reduction), outputs in another order (a sort in collate "
+        "or forward), weights by the classes in the batch, mining of hard examples, in-batch negatives. Make each "
+        "example's loss its own"
     )
 
 

@@ -11,7 +11,7 @@ from enum import Enum
 from torch import Tensor, nn
 
 from gradtrace.errors import TaskError, UnsupportedLayerError
-from gradtrace.layers import Layer, ModuleLayer, layer_type_of, parameter_layer
+from gradtrace.layers import Layer, ModuleLayer, layer_type_of, parameter_layer, real_values
 from gradtrace.layouts import Layout
 
 
@@ -37,7 +37,7 @@ class StrayLayer(Layer):
     rotates = False
 
     def __init__(self, module: nn.Module, name: str) -> None:
-        super().__init__(module, [name], (1, 1, module.get_parameter(name).numel()))
+        super().__init__(module, [name], (1, 1, real_values(module.get_parameter(name).detach()).numel()))
 
     @property
     def name(self) -> str:
@@ -54,7 +54,7 @@ class StrayLayer(Layer):
         raise NotImplementedError("a stray parameter has no factors, only its whole gradient")
 
     def weight_gradient(self, weight: Tensor) -> Tensor:
-        return weight.reshape(weight.shape[0], *self.module.get_parameter(self.names[0]).shape)
+        return weight.reshape(weight.shape[0], *real_values(self.module.get_parameter(self.names[0]).detach()).shape)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gradtrace.batches import ExampleBatch, Measure, measure_at
-from gradtrace.layers import Layer
+from gradtrace.layers import Layer, real_values
 from gradtrace.plan import GradientPath, LayerPlan
 from gradtrace.task import Batch, Example, Task
 
@@ -90,15 +90,16 @@ def autograd_gradients(
 
 def _differentiated(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
     try:
-        return list(torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True))
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+        return [g.to_dense() if g is not None and g.is_sparse else g for g in gradients]
     except RuntimeError as error:
         if "heckpoint" not in str(error):
             raise
     loss.backward()  # reentrant checkpoints allow nothing else
-    gradients = [parameter.grad for parameter in parameters]
+    accumulated = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
-    return gradients
+    return accumulated
 
 
 def stray_gradients(
@@ -106,7 +107,7 @@ def stray_gradients(
 ) -> Iterator[tuple[Layer, slice, Tensor]]:
     """Gradients of the stray parameters: (layer, examples, float32 [examples, 1, 1, size])."""
     for layer, part, gradient in _stray_gradients(model, measure, batch, plan):
-        yield layer, part, gradient.reshape(len(gradient), 1, 1, -1).float()
+        yield layer, part, real_values(gradient).reshape(len(gradient), 1, 1, -1).float()
 
 
 def _stray_gradients(

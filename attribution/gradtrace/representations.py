@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,13 +31,20 @@ class Representation:
     layer: nn.Module | None
 
 
-def find_representation(task: Task, model: nn.Module, batch: Batch) -> Representation | None:
+def find_representation(task: Task, model: nn.Module, batches: Sequence[Batch]) -> Representation | None:
     """What the task defines; else the input of the last Linear layer in a forward pass. None where that layer is used
-    more than once, or not on one vector for each example, or there is none.
+    more than once, or not on one vector for each example of all batches, or there is none.
+
+    batches: of different sizes, since positions may be as many as examples by chance.
 
     Raises:
         TaskError: task.representation gives something else than [batch, features].
     """
+    found = [_representation(task, model, batch) for batch in batches]
+    return found[0] if all(one == found[0] for one in found) else None
+
+
+def _representation(task: Task, model: nn.Module, batch: Batch) -> Representation | None:
     with recorded_inputs(m for m in model.modules() if isinstance(m, nn.Linear)) as uses, torch.no_grad():
         count = len(task.loss(model, batch))
     if task.has_representation:

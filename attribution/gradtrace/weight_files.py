@@ -89,8 +89,11 @@ def read_file(path: Path, lazily: bool = False) -> Any:
 def plain_names(keys: Iterable[str]) -> dict[str, str]:
     """Name without wrapper prefixes -> key as it stands. `module.` is a wrapper's only where every key has it."""
     names = {key.replace("_orig_mod.", ""): key for key in keys}
-    if names and all(name.startswith("module.") for name in names):
-        names = {name.removeprefix("module."): key for name, key in names.items()}
+    wrapped = {
+        name: key for name, key in names.items() if name != "n_averaged"
+    }  # torch.optim.swa_utils.AveragedModel's
+    if wrapped and all(name.startswith("module.") for name in wrapped):
+        return {name.removeprefix("module."): key for name, key in wrapped.items()}
     return names
 
 

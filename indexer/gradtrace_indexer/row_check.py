@@ -19,6 +19,7 @@ from gradtrace.batches import collate
 from gradtrace.dataset import fetch
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import LossError
+from gradtrace.layers import real_values
 from gradtrace.manifest import Manifest
 from gradtrace.precision import decode, encode, load_column_scales
 from gradtrace.reference import autograd_gradients
@@ -111,7 +112,7 @@ class _RowCheck:
         example = collate(model.task, fetch(model.task.train, [row]), model.device, double)
         names = [name for layer in model.plan.layers for name in layer.names]
         gradients = autograd_gradients(model.model, model.task.loss, example, names)[1]
-        known = {name: value.float() for name, value in gradients.items() if value is not None}
+        known = {name: real_values(value).float() for name, value in gradients.items() if value is not None}
         coordinates = {
             layer.name: self.basis.layers[layer.name].of_gradient(layer.from_parameters(known)[None])
             for layer in model.plan.layers

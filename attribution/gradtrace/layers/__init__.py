@@ -1,7 +1,7 @@
 """One small class for each layer type: how its per-example gradient follows from inputs and output gradients."""
 
 from gradtrace.layers import convolution, embedding, linear, normalization  # noqa: F401  (each registers its types)
-from gradtrace.layers.base import IDENTITY, Bases, Layer, Uses, layer_type_of
+from gradtrace.layers.base import IDENTITY, Bases, Layer, Uses, layer_type_of, real_values
 from gradtrace.layers.module import ModuleInputs, ModuleLayer
 from gradtrace.layers.parameters import CallInputs, ParameterLayer, parameter_layer
 
@@ -16,4 +16,5 @@ __all__ = [
     "Uses",
     "layer_type_of",
     "parameter_layer",
+    "real_values",
 ]

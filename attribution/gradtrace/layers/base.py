@@ -74,6 +74,10 @@ class Layer(ABC):
         """The two sides of the gradient from what a use was given and the gradient at its output, [batch, ...] both."""
         return inputs, d
 
+    def merged(self, uses: Uses) -> Uses:
+        """The same gradients from fewer uses, where several can be taken as one with more positions."""
+        return uses
+
     @abstractmethod
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
         """Inputs times their basis. Shape [batch, groups, positions, in or r], float32."""
@@ -187,7 +191,7 @@ class Layer(ABC):
         """Values in the shapes of the parameters as they stand in the gradient, zero for parameters without any.
         [groups, out, in]"""
         device = next(iter(values.values())).device if values else None
-        flat = torch.zeros(self.size, device=device)
+        flat = torch.zeros(self.size, device=device)  # float32
         places = torch.arange(self.size, device=device).view(1, self.groups, self.outputs, self.inputs)
         for name, place in self.parameter_gradients(places).items():
             if name in values:
@@ -197,6 +201,11 @@ class Layer(ABC):
     def weight_gradient(self, weight: Tensor) -> Tensor:
         """[batch, groups, out, in] as [batch, *weight.shape]."""
         return weight.reshape(weight.shape[0], *self.module.get_parameter("weight").shape)
+
+
+def real_values(values: Tensor) -> Tensor:
+    """Complex numbers as pairs of their parts, in one dimension more; real ones as they are."""
+    return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
 
 
 def with_ones(a: Tensor) -> Tensor:

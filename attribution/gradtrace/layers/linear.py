@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from gradtrace.layers.base import Layer, register, rotate, with_ones
+from gradtrace.layers.base import Layer, Uses, register, rotate, with_ones
 
 
 @register(nn.Linear)
@@ -26,11 +27,21 @@ class LinearLayer(Layer):
     def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
         return rotate(positions(d), basis)
 
+    def merged(self, uses: Uses) -> Uses:
+        return joined(uses)
+
 
 def positions(x: Tensor) -> Tensor:
     """[batch, ..., features] -> [batch, 1, positions, features], float32 or wider."""
     x = x.float() if x.dtype.itemsize < 4 else x
     return x.reshape(x.shape[0], 1, -1, x.shape[-1])
+
+
+def joined(uses: Uses) -> Uses:
+    """All positions of all uses as those of one: [batch, positions, features]."""
+    sides = [[values.reshape(len(values), -1, values.shape[-1]) for values in use] for use in uses]
+    x, d = (torch.cat(list(side), dim=1) for side in zip(*sides, strict=True))
+    return [(x, d)]
 
 
 @register("transformers.pytorch_utils.Conv1D")

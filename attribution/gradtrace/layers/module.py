@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from gradtrace.layers.base import _SLICE, IDENTITY, Bases, Layer
+from gradtrace.layers.base import _SLICE, IDENTITY, Bases, Layer, real_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +82,8 @@ class ModuleLayer(Layer):
 
     def __init__(self, module: nn.Module, names: Sequence[str], local_names: Sequence[str]) -> None:
         self.local_names = tuple(local_names)
-        self.shapes = [module.get_parameter(name).shape for name in local_names]
-        super().__init__(module, names, (1, 1, sum(shape.numel() for shape in self.shapes)))
+        self._values = [real_values(module.get_parameter(name).detach()) for name in local_names]
+        super().__init__(module, names, (1, 1, sum(values.numel() for values in self._values)))
 
     @property
     def has_bias(self) -> bool:
@@ -130,7 +130,7 @@ class ModuleLayer(Layer):
 
         axes = [0 if batched else None for batched in inputs.batched]
         gradients = vmap(alone, in_dims=(axes, 0), randomness="error")(inputs.leaves, d)
-        return torch.cat([gradients[name].flatten(1) for name in self.local_names], dim=1)
+        return torch.cat([real_values(gradients[name]).flatten(1) for name in self.local_names], dim=1)
 
     def _output(self, parameters: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         return functional_call(self.module, parameters, args, kwargs)
@@ -141,6 +141,6 @@ class ModuleLayer(Layer):
             yield slice(start, start + step)
 
     def parameter_gradients(self, gradient: Tensor) -> dict[str, Tensor]:
-        parts = gradient.flatten(1).split([shape.numel() for shape in self.shapes], dim=1)
-        named = zip(self.names, parts, self.shapes, strict=True)
-        return {name: part.view(len(part), *shape) for name, part, shape in named}
+        parts = gradient.flatten(1).split([values.numel() for values in self._values], dim=1)
+        named = zip(self.names, parts, self._values, strict=True)
+        return {name: part.view(len(part), *values.shape) for name, part, values in named}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradtrace.layers.base import _SLICE, IDENTITY, Bases, Layer, Uses, rotate
-from gradtrace.layers.linear import LinearLayer, positions
+from gradtrace.layers.linear import LinearLayer, joined, positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +87,9 @@ class BiasLayer(ParameterLayer):
     def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
         return self.gradient(x, d).flatten(1).index_select(1, kept)
 
+    def merged(self, uses: Uses) -> Uses:
+        return joined(uses)
+
     def weight_gradient(self, weight: Tensor) -> Tensor:
         return weight.flatten(1)
 
@@ -147,6 +150,12 @@ class TableLayer(ParameterLayer):
             place[wanted] = torch.arange(len(wanted), device=d.device)
             sums = _sum_by_token(place[d.reshape(len(d), -1)], a, len(wanted) + 1)
         return sums.flatten(1).index_select(1, row * r + kept % r)
+
+    def merged(self, uses: Uses) -> Uses:
+        products = [(x, d) for x, d in uses if d.is_floating_point()]
+        lookups = [(x, d.unsqueeze(-1)) for x, d in uses if not d.is_floating_point()]
+        merged = joined(products) if products else []
+        return merged + ([(x, d.squeeze(-1)) for x, d in joined(lookups)] if lookups else [])
 
     def squared_sum(self, uses: Uses, bases: Bases) -> Tensor:
         sums = (
