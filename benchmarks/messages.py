@@ -13,12 +13,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradtrace import Checkpoint, GradtraceError, load_checkpoints, open_index
+from gradtrace import GradtraceError, load_checkpoints, open_index
 from gradtrace.dataset import fetch
 from gradtrace.task import Batch, Task
 from gradtrace.tasks import ImageClassification
@@ -44,19 +44,15 @@ class SmoothedLoss(ImageClassification):
         return F.cross_entropy(model(batch[0]), batch[1], reduction="none", label_smoothing=0.1)
 
 
-class Scaled(nn.Module):
-    """A layer of the user's own that looks at its values: vmap cannot follow that."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1) * self.scale if bool(x.isfinite().all()) else x.flatten(1)
-
-
 def network(first: nn.Module) -> nn.Module:
     return nn.Sequential(first, nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+class SortedBatches(ImageClassification):
+    """As collate functions for packed sequences do."""
+
+    def collate(self, examples: list[Any]) -> Batch:
+        return super().collate(sorted(examples, key=lambda example: float(example[0].sum())))
 
 
 def missing_value() -> Task:
@@ -75,13 +71,6 @@ def opened(task: Task) -> Step:
 
 def built(task: Task) -> Step:
     return lambda run: build_index(task, load_checkpoints(run / "checkpoints"), run / "other", progress=False)
-
-
-def built_with_own_layer(run: Path) -> object:
-    torch.manual_seed(0)
-    task = ImageClassification(lambda: network(Scaled()), TRAIN)
-    torch.save(task.model().state_dict(), run / "scaled.pt")
-    return build_index(task, [Checkpoint(run / "scaled.pt", 1, 0.1)], run / "other", progress=False)
 
 
 def asked(run: Path) -> object:
@@ -120,7 +109,7 @@ MISTAKES: dict[str, list[Step]] = {
     "one bit of a shard flipped, `verify`": [flipped(SHARD), lambda run: verify(run / "index")],
     "the same, opened": [flipped(SHARD), opened(TASK)],
     "one bit of the manifest flipped": [flipped(MANIFEST), opened(TASK)],
-    "an unknown layer that vmap cannot follow": [built_with_own_layer],
+    "a collate that sorts": [built(SortedBatches(digits.model, TRAIN))],
     "an unknown method over HTTP": [asked],
 }
 

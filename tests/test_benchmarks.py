@@ -55,6 +55,7 @@ SMOKE = {
     "messages": Smoke(""),
     "methods": Smoke("digits --queries 2 --index {index}"),
     "million": Smoke("digits --source {index} --out {out}/many --rows 3000 --checkpoints 1 --queries 64 --runs {runs}"),
+    "models": Smoke("factorisation --rounds 1"),
     "overhead": Smoke("digits --queries 3 --index {index}"),
     "peers.__main__": Smoke(PEERS, apart=True, peer="kronfluence"),
     "peers.ekfac": Smoke(PEERS, apart=True, peer="kronfluence"),

@@ -162,7 +162,8 @@ def test_a_build_of_zero_gradients_is_told(tmp_path: Path) -> None:
     def flat_loss(model: nn.Module, batch: Any) -> Tensor:
         return model(batch[0]).sum(1) * 0.0
 
-    index = tiny.build(PairTask(tiny.mlp, ROWS, flat_loss), tmp_path / "flat")
+    with pytest.warns(UserWarning, match="gradients of all 40 training rows are zero"):
+        index = tiny.build(PairTask(tiny.mlp, ROWS, flat_loss), tmp_path / "flat")
     message = zero_rows_message(index._contents.store, index.manifest)
     assert message is not None
     assert "gradients of all 40 training rows are zero" in message

@@ -90,7 +90,8 @@ def test_a_row_that_cannot_be_rendered_fails_neither_the_answer_nor_the_others(
     index = tiny.build(Shows(shown), tmp_path)
     with serving(create_app(index)) as url, Client(url, retries=0) as client:
         for _ in range(2):
-            hits = client.influence(train_rows=[0], k=12).results[0].proponents
+            result = client.influence(train_rows=[0], k=12).results[0]
+            hits = [*result.proponents, *result.opponents]
             by_row = {hit.row: hit.example for hit in hits}
         query = client.influence(train_rows=[2]).results[0].query.example
         alone = client.examples("train", 3).example

@@ -152,7 +152,7 @@ def test_filters(client: Client, index: Index) -> None:
     assert {hit.label for hit in both} == {3, 8}
     assert by_label.results[0].rows_searched == int(np.isin(index.columns["label"], [3, 8]).sum())
     right = client.influence(**asked, filter={"correct_only": True, "rows": list(range(50))}).results[0]
-    assert {hit.row for hit in right.proponents} == {
+    assert {hit.row for hit in [*right.proponents, *right.opponents]} == {
         row for row in range(50) if index.columns["prediction"][row] == TASK.train[row][1]
     }
 
