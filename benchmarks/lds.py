@@ -19,7 +19,8 @@ import torch.nn.functional as F
 
 from benchmarks.datasets import task_spec
 from gradtrace.checkpoints import load_checkpoints
-from gradtrace.index import Index, open_index
+from gradtrace.index import Index
+from gradtrace.opening import open_index
 from gradtrace.recording import InfluenceRecorder
 from gradtrace.task import Task
 from gradtrace_indexer import Retrainings, add_kernels, build_index, fit_representer, subset_outputs

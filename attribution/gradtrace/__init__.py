@@ -23,7 +23,8 @@ from gradtrace.errors import (
 )
 from gradtrace.exact_influence import ExactInfluence
 from gradtrace.groups import GroupInfluence, GroupInfluences
-from gradtrace.index import Index, open_index
+from gradtrace.index import Index
+from gradtrace.opening import open_index
 from gradtrace.recorder import CheckpointRecorder
 from gradtrace.recording import InfluenceRecorder, Recording, read_recording
 from gradtrace.reference import gradients_reference

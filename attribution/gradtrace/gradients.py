@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradtrace.batches import ExampleBatch, Measure
+from gradtrace.errors import UnsupportedLayerError
 from gradtrace.function_calls import ParameterCalls
 from gradtrace.layers import CallInputs, Layer, ModuleInputs
 from gradtrace.layouts import Grouping, Layout, Owners, colors, examples_first, fits, owners
@@ -69,6 +70,12 @@ class Use:
         inputs, d = self.inputs, self.gradient
         if self.layout is Layout.FIRST and self.fits:
             return self.layer.factors(inputs, d)
+        if not self.layer.takes_instances:
+            raise UnsupportedLayerError(
+                f"layer {self.layer.name} is given inputs {list(self.gradient.shape)} in a batch of {batch}, whose "
+                "examples are not in the first dimension, as they were in the sample of rows that the model was "
+                "examined on: freeze it, or let it see whole batches"
+            )
         change: Callable[[Tensor], Tensor]
         if batch == 1:
             change = lambda values: values if self.leading[:1] == (1,) else values.unsqueeze(0)  # noqa: E731

@@ -6,40 +6,25 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace import methods, rescoring
-from gradtrace.basis import load_bases, require_layers
 from gradtrace.candidates import Searcher
 from gradtrace.contents import IndexContents
-from gradtrace.curvature import load_curvature
 from gradtrace.dataset import fetch
-from gradtrace.devices import pick_device
 from gradtrace.draft import Draft
-from gradtrace.encoder import open_models
-from gradtrace.errors import CorruptIndexError, QueryError
-from gradtrace.fingerprint import check_probe_losses, check_task
+from gradtrace.errors import QueryError
 from gradtrace.groups import GroupInfluences, RowGroups
-from gradtrace.guards import check_dataset
 from gradtrace.index_display import IndexDisplay
-from gradtrace.indexed_weights import directories_of_runs, indexed_checkpoint
-from gradtrace.kernels import load_kernels
 from gradtrace.layer_shares import layer_shares
-from gradtrace.learning_rates import warn_of_guessed_sums
-from gradtrace.manifest import read_manifest
 from gradtrace.queries import QUERY_BATCH, Query, require_labels, resolve_queries
-from gradtrace.refit import load_refit
 from gradtrace.results import InfluenceResults, Recall
 from gradtrace.row_filter import RowFilter
-from gradtrace.searchers import open_searcher
-from gradtrace.store import RowStore, check_files, representation_store
-from gradtrace.task import Example, Label, Task
+from gradtrace.task import Example, Label
 
 T = TypeVar("T")
 
@@ -352,62 +337,3 @@ class Index(IndexDisplay):
 def _grouped(values: Sequence[T], aggregate: str | None) -> list[Sequence[T]]:
     """The values behind each result: all of them, or one by one."""
     return [values] if aggregate else [[value] for value in values]
-
-
-def open_index(
-    path: str | Path,
-    task: Task,
-    *,
-    checkpoints: str | Path | Sequence[str | Path] | None = None,
-    searcher: str | None = None,
-    device: str = "auto",
-    verify: bool = True,
-) -> Index:
-    """Open an index for queries, after checking that it is whole and belongs to the task.
-
-    Args:
-        checkpoints: directory of the weights, if they were moved since the build; of several training runs, one each.
-        searcher: "progressive" for exact answers from an index that has an approximate searcher; None: its own.
-        verify: read every file and compare its checksum; False compares sizes only (for indexes that take too long).
-
-    Raises:
-        StoreError: no index, an unfinished one (IncompleteIndexError), damaged files (CorruptIndexError), or an index
-            of another task, data set or checkpoint (MismatchError).
-        CheckpointError: weights are missing or do not fit the model.
-    """
-    directory = Path(path)
-    manifest = read_manifest(directory)
-    if searcher == "progressive":  # then the file of another need not even be whole
-        manifest = manifest.model_copy(update={"searcher": None})
-    problems = check_files(directory, manifest, deep=verify)
-    if problems:
-        raise CorruptIndexError(
-            f"{directory} is damaged: {'; '.join(problems)}. Restore the files, or remove and rebuild the index"
-        )
-    store = RowStore(directory, manifest)
-    check_dataset(task, skip_unreadable=bool(manifest.skipped))
-    check_task(task, manifest.task)
-    where = torch.device(pick_device(device))
-    bases = [basis.to(where) for basis in load_bases(directory, manifest)]
-    moved = directories_of_runs(checkpoints, len(bases))
-    weights = [indexed_checkpoint(directory, saved, moved[saved.run]) for saved in manifest.checkpoints]
-    models = open_models(task, weights, where, store.row_ids.live_ids())
-    for entry, model in zip(manifest.checkpoints, models, strict=True):
-        require_layers(bases[entry.run], model.plan.layers)
-    check_probe_losses(task, models[manifest.last_checkpoint], manifest.task)
-    warn_of_guessed_sums(manifest.checkpoints)
-    return Index(
-        IndexContents(
-            directory,
-            manifest,
-            task,
-            models,
-            bases,
-            load_curvature(directory, manifest),
-            store,
-            open_searcher(directory, manifest, store, searcher, where),
-            load_kernels(directory, manifest, where),
-            representation_store(directory, manifest),
-            load_refit(directory, manifest),
-        )
-    )

@@ -14,7 +14,7 @@ from gradtrace.batches import Measure
 from gradtrace.dataset import fetch
 from gradtrace.encoder import GradientModel
 from gradtrace.fisher_labels import fisher_batches
-from gradtrace.index import open_index
+from gradtrace.opening import open_index
 from gradtrace.task import Batch, Task
 from gradtrace_indexer import add_kernels, build_index
 from gradtrace_indexer.fit import Samples

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gradtrace.index import Index, open_index
+from gradtrace.index import Index
+from gradtrace.opening import open_index
 from gradtrace.results import InfluenceResult
 from gradtrace.task import Example, Task
 from gradtrace_indexer.held_out import held_out

@@ -17,7 +17,7 @@ from gradtrace.encoder import GradientModel
 from gradtrace.errors import CheckpointError, RecordingError, StoreError
 from gradtrace.fingerprint import task_entry
 from gradtrace.guards import check_dataset
-from gradtrace.index import Index, open_index
+from gradtrace.index import Index
 from gradtrace.manifest import (
     MANIFEST_NAME,
     BasisEntry,
@@ -29,6 +29,7 @@ from gradtrace.manifest import (
     RepresentationsEntry,
     read_manifest,
 )
+from gradtrace.opening import open_index
 from gradtrace.precision import STORED_DTYPES
 from gradtrace.recording import read_recording
 from gradtrace.row_ids import Ids

@@ -13,9 +13,9 @@ from gradtrace.checkpoint_index import INDEX_NAME
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.display import describe
 from gradtrace.errors import CheckpointError, QueryError
-from gradtrace.index import open_index
 from gradtrace.manifest import BasisKind, Precision, read_manifest
 from gradtrace.methods import method_named
+from gradtrace.opening import open_index
 from gradtrace.selection import choose
 from gradtrace.task import Task
 from gradtrace_indexer import generations

@@ -13,9 +13,10 @@ import numpy as np
 from gradtrace.annoy_searcher import import_annoy
 from gradtrace.errors import QueryError
 from gradtrace.faiss_searcher import import_faiss
-from gradtrace.index import Index, open_index
+from gradtrace.index import Index
 from gradtrace.manifest import FileEntry, Manifest, RecallEntry, SearcherEntry, read_manifest
 from gradtrace.methods import METHODS
+from gradtrace.opening import open_index
 from gradtrace.results import Hit, InfluenceResult
 from gradtrace.search import Floats
 from gradtrace.searchers import SearcherName, open_searcher

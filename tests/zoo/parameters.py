@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.case import ZooTask, refused, right, right_or_refused
+from zoo.case import ZooTask, right, right_or_refused
 from zoo.data import VOCABULARY, Residual, generator, labelled, lengths, mlp, pad, texts
 
 ROWS = labelled(6)
@@ -208,7 +208,7 @@ def embedding_with_max_norm() -> ZooTask:
     return ZooTask(lambda: MaxNorm(max_norm=1.0), texts(), collate=pad)
 
 
-@refused("scale_grad_by_freq", "scale_grad_by_freq=False|without|switch")
+@right_or_refused("scale_grad_by_freq", "scale_grad_by_freq=False|without|switch")
 def embedding_with_gradients_scaled_by_frequency() -> ZooTask:
     rows = [(torch.arange(1, 6), 0), (torch.arange(6, 11), 1), *texts(lengths())[2:]]
     return ZooTask(lambda: MaxNorm(scale_grad_by_freq=True), rows, collate=pad)
