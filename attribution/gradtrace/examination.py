@@ -27,6 +27,7 @@ from gradtrace.sample import Sample
 
 _ABSOLUTE = 1e-5  # of a parameter's largest gradient in the sample: what rounding adds to small ones
 _OF_OTHERS = 1e-6  # of the largest gradient of any parameter
+_COMPARED = 1 << 29  # elements of gradients that are compared in one try, but for those of the smallest batch
 _CACHED = 1 << 27  # elements of reference gradients that are kept between two tries
 
 
@@ -48,7 +49,6 @@ def examine(model: nn.Module, measures: Sequence[Measure], sample: Sample, names
         except LossError as error:
             raise error if measure is measures[0] else LossError(f"Task.measurement: {error}") from error
         trials.append(Trial(model, measure, finite, names))
-        trials[-1].check_dependence()
     choice, wrong = PathChoice(first_paths(model, names)), {"": ""}
     for _ in range(4 * len(GradientPath)):
         revised, wrong = _attempt(choice, trials)
@@ -128,16 +128,24 @@ class Trial:
     """One measure on a sample: its rows' gradients by autograd, to compare with those of a choice of paths."""
 
     def __init__(self, model: nn.Module, measure: Measure, sample: Sample, names: Sequence[str]) -> None:
+        """Raises LossError where the loss depends on no parameter."""
         self.model, self.measure, self.sample, self.names = model, measure, sample, names
         self._kept: dict[int, Mapping[str, Tensor | None]] = {}
         self._norms: dict[str, list[float]] = {name: [] for name in names}
-        size = sum(model.get_parameter(name).numel() for name in names)
+        self._size = sum(model.get_parameter(name).numel() for name in names)
+        depends = False
         for position in range(len(sample.rows)):
             gradients = self.alone(position)
+            depends = depends or any(gradient is not None for gradient in gradients.values())
             for name, gradient in gradients.items():
                 self._norms[name].append(0.0 if gradient is None else _norm(gradient))
-            if size * (position + 1) <= _CACHED:
+            if self._size * (position + 1) <= _CACHED:
                 self._kept[position] = gradients
+        if not depends:
+            raise LossError(
+                "the loss does not depend on any layer of the model: was it computed under torch.no_grad(), detached, "
+                "or from another model than the one passed in?"
+            )
         finite = {name: [norm for norm in norms if np.isfinite(norm)] for name, norms in self._norms.items()}
         largest = max((max(norms, default=0.0) for norms in finite.values()), default=0.0)
         self._slack = {
@@ -150,14 +158,6 @@ class Trial:
             return self._kept[position]
         example = self.sample.examples.alone(position)
         return autograd_gradients(self.model, self.measure, example, self.names)[1]
-
-    def check_dependence(self) -> None:
-        """Raises LossError where the loss depends on no parameter."""
-        if all(value is None for gradients in self._kept.values() for value in gradients.values()):
-            raise LossError(
-                "the loss does not depend on any layer of the model: was it computed under torch.no_grad(), detached, "
-                "or from another model than the one passed in?"
-            )
 
     def in_double(self) -> Trial:
         model = copy.deepcopy(self.model).double()
@@ -180,7 +180,11 @@ class Trial:
         """Parameters whose gradients differ, with the rows."""
         rows: dict[str, list[int]] = {}
         wrong: dict[str, str] = {}
-        for positions, uses in zip(self.sample.batches, seen, strict=True):
+        compared = 0
+        for positions, uses in sorted(zip(self.sample.batches, seen, strict=True), key=lambda pair: len(pair[0])):
+            compared += len(positions) * self._size
+            if compared > _COMPARED and len(positions) > min(map(len, self.sample.batches)):
+                break  # a large model: the smallest batch tells enough
             gradients = _BatchGradients(self.model, self.measure, self.sample.batch(positions), plan, uses)
             for place, position in enumerate(positions):
                 wanted = self.alone(position)

@@ -11,7 +11,7 @@ from enum import Enum
 from torch import Tensor, nn
 
 from gradtrace.errors import TaskError, UnsupportedLayerError
-from gradtrace.layers import Layer, ModuleLayer, layer_type_of, parameter_layer, real_values
+from gradtrace.layers import Layer, ModuleLayer, ParameterLayer, layer_type_of, parameter_layer, real_values
 from gradtrace.layouts import Layout
 
 
@@ -31,21 +31,13 @@ class GradientPath(str, Enum):
         return None if self is paths[-1] else paths[paths.index(self) + 1]
 
 
-class StrayLayer(Layer):
+class StrayLayer(ParameterLayer):
     """A parameter whose per-example gradient comes from the whole model, not from a layer's factors."""
 
     rotates = False
 
     def __init__(self, module: nn.Module, name: str) -> None:
         super().__init__(module, [name], (1, 1, real_values(module.get_parameter(name).detach()).numel()))
-
-    @property
-    def name(self) -> str:
-        return self.names[0]
-
-    @property
-    def has_bias(self) -> bool:
-        return False
 
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
         raise NotImplementedError("a stray parameter has no factors, only its whole gradient")
