@@ -300,3 +300,13 @@ def test_dtypes(dtype: torch.dtype) -> None:
     for name in names:
         difference = found[name].reshape(expected[name].shape).double() - expected[name]
         assert difference.norm() <= tolerance * expected[name].norm(), name
+
+
+@pytest.mark.parametrize("case", ["linear", "transformers Conv1D", "conv2d grouped", "layer norm", "batch norm 2d"])
+def test_a_bias_that_does_not_count_leaves_its_weight_on_the_fast_path(case: str) -> None:
+    torch.manual_seed(0)
+    build, shape = CASES[case]
+    layer = trained_statistics(build())
+    assert layer.bias is not None
+    layer.bias.requires_grad_(False)
+    check(layer, examples_of(shape, 7))

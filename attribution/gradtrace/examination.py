@@ -180,6 +180,7 @@ class Trial:
         """Parameters whose gradients differ, with the rows."""
         rows: dict[str, list[int]] = {}
         wrong: dict[str, str] = {}
+        computed: set[str] = set()
         compared = 0
         for positions, uses in sorted(zip(self.sample.batches, seen, strict=True), key=lambda pair: len(pair[0])):
             compared += len(positions) * self._size
@@ -190,12 +191,14 @@ class Trial:
                 wanted = self.alone(position)
                 found, failures = gradients.of(place)
                 wrong |= failures
+                computed |= found.keys()
                 for name in self.names:
                     if not self._agrees(name, found.get(name), wanted[name]):
                         rows.setdefault(name, []).append(self.sample.rows[position])
         for name, numbers in rows.items():
             named = ", ".join(map(str, sorted(set(numbers))[:5]))
-            wrong.setdefault(name, f"differs from autograd on training rows {named}")
+            differs = f"differs from autograd on training rows {named}"
+            wrong.setdefault(name, differs if name in computed else "used by no layer or call of a known kind")
         return wrong
 
     def _agrees(self, name: str, found: Tensor | None, wanted: Tensor | None) -> bool:

@@ -151,8 +151,10 @@ def _factored(model: nn.Module, names: set[str]) -> dict[tuple[str, ...], tuple[
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
         full = tuple(name_of[id(parameter)] for parameter in own.values())
-        if layer_type_of(module) is not None and list(own) in (["weight"], ["weight", "bias"]) and set(full) <= names:
-            owners[full].append(module)
+        chosen = tuple(name for name in full if name in names)  # a bias may not count; the weight must
+        known = layer_type_of(module) is not None and list(own) in (["weight"], ["weight", "bias"])
+        if known and chosen[:1] == full[:1]:
+            owners[chosen].append(module)
         role = (full, layer_type_of(module), module.extra_repr() if full else "")
         for name in full:
             users[name].add(role)

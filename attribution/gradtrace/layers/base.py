@@ -64,7 +64,8 @@ class Layer(ABC):
 
     @property
     def has_bias(self) -> bool:
-        return getattr(self.module, "bias", None) is not None
+        """Whether a bias is part of it; the module may have one that does not count."""
+        return len(self.names) > 1
 
     def leading_dimensions(self, inputs: Any, output: Tensor) -> tuple[int, ...]:
         """The dimensions of an output before those of a single instance: [batch], or [batch, time] ..."""

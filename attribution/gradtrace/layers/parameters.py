@@ -38,10 +38,6 @@ class ParameterLayer(Layer):
     def name(self) -> str:
         return self.names[0]
 
-    @property
-    def has_bias(self) -> bool:
-        return False
-
     def padded(self, d: Tensor, rows: tuple[int, int]) -> Tensor:
         """Gradients at the outputs of some rows, with zeros for the others. [..., rows] -> [..., all rows]"""
         first, end = rows
