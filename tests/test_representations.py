@@ -264,12 +264,12 @@ def test_models_without_one_vector_for_each_example(tmp_path: Path) -> None:
 
 def test_what_counts_as_the_last_layer() -> None:
     batch = (torch.randn(2, 5), torch.tensor([0, 1]))
-    single = find_representation(ClassTask(lambda: nn.Linear(5, 3), ROWS), nn.Linear(5, 3), batch)
+    single = find_representation(ClassTask(lambda: nn.Linear(5, 3), ROWS), nn.Linear(5, 3), [batch])
     assert single is not None
     assert (single.source, single.dimensions) == ("", 5)
-    assert find_representation(ClassTask(Repeated, ROWS), Repeated(), batch) is None
+    assert find_representation(ClassTask(Repeated, ROWS), Repeated(), [batch]) is None
     convolution = nn.Sequential(nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 3, 5))
-    assert find_representation(ClassTask(lambda: convolution, ROWS), convolution, batch) is None
+    assert find_representation(ClassTask(lambda: convolution, ROWS), convolution, [batch]) is None
 
 
 def test_representations_of_another_shape_are_refused() -> None:
@@ -278,7 +278,7 @@ def test_representations_of_another_shape_are_refused() -> None:
             return batch[0].sum(1)
 
     with pytest.raises(TaskError, match=r"gives \[2\] values.*return one vector for each"):
-        find_representation(Wrong(tiny.mlp, ROWS), tiny.mlp(), (torch.randn(2, 5), torch.tensor([0, 1])))
+        find_representation(Wrong(tiny.mlp, ROWS), tiny.mlp(), [(torch.randn(2, 5), torch.tensor([0, 1]))])
 
 
 # Through an index's life

@@ -137,13 +137,13 @@ class Capture:
 
     def add(self, uses: Sequence[tuple[Layer, Inputs]], output: Tensor) -> Tensor:
         """Note what layers were given whose output this is; returns the output with which the model must go on."""
-        leading = uses[0][0].leading_dimensions(uses[0][1], output)
+        leading = uses[0][0].leading_dimensions(output)
         layouts = {self._plan.layout(layer) for layer, _ in uses}
         if layouts == {Layout.SHARED} and self._batch > 1:
             copied = partial(_copied, batch=self._batch, has_batch=leading[:1] == (1,))
             uses = [(layer, _changed(inputs, copied, self._batch)) for layer, inputs in uses]
             output = copied(output).clone() + self._token.sum()
-            leading = uses[0][0].leading_dimensions(uses[0][1], output)
+            leading = uses[0][0].leading_dimensions(output)
         elif not output.requires_grad:
             output = _Anchor.apply(output, self._token)  # type: ignore[no-untyped-call]
         for layer, inputs in uses:

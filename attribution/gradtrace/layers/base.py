@@ -67,7 +67,7 @@ class Layer(ABC):
         """Whether a bias is part of it; the module may have one that does not count."""
         return len(self.names) > 1
 
-    def leading_dimensions(self, inputs: Any, output: Tensor) -> tuple[int, ...]:
+    def leading_dimensions(self, output: Tensor) -> tuple[int, ...]:
         """The dimensions of an output before those of a single instance: [batch], or [batch, time] ..."""
         return tuple(output.shape[:-1])
 

@@ -31,7 +31,7 @@ class ConvolutionLayer(Layer):
         patch = conv.in_channels // conv.groups * self.patches_per_input + (len(names) > 1)
         super().__init__(conv, names, (conv.groups, conv.out_channels // conv.groups, patch))
 
-    def leading_dimensions(self, inputs: Any, output: Tensor) -> tuple[int, ...]:
+    def leading_dimensions(self, output: Tensor) -> tuple[int, ...]:
         return tuple(output.shape[: -1 - len(self.module.kernel_size)])
 
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:

@@ -89,7 +89,7 @@ class ModuleLayer(Layer):
     def has_bias(self) -> bool:
         return False
 
-    def leading_dimensions(self, inputs: Any, output: Tensor) -> tuple[int, ...]:
+    def leading_dimensions(self, output: Tensor) -> tuple[int, ...]:
         return tuple(output.shape[:1])
 
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:

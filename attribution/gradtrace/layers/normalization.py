@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ class LayerNormLayer(NormalizationLayer):
             return F.layer_norm(_wide(x), shape, eps=norm.eps)
         return F.rms_norm(_wide(x), shape, eps=norm.eps)
 
-    def leading_dimensions(self, inputs: Any, output: Tensor) -> tuple[int, ...]:
+    def leading_dimensions(self, output: Tensor) -> tuple[int, ...]:
         norm = cast("nn.LayerNorm | nn.RMSNorm", self.module)
         return tuple(output.shape[: -len(norm.normalized_shape)])
 
@@ -70,7 +70,7 @@ class ChannelNormLayer(NormalizationLayer):
 
     takes_instances = False
 
-    def leading_dimensions(self, inputs: Any, output: Tensor) -> tuple[int, ...]:
+    def leading_dimensions(self, output: Tensor) -> tuple[int, ...]:
         return tuple(output.shape[:1])
 
     def by_channel(self, x: Tensor) -> Tensor:
