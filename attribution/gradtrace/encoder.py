@@ -29,7 +29,7 @@ from gradtrace.plan import LayerPlan, PathChoice, plan_layers, trainable_names
 from gradtrace.reference import stray_gradients
 from gradtrace.replay import replayed_forward
 from gradtrace.representations import Uses, find_representation, recorded_inputs
-from gradtrace.sample import Sample, sample_of, varied_rows
+from gradtrace.sample import SAMPLE_ROWS, Sample, sample_of, varied_rows
 from gradtrace.task import Batch, Example, Label, Task
 
 MeasureName = Literal["loss", "measurement", "prediction"]  # the last: the negative predicted value
@@ -76,11 +76,13 @@ class GradientModel:
         *,
         rows: Sequence[int] | None = None,
         examination: Examination | None = None,
+        largest: int = SAMPLE_ROWS,
     ) -> None:
         """
         Args:
             probe: training examples to examine the model on, and `rows` their numbers.
             examination: at another checkpoint of the task, which spares this one's.
+            largest: the most examples that go through the model together.
 
         Raises:
             LossError: the task's loss or measurement is not one finite number per example that is its own.
@@ -94,11 +96,11 @@ class GradientModel:
         self.model.eval().requires_grad_(False).to(device)
         if any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        sample = sample_of(self.task, range(len(probe)) if rows is None else rows, probe, device)
+        sample = sample_of(self.task, range(len(probe)) if rows is None else rows, probe, device, largest)
         try:
             if examination is None:
                 choice = examine(self.model, self._measures(sample), sample, self.trainable)
-                examination = Examination(choice, model_outputs(self, probe))
+                examination = Examination(choice, model_outputs(self, probe[:largest]))
             else:
                 check_some_finite(self.model, self.task.loss, sample)
         except LossError as error:

@@ -47,13 +47,15 @@ class Sample:
         return replace(self, examples=self.examples.in_double())
 
 
-def sample_of(task: Task, rows: Sequence[int], examples: Sequence[Example], device: torch.device) -> Sample:
+def sample_of(
+    task: Task, rows: Sequence[int], examples: Sequence[Example], device: torch.device, largest: int = SAMPLE_ROWS
+) -> Sample:
     """All of the examples together, and some of them, in random orders.
 
-    rows: the examples' numbers.
+    rows: the examples' numbers.  largest: the most examples that go through the model together.
     """
     count, draw = len(examples), np.random.default_rng(0)
-    sizes = dict.fromkeys(min(size, count) for size in (count, *_SIZES))
+    sizes = dict.fromkeys(min(size, count, largest) for size in (count, *_SIZES))
     return Sample(rows, collate(task, examples, device), [draw.permutation(count)[:size].tolist() for size in sizes])
 
 

@@ -174,7 +174,13 @@ class Builder:
         if not self._probe:
             self.probe_on(np.arange(len(self.task.train)))
         model = GradientModel(
-            self.task, checkpoint, self.device, self._probe, rows=self._probe_rows, examination=self._examination
+            self.task,
+            checkpoint,
+            self.device,
+            self._probe,
+            rows=self._probe_rows,
+            examination=self._examination,
+            largest=self.batch_size,
         )
         if self._examination is None:
             self._examination = model.examination
@@ -248,7 +254,7 @@ class Builder:
         missing = manifest.checkpoints[len(manifest.curvature) :] if spec.kind == "spectral" else []
         if not missing:
             return manifest
-        samples = Samples(self.task, spec.seed, spec.fitted_rows, self._usable(manifest))
+        samples = Samples(self.task, spec.seed, spec.fitted_rows, self._usable(manifest), self.batch_size)
         for entry in tqdm(missing, "curvature", disable=not self.progress, leave=False):
             name = f"{entry.name}.{manifest.generation}"
             checkpoint = indexed_checkpoint(self.directory, entry)
