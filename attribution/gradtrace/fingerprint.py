@@ -13,9 +13,10 @@ from gradtrace.dataset import content_hash
 from gradtrace.encoder import GradientModel, fresh_model
 from gradtrace.errors import LossError, MismatchError
 from gradtrace.manifest import Probe, TaskEntry
-from gradtrace.task import Task
+from gradtrace.task import Example, Task
 
 _PROBE_ROWS = 32
+_TOGETHER = 8  # that go through the model at once
 _LOSS_TOLERANCE = 1e-3  # relative to the largest probed loss: what other devices and libraries may change
 _LOSS_ROUNDING = 1e-5  # of cross-entropies near zero: differences of logits
 
@@ -106,7 +107,7 @@ def check_probe_losses(task: Task, model: GradientModel, entry: TaskEntry) -> No
     """
     if not entry.probe.rows:  # all of them were deleted from the index
         return
-    found = model.losses(model.batch([task.train[row] for row in entry.probe.rows])).tolist()
+    found = _losses(model, [task.train[row] for row in entry.probe.rows])
     tolerance = _LOSS_TOLERANCE * max(map(abs, entry.probe.losses)) + _LOSS_ROUNDING
     for row, now, then in zip(entry.probe.rows, found, entry.probe.losses, strict=True):
         if abs(now - then) > tolerance:
@@ -114,6 +115,12 @@ def check_probe_losses(task: Task, model: GradientModel, entry: TaskEntry) -> No
                 f"the loss of task.train[{row}] at the last checkpoint is {now:.6g} and was {then:.6g} when the index "
                 "was built: the loss function or the model's forward pass was changed; restore it or rebuild the index"
             )
+
+
+def _losses(model: GradientModel, examples: Sequence[Example]) -> list[float]:
+    """A few at a time: outputs of language models are large."""
+    parts = (examples[start : start + _TOGETHER] for start in range(0, len(examples), _TOGETHER))
+    return [loss for part in parts for loss in model.losses(model.batch(part)).tolist()]
 
 
 def _spread(count: int) -> list[int]:
