@@ -26,10 +26,7 @@ def task_entry(task: Task, model: GradientModel, indexed: NDArray[np.int64]) -> 
     of the task holds, ascending."""
     rows = indexed[_spread(len(indexed))].tolist()
     examples = [task.train[row] for row in rows]
-    try:
-        losses = model.losses(model.batch(examples)).tolist()
-    except LossError as error:
-        raise error.naming(rows) from error
+    losses = _losses(model, examples, rows)
     probe = Probe(rows=rows, sha256=[content_hash(example) for example in examples], losses=losses)
     return TaskEntry(
         name=type(task).__name__,
@@ -107,7 +104,7 @@ def check_probe_losses(task: Task, model: GradientModel, entry: TaskEntry) -> No
     """
     if not entry.probe.rows:  # all of them were deleted from the index
         return
-    found = _losses(model, [task.train[row] for row in entry.probe.rows])
+    found = _losses(model, [task.train[row] for row in entry.probe.rows], entry.probe.rows)
     tolerance = _LOSS_TOLERANCE * max(map(abs, entry.probe.losses)) + _LOSS_ROUNDING
     for row, now, then in zip(entry.probe.rows, found, entry.probe.losses, strict=True):
         if abs(now - then) > tolerance:
@@ -117,10 +114,16 @@ def check_probe_losses(task: Task, model: GradientModel, entry: TaskEntry) -> No
             )
 
 
-def _losses(model: GradientModel, examples: Sequence[Example]) -> list[float]:
-    """A few at a time: outputs of language models are large."""
-    parts = (examples[start : start + _TOGETHER] for start in range(0, len(examples), _TOGETHER))
-    return [loss for part in parts for loss in model.losses(model.batch(part)).tolist()]
+def _losses(model: GradientModel, examples: Sequence[Example], rows: Sequence[int]) -> list[float]:
+    """Of these rows, a few at a time: outputs of language models are large."""
+    losses: list[float] = []
+    for start in range(0, len(examples), _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        try:
+            losses += model.losses(model.batch(examples[part])).tolist()
+        except LossError as error:
+            raise error.naming(rows[part]) from error
+    return losses
 
 
 def _spread(count: int) -> list[int]:
