@@ -73,9 +73,9 @@ def batch_of(task: Task, examples: list[Any]) -> ExampleBatch:
 
 
 def examined(model: nn.Module, task: Task, examples: list[Any], names: list[str]) -> PathChoice:
-    return examine(
-        model, [task.loss], sample_of(task, range(len(examples[:16])), examples[:16], torch.device("cpu")), names
-    )
+    some = examples[:16]
+    sample = sample_of(task, range(len(some)), some, torch.device("cpu"))
+    return examine(model, [(task.loss, sample)], names)
 
 
 def check(model: nn.Module, examples: list[Any], others: dict[str, GradientPath] | None = None) -> PathChoice:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from gradtrace.task import Batch, Example, Task
 
@@ -38,6 +40,11 @@ class ExampleBatch:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @cached_property
+    def uniform(self) -> bool:
+        """Whether all examples are of one size, so that none is padded to another's."""
+        return len({size_of(example) for example in self.examples}) <= 1
+
     def chosen(self, positions: Sequence[int]) -> ExampleBatch:
         """Some of the examples, collated anew."""
         return collate(self.task, [self.examples[position] for position in positions], self.device, self.double)
@@ -49,6 +56,30 @@ class ExampleBatch:
     def in_double(self) -> ExampleBatch:
         """With float64 in place of other floating-point tensors."""
         return collate(self.task, self.examples, self.device, double=True)
+
+
+def values_of(measure: Measure, model: nn.Module, batch: Batch) -> Tensor:
+    """What a measure gives, without a graph. A loss may differentiate the model itself, which no_grad would forbid."""
+    try:
+        with torch.no_grad():
+            return measure(model, batch)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        values = measure(model, batch)
+        return values.detach() if isinstance(values, Tensor) else values
+
+
+def size_of(example: Example) -> int:
+    """How much an example holds: values of tensors and arrays, characters of texts."""
+    return sum(_leaf_size(leaf) for leaf in tree_leaves(example))
+
+
+def _leaf_size(leaf: Any) -> int:
+    if isinstance(leaf, Tensor | np.ndarray):
+        return leaf.numel() if isinstance(leaf, Tensor) else leaf.size
+    return len(leaf) if isinstance(leaf, str | bytes) else 1
 
 
 def collate(task: Task, examples: Sequence[Example], device: torch.device, double: bool = False) -> ExampleBatch:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
 from gradtrace.basis import two_sided_basis
-from gradtrace.checkpoints import Checkpoint
+from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.dataset import fetch
 from gradtrace.devices import pick_device
 from gradtrace.encoder import GradientModel
@@ -81,7 +82,7 @@ class TaskReport:
 
 def check(
     task: Task,
-    checkpoints: Sequence[Checkpoint],
+    checkpoints: Sequence[Checkpoint] | str | Path,
     *,
     dimensions: int = 2048,
     precision: Precision = "int8",
@@ -92,6 +93,8 @@ def check(
 
     Raises nothing that a build would refuse: it stands in `problems`.
     """
+    if isinstance(checkpoints, str | Path):
+        checkpoints = load_checkpoints(checkpoints)
     report = TaskReport(type(task).__name__, checkpoints=len(checkpoints))
     try:
         report.rows = check_dataset(task)
@@ -106,6 +109,8 @@ def check(
         report.estimate = _estimate(report, model, dimensions, precision, batch_size)
     except GradtraceError as error:
         report.problems.append(str(error))
+    except Exception as error:  # of the user's code
+        report.problems.append(f"the task fails on a training row: {type(error).__name__}: {error}")
     report.problems += [hook.outcome for hook in report.hooks if hook.problem]
     return report
 

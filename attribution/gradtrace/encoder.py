@@ -16,10 +16,10 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from gradtrace.basis import Basis
-from gradtrace.batches import ExampleBatch, Measure, collate
+from gradtrace.batches import ExampleBatch, Measure, collate, values_of
 from gradtrace.checkpoints import Checkpoint, load_into
 from gradtrace.dataset import fetch
-from gradtrace.errors import LossError
+from gradtrace.errors import LossError, SharedPositionsError, UnsupportedLayerError
 from gradtrace.examination import examine
 from gradtrace.gradients import OnUse, backpropagate
 from gradtrace.guards import check_finite, check_losses, check_some_finite
@@ -49,10 +49,12 @@ class Examination(NamedTuple):
 
     choice: how the parameters are differentiated.
     outputs: the labels that the model would give, and its predictions.
+    varied: whether the sample had examples of several sizes, so that padding was seen to change nothing.
     """
 
     choice: PathChoice
     outputs: Outputs
+    varied: bool
 
 
 class GradientModel:
@@ -99,8 +101,9 @@ class GradientModel:
         sample = sample_of(self.task, range(len(probe)) if rows is None else rows, probe, device, largest)
         try:
             if examination is None:
-                choice = examine(self.model, self._measures(sample), sample, self.trainable)
-                examination = Examination(choice, model_outputs(self, probe[:largest]))
+                choice = examine(self.model, self._measured_samples(sample), self.trainable)
+                outputs = model_outputs(self, probe[:largest])
+                examination = Examination(choice, outputs, varied=not sample.examples.uniform)
             else:
                 check_some_finite(self.model, self.task.loss, sample)
         except LossError as error:
@@ -114,16 +117,38 @@ class GradientModel:
     def outputs(self) -> Outputs:
         return self.examination.outputs
 
-    def _measures(self, sample: Sample) -> list[Measure]:
-        """The loss; and the measurement, if training examples have what it needs."""
-        if not self.task.has_measurement:
-            return [self.task.loss]
+    def _measured_samples(self, sample: Sample) -> list[tuple[Measure, Sample]]:
+        """Everything that is differentiated: the loss of training examples; the measurement, of queries where training
+        examples do not have what it needs; and predicted values."""
+        measured: list[tuple[Measure, Sample]] = [(self.task.loss, sample)]
+        if self.task.has_measurement:
+            samples = (sample, self._query_sample(len(sample.rows)))
+            tried = next((own for own in samples if own is not None and self._works(self.task.measurement, own)), None)
+            measured += [(self.task.measurement, tried)] if tried is not None else []
+        if self.task.has_predict and self._predicts_values(sample):
+            measured.append((self._negative_prediction, sample))
+        return measured
+
+    def _query_sample(self, count: int) -> Sample | None:
+        queries = self.task.query
+        if queries is None or not len(queries):
+            return None
+        rows = list(range(min(count, len(queries))))
+        return sample_of(self.task, rows, fetch(queries, rows), self.device)
+
+    def _works(self, measure: Measure, sample: Sample) -> bool:
         try:
             with torch.no_grad():
-                self.task.measurement(self.model, sample.examples.alone(0).collated)
-        except Exception:  # it is for queries alone
-            return [self.task.loss]
-        return [self.task.loss, self.task.measurement]
+                return isinstance(measure(self.model, sample.examples.alone(0).collated), Tensor)
+        except Exception:  # it is for other examples
+            return False
+
+    def _predicts_values(self, sample: Sample) -> bool:
+        if not self._works(self.task.predict, sample):
+            return False
+        with torch.no_grad():
+            predicted = self.task.predict(self.model, sample.examples.alone(0).collated)
+        return predicted.is_floating_point() and predicted.shape in ((1,), (1, 1))
 
     def batch(self, examples: Sequence[Example]) -> ExampleBatch:
         """Collated and on the device."""
@@ -148,8 +173,16 @@ class GradientModel:
         Raises:
             LossError: a loss or a gradient is NaN or infinite, or the loss is not one number per example.
         """
+        try:
+            return self._encode(basis, batch, measure or self.task.loss)
+        except SharedPositionsError:
+            if len(batch) == 1:
+                raise
+            alone = [self._encode(basis, batch.alone(n), measure or self.task.loss) for n in range(len(batch))]
+            return torch.cat([rows for rows, _ in alone]), torch.cat([losses for _, losses in alone])
+
+    def _encode(self, basis: Basis, batch: ExampleBatch, measure: Measure) -> tuple[Tensor, Tensor]:
         coordinates: dict[str, Tensor] = {}
-        measure = measure or self.task.loss
         losses = self.backpropagate(batch, partial(basis.add_use, coordinates), measure)
         strays: dict[str, list[Tensor]] = {}
         for layer, _, gradient in stray_gradients(self.model, measure, batch, self.plan):
@@ -215,8 +248,7 @@ class GradientModel:
 
     def losses(self, batch: ExampleBatch) -> Tensor:
         """Checked losses float32 [batch], without gradients."""
-        with torch.no_grad():
-            losses = self.task.loss(self.model, batch.collated)
+        losses = values_of(self.task.loss, self.model, batch.collated)
         check_losses(losses, None)
         return losses.float()
 
@@ -270,6 +302,7 @@ def fresh_model(task: Task, probe: Sequence[Example]) -> nn.Module:
     Tensors that hooks of the model compute from its parameters (weight_norm, pruning) are computed anew by the copy.
     """
     model = task.model()
+    _check_copyable(model)
     derived = {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -281,3 +314,20 @@ def fresh_model(task: Task, probe: Sequence[Example]) -> nn.Module:
         with torch.no_grad():
             task.loss(model.eval(), task.collate(list(probe)))
     return model
+
+
+def _check_copyable(model: nn.Module) -> None:
+    """Raises UnsupportedLayerError for what a copy would lose, or share with the original, without a word."""
+    for name, module in model.named_modules():
+        cells = getattr(vars(module).get("forward"), "__closure__", None) or ()
+        if any(isinstance(cell.cell_contents, nn.Module) for cell in cells):
+            raise UnsupportedLayerError(
+                f"the forward of {name or 'the model'} was replaced by a function that holds a module of its own, "
+                "which a copy of the model would go on using: override forward in a class, or use types.MethodType"
+            )
+    hooked = [name for name, parameter in model.named_parameters() if parameter._backward_hooks]
+    if hooked:
+        raise UnsupportedLayerError(
+            f"{hooked[0]} has a hook on its gradient (register_hook), which per-example gradients would miss: remove "
+            "it in Task.model"
+        )

@@ -61,6 +61,10 @@ class UnsupportedLayerError(TaskError):
     """Per-example gradients of a layer cannot be computed."""
 
 
+class SharedPositionsError(UnsupportedLayerError):
+    """Examples of a batch share what a layer computes, which each of them alone does not show."""
+
+
 class CheckpointError(GradtraceError):
     """A checkpoint is missing, unreadable, or does not fit the model."""
 

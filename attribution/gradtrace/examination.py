@@ -19,8 +19,8 @@ from gradtrace.batches import ExampleBatch, Measure
 from gradtrace.errors import LossError, UnsupportedLayerError
 from gradtrace.gradients import Use, observed_uses
 from gradtrace.guards import check_batched_losses, rounding
-from gradtrace.layers import Layer, real_values
-from gradtrace.layouts import Layout, fitting_layouts, preferred
+from gradtrace.layers import Layer, ModuleInputs, real_values
+from gradtrace.layouts import SHARED_LAYOUTS, Layout, fitting_layouts, preferred
 from gradtrace.plan import GradientPath, LayerPlan, PathChoice, first_paths, plan_layers
 from gradtrace.reference import autograd_gradients, stray_gradients
 from gradtrace.sample import Sample
@@ -31,23 +31,25 @@ _COMPARED = 1 << 29  # elements of gradients that are compared in one try, but f
 _CACHED = 1 << 27  # elements of reference gradients that are kept between two tries
 
 
-def examine(model: nn.Module, measures: Sequence[Measure], sample: Sample, names: Sequence[str]) -> PathChoice:
+def examine(model: nn.Module, measured: Sequence[tuple[Measure, Sample]], names: Sequence[str]) -> PathChoice:
     """Choose a path for each of the named parameters, the fastest that agrees with autograd.
 
     Args:
         model: in eval mode, with parameters that require no gradient.
-        measures: the task's loss first.
+        measured: what is differentiated, the task's loss first, each with examples to try it on.
 
     Raises:
         LossError: losses are not one finite number per example, are random, or depend on the rest of the batch.
         UnsupportedLayerError: gradients of a parameter agree on no path.
     """
     trials = []
-    for measure in measures:
+    for measure, sample in measured:
         try:
             finite = check_batched_losses(model, measure, sample)
         except LossError as error:
-            raise error if measure is measures[0] else LossError(f"Task.measurement: {error}") from error
+            if measure is measured[0][0]:
+                raise
+            raise LossError(f"the measurement (or the prediction, for queries without a label): {error}") from error
         trials.append(Trial(model, measure, finite, names))
     choice, wrong = PathChoice(first_paths(model, names)), {"": ""}
     for _ in range(4 * len(GradientPath)):
@@ -72,8 +74,9 @@ def _attempt(choice: PathChoice, trials: Sequence[Trial]) -> tuple[PathChoice, d
     if not choice.whole_graph and any(map(Trial.misses, trials, [plan] * len(trials), seen)):
         return replace(choice, whole_graph=True), {}
     layouts = _layouts(plan, [(uses, size) for of_trial in seen for uses, size in of_trial])
-    if layouts != dict(choice.layouts):
-        return replace(choice, layouts=layouts), {}
+    batched = _batched_arguments([use for of_trial in seen for uses, _ in of_trial for use in uses])
+    if layouts != dict(choice.layouts) or batched != dict(choice.batched):
+        return replace(choice, layouts=layouts, batched=batched), {}
     wrong: dict[str, str] = {}
     for trial, of_trial in zip(trials, seen, strict=True):
         wrong |= trial.differences(plan, [uses for uses, _ in of_trial])
@@ -82,8 +85,9 @@ def _attempt(choice: PathChoice, trials: Sequence[Trial]) -> tuple[PathChoice, d
 
 def _suspects(plan: LayerPlan, error: Exception) -> dict[str, str]:
     """Parameters whose path may have caused an exception in the model."""
-    shared = [layer for layer in plan.layers if plan.layout(layer) is Layout.SHARED]
-    for layers in (shared, [*plan.parameters.values()], [*plan.whole_modules.values()]):
+    shared = [layer for layer in plan.layers if plan.layout(layer) in SHARED_LAYOUTS]
+    noted = (plan.parameters, plan.whole_modules, plan.modules)
+    for layers in (shared, *([*dict.fromkeys(layers.values())] for layers in noted)):
         if layers:
             return {name: f"{type(error).__name__}: {error}" for layer in layers for name in layer.names}
     raise error
@@ -229,12 +233,15 @@ class _BatchGradients:
                 self._fail(use.layer, "examples are not in the first dimension of its input")
         self._sides = {layer: layer.merged(sides) for layer, sides in self._sides.items()}
         self._strays: dict[str, list[Tensor]] = {}
-        try:
-            for layer, _, gradient in stray_gradients(model, measure, batch, plan):
-                self._strays.setdefault(layer.names[0], []).append(gradient)
-        except Exception as error:
-            for stray in plan.strays[GradientPath.VMAP]:
-                self._fail(stray, f"torch.func.vmap fails: {error}")
+        for path, strays in plan.strays.items():
+            try:
+                for layer, _, gradient in stray_gradients(model, measure, batch, plan.with_strays(path)):
+                    self._strays.setdefault(layer.names[0], []).append(gradient)
+            except Exception as error:
+                if path is GradientPath.ALONE:
+                    raise
+                for stray in strays:
+                    self._fail(stray, f"torch.func.vmap fails: {error}")
 
     def _fail(self, layer: Layer, reason: str) -> None:
         self._failures |= dict.fromkeys(layer.names, reason)
@@ -255,6 +262,18 @@ class _BatchGradients:
         return found, self._failures
 
 
+def _batched_arguments(uses: Iterable[Use]) -> dict[str, tuple[bool, ...]]:
+    """By layer name, the arguments of modules that were as long as the batch in batches of all sizes."""
+    batched: dict[str, tuple[bool, ...]] = {}
+    for use in uses:
+        if isinstance(use.inputs, ModuleInputs):
+            now = tuple(use.inputs.batched)
+            before = batched.get(use.layer.name, now)
+            same = len(now) == len(before)
+            batched[use.layer.name] = tuple(map(bool.__and__, now, before)) if same else ()
+    return batched
+
+
 def _norm(values: Tensor) -> float:
     return float(real_values(values).float().norm())
 
@@ -267,7 +286,9 @@ def _layouts(plan: LayerPlan, seen: Iterable[tuple[Sequence[Use], int]]) -> dict
     """By layer name, where it is not FIRST. What was never seen is looked at in each batch."""
     fitting: dict[str, set[Layout]] = {}
     seen_alone: set[str] = set()
-    shared = {layer.name for layer in plan.layers if plan.layout(layer) is Layout.SHARED}
+    shared = {layer.name: plan.layout(layer) for layer in plan.layers if plan.layout(layer) in SHARED_LAYOUTS}
+    found_shared: set[str] = set()
+    in_one: dict[str, bool] = {}
     for uses, batch in seen:
         for use in uses:
             name = use.layer.name
@@ -275,14 +296,16 @@ def _layouts(plan: LayerPlan, seen: Iterable[tuple[Sequence[Use], int]]) -> dict
                 seen_alone.add(name)
             if batch == 1 or name in shared:
                 continue
+            in_one[name] = in_one.get(name, True) and use.leading[:1] == (1,)
             found = use.owners(batch)
             if bool(found.mixed.any()):
-                shared.add(name)
+                found_shared.add(name)
                 continue
             layouts = fitting_layouts(found, use.leading, batch)
             fitting[name] = fitting[name] & layouts if name in fitting else layouts
     noted = {*plan.modules.values(), *plan.parameters.values(), *plan.whole_modules.values()}
     names = {layer.name for layer in noted} - (seen_alone - fitting.keys())
     chosen = {name: preferred(fitting.get(name, set())) for name in names}
-    chosen |= dict.fromkeys(shared, Layout.SHARED)
+    chosen |= {name: Layout.SHARED_FIRST if in_one[name] else Layout.SHARED for name in found_shared}
+    chosen |= shared
     return {name: layout for name, layout in chosen.items() if layout is not Layout.FIRST}

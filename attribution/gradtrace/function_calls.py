@@ -56,8 +56,8 @@ class ParameterCalls(TorchFunctionMode):
             return layer, 0
         base = tensor._base
         layer = None if base is None else self.parameters.get(id(base))
-        if layer is None or base is None or tensor.stride() != base.stride():
-            return None  # not a view, or transposed
+        if layer is None or base is None or tensor.stride() != base.stride() or tensor.shape[1:] != base.shape[1:]:
+            return None  # not a view, or transposed, or of some columns
         row, rest = divmod(int(tensor.storage_offset() - base.storage_offset()), base.stride(0))
         return None if rest else (layer, row)
 

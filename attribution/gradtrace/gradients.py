@@ -15,11 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gradtrace.batches import ExampleBatch, Measure
-from gradtrace.errors import UnsupportedLayerError
+from gradtrace.batches import ExampleBatch, Measure, values_of
+from gradtrace.errors import SharedPositionsError, UnsupportedLayerError
 from gradtrace.function_calls import ParameterCalls
 from gradtrace.layers import CallInputs, Layer, ModuleInputs
-from gradtrace.layouts import Grouping, Layout, Owners, colors, examples_first, fits, owners
+from gradtrace.layouts import SHARED_LAYOUTS, Grouping, Layout, Owners, colors, examples_first, fits, owners
 from gradtrace.plan import LayerPlan
 
 Inputs = Tensor | CallInputs | ModuleInputs
@@ -82,7 +82,13 @@ class Use:
         elif self.fits:
             change = lambda values: examples_first(values, self.layout, batch)  # noqa: E731
         else:
-            grouping = Grouping(self.owners(batch), batch)
+            found = self.owners(batch)
+            if bool(found.mixed.any()):
+                raise SharedPositionsError(
+                    f"examples of a batch share positions of layer {self.layer.name} (equal ones computed once?), "
+                    "which the sample of rows did not show: choose batch_size=1"
+                )
+            grouping = Grouping(found, batch)
             change = lambda values: grouping(self._flat(values))  # noqa: E731
         return self.layer.factors(_by_example(inputs, change, batch), change(d))
 
@@ -110,11 +116,14 @@ class Capture:
     phase: gradients that a measure takes itself, in its forward pass, are none of those that are looked for.
     """
 
-    def __init__(self, plan: LayerPlan, batch: int, token: Tensor, on_use: Callable[[Use], None] | None) -> None:
+    def __init__(
+        self, plan: LayerPlan, batch: ExampleBatch, token: Tensor, on_use: Callable[[Use], None] | None
+    ) -> None:
         """on_use: called as soon as a use has its gradient; None: uses keep it."""
+        self._uniform = batch.uniform
         self.uses: list[Use] = []
         self.phase: Literal["forward", "colors", "gradients"] = "forward"
-        self._plan, self._batch, self._token, self._on_use = plan, batch, token, on_use
+        self._plan, self._batch, self._token, self._on_use = plan, len(batch), token, on_use
         # Uses that the backward pass with colors came to by running a checkpointed segment again, by layer.
         self._run_again: dict[Layer, deque[Use]] = defaultdict(deque)
         self._busy = False  # modules that are run again to differentiate them are no uses
@@ -137,10 +146,12 @@ class Capture:
 
     def add(self, uses: Sequence[tuple[Layer, Inputs]], output: Tensor) -> Tensor:
         """Note what layers were given whose output this is; returns the output with which the model must go on."""
+        if not output.numel():  # an expert that no example was sent to
+            return output
         leading = uses[0][0].leading_dimensions(output)
         layouts = {self._plan.layout(layer) for layer, _ in uses}
-        if layouts == {Layout.SHARED} and self._batch > 1:
-            copied = partial(_copied, batch=self._batch, has_batch=leading[:1] == (1,))
+        if layouts <= {*SHARED_LAYOUTS} and self._batch > 1:
+            copied = partial(_copied, batch=self._batch, has_batch=Layout.SHARED_FIRST in layouts)
             uses = [(layer, _changed(inputs, copied, self._batch)) for layer, inputs in uses]
             output = copied(output).clone() + self._token.sum()
             leading = uses[0][0].leading_dimensions(output)
@@ -148,9 +159,9 @@ class Capture:
             output = _Anchor.apply(output, self._token)  # type: ignore[no-untyped-call]
         for layer, inputs in uses:
             layout = self._plan.layout(layer)
-            layout = Layout.FIRST if layout is Layout.SHARED else layout
+            layout = Layout.FIRST if layout in SHARED_LAYOUTS else layout
             inputs = inputs if isinstance(inputs, ModuleInputs) else _changed(inputs, Tensor.detach, self._batch)
-            use = Use(layer, inputs, layout, leading, fits(layout, leading, self._batch))
+            use = Use(layer, inputs, layout, leading, self._fits(layout, leading))
             if self.phase == "colors":
                 self._run_again[layer].append(use)
             elif self._run_again[layer]:
@@ -159,6 +170,11 @@ class Capture:
             # Registered on the tensor as it is now: a later in-place operation does not change what the hook receives.
             output.register_hook(partial(self._receive, use))
         return output
+
+    def _fits(self, layout: Layout, leading: tuple[int, ...]) -> bool:
+        """Folded examples of different sizes may be ragged: then their places are not known from their number."""
+        folded = layout in (Layout.FOLDED, Layout.INTERLEAVED)
+        return fits(layout, leading, self._batch) and (self._uniform or not folded)
 
     @torch.no_grad()
     def _receive(self, use: Use, d: Tensor) -> None:
@@ -187,7 +203,9 @@ def _hooked(plan: LayerPlan, capture: Capture) -> Iterator[None]:
     """While open, the uses of the plan's modules are noted."""
 
     def layer_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        if not capture.watching:  # evaluated in between, or to be computed again in the backward pass
+        if not capture.watching or not isinstance(
+            output, Tensor
+        ):  # evaluated in between, or not what the class returns
             return output
         return capture.add([(plan.modules[module], args[0] if args else next(iter(kwargs.values())))], output)
 
@@ -195,7 +213,9 @@ def _hooked(plan: LayerPlan, capture: Capture) -> Iterator[None]:
         if not capture.watching:
             return output
         layer = plan.whole_modules[module]
-        return ModuleInputs.noted(args, kwargs, output, lambda inputs, tensor: capture.add([(layer, inputs)], tensor))
+        known = plan.batched.get(layer.name)
+        note = lambda inputs, tensor: capture.add([(layer, inputs)], tensor)  # noqa: E731
+        return ModuleInputs.noted(args, kwargs, output, note, known)
 
     with ExitStack() as hooks:
         for module in plan.modules:
@@ -231,8 +251,7 @@ def backpropagate(model: nn.Module, measure: Measure, batch: ExampleBatch, plan:
     Returns the losses [batch], detached.
     """
     if not plan.captures:  # every parameter is differentiated outside of its layer
-        with torch.no_grad():
-            return measure(model, batch.collated)
+        return values_of(measure, model, batch.collated)
 
     collected: dict[Layer, list[tuple[Any, Tensor]]] = defaultdict(list)
 
@@ -267,7 +286,7 @@ def _run(
     color: bool,
 ) -> tuple[Tensor, list[Use]]:
     token = torch.zeros(0, device=batch.device, requires_grad=True)
-    capture = Capture(plan, len(batch), token, on_use)
+    capture = Capture(plan, batch, token, on_use)
     with ExitStack() as forward, ExitStack() as everything:
         everything.enter_context(torch.enable_grad())
         everything.enter_context(_hooked(plan, capture))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from gradtrace.batches import Measure
+from gradtrace.batches import Measure, values_of
 from gradtrace.dataset import content_hash, fetch
 from gradtrace.errors import DatasetError, LossError
 from gradtrace.precision import LARGEST_VALUE
@@ -108,13 +108,13 @@ def check_batched_losses(model: nn.Module, measure: Measure, sample: Sample) -> 
     """
     with torch.no_grad():
         first = sample.batches[0]
-        _check_shape(measure(model, sample.batch(first).collated), len(first))
+        _check_shape(values_of(measure, model, sample.batch(first).collated), len(first))
         alone = _losses_alone(model, measure, sample)
         finite = _finite(alone, sample)
         sample, alone = sample.part(finite), alone[finite]
         for positions in sample.batches:
             batch = sample.batch(positions)
-            together, again = measure(model, batch.collated), measure(model, batch.collated)
+            together, again = (values_of(measure, model, batch.collated) for _ in range(2))
             _check_shape(together, len(positions))
             if not _close(together, again).all():
                 raise LossError(
@@ -132,7 +132,7 @@ def check_batched_losses(model: nn.Module, measure: Measure, sample: Sample) -> 
 def check_some_finite(model: nn.Module, measure: Measure, sample: Sample) -> None:
     """Raises LossError where no loss of a sample is finite: the training has diverged."""
     tried = sample.part(sorted(sample.batches[0]))
-    _finite(measure(model, tried.examples.collated), tried)
+    _finite(values_of(measure, model, tried.examples.collated), tried)
 
 
 def _finite(losses: Tensor, sample: Sample) -> list[int]:
@@ -150,7 +150,7 @@ def _losses_alone(model: nn.Module, measure: Measure, sample: Sample) -> Tensor:
     losses = []
     for position in range(len(sample.rows)):
         try:
-            loss = measure(model, sample.examples.alone(position).collated)
+            loss = values_of(measure, model, sample.examples.alone(position).collated)
         except Exception as error:
             raise LossError(
                 f"the loss of training row {sample.rows[position]} alone fails ({type(error).__name__}: {error}): "

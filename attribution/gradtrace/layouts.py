@@ -15,6 +15,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from gradtrace.errors import UnsupportedLayerError
+
 _SPREAD = 20  # binary orders of magnitude between the smallest and the largest color
 _NEGLIGIBLE = 1e-6  # of the largest gradient at any position: rounding
 
@@ -27,9 +29,11 @@ class Layout(Enum):
     FOLDED = "positions folded into the batch"  # [batch * positions, ...]
     INTERLEAVED = "batch folded into the positions"  # [positions * batch, ...]
     SCATTERED = "any order"  # found by colors in each batch
-    SHARED = "the same for all examples"  # without a batch: each example is given a copy
+    SHARED = "the same for all examples"  # [...] without a batch: each example is given a copy
+    SHARED_FIRST = "the same for all examples, in a batch of one"  # [1, ...]
 
 
+SHARED_LAYOUTS = (Layout.SHARED, Layout.SHARED_FIRST)
 _FIXED = (Layout.FIRST, Layout.SECOND, Layout.FOLDED, Layout.INTERLEAVED)
 
 
@@ -78,14 +82,19 @@ class Owners:
 
 def owners(gradients: Tensor, colored: Tensor, batch: int) -> Owners:
     """From the gradients [positions, ...] without and with colors, of a batch of at least two examples."""
-    count = len(gradients)
-    plain, tinted = (values.reshape(count, -1).double() for values in (gradients, colored))  # [positions, n]
+    flat = (values.flatten(1) if values.dim() > 1 else values[:, None] for values in (gradients, colored))
+    plain, tinted = (values.double() for values in flat)  # [positions, n]
     squares = plain.square().sum(1)
     ratio = (plain * tinted).sum(1) / squares.clamp_min(torch.finfo(torch.float64).tiny)
     places = (ratio.clamp_min(2.0**-_SPREAD).log2() / _SPREAD + 0.5) * (batch - 1)
     example = places.round().long().clamp(0, batch - 1)
     color = colors(batch, gradients.device).double()[example]
-    tolerance = max(1e-3, 8 * torch.finfo(gradients.dtype).eps)
+    tolerance = max(1e-3, 4 * torch.finfo(gradients.dtype).eps)
+    if 2 ** (_SPREAD / (batch - 1)) < 1 + 2 * tolerance:
+        raise UnsupportedLayerError(
+            f"{batch} examples of a batch cannot be told apart in {gradients.dtype}, in a layer that sees them in "
+            "another order than the batch: choose a smaller batch_size"
+        )
     apart = (tinted - color[:, None] * plain).norm(dim=1) > tolerance * color * squares.sqrt()
     certain = squares.sqrt() > _NEGLIGIBLE * squares.max().sqrt()
     return Owners(example, certain, apart & certain, squares > 0)

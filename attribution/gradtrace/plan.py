@@ -5,10 +5,11 @@ from __future__ import annotations
 import fnmatch
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from gradtrace.errors import TaskError, UnsupportedLayerError
 from gradtrace.layers import Layer, ModuleLayer, ParameterLayer, layer_type_of, parameter_layer, real_values
@@ -55,6 +56,7 @@ class PathChoice:
 
     paths: by parameter name.
     layouts: by layer name; Layout.FIRST where a layer is not named.
+    batched: by layer name of modules that are differentiated on their own, which arguments have one entry an example.
     whole_graph: whether gradients must be followed beyond the layers, see `gradients`.
     reasons: by parameter name, why it is not on a faster path.
     """
@@ -62,6 +64,7 @@ class PathChoice:
     paths: Mapping[str, GradientPath]
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     whole_graph: bool = False
+    batched: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -81,6 +84,7 @@ class LayerPlan:
     whole_modules: Mapping[nn.Module, Layer]
     strays: Mapping[GradientPath, list[StrayLayer]]
     layouts: Mapping[str, Layout]
+    batched: Mapping[str, tuple[bool, ...]]
     whole_graph: bool
 
     @property
@@ -91,6 +95,10 @@ class LayerPlan:
     @property
     def stray_layers(self) -> list[StrayLayer]:
         return [layer for layers in self.strays.values() for layer in layers]
+
+    def with_strays(self, path: GradientPath) -> LayerPlan:
+        """With the stray parameters of one path alone."""
+        return replace(self, strays={other: layers if other is path else [] for other, layers in self.strays.items()})
 
     def layout(self, layer: Layer) -> Layout:
         return self.layouts.get(layer.name, Layout.FIRST)
@@ -132,7 +140,14 @@ def plan_layers(model: nn.Module, choice: PathChoice) -> LayerPlan:
     layers = [*dict.fromkeys(modules.values()), *parameters.values(), *whole.values(), *strays[GradientPath.VMAP]]
     layers += strays[GradientPath.ALONE]
     return LayerPlan(
-        _in_order(layers, choice.paths), modules, parameters, whole, strays, choice.layouts, choice.whole_graph
+        _in_order(layers, choice.paths),
+        modules,
+        parameters,
+        whole,
+        strays,
+        choice.layouts,
+        choice.batched,
+        choice.whole_graph,
     )
 
 
@@ -170,8 +185,9 @@ def _whole_modules(model: nn.Module, names: set[str]) -> dict[nn.Module, Layer]:
     """Modules with the chosen parameters that are theirs alone."""
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     owned = [
-        (module, {local: name_of[id(parameter)] for local, parameter in module.named_parameters(recurse=False)})
+        (module, {local: name_of[id(parameter)] for local, parameter in _own_parameters(module)})
         for module in model.modules()
+        if not isinstance(module, ParametrizationList)
     ]
     counts = Counter(name for _, own in owned for name in own.values())
     layers: dict[nn.Module, Layer] = {}
@@ -180,6 +196,15 @@ def _whole_modules(model: nn.Module, names: set[str]) -> dict[nn.Module, Layer]:
         if chosen:
             layers[module] = ModuleLayer(module, list(chosen.values()), list(chosen))
     return layers
+
+
+def _own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Also those that its parameters are computed from (torch.nn.utils.parametrize: weight_norm, spectral_norm ...)."""
+    own = list(module.named_parameters(recurse=False))
+    if is_parametrized(module):
+        computed = module.parametrizations.named_parameters(prefix="parametrizations")  # type: ignore[union-attr]
+        own += list(computed)
+    return own
 
 
 def trainable_names(model: nn.Module, patterns: Sequence[str] | None = None) -> list[str]:

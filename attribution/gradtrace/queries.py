@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from gradtrace.batches import size_of
 from gradtrace.encoder import GradientModel, MeasureName
 from gradtrace.errors import LossError, QueryError
 from gradtrace.task import Example, Label, Task
@@ -62,10 +63,16 @@ def require_labels(task: Task, examples: Sequence[Example]) -> None:
             raise QueryError(f"training example {number} has no label: what would be learnt from it depends on that")
 
 
-def query_batches(queries: Sequence[Query]) -> Iterator[tuple[list[int], MeasureName]]:
-    """The queries' numbers in batches of one measure each, small enough to be differentiated together."""
-    for measure in dict.fromkeys(query.measure for query in queries):
-        numbers = [number for number, query in enumerate(queries) if query.measure == measure]
+def query_batches(model: GradientModel, queries: Sequence[Query]) -> Iterator[tuple[list[int], MeasureName]]:
+    """The queries' numbers in batches of one measure each, small enough to be differentiated together.
+
+    Where all training rows are of one size, nothing is known of padding: then queries are not padded to each other's.
+    """
+    kinds: dict[tuple[MeasureName, int], list[int]] = {}
+    for number, query in enumerate(queries):
+        size = 0 if model.examination.varied else size_of(query.example)
+        kinds.setdefault((query.measure, size), []).append(number)
+    for (measure, _), numbers in kinds.items():
         for start in range(0, len(numbers), QUERY_BATCH):
             yield numbers[start : start + QUERY_BATCH], measure
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradtrace.batches import values_of
 from gradtrace.errors import TaskError
 from gradtrace.task import Batch, Task
 
@@ -45,8 +46,8 @@ def find_representation(task: Task, model: nn.Module, batches: Sequence[Batch]) 
 
 
 def _representation(task: Task, model: nn.Module, batch: Batch) -> Representation | None:
-    with recorded_inputs(m for m in model.modules() if isinstance(m, nn.Linear)) as uses, torch.no_grad():
-        count = len(task.loss(model, batch))
+    with recorded_inputs(m for m in model.modules() if isinstance(m, nn.Linear)) as uses:
+        count = len(values_of(task.loss, model, batch))
     if task.has_representation:
         return Representation(TASK_HOOK, _given(task, model, batch, count).shape[1], None)
     if not uses:

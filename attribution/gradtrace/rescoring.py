@@ -93,7 +93,7 @@ def _scores(
     """Every query's score on every training example by layer and checkpoint. Each float64 [C, queries, examples]."""
     pairs = _Pairs(len(models), len(queries), len(examples), normalized)
     for checkpoint, model in enumerate(models):
-        for mine, measure in query_batches(queries):
+        for mine, measure in query_batches(model, queries):
             asked_batch = model.batch([queries[number].example for number in mine])
             asked = full_gradients(model, asked_batch, model.measure(measure))
             for start in range(0, len(examples), _ROW_BATCH):

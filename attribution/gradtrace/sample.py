@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from gradtrace.batches import ExampleBatch, collate
+from gradtrace.batches import ExampleBatch, collate, size_of
 from gradtrace.dataset import fetch
 from gradtrace.task import Example, Task
 
 SAMPLE_ROWS = 16
 _CANDIDATES = 64  # rows that are read to choose from
-_SIZES = (7, 3)  # of smaller batches of the sample: any but 1, so that time steps and examples are told apart
+_SIZES = (7, 3, 2)  # of smaller batches of the sample: several, so that time steps and examples are told apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +53,7 @@ def sample_of(
     rows: the examples' numbers.  largest: the most examples that go through the model together.
     """
     count, draw = len(examples), np.random.default_rng(0)
-    sizes = dict.fromkeys(min(size, count, largest) for size in (count, *_SIZES))
+    sizes = dict.fromkeys(min(size, count, max(largest, _SIZES[-2])) for size in (count, *_SIZES))
     return Sample(rows, collate(task, examples, device), [draw.permutation(count)[:size].tolist() for size in sizes])
 
 
@@ -68,7 +66,7 @@ def varied_rows(task: Task, count: int = SAMPLE_ROWS, among: NDArray[np.int64] |
     candidates = (shuffled if among is None else shuffled[np.isin(shuffled, among)])[:_CANDIDATES].tolist()
     kinds: dict[tuple[Any, ...], list[int]] = {}
     for row, example in zip(candidates, fetch(task.train, candidates), strict=True):
-        kinds.setdefault((_size(example), _label(task, example)), []).append(row)
+        kinds.setdefault((size_of(example), _label(task, example)), []).append(row)
     chosen: list[int] = []
     by_size = sorted(kinds, key=lambda kind: kind[0])
     ends_first = [kind for pair in zip(by_size, reversed(by_size), strict=True) for kind in pair]  # small, large, ...
@@ -77,17 +75,6 @@ def varied_rows(task: Task, count: int = SAMPLE_ROWS, among: NDArray[np.int64] |
             if kinds[kind] and len(chosen) < count:
                 chosen.append(kinds[kind].pop())
     return sorted(chosen)
-
-
-def _size(example: Example) -> int:
-    """How much an example holds: values of tensors and arrays, characters of texts."""
-    return sum(_leaf_size(leaf) for leaf in tree_leaves(example))
-
-
-def _leaf_size(leaf: Any) -> int:
-    if isinstance(leaf, Tensor | np.ndarray):
-        return leaf.numel() if isinstance(leaf, Tensor) else leaf.size
-    return len(leaf) if isinstance(leaf, str | bytes) else 1
 
 
 def _label(task: Task, example: Example) -> Any:

@@ -166,7 +166,7 @@ def _begun_run(builder: Builder, current: Manifest, checkpoints: Sequence[Checkp
     for checkpoint in checkpoints[:-1]:  # the last one's model is made for the fit
         builder.model(checkpoint)
     spec = FitSpec(basis.kind, basis.requested, basis.seed, current.precision)
-    samples = Samples(builder.task, basis.seed, basis.fitted_rows, live, builder.batch_size)
+    samples = Samples(builder.task, basis.seed, basis.fitted_rows, live)
     fit = builder.fit(checkpoints, f"{run}.{current.generation + 1}", spec, samples)
     check_dimensions([fit], basis.dimensions)
     manifest = successor(

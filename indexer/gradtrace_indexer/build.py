@@ -179,7 +179,7 @@ def _begun(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, sp
     """Fit the bases, and commit a manifest without rows."""
     bad = BadRows({}, builder.skip_bad_rows)
     good = _screened(builder, runs, sample_rows(spec.seed, rows).tolist(), bad) if bad.skipping else np.arange(rows)
-    samples = Samples(builder.task, spec.seed, rows, good, builder.batch_size)
+    samples = Samples(builder.task, spec.seed, rows, good)
     fits = [builder.fit(own, f"{run}.1", spec, samples) for run, own in enumerate(runs)]
     dimensions = check_dimensions(fits, fits[0].dimensions)
     levels = default_levels(dimensions)

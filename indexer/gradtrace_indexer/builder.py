@@ -168,6 +168,7 @@ class Builder:
         self._probe_rows: list[int] = []
         self._probe: list[Example] = []
         self._examination: Examination | None = None
+        self._told = False  # how layers are differentiated
 
     def model(self, checkpoint: Checkpoint) -> GradientModel:
         """The first one is examined; what is found is right for the task's other checkpoints."""
@@ -185,7 +186,8 @@ class Builder:
         if self._examination is None:
             self._examination = model.examination
             warn_of_slow_paths(model, self._probe)
-            if self.progress:
+            if self.progress and not self._told:
+                self._told = True
                 tqdm.write(summary(model), file=sys.stderr)
         return model
 
@@ -254,7 +256,7 @@ class Builder:
         missing = manifest.checkpoints[len(manifest.curvature) :] if spec.kind == "spectral" else []
         if not missing:
             return manifest
-        samples = Samples(self.task, spec.seed, spec.fitted_rows, self._usable(manifest), self.batch_size)
+        samples = Samples(self.task, spec.seed, spec.fitted_rows, self._usable(manifest))
         for entry in tqdm(missing, "curvature", disable=not self.progress, leave=False):
             name = f"{entry.name}.{manifest.generation}"
             checkpoint = indexed_checkpoint(self.directory, entry)

@@ -43,22 +43,14 @@ class Samples:
     drawn again, but for deleted rows. Knows which rows it handed out last.
 
     live: int64, ascending, the rows that are not deleted;  None: all
-    batch_size: the most examples of a batch
     """
 
-    def __init__(
-        self,
-        task: Task,
-        seed: int,
-        rows: int,
-        live: NDArray[np.int64] | None = None,
-        batch_size: int = _SAMPLE_BATCH,
-    ) -> None:
+    def __init__(self, task: Task, seed: int, rows: int, live: NDArray[np.int64] | None = None) -> None:
         chosen = sample_rows(seed, rows)
         if live is not None:
             left = np.intersect1d(chosen, live)
             chosen = left if len(left) else live[:_SAMPLE_ROWS]
-        parts = np.array_split(chosen, -(-len(chosen) // min(batch_size, _SAMPLE_BATCH)))
+        parts = np.array_split(chosen, -(-len(chosen) // _SAMPLE_BATCH))
         self._rows: list[list[int]] = [part.tolist() for part in parts]
         self._examples = [fetch(task.train, part) for part in self._rows]
         self._last = self._rows[0]

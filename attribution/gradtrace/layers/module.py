@@ -33,8 +33,18 @@ class ModuleInputs:
     grouped: bool = False
 
     @staticmethod
-    def noted(args: Any, kwargs: Any, output: Any, note: Callable[[ModuleInputs, Tensor], Tensor]) -> Any:
-        """Call `note` for every floating-point tensor of a module's output; returns the output with its results."""
+    def noted(
+        args: Any,
+        kwargs: Any,
+        output: Any,
+        note: Callable[[ModuleInputs, Tensor], Tensor],
+        known: Sequence[bool] | None = None,
+    ) -> Any:
+        """Call `note` for every floating-point tensor of a module's output; returns the output with its results.
+
+        known: which leaves are batched, where that was seen in batches of several sizes: something that all examples
+            share may be as long as a batch by chance.
+        """
         leaves, structure = tree_flatten((args, kwargs))
         leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]  # also those of no batch
         outputs, output_structure = tree_flatten(output)
@@ -42,6 +52,8 @@ class ModuleInputs:
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dim():
                 count = tensor.shape[0]
                 batched = [isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == count for leaf in leaves]
+                if known is not None and len(known) == len(batched):
+                    batched = [fits and wanted for fits, wanted in zip(batched, known, strict=True)]
                 outputs[number] = note(ModuleInputs(leaves, batched, structure, number, count), tensor)
         return tree_unflatten(outputs, output_structure)
 

@@ -94,7 +94,7 @@ def query_coordinates(
     models, last = contents.models, contents.manifest.last_checkpoint
     losses = [math.nan] * len(queries)
     out = torch.empty(len(queries), len(checkpoints), contents.store.dimensions, device=models[0].device)
-    for part, measure in query_batches(queries):
+    for part, measure in query_batches(models[last], queries):
         batch = models[last].batch([queries[number].example for number in part])
         with named_in_errors(part):
             encoded = _at_each(sorted(set(checkpoints)), batch, measure, encode, models[last].device)

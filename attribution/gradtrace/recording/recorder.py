@@ -202,7 +202,7 @@ class InfluenceRecorder:
         double.eval().requires_grad_(False)
         rows, device = numbers[:_SAMPLE].tolist(), next(model.parameters()).device
         sample = sample_of(self._task, rows, fetch(self._task.train, rows), device)
-        choice = examine(double, [self._task.loss], sample, names)
+        choice = examine(double, [(self._task.loss, sample)], names)
         _check_recordable(choice)
         plan = plan_layers(model, choice)
         if self._dimensions:
