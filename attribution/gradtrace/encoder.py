@@ -23,10 +23,10 @@ from gradtrace.errors import LossError, SharedPositionsError, UnsupportedLayerEr
 from gradtrace.examination import examine
 from gradtrace.gradients import OnUse, backpropagate
 from gradtrace.guards import check_finite, check_losses, check_some_finite
-from gradtrace.layers import Layer
+from gradtrace.layers import Layer, real_values
 from gradtrace.outputs import Outputs, model_outputs, predictions_of
 from gradtrace.plan import LayerPlan, PathChoice, plan_layers, trainable_names
-from gradtrace.reference import stray_gradients
+from gradtrace.reference import autograd_gradients, stray_gradients
 from gradtrace.replay import replayed_forward
 from gradtrace.representations import Uses, find_representation, recorded_inputs
 from gradtrace.sample import SAMPLE_ROWS, Sample, sample_of, varied_rows
@@ -49,11 +49,14 @@ class Examination(NamedTuple):
 
     choice: how the parameters are differentiated.
     outputs: the labels that the model would give, and its predictions.
+    measurement: whether Task.measurement, if there is one, could be tried: training examples or task.query have what it
+        needs.
     varied: whether the sample had examples of several sizes, so that padding was seen to change nothing.
     """
 
     choice: PathChoice
     outputs: Outputs
+    measurement: bool
     varied: bool
 
 
@@ -101,9 +104,14 @@ class GradientModel:
         sample = sample_of(self.task, range(len(probe)) if rows is None else rows, probe, device, largest)
         try:
             if examination is None:
-                choice = examine(self.model, self._measured_samples(sample), self.trainable)
-                outputs = model_outputs(self, probe[:largest])
-                examination = Examination(choice, outputs, varied=not sample.examples.uniform)
+                measured = self._measured_samples(sample)
+                choice = examine(self.model, measured, self.trainable)
+                examination = Examination(
+                    choice,
+                    model_outputs(self, probe[:largest]),
+                    measurement=self.task.measurement in [measure for measure, _ in measured],
+                    varied=not sample.examples.uniform,
+                )
             else:
                 check_some_finite(self.model, self.task.loss, sample)
         except LossError as error:
@@ -173,6 +181,8 @@ class GradientModel:
         Raises:
             LossError: a loss or a gradient is NaN or infinite, or the loss is not one number per example.
         """
+        if measure == self.task.measurement and self.task.has_measurement and not self.examination.measurement:
+            return self.encode_by_autograd(basis, batch, measure)
         try:
             return self._encode(basis, batch, measure or self.task.loss)
         except SharedPositionsError:
@@ -180,6 +190,24 @@ class GradientModel:
                 raise
             alone = [self._encode(basis, batch.alone(n), measure or self.task.loss) for n in range(len(batch))]
             return torch.cat([rows for rows, _ in alone]), torch.cat([losses for _, losses in alone])
+
+    def encode_by_autograd(self, basis: Basis, batch: ExampleBatch, measure: Measure) -> tuple[Tensor, Tensor]:
+        """The same by plain autograd, one example at a time: whatever the measure, but slowly."""
+        names = [name for layer in self.plan.layers for name in layer.names]
+        losses, rows = [], []
+        for position in range(len(batch)):
+            value, gradients = autograd_gradients(self.model, measure, batch.alone(position), names)
+            check_losses(value, 1)
+            known = {name: real_values(own).float() for name, own in gradients.items() if own is not None}
+            coordinates = {
+                layer.name: basis.layers[layer.name].of_gradient(layer.from_parameters(known)[None])
+                for layer in self.plan.layers
+                if layer.name in basis.layers
+            }
+            rows.append(basis.assemble(coordinates, 1))
+            losses.append(value.detach().float())
+        check_finite(torch.cat(rows), "gradient")
+        return torch.cat(rows), torch.cat(losses)
 
     def _encode(self, basis: Basis, batch: ExampleBatch, measure: Measure) -> tuple[Tensor, Tensor]:
         coordinates: dict[str, Tensor] = {}

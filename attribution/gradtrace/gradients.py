@@ -68,7 +68,7 @@ class Use:
         """The sides of the layer's gradient, see `Layer.factors`, [batch, ...] both."""
         assert self.gradient is not None
         inputs, d = self.inputs, self.gradient
-        if self.layout is Layout.FIRST and self.fits:
+        if (self.layout is Layout.FIRST and self.fits) or (batch == 1 and self.leading[:1] == (1,)):
             return self.layer.factors(inputs, d)
         if not self.layer.takes_instances:
             raise UnsupportedLayerError(
@@ -78,7 +78,7 @@ class Use:
             )
         change: Callable[[Tensor], Tensor]
         if batch == 1:
-            change = lambda values: values if self.leading[:1] == (1,) else values.unsqueeze(0)  # noqa: E731
+            change = lambda values: values.unsqueeze(0)  # noqa: E731
         elif self.fits:
             change = lambda values: examples_first(values, self.layout, batch)  # noqa: E731
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gradtrace.batches import Measure
+from gradtrace.batches import Measure, values_of
 from gradtrace.errors import TaskError
 from gradtrace.fisher_labels import MOST_CLASSES, unusable_predictions
 from gradtrace.loss_calls import LossCall
@@ -127,8 +127,7 @@ def model_outputs(model: GradientModel, examples: Sequence[Example]) -> Outputs:
 
 def _finite(model: GradientModel, examples: Sequence[Example]) -> Sequence[Example]:
     """Those whose losses are numbers, if there are any: others are refused when their turn comes, by their row."""
-    with torch.no_grad():
-        finite = model.task.loss(model.model, model.collated(examples)).isfinite().tolist()
+    finite = values_of(model.task.loss, model.model, model.collated(examples)).isfinite().tolist()
     return [example for example, kept in zip(examples, finite, strict=True) if kept] or examples
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.encoder import GradientModel
+from gradtrace.errors import QueryError
 from gradtrace.full_gradients import FullGradients, full_gradients
 from gradtrace.methods.tracin import inverse
 from gradtrace.queries import Query, query_batches
@@ -94,6 +95,11 @@ def _scores(
     pairs = _Pairs(len(models), len(queries), len(examples), normalized)
     for checkpoint, model in enumerate(models):
         for mine, measure in query_batches(model, queries):
+            if measure == "measurement" and not model.examination.measurement:
+                raise QueryError(
+                    "the measurement could not be tried on training examples, nor on task.query: leave rescore out, or "
+                    "give the task a query data set that has what it needs"
+                )
             asked_batch = model.batch([queries[number].example for number in mine])
             asked = full_gradients(model, asked_batch, model.measure(measure))
             for start in range(0, len(examples), _ROW_BATCH):
