@@ -17,9 +17,10 @@ import torch
 from typer.testing import CliRunner
 
 import tiny
-from gradtrace import Index, LossError, QueryError, open_index
+from gradtrace import CheckpointError, Index, LossError, QueryError, open_index
 from gradtrace.methods import METHODS
 from gradtrace_indexer import add_kernels, compact, delete_rows, fit_representer, set_searcher
+from gradtrace_indexer.update import update_index
 from gradtrace_service import cli
 from gradtrace_service.app import create_app
 from gradtrace_service.server import serving
@@ -224,3 +225,12 @@ def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
         _, told = build.communicate(timeout=60)
     assert build.returncode == 130
     assert told.strip() == "interrupted; a build, update or evaluation goes on where it stood when run again"
+
+
+def test_an_update_with_a_wrong_directory_of_checkpoints_changes_nothing(tmp_path: Path) -> None:
+    rows = tiny.classes(40)
+    tiny.build(ClassTask(tiny.mlp, rows[:30]), tmp_path)
+    before = tiny.files(tmp_path / "index")
+    with pytest.raises(CheckpointError, match="no directory"):
+        update_index(tmp_path / "index", ClassTask(tiny.mlp, rows), tmp_path / "nowhere", progress=False)
+    assert tiny.files(tmp_path / "index") == before

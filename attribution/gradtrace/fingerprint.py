@@ -16,7 +16,7 @@ from gradtrace.manifest import Probe, TaskEntry
 from gradtrace.task import Example, Task
 
 _PROBE_ROWS = 32
-_TOGETHER = 8  # that go through the model at once
+_TOGETHER = 16  # that go through the model at once, as when it is examined
 _LOSS_TOLERANCE = 1e-3  # relative to the largest probed loss: what other devices and libraries may change
 _LOSS_ROUNDING = 1e-5  # of cross-entropies near zero: differences of logits
 

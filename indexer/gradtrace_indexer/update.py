@@ -46,15 +46,15 @@ def update_index(
         "progress": progress,
     }
     manifest = read_manifest(directory)
+    written = load_checkpoints(checkpoints or run_directory(directory, manifest, run))  # a wrong path changes nothing
     grown = check_dataset(task, skip_unreadable=bool(manifest.skipped)) > manifest.task.train_rows
     pending = read_pending(directory)
     if grown and pending is not None and pending.made_by == "add checkpoints":
         discard(directory)  # it lacks the new rows, and these must come first: checkpoints are added to all rows
     if grown or (pending is not None and pending.made_by == "append rows"):
         append_rows(directory, task, **how)
-    checkpoints = checkpoints or run_directory(directory, manifest, run)
-    found = still_to_come(load_checkpoints(checkpoints), read_manifest(directory), run)
-    return add_checkpoints(directory, task, found, run=run, **how)
+    new = still_to_come(written, read_manifest(directory), run)
+    return add_checkpoints(directory, task, new, run=run, **how)
 
 
 def run_directory(directory: Path, manifest: Manifest, run: int | None) -> Path:
