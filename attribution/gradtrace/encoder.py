@@ -330,6 +330,7 @@ def fresh_model(task: Task, probe: Sequence[Example]) -> nn.Module:
     Tensors that hooks of the model compute from its parameters (weight_norm, pruning) are computed anew by the copy.
     """
     model = task.model()
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, whose layers cannot be watched
     _check_copyable(model)
     derived = {
         id(value): value.detach().clone()

@@ -222,6 +222,12 @@ def trainable_names(model: nn.Module, patterns: Sequence[str] | None = None) -> 
             f"{scripted[0]} is TorchScript (torch.jit.script or torch.jit.trace), whose layers cannot be watched: "
             "return the Python module from Task.model; the weights of checkpoints fit both"
         )
+    compiled = [name for name, module in model.named_modules() if hasattr(module, "_orig_mod")]
+    if compiled:
+        raise UnsupportedLayerError(
+            f"{compiled[0]} is compiled (torch.compile), so that its layers cannot be watched: return the eager module "
+            "from Task.model; the weights of checkpoints fit both"
+        )
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not names:
         raise TaskError("no parameter of the model requires a gradient: nothing can be attributed")
