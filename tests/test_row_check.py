@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -60,3 +61,39 @@ def test_a_model_that_only_knows_float32_passes(tmp_path: Path) -> None:
         return F.cross_entropy(F.linear(model(batch[0]), torch.diag(weight)), batch[1], reduction="none")
 
     tiny.build(PairTask(tiny.mlp, ROWS, in_single), tmp_path, precision="int8")
+
+
+class GatedSequences(nn.Module):
+    """[batch, 5 steps, 5] -> [batch, 3]; a layer that sees steps folded into the batch, time first, behind a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.gated, self.head = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        y = self.gated(x.transpose(0, 1).reshape(-1, 5)).view(5, -1, 5).transpose(0, 1)
+        return self.head((x + self.gate * y).tanh().mean(1))
+
+
+@pytest.mark.parametrize("gates", [(0.7, 0.0), (0.0, 0.7)])
+def test_a_gate_that_is_closed_at_one_checkpoint(tmp_path: Path, gates: tuple[float, float]) -> None:
+    """There the layer behind it has no gradient, which would show whose a position is."""
+    rows = tiny.classes(40, (5, 5))
+    task = PairTask(GatedSequences, rows)
+    found = tiny.checkpoints(task, tmp_path / "checkpoints")
+    for checkpoint, gate in zip(found, gates, strict=True):
+        torch.save({**checkpoint.load(), "gate": torch.tensor(gate)}, checkpoint.path)
+    index = tiny.build_index(task, found, tmp_path / "index", progress=False, basis="none", precision="float16")
+    expected = np.zeros((2, len(rows)))
+    for checkpoint in found:
+        model = tiny.loaded(task, checkpoint)
+        gradients = torch.stack([flat_gradient(model, task, row) for row in rows]).double()
+        expected += checkpoint.learning_rate * (gradients[:2] @ gradients.T).numpy()
+    np.testing.assert_allclose(index.scores(rows[:2]), expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
+
+
+def flat_gradient(model: nn.Module, task: PairTask, row: tuple[Tensor, int]) -> Tensor:
+    loss = task.loss(model, (row[0][None], torch.tensor([row[1]])))
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss.sum(), list(model.parameters()))])

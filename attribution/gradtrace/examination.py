@@ -7,7 +7,8 @@ the same, and every parameter's gradient on the path that is chosen for it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -51,14 +52,43 @@ def examine(model: nn.Module, measured: Sequence[tuple[Measure, Sample]], names:
                 raise
             raise LossError(f"the measurement (or the prediction, for queries without a label): {error}") from error
         trials.append(Trial(model, measure, finite, names))
-    choice, wrong = PathChoice(first_paths(model, names)), {"": ""}
+    choice = _chosen(PathChoice(first_paths(model, names)), trials)
+    if any(map(Trial.has_zero_gradients, trials)):
+        with _nudged(model, names), suppress(LossError, UnsupportedLayerError):
+            return _chosen(choice, [Trial(model, trial.measure, trial.sample, names) for trial in trials])
+    return choice
+
+
+@contextmanager
+def _nudged(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """The model with its parameters a little changed, so that gradients that are zero at these weights only (behind a
+    gate that is closed, or an adapter that has not been trained) show which example they belong to."""
+    kept = {name: model.get_parameter(name).detach().clone() for name in names}
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for name, values in kept.items():
+            noise = 0.1 * torch.randn(values.shape, generator=generator).clamp(-3, 3).to(values)
+            model.get_parameter(name).data.copy_(torch.where(values == 0, noise, values * (1 + noise)))
+        yield
+    finally:
+        for name, values in kept.items():
+            model.get_parameter(name).data.copy_(values)
+
+
+def _chosen(choice: PathChoice, trials: Sequence[Trial]) -> PathChoice:
+    """The fastest paths, from those of `choice` on, that agree with autograd in every trial.
+
+    Raises:
+        UnsupportedLayerError: gradients of a parameter agree on no path.
+    """
+    wrong = {"": ""}
     for _ in range(4 * len(GradientPath)):
         revised, wrong = _attempt(choice, trials)
         if wrong:
             wrong = _wrong_in_double(choice, trials, wrong)
         if revised == choice and not wrong:
             return choice
-        choice = _slower(model, choice, wrong) if wrong else revised
+        choice = _slower(trials[0].model, choice, wrong) if wrong else revised
     raise UnsupportedLayerError(f"no path was found for the per-example gradients of {', '.join(sorted(wrong))}")
 
 
@@ -136,16 +166,17 @@ class Trial:
         self.model, self.measure, self.sample, self.names = model, measure, sample, names
         self._kept: dict[int, Mapping[str, Tensor | None]] = {}
         self._norms: dict[str, list[float]] = {name: [] for name in names}
+        self._reached: set[str] = set()  # parameters on which a loss depends
         self._size = sum(model.get_parameter(name).numel() for name in names)
-        depends = False
         for position in range(len(sample.rows)):
             gradients = self.alone(position)
-            depends = depends or any(gradient is not None for gradient in gradients.values())
             for name, gradient in gradients.items():
                 self._norms[name].append(0.0 if gradient is None else _norm(gradient))
+                if gradient is not None:
+                    self._reached.add(name)
             if self._size * (position + 1) <= _CACHED:
                 self._kept[position] = gradients
-        if not depends:
+        if not self._reached:
             raise LossError(
                 "the loss does not depend on any layer of the model: was it computed under torch.no_grad(), detached, "
                 "or from another model than the one passed in?"
@@ -155,6 +186,10 @@ class Trial:
         self._slack = {
             name: _ABSOLUTE * max(norms, default=0.0) + _OF_OTHERS * largest for name, norms in finite.items()
         }
+
+    def has_zero_gradients(self) -> bool:
+        """Whether a parameter has a gradient, but one that is zero for every row."""
+        return not all(any(self._norms[name]) for name in self._reached)
 
     def alone(self, position: int) -> Mapping[str, Tensor | None]:
         """The gradients of one row alone, by parameter name; None where its loss does not depend on the parameter."""
