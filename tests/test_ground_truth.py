@@ -221,6 +221,8 @@ def test_what_cannot_be_retrained_says_why(tmp_path: Path) -> None:
         leave_one_out(opened(NoPickle(), tmp_path, workers=2))
     with pytest.raises(TaskError, match=r"Broken.fit failed on 6 rows with seed \d+: RuntimeError: out of luck"):
         subset_outputs(opened(Broken(), tmp_path / "broken"), 2)
+    with pytest.raises(TaskError, match=r"Forgetful.fit must return the trained model, .* not NoneType"):
+        subset_outputs(opened(Forgetful(), tmp_path / "forgetful"), 2)
     with pytest.raises(LossError, match="NaN or infinite"):
         subset_outputs(opened(Diverging(), tmp_path / "diverging"), 2)
 
@@ -229,6 +231,11 @@ class NoPickle(Ridge):
     def __init__(self) -> None:
         super().__init__()
         self.hook = lambda: None
+
+
+class Forgetful(Ridge):
+    def fit(self, rows: Any, seed: int) -> Any:
+        super().fit(rows, seed)
 
 
 class Broken(Ridge):

@@ -19,6 +19,8 @@ from gradtrace.manifest import read_manifest
 from gradtrace_indexer import add_checkpoints, append_rows, build, build_index, compact, generations
 from gradtrace_indexer.description import details
 from gradtrace_indexer.row_reader import RowReader
+from gradtrace_service.problems import FieldError
+from gradtrace_service.questions import train_row_examples
 from tiny import ClassTask
 
 ROWS = tiny.classes(60)
@@ -141,6 +143,8 @@ def test_bad_rows_are_marked_and_never_found(
     assert "  5 row(s) are not indexed and will not be found, as deleted rows are not:" in told
     assert "    row 17: its loss or gradient is NaN or infinite at 1.pt" in told
     assert sum("row 17:" in line for line in caplog.messages) == 1
+    with pytest.raises(FieldError, match=r"row 17 .* left bad rows out: its loss or"):
+        train_row_examples(index, [3, 17])
 
 
 def test_the_other_rows_are_those_of_the_data_without_the_bad_ones(tmp_path: Path) -> None:

@@ -207,19 +207,20 @@ def test_examples_that_do_not_stack_are_asked_about_one_by_one(tmp_path: Path) -
             return nn.Linear(1, 3)
 
         def predict(self, model: nn.Module, batch: Any) -> Tensor:
-            return model(batch[0].mean(1, keepdim=True))
+            return model(batch[0].flatten(1).mean(1, keepdim=True))
 
         def loss(self, model: nn.Module, batch: Any) -> Tensor:
             return F.cross_entropy(self.predict(model, batch), batch[1], reduction="none")
 
     index = tiny.build(AnyLength(), tmp_path)
     app = create_app(index)
-    short, long = GOOD, {"x": [0.1] * 9, "label": 0}
+    long, column = {"x": [0.1] * 9, "label": 0}, GOOD | {"x": [[0.5]] * WIDTH}
     with serving(app) as url:
-        refused = asked(url, examples=[short, long])
+        assert asked(url, examples=[GOOD, long]).status_code == 200  # of two sizes: in a batch each
+        refused = asked(url, examples=[GOOD, column])
         assert refused_field(refused) == "examples"
         assert "one by one" in refused.text
-        responses = together(app, url, [{"example": short}, {"example": long}, {"example": short}])
+        responses = together(app, url, [{"example": GOOD}, {"example": column}, {"example": GOOD}])
     assert [response.status_code for response in responses] == [200] * 3
 
 

@@ -39,6 +39,9 @@ class Checkpoint:
     kind: CheckpointKind = "weights"
     learning_rate_sum: float | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # users pass strings
+
     @property
     def name(self) -> str:
         return self.path.name

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from gradtrace.batches import Measure, values_of
 from gradtrace.dataset import content_hash, fetch
-from gradtrace.errors import DatasetError, LossError
+from gradtrace.errors import DatasetError, LossError, TaskError
 from gradtrace.precision import LARGEST_VALUE
 from gradtrace.sample import Sample
 from gradtrace.task import Task
@@ -68,8 +68,12 @@ def check_dataset(task: Task, skip_unreadable: bool = False) -> int:
     skip_unreadable: pass over rows that cannot be read, of an index that knows of them
 
     Raises:
-        DatasetError
+        DatasetError: as said.
+        TaskError: the task is no Task.
     """
+    if not isinstance(task, Task):
+        remedy = f"pass an instance, {task.__name__}()" if isinstance(task, type) else "subclass gradtrace.Task"
+        raise TaskError(f"the task is {_described(task)}, no gradtrace.Task: {remedy}")
     train = getattr(task, "train", None)
     if isinstance(train, DataLoader):
         raise DatasetError(
@@ -96,6 +100,10 @@ def check_dataset(task: Task, skip_unreadable: bool = False) -> int:
                 "in the task's training set; attribution needs the same example under the same number"
             )
     return len(train)
+
+
+def _described(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"an object of {type(value).__name__}"
 
 
 def check_batched_losses(model: nn.Module, measure: Measure, sample: Sample) -> Sample:

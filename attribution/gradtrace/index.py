@@ -17,11 +17,11 @@ from gradtrace.candidates import Searcher
 from gradtrace.contents import IndexContents
 from gradtrace.dataset import fetch
 from gradtrace.draft import Draft
-from gradtrace.errors import QueryError
+from gradtrace.errors import GradtraceError, QueryError
 from gradtrace.groups import GroupInfluences, RowGroups
 from gradtrace.index_display import IndexDisplay
 from gradtrace.layer_shares import layer_shares
-from gradtrace.queries import QUERY_BATCH, Query, require_labels, resolve_queries
+from gradtrace.queries import QUERY_BATCH, Query, is_one_example, require_labels, resolve_queries
 from gradtrace.results import InfluenceResults, Recall
 from gradtrace.row_filter import RowFilter
 from gradtrace.task import Example, Label
@@ -263,8 +263,16 @@ class Index(IndexDisplay):
         if not len(examples):
             raise QueryError("no example to explain")
         last = self._contents.last_model
-        parts = (examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH))
-        return [query for part in parts for query in resolve_queries(last, part, target)]
+        try:
+            parts = (examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH))
+            return [query for part in parts for query in resolve_queries(last, part, target)]
+        except GradtraceError:
+            raise
+        except Exception as error:
+            first = fetch(self.task.train, self._row_ids.live_ids()[:1].tolist())
+            if any(is_one_example(examples, row) for row in first):
+                raise QueryError("this is one example where a list of examples is asked for: pass [example]") from error
+            raise
 
     def _recall(self, method: str, k: int) -> Recall | None:
         """As it was measured: with so many hits, by the method's default options, at all checkpoints and rows."""

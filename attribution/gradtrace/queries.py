@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+from torch.utils._pytree import tree_flatten
+
 from gradtrace.batches import size_of
 from gradtrace.encoder import GradientModel, MeasureName
 from gradtrace.errors import LossError, QueryError
@@ -54,6 +57,14 @@ def resolve_queries(model: GradientModel, examples: Sequence[Example], target: s
     return queries
 
 
+def is_one_example(examples: object, train_example: Example) -> bool:
+    """Whether what was passed as examples is of the form of a single one."""
+    (given, given_form), (leaves, form) = tree_flatten(examples), tree_flatten(train_example)
+    return bool(given_form == form) and all(
+        type(a) is type(b) and np.ndim(a) == np.ndim(b) for a, b in zip(given, leaves, strict=True)
+    )
+
+
 def require_labels(task: Task, examples: Sequence[Example]) -> None:
     """Raises QueryError where training examples are missing, or the label of one: there is no gradient without."""
     if not len(examples):
@@ -64,17 +75,24 @@ def require_labels(task: Task, examples: Sequence[Example]) -> None:
 
 
 def query_batches(model: GradientModel, queries: Sequence[Query]) -> Iterator[tuple[list[int], MeasureName]]:
-    """The queries' numbers in batches of one measure each, small enough to be differentiated together.
-
-    Where all training rows are of one size, nothing is known of padding: then queries are not padded to each other's.
-    """
-    kinds: dict[tuple[MeasureName, int], list[int]] = {}
+    """The queries' numbers in batches of one measure each, small enough to be differentiated together."""
+    kinds: dict[MeasureName, list[int]] = {}
     for number, query in enumerate(queries):
-        size = 0 if model.examination.varied else size_of(query.example)
-        kinds.setdefault((query.measure, size), []).append(number)
-    for (measure, _), numbers in kinds.items():
+        kinds.setdefault(query.measure, []).append(number)
+    for measure, numbers in kinds.items():
+        for places in _batches(model, [queries[number].example for number in numbers]):
+            yield [numbers[place] for place in places], measure
+
+
+def _batches(model: GradientModel, examples: Sequence[Example]) -> Iterator[list[int]]:
+    """Numbers of examples that may go through the model together. Where all training rows are of one size, nothing is
+    known of padding: then examples are not padded to each other's."""
+    by_size: dict[int, list[int]] = {}
+    for number, example in enumerate(examples):
+        by_size.setdefault(0 if model.examination.varied else size_of(example), []).append(number)
+    for numbers in by_size.values():
         for start in range(0, len(numbers), QUERY_BATCH):
-            yield numbers[start : start + QUERY_BATCH], measure
+            yield numbers[start : start + QUERY_BATCH]
 
 
 @contextmanager
@@ -92,18 +110,21 @@ def named_in_errors(numbers: Sequence[int], what: str = "query") -> Iterator[Non
 def _predictions(model: GradientModel, examples: Sequence[Example], lacking: Sequence[bool]) -> list[Label | None]:
     """The last checkpoint's prediction for each example; a placeholder stands for a missing label meanwhile."""
     task = model.task
-    if not model.predicts and not any(lacking):
-        return [None] * len(examples)
-    complete = [task.with_label(e, 0) if lacks else e for e, lacks in zip(examples, lacking, strict=True)]
-    predicted = model.predict(model.batch(complete)) if model.predicts else None
-    unexplained = predicted is None or (predicted.is_floating_point() and not task.has_predict)
-    if predicted is None or (unexplained and any(lacking)):
+    predictions: list[Label | None] = [None] * len(examples)
+    explained = model.predicts
+    if model.predicts:
+        complete = [task.with_label(e, 0) if lacks else e for e, lacks in zip(examples, lacking, strict=True)]
+        for numbers in _batches(model, complete):
+            predicted = model.predict(model.batch([complete[number] for number in numbers]))
+            explained = task.has_predict or not predicted.is_floating_point()
+            for number, prediction in zip(numbers, predicted.tolist(), strict=True):
+                predictions[number] = prediction
+    if any(lacking) and not explained:
         raise QueryError(
             f"the example has no label, and {type(task).__name__} defines no predict(self, model, batch) to take one "
             "from: give a label"
         )
-    labels: list[Label | None] = predicted.tolist()
-    return labels
+    return predictions
 
 
 def _lacks_label(task: Task, example: Example, label: Label | None) -> bool:

@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from gradtrace.checkpoints import Checkpoint
+from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.encoder import GradientModel
 from gradtrace.errors import CheckpointError, RecordingError, StoreError
 from gradtrace.fingerprint import task_entry
@@ -51,7 +51,7 @@ _SHARD_ROWS = 32_768
 
 def build_index(
     task: Task,
-    checkpoints: Sequence[Checkpoint] | Sequence[Sequence[Checkpoint]],
+    checkpoints: Sequence[Checkpoint] | Sequence[Sequence[Checkpoint]] | str | Path,
     path: str | Path,
     *,
     dimensions: int = 2048,
@@ -70,8 +70,8 @@ def build_index(
     """Build the index of a task's training rows, or go on with an interrupted build; a finished one is just opened.
 
     Args:
-        checkpoints: in training order; the last one is the reference of the basis. Of several training runs of the
-            task (other seeds), a sequence for each: then scores are means over the runs.
+        checkpoints: in training order, or their directory; the last one is the reference of the basis. Of several
+            training runs of the task (other seeds), a sequence for each: then scores are means over the runs.
         dimensions: columns kept for each checkpoint; at most the number of parameters.
         precision: of the stored rows, see docs/choosing.md.
         searcher: "progressive", "faiss:FACTORY" or "annoy:TREES", see `set_searcher`; None: the one that is there, or
@@ -97,7 +97,7 @@ def build_index(
     rows = check_dataset(task, skip_unreadable=skip_bad_rows)
     if not skip_bad_rows:  # else it is not known yet which rows can be read
         check_methods(task, [task.train[row] for row in range(min(2, rows))])
-    runs = _by_run(checkpoints)
+    runs = _by_run(load_checkpoints(checkpoints) if isinstance(checkpoints, str | Path) else checkpoints)
     if searcher is not None:
         check_searcher(searcher)
     recorded = None if recording is None else read_recording(recording)

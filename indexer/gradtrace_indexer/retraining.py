@@ -105,12 +105,18 @@ class Trainer:
                 torch.manual_seed(training.seed)
                 return self.task.model()
         try:
-            return self.task.fit(sorted(training.rows), training.seed)
+            model = self.task.fit(sorted(training.rows), training.seed)
         except Exception as error:  # whatever the user's code raises
             raise TaskError(
                 f"{type(self.task).__name__}.fit failed on {len(training.rows)} rows with seed {training.seed}: "
                 f"{type(error).__name__}: {error}; correct it, and train with another fit in a directory of its own"
             ) from error
+        if not isinstance(model, nn.Module):
+            raise TaskError(
+                f"{type(self.task).__name__}.fit must return the trained model, a torch.nn.Module, not "
+                f"{type(model).__name__}"
+            )
+        return model
 
     @torch.no_grad()
     def _measured(self, model: nn.Module) -> Outputs:

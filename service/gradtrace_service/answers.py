@@ -37,8 +37,8 @@ from gradtrace_service.conventions import convention
 from gradtrace_service.problems import FieldError, NoSuchRowError
 from gradtrace_service.questions import (
     AskedExample,
+    absent_row,
     check_names,
-    deleted_row,
     missing_row,
     options_of,
     plain_label,
@@ -209,7 +209,7 @@ def example(index: Index, waited_ms: float, *, split: Split, row: int) -> Exampl
     if row >= size:
         raise NoSuchRowError("row", missing_row(split, row, size))
     if split == "train" and not index.present[row]:
-        raise NoSuchRowError("row", deleted_row(row))
+        raise NoSuchRowError("row", absent_row(index, row))
     if split == "train":
         hit = _row_hit(index, row, 0.0, shower(index, True))
         return ExampleAnswer(split=split, **hit.model_dump(exclude={"score", "parts", "layers", "percentile"}))

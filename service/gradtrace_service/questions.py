@@ -75,7 +75,7 @@ def train_row_examples(index: Index, rows: Sequence[int]) -> list[AskedExample]:
     found = row_examples("train", index.task.train, rows)
     for position, row in enumerate(rows):
         if not index.present[row]:
-            raise FieldError(f"train_rows[{position}]", deleted_row(row))
+            raise FieldError(f"train_rows[{position}]", absent_row(index, row))
     return found
 
 
@@ -87,8 +87,10 @@ def row_examples(split: Split, dataset: Any, rows: Sequence[int]) -> list[AskedE
     return [AskedExample(dataset[row], f"{split}_rows[{at}]", split, row) for at, row in enumerate(rows)]
 
 
-def deleted_row(row: int) -> str:
-    return f"row {row} of the training data was deleted from the index"
+def absent_row(index: Index, row: int) -> str:
+    reason = index.manifest.skipped.get(row)
+    why = "was deleted from the index" if reason is None else f"is not in the index, which left bad rows out: {reason}"
+    return f"row {row} of the training data {why}"
 
 
 def missing_row(split: Split, row: int, size: int) -> str:
