@@ -317,6 +317,14 @@ def test_last_steps_that_are_not_kept_are_told_when_the_recorder_goes(
     assert "step, 10, are not kept (none is): call recorder.finish()" in caplog.messages[1]
 
 
+def test_a_training_that_fails_is_told_nothing_of_its_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ZeroDivisionError), CheckpointRecorder(tmp_path, every=4) as recorder:
+        recorded(recorder, 6)
+        raise ZeroDivisionError
+    del recorder
+    assert not caplog.messages
+
+
 def test_a_block_without_steps_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with CheckpointRecorder(tmp_path, every=4):
         pass

@@ -90,6 +90,7 @@ class CheckpointRecorder:
         self._optimizer: torch.optim.Optimizer | None = None
         self._saved: int | None = None
         self._recorded = 0  # calls of `step`
+        self._failed = False  # in a `with` block, whose own error is enough to tell
         self._model: nn.Module | None = None  # of the last of them, until `finish`
 
     def __enter__(self) -> CheckpointRecorder:
@@ -100,10 +101,11 @@ class CheckpointRecorder:
     ) -> None:
         if kind is None:
             self.finish()
+        self._failed = kind is not None
 
     def __del__(self) -> None:
         # Without a model it was refused at its making, never used, or finished.
-        if getattr(self, "_model", None) is not None and self._saved != self.steps:
+        if getattr(self, "_model", None) is not None and self._saved != self.steps and not self._failed:
             recorder_notes.note_unfinished(self._saved, self.steps)
 
     def finish(self, model: nn.Module | None = None) -> None:

@@ -40,7 +40,7 @@ class Trak(Method):
         lacking = manifest.lacking_kernels()
         if not lacking:
             return None
-        return f"it has no kernel of {lacking[0]}: run `gradtrace kernels` on it, as after every change of its rows"
+        return f"it has no kernel of {lacking[0]}: run `gradtrace kernels` on it, as after every change of its rows or checkpoints"
 
     def meaning(self, options: Options) -> str:
         return (
