@@ -318,10 +318,13 @@ def test_last_steps_that_are_not_kept_are_told_when_the_recorder_goes(
 
 
 def test_a_training_that_fails_is_told_nothing_of_its_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ZeroDivisionError), CheckpointRecorder(tmp_path, every=4) as recorder:
-        recorded(recorder, 6)
-        raise ZeroDivisionError
-    del recorder
+    def failing() -> None:
+        with CheckpointRecorder(tmp_path, every=4) as recorder:
+            recorded(recorder, 6)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
     assert not caplog.messages
 
 

@@ -40,7 +40,8 @@ class Trak(Method):
         lacking = manifest.lacking_kernels()
         if not lacking:
             return None
-        return f"it has no kernel of {lacking[0]}: run `gradtrace kernels` on it, as after every change of its rows or checkpoints"
+        when = "as after every change of its rows or checkpoints"
+        return f"it has no kernel of {lacking[0]}: run `gradtrace kernels` on it, {when}"
 
     def meaning(self, options: Options) -> str:
         return (
