@@ -19,7 +19,7 @@ from gradtrace.manifest import read_manifest
 from gradtrace_indexer import add_checkpoints, append_rows, build, build_index, compact, generations
 from gradtrace_indexer.description import details
 from gradtrace_indexer.row_reader import RowReader
-from gradtrace_service.problems import FieldError
+from gradtrace_service.errors import FieldError
 from gradtrace_service.questions import train_row_examples
 from tiny import ClassTask
 

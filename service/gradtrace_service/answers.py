@@ -34,7 +34,7 @@ from gradtrace_client.schemas import (
     Timing,
 )
 from gradtrace_service.conventions import convention
-from gradtrace_service.problems import FieldError, NoSuchRowError
+from gradtrace_service.errors import FieldError, NoSuchRowError
 from gradtrace_service.questions import (
     AskedExample,
     absent_row,

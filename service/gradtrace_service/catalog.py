@@ -22,7 +22,7 @@ from gradtrace import Index
 from gradtrace.errors import GradtraceError, MismatchError, QueryError, StoreError, TaskError
 from gradtrace.manifest import MANIFEST_NAME, read_manifest
 from gradtrace_indexer.task_loading import load_task
-from gradtrace_service.problems import FieldError
+from gradtrace_service.errors import FieldError
 from gradtrace_service.rendering import try_rendering
 from gradtrace_service.settings import Settings
 from gradtrace_service.work import IndexUnavailableError

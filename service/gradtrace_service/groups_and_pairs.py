@@ -23,7 +23,7 @@ from gradtrace_client.schemas import (
 )
 from gradtrace_service.answers import index_info
 from gradtrace_service.conventions import convention
-from gradtrace_service.problems import FieldError
+from gradtrace_service.errors import FieldError
 from gradtrace_service.questions import (
     AskedExample,
     check_known,

@@ -7,7 +7,8 @@ from fastapi.responses import RedirectResponse
 
 from gradtrace_client.service_schemas import Status
 from gradtrace_service.engine import DrainingError
-from gradtrace_service.problems import NotReadyError, error_responses
+from gradtrace_service.errors import NotReadyError
+from gradtrace_service.problems import error_responses
 
 router = APIRouter()
 

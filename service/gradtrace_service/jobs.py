@@ -27,7 +27,7 @@ from gradtrace_indexer.files import write_file
 from gradtrace_indexer.generations import kept_generations, read_pending
 from gradtrace_service.catalog import Hosted
 from gradtrace_service.engine import DrainingError
-from gradtrace_service.problems import FieldError, NoSuchJobError, OtherJobError
+from gradtrace_service.errors import FieldError, NoSuchJobError, OtherJobError
 from gradtrace_service.work import IndexUnavailableError
 
 _ATTEMPTS = 5

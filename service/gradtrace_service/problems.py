@@ -22,6 +22,7 @@ from gradtrace_service.engine import (
     WorkerLostError,
     WorkFailedError,
 )
+from gradtrace_service.errors import FieldError, NotReadyError
 from gradtrace_service.request_ids import request_id
 from gradtrace_service.work import IndexUnavailableError, OutOfMemoryError
 
@@ -34,48 +35,6 @@ _REMEDIES = {  # of what the framework refuses in a word
 }
 
 _log = logging.getLogger(__name__)
-
-
-class FieldError(QueryError):
-    """A field of the request cannot be met."""
-
-    status, kind = 422, "invalid-request"
-
-    def __init__(self, field: str, detail: str) -> None:
-        super().__init__(f"{field}: {detail}")
-        self.field = field
-        self.detail = detail
-
-    def __reduce__(self) -> tuple[type[FieldError], tuple[str, str]]:  # from a process that answers
-        return type(self), (self.field, self.detail)
-
-
-class NoSuchRowError(FieldError):
-    """The address names a row that is not there."""
-
-    status, kind = 404, "not-found"
-
-
-class NoSuchJobError(FieldError):
-    """The address names a job that is not there."""
-
-    status, kind = 404, "not-found"
-
-    def __init__(self, job: str) -> None:
-        super().__init__("job", f"there is no job {job!r}; GET /jobs lists those that are kept")
-
-
-class OtherJobError(FieldError):
-    """An index has one writer, and it is at something else."""
-
-    status, kind = 409, "conflict"
-
-    def __init__(self, job: str, operation: str) -> None:
-        super().__init__("roll_back_to", f"job {job}, an {operation!r}, is running on this index; wait until it ends")
-
-
-class NotReadyError(Exception):
-    """The service is still loading its index."""
 
 
 class AnswerFailures:

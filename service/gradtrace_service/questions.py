@@ -19,7 +19,7 @@ from gradtrace_client.schemas import (
     Question,
     Split,
 )
-from gradtrace_service.problems import FieldError
+from gradtrace_service.errors import FieldError
 
 
 @dataclass(frozen=True, slots=True)

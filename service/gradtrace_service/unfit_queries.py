@@ -12,8 +12,8 @@ from gradtrace import Index
 from gradtrace.errors import DatasetError, QueryError, TaskError
 from gradtrace_client.group_and_pair_schemas import PairsRequest
 from gradtrace_client.schemas import Queries
+from gradtrace_service.errors import FieldError
 from gradtrace_service.memory import is_out_of_memory
-from gradtrace_service.problems import FieldError
 from gradtrace_service.questions import AskedExample, options_of
 
 T = TypeVar("T")
