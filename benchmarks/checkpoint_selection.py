@@ -19,15 +19,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from gradtrace.checkpoints import Checkpoint, load_checkpoints
-from gradtrace.dataset import fetch
-from gradtrace.encoder import GradientModel
-from gradtrace.full_gradients import full_gradients
-from gradtrace.recorder import CheckpointRecorder
-from gradtrace.selection import choose, least_falls
+from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints
+from gradtrace.checkpoints.recorder import CheckpointRecorder
+from gradtrace.checkpoints.selection import choose, least_falls
+from gradtrace.data.dataset import fetch
+from gradtrace.models.full_gradients import full_gradients
+from gradtrace.models.gradient_model import GradientModel
 from gradtrace.task import Example
 from gradtrace.tasks import ImageClassification, data_file
-from gradtrace_indexer.select import mean_losses
+from gradtrace_indexer.evaluation.select import mean_losses
 from gradtrace_indexer.task_loading import load_task
 
 _CHECKPOINTS, _BATCH, _QUERIES = 30, 250, 100

@@ -12,12 +12,12 @@ import pyarrow.parquet
 import safetensors.torch
 from torch import Tensor
 
-from gradtrace.manifest import MANIFEST_NAME, Manifest, Precision, ShardEntry
-from gradtrace.precision import column_scales
-from gradtrace.shards import ShardLayout, default_levels
-from gradtrace.store import RowStore
-from gradtrace_indexer.files import write_file, write_manifest
-from gradtrace_indexer.shard_writer import ShardWriter
+from gradtrace.store.manifest import MANIFEST_NAME, Manifest, Precision, ShardEntry
+from gradtrace.store.precision import column_scales
+from gradtrace.store.rows import RowStore
+from gradtrace.store.shards import ShardLayout, default_levels
+from gradtrace_indexer.writing.files import write_file, write_manifest
+from gradtrace_indexer.writing.shard_writer import ShardWriter
 
 _SHARD_ROWS = 32_768
 _SAMPLE_ROWS = 1024

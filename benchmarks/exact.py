@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gradtrace.checkpoints import Checkpoint
-from gradtrace.dataset import fetch
-from gradtrace.encoder import GradientModel
-from gradtrace.full_gradients import full_gradients
+from gradtrace.checkpoints.loading import Checkpoint
+from gradtrace.data.dataset import fetch
+from gradtrace.models.full_gradients import full_gradients
+from gradtrace.models.gradient_model import GradientModel
 from gradtrace.task import Example, Task
 
 _BATCH = 128

@@ -28,12 +28,14 @@ import numpy as np
 from benchmarks.datasets import DATASETS, task_spec
 from benchmarks.memory import SomeRows
 from gradtrace import Index, open_index
-from gradtrace.checkpoints import Checkpoint, load_checkpoints
+from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints
 from gradtrace.errors import MismatchError, StoreError
-from gradtrace.manifest import MANIFEST_NAME, PENDING_NAME, read_generation, read_manifest
+from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, read_generation, read_manifest
 from gradtrace.task import Task
-from gradtrace_indexer import add_checkpoints, append_rows, build, build_index, compact, delete_rows
+from gradtrace_indexer import append_rows, build_index, delete_rows
+from gradtrace_indexer.build import build
 from gradtrace_indexer.task_loading import load_task
+from gradtrace_indexer.update import add_checkpoints, compact
 
 _POLL = 0.002
 _QUERIES = 3

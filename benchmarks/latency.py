@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.datasets import DATASETS, task_spec
 from benchmarks.serving import served
 from gradtrace import Index, Task, open_index
-from gradtrace.dataset import fetch
+from gradtrace.data.dataset import fetch
 from gradtrace_client import Client
 from gradtrace_client.schemas import Payload
 from gradtrace_indexer.task_loading import load_task

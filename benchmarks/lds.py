@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.datasets import task_spec
-from gradtrace.checkpoints import load_checkpoints
+from gradtrace.checkpoints.loading import load_checkpoints
 from gradtrace.index import Index
 from gradtrace.opening import open_index
 from gradtrace.recording import InfluenceRecorder
 from gradtrace.task import Task
 from gradtrace_indexer import Retrainings, add_kernels, build_index, fit_representer, subset_outputs
-from gradtrace_indexer.evaluate import measured
+from gradtrace_indexer.evaluation.evaluate import measured
 from gradtrace_indexer.task_loading import load_task
 
 _ALL = "all"

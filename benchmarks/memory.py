@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.datasets import DATASETS, task_spec
-from gradtrace.checkpoints import load_checkpoints
-from gradtrace.dataset import fetch
+from gradtrace.checkpoints.loading import load_checkpoints
+from gradtrace.data.dataset import fetch
 from gradtrace.task import Example
 from gradtrace_indexer import build_index
 from gradtrace_indexer.task_loading import load_task

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradtrace import GradtraceError, load_checkpoints, open_index
-from gradtrace.dataset import fetch
+from gradtrace.data.dataset import fetch
 from gradtrace.task import Batch, Task
 from gradtrace.tasks import ImageClassification
 from gradtrace_client import Client, ClientError

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.datasets import DATASETS, task_spec
 from gradtrace import open_index
-from gradtrace.dataset import fetch
+from gradtrace.data.dataset import fetch
 from gradtrace.task import Example
 from gradtrace_indexer.task_loading import load_task
 

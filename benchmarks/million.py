@@ -21,9 +21,9 @@ from torch import Tensor
 from benchmarks.derived import derived
 from benchmarks.memory import peak
 from benchmarks.search import query_vectors
-from gradtrace.manifest import Manifest, Precision, read_manifest
-from gradtrace.search import ProgressiveSearcher, SearchResult, exhaustive_scores
-from gradtrace.store import RowStore
+from gradtrace.search.progressive import ProgressiveSearcher, SearchResult, exhaustive_scores
+from gradtrace.store.manifest import Manifest, Precision, read_manifest
+from gradtrace.store.rows import RowStore
 from gradtrace_indexer.task_loading import load_task
 
 _BLOCK = 8192

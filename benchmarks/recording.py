@@ -17,7 +17,7 @@ from statistics import median
 import torch
 
 from benchmarks.datasets import task_spec
-from gradtrace.dataset import fetch
+from gradtrace.data.dataset import fetch
 from gradtrace.recording import InfluenceRecorder
 from gradtrace.task import Batch, Task
 from gradtrace_indexer.task_loading import load_task

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.exact import exact_tracin
-from gradtrace import Index, InfluenceResult, load_checkpoints, rescoring
-from gradtrace.dataset import fetch
+from gradtrace import Index, InfluenceResult, load_checkpoints
+from gradtrace.data.dataset import fetch
+from gradtrace.results import rescoring
 from gradtrace.task import Example
 from gradtrace_indexer import build_index
 from gradtrace_indexer.task_loading import load_task

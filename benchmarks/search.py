@@ -21,12 +21,12 @@ from torch import Tensor
 
 from benchmarks.datasets import DATASETS, task_spec
 from gradtrace import Task, load_checkpoints
-from gradtrace.basis import load_bases
-from gradtrace.dataset import fetch
-from gradtrace.encoder import GradientModel
-from gradtrace.manifest import Manifest, read_manifest
-from gradtrace.search import ProgressiveSearcher, SearchResult, exhaustive_scores
-from gradtrace.store import RowStore
+from gradtrace.basis.basis import load_bases
+from gradtrace.data.dataset import fetch
+from gradtrace.models.gradient_model import GradientModel
+from gradtrace.search.progressive import ProgressiveSearcher, SearchResult, exhaustive_scores
+from gradtrace.store.manifest import Manifest, read_manifest
+from gradtrace.store.rows import RowStore
 from gradtrace_indexer.task_loading import load_task
 
 Result = TypeVar("Result")

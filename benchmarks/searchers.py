@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.search import query_vectors, timed
-from gradtrace.manifest import SearcherEntry, read_manifest
-from gradtrace.search import SearchResult, rank
-from gradtrace.searchers import SearcherName, open_searcher
-from gradtrace.store import RowStore
-from gradtrace_indexer.searcher_build import mean_recall, write_searcher
+from gradtrace.search.opening import SearcherName, open_searcher
+from gradtrace.search.progressive import SearchResult, rank
+from gradtrace.store.manifest import SearcherEntry, read_manifest
+from gradtrace.store.rows import RowStore
+from gradtrace_indexer.searchers.build import mean_recall, write_searcher
 from gradtrace_indexer.task_loading import load_task
 
 PRODUCT = "float32 product"

@@ -16,18 +16,18 @@ import torch
 from torch import nn
 
 from benchmarks.datasets import DATASETS, task_spec
-from gradtrace.basis import load_bases
-from gradtrace.checkpoints import load_checkpoints
-from gradtrace.dataset import fetch
-from gradtrace.encoder import GradientModel
-from gradtrace.shards import ShardLayout
+from gradtrace.basis.basis import load_bases
+from gradtrace.checkpoints.loading import load_checkpoints
+from gradtrace.data.dataset import fetch
+from gradtrace.models.gradient_model import GradientModel
+from gradtrace.store.shards import ShardLayout
 from gradtrace.task import Batch, Task
 from gradtrace_indexer import build_index
-from gradtrace_indexer.bad_rows import BadRows
-from gradtrace_indexer.row_reader import RowReader
-from gradtrace_indexer.shard_rows import RowWorkers, write_rows
-from gradtrace_indexer.shard_writer import ShardWriter
+from gradtrace_indexer.build.bad_rows import BadRows
+from gradtrace_indexer.build.row_reader import RowReader
+from gradtrace_indexer.build.rows import RowWorkers, write_rows
 from gradtrace_indexer.task_loading import load_task
+from gradtrace_indexer.writing.shard_writer import ShardWriter
 
 _BATCHES = 8
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradtrace.manifest import (
+from gradtrace.store.manifest import (
     BasisEntry,
     CheckpointEntry,
     FileEntry,
@@ -22,10 +22,10 @@ from gradtrace.manifest import (
     ShardEntry,
     TaskEntry,
 )
-from gradtrace.precision import column_scales
-from gradtrace.shards import ShardLayout, hash_file
-from gradtrace.store import RowStore
-from gradtrace_indexer.shard_writer import ShardWriter
+from gradtrace.store.precision import column_scales
+from gradtrace.store.rows import RowStore
+from gradtrace.store.shards import ShardLayout, hash_file
+from gradtrace_indexer.writing.shard_writer import ShardWriter
 
 
 def write_index(

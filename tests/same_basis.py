@@ -10,8 +10,8 @@ import numpy as np
 
 from gradtrace import Checkpoint, Index, Task, open_index
 from gradtrace.fingerprint import task_entry
-from gradtrace.manifest import read_manifest
-from gradtrace_indexer.builder import Builder, checkpoint_entries
+from gradtrace.store.manifest import read_manifest
+from gradtrace_indexer.build.builder import Builder, checkpoint_entries
 from gradtrace_indexer.generations import save_pending
 
 

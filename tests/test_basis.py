@@ -16,16 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from gradtrace import Checkpoint, StoreError, fisher_labels, gradients_reference, random_numbers, spectral
-from gradtrace.basis import Basis, ChosenCoordinates, load_basis
-from gradtrace.encoder import GradientModel
-from gradtrace.fisher import curvature
-from gradtrace.fisher_labels import fisher_batches
+from gradtrace import Checkpoint, StoreError, gradients_reference, random_numbers
+from gradtrace.basis.basis import Basis, ChosenCoordinates, load_basis
+from gradtrace.fitted import spectral
+from gradtrace.fitted.fisher import curvature
+from gradtrace.gradients.reference import vmapped_gradients
 from gradtrace.layers import Layer, base
-from gradtrace.manifest import BasisKind
-from gradtrace.reference import vmapped_gradients
+from gradtrace.models import fisher_labels
+from gradtrace.models.fisher_labels import fisher_batches
+from gradtrace.models.gradient_model import GradientModel
+from gradtrace.store.manifest import BasisKind
 from gradtrace.task import Task
-from gradtrace_indexer.fit import Samples, fit_basis, write_basis
+from gradtrace_indexer.build.fit import Samples, fit_basis, write_basis
 from tiny import ClassTask, PairTask, ValueTask
 
 CPU = torch.device("cpu")
@@ -332,8 +334,8 @@ def test_random_projections_keep_inner_products_in_expectation(kind: BasisKind, 
 def test_dense_projection_is_the_same_in_small_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit = Fit(ClassTask(*MODELS["linear"]), tmp_path, 1)
     whole = fit.encode(fit.basis("gaussian", 8))
-    monkeypatch.setattr("gradtrace.basis._DENSE_BLOCK", 24)
-    monkeypatch.setattr("gradtrace.basis._DENSE_CACHE", 0)
+    monkeypatch.setattr("gradtrace.basis.basis._DENSE_BLOCK", 24)
+    monkeypatch.setattr("gradtrace.basis.basis._DENSE_CACHE", 0)
     basis = fit.basis("gaussian", 8)
     for _ in range(2):
         torch.testing.assert_close(fit.encode(basis), whole, rtol=1e-5, atol=1e-6)

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 import digits_task
-from gradtrace import CheckpointRecorder, load_checkpoints, rescoring
+from gradtrace import CheckpointRecorder, load_checkpoints
+from gradtrace.results import rescoring
 from gradtrace_indexer import build_index
 from gradtrace_indexer.task_loading import import_source, load_task
 

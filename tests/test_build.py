@@ -29,7 +29,8 @@ from gradtrace import (
     gradients_reference,
     open_index,
 )
-from gradtrace_indexer import build, build_index, verify
+from gradtrace_indexer import build_index, verify
+from gradtrace_indexer.build import build
 from tiny import ClassTask, PairTask
 
 ROWS = tiny.classes(50)
@@ -154,7 +155,7 @@ def test_finished_build_is_opened(tmp_path: Path, basis: str) -> None:
 def test_two_builders_at_once(tmp_path: Path) -> None:
     """The lock is held by a process of its own."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom gradtrace_indexer.files import sole_writer\n"
+        "import sys\nfrom pathlib import Path\nfrom gradtrace_indexer.writing.files import sole_writer\n"
         "with sole_writer(Path(sys.argv[1])):\n    print('locked', flush=True)\n    sys.stdin.read()\n"
     )
     other = subprocess.Popen(

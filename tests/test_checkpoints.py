@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from gradtrace.checkpoints import Checkpoint, Optimizer, load_checkpoints, load_into
+from gradtrace.checkpoints.loading import Checkpoint, Optimizer, load_checkpoints, load_into
 from gradtrace.errors import CheckpointError
 
 

@@ -23,11 +23,11 @@ import digits_task
 from conftest import DigitsRun, wait_until
 from gradtrace_service import app as app_module
 from gradtrace_service.app import create_app, create_service
-from gradtrace_service.catalog import Hosted
-from gradtrace_service.jobs import JobRunner
+from gradtrace_service.engine.work import IndexUnavailableError
+from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.jobs import JobRunner
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
-from gradtrace_service.work import IndexUnavailableError
 
 # Renders at once when it is tried, and when it is let once it is armed.
 SLOW_TASK = """

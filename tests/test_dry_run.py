@@ -35,7 +35,7 @@ def test_a_plain_classifier(tmp_path: Path) -> None:
     assert "categorical over 3 classes (cross_entropy)" in report.law
     hooks = {hook.hook: hook.outcome for hook in report.hooks}
     model = tiny.loaded(task, tiny.checkpoints(task, tmp_path)[-1])
-    rows = gradtrace.sample.varied_rows(task)[:3]
+    rows = gradtrace.data.sample.varied_rows(task)[:3]
     expected = [int(model(ROWS[row][0]).argmax()) for row in rows]
     assert hooks["predict"] == ", ".join(map(str, expected))
     assert hooks["representation"] == "4 features of 2"

@@ -28,14 +28,14 @@ from fastapi import FastAPI
 import digits_task
 import gradtrace
 from conftest import DigitsRun, wait_until
-from gradtrace.manifest import read_manifest
+from gradtrace.store.manifest import read_manifest
 from gradtrace_client import BusyError, Client, InfluenceAnswer, InvalidRequestError
 from gradtrace_client.problem_schemas import Problem
 from gradtrace_indexer import delete_rows
-from gradtrace_service import catalog as catalog_module
+from gradtrace_service.answers.rendering import RenderedRows
 from gradtrace_service.app import create_app, create_service
-from gradtrace_service.catalog import Catalog, Hosted
-from gradtrace_service.rendering import RenderedRows
+from gradtrace_service.indexes import catalog as catalog_module
+from gradtrace_service.indexes.catalog import Catalog, Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 

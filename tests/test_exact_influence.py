@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import Checkpoint, CurvatureError, ExactInfluence, LossError, TaskError
-from gradtrace import conjugate_gradients as solver
+from gradtrace.exact import conjugate_gradients as solver
 from gradtrace.task import Task
 
 DECAY = 0.05  # of the convex models' penalty, (DECAY / 2) |weights|^2
@@ -175,8 +175,8 @@ def test_networks_and_single_layers(
     network: Network, arguments: dict[str, Any], kept: slice, gauss_newton: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With rows and vectors in several batches."""
-    monkeypatch.setattr("gradtrace.exact_influence._ROWS", 7)
-    monkeypatch.setattr("gradtrace.exact_influence._VECTORS", 10)
+    monkeypatch.setattr("gradtrace.exact.influence._ROWS", 7)
+    monkeypatch.setattr("gradtrace.exact.influence._VECTORS", 10)
     hessian = network.gauss_newton() if gauss_newton else network.hessian()
     expected = network.scores(hessian + 0.5 * torch.eye(39, dtype=torch.float64), kept)
     reference = ExactInfluence(
@@ -207,7 +207,7 @@ def test_what_cannot_be_inverted_is_told(network: Network) -> None:
 
 
 def test_a_hessian_that_is_too_large_is_not_formed(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradtrace.exact_influence._LARGEST", 38)
+    monkeypatch.setattr("gradtrace.exact.influence._LARGEST", 38)
     with pytest.raises(CurvatureError, match=r"39 parameters .* iterative\(\)"):
         ExactInfluence(network.task, network.checkpoint).explicit(network.queries)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import CheckpointError, DatasetError, GradtraceError, MismatchError, open_index
-from gradtrace.dataset import content_hash
+from gradtrace.data.dataset import content_hash
 from tiny import ClassTask
 
 ROWS = tiny.classes(100)

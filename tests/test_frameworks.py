@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradtrace.checkpoint import Checkpoint, Optimizer, load_into
-from gradtrace.checkpoints import load_checkpoints
+from gradtrace.checkpoints.checkpoint import Checkpoint, Optimizer, load_into
+from gradtrace.checkpoints.loading import load_checkpoints
+from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.errors import CheckpointError
-from gradtrace.recorder import CheckpointRecorder
 from gradtrace.task import Task
 from gradtrace_indexer import build_index
 

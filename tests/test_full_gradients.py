@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from gradtrace.encoder import GradientModel
-from gradtrace.full_gradients import FullGradients, full_gradients
+from gradtrace.gradients.reference import gradients_reference
 from gradtrace.layers import Layer, base
-from gradtrace.reference import gradients_reference
+from gradtrace.models.full_gradients import FullGradients, full_gradients
+from gradtrace.models.gradient_model import GradientModel
 from test_layers import CASES, Conv1D, InputTask, Reused, Tied, TokenModel, UsedOutside, examples_of, trained_statistics
 from tiny import PairTask
 

@@ -12,14 +12,11 @@ import torch
 
 import tiny
 from gradtrace import Checkpoint, CorruptIndexError, IncompleteIndexError, Index, StoreError, open_index
-from gradtrace.manifest import read_manifest
+from gradtrace.store.manifest import read_manifest
 from gradtrace_indexer import (
-    add_checkpoints,
     add_kernels,
     append_rows,
-    build,
     build_index,
-    compact,
     delete_rows,
     discard,
     kept_generations,
@@ -27,7 +24,9 @@ from gradtrace_indexer import (
     roll_back,
     verify,
 )
+from gradtrace_indexer.build import build
 from gradtrace_indexer.generations import read_pending
+from gradtrace_indexer.update import add_checkpoints, compact
 from tiny import ClassTask
 
 ROWS, QUERIES = tiny.classes(40), tiny.classes(3, seed=5)

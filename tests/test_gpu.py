@@ -13,7 +13,7 @@ from conftest import DigitsRun
 from digits_task import TASK
 from gradtrace import random_numbers
 from gradtrace.methods import Options
-from gradtrace.search import ProgressiveSearcher
+from gradtrace.search.progressive import ProgressiveSearcher
 from gradtrace_indexer import build_index
 
 pytestmark = [

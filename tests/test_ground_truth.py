@@ -26,9 +26,9 @@ from gradtrace_indexer import (
     shapley,
     subset_outputs,
 )
-from gradtrace_indexer.evaluate import evaluate
-from gradtrace_indexer.ground_truth import Walk, marginal_values, random_subsets
-from gradtrace_indexer.retraining import Trainer, Training
+from gradtrace_indexer.evaluation.evaluate import evaluate
+from gradtrace_indexer.evaluation.ground_truth import Walk, marginal_values, random_subsets
+from gradtrace_indexer.evaluation.retraining import Trainer, Training
 from ridge_task import PENALTY, Ridge
 from tiny import ClassTask
 

@@ -24,10 +24,11 @@ from gradtrace import (
     open_index,
     read_recording,
 )
-from gradtrace.encoder import GradientModel
 from gradtrace.methods import Options
-from gradtrace_indexer import add_checkpoints, add_run, append_rows, build_index, compact, delete_rows, verify
+from gradtrace.models.gradient_model import GradientModel
+from gradtrace_indexer import add_run, append_rows, build_index, delete_rows, verify
 from gradtrace_indexer.cli import app
+from gradtrace_indexer.update import add_checkpoints, compact
 
 TASK = digits_task.TASK
 STEPS = 60

@@ -19,14 +19,14 @@ import pytest
 import digits_task
 import gradtrace
 from conftest import DigitsRun, wait_until
-from gradtrace.manifest import read_manifest
+from gradtrace.store.manifest import read_manifest
 from gradtrace_client import Client
 from gradtrace_client.service_schemas import Job
 from gradtrace_indexer import build_index
-from gradtrace_indexer.files import sole_writer
-from gradtrace_service import jobs as jobs_module
+from gradtrace_indexer.writing.files import sole_writer
 from gradtrace_service.app import create_service
-from gradtrace_service.catalog import Hosted
+from gradtrace_service.indexes import jobs as jobs_module
+from gradtrace_service.indexes.catalog import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 

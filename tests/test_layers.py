@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradtrace.batches import ExampleBatch, collate
-from gradtrace.examination import examine
-from gradtrace.gradients import backpropagate
+from gradtrace.data.batches import ExampleBatch, collate
+from gradtrace.data.sample import sample_of
+from gradtrace.gradients.capture import backpropagate
+from gradtrace.gradients.examination import examine
+from gradtrace.gradients.plan import GradientPath, PathChoice, plan_layers, trainable_names
+from gradtrace.gradients.reference import gradients_reference, stray_gradients
 from gradtrace.layers import Layer
-from gradtrace.plan import GradientPath, PathChoice, plan_layers, trainable_names
-from gradtrace.reference import gradients_reference, stray_gradients
-from gradtrace.sample import sample_of
 from gradtrace.task import Task
 
 TOLERANCE = 1e-4

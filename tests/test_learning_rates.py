@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import Checkpoint, CheckpointError, CheckpointRecorder, load_checkpoints, open_index
-from gradtrace.checkpoints import Optimizer
-from gradtrace.learning_rates import stretch_sums
-from gradtrace.manifest import by_run
+from gradtrace.checkpoints.learning_rates import stretch_sums
+from gradtrace.checkpoints.loading import Optimizer
+from gradtrace.checkpoints.readers.base import NextRate, Reading, described
+from gradtrace.checkpoints.readers.schedule import KnownRates, with_rates_of_steps
+from gradtrace.checkpoints.readers.transformers import TransformersReader
 from gradtrace.methods.tracin import checkpoint_weights
-from gradtrace.readers.base import NextRate, Reading, described
-from gradtrace.readers.schedule import KnownRates, with_rates_of_steps
-from gradtrace.readers.transformers import TransformersReader
+from gradtrace.store.manifest import by_run
 from gradtrace_indexer import build_index
-from gradtrace_indexer.builder import checkpoint_entries
-from gradtrace_indexer.select import selection_index
+from gradtrace_indexer.build.builder import checkpoint_entries
+from gradtrace_indexer.evaluation.select import selection_index
 from tiny import PairTask
 
 TO_ZERO = [0.1 * (1 - step / 12) for step in range(12)]  # the rate of each step

@@ -12,23 +12,14 @@ from fastapi.testclient import TestClient
 
 import tiny
 from gradtrace import CheckpointError, QueryError, StoreError, open_index
-from gradtrace.checkpoints import Checkpoint
-from gradtrace.manifest import read_manifest
-from gradtrace_indexer import (
-    add_checkpoints,
-    add_kernels,
-    append_rows,
-    compact,
-    delete_rows,
-    fit_representer,
-    prune,
-    set_searcher,
-    verify,
-)
-from gradtrace_indexer.add_checkpoints import still_to_come
+from gradtrace.checkpoints.loading import Checkpoint
+from gradtrace.store.manifest import read_manifest
+from gradtrace_indexer import add_kernels, append_rows, delete_rows, fit_representer, prune, set_searcher, verify
 from gradtrace_indexer.description import details
-from gradtrace_indexer.watch import _state
-from gradtrace_service.answers import index_info
+from gradtrace_indexer.update import add_checkpoints, compact
+from gradtrace_indexer.update.add_checkpoints import still_to_come
+from gradtrace_indexer.update.watch import _state
+from gradtrace_service.answers.influence import index_info
 from gradtrace_service.app import create_app
 from tiny import ClassTask
 

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from gradtrace import output_laws, random_numbers
-from gradtrace.loss_examination import LossOutputs, Probe, examined_outputs
-from gradtrace.loss_outputs import SeededLoss, differentiable
-from gradtrace.output_laws import Draws, Law
-from gradtrace.reference import vmapped_gradients
+from gradtrace import random_numbers
+from gradtrace.gradients.reference import vmapped_gradients
+from gradtrace.labels import laws as output_laws
+from gradtrace.labels.laws import Draws, Law
+from gradtrace.labels.loss_examination import LossOutputs, Probe, examined_outputs
+from gradtrace.labels.loss_outputs import SeededLoss, differentiable
 
 Function = Callable[[Tensor, Tensor], Tensor]  # (outputs [batch, *shape], labels [batch, ...]) -> losses [batch]
 

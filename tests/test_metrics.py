@@ -30,13 +30,13 @@ from gradtrace_client.schemas import Timing
 from gradtrace_client.service_schemas import Job
 from gradtrace_service import app as app_module
 from gradtrace_service.app import create_app, create_service
-from gradtrace_service.catalog import Hosted
-from gradtrace_service.logs import log_config
-from gradtrace_service.request_ids import request_id
+from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.ops.logs import log_config
+from gradtrace_service.ops.request_ids import request_id
+from gradtrace_service.ops.tracing import tracer_provider
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 from gradtrace_service.timings import server_timing, stages
-from gradtrace_service.tracing import tracer_provider
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def logged(capsys: pytest.CaptureFixture[str], format_name: str, digits_index: D
 @pytest.mark.usefixtures("restored_logging")
 def test_the_log_in_json(capsys: pytest.CaptureFixture[str], digits_index: DigitsRun) -> None:
     lines: list[dict[str, Any]] = [json.loads(line) for line in logged(capsys, "json", digits_index)]
-    by_id = {line["request_id"]: line for line in lines if line["logger"] == "gradtrace_service.access_log"}
+    by_id = {line["request_id"]: line for line in lines if line["logger"] == "gradtrace_service.http.access_log"}
     assert by_id["mine"]["path"] == "/influence"
     assert (by_id["mine"]["method"], by_id["mine"]["status"], by_id["mine"]["problem"]) == ("POST", 200, None)
     assert by_id["mine"]["milliseconds"] > 0
@@ -213,7 +213,8 @@ def test_the_log_in_json(capsys: pytest.CaptureFixture[str], digits_index: Digit
 def test_the_log_as_text(capsys: pytest.CaptureFixture[str], digits_index: DigitsRun) -> None:
     lines = logged(capsys, "text", digits_index)
     assert any(
-        re.search(r"INFO \[mine\] gradtrace_service.access_log: POST '/influence' 200 \d+\.\d ms", one) for one in lines
+        re.search(r"INFO \[mine\] gradtrace_service.http.access_log: POST '/influence' 200 \d+\.\d ms", one)
+        for one in lines
     )
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradtrace.checkpoint import Checkpoint
-from gradtrace.checkpoints import load_checkpoints
+from gradtrace.checkpoints.checkpoint import Checkpoint
+from gradtrace.checkpoints.loading import load_checkpoints
+from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.errors import CheckpointError
-from gradtrace.recorder import CheckpointRecorder
 
 
 class Tied(nn.Module):

@@ -15,8 +15,8 @@ import tiny
 from gradtrace import Index, RowFilter, open_index
 from gradtrace_client.schemas import InfluenceAnswer, InfluenceRequest
 from gradtrace_indexer import delete_rows, fit_representer
-from gradtrace_indexer.zero_rows import zero_rows_message
-from gradtrace_service.answers import one_influence
+from gradtrace_indexer.build.zero_rows import zero_rows_message
+from gradtrace_service.answers.influence import one_influence
 from gradtrace_service.console import print_answer
 from tiny import ClassTask, PairTask
 

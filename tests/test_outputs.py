@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import Index, QueryError, RowFilter, StoreError, Task, TaskError, open_index
-from gradtrace.encoder import GradientModel
-from gradtrace.manifest import read_manifest
-from gradtrace.outputs import Outputs
+from gradtrace.models.gradient_model import GradientModel
+from gradtrace.models.outputs import Outputs
+from gradtrace.store.manifest import read_manifest
 from gradtrace_indexer import add_kernels
 from gradtrace_indexer.description import details
-from gradtrace_service.conventions import convention
+from gradtrace_service.answers.conventions import convention
 from tiny import ClassTask, PairTask, ValueTask
 
 Predict = Callable[[nn.Module, Any], Tensor]

@@ -9,8 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradtrace.errors import StoreError
-from gradtrace.manifest import Precision
-from gradtrace.precision import STORED_DTYPES, column_scales, decode, encode, pack, stored_width, tail_norms, unpack
+from gradtrace.store.manifest import Precision
+from gradtrace.store.precision import (
+    STORED_DTYPES,
+    column_scales,
+    decode,
+    encode,
+    pack,
+    stored_width,
+    tail_norms,
+    unpack,
+)
 
 PRECISIONS: list[Precision] = ["float16", "int8", "int4"]
 STEP = {"float16": 2.0**-11, "int8": 0.5 / 127}  # the largest error, as a share of the row's largest coordinate

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import Hit, Index, InfluenceResult, QueryError, RowFilter, gradients_reference, open_index
-from gradtrace.rescoring import CANDIDATES
-from gradtrace_indexer import compact, delete_rows
+from gradtrace.results.rescoring import CANDIDATES
+from gradtrace_indexer import delete_rows
+from gradtrace_indexer.update import compact
 from tiny import ClassTask, PairTask
 
 ROWS, QUERIES = tiny.classes(60), tiny.classes(7, seed=5)

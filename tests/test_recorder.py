@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradtrace.checkpoints import Optimizer, load_checkpoints, load_into
+from gradtrace.checkpoints.loading import Optimizer, load_checkpoints, load_into
+from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.errors import CheckpointError
-from gradtrace.recorder import CheckpointRecorder
 
 
 def sgd_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -151,7 +151,7 @@ def live_and_be_killed(directory: Path, seconds: float, saving: bool) -> int:
     """Kill a writer some seconds after its first save, or at the next sight of a file that it is writing; returns the
     last step that it told."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gradtrace.recorder", "torch._dynamo", "pytest"])
+    context.set_forkserver_preload(["gradtrace.checkpoints.recorder", "torch._dynamo", "pytest"])
     ours, theirs = context.Pipe(duplex=False)
     writer = context.Process(target=write_for_ever, args=(directory, theirs))
     writer.start()

@@ -16,16 +16,16 @@ import tiny
 from conftest import DigitsRun
 from gradtrace import Task
 from gradtrace.errors import TaskError
-from gradtrace.rendering import rendered
-from gradtrace.task_checks import check_hooks
 from gradtrace.tasks import TabularClassification
+from gradtrace.tasks.checks import check_hooks
+from gradtrace.tasks.rendering import rendered
 from gradtrace_client import Client
+from gradtrace_service.answers.rendering import RenderedRows
 from gradtrace_service.app import create_app, create_service
-from gradtrace_service.catalog import Hosted
-from gradtrace_service.rendering import RenderedRows
+from gradtrace_service.engine.work import IndexUnavailableError
+from gradtrace_service.indexes.catalog import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
-from gradtrace_service.work import IndexUnavailableError
 
 
 class Shows(tiny.ClassTask):

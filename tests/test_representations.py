@@ -16,19 +16,11 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import Index, QueryError, RowFilter, StoreError, Task, TaskError, open_index
-from gradtrace.manifest import read_manifest
-from gradtrace.representations import TASK_HOOK, find_representation
-from gradtrace_indexer import (
-    add_checkpoints,
-    append_rows,
-    build,
-    compact,
-    delete_rows,
-    fit_representer,
-    prune,
-    roll_back,
-    verify,
-)
+from gradtrace.models.representations import TASK_HOOK, find_representation
+from gradtrace.store.manifest import read_manifest
+from gradtrace_indexer import append_rows, delete_rows, fit_representer, prune, roll_back, verify
+from gradtrace_indexer.build import build
+from gradtrace_indexer.update import add_checkpoints, compact
 from tiny import ClassTask, ValueTask
 
 ROWS, QUERIES = [*tiny.classes(57), *tiny.classes(3)], tiny.classes(5, seed=5)  # the last three are the first again

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import LossError
-from gradtrace.manifest import MANIFEST_NAME
-from gradtrace.sample import SAMPLE_ROWS
+from gradtrace.data.sample import SAMPLE_ROWS
+from gradtrace.store.manifest import MANIFEST_NAME
 from gradtrace_indexer.generations import discard
 from tiny import PairTask
 

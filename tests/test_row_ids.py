@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradtrace import CorruptIndexError, QueryError
-from gradtrace.manifest import FileEntry
-from gradtrace.row_ids import RowIds, read_row_ids
-from gradtrace_indexer.files import write_ids
+from gradtrace.store.manifest import FileEntry
+from gradtrace.store.row_ids import RowIds, read_row_ids
+from gradtrace_indexer.writing.files import write_ids
 from made_index import write_index
 
 

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import Checkpoint, DatasetError, Index, LossError, StoreError, open_index
-from gradtrace.manifest import read_manifest
-from gradtrace_indexer import add_checkpoints, append_rows, build, build_index, compact, generations
+from gradtrace.store.manifest import read_manifest
+from gradtrace_indexer import append_rows, build_index, generations
+from gradtrace_indexer.build import build
+from gradtrace_indexer.build.row_reader import RowReader
 from gradtrace_indexer.description import details
-from gradtrace_indexer.row_reader import RowReader
+from gradtrace_indexer.update import add_checkpoints, compact
+from gradtrace_service.answers.questions import train_row_examples
 from gradtrace_service.errors import FieldError
-from gradtrace_service.questions import train_row_examples
 from tiny import ClassTask
 
 ROWS = tiny.classes(60)

@@ -19,21 +19,11 @@ from gradtrace import (
     gradients_reference,
     open_index,
 )
-from gradtrace.manifest import Manifest, read_manifest
-from gradtrace_indexer import (
-    add_checkpoints,
-    add_run,
-    append_rows,
-    build,
-    build_index,
-    compact,
-    delete_rows,
-    discard,
-    prune,
-    roll_back,
-    verify,
-)
-from gradtrace_indexer.builder import Builder
+from gradtrace.store.manifest import Manifest, read_manifest
+from gradtrace_indexer import add_run, append_rows, build_index, delete_rows, discard, prune, roll_back, verify
+from gradtrace_indexer.build import build
+from gradtrace_indexer.build.builder import Builder
+from gradtrace_indexer.update import add_checkpoints, compact
 from tiny import ClassTask
 
 ROWS, QUERIES = tiny.classes(50), tiny.classes(4, seed=5)

@@ -22,13 +22,13 @@ import digits_task
 import gradtrace
 import gradtrace_client
 from conftest import DigitsRun
-from gradtrace.manifest import MANIFEST_NAME
+from gradtrace.store.manifest import MANIFEST_NAME
 from gradtrace_client import AsyncClient, Client, Influence, InvalidRequestError, Job, JobFailedError, NotFoundError
 from gradtrace_client import _following as following
 from gradtrace_client.service_schemas import VERSION_HEADER
 from gradtrace_indexer import build_index
 from gradtrace_service.app import create_app, create_service
-from gradtrace_service.catalog import Hosted
+from gradtrace_service.indexes.catalog import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gradtrace.errors import QueryError
-from gradtrace.manifest import Precision
 from gradtrace.product_precision import product_error
-from gradtrace.search import ProgressiveSearcher, SearchResult, _extremes, _Query, exhaustive_scores
-from gradtrace.store import RowStore
+from gradtrace.search.progressive import ProgressiveSearcher, SearchResult, _extremes, _Query, exhaustive_scores
+from gradtrace.store.manifest import Precision
+from gradtrace.store.rows import RowStore
 from made_index import make_store
 
 

@@ -23,19 +23,20 @@ import digits_task
 import gradtrace as gt
 import tiny
 from conftest import DigitsRun
-from gradtrace.annoy_searcher import AnnoySearcher
-from gradtrace.candidates import CandidateSearcher
 from gradtrace.errors import CorruptIndexError, QueryError, StoreError
-from gradtrace.faiss_searcher import FaissSearcher
-from gradtrace.manifest import MANIFEST_NAME, read_manifest
-from gradtrace.search import SearchResult
-from gradtrace.searchers import SearcherName
-from gradtrace.store import RowStore
+from gradtrace.search.annoy import AnnoySearcher
+from gradtrace.search.candidates import CandidateSearcher
+from gradtrace.search.faiss import FaissSearcher
+from gradtrace.search.opening import SearcherName
+from gradtrace.search.progressive import SearchResult
+from gradtrace.store.manifest import MANIFEST_NAME, read_manifest
+from gradtrace.store.rows import RowStore
 from gradtrace_client import Client
-from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, delete_rows, set_searcher, verify
-from gradtrace_indexer.faiss_build import filled_index
-from gradtrace_indexer.files import write_manifest
-from gradtrace_indexer.searcher_build import mean_recall, write_searcher
+from gradtrace_indexer import append_rows, build_index, delete_rows, set_searcher, verify
+from gradtrace_indexer.searchers.build import mean_recall, write_searcher
+from gradtrace_indexer.searchers.faiss import filled_index
+from gradtrace_indexer.update import add_checkpoints, compact
+from gradtrace_indexer.writing.files import write_manifest
 from gradtrace_service.app import create_app
 from gradtrace_service.cli import app
 from gradtrace_service.server import serving

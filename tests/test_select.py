@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 import digits_task
 from conftest import DigitsRun
-from gradtrace.checkpoint import load_into
-from gradtrace.checkpoints import load_checkpoints
+from gradtrace.checkpoints.checkpoint import load_into
+from gradtrace.checkpoints.loading import load_checkpoints
+from gradtrace.checkpoints.recorder import CheckpointRecorder
+from gradtrace.checkpoints.selection import choose
 from gradtrace.errors import CheckpointError, MissingLibraryError
-from gradtrace.recorder import CheckpointRecorder
-from gradtrace.selection import choose
-from gradtrace_indexer.select import explained, mean_losses, plot_selection
+from gradtrace_indexer.evaluation.select import explained, mean_losses, plot_selection
 from gradtrace_service.cli import app
 
 TASK = f"{digits_task.__file__}:TASK"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradtrace.selection import choose, least_falls, refusals, weakest
+from gradtrace.checkpoints.selection import choose, least_falls, refusals, weakest
 
 finite = st.floats(0, 10, allow_nan=False)
 

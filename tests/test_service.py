@@ -28,14 +28,14 @@ from gradtrace_client import AsyncClient, Client, Hit, InfluenceAnswer, InvalidR
 from gradtrace_client.problem_schemas import Problem
 from gradtrace_client.schemas import MAX_K, MAX_QUERIES
 from gradtrace_indexer import delete_rows
+from gradtrace_service.answers.conventions import convention
 from gradtrace_service.app import create_app
-from gradtrace_service.catalog import FixedIndex
-from gradtrace_service.conventions import convention
-from gradtrace_service.engine import Engine, Limits, QueueFullError
+from gradtrace_service.engine.engine import Engine, Limits, QueueFullError
+from gradtrace_service.engine.work import Work
+from gradtrace_service.engine.workers import answer_batch, thread_worker
+from gradtrace_service.indexes.catalog import FixedIndex
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
-from gradtrace_service.work import Work
-from gradtrace_service.workers import answer_batch, thread_worker
 
 TASK = digits_task.TASK
 

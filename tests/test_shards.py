@@ -17,10 +17,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from gradtrace.errors import CorruptIndexError, StoreError
-from gradtrace.manifest import Precision
-from gradtrace.precision import decode
-from gradtrace.shards import Shard, ShardLayout, default_levels, hash_file
-from gradtrace_indexer.shard_writer import ShardWriter
+from gradtrace.store.manifest import Precision
+from gradtrace.store.precision import decode
+from gradtrace.store.shards import Shard, ShardLayout, default_levels, hash_file
+from gradtrace_indexer.writing.shard_writer import ShardWriter
 
 NAME = "rows/a.pt/000000000.rows"
 

@@ -14,8 +14,8 @@ import pytest
 import uvicorn.protocols.http.auto
 
 from conftest import DigitsRun, wait_until
-from gradtrace_service import slow_clients
 from gradtrace_service.app import create_app
+from gradtrace_service.http import slow_clients
 from gradtrace_service.server import serving
 
 HEAD = b"POST /influence HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import Checkpoint, CheckpointError, Index, QueryError, gradients_reference, load_checkpoints
-from gradtrace.checkpoints import Optimizer
-from gradtrace.learning_rates import stretch_sums
+from gradtrace.checkpoints.learning_rates import stretch_sums
+from gradtrace.checkpoints.loading import Optimizer
+from gradtrace.checkpoints.recorder import CheckpointRecorder
+from gradtrace.checkpoints.second_moments import SecondMoments
+from gradtrace.fitted.adam import preconditioner
 from gradtrace.methods.source import Course, unrolled
-from gradtrace.moments import SecondMoments
-from gradtrace.preconditioner import preconditioner
-from gradtrace.recorder import CheckpointRecorder
-from gradtrace_indexer import add_checkpoints, build_index, prune
+from gradtrace_indexer import build_index, prune
+from gradtrace_indexer.update import add_checkpoints
 from tiny import ClassTask, PairTask
 
 Doubles = NDArray[np.float64]

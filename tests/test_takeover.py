@@ -23,14 +23,14 @@ import gradtrace
 import tiny
 from conftest import DigitsRun, wait_until
 from digits_task import TASK
-from gradtrace.manifest import read_manifest
+from gradtrace.store.manifest import read_manifest
 from gradtrace_client import AsyncClient, Client, NotTakenOverError
 from gradtrace_client.service_schemas import Job
 from gradtrace_indexer import add_kernels, build_index, fit_representer
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_service.app import create_service
-from gradtrace_service.catalog import Catalog, Hosted
-from gradtrace_service.jobs import last_complaint
+from gradtrace_service.indexes.catalog import Catalog, Hosted
+from gradtrace_service.indexes.jobs import last_complaint
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 

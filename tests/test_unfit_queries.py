@@ -24,9 +24,9 @@ from conftest import wait_until
 from gradtrace import Index, Task, open_index
 from gradtrace.tasks import TabularRegression, TextClassification
 from gradtrace_indexer import add_kernels, fit_representer
+from gradtrace_service.answers.unfit_queries import failing_alone
 from gradtrace_service.app import create_app
 from gradtrace_service.server import serving
-from gradtrace_service.unfit_queries import failing_alone
 
 WORDS, WIDTH = 20, 5
 

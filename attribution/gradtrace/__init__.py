@@ -1,7 +1,7 @@
 """Gradtrace: which training examples made this model predict that?"""
 
-from gradtrace.checkpoints import Checkpoint, load_checkpoints
-from gradtrace.distribution import Distribution
+from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints
+from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.dry_run import TaskReport, check
 from gradtrace.errors import (
     CheckpointError,
@@ -21,15 +21,15 @@ from gradtrace.errors import (
     TaskError,
     UnsupportedLayerError,
 )
-from gradtrace.exact_influence import ExactInfluence
-from gradtrace.groups import GroupInfluence, GroupInfluences
+from gradtrace.exact.influence import ExactInfluence
+from gradtrace.gradients.reference import gradients_reference
 from gradtrace.index import Index
 from gradtrace.opening import open_index
-from gradtrace.recorder import CheckpointRecorder
 from gradtrace.recording import InfluenceRecorder, Recording, read_recording
-from gradtrace.reference import gradients_reference
-from gradtrace.results import Hit, InfluenceResult, InfluenceResults, Recall
-from gradtrace.row_filter import RowFilter
+from gradtrace.results.distribution import Distribution
+from gradtrace.results.groups import GroupInfluence, GroupInfluences
+from gradtrace.results.hits import Hit, InfluenceResult, InfluenceResults, Recall
+from gradtrace.store.row_filter import RowFilter
 from gradtrace.task import Task
 
 __all__ = [

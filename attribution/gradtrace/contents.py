@@ -8,13 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gradtrace.basis import Basis
-from gradtrace.candidates import Searcher
-from gradtrace.encoder import GradientModel
-from gradtrace.kernels import Kernel
-from gradtrace.manifest import Manifest
-from gradtrace.refit import Refit
-from gradtrace.store import RowStore
+from gradtrace.basis.basis import Basis
+from gradtrace.fitted.representer_head import Refit
+from gradtrace.fitted.trak_kernels import Kernel
+from gradtrace.models.gradient_model import GradientModel
+from gradtrace.search.candidates import Searcher
+from gradtrace.store.manifest import Manifest
+from gradtrace.store.rows import RowStore
 from gradtrace.task import Task
 
 

@@ -11,19 +11,19 @@ from typing import Any
 import psutil
 import torch
 
-from gradtrace.basis import two_sided_basis
-from gradtrace.checkpoints import Checkpoint, load_checkpoints
-from gradtrace.dataset import fetch
+from gradtrace.basis.basis import two_sided_basis
+from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints
+from gradtrace.data.dataset import fetch
+from gradtrace.data.guards import check_dataset
+from gradtrace.data.sample import varied_rows
 from gradtrace.devices import pick_device
-from gradtrace.encoder import GradientModel
 from gradtrace.errors import GradtraceError
-from gradtrace.guards import check_dataset
-from gradtrace.manifest import Precision
-from gradtrace.path_report import LayerLine, layer_lines, slow_path
-from gradtrace.sample import varied_rows
-from gradtrace.shards import ShardLayout, default_levels
+from gradtrace.models.gradient_model import GradientModel
+from gradtrace.models.path_report import LayerLine, layer_lines, slow_path
+from gradtrace.store.manifest import Precision
+from gradtrace.store.shards import ShardLayout, default_levels
 from gradtrace.task import Task
-from gradtrace.task_checks import HookCheck, check_hooks
+from gradtrace.tasks.checks import HookCheck, check_hooks
 
 _SHOWN = 3  # examples that the task's hooks are tried on
 _SECONDS = 2.0  # in which rows are timed

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from gradtrace.dataset import content_hash
-from gradtrace.encoder import GradientModel, fresh_model
+from gradtrace.data.dataset import content_hash
 from gradtrace.errors import LossError, MismatchError
-from gradtrace.manifest import Probe, TaskEntry
+from gradtrace.models.gradient_model import GradientModel, fresh_model
+from gradtrace.store.manifest import Probe, TaskEntry
 from gradtrace.task import Example, Task
 
 _PROBE_ROWS = 32

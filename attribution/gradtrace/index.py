@@ -12,18 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradtrace import methods, rescoring
-from gradtrace.candidates import Searcher
+from gradtrace import methods
 from gradtrace.contents import IndexContents
-from gradtrace.dataset import fetch
-from gradtrace.draft import Draft
+from gradtrace.data.dataset import fetch
 from gradtrace.errors import GradtraceError, QueryError
-from gradtrace.groups import GroupInfluences, RowGroups
-from gradtrace.index_display import IndexDisplay
-from gradtrace.layer_shares import layer_shares
-from gradtrace.queries import QUERY_BATCH, Query, is_one_example, require_labels, resolve_queries
-from gradtrace.results import InfluenceResults, Recall
-from gradtrace.row_filter import RowFilter
+from gradtrace.models.queries import QUERY_BATCH, Query, is_one_example, require_labels, resolve_queries
+from gradtrace.results import rescoring
+from gradtrace.results.draft import Draft
+from gradtrace.results.groups import GroupInfluences, RowGroups
+from gradtrace.results.hits import InfluenceResults, Recall
+from gradtrace.results.index_display import IndexDisplay
+from gradtrace.results.layer_shares import layer_shares
+from gradtrace.search.candidates import Searcher
+from gradtrace.store.row_filter import RowFilter
 from gradtrace.task import Example, Label
 
 T = TypeVar("T")

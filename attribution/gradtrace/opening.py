@@ -8,23 +8,23 @@ from pathlib import Path
 
 import torch
 
-from gradtrace.basis import load_bases, require_layers
+from gradtrace.basis.basis import load_bases, require_layers
+from gradtrace.checkpoints.indexed import directories_of_runs, indexed_checkpoint
+from gradtrace.checkpoints.learning_rates import warn_of_guessed_sums
 from gradtrace.contents import IndexContents
-from gradtrace.curvature import load_curvature
+from gradtrace.data.guards import check_dataset
 from gradtrace.devices import pick_device
-from gradtrace.encoder import open_models
 from gradtrace.errors import CorruptIndexError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.guards import check_dataset
+from gradtrace.fitted.eigenvalues import load_curvature
+from gradtrace.fitted.representer_head import load_refit
+from gradtrace.fitted.trak_kernels import load_kernels
 from gradtrace.index import Index
-from gradtrace.indexed_weights import directories_of_runs, indexed_checkpoint
-from gradtrace.kernels import load_kernels
-from gradtrace.learning_rates import warn_of_guessed_sums
-from gradtrace.manifest import read_manifest
-from gradtrace.path_report import summary
-from gradtrace.refit import load_refit
-from gradtrace.searchers import open_searcher
-from gradtrace.store import RowStore, check_files, representation_store
+from gradtrace.models.gradient_model import open_models
+from gradtrace.models.path_report import summary
+from gradtrace.search.opening import open_searcher
+from gradtrace.store.manifest import read_manifest
+from gradtrace.store.rows import RowStore, check_files, representation_store
 from gradtrace.task import Task
 
 _log = logging.getLogger(__name__)

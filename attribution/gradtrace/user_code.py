@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import gradtrace
-from gradtrace.encoder import fresh_model
 from gradtrace.errors import TaskError
+from gradtrace.models.gradient_model import fresh_model
 from gradtrace.task import Example, Task
 
 _ROOMS = ("gradtrace_indexer", "gradtrace_service", "gradtrace_client")

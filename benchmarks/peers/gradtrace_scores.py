@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers.comparison import Case, Scores
-from gradtrace.batches import Measure
-from gradtrace.dataset import fetch
-from gradtrace.encoder import GradientModel
-from gradtrace.fisher_labels import fisher_batches
+from gradtrace.data.batches import Measure
+from gradtrace.data.dataset import fetch
+from gradtrace.models.fisher_labels import fisher_batches
+from gradtrace.models.gradient_model import GradientModel
 from gradtrace.opening import open_index
 from gradtrace.task import Batch, Task
 from gradtrace_indexer import add_kernels, build_index
-from gradtrace_indexer.fit import Samples
+from gradtrace_indexer.build.fit import Samples
 
 INFLUENCE_DAMPING = 0.1  # of a layer's mean eigenvalue
 TRAK_DAMPING = 0.01  # of the kernel's mean diagonal

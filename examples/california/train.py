@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from gradtrace.dataset import fetch
-from gradtrace.recorder import CheckpointRecorder
+from gradtrace.checkpoints.recorder import CheckpointRecorder
+from gradtrace.data.dataset import fetch
 from gradtrace.tasks import TabularRegression
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gradtrace.recorder import CheckpointRecorder
+from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.tasks import TextClassification
 
 HIDDEN = 0.3  # the share of the words that are left out at each training step

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from gradtrace.recorder import CheckpointRecorder
+from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.tasks import ImageClassification
 
 

@@ -9,7 +9,7 @@ import torch
 from task import BATCH_SIZE, EPOCHS, TASK, TO_ZERO, MNIST6k
 from torch import nn
 
-from gradtrace.recorder import CheckpointRecorder
+from gradtrace.checkpoints.recorder import CheckpointRecorder
 
 
 def train(task: MNIST6k, out: Path, seed: int) -> float:

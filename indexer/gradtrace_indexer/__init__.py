@@ -1,12 +1,9 @@
 """The offline room: the only one that writes an index."""
 
-from gradtrace_indexer.add_checkpoints import add_checkpoints, add_run
-from gradtrace_indexer.append import append_rows
-from gradtrace_indexer.build import build_index
-from gradtrace_indexer.compact import compact
-from gradtrace_indexer.delete import delete_rows
-from gradtrace_indexer.generations import discard, kept_generations, prune, roll_back
-from gradtrace_indexer.ground_truth import (
+from gradtrace_indexer.build.build import build_index
+from gradtrace_indexer.derived.representer import fit_representer
+from gradtrace_indexer.derived.trak_kernels import add_kernels
+from gradtrace_indexer.evaluation.ground_truth import (
     ShapleyValues,
     SubsetOutputs,
     downsampling,
@@ -14,10 +11,13 @@ from gradtrace_indexer.ground_truth import (
     shapley,
     subset_outputs,
 )
-from gradtrace_indexer.kernel_build import add_kernels
-from gradtrace_indexer.representer import fit_representer
-from gradtrace_indexer.retraining import Retrainings
-from gradtrace_indexer.searcher_build import set_searcher
+from gradtrace_indexer.evaluation.retraining import Retrainings
+from gradtrace_indexer.generations import discard, kept_generations, prune, roll_back
+from gradtrace_indexer.searchers.build import set_searcher
+from gradtrace_indexer.update.add_checkpoints import add_checkpoints, add_run
+from gradtrace_indexer.update.append import append_rows
+from gradtrace_indexer.update.compact import compact
+from gradtrace_indexer.update.delete import delete_rows
 from gradtrace_indexer.verify import verify
 
 __all__ = [

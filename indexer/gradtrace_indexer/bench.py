@@ -11,10 +11,10 @@ import numpy as np
 
 from gradtrace.index import Index
 from gradtrace.opening import open_index
-from gradtrace.results import InfluenceResult
+from gradtrace.results.hits import InfluenceResult
 from gradtrace.task import Example, Task
 from gradtrace_indexer.held_out import held_out
-from gradtrace_indexer.searcher_build import recall_of
+from gradtrace_indexer.searchers.build import recall_of
 
 BATCHES = (1, 8, 64)
 _SCANNED = 3  # queries whose scores on all rows are taken, for comparison

@@ -9,34 +9,34 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from gradtrace.checkpoint_index import INDEX_NAME
-from gradtrace.checkpoints import load_checkpoints
-from gradtrace.display import describe
+from gradtrace.checkpoints.directory import INDEX_NAME
+from gradtrace.checkpoints.loading import load_checkpoints
+from gradtrace.checkpoints.selection import choose
 from gradtrace.errors import CheckpointError, QueryError
-from gradtrace.manifest import BasisKind, Precision, read_manifest
 from gradtrace.methods import method_named
 from gradtrace.opening import open_index
-from gradtrace.selection import choose
+from gradtrace.results.display import describe
+from gradtrace.store.manifest import BasisKind, Precision, read_manifest
 from gradtrace.task import Task
 from gradtrace_indexer import generations
-from gradtrace_indexer.add_checkpoints import add_run
-from gradtrace_indexer.append import append_rows
 from gradtrace_indexer.bench import bench as bench_lines
-from gradtrace_indexer.build import build_index
-from gradtrace_indexer.compact import compact as compact_index
-from gradtrace_indexer.delete import delete_rows
+from gradtrace_indexer.build.build import build_index
+from gradtrace_indexer.derived.representer import fit_representer
+from gradtrace_indexer.derived.trak_kernels import DAMPING, add_kernels
 from gradtrace_indexer.description import describe_searcher, details
-from gradtrace_indexer.evaluate import evaluate as evaluate_lines
-from gradtrace_indexer.ground_truth import subset_outputs
+from gradtrace_indexer.evaluation.evaluate import evaluate as evaluate_lines
+from gradtrace_indexer.evaluation.ground_truth import subset_outputs
+from gradtrace_indexer.evaluation.retraining import Retrainings
+from gradtrace_indexer.evaluation.select import explained, mean_losses, plot_selection, selection_index
 from gradtrace_indexer.held_out import held_out_rows
-from gradtrace_indexer.kernel_build import DAMPING, add_kernels
-from gradtrace_indexer.representer import fit_representer
-from gradtrace_indexer.retraining import Retrainings
-from gradtrace_indexer.select import explained, mean_losses, plot_selection, selection_index
 from gradtrace_indexer.task_loading import load_task
-from gradtrace_indexer.update import run_directory, update_index
+from gradtrace_indexer.update.add_checkpoints import add_run
+from gradtrace_indexer.update.append import append_rows
+from gradtrace_indexer.update.compact import compact as compact_index
+from gradtrace_indexer.update.delete import delete_rows
+from gradtrace_indexer.update.update import run_directory, update_index
+from gradtrace_indexer.update.watch import INTERVAL, watch
 from gradtrace_indexer.verify import verify as verify_index
-from gradtrace_indexer.watch import INTERVAL, watch
 
 app = typer.Typer()
 

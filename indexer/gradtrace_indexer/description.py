@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gradtrace.display import describe
 from gradtrace.errors import IncompleteIndexError
-from gradtrace.manifest import CheckpointKind, Manifest, SearcherEntry, read_manifest
-from gradtrace.row_ids import read_row_ids
-from gradtrace_indexer.bad_rows import told
+from gradtrace.results.display import describe
+from gradtrace.store.manifest import CheckpointKind, Manifest, SearcherEntry, read_manifest
+from gradtrace.store.row_ids import read_row_ids
+from gradtrace_indexer.build.bad_rows import told
 from gradtrace_indexer.generations import kept_generations, read_pending
 
 _KINDS: dict[CheckpointKind, str] = {

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtrace.dataset import fetch
+from gradtrace.data.dataset import fetch
 from gradtrace.task import Example, Task
 
 Split = Literal["query", "train"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gradtrace.errors import CorruptIndexError, IncompleteIndexError
-from gradtrace.manifest import Manifest, read_manifest
-from gradtrace.store import RowStore, check_files
+from gradtrace.store.manifest import Manifest, read_manifest
+from gradtrace.store.rows import RowStore, check_files
 from gradtrace_indexer.generations import kept_generations
 
 

@@ -13,24 +13,25 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from gradtrace import Index
-from gradtrace_service import answers, health_routes, index_routes, job_routes, metric_routes, query_routes
-from gradtrace_service.access_log import AccessLog
-from gradtrace_service.audit import AuditLog
-from gradtrace_service.body_limit import BodyLimit
-from gradtrace_service.catalog import Catalog, FixedIndex, Hosted
-from gradtrace_service.disconnects import CancelOnDisconnect
-from gradtrace_service.engine import Engine, Limits
-from gradtrace_service.jobs import JobRunner
-from gradtrace_service.logs import log_config
-from gradtrace_service.metrics import Metrics
-from gradtrace_service.problems import add_problem_handlers
-from gradtrace_service.request_ids import RequestIds
-from gradtrace_service.security import add_security, guarded
+from gradtrace_service.answers import influence as answers
+from gradtrace_service.engine.engine import Engine, Limits
+from gradtrace_service.engine.work import Work
+from gradtrace_service.engine.workers import ProcessWorkers, answer_batch, answer_batch_elsewhere, thread_worker
+from gradtrace_service.http import health_routes, index_routes, job_routes, metric_routes, query_routes
+from gradtrace_service.http.access_log import AccessLog
+from gradtrace_service.http.body_limit import BodyLimit
+from gradtrace_service.http.disconnects import CancelOnDisconnect
+from gradtrace_service.http.metrics import Metrics
+from gradtrace_service.http.problems import add_problem_handlers
+from gradtrace_service.http.security import add_security, guarded
+from gradtrace_service.http.version_header import VersionHeader
+from gradtrace_service.indexes.catalog import Catalog, FixedIndex, Hosted
+from gradtrace_service.indexes.jobs import JobRunner
+from gradtrace_service.ops.audit import AuditLog
+from gradtrace_service.ops.logs import log_config
+from gradtrace_service.ops.request_ids import RequestIds
+from gradtrace_service.ops.tracing import tracer_provider
 from gradtrace_service.settings import DEFAULTS, Settings
-from gradtrace_service.tracing import tracer_provider
-from gradtrace_service.version_header import VersionHeader
-from gradtrace_service.work import Work
-from gradtrace_service.workers import ProcessWorkers, answer_batch, answer_batch_elsewhere, thread_worker
 
 _TRY_AGAIN_SECONDS = 5
 

@@ -18,9 +18,9 @@ from gradtrace_client import Client, ClientError, InfluenceAnswer
 from gradtrace_indexer.check_command import app as check_command
 from gradtrace_indexer.cli import app as indexer_commands
 from gradtrace_service.app import create_app, create_service
-from gradtrace_service.catalog import Hosted, hosted
 from gradtrace_service.console import print_answer
 from gradtrace_service.demo import Dataset, run_demo
+from gradtrace_service.indexes.catalog import Hosted, hosted
 from gradtrace_service.key_commands import app as key_commands
 from gradtrace_service.server import answer_local_names_alone, refuse_public, refuse_taken, serve_until_told, serving
 from gradtrace_service.settings import read_settings, with_settings

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gradtrace_service.api_keys import Scope, add_key
+from gradtrace_service.http.api_keys import Scope, add_key
 
 app = typer.Typer(help="API keys of a service.", no_args_is_help=True)
 

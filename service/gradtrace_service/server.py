@@ -20,9 +20,9 @@ from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from gradtrace_service.app import drain
-from gradtrace_service.logs import log_config
+from gradtrace_service.http.slow_clients import cut_off_slow_clients
+from gradtrace_service.ops.logs import log_config
 from gradtrace_service.settings import Settings, SettingsError
-from gradtrace_service.slow_clients import cut_off_slow_clients
 
 _KEEP_ALIVE_SECONDS = 75  # longer than gateways keep theirs, else they send into connections just closed
 

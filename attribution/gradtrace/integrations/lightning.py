@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtrace.checkpoints.recorder import CheckpointRecorder, main_group
 from gradtrace.errors import CheckpointError, MissingLibraryError
-from gradtrace.recorder import CheckpointRecorder, main_group
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

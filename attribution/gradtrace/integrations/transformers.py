@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.errors import MissingLibraryError
-from gradtrace.recorder import CheckpointRecorder
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from gradtrace.errors import QueryError
-from gradtrace.manifest import Manifest
 from gradtrace.methods.hydra import Hydra
 from gradtrace.methods.influence import Influence
 from gradtrace.methods.method import Method, Scoring
@@ -14,6 +13,7 @@ from gradtrace.methods.source import FastSource, Source
 from gradtrace.methods.tracin import Cosine, GradDot, TracIn
 from gradtrace.methods.tracin_adam import TracInAdam
 from gradtrace.methods.trak import Trak
+from gradtrace.store.manifest import Manifest
 
 METHODS: dict[str, Method] = {
     method.name: method

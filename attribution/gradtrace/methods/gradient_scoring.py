@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gradtrace.basis import Basis
-from gradtrace.batches import ExampleBatch
+from gradtrace.basis.basis import Basis
 from gradtrace.contents import IndexContents
+from gradtrace.data.batches import ExampleBatch
 from gradtrace.devices import side_by_side
-from gradtrace.encoder import MeasureName
 from gradtrace.methods.method import Floats, Scoring
-from gradtrace.queries import QUERY_BATCH, Query, named_in_errors, query_batches
+from gradtrace.models.gradient_model import MeasureName
+from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors, query_batches
 from gradtrace.task import Example
 
 Encoded = tuple[Tensor, Tensor]

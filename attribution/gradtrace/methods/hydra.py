@@ -9,10 +9,10 @@ from torch import Tensor
 
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
-from gradtrace.manifest import Manifest
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method
 from gradtrace.methods.options import Options
+from gradtrace.store.manifest import Manifest
 from gradtrace.task import Example
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from gradtrace.contents import IndexContents
-from gradtrace.manifest import Manifest, by_run, trained_models
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, chosen_checkpoints, lacks_curvature
 from gradtrace.methods.options import Options
+from gradtrace.store.manifest import Manifest, by_run, trained_models
 
 _DAMPING = 1.0  # chosen by measurement: docs/methods.md
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
-from gradtrace.manifest import Manifest
 from gradtrace.methods.method import Floats, Scoring
-from gradtrace.queries import QUERY_BATCH, Query, named_in_errors
-from gradtrace.search import SearchResult, ends_of_scored
+from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors
+from gradtrace.search.progressive import SearchResult, ends_of_scored
+from gradtrace.store.manifest import Manifest
 from gradtrace.task import Example
 
 _BLOCK_VALUES = 1 << 18  # float64 values of stored rows that are held at a time: they stay in the processor's cache

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
-from gradtrace.manifest import Manifest
+from gradtrace.fitted.representer_head import loss_slopes, with_constant
 from gradtrace.methods.method import Floats, Method
 from gradtrace.methods.options import Options
 from gradtrace.methods.representation_scoring import RepresentationScoring, lacks_representations
-from gradtrace.queries import Query
-from gradtrace.refit import loss_slopes, with_constant
+from gradtrace.models.queries import Query
+from gradtrace.store.manifest import Manifest
 from gradtrace.task import Example, Label
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from gradtrace.contents import IndexContents
-from gradtrace.manifest import Manifest
 from gradtrace.methods.method import Floats, Method
 from gradtrace.methods.options import Options
 from gradtrace.methods.representation_scoring import RepresentationScoring, lacks_representations
 from gradtrace.methods.tracin import inverse
-from gradtrace.queries import Query
+from gradtrace.models.queries import Query
+from gradtrace.store.manifest import Manifest
 from gradtrace.task import Example
 
 _MEANINGS = {

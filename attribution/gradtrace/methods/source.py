@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from gradtrace.checkpoints.learning_rates import stretch_sums
 from gradtrace.contents import IndexContents
-from gradtrace.learning_rates import stretch_sums
-from gradtrace.manifest import CheckpointEntry, CheckpointKind, Manifest, by_run, trained_models
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Doubles, Method, chosen_checkpoints, lacks_curvature
 from gradtrace.methods.options import Options
+from gradtrace.store.manifest import CheckpointEntry, CheckpointKind, Manifest, by_run, trained_models
 
 _SEGMENTS = 3
 

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradtrace.checkpoints.learning_rates import stretch_sums
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
-from gradtrace.learning_rates import stretch_sums
-from gradtrace.manifest import CheckpointEntry, Manifest, by_run, trained_models, weights_positions
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Doubles, Floats, Method, chosen_checkpoints
 from gradtrace.methods.options import Options
+from gradtrace.store.manifest import CheckpointEntry, Manifest, by_run, trained_models, weights_positions
 from gradtrace.task import Example
 
 _NO_DIRECTION = 2.0**-100  # rows so much smaller than the largest are taken for zero: float32 holds no more of them

@@ -7,16 +7,16 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from gradtrace.batches import ExampleBatch
 from gradtrace.contents import IndexContents
-from gradtrace.encoder import MeasureName
+from gradtrace.data.batches import ExampleBatch
 from gradtrace.errors import MismatchError, QueryError
-from gradtrace.manifest import Manifest
+from gradtrace.fitted.adam_whitening import adam_factors, encode_preconditioned
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import chosen_checkpoints
 from gradtrace.methods.options import Options
 from gradtrace.methods.tracin import TracIn, checkpoint_weights
-from gradtrace.preconditioning import adam_factors, encode_preconditioned
+from gradtrace.models.gradient_model import MeasureName
+from gradtrace.store.manifest import Manifest
 
 
 class TracInAdam(TracIn):

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gradtrace.batches import ExampleBatch
 from gradtrace.contents import IndexContents
-from gradtrace.encoder import MeasureName
-from gradtrace.kernels import output_weights, stored_weights
-from gradtrace.manifest import CheckpointEntry, KernelsEntry, Manifest
+from gradtrace.data.batches import ExampleBatch
+from gradtrace.fitted.trak_kernels import output_weights, stored_weights
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Floats, Method, chosen_checkpoints
 from gradtrace.methods.options import Options
+from gradtrace.models.gradient_model import MeasureName
+from gradtrace.store.manifest import CheckpointEntry, KernelsEntry, Manifest
 
 _BLOCK_ROWS = 4096
 

@@ -7,11 +7,11 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from gradtrace.basis import Basis
+from gradtrace.basis.basis import Basis
+from gradtrace.data.guards import rounding
 from gradtrace.errors import RecordingError
-from gradtrace.full_gradients import FullGradients
-from gradtrace.guards import rounding
 from gradtrace.layers import Layer, Uses
+from gradtrace.models.full_gradients import FullGradients
 
 
 class Contributions:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.numpy import load_file
 
-from gradtrace.basis import Basis, load_basis
+from gradtrace.basis.basis import Basis, load_basis
+from gradtrace.checkpoints.recorder import write_whole
 from gradtrace.errors import RecordingError
-from gradtrace.manifest import FileEntry
-from gradtrace.recorder import write_whole
-from gradtrace.shards import hash_file
+from gradtrace.store.manifest import FileEntry
+from gradtrace.store.shards import hash_file
 
 RECORDING_NAME, ROWS_NAME, BASIS_NAME, PROBES_NAME = (
     "recording.json",

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradtrace.batches import collate
-from gradtrace.full_gradients import FullGradients
-from gradtrace.gradients import backpropagate
-from gradtrace.guards import check_losses
-from gradtrace.plan import LayerPlan
+from gradtrace.data.batches import collate
+from gradtrace.data.guards import check_losses
+from gradtrace.gradients.capture import backpropagate
+from gradtrace.gradients.plan import LayerPlan
+from gradtrace.models.full_gradients import FullGradients
 from gradtrace.recording.contributions import Contributions
 from gradtrace.task import Example, Task
 

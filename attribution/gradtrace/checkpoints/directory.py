@@ -1,0 +1,157 @@
+"""checkpoints.json, Gradtrace's own list of checkpoints.
+
+It lies beside weight files (`.safetensors`, or `.pt`, `.pth`, `.bin`, `.ckpt` as written by `torch.save`):
+
+    {"optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0},
+     "batch_size": 64,
+     "checkpoints": [{"file": "a.pt", "step": 188, "learning_rate": 0.03, "learning_rate_sum": 5.64},
+                     {"file": "b.pt", "step": 376, "learning_rate": 0.01, "learning_rate_sum": 9.42}]}
+
+`optimizer`, `batch_size` and `learning_rate_sum` may be left out. `file` MUST be relative and stay inside the
+directory; its last part is the checkpoint's name and MUST be unique. It may be a directory of weights as Hugging Face's
+libraries write it. `step` is the number of optimizer steps taken before the weights were saved and MUST be unique.
+`learning_rate` is the rate of that step and MUST be above zero; where a schedule ended at zero, it is the last rate
+above it. `learning_rate_sum` is the sum of the rates of steps 1 to `step`, so it MUST NOT fall from a step to a later
+one. The order of the list is free.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from gradtrace.checkpoints.checkpoint import Checkpoint, Optimizer
+from gradtrace.checkpoints.weights import SUFFIXES
+from gradtrace.errors import CheckpointError
+
+INDEX_NAME = "checkpoints.json"
+
+
+class OptimizerEntry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    momentum: FiniteFloat = 0.0
+    weight_decay: FiniteFloat = 0.0
+
+
+class FileEntry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    file: str
+    step: Annotated[int, Field(ge=0)]
+    learning_rate: Annotated[FiniteFloat, Field(gt=0)]
+    learning_rate_sum: Annotated[FiniteFloat, Field(ge=0)] | None = None
+
+
+class CheckpointIndex(BaseModel):
+    """checkpoints.json, as the module's docstring describes it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    optimizer: OptimizerEntry | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    checkpoints: list[FileEntry] = []
+
+    def content(self) -> str:
+        """What the file holds."""
+        return self.model_dump_json(indent=1, exclude_none=True) + "\n"
+
+
+def read_index(path: Path) -> CheckpointIndex:
+    """Read and validate a checkpoints.json; does not look at the files that it names.
+
+    Raises:
+        CheckpointError: it is missing or malformed, or names a step or a file twice or a file outside the directory, or
+            a sum of learning rates falls.
+    """
+    try:
+        index = CheckpointIndex.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); make it readable") from None
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is malformed; correct it:\n{_problems(error)}") from None
+    for entry in index.checkpoints:
+        _check_file_name(path, entry.file)
+    _check_unique(path, "step", [entry.step for entry in index.checkpoints])
+    _check_unique(path, "file name", [PurePosixPath(entry.file).name for entry in index.checkpoints])
+    _check_sums(path, index.checkpoints)
+    return index
+
+
+def listed_checkpoints(path: Path) -> list[Checkpoint]:
+    """The checkpoints that a checkpoints.json lists.
+
+    Raises:
+        CheckpointError: as `read_index`; it lists none, or one whose file is missing.
+    """
+    index = read_index(path)
+    if not index.checkpoints:
+        raise CheckpointError(f"{path} lists no checkpoint; record at least one with CheckpointRecorder")
+    optimizer = Optimizer(**index.optimizer.model_dump()) if index.optimizer else None
+    return [
+        Checkpoint(
+            _existing(path, entry.file),
+            entry.step,
+            entry.learning_rate,
+            optimizer,
+            index.batch_size,
+            learning_rate_sum=entry.learning_rate_sum,
+        )
+        for entry in index.checkpoints
+    ]
+
+
+def how_to_write(directory: Path) -> str:
+    """What to put into the checkpoints.json that a directory lacks."""
+    files = sorted(path.name for path in directory.iterdir() if path.suffix in SUFFIXES) or ["weights.pt"]
+    entries = ",\n   ".join(f'{{"file": "{file}", "step": ?, "learning_rate": ?}}' for file in files)
+    return (
+        f"record checkpoints with CheckpointRecorder, or write {directory / INDEX_NAME} yourself, "
+        f"with the optimizer step and learning rate of each checkpoint:\n"
+        f'{{"optimizer": {{"name": "sgd", "momentum": 0.9, "weight_decay": 0.0}}, "batch_size": 64,\n'
+        f' "checkpoints": [\n   {entries}]}}'
+    )
+
+
+def _existing(index: Path, file: str) -> Path:
+    path = index.parent / file
+    if not path.exists():
+        raise CheckpointError(f"{index} names {file}, which is not there; restore the file or take the entry out")
+    return path
+
+
+def _check_file_name(path: Path, file: str) -> None:
+    parts = PurePosixPath(file)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in file or not parts.name:
+        raise CheckpointError(
+            f"{path} names {file!r}; name files inside its own directory, relative to it, with / between folders"
+        )
+    if parts.suffix not in SUFFIXES and not (path.parent / file).is_dir():
+        raise CheckpointError(f"{path} names {file!r}, which is of no known kind; weights end in {', '.join(SUFFIXES)}")
+
+
+def _check_unique(path: Path, what: str, values: list[Any]) -> None:
+    repeated = [value for value, count in Counter(values).items() if count > 1]
+    if repeated:
+        raise CheckpointError(
+            f"{path} has the same {what} more than once ({repeated[0]!r}); each checkpoint needs its own"
+        )
+
+
+def _check_sums(path: Path, entries: list[FileEntry]) -> None:
+    summed = [entry for entry in sorted(entries, key=lambda entry: entry.step) if entry.learning_rate_sum is not None]
+    for before, after in pairwise(summed):
+        if (after.learning_rate_sum or 0.0) < (before.learning_rate_sum or 0.0):
+            raise CheckpointError(
+                f"{path}: learning_rate_sum falls from step {before.step} to step {after.step}; give the sum over all "
+                "steps from the training's first one on, or leave it out"
+            )
+
+
+def _problems(error: ValidationError) -> str:
+    return "\n".join(f"  {'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors())

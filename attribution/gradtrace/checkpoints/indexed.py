@@ -1,0 +1,54 @@
+"""The weights that an index was built from, where they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradtrace.checkpoints.loading import Checkpoint
+from gradtrace.errors import CheckpointError, MismatchError
+from gradtrace.store.manifest import CheckpointEntry
+
+Directory = str | Path
+
+
+def directories_of_runs(checkpoints: Directory | Sequence[Directory] | None, runs: int) -> Sequence[Directory | None]:
+    """Where the weights of each training run are now; None: where they were.
+
+    Raises:
+        CheckpointError: not one directory for each run.
+    """
+    if checkpoints is None:
+        return [None] * runs
+    directories = [checkpoints] if isinstance(checkpoints, str | Path) else checkpoints
+    if len(directories) != runs:
+        raise CheckpointError(
+            f"{len(directories)} directories of checkpoints were given for an index of {runs} training run(s): give "
+            "one for each, or none if the weights are where they were"
+        )
+    return directories
+
+
+def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | Path | None = None) -> Checkpoint:
+    """The checkpoint of an entry, if it is still the file that was indexed.
+
+    Raises:
+        CheckpointError: the weights are not there.
+        MismatchError: they are others.
+    """
+    if moved_to is None or entry.kind == "average":  # averages lie in the index
+        path = directory.resolve() / entry.file
+    else:
+        path = Path(moved_to) / Path(entry.file).name
+    if not path.exists():
+        raise CheckpointError(
+            f"the weights of checkpoint {entry.name} are not at {path}: restore the file, or name the directory that "
+            "it was moved to (checkpoints=...)"
+        )
+    checkpoint = Checkpoint(path, entry.step, entry.learning_rate, learning_rate_sum=entry.learning_rate_sum)
+    if checkpoint.sha256() != entry.sha256:
+        raise MismatchError(
+            f"{path} is not the checkpoint {entry.name} that was indexed (its SHA-256 differs): restore that file or "
+            "rebuild the index"
+        )
+    return checkpoint

@@ -1,0 +1,65 @@
+"""How far a training moved between its checkpoints: sums of its learning rate over their steps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradtrace.store.manifest import CheckpointEntry, by_run, weights_positions
+
+Doubles = NDArray[np.float64]
+
+
+class Rated(Protocol):
+    """A checkpoint, or an index's entry of it."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def learning_rate_sum(self) -> float | None: ...
+
+
+def stretch_sums(run: Sequence[Rated]) -> Doubles:
+    """The sum of the learning rates of all steps since the checkpoint before, or since step 0 for the first.
+
+    Where it was not kept, the checkpoint's own rate stands for all of these steps. The sums that are kept count from
+    step 0, so that a checkpoint may be left out: what it closed then belongs to the next one.
+
+    run: checkpoints of one training, in order.  Returns float64 [len(run)].
+    """
+    steps, totals = [0], [0.0]
+    for checkpoint in run:
+        total = checkpoint.learning_rate_sum
+        if total is None:
+            total = totals[-1] + checkpoint.learning_rate * (checkpoint.step - steps[-1])
+        steps.append(checkpoint.step)
+        totals.append(max(total, totals[-1]))
+    return np.diff(totals)
+
+
+def warn_of_guessed_sums(entries: Sequence[CheckpointEntry]) -> None:
+    """Warn, once for all runs of an index, where step-weighted methods must guess how the learning rate went."""
+    for run in by_run(entries, weights_positions(entries)):
+        if message := _guessed_sums([entries[position] for position in run]):
+            warnings.warn(message, stacklevel=3)
+            return
+
+
+def _guessed_sums(run: Sequence[Rated]) -> str | None:
+    """What to say of a run whose rate changes, where sums of it were not kept; None where there is nothing to say."""
+    guessed = [checkpoint for checkpoint in run if checkpoint.learning_rate_sum is None]
+    if not guessed or len({checkpoint.learning_rate for checkpoint in run}) < 2:
+        return None
+    steps = ", ".join(str(checkpoint.step) for checkpoint in guessed[:3]) + (" ..." if len(guessed) > 3 else "")
+    return (
+        f"the learning rate changes in this training, and how it went between the checkpoints was not kept for steps "
+        f"{steps}: source, fast-source and weights='learning_rate_steps' take the rate at a checkpoint for that of all "
+        "steps since the one before; record with CheckpointRecorder, or give learning_rate_sum in checkpoints.json "
+        "(docs/checkpoints.md)"
+    )

@@ -1,0 +1,300 @@
+"""Keeping checkpoints while a model trains."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gradtrace.checkpoints import recorder_notes
+from gradtrace.checkpoints.directory import INDEX_NAME, CheckpointIndex, FileEntry, OptimizerEntry, read_index
+from gradtrace.checkpoints.learning_rates import stretch_sums
+from gradtrace.checkpoints.second_moments import moments_path, recorded_moments
+from gradtrace.checkpoints.selection import weakest
+from gradtrace.errors import CheckpointError
+
+LOSSES_NAME = "losses.csv"
+_TEMPORARY = ".tmp"
+
+
+class CheckpointRecorder:
+    """Saves a model's weights every so many optimizer steps, with what attribution needs to know about each.
+
+        with CheckpointRecorder("runs/1/checkpoints", every=500, batch_size=64) as recorder:
+            for inputs, labels in loader:
+                ...
+                optimizer.step()
+                recorder.step(model, optimizer, loss)  # before scheduler.step(), so that the rate read is the rate used
+                scheduler.step()
+
+    Leaving the block keeps the final weights, unless the last step saved them already or an error ended it. Without
+    `with`, call `finish()` after the training. A recorder that is dropped without either logs what is not kept.
+
+    The loss may be left out. Where it is given, `losses.csv` gets a line for each save: its step and the mean loss
+    since the save before. With `keep=N`, only N checkpoints stay on disk: the newest, and those around which this mean
+    falls most and steadily (see `selection`); a checkpoint is given up when a new one is whole. Save often, then:
+    `every` decides how finely they are chosen. With `optimizer_state=True` the second moments of Adam and its kin are
+    kept beside each checkpoint, for methods that need them.
+
+    Files are written under a temporary name, synced and renamed, then `checkpoints.json` likewise: killed at any
+    moment, the directory holds every checkpoint that was finished. With `resume=True` the recorder goes on after the
+    last checkpoint of its directory; set `steps` where training resumes from another step. Without it, a directory
+    that has checkpoints is refused: those of two trainings must not mix. In distributed training, call the recorder in
+    one process only.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        every: int,
+        keep: int | None = None,
+        batch_size: int | None = None,
+        optimizer_state: bool = False,
+        resume: bool = False,
+    ) -> None:
+        if every < 1:
+            raise CheckpointError(f"every={every}: give the number of optimizer steps between checkpoints, 1 or more")
+        if keep is not None and keep < 1:
+            raise CheckpointError(f"keep={keep}: give the number of checkpoints to keep on disk, 1 or more")
+        self.directory = Path(directory)
+        self.every = every
+        self.keep = keep
+        self.optimizer_state = optimizer_state
+        self.directory.mkdir(parents=True, exist_ok=True)
+        known = (self.directory / INDEX_NAME).exists()
+        if known and not resume:
+            raise CheckpointError(
+                f"{self.directory} has the checkpoints of a training already; give another directory or delete it, or "
+                "pass resume=True where this training goes on from the last of them"
+            )
+        self._index = read_index(self.directory / INDEX_NAME) if known else CheckpointIndex()
+        self._remove_leftovers()
+        self._index.batch_size = batch_size or self._index.batch_size
+        self.steps = max((entry.step for entry in self._index.checkpoints), default=0)
+        self._losses = _read_losses(self.directory / LOSSES_NAME) if known else {}
+        self._loss_sum: float | Tensor = 0.0
+        self._loss_count = 0
+        self._learning_rate: float | None = None
+        self._rate_sum, self._summed_to = 0.0, 0  # the learning rates of steps 1 to ...
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._saved: int | None = None
+        self._recorded = 0  # calls of `step`
+        self._failed = False  # in a `with` block, whose own error is enough to tell
+        self._model: nn.Module | None = None  # of the last of them, until `finish`
+
+    def __enter__(self) -> CheckpointRecorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        self._failed = kind is not None
+
+    def __del__(self) -> None:
+        # Without a model it was refused at its making, never used, or finished.
+        if getattr(self, "_model", None) is not None and self._saved != self.steps and not self._failed:
+            recorder_notes.note_unfinished(self._saved, self.steps)
+
+    def finish(self, model: nn.Module | None = None) -> None:
+        """Keep the final weights, unless the last step saved them already. To be called at the end of the training.
+
+        Logs it where these are all that is kept, or nothing is.
+
+        model: None: the one of the last step. Raises as `save`.
+        """
+        model = self._model if model is None else model
+        if model is None or not self._recorded:
+            recorder_notes.note_no_step()
+            return
+        kept_nothing = not self._index.checkpoints
+        self.save(model)
+        self._model = None
+        if kept_nothing:
+            recorder_notes.note_interval(self._recorded, self.every)
+
+    def step(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: float | Tensor | None = None,
+        learning_rate: float | None = None,
+    ) -> None:
+        """Count one optimizer step, and save the model's weights if its turn has come.
+
+        Args:
+            loss: the step's training loss, a number; a tensor is not waited for until the next save.
+            learning_rate: the step's, where the optimizer holds the next one's already.
+        """
+        self._optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        group = main_group(self._optimizer, warn=self._learning_rate is None)
+        rate = float(group["lr"]) if learning_rate is None else learning_rate
+        # A schedule may end at zero: the last rate above it then stands for the stretch that the checkpoint closes.
+        if 0 < rate < math.inf:
+            self._learning_rate = rate
+        self._add_to_sum(rate)
+        self._index.optimizer = _describe(self._optimizer, group)
+        if loss is not None:
+            self._loss_sum = self._loss_sum + (loss.detach() if isinstance(loss, Tensor) else loss)
+            self._loss_count += 1
+        if not self._recorded and not self.optimizer_state:
+            recorder_notes.note_moments(self._optimizer)
+        self._recorded, self._model = self._recorded + 1, model
+        self.steps += 1
+        if self.steps % self.every == 0:
+            self.save(model)
+
+    def save(self, model: nn.Module) -> None:
+        """Save the weights as they are after the latest step; does nothing where that step is saved already.
+
+        Raises:
+            CheckpointError: `step` has not been called yet, or the learning rate has been zero ever since; or it had no
+                loss to choose by with `keep`, or no second moments with `optimizer_state`.
+        """
+        if self._learning_rate is None or self._optimizer is None:
+            raise CheckpointError(
+                "no step with a learning rate above zero has been recorded; call recorder.step(model, optimizer) after "
+                "each optimizer.step() and before scheduler.step()"
+            )
+        if self._saved == self.steps:
+            return
+        path = self.directory / f"step-{self.steps:09d}.safetensors"
+        self._note_loss()
+        if self.optimizer_state:
+            moments = recorded_moments(model, self._optimizer)
+            write_whole(moments_path(path), moments.save)
+        write_whole(path, lambda temporary: save_file(_tensors(model), temporary))
+        kept = [entry for entry in self._index.checkpoints if entry.step != self.steps]
+        entry = FileEntry(
+            file=path.name, step=self.steps, learning_rate=self._learning_rate, learning_rate_sum=self._rate_sum
+        )
+        self._index.checkpoints = sorted([*kept, entry], key=lambda entry: entry.step)
+        given_up = self._thin()
+        write_whole(self.directory / INDEX_NAME, lambda temporary: temporary.write_text(self._index.content(), "utf-8"))
+        for entry in given_up:
+            (self.directory / entry.file).unlink(missing_ok=True)
+            moments_path(self.directory / entry.file).unlink(missing_ok=True)
+        self._saved = self.steps
+
+    def _add_to_sum(self, rate: float) -> None:
+        """Count the rate of the step that is being recorded, after what was recorded before training resumed."""
+        if self._summed_to != self.steps:
+            before = [entry for entry in self._index.checkpoints if entry.step <= self.steps]
+            missing = self.steps - (before[-1].step if before else 0)
+            self._rate_sum = float(stretch_sums(before).sum()) + missing * rate
+            if missing:
+                warnings.warn(
+                    f"the learning rates of the {missing} steps up to step {self.steps} were not recorded; they are "
+                    f"taken to be that of the next one, {rate:g}",
+                    stacklevel=3,
+                )
+        self._rate_sum += rate if math.isfinite(rate) else 0.0
+        self._summed_to = self.steps + 1
+
+    def _note_loss(self) -> None:
+        """Add the mean loss since the last save to the curve; what a training that was set back left there goes."""
+        if not self._loss_count:
+            if self.keep is not None:
+                raise CheckpointError("keep=... chooses by the loss: call recorder.step(model, optimizer, loss)")
+            return
+        self._losses = {step: loss for step, loss in self._losses.items() if step < self.steps}
+        self._losses[self.steps] = float(self._loss_sum) / self._loss_count
+        self._loss_sum, self._loss_count = 0.0, 0
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("step", "loss"), *self._losses.items()])
+        write_whole(self.directory / LOSSES_NAME, lambda temporary: temporary.write_text(text.getvalue(), "utf-8"))
+
+    def _remove_leftovers(self) -> None:
+        """What a killed training had not finished to write, or to give up."""
+        for unfinished in self.directory.glob(f"step-*{_TEMPORARY}"):
+            unfinished.unlink()
+        listed = {Path(entry.file).stem for entry in self._index.checkpoints}
+        for path in self.directory.glob("step-*.safetensors") if self.keep is not None else ():
+            if path.name.split(".")[0] not in listed:
+                path.unlink()
+
+    def _thin(self) -> list[FileEntry]:
+        """Take all but `keep` checkpoints out of the list, and return them."""
+        given_up: list[FileEntry] = []
+        while self.keep is not None and len(self._index.checkpoints) > self.keep:
+            entries = self._index.checkpoints
+            steps = sorted(self._losses.keys() | {entry.step for entry in entries})
+            losses = [self._losses.get(step, math.nan) for step in steps]
+            weak = weakest(losses, [steps.index(entry.step) for entry in entries])
+            given_up += [entry for entry in entries if entry.step == steps[weak]]
+            self._index.checkpoints = [entry for entry in entries if entry.step != steps[weak]]
+        return given_up
+
+
+def _read_losses(path: Path) -> dict[int, float]:
+    """Mean loss by step, in the order of the steps."""
+    if not path.exists():
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {int(line["step"]): float(line["loss"]) for line in csv.DictReader(file)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); restore it, or delete it to begin a new one") from None
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict as safetensors takes it: contiguous tensors that share no memory."""
+    state = model.state_dict()
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write under a temporary name; give the file its own once its bytes, and then the name itself, are on disk."""
+    temporary = path.with_name(path.name + _TEMPORARY)
+    write(temporary)
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def main_group(optimizer: torch.optim.Optimizer, warn: bool) -> dict[str, Any]:
+    """The parameter group with the most weights: a checkpoint has room for one learning rate."""
+    groups = optimizer.param_groups
+    main = max(groups, key=lambda group: sum(weight.numel() for weight in group["params"]))
+    if warn and len({float(group["lr"]) for group in groups}) > 1:
+        warnings.warn(
+            f"the optimizer's parameter groups have different learning rates; {float(main['lr']):g} is recorded, that "
+            "of the group with the most weights, and TracIn will weigh the others' gradients by it too",
+            stacklevel=3,
+        )
+    return main
+
+
+def _describe(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> OptimizerEntry:
+    name = type(optimizer).__name__.lower()
+    if group.get("decoupled_weight_decay") and "adamw" not in name:  # Adam(decoupled_weight_decay=True) is AdamW
+        name = name.replace("adam", "adamw") if "adam" in name else "adamw"
+    return OptimizerEntry(
+        name=name,
+        momentum=float(group.get("momentum", 0.0)),
+        weight_decay=float(group.get("weight_decay", 0.0)),
+    )

@@ -1,0 +1,66 @@
+"""The model's last layer, refitted with L2 regularisation on the stored representations (Yeh et al. 2018).
+
+With f = (representation, 1) and phi = weights f, the refitted layer minimises over the training rows
+
+    (1/n) sum_i L(phi_i, y_i) + l2 |weights|^2
+
+L is the cross-entropy of the softmax of phi for classes, (phi - y)^2 for values. At the minimum (Theorem 3.1)
+
+    weights_j = sum_i alpha_ij f_i        alpha_ij = -1 / (2 l2 n) dL(phi_i, y_i) / dphi_ij
+
+so that each row has a share in what the layer says of class j: phi_j(query) = sum_i alpha_ij <f_i, f_query>.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gradtrace.errors import CorruptIndexError
+from gradtrace.store.manifest import Manifest, RepresenterEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """entry: how it was fitted
+    weights: float64 [represented checkpoints, outputs, features + 1]
+    shares: alpha, float64 [represented checkpoints, stored rows, outputs], zero for deleted rows
+    """
+
+    entry: RepresenterEntry
+    weights: Tensor
+    shares: Tensor
+
+
+def loss_slopes(outputs: Tensor, labels: Tensor, classes: int | None) -> Tensor:
+    """dL / dphi, of classes or of values. outputs: [n, outputs];  labels: [n], int64 or floating point."""
+    if classes is None:
+        return 2 * (outputs - labels[:, None])
+    return outputs.softmax(1) - torch.nn.functional.one_hot(labels, classes)
+
+
+def with_constant(representations: Tensor) -> Tensor:
+    """[..., features] -> [..., features + 1], the last being one: its weight is the layer's bias."""
+    return torch.nn.functional.pad(representations, (0, 1), value=1.0)
+
+
+def load_refit(directory: Path, manifest: Manifest) -> Refit | None:
+    """The index's, None where it has none of its present rows.
+
+    Raises:
+        CorruptIndexError: its file is missing or damaged.
+    """
+    entry = manifest.representer
+    if entry is None or manifest.representer_is_stale():
+        return None
+    path = directory / entry.file.path
+    try:
+        found = load_file(path)
+        return Refit(entry, found["weights"], found["shares"].double())
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CorruptIndexError(f"{path} cannot be read ({error}); restore it or fit it again") from None

@@ -1,0 +1,132 @@
+"""TRAK's kernels: second moments, over all rows, of the compressed gradients of the model's output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gradtrace.errors import CorruptIndexError, StoreError
+from gradtrace.store.manifest import Manifest, Output
+from gradtrace.store.rows import RowStore
+
+_BLOCK_VALUES = 1 << 23  # float32 values of rows that are held at a time
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Kernel:
+    """Of one checkpoint.
+
+    inverse: float32 [dimensions, dimensions]
+    weight: root mean square of |dL/df| over the rows
+    least: the smallest |dL/df| above zero of a row; it stands for those of losses that are rounded to zero
+    """
+
+    inverse: Tensor
+    weight: float
+    least: float
+
+
+def output_of(columns: Mapping[str, NDArray[Any]]) -> Output:
+    """What the model's output is that the loss is of, from the label, prediction and loss of every row.
+
+    Raises:
+        StoreError: labels and predictions are neither all classes nor all real values, or a loss is negative.
+    """
+    if (columns["loss"] < 0).any():
+        raise StoreError(
+            "some losses are below zero, so they are neither -log p nor squared errors, and TRAK's kernel is unknown: "
+            "ask by another method"
+        )
+    known = [columns[name] for name in ("label", "prediction") if not _missing(columns[name])]
+    kinds = {np.issubdtype(values.dtype, np.integer) for values in known}
+    if len(kinds) != 1:
+        raise StoreError(
+            "TRAK needs to know whether the loss is -log p of a class or a squared error, and takes it from labels and "
+            "predictions, both whole numbers or both real: define label(self, example), and let predict give "
+            "[batch, classes] scores for classes"
+        )
+    return "log odds" if kinds.pop() else "value"
+
+
+def _missing(values: NDArray[Any]) -> bool:
+    return values.dtype == object or (values.dtype.kind == "f" and bool(np.isnan(values).all()))
+
+
+def output_weights(losses: Tensor, output: Output, least: float) -> Tensor:
+    """|dL/df|: by how much the loss changes with the model's output f; `least` for zero. Float32 as `losses`.
+
+    Log odds: L = -log p, f = log(p / (1 - p)), so it is 1 - p (Park et al. 2023, Equation 12). Values: L = c (f - y)^2,
+    so it is sqrt(2 L) with f in units of 1 / sqrt(2 c).
+    """
+    weights = -torch.expm1(-losses) if output == "log odds" else (2 * losses).sqrt()
+    return torch.where(weights > 0, weights, least)
+
+
+def stored_weights(store: RowStore, checkpoint: int, output: Output, least: float) -> Tensor:
+    """Those of all rows. Float32 [stored rows]."""
+    return output_weights(torch.tensor(store.columns(checkpoint)["loss"]), output, least)
+
+
+def share_at_least(store: RowStore, checkpoint: int, output: Output, least: float) -> float:
+    """Of the rows that are not deleted, how many share the smallest |dL/df|, or have zero."""
+    live = torch.from_numpy(store.row_ids.live())
+    smallest = stored_weights(store, checkpoint, output, least)[live] <= least
+    return (int(smallest.sum()) - 1) / len(smallest)
+
+
+def compute_kernel(store: RowStore, checkpoint: int, output: Output, damping: float, device: torch.device) -> Kernel:
+    """(Phi^T Phi + damping x its mean diagonal)^-1 at one checkpoint, Phi = rows / |dL/df| (Park et al. 2023,
+    Equation 13).
+
+    Raises:
+        StoreError: all gradients are zero.
+    """
+    live = torch.from_numpy(store.row_ids.live())
+    least = _least(stored_weights(store, checkpoint, output, 0.0)[live])
+    weights = stored_weights(store, checkpoint, output, least)
+    kernel = torch.zeros(store.dimensions, store.dimensions, dtype=torch.float64, device=device)
+    for start, rows in store.blocks([checkpoint], max(1, _BLOCK_VALUES // store.dimensions)):
+        part = slice(start, start + len(rows))
+        features = (rows[:, 0] / weights[part, None])[live[part]].to(device)  # [b, D]
+        kernel += features.T @ features
+    scale = float(kernel.diagonal().mean())
+    if not scale > 0:
+        raise StoreError("the gradients of all rows are zero at a checkpoint, so TRAK has no kernel there")
+    kernel.diagonal().add_(damping * scale)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel)).float().cpu().contiguous()
+    return Kernel(inverse, float(weights[live].double().square().mean().sqrt()), least)
+
+
+def _least(weights: Tensor) -> float:
+    above = weights[weights > 0]
+    return float(above.min()) if len(above) else torch.finfo(weights.dtype).tiny
+
+
+def load_kernels(directory: Path, manifest: Manifest, device: torch.device) -> dict[int, Kernel]:
+    """Those of an index by their checkpoints' positions; memory-mapped on the CPU.
+
+    Raises:
+        CorruptIndexError: a file is missing or damaged.
+    """
+    files = manifest.kernels.files if manifest.kernels else {}
+    found = {}
+    for position, entry in enumerate(manifest.checkpoints):
+        if entry.name in files:
+            path = directory / files[entry.name].path
+            try:
+                read = load_file(path)
+                found[position] = Kernel(read["inverse"].to(device), float(read["weight"]), float(read["least"]))
+            except (OSError, SafetensorError, KeyError) as error:
+                raise CorruptIndexError(
+                    f"the kernel {path} cannot be read ({error}); restore it, or go back to another generation"
+                ) from None
+    return found

@@ -1,0 +1,141 @@
+"""Parameters that are used by calls of functions instead of by their module's forward.
+
+`F.linear(x, embedding.weight)`, attention's projections, recurrent layers and tied weights have no module whose input
+and output are the factors of the gradient, but the calls in them have.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from gradtrace.gradients import recurrent
+from gradtrace.layers import CallInputs, Layer
+from gradtrace.layers.parameters import TableLayer
+
+
+class UseCollector(Protocol):
+    """What notes the use of a layer, see `gradients.Capture`."""
+
+    @property
+    def watching(self) -> bool: ...
+
+    def add(self, uses: Sequence[tuple[Layer, CallInputs]], output: Tensor) -> Tensor: ...
+
+
+class ParameterCalls(TorchFunctionMode):
+    """While active, calls that use one of these parameters as a matrix, a table or a bias are noted as uses of it.
+
+    parameters: layers by the id of their parameter.
+    """
+
+    def __init__(self, parameters: Mapping[int, Layer], collector: UseCollector) -> None:
+        super().__init__()
+        self.parameters, self.collector = parameters, collector
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        handler = _HANDLERS.get(func)
+        if handler is None or not self.collector.watching:
+            return func(*args, **(kwargs or {}))
+        return handler(self, func, *args, **(kwargs or {}))
+
+    def layer_of(self, tensor: Tensor | None) -> tuple[Layer, int] | None:
+        """The layer of a parameter, or of some of its first dimension's rows, with the number of the first row."""
+        if tensor is None:
+            return None
+        layer = self.parameters.get(id(tensor))
+        if layer is not None:
+            return layer, 0
+        base = tensor._base
+        layer = None if base is None else self.parameters.get(id(base))
+        if layer is None or base is None or tensor.stride() != base.stride() or tensor.shape[1:] != base.shape[1:]:
+            return None  # not a view, or transposed, or of some columns
+        row, rest = divmod(int(tensor.storage_offset() - base.storage_offset()), base.stride(0))
+        return None if rest else (layer, row)
+
+    def note(self, used: Sequence[tuple[Tensor | None, Tensor | None, int | None]], output: Tensor) -> Tensor:
+        """Note the uses of those parameters, or of rows of them, that are looked for.
+
+        used: (parameter, the call's input or None, the token without gradient or None).
+        """
+        uses = []
+        for parameter, inputs, padding in used:
+            found = self.layer_of(parameter)
+            if found is not None and parameter is not None:
+                layer, row = found
+                uses.append((layer, CallInputs(inputs, (row, row + len(parameter)), padding)))
+        return self.collector.add(uses, output) if uses else output
+
+
+def _linear(mode: ParameterCalls, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+    return mode.note([(weight, input, None), (bias, None, None)], func(input, weight, bias))
+
+
+def _embedding(mode: ParameterCalls, func: Any, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
+    output: Tensor = func(input, weight, *args, **kwargs)
+    found = mode.layer_of(weight)
+    if found is None or not isinstance(found[0], TableLayer):
+        return output
+    return mode.note([(weight, input, kwargs.get("padding_idx", args[0] if args else None))], output)
+
+
+# Functions of Python in which the calls are, with tests for modes that would send them here again.
+_NO_OVERRIDES = {name: lambda *args: False for name in vars(F) if name.startswith("has_torch_function")}
+
+
+def _opened(function: Any) -> Callable[..., Any]:
+    """The same function, but for its check of whether a mode is active: that one has seen it already."""
+    copy = types.FunctionType(
+        function.__code__, {**function.__globals__, **_NO_OVERRIDES}, function.__name__, function.__defaults__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+_attention = _opened(F.multi_head_attention_forward)
+
+
+def _run_inside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler that runs `function` in place of the call, noting the calls that it makes."""
+
+    def handler(mode: ParameterCalls, func: Any, *args: Any, **kwargs: Any) -> Any:
+        with mode:
+            return function(*args, **kwargs)
+
+    return handler
+
+
+def _unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `_run_inside`, where a parameter that is looked for is among the arguments."""
+    inside = _run_inside(function)
+
+    def handler(mode: ParameterCalls, func: Any, *args: Any, **kwargs: Any) -> Any:
+        tensors = [part for arg in args for part in (arg if isinstance(arg, list | tuple) else [arg])]
+        if any(id(tensor) in mode.parameters for tensor in tensors):
+            return inside(mode, func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+    return handler
+
+
+_HANDLERS: dict[Any, Callable[..., Any]] = {
+    F.linear: _linear,
+    F.embedding: _embedding,
+    F.multi_head_attention_forward: _run_inside(_attention),
+    torch._VF.lstm: _unrolled(recurrent.lstm),
+    torch._VF.gru: _unrolled(recurrent.gru),
+    torch._VF.rnn_tanh: _unrolled(recurrent.rnn_tanh),
+    torch._VF.rnn_relu: _unrolled(recurrent.rnn_relu),
+    torch._VF.lstm_cell: _unrolled(recurrent.lstm_cell),
+    torch._VF.gru_cell: _unrolled(recurrent.gru_cell),
+    torch._VF.rnn_tanh_cell: _unrolled(recurrent.rnn_tanh_cell),
+    torch._VF.rnn_relu_cell: _unrolled(recurrent.rnn_relu_cell),
+}

@@ -1,0 +1,87 @@
+"""Uncompressed per-example gradients, and their inner products without a row of all parameters for any example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtrace.data.batches import ExampleBatch, Measure
+from gradtrace.gradients.reference import stray_gradients
+from gradtrace.layers import Layer, Uses
+from gradtrace.models.gradient_model import GradientModel
+
+
+@dataclass(frozen=True, eq=False)
+class FullGradients:
+    """The gradients of one batch at one checkpoint: factors where a layer has them, whole ones for stray parameters."""
+
+    uses: Mapping[Layer, Uses]
+    strays: Mapping[Layer, Tensor]  # each [batch, 1, 1, size]
+    losses: Tensor  # [batch]
+
+    def inner_products(self, others: FullGradients) -> dict[str, Tensor]:
+        """With the gradients of another batch at the same checkpoint, by layer name. Each float32 [batch, others].
+
+        A layer that either batch did not use is left out: it adds nothing.
+        """
+        found = {
+            layer.name: layer.inner_products(own, others.uses[layer])
+            for layer, own in self.uses.items()
+            if layer in others.uses
+        }
+        return found | {
+            layer.name: own.flatten(1) @ others.strays[layer].flatten(1).T for layer, own in self.strays.items()
+        }
+
+    def times(self, factors: Tensor) -> FullGradients:
+        """Each example's gradient times its factor [batch]."""
+        return FullGradients(
+            {layer: [_times(factors, x, d) for x, d in uses] for layer, uses in self.uses.items()},
+            {layer: per_example(factors, gradient) * gradient for layer, gradient in self.strays.items()},
+            self.losses,
+        )
+
+    def squared_norms(self) -> Tensor:
+        """float64 [batch]: squares of float32 gradients may underflow. One example at a time: of the products of all
+        pairs only the diagonal is wanted."""
+        alone = (self._double(slice(position, position + 1)) for position in range(len(self.losses)))
+        return torch.cat([torch.cat(list(one.inner_products(one).values())).sum(0) for one in alone])
+
+    def _double(self, part: slice) -> FullGradients:
+        return FullGradients(
+            {layer: [(_double(x[part]), _double(d[part])) for x, d in uses] for layer, uses in self.uses.items()},
+            {layer: _double(gradient[part]) for layer, gradient in self.strays.items()},
+            self.losses[part],
+        )
+
+
+def per_example(factors: Tensor, values: Tensor) -> Tensor:
+    """Factors [batch] in a shape that multiplies [batch, ...]."""
+    return factors.view(-1, *(1,) * (values.dim() - 1))
+
+
+def _times(factors: Tensor, x: Any, d: Tensor) -> tuple[Any, Tensor]:
+    """The factors of each example's gradient times a number; tokens stand for one-hot vectors and stay."""
+    return (x, per_example(factors, d) * d) if d.is_floating_point() else (per_example(factors, x) * x, d)
+
+
+def _double(values: Tensor) -> Tensor:
+    return values.double() if values.is_floating_point() else values  # tokens stay what they are
+
+
+def full_gradients(model: GradientModel, batch: ExampleBatch, measure: Measure | None = None) -> FullGradients:
+    """The gradients of `measure`, by default the task's loss.
+
+    Raises:
+        LossError: a loss is NaN or infinite, or not one number per example.
+    """
+    uses: dict[Layer, Uses] = {}
+    losses = model.backpropagate(batch, lambda layer, x, d: uses.setdefault(layer, []).append((x, d)), measure)
+    strays: dict[Layer, list[Tensor]] = {}
+    for layer, _, gradient in stray_gradients(model.model, measure or model.task.loss, batch, model.plan):
+        strays.setdefault(layer, []).append(gradient)
+    return FullGradients(uses, {layer: torch.cat(parts) for layer, parts in strays.items()}, losses)

@@ -1,0 +1,248 @@
+"""Recording what each training row does to the model while it trains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from gradtrace.basis.basis import Basis, two_sided_basis
+from gradtrace.data.dataset import content_hash, fetch
+from gradtrace.data.guards import check_dataset
+from gradtrace.data.sample import sample_of
+from gradtrace.errors import RecordingError, UnsupportedLayerError
+from gradtrace.gradients.capture import tapped
+from gradtrace.gradients.examination import examine
+from gradtrace.gradients.plan import GradientPath, LayerPlan, PathChoice, plan_layers, trainable_names
+from gradtrace.recording.contributions import Contributions
+from gradtrace.recording.files import (
+    BASIS_NAME,
+    PROBES_NAME,
+    RECORDING_NAME,
+    ROWS_NAME,
+    Recording,
+    RecordingEntry,
+    read_recording,
+    write_recording,
+)
+from gradtrace.recording.momentum import SgdStep, sgd_step
+from gradtrace.recording.probes import Probes
+from gradtrace.recording.rows import HydraRows
+from gradtrace.task import Example, Task
+
+_SAMPLE = 16  # examples of the first batch, on which the model is examined
+
+
+class InfluenceRecorder:
+    """Records, step by step, what each row of a batch does to the model, from the step's own forward and backward pass.
+
+        recorder = InfluenceRecorder("runs/1/recording", task, probes=[test_set[3], test_set[7]])
+        for rows, (inputs, labels) in loader:  # rows: the examples' numbers in task.train
+            with recorder.step(model, optimizer, rows):
+                loss = F.cross_entropy(model(inputs), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            scheduler.step()
+        recording = recorder.finish()
+
+    A row's part of the step's gradient is what flows through its own activations: (a, d) of each layer as the training
+    computed them, augmentation, dropout and batch statistics included, so that the parts of a batch add up to the
+    gradient that the optimizer took. (Where BatchNorm mixes the batch, a row's part thus holds what it did to the
+    losses of the others.) That they add up is checked at the first step. Training itself is not changed by a bit.
+
+    Recorded are
+    - for every row, HyDRA's vector (Chen et al. 2021, without Hessian): how the final weights move with the row's
+      weight in the loss, momentum and weight decay followed exactly, in a seeded two-sided random basis (`hydra_rows`);
+      `build_index(recording=...)` makes an index of it, method `hydra`;
+    - for every probe and row, TracIn by step (Pruthi et al. 2020): lr x gradient of the probe's loss . the row's part,
+      with the weights before the step (Section 3.2). A step on one row alone is measured instead: the row is given the
+      fall of the probe's loss (TracInIdeal, Section 3.1), so that over a training of such steps the scores of all rows
+      sum up to the whole fall (Lemma 3.1).
+
+    One block holds one batch: one forward and backward pass and one step of a `torch.optim.SGD`. `state_dict` goes into
+    the training's own checkpoints, if it may be resumed. In distributed training, nothing is recorded of other
+    processes' batches.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        task: Task,
+        *,
+        dimensions: int = 1024,
+        probes: Sequence[Example] = (),
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            dimensions: of the HyDRA rows, at least one for each layer; 0: scores on the probes alone.
+            probes: examples with labels, of the kind that `task.train[i]` returns; each costs a forward and backward
+                pass at every step, and scores float64 [rows] in memory.
+
+        Raises:
+            RecordingError: nothing to record, or the directory has a recording already.
+            DatasetError: task.train is no fixed, map-style data set.
+        """
+        self.directory = Path(directory)
+        self.rows = check_dataset(task)
+        if not dimensions and not probes:
+            raise RecordingError("nothing to record: give dimensions of HyDRA rows, or probes")
+        if (self.directory / RECORDING_NAME).exists():
+            raise RecordingError(f"{self.directory} has a recording already: give another directory, or delete it")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.steps = 0
+        self._task, self._dimensions, self._seed = task, dimensions, seed
+        self._probes = Probes(task, list(probes), self.rows)
+        self._plan: LayerPlan | None = None
+        self._model: nn.Module | None = None
+        self._basis: Basis | None = None
+        self._hydra: HydraRows | None = None
+        self._restored: Mapping[str, Any] | None = None
+
+    @contextmanager
+    def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: Sequence[int] | Tensor) -> Iterator[None]:
+        """While open, what the model computes is recorded as the batch of these training rows, in their order.
+
+        Raises:
+            RecordingError: rows that task.train does not have, another optimizer than SGD, no step of it or more than
+                one, or parts that do not add up to its gradient.
+            TaskError: the task's loss or model cannot be attributed.
+        """
+        numbers = self._checked(rows)
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        plan = self._planned(model, sgd_step(optimizer), numbers)
+        contributions = Contributions(len(numbers), self._basis, keep=bool(self._probes) or not self.steps)
+        done = self.steps
+        if len(numbers) == 1:
+            self._probes.look()
+
+        def before_step(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            if not done:
+                contributions.check_sum(model)
+            self._record(numbers, contributions, sgd_step(stepped))
+
+        token = torch.zeros(0, device=next(model.parameters()).device, requires_grad=True)
+        handle = optimizer.register_step_pre_hook(before_step)
+        try:
+            with tapped(plan.modules, contributions.add, token):
+                yield
+        finally:
+            handle.remove()
+        if self.steps != done + 1:
+            raise RecordingError(
+                f"{self.steps - done} optimizer steps in one block: put the forward pass, loss.backward() and exactly "
+                "one optimizer.step() of a batch into each `with recorder.step(...)`"
+            )
+        if len(numbers) == 1:
+            self._probes.measure(int(numbers))
+
+    def finish(self) -> Recording:
+        """Write the recording, after the last step; without it there is none. Returns it, opened.
+
+        Raises:
+            RecordingError: no step was recorded.
+        """
+        if self._model is None:
+            raise RecordingError("no step was recorded: open recorder.step(model, optimizer, rows) around each")
+        entry = RecordingEntry(
+            rows=self.rows,
+            dimensions=self._basis.dimensions if self._basis else 0,
+            requested=self._dimensions,
+            seed=self._seed,
+            steps=self.steps,
+            probes=len(self._probes),
+            weights_sha256=weights_sha256(self._model),
+            files=[],
+        )
+        self._probes.look()
+        probes = self._probes.tensors()
+        writers: dict[str, Any] = {PROBES_NAME: lambda path: safetensors.torch.save_file(probes, path)}
+        if self._basis is not None and self._hydra is not None:
+            tensors = self._basis.to(torch.device("cpu")).tensors()
+            writers |= {ROWS_NAME: self._hydra.write, BASIS_NAME: lambda p: safetensors.torch.save_file(tensors, p)}
+        write_recording(self.directory, entry, writers)
+        if self._hydra is not None:
+            self._hydra.remove_files()
+        return read_recording(self.directory)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training gives to `load_state_dict`; save it where the weights are saved, at once."""
+        hydra = self._hydra.state() if self._hydra else None
+        return {"steps": self.steps, "probes": self._probes.state(), "hydra": hydra}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was called; before the first step, on a recorder of the same arguments."""
+        self._probes.restore(state["probes"])
+        self._restored, self.steps = state, state["steps"]
+
+    def _checked(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """int64 [batch] on the CPU."""
+        numbers = torch.as_tensor(rows, dtype=torch.int64).cpu()
+        if numbers.dim() != 1 or not len(numbers) or int(numbers.min()) < 0 or int(numbers.max()) >= self.rows:
+            raise RecordingError(
+                f"rows must be the batch's numbers in task.train, from 0 to {self.rows - 1}, one for each example; got "
+                f"{numbers.tolist()[:5]} ..."
+            )
+        return numbers
+
+    def _planned(self, model: nn.Module, step: SgdStep, numbers: Tensor) -> LayerPlan:
+        """The model's layers; made at the first step, when nothing has been recorded yet."""
+        if self._plan is not None and model is self._model:
+            return self._plan
+        if self._plan is not None:
+            raise RecordingError("another model than before: give each training a recorder of its own")
+        double, names = copy.deepcopy(model), trainable_names(model)
+        double.eval().requires_grad_(False)
+        rows, device = numbers[:_SAMPLE].tolist(), next(model.parameters()).device
+        sample = sample_of(self._task, rows, fetch(self._task.train, rows), device)
+        choice = examine(double, [(self._task.loss, sample)], names)
+        _check_recordable(choice)
+        plan = plan_layers(model, choice)
+        if self._dimensions:
+            self._begin_rows(plan, step, device)
+        resumed = self._restored is not None
+        self._probes.begin(model, double, plan_layers(double, choice), plan, resumed=resumed)
+        self._plan, self._model = plan, model
+        return plan
+
+    def _begin_rows(self, plan: LayerPlan, step: SgdStep, device: torch.device) -> None:
+        if self._dimensions < len(plan.layers):
+            raise RecordingError(f"dimensions must be at least {len(plan.layers)}, one for each layer")
+        size = sum(layer.size for layer in plan.layers)
+        self._basis = two_sided_basis(plan.layers, min(self._dimensions, size), self._seed).to(device)
+        self._hydra = HydraRows(self.directory, self.rows, self._basis.dimensions, momentum=step.momentum > 0)
+        if self._restored is not None:
+            self._hydra.restore(self._restored["hydra"])
+
+    def _record(self, numbers: Tensor, contributions: Contributions, step: SgdStep) -> None:
+        """Just before the weights change."""
+        if self._hydra is not None:
+            self._hydra.add(numbers, contributions.coordinates().cpu(), step)
+        if len(numbers) > 1:
+            self._probes.approximate(numbers, contributions, step.rate)
+        self.steps += 1
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Of all parameters."""
+    return content_hash(list(model.named_parameters()))
+
+
+def _check_recordable(choice: PathChoice) -> None:
+    """Raises UnsupportedLayerError for parameters whose gradients are not the factors of a module's own pass."""
+    others = [name for name, path in choice.paths.items() if path is not GradientPath.FACTORS]
+    others += [name for name in choice.layouts if name not in others]
+    if others or choice.whole_graph:
+        raise UnsupportedLayerError(
+            f"{', '.join(others) or 'the model'}: the training's own pass gives no per-example gradients of these "
+            "parameters (no supported layer type, weights that layers share in different roles, or examples that are "
+            "not in a layer's first dimension); freeze them (requires_grad_(False)), or use checkpoints instead of a "
+            "recorder"
+        )

@@ -1,0 +1,154 @@
+"""What a query returns: hits at both ends, and how the scores came about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from gradtrace.results.display import frame, label_text, table_html, table_text, training_example_html
+from gradtrace.results.distribution import Distribution
+from gradtrace.task import Label, Task
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Hit:
+    """One training row. Positive score: a proponent, which pushed the explained quantity down (made it better)."""
+
+    row: int
+    score: float
+    parts: dict[str, float]  # checkpoint name -> its share of the score; the shares sum to the score
+    label: Label | None
+    prediction: Label | None  # of the last checkpoint
+    loss: float  # at the last checkpoint
+    correct: bool | None
+    layers: dict[str, float] | None = None  # layer name -> its share of the score, likewise; where asked for
+    percentile: float | None = None  # share of all rows of the index with a lower score, in %; where asked for
+
+    def __repr__(self) -> str:
+        told = f"row={self.row}, score={self.score:+.4g}, label={self.label}, prediction={self.prediction}"
+        return f"Hit({told}, loss={self.loss:.4g})"
+
+    def record(self) -> dict[str, Any]:
+        """Its values by name, each checkpoint's part as `part:NAME` and each layer's share as `layer:NAME`."""
+        names = ("row", "score", "label", "prediction", "loss", "correct", "percentile")
+        parts = {f"part:{name}": part for name, part in self.parts.items()}
+        layers = {f"layer:{name}": share for name, share in (self.layers or {}).items()}
+        return {name: getattr(self, name) for name in names} | parts | layers
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Shares of the exact best and worst rows that an approximate searcher found on held-out queries at its build."""
+
+    top: float
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class InfluenceResult:
+    """The answer to one query, or to the mean of several, most extreme hit first at either end.
+
+    Proponents have positive scores and opponents negative ones, so there may be fewer than were asked for, and `note`
+    says so. Of `repsim` alone they are the most and the least alike, whatever their signs. Of several queries, `label`
+    and `prediction` are those that all share, and `loss` is their mean.
+    """
+
+    proponents: list[Hit]
+    opponents: list[Hit]
+    method: str
+    target: str  # what is explained: "loss", "loss at the predicted label", "measurement" or "prediction"
+    label: Label | None
+    prediction: Label | None
+    loss: float  # of the query at the last checkpoint
+    exact: bool  # True: the rows found are those that scoring every stored row would find
+    recall: Recall | None  # of the searcher with this method, where not exact and measured
+    rows_touched: int  # rows of which more than the first level was read
+    rows_searched: int  # rows that the filter left
+    queries: int = 1
+    rows_rescored: int = 0  # candidates that were scored by full gradients; 0: scores are those of the stored rows
+    distribution: Distribution | None = None  # where percentiles were asked for
+    note: str | None = None  # why there are fewer hits than asked for, or why every score is zero
+
+    task: Task | None = field(default=None, compare=False)  # names classes and renders rows where it is shown
+
+    @property
+    def rescored(self) -> bool:
+        return self.rows_rescored > 0
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A line for each hit: its side, its rank from 1 on, its values, and each checkpoint's part as `part:NAME`.
+
+        Raises:
+            MissingLibraryError: pandas is not installed.
+        """
+        return frame(self._records())
+
+    def __repr__(self) -> str:
+        ends = (
+            (name, self._lines(hits)) for name, hits in (("proponents", self.proponents), ("opponents", self.opponents))
+        )
+        tables = (f"{name}:\n{table_text(_HEADS, lines)}" if lines else f"{name}: none" for name, lines in ends)
+        return "\n".join([self._title(), *tables])
+
+    def _repr_html_(self) -> str:
+        heads = _HEADS if self.task is None else (*_HEADS, "example")
+        tables = [
+            table_html(title, heads, map(self._html_cells, hits, self._lines(hits)))
+            for title, hits in (("Proponents", self.proponents), ("Opponents", self.opponents))
+        ]
+        return f"<div><p>{escape(self._title())}</p>{''.join(tables)}</div>"
+
+    def _title(self) -> str:
+        asked = f"mean of {self.queries} queries" if self.queries > 1 else "query"
+        told = f"label {label_text(self.label, self.task)}, predicted {label_text(self.prediction, self.task)}"
+        how = "exact" if self.exact else "approximate"
+        return (
+            f"{self.method} of {asked}: {told}, loss {self.loss:.4g}; explained: {self.target}; {how} search of "
+            f"{self.rows_searched:,} rows"
+        )
+
+    def _lines(self, hits: Sequence[Hit]) -> list[list[str]]:
+        """The cells under `_HEADS`."""
+        return [
+            [
+                str(hit.row),
+                f"{hit.score:+.4g}",
+                label_text(hit.label, self.task),
+                label_text(hit.prediction, self.task),
+                f"{hit.loss:.4g}",
+            ]
+            for hit in hits
+        ]
+
+    def _html_cells(self, hit: Hit, cells: Sequence[str]) -> list[str]:
+        shown = [] if self.task is None else [training_example_html(self.task, hit.row)]
+        return [*map(escape, cells), *shown]
+
+    def _records(self) -> list[dict[str, Any]]:
+        return [
+            {"side": side, "rank": rank, **hit.record()}
+            for side, hits in (("proponent", self.proponents), ("opponent", self.opponents))
+            for rank, hit in enumerate(hits, 1)
+        ]
+
+
+_HEADS = ("row", "score", "label", "prediction", "loss")
+
+
+class InfluenceResults(list[InfluenceResult]):
+    """The answers to several queries, in their order."""
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """As that of each result, with the position of its query as `query`. Raises MissingLibraryError."""
+        return frame([{"query": query, **record} for query, result in enumerate(self) for record in result._records()])
+
+    def __repr__(self) -> str:
+        return "\n\n".join(map(repr, self)) or "[]"
+
+    def _repr_html_(self) -> str:
+        return "".join(result._repr_html_() for result in self)

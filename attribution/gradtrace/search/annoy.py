@@ -1,0 +1,53 @@
+"""Candidates from Annoy's forest of random splits (https://github.com/spotify/annoy)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gradtrace.errors import CorruptIndexError, StoreError
+from gradtrace.search.candidates import CandidateSearcher, widened
+from gradtrace.search.progressive import Floats, Rows
+from gradtrace.store.rows import RowStore
+
+
+def import_annoy() -> Any:
+    """The module. Raises StoreError where it is not installed."""
+    try:
+        import annoy
+    except ImportError as error:
+        raise StoreError(
+            f"an Annoy searcher needs the annoy library ({error}): pip install gradtrace[annoy] (it needs a C++ "
+            'compiler); searcher="progressive" does not'
+        ) from None
+    return annoy
+
+
+class AnnoySearcher(CandidateSearcher):
+    """Searches with a forest that `gradtrace build --searcher annoy:50` wrote; Annoy maps the file.
+
+    parameters: "search_k=50000", the nodes to look at for each end
+    """
+
+    _per_hit = 2
+    _least_share = 0.9  # Annoy knows no filter: looking far enough for one row in ten took 15 times the exact search
+
+    def __init__(self, store: RowStore, path: Path, parameters: str, device: str | torch.device = "cpu") -> None:
+        super().__init__(store, device)
+        self._forest = import_annoy().AnnoyIndex(store.checkpoints * store.dimensions, "dot")
+        self._search_k = int(parameters.removeprefix("search_k="))
+        try:
+            self._forest.load(str(path))
+        except OSError as error:
+            raise CorruptIndexError(f"{path} cannot be opened: {error}; rebuild it with `gradtrace build`") from error
+        if self._forest.get_n_items() != store.rows:
+            raise CorruptIndexError(f"{path} holds other rows than the index: rebuild it with `gradtrace build`")
+
+    def _nearest(self, vectors: Floats, count: int, allowed: NDArray[np.bool_] | None) -> list[Rows]:
+        count = count if allowed is None else widened(count, allowed)
+        nodes = max(self._search_k, self._forest.get_n_trees() * count)
+        return [np.array(self._forest.get_nns_by_vector(v, count, nodes), dtype=np.int64) for v in vectors]

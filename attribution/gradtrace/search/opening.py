@@ -1,0 +1,70 @@
+"""Searchers by name: "progressive" is exact; "faiss:HNSW32,SQfp16" and "annoy:50" need a file that a build wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from gradtrace.errors import StoreError
+from gradtrace.search.annoy import AnnoySearcher
+from gradtrace.search.candidates import Searcher
+from gradtrace.search.faiss import FaissSearcher
+from gradtrace.search.progressive import ProgressiveSearcher
+from gradtrace.store.manifest import Manifest
+from gradtrace.store.rows import RowStore
+
+Kind = Literal["progressive", "faiss", "annoy"]
+
+
+@dataclass(frozen=True, slots=True)
+class SearcherName:
+    """kind[:argument[;parameters]], such as faiss:IVF1024,Flat;nprobe=32
+
+    argument: FAISS's factory string, or Annoy's number of trees
+    parameters: of the searches; empty: chosen by the build
+    """
+
+    kind: Kind
+    argument: str
+    parameters: str
+
+    @classmethod
+    def parse(cls, name: str) -> SearcherName:
+        """Raises StoreError for a name of no searcher."""
+        kind, _, rest = name.partition(":")
+        argument, _, parameters = rest.partition(";")
+        complete = {"progressive": not rest, "faiss": bool(argument), "annoy": argument.isdecimal() and int(argument)}
+        if not complete.get(kind):
+            raise StoreError(
+                f"there is no searcher {name!r}: choose progressive, faiss:FACTORY such as faiss:HNSW32,SQfp16, or "
+                "annoy:TREES such as annoy:50"
+            )
+        return cls(next(known for known in get_args(Kind) if known == kind), argument, parameters)
+
+
+def open_searcher(
+    directory: Path, manifest: Manifest, store: RowStore, name: str | None, device: str | torch.device
+) -> Searcher:
+    """The searcher of this name; None: the index's own.
+
+    An approximate searcher that was built before rows or checkpoints came is passed over: exact search answers.
+
+    Raises:
+        StoreError: the index has no such searcher, or its library is missing.
+        CorruptIndexError: its file cannot be read.
+    """
+    entry = manifest.searcher
+    own = "progressive" if entry is None else entry.name
+    if name not in (None, own):
+        raise StoreError(
+            f"{directory} has no searcher {name!r}, only {own}: add it with `gradtrace build ... --searcher {name}`"
+        )
+    if entry is None or manifest.searcher_is_stale():
+        return ProgressiveSearcher(store, device)
+    path = directory / entry.file.path
+    if SearcherName.parse(entry.name).kind == "annoy":
+        return AnnoySearcher(store, path, entry.parameters, device)
+    return FaissSearcher(store, path, entry.parameters, device)

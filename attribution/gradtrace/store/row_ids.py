@@ -1,0 +1,115 @@
+"""Which training row each stored row is.
+
+A stored row has a position, where its shards hold it, and an id, its number in task.train. Ids never change; positions
+do when deleted rows are compacted away. Stores and searchers speak of positions, answers of ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradtrace.errors import CorruptIndexError, QueryError
+from gradtrace.store.manifest import FileEntry, Manifest
+
+Ids = NDArray[np.int64]
+
+
+class RowIds:
+    """The ids of an index's stored rows, and which of them are deleted.
+
+    Where positions and ids are the same and nothing is deleted, everything is handed through as it comes.
+
+    rows: ids are below this
+    present: bool [rows], whether a row is stored and not deleted
+    ids: int64 [stored rows], the id at each position, ascending
+    deleted: int64 [n], ids of stored rows that are deleted, ascending
+    """
+
+    def __init__(self, rows: int, ids: Ids, deleted: Ids) -> None:
+        self.rows = rows
+        self.present = np.zeros(rows, dtype=np.bool_)
+        self.present[ids] = True
+        self.present[deleted] = False
+        self.ids, self.deleted = ids, deleted
+        self._whole = len(ids) == rows and not len(deleted)
+
+    def of(self, positions: NDArray[np.int64]) -> Ids:
+        """The ids at these positions, of the same shape."""
+        return self.ids[positions]
+
+    def live(self) -> NDArray[np.bool_]:
+        """Which positions hold rows that are not deleted. bool [stored rows]."""
+        return self.present[self.ids]
+
+    def live_ids(self) -> Ids:
+        """Ids of the stored rows that are not deleted, ascending."""
+        return self.ids[self.live()]
+
+    def allowed(self, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+        """Which positions a search may find, from which ids a filter admits, [rows]; None: all.
+
+        Raises:
+            QueryError: none.
+        """
+        if self._whole:
+            return mask
+        allowed = self.live() if mask is None else (mask & self.present)[self.ids]
+        if not allowed.any():
+            raise QueryError("the filter leaves no training row but deleted ones; relax it")
+        return allowed
+
+    def spread(self, values: NDArray[np.float32], deleted: float) -> NDArray[np.float32]:
+        """From one value a position to one a row, `deleted` for deleted rows. [..., stored rows] -> [..., rows]."""
+        if self._whole:
+            return values
+        out = np.full((*values.shape[:-1], self.rows), deleted, dtype=np.float32)
+        live = self.live()
+        out[..., self.live_ids()] = values[..., live]
+        return out
+
+    def columns(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Columns [stored rows] as columns [rows]. Deleted rows have NaN in columns of numbers, None in others."""
+        return dict(columns) if self._whole else {name: self._column(column) for name, column in columns.items()}
+
+    def _column(self, column: NDArray[Any]) -> NDArray[Any]:
+        live = self.live()
+        numbers = np.issubdtype(column.dtype, np.number)
+        kind = np.result_type(column, np.float32) if numbers else np.dtype(object)
+        out = np.full(self.rows, np.nan if numbers else None, dtype=kind)
+        out[self.live_ids()] = column[live]
+        return out
+
+
+def read_row_ids(directory: Path, manifest: Manifest) -> RowIds:
+    """The ids of a generation's rows.
+
+    Raises:
+        CorruptIndexError: a file of ids is missing or does not fit the manifest.
+    """
+    rows = manifest.task.train_rows
+    ids = np.arange(manifest.rows) if manifest.row_ids is None else _read(directory, manifest.row_ids)
+    deleted = ids[:0] if manifest.deleted is None else _read(directory, manifest.deleted)
+    ascending = all((np.diff(some) > 0).all() for some in (ids, deleted))
+    if not ascending or len(ids) != manifest.rows or not _within(ids, 0, rows) or not np.isin(deleted, ids).all():
+        raise CorruptIndexError(
+            f"the row ids of {directory} do not fit its manifest: restore the index, or roll back to an earlier "
+            "generation"
+        )
+    return RowIds(rows, ids, deleted)
+
+
+def _within(ids: Ids, low: int, high: int) -> bool:
+    return not len(ids) or (int(ids[0]) >= low and int(ids[-1]) < high)
+
+
+def _read(directory: Path, entry: FileEntry) -> Ids:
+    path = directory / entry.path
+    try:
+        return np.frombuffer(path.read_bytes(), dtype="<i8").astype(np.int64)
+    except (OSError, ValueError) as error:
+        raise CorruptIndexError(f"{path} cannot be read: {error}; restore it or rebuild the index") from error

@@ -1,0 +1,185 @@
+"""Fit what an index keeps for life: its basis, and the curvature of each checkpoint in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+
+from gradtrace.basis.basis import Basis, dense_basis, identity_basis, two_sided_basis
+from gradtrace.data.dataset import fetch
+from gradtrace.models.gradient_model import GradientModel
+from gradtrace.errors import LossError, StoreError
+from gradtrace.fitted.fisher import curvature
+from gradtrace.models.fisher_labels import fisher_batches
+from gradtrace.store.manifest import BasisKind, FileEntry, Precision
+from gradtrace.checkpoints.second_moments import SecondMoments
+from gradtrace.store.precision import column_scales
+from gradtrace.fitted.adam import preconditioner
+from gradtrace.fitted.spectral import fit_spectral_basis
+from gradtrace.task import Example, Task
+from gradtrace_indexer.writing.files import write_file
+
+_SAMPLE_ROWS = 2048
+_SAMPLE_BATCH = 128
+
+Models = Callable[[], Iterator[GradientModel]]  # one for each checkpoint, in order, loaded one at a time
+
+
+def sample_rows(seed: int, rows: int) -> NDArray[np.int64]:
+    """Numbers of random ones of the first `rows` training rows, ascending: what `Samples` holds of them."""
+    return np.sort(np.random.default_rng(seed).choice(rows, size=min(rows, _SAMPLE_ROWS), replace=False))
+
+
+class Samples:
+    """Random ones of the first `rows` training examples, without repetition, in batches; the same whenever they are
+    drawn again, but for deleted rows. Knows which rows it handed out last.
+
+    live: int64, ascending, the rows that are not deleted;  None: all
+    """
+
+    def __init__(self, task: Task, seed: int, rows: int, live: NDArray[np.int64] | None = None) -> None:
+        chosen = sample_rows(seed, rows)
+        if live is not None:
+            left = np.intersect1d(chosen, live)
+            chosen = left if len(left) else live[:_SAMPLE_ROWS]
+        parts = np.array_split(chosen, -(-len(chosen) // _SAMPLE_BATCH))
+        self._rows: list[list[int]] = [part.tolist() for part in parts]
+        self._examples = [fetch(task.train, part) for part in self._rows]
+        self._last = self._rows[0]
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        for rows, examples in zip(self._rows, self._examples, strict=True):
+            self._last = rows
+            yield examples
+
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Losses of these examples that are NaN or infinite are reported with the numbers of their rows."""
+        try:
+            yield
+        except LossError as error:
+            raise error.naming(self._last) from error
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """How gradients are to be compressed, as it was asked for. The same for all training runs of an index."""
+
+    kind: BasisKind
+    dimensions: int
+    seed: int
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class RunFit:
+    """What was fitted for a training run, whose last checkpoint's model is `reference`."""
+
+    reference: GradientModel
+    dimensions: int
+    basis: FileEntry
+    column_scales: list[FileEntry]  # one for int4, else none
+
+
+def fit_run(
+    directory: Path,
+    name: str,
+    spec: FitSpec,
+    reference: GradientModel,
+    models: Models,
+    samples: Samples,
+    basis: Basis | None = None,
+) -> RunFit:
+    """Fit what the gradients of a training run are projected to and divided by, and write it to files of this name.
+
+    basis: a recording's, which is to be taken as it is
+
+    Raises:
+        StoreError: as `fit_basis`, or a full disk.
+        LossError: a loss or gradient of the samples is NaN or infinite.
+    """
+    with samples.named_in_errors():
+        if basis is None:
+            basis = fit_basis(spec.kind, spec.dimensions, spec.seed, reference, models, samples)
+        scales = [write_column_scales(directory, name, basis, models, samples)] if spec.precision == "int4" else []
+    return RunFit(reference, basis.dimensions, write_basis(directory, name, basis), scales)
+
+
+def fit_basis(
+    kind: BasisKind,
+    dimensions: int,
+    seed: int,
+    reference: GradientModel,
+    models: Models,
+    samples: Samples,
+) -> Basis:
+    """The basis of the wanted kind; fewer dimensions if the model has fewer parameters.
+
+    Raises:
+        StoreError: an unknown kind or no dimensions.
+    """
+    layers = reference.plan.layers
+    if dimensions < 1:
+        raise StoreError(f"dimensions must be at least 1, not {dimensions}")
+    dimensions = min(dimensions, sum(layer.size for layer in layers))
+    if kind == "spectral":
+        return fit_spectral_basis(
+            models,
+            reference,
+            lambda: (reference.batch(examples) for examples in islice(samples, 0, None, 2)),  # half is enough here
+            lambda model: fisher_batches(model, samples, seed),
+            dimensions,
+            seed,
+        )
+    if kind == "two-sided":
+        if dimensions < len(layers):
+            raise StoreError(
+                f"two-sided: dimensions must be at least {len(layers)}, one for each layer, not {dimensions}"
+            )
+        return two_sided_basis(layers, dimensions, seed)
+    if kind in ("gaussian", "rademacher"):
+        return dense_basis(layers, kind, dimensions, seed)
+    if kind == "none":
+        return identity_basis(layers, seed)
+    raise StoreError(f"unknown basis {kind!r}; choose spectral, two-sided, gaussian, rademacher or none")
+
+
+def write_basis(directory: Path, name: str, basis: Basis) -> FileEntry:
+    return write_file(directory, f"bases/{name}.safetensors", safetensors.torch.save(basis.tensors()))
+
+
+def write_column_scales(directory: Path, name: str, basis: Basis, models: Models, samples: Samples) -> FileEntry:
+    """What int4 divides each column by, from the gradients of half the samples at every checkpoint."""
+    squares, rows = torch.zeros(basis.dimensions, dtype=torch.float64), 0
+    for model in models():
+        projection = basis.to(model.device)
+        for examples in islice(samples, 0, None, 2):
+            coordinates = model.encode(projection, model.batch(examples))[0]
+            squares += coordinates.double().square().sum(0).cpu()
+            rows += len(coordinates)
+    content = safetensors.torch.save({"column_scales": column_scales(squares / rows, rows)})
+    return write_file(directory, f"column_scales/{name}.safetensors", content)
+
+
+def write_curvature(
+    directory: Path,
+    name: str,
+    basis: Basis,
+    model: GradientModel,
+    samples: Samples,
+    moments: SecondMoments | None,
+) -> FileEntry:
+    """Eigenvalues at one checkpoint in the spectral coordinates, and the preconditioner of its second moments."""
+    with samples.named_in_errors():
+        tensors = curvature(model, basis.to(model.device), samples, basis.seed)
+    if moments is not None:
+        tensors["preconditioner"] = preconditioner(model, basis.to(torch.device("cpu")), moments)
+    return write_file(directory, f"curvature/{name}.safetensors", safetensors.torch.save(tensors))

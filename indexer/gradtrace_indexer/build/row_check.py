@@ -1,0 +1,112 @@
+"""Before an index is published: rows of every new shard, recomputed alone by plain autograd.
+
+A model is examined on a sample of rows before it is used. What only other rows show (a branch that few take, a loss
+that looks at its batch) would be written without an error; here it has a second chance to be seen.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from gradtrace.basis.basis import Basis
+from gradtrace.data.batches import collate
+from gradtrace.data.dataset import fetch
+from gradtrace.models.gradient_model import GradientModel
+from gradtrace.errors import LossError
+from gradtrace.store.manifest import Manifest
+from gradtrace.store.precision import decode, encode, load_column_scales
+from gradtrace.store.row_ids import read_row_ids
+from gradtrace.store.rows import RowStore
+
+_ROWS = 3  # of each shard
+_RELATIVE = 5e-3  # of a row's norm: rounding of the gradients
+_OF_SHARD = 1e-4  # of the shard's largest norm: rounding of rows whose loss is nearly zero
+_NOISE = 20  # times what float32 changes in the row itself
+
+
+def check_written_rows(
+    directory: Path, manifest: Manifest, bases: Sequence[Basis], model_of: Callable[[int], GradientModel]
+) -> None:
+    """Compare some rows of every shard of this generation with their gradients alone.
+
+    manifest: with all shards.  model_of: gives the model of a checkpoint, by its number.
+
+    Raises:
+        LossError: rows differ; the text names them.
+    """
+    store, ids = RowStore(directory, manifest), read_row_ids(directory, manifest)
+    scales = load_column_scales(directory, manifest)
+    for number, entry in enumerate(manifest.checkpoints):
+        shards = [s for s in manifest.shards if s.checkpoint == number and _is_new(s.rows.path, manifest)]
+        if entry.kind == "recorded" or not shards:
+            continue
+        model = model_of(number)
+        check = _RowCheck(model, bases[entry.run], manifest, scales[entry.run] if scales else None)
+        for shard in shards:
+            draw = np.random.default_rng([number, shard.start])
+            positions = shard.start + np.sort(draw.permutation(shard.stop - shard.start)[:_ROWS])
+            positions = positions[ids.live()[positions]]
+            stored = store.gather([number], positions)[:, 0]
+            largest = float(store.norms(number)[shard.start : shard.stop].max())
+            rows = ids.of(positions).tolist()
+            differing = [
+                row for row, vector in zip(rows, stored, strict=True) if not check.agrees(row, vector, largest)
+            ]
+            if differing:
+                raise LossError(_text(entry.name, differing))
+
+
+def _is_new(path: str, manifest: Manifest) -> bool:
+    return path.endswith(f".{manifest.generation}.rows")
+
+
+def _text(checkpoint: str, rows: Sequence[int]) -> str:
+    return (
+        f"training row(s) {', '.join(map(str, rows))} have another gradient in a batch than alone, at checkpoint "
+        f"{checkpoint}: nothing is published. Likely causes: a loss or a layer that looks at the other examples of the "
+        "batch in cases that the first sample of rows did not show (padding that is not masked, weights or mining by "
+        "the batch, routing with a capacity), or a model or task that keeps a state between calls. Make each example's "
+        "loss its own, then build again; `gradtrace discard` removes what was written"
+    )
+
+
+@dataclass(frozen=True)
+class _RowCheck:
+    model: GradientModel
+    basis: Basis
+    manifest: Manifest
+    column_scales: Tensor | None
+
+    def agrees(self, row: int, stored: Tensor, largest: float) -> bool:
+        """Whether a stored row [dimensions] is what the example's gradient alone gives."""
+        try:
+            exact = self._row(self.model, row, double=False)
+        except LossError:
+            return True  # a bad row: marked where that was asked for, else the build has ended before
+        if self._near(stored, exact, _OF_SHARD * largest):
+            return True
+        try:
+            double = copy.copy(self.model)
+            double.model = copy.deepcopy(self.model.model).double()
+            exacter = self._row(double, row, double=True)
+        except Exception:  # the model or the loss is made for its own precision
+            return False
+        noise = float((exacter - exact).norm())  # losses near zero are differences of larger numbers
+        return self._near(stored, exacter, _OF_SHARD * largest + _NOISE * noise)
+
+    def _near(self, stored: Tensor, exact: Tensor, slack: float) -> bool:
+        codes, scale = encode(exact[None], self.manifest.precision, self.column_scales)
+        rounding = decode(codes, scale, self.column_scales)[0, : len(exact)] - exact
+        allowed = 3 * float(rounding.norm()) + _RELATIVE * float(exact.norm()) + slack
+        return float((stored - exact).norm()) <= allowed
+
+    def _row(self, model: GradientModel, row: int, double: bool) -> Tensor:
+        """float32 [dimensions]"""
+        example = collate(model.task, fetch(model.task.train, [row]), model.device, double)
+        return model.encode_by_autograd(self.basis, example, model.task.loss)[0][0].cpu()

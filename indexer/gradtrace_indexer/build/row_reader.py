@@ -1,0 +1,179 @@
+"""Reading training rows in batches: in this process, or ahead of it in the worker processes of PyTorch's DataLoader."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gradtrace.data.dataset import fetch
+from gradtrace.errors import DatasetError, StoreError
+from gradtrace.task import Example
+from gradtrace.user_code import user_line
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands for an example that cannot be read."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """What a worker process says in the place of a batch that cannot be sent."""
+
+    reason: str
+
+
+class RowReader:
+    """Reads rows of a map-style data set, in order.
+
+    Each batch of each checkpoint is read when its turn comes, and is in no memory before and after: reading a row once
+    for all checkpoints would need the weights of all of them in memory, or the data set.
+    """
+
+    def __init__(self, dataset: Any, workers: int = 0) -> None:
+        """workers: processes that read ahead, of which each has a copy of the data set; 0: read in this process.
+
+        Raises StoreError for a negative number."""
+        if workers < 0:
+            raise StoreError(f"num_workers must be 0 or more, not {workers}")
+        self._dataset, self._workers = dataset, workers
+        self._stretch = _Stretch()
+        self._loader: DataLoader[Any] | None = None
+
+    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[list[Example | Unreadable]]:
+        """The examples of each batch of rows in turn.
+
+        Raises:
+            DatasetError: worker processes cannot be started, died, or cannot send what they read.
+        """
+        if not self._workers:
+            return (_read(self._dataset, rows) for rows in parts)
+        return self._from_workers(parts)
+
+    def _from_workers(self, parts: Sequence[Sequence[int]]) -> Iterator[list[Example | Unreadable]]:
+        self._stretch.parts = parts
+        packed = self._started()
+        while True:
+            try:
+                content = next(packed)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError) as error:
+                raise DatasetError(
+                    f"a worker process that reads the training data ended ({str(error).splitlines()[0]}): it ran out "
+                    f"of memory, out of shared memory (in a container, give it more: --shm-size) or crashed; use fewer "
+                    f"workers, or {_ALONE}"
+                ) from error
+            batch = _unpacked(content)
+            if isinstance(batch, _Failed):
+                raise DatasetError(batch.reason)
+            yield batch
+
+    def _started(self) -> Iterator[Tensor]:
+        """The processes stay for the next stretch."""
+        if self._loader is None:
+            self._loader = DataLoader(
+                _PackedRows(self._dataset),
+                batch_sampler=self._stretch,
+                collate_fn=_as_it_is,
+                num_workers=self._workers,
+                persistent_workers=True,
+            )
+        try:
+            return iter(self._loader)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:  # where processes are not forked
+            raise DatasetError(
+                f"the training data cannot be sent to worker processes ({type(error).__name__}: {error}): define its "
+                f"classes and functions at the top of a module, open files when a row is read, or {_ALONE}"
+            ) from error
+
+
+_ALONE = "read in this process (num_workers=0)"
+
+
+class _Stretch:
+    """A batch sampler whose batches are given before each round."""
+
+    parts: Sequence[Sequence[int]] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(rows) for rows in self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+
+class _PackedRows(Dataset[Any]):
+    """A data set as a worker process reads it: whole batches, each packed into one tensor.
+
+    A DataLoader sends each tensor by a file descriptor of its own, of which there are too few for batches of examples.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __getitems__(self, rows: list[int]) -> Tensor:
+        batch = _read(self._dataset, rows)
+        try:
+            return _packed(batch)
+        except Exception as error:  # whatever the examples are
+            reason = (
+                f"the examples of rows {rows[0]} to {rows[-1]} cannot be sent from a worker process "
+                f"({type(error).__name__}: {error}): return tensors, arrays, images, numbers or text, or {_ALONE}"
+            )
+            return _packed(_Failed(reason))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _read(dataset: Any, rows: Sequence[int]) -> list[Example | Unreadable]:
+    try:
+        return fetch(dataset, rows)
+    except DatasetError:
+        return [_read_alone(dataset, row) for row in rows]
+
+
+def _read_alone(dataset: Any, row: int) -> Example | Unreadable:
+    try:
+        return fetch(dataset, [row])[0]
+    except DatasetError as error:
+        line = user_line(error)
+        return Unreadable(f"{error}" + (f" ({line})" if line else ""))
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles ordinary tensors as their bytes, twenty times faster than PyTorch does."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is not Tensor or value.layout != torch.strided or value.is_quantized or value.is_cuda:
+            return NotImplemented
+        content = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return _tensor, (content, value.dtype, tuple(value.shape))
+
+
+def _tensor(content: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(content).view(dtype).reshape(shape)
+
+
+def _packed(value: Any) -> Tensor:
+    """uint8 [bytes]"""
+    content = io.BytesIO()
+    _Pickler(content, protocol=5).dump(value)
+    return torch.frombuffer(bytearray(content.getbuffer()), dtype=torch.uint8)
+
+
+def _unpacked(content: Tensor) -> Any:
+    return pickle.loads(content.numpy().data)

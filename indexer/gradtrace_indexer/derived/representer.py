@@ -1,0 +1,127 @@
+"""Refit the last layer on an index's representations, for the method "representer"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gradtrace.errors import CorruptIndexError, StoreError
+from gradtrace.fitted.representer_head import loss_slopes, with_constant
+from gradtrace.methods.representation_scoring import lacks_representations
+from gradtrace.store.manifest import Manifest, RepresenterEntry
+from gradtrace.store.rows import RowStore, check_files, representation_store
+from gradtrace_indexer.generations import publish, successor, updating
+from gradtrace_indexer.writing.files import write_file
+
+_RESIDUAL = 1e-4  # of the decomposition, relative to the weights, at which the fit has converged
+_ROUNDS = 200  # of L-BFGS
+_TINY = 1e-300
+_BLOCK_ROWS = 4096
+
+
+def fit_representer(path: str | Path, *, l2: float = 0.003) -> Manifest:
+    """Publish a generation with the last layer refitted to the rows' labels, and each row's share in its weights.
+
+    Offline, without the task or the model. It holds the representations of all rows in memory, 8 bytes a value, and
+    stores 4 bytes for each row and class. Rows or checkpoints that come or go make it stale: run it again.
+
+    Args:
+        l2: the weight of the regularisation (Yeh et al. 2018; 0.003 in the authors' code). The smaller, the closer the
+            layer is to the labels, and the more of its weights rests on few rows.
+
+    Returns:
+        the manifest that is current now.
+
+    Raises:
+        StoreError: no index, no representations or labels in it, l2 not above zero, an update unfinished or running, a
+            full disk, or the fit does not converge.
+        CorruptIndexError: files of the index are damaged.
+    """
+    directory = Path(path)
+    if not 0 < l2 < float("inf"):
+        raise StoreError(f"l2 must be a number above zero, not {l2}")
+    with updating(directory, "fit representer") as (current, _):
+        store = _whole_store(directory, current)
+        after = successor(current, "fit representer")
+        entry = _entry(directory, after, store, l2)
+        return publish(directory, after.model_copy(update={"representer": entry}))
+
+
+def _whole_store(directory: Path, current: Manifest) -> RowStore:
+    problems = check_files(directory, current, deep=True)
+    if problems:
+        raise CorruptIndexError(f"{directory} is damaged: {'; '.join(problems)}. Restore the files, or rebuild it")
+    store = representation_store(directory, current)
+    if store is None:
+        raise StoreError(f"{directory} cannot answer by 'representer': {lacks_representations(current)}")
+    return store
+
+
+def _entry(directory: Path, manifest: Manifest, store: RowStore, l2: float) -> RepresenterEntry:
+    """Fit at each trained model, and write the file."""
+    live = torch.from_numpy(store.row_ids.live())
+    labels, classes = _labels(directory, store, live)
+    fits = [_fitted(_inputs(store, place)[live], labels, classes, l2) for place in range(store.checkpoints)]
+    shares = torch.zeros(store.checkpoints, store.rows, classes or 1)
+    shares[:, live] = torch.stack([own for _, own, _ in fits]).float()
+    content = {"weights": torch.stack([weights for weights, _, _ in fits]), "shares": shares}
+    return RepresenterEntry(
+        file=write_file(directory, f"representer/{manifest.generation}.safetensors", safetensors.torch.save(content)),
+        l2=l2,
+        classes=classes,
+        fitted_rows=len(labels),
+        residual=max(residual for _, _, residual in fits),
+        rows=manifest.representations_digest(),
+    )
+
+
+def _labels(directory: Path, store: RowStore, live: Tensor) -> tuple[Tensor, int | None]:
+    """Of the rows that are not deleted: classes int64, with their number, or values float64. [live rows]"""
+    columns = store.columns(store.checkpoints - 1)
+    stored, predicted = columns["label"], columns["prediction"]
+    labels = torch.from_numpy(stored.astype(np.float64))[live]
+    if bool(labels.isnan().any()):
+        raise StoreError(f"some rows of {directory} have no label that is a number: 'representer' has none to fit to")
+    predicts_values = predicted.dtype.kind == "f" and not np.isnan(predicted).all()
+    if stored.dtype.kind == "f" or predicts_values:
+        return labels, None
+    if int(labels.min()) < 0:
+        raise StoreError(f"labels of {directory} are below zero, so they are no classes: make them 0, 1, 2 ...")
+    return labels.long(), int(labels.max()) + 1
+
+
+def _inputs(store: RowStore, place: int) -> Tensor:
+    """What the layer is given for each row. float64 [rows, features + 1]"""
+    return torch.cat([with_constant(rows[:, 0].double()) for _, rows in store.blocks([place], _BLOCK_ROWS)])
+
+
+def _fitted(f: Tensor, labels: Tensor, classes: int | None, l2: float) -> tuple[Tensor, Tensor, float]:
+    """Weights [outputs, F], shares [n, outputs], and the residual of their decomposition, see `refit`."""
+    weights = torch.zeros(classes or 1, f.shape[1], dtype=torch.float64)
+    optimizer = torch.optim.LBFGS([weights], tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        outputs = f @ weights.T  # [n, outputs]
+        weights.grad = loss_slopes(outputs, labels, classes).T @ f / len(f) + 2 * l2 * weights
+        return _mean_loss(outputs, labels, classes) + l2 * weights.square().sum()
+
+    for _ in range(_ROUNDS):
+        optimizer.step(objective)  # 20 iterations
+        shares = loss_slopes(f @ weights.T, labels, classes) / (-2 * l2 * len(f))
+        residual = float((shares.T @ f - weights).norm() / weights.norm().clamp_min(_TINY))
+        if residual <= _RESIDUAL or not weights.any():
+            return weights, shares, residual
+    raise StoreError(
+        f"the refitted layer is still {residual:.1e} of its weights away from the sum of the rows' shares: choose a "
+        "larger l2"
+    )
+
+
+def _mean_loss(outputs: Tensor, labels: Tensor, classes: int | None) -> Tensor:
+    if classes is None:
+        return (outputs[:, 0] - labels).square().mean()
+    return torch.nn.functional.cross_entropy(outputs, labels)

@@ -1,0 +1,1 @@
+"""Building, measuring and setting the searcher of an index."""

@@ -1,0 +1,3 @@
+"""Writing the files of an index durably, under the lock of its sole writer.
+
+What is written is decided in the rooms above."""

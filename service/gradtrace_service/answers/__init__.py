@@ -1,0 +1,3 @@
+"""From the body of a request to the document that answers it: questions are checked, hits are rendered.
+
+No HTTP here."""

@@ -1,0 +1,99 @@
+"""Which of the queries of a request made it fail: what a task and its model cannot take is told by the field's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+
+from gradtrace import Index
+from gradtrace.errors import DatasetError, QueryError, TaskError
+from gradtrace_client.group_and_pair_schemas import PairsRequest
+from gradtrace_client.schemas import Queries
+from gradtrace_service.answers.questions import AskedExample, options_of
+from gradtrace_service.engine.memory import is_out_of_memory
+from gradtrace_service.errors import FieldError
+
+T = TypeVar("T")
+Failures = list[tuple[int, Exception]]  # of a sequence: places, with what each raised alone
+
+# What code raises of values that it does not expect. Others are failures of the machine, and their text may name files.
+_OF_VALUES = (QueryError, TaskError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError,
+              TypeError, ValueError)  # fmt: skip
+
+
+def unfit_queries(
+    index: Index, request: Queries | PairsRequest, queries: Sequence[AskedExample], error: Exception
+) -> dict[int, FieldError]:
+    """Find the queries that made answering them together raise `error`, by their places in `queries`. Those of a
+    micro-batch may come from several requests that are alike in all else.
+
+    Raises:
+        Exception: `error`, where a training row of the index would fail in the same way, or no query fails alone: then
+            the fault lies elsewhere.
+        FieldError: the queries can be asked about one by one, but not together.
+    """
+    if isinstance(error, DatasetError) or not isinstance(error, _OF_VALUES) or is_out_of_memory(error):
+        raise error
+
+    def attempt(asked: Sequence[AskedExample]) -> None:
+        examples = [query.example for query in asked]
+        index.try_queries(examples, request.method, options_of(request), request.target)
+
+    indexed = index.task.train[int(np.argmax(index.present))]
+    if failing_alone(attempt, [AskedExample(indexed, "")]):
+        raise error
+    failures = failing_alone(attempt, queries)
+    if any(is_out_of_memory(failure) for _, failure in failures):
+        raise error
+    if not failures:
+        _refuse_together(attempt, queries)
+        raise error
+    return {at: _refusal(index, queries[at].field, failure) for at, failure in failures}
+
+
+@contextmanager
+def named_refusals(index: Index, request: Queries | PairsRequest, queries: Sequence[AskedExample]) -> Iterator[None]:
+    """Raises the first of the refusals that `unfit_queries` finds when what is inside fails. Raises as that."""
+    try:
+        yield
+    except Exception as error:
+        refusals = unfit_queries(index, request, queries, error)
+        raise refusals[min(refusals)] from error
+
+
+def failing_alone(attempt: Callable[[Sequence[T]], object], items: Sequence[T]) -> Failures:
+    """Those of which `attempt` raises, found by halving: few among many take few attempts."""
+    try:
+        attempt(items)
+    except Exception as error:
+        if len(items) == 1:
+            return [(0, error)]
+        half = len(items) // 2
+        later = failing_alone(attempt, items[half:])
+        return failing_alone(attempt, items[:half]) + [(half + at, failure) for at, failure in later]
+    return []
+
+
+def _refuse_together(attempt: Callable[[Sequence[AskedExample]], object], queries: Sequence[AskedExample]) -> None:
+    try:
+        attempt(queries)
+    except _OF_VALUES as error:
+        field = queries[0].field.partition("[")[0]
+        detail = f"each can be asked about, but not all in one batch: send them one by one ({_told(error)})"
+        raise FieldError(field, detail) from error
+
+
+def _refusal(index: Index, field: str, error: Exception) -> FieldError:
+    if isinstance(error, QueryError | TaskError):
+        return FieldError(field, str(error))
+    if not isinstance(error, _OF_VALUES):
+        raise error
+    remedy = "send one like those that it was trained on"
+    return FieldError(field, f"{type(index.task).__name__} or its model cannot take it: {_told(error)}; {remedy}")
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

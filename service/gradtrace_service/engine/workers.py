@@ -1,0 +1,94 @@
+"""Threads or processes that own indexes."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import Any
+
+from gradtrace_service.engine.work import REFUSALS, Indexes, Outcome, Work, answer
+
+_owned = threading.local()  # what the worker owns: `indexes`
+
+_log = logging.getLogger(__name__)
+
+
+def thread_worker(indexes: Indexes) -> Executor:
+    """One thread of this process."""
+    return ThreadPoolExecutor(1, "gradtrace-index", _own, (lambda: indexes,))
+
+
+class ProcessWorkers(Executor):
+    """Processes, each with indexes of its own; the stored rows are mapped from the same memory, but each process
+    has its own copy of what `ProgressiveSearcher` holds.
+
+    When one is killed, what all of them were at fails with BrokenProcessPool, and new ones are started for what comes.
+    """
+
+    def __init__(self, count: int, indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._start = partial(ProcessPoolExecutor, count, context, _begin_process, (indexes, log_config))
+        self._pool = self._start()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        try:
+            return self._pool.submit(fn, *args, **kwargs)
+        except BrokenProcessPool:
+            _log.error("a process that answers was killed; new ones are started")
+            self._pool = self._start()
+            return self._pool.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def _begin_process(indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them all; the service ends its workers itself
+    logging.config.dictConfig(log_config)
+    threading.Thread(target=_end_with_parent, name="gradtrace-parent", daemon=True).start()
+    _own(indexes)
+
+
+def _end_with_parent() -> None:
+    """A service that is killed cannot end its workers, and these hold their own queue open."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _own(indexes: Callable[[], Indexes]) -> None:
+    _owned.indexes = indexes()
+
+
+def answer_batch(works: list[tuple[Work[Any], float]]) -> list[Outcome]:
+    """On a worker: answer the works of a batch."""
+    return answer(_owned.indexes, works, time.perf_counter)
+
+
+def answer_batch_elsewhere(works: list[tuple[Work[Any], float]]) -> list[Outcome]:
+    """On a worker that is a process: as `answer_batch`."""
+    return [_portable(outcome) for outcome in answer_batch(works)]
+
+
+def _portable(outcome: Outcome) -> Outcome:
+    """Pickle loses the tracebacks of exceptions, and one that it cannot make again would break all workers."""
+    if not isinstance(outcome, Exception):
+        return outcome
+    try:
+        if isinstance(outcome, REFUSALS):
+            return pickle.loads(pickle.dumps(outcome))
+    except Exception:  # of a user's own kind
+        pass
+    return RuntimeError("".join(traceback.format_exception(outcome)))

@@ -1,0 +1,88 @@
+"""Who may ask for what, and how often: decided before anything of a request's body is read."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as Connection
+
+from gradtrace_service.http.api_keys import ApiKey, KeyFile, Scope
+from gradtrace_service.http.problems import problem
+from gradtrace_service.http.rate_limit import RateLimit
+from gradtrace_service.ops.audit import AuditedCall
+
+OPEN = frozenset(("/", "/docs", "/openapi.json", "/healthz", "/readyz"))  # hold nothing of any index
+
+
+class Access:
+    """ASGI middleware: refuses requests without a key of the right scope (401, 403), and too many of them (429).
+
+    A FastAPI dependency would come too late: the framework reads and parses the body before it.
+
+    Args:
+        keys: None: everybody may ask for everything.
+        rate: For each key, and for each client's address where there is no valid key.
+        admin: First parts of the paths that need the scope `admin`; calls of them are audited. All other paths but the
+            open ones need `query`.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyFile | None, rate: RateLimit | None, admin: frozenset[str]) -> None:
+        self._app, self._keys, self._rate, self._admin = app, keys, rate, admin
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            await self._app(scope, receive, send)
+            return
+        key = self._key(scope)
+        needed = Scope.admin if scope["path"].lstrip("/").partition("/")[0] in self._admin else Scope.query
+        answering = self._too_many(scope, key) or self._not_allowed(key, needed) or self._app
+        if needed is not Scope.admin:
+            await answering(scope, receive, send)
+            return
+        call = AuditedCall(scope, send, key.name if key else None)
+        try:
+            await answering(scope, receive, call.send)
+        finally:
+            call.end()
+
+    def _key(self, scope: Connection) -> ApiKey | None:
+        scheme, _, token = Headers(scope=scope).get("Authorization", "").partition(" ")
+        return self._keys.find(token.strip()) if self._keys and scheme.lower() == "bearer" else None
+
+    def _too_many(self, scope: Connection, key: ApiKey | None) -> Response | None:
+        if self._rate is None:
+            return None
+        address = scope["client"][0] if scope["client"] else ""
+        wait = self._rate.take(f"key {key.name}" if key else f"address {network(address)}")
+        if not wait:
+            return None
+        detail = f"this client sends more requests than it may; send this one again in {math.ceil(wait)} s"
+        return problem(429, "rate-limit", detail, headers={"Retry-After": str(math.ceil(wait))})
+
+    def _not_allowed(self, key: ApiKey | None, needed: Scope) -> Response | None:
+        if self._keys is None:
+            return None
+        if key is None:
+            detail = "the request has no valid API key; send one as Authorization: Bearer KEY (the SDK: api_key=KEY)"
+            return problem(401, "unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="gradtrace"'})
+        if needed not in key.scopes:
+            detail = (
+                f"the key {key.name!r} has not the scope {needed.value!r}, which this address needs; use one that has"
+            )
+            challenge = f'Bearer realm="gradtrace", error="insufficient_scope", scope="{needed.value}"'
+            return problem(403, "forbidden", detail, headers={"WWW-Authenticate": challenge})
+        return None
+
+
+def network(address: str) -> str:
+    """What one client may send from: an address of IPv4, or 64 bits of IPv6, which hold an address for each request."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:  # of a socket in the file system, or behind a gateway that hides it
+        return address
+    shared = isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is None
+    return str(ipaddress.ip_network((found, 64), strict=False)) if shared else address

@@ -1,0 +1,60 @@
+"""What changes indexes, over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi.sse import EventSourceResponse
+
+from gradtrace_client.service_schemas import Job, Jobs, ReindexRequest
+from gradtrace_service.http.problems import error_responses
+from gradtrace_service.indexes.jobs import JobRunner
+
+router = APIRouter()
+
+
+def _jobs(request: Request) -> JobRunner:
+    jobs: JobRunner = request.app.state.jobs
+    return jobs
+
+
+OfflineJobs = Annotated[JobRunner, Depends(_jobs)]
+
+
+def _job(job: Annotated[str, Path(max_length=64)], jobs: OfflineJobs) -> Job:
+    return jobs.get(job)
+
+
+KnownJob = Annotated[Job, Depends(_job)]
+
+
+@router.post("/reindex", status_code=202, responses=error_responses(400, 408, 409, 413, 422, 500, 503))
+async def reindex(request: ReindexRequest, jobs: OfflineJobs, response: Response) -> Job:
+    """Start a job that brings an index up to date, or rolls it back; one that is at this already is answered instead.
+
+    Queries are answered all the while, and by the new generation from about a second after the job has ended.
+    """
+    job = jobs.start(request.index, request.roll_back_to)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return job
+
+
+@router.get("/jobs", responses=error_responses(500))
+async def list_jobs(jobs: OfflineJobs) -> Jobs:
+    """Jobs, running and ended."""
+    return Jobs(jobs=jobs.all())
+
+
+@router.get("/jobs/{job}", responses=error_responses(404, 422, 500))
+async def get_job(job: KnownJob) -> Job:
+    """How far a job is, or how it ended."""
+    return job
+
+
+@router.get("/jobs/{job}/events", response_class=EventSourceResponse, responses=error_responses(404, 422, 500))
+async def job_events(job: KnownJob, jobs: OfflineJobs) -> AsyncIterator[Job]:
+    """The job, now and whenever it changes, as server-sent events; the last one is of its end."""
+    async for state in jobs.follow(job.id):
+        yield state

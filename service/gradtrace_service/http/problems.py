@@ -1,0 +1,178 @@
+"""Every refusal as a problem document (RFC 9457) that names the field and the remedy."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gradtrace.errors import DatasetError, QueryError, TaskError
+from gradtrace_client.problem_schemas import FieldProblem, Problem, field_problems
+from gradtrace_service.engine.engine import (
+    DeadlineError,
+    DrainingError,
+    QueueFullError,
+    WorkerLostError,
+    WorkFailedError,
+)
+from gradtrace_service.engine.work import IndexUnavailableError, OutOfMemoryError
+from gradtrace_service.errors import FieldError, NotReadyError
+from gradtrace_service.ops.request_ids import request_id
+
+RETRY_AFTER_SECONDS = 1
+_MEDIA_TYPE = "application/problem+json"
+_REMEDIES = {  # of what the framework refuses in a word
+    400: "the body cannot be read as JSON; send one JSON object",
+    404: "there is nothing at this address; /docs lists the addresses",
+    405: "this address takes other methods; the Allow header and /docs list them",
+}
+
+_log = logging.getLogger(__name__)
+
+
+class AnswerFailures:
+    """ASGI middleware: an exception that no handler takes is answered here, and not by the framework's outermost layer:
+    there the answer would lack the headers that other middlewares add. It goes on to the server, which logs it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception:
+            if scope["type"] == "http" and not started:
+                await _failure()(scope, receive, send)
+            raise
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of the refusals with these statuses."""
+    content = {_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {
+        status: {"model": Problem, "description": HTTPStatus(status).phrase, "content": content} for status in statuses
+    }
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Answer every error that a route raises with a problem document."""
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(QueryError, _refused)
+    app.add_exception_handler(TaskError, _refused)
+    app.add_exception_handler(DatasetError, _failed)  # of the service's data; its words may name files
+    app.add_exception_handler(QueueFullError, _busy)
+    app.add_exception_handler(DeadlineError, _late)
+    app.add_exception_handler(NotReadyError, _not_ready)
+    app.add_exception_handler(DrainingError, _draining)
+    app.add_exception_handler(WorkerLostError, _lost)
+    app.add_exception_handler(IndexUnavailableError, _unavailable)
+    app.add_exception_handler(OutOfMemoryError, _out_of_memory)
+    app.add_exception_handler(WorkFailedError, _failed)
+
+
+def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    errors = error.errors()
+    if errors[0]["type"] == "json_invalid":
+        position, cause = errors[0]["loc"][-1], errors[0]["ctx"]["error"]
+        return problem(422, "invalid-request", f"the body is not JSON: {cause} at character {position}")
+    if tuple(errors[0]["loc"]) == ("body",) and errors[0]["type"] != "value_error":
+        return problem(422, "invalid-request", "send a JSON object as the body, with Content-Type: application/json")
+    fields = field_problems({**one, "loc": one["loc"][1:]} for one in errors)  # the first part says body or query
+    return problem(422, "invalid-request", "the request does not fit the API; /docs describes it", fields)
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    if isinstance(error, FieldError):
+        return problem(error.status, error.kind, str(error), [FieldProblem(field=error.field, detail=error.detail)])
+    return problem(422, "invalid-request", str(error))
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
+    return problem(error.status_code, kind, _REMEDIES.get(error.status_code, error.detail), headers=error.headers)
+
+
+def _busy(request: Request, error: Exception) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return problem(429, "busy", "too many requests are waiting; send this one again later", headers=headers)
+
+
+def _late(request: Request, error: Exception) -> Response:
+    return problem(
+        504, "deadline", "the answer took longer than requests may; ask for less, or again when it is calmer"
+    )
+
+
+def _not_ready(request: Request, error: Exception) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return problem(503, "starting", "the service is loading its index; ask again soon", headers=headers)
+
+
+def _draining(request: Request, error: Exception) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS), "Connection": "close"}
+    return problem(503, "draining", "the service is about to end; send this one to the next", headers=headers)
+
+
+def _lost(request: Request, error: Exception) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return problem(503, "worker-lost", "the process that was at it was killed; send it again", headers=headers)
+
+
+def _unavailable(request: Request, error: Exception) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    detail = "the index cannot be opened as it is now; the service's log says why, and it is tried again once repaired"
+    return problem(503, "index-unavailable", detail, headers=headers)
+
+
+def _out_of_memory(request: Request, error: Exception) -> Response:
+    _log.error("request %s ran out of memory: %s", request_id.get(), error)
+    return problem(
+        500, "out-of-memory", "the service has not the memory for this request; ask for fewer queries at once"
+    )
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    _log.error("request %s failed", request_id.get(), exc_info=error.__cause__ or error)
+    return _failure()
+
+
+def _failure() -> Response:
+    return problem(500, "failure", "the service failed on this request; its log says why")
+
+
+def problem(
+    status: int,
+    kind: str,
+    detail: str,
+    errors: Sequence[FieldProblem] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """A refusal as the document that tells of it; `kind` is the last part of its type."""
+    document = Problem(
+        type=f"urn:gradtrace:problem:{kind}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        errors=list(errors),
+        request_id=request_id.get(),
+    )
+    # What is told of a request may hold half a surrogate pair, as JSON's escapes can, which UTF-8 cannot.
+    content = json.dumps(document.model_dump(), ensure_ascii=False).encode(errors="replace")
+    return Response(content, status, dict(headers or {}), _MEDIA_TYPE)

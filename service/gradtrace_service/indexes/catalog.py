@@ -1,0 +1,272 @@
+"""The indexes that one worker holds open: loaded at their first question, replaced when a new generation is published,
+unloaded when memory is short."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import gradtrace
+from gradtrace import Index
+from gradtrace.errors import GradtraceError, MismatchError, QueryError, StoreError, TaskError
+from gradtrace.store.manifest import MANIFEST_NAME, read_manifest
+from gradtrace_indexer.task_loading import load_task
+from gradtrace_service.answers.rendering import try_rendering
+from gradtrace_service.engine.work import IndexUnavailableError
+from gradtrace_service.errors import FieldError
+from gradtrace_service.settings import Settings
+
+_TRY_AGAIN_SECONDS = 4.0  # between two attempts at an index that could not be opened and is asked for
+_RETAKE_SECONDS = 60.0  # the same, of a new generation whose old one goes on answering
+_LOOK_SECONDS = 1.0  # between two looks for new generations
+
+_RESTART = (
+    ". The task was loaded anew, with the modules beside it: where the data on disk is the right one, an installed "
+    "module, or one that cannot be imported twice, holds the old: restart the service"
+)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """An index that the service offers."""
+
+    name: str
+    path: Path
+    task: str  # module:attribute or path/to/file.py:attribute
+    checkpoints: list[Path] | None = None
+    device: str = "auto"
+
+    def open(self) -> Index:
+        """With a task of its own: generations differ in their data sets, and a task is one thread's alone.
+
+        Raises:
+            GradtraceError: see `load_task` and `gradtrace.open_index`; or its rows cannot be rendered.
+        """
+        index = gradtrace.open_index(
+            self.path, load_task(self.task, anew=True), checkpoints=self.checkpoints, device=self.device
+        )
+        try_rendering(index)
+        return index
+
+    def open_or_say_why(self) -> Index:
+        """As `open`, for who starts a program.
+
+        Raises:
+            GradtraceError: also in the place of what a user's task raised.
+        """
+        try:
+            return self.open()
+        except (GradtraceError, MemoryError):
+            raise
+        except Exception as error:
+            raise TaskError(f"{self.task}: {described(error)}") from error
+
+    def state(self) -> Any:
+        """Changes whenever another generation is published, or a file of this one is damaged or repaired.
+
+        Raises:
+            StoreError: there is no manifest, or it is damaged.
+        """
+        files = [entry.path for entry in read_manifest(self.path).files()]
+        return [_stamp(self.path / name) for name in (MANIFEST_NAME, *files)]
+
+
+def described(error: Exception) -> str:
+    """Errors of ours in their words; what a user's code raised with its kind and line."""
+    if isinstance(error, GradtraceError):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def hosted(indexes: Sequence[str], tasks: Sequence[str], settings: Settings) -> list[Hosted]:
+    """What the command line names: directories or NAME=DIRECTORY, with one task for each or one for all.
+
+    Raises:
+        StoreError: two of one name, or there is no index.
+        QueryError: there are not as many tasks as indexes.
+    """
+    if len(tasks) not in (1, len(indexes)):
+        raise QueryError(f"give one --task for all {len(indexes)} indexes, or one for each, in their order")
+    named = [text.partition("=") for text in indexes]
+    paths = [Path(after if separator else before) for before, separator, after in named]
+    names = [
+        before if separator else path.resolve().name for (before, separator, _), path in zip(named, paths, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        raise StoreError(f"two indexes have one name ({', '.join(names)}); name them apart: NAME=DIRECTORY")
+    for path in paths:
+        read_manifest(path)
+    return [
+        Hosted(name, path, task, settings.checkpoints, settings.device)
+        for name, path, task in zip(names, paths, tasks if len(tasks) > 1 else [*tasks] * len(paths), strict=True)
+    ]
+
+
+class FixedIndex:
+    """One index that is open already and stays as it is."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def get(self, name: str | None) -> Index:
+        if name is not None:
+            raise FieldError("index", f"there is no index {name!r}; this service has one, without a name: leave it out")
+        return self._index
+
+
+class Catalog:
+    """Open indexes by name, for one worker.
+
+    A new generation is opened beside the old one, on a thread, and takes its place between two batches: what is being
+    answered finishes on the old one. One that cannot be opened is passed over, and the old one goes on answering.
+
+    Args:
+        memory_limit: bytes of the process above which the indexes that were not asked for longest are unloaded.
+    """
+
+    def __init__(self, hosted: Sequence[Hosted], memory_limit: int | None = None) -> None:
+        self._hosted = {one.name: one for one in hosted}
+        self._memory_limit = memory_limit
+        self._open: OrderedDict[str, Index] = OrderedDict()  # the one asked for last is at the end
+        self._next: dict[str, Index] = {}
+        self._lock = threading.Lock()  # of the two above, never held while an index is opened
+        self._states: dict[str, Any] = {}  # of the generation that is open, or that could not be opened
+        self._complaints: dict[str, str] = {}  # what was said last of an index that cannot be opened
+        self._refused: dict[str, float] = {}  # when that was
+        self._opening = threading.Lock()  # of the three above: one index is opened at a time
+        self._stopped = threading.Event()
+        self._follower = threading.Thread(target=self._follow, name="gradtrace-generations", daemon=True)
+        self._follower.start()
+
+    def get(self, name: str | None) -> Index:
+        """The current generation of an index, opened if need be.
+
+        Raises:
+            FieldError: no index has this name.
+            IndexUnavailableError: it cannot be opened. It is tried again when its manifest has changed, or some seconds
+                later: other files of it may be put right.
+        """
+        if name is None:
+            name = next(iter(self._hosted))
+        if name not in self._hosted:
+            raise FieldError("index", f"there is no index {name!r}; this service has {', '.join(self._hosted)}")
+        with self._lock:
+            if name in self._next:
+                self._open[name] = self._next.pop(name)
+            known = name in self._open
+        if not known:
+            self._open_first(name)
+        with self._lock:
+            self._open.move_to_end(name)
+            return self._open[name]
+
+    def open_default(self) -> None:
+        """Open the first index now.
+
+        Raises:
+            IndexUnavailableError: it cannot be opened.
+        """
+        name, first = next(iter(self._hosted.items()))
+        with self._opening:
+            try:
+                self._states[name] = first.state()
+                opened = first.open_or_say_why()
+            except GradtraceError as error:
+                raise IndexUnavailableError(f"index {name} cannot be opened: {error}") from error
+            with self._lock:
+                self._open[name] = opened
+
+    def is_open(self, name: str) -> bool:
+        """Whether the index is in memory; for any thread."""
+        with self._lock:
+            return name in self._open
+
+    def _open_first(self, name: str) -> None:
+        with self._opening:
+            opened = self._newer(name, _TRY_AGAIN_SECONDS)
+            if opened is None:
+                raise IndexUnavailableError(f"index {name} cannot be opened: {self._complaints[name]}")
+            with self._lock:
+                self._open[name] = opened
+            self._make_room(name)
+
+    def _newer(self, name: str, again_after: float) -> Index | None:
+        """The index as it is on disk; None where it is open as it is, cannot be opened, or could not so many seconds
+        ago: what kept it from opening may lie outside of its files, as a task or memory do."""
+        since_refused = time.monotonic() - self._refused.get(name, math.inf)
+        try:
+            state = self._hosted[name].state()
+            if state == self._states.get(name) and since_refused <= again_after:
+                return None
+            self._states[name] = state
+            opened = self._hosted[name].open()
+        except Exception as error:  # also whatever a user's task raises
+            self._refused[name] = time.monotonic()
+            self._complain(name, error)
+            return None
+        self._complaints.pop(name, None)
+        self._refused.pop(name, None)
+        _log.info("index %s: generation %d is ready", name, opened.manifest.generation)
+        return opened
+
+    def _complain(self, name: str, error: Exception) -> None:
+        """Once, until something else is the matter."""
+        complaint = described(error)
+        if self._complaints.get(name) != complaint:
+            goes_on = ", the old generation goes on answering" if name in self._open else ""
+            remedy = _RESTART if goes_on and isinstance(error, MismatchError) else ""
+            _log.error("index %s cannot be opened%s: %s%s", name, goes_on, complaint, remedy)
+        self._complaints[name] = complaint
+
+    def _make_room(self, newest: str) -> None:
+        while self._memory_limit is not None and len(self._open) > 1:
+            if psutil.Process().memory_info().rss <= self._memory_limit:
+                return
+            oldest = next(name for name in self._open if name != newest)
+            _log.info("unloading index %s: memory is above its limit", oldest)
+            with self._lock:
+                del self._open[oldest], self._states[oldest]
+                self._next.pop(oldest, None)
+            gc.collect()
+
+    def _follow(self) -> None:
+        while not self._stopped.wait(_LOOK_SECONDS):
+            with self._lock:
+                names = list(self._open)
+            for name in names:
+                self._look(name)
+
+    def _look(self, name: str) -> None:
+        with self._opening:
+            if name not in self._open:  # unloaded meanwhile
+                return
+            opened = self._newer(name, _RETAKE_SECONDS)
+            if opened is not None:
+                with self._lock:
+                    self._next[name] = opened
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._follower.join()

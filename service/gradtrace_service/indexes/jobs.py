@@ -1,0 +1,272 @@
+"""Jobs that change an index: each is a process of its own, the same command as on the command line.
+
+A job's state lies in INDEX/jobs/{id}.json. The commands resume, so a job whose process was killed is started again, and
+so are those that a killed service left behind when it is started the next time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from gradtrace.errors import GradtraceError, StoreError
+from gradtrace.methods import METHODS, available_methods
+from gradtrace.store.manifest import read_manifest
+from gradtrace_client.service_schemas import Job
+from gradtrace_indexer.build.builder import missing_shards
+from gradtrace_indexer.generations import kept_generations, read_pending
+from gradtrace_indexer.writing.files import write_file
+from gradtrace_service.engine.engine import DrainingError
+from gradtrace_service.engine.work import IndexUnavailableError
+from gradtrace_service.errors import FieldError, NoSuchJobError, OtherJobError
+from gradtrace_service.indexes.catalog import Hosted
+
+_ATTEMPTS = 5
+_KEPT = 100  # jobs of an index that have ended; older ones are forgotten
+_LOCKED_SECONDS = 2.0  # between two attempts while another process writes the index
+_KILL_SECONDS = 10.0  # that a process has to end when it is told to
+_LOOK_SECONDS = 0.2  # between two looks at a job's progress
+_FOLDER = "jobs"
+
+_log = logging.getLogger(__name__)
+
+
+class JobRunner:
+    """Starts jobs and follows them. All methods are for the event loop's thread."""
+
+    def __init__(self, hosted: Sequence[Hosted]) -> None:
+        self._hosted: Mapping[str, Hosted] = {one.name: one for one in hosted}
+        self._jobs: dict[str, Job] = {}  # in the order in which they began: clocks may be set back
+        self._running: dict[str, asyncio.Task[None]] = {}  # by index: an index has one writer
+        self._changed = asyncio.Condition()
+        self._draining = False
+        for job in sorted((job for one in hosted for job in _kept_jobs(one)), key=lambda job: job.created):
+            self._jobs[job.id] = job
+        for one in hosted:
+            self._forget_old(one.name)
+
+    def resume(self) -> None:
+        """Start again what was running when the service ended: of each index the latest, since an index has one writer
+        and the end of others could not be kept."""
+        for job in reversed(list(self._jobs.values())):
+            if job.state == "running" and job.index in self._running:
+                self._keep(job.model_copy(update={"state": "failed", "error": "how it ended is not known"}))
+            elif job.state == "running":
+                self._start(job)
+
+    def start(self, index: str | None, roll_back_to: int | None = None) -> Job:
+        """Begin to bring an index up to date, or to roll it back; where that is running already, its job is returned.
+
+        index: its name; None: the first
+
+        Raises:
+            DrainingError: the service is about to end.
+            FieldError: no index has this name.
+            IndexUnavailableError: the index is gone or its manifest damaged.
+            OtherJobError: another job is running on it.
+        """
+        if self._draining:
+            raise DrainingError
+        index = next(iter(self._hosted)) if index is None else index
+        if index not in self._hosted:
+            raise FieldError("index", f"there is no index {index!r}; this service has {', '.join(self._hosted)}")
+        if index in self._running:
+            running = next(job for job in self._jobs.values() if job.index == index and job.state == "running")
+            if running.roll_back_to != roll_back_to:
+                raise OtherJobError(running.id, running.operation)
+            return running
+        job = Job(
+            id=secrets.token_hex(8),
+            index=index,
+            operation="update" if roll_back_to is None else "roll back",
+            roll_back_to=roll_back_to,
+            state="running",
+            progress=0.0,
+            generation=self._generation(index),
+            created=_now(),
+        )
+        self._start(job)
+        return job
+
+    def _generation(self, index: str) -> int:
+        try:
+            return read_manifest(self._hosted[index].path).generation
+        except StoreError as error:
+            raise IndexUnavailableError(str(error)) from error
+
+    def get(self, job: str) -> Job:
+        """Raises NoSuchJobError."""
+        if job not in self._jobs:
+            raise NoSuchJobError(job)
+        return self._jobs[job]
+
+    def all(self) -> list[Job]:
+        """The latest first."""
+        return list(reversed(self._jobs.values()))
+
+    async def follow(self, job: str) -> AsyncIterator[Job]:
+        """The job's states, now and whenever they change, to its end or the service's. Raises NoSuchJobError."""
+        state = self.get(job)
+        yield state
+        while state.state == "running" and not self._draining:
+            if (changed := await self._after(state)) is not state:
+                yield (state := changed)
+
+    async def _after(self, state: Job) -> Job:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.get(state.id) is not state or self._draining)
+        return self.get(state.id)
+
+    async def drain(self) -> None:
+        """Start nothing from now on, and let nobody wait for a job's end any more."""
+        self._draining = True
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def close(self) -> None:
+        """End the processes; what they were at is resumed when the service is started again."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _start(self, job: Job) -> None:
+        self._keep(job)
+        self._running[job.index] = asyncio.ensure_future(self._run(job))
+
+    async def _run(self, job: Job) -> None:
+        try:
+            ending = await self._ending(job)
+        finally:
+            del self._running[job.index]
+        await self._change(job.id, ended=_now(), **ending)
+        self._forget_old(job.index)
+
+    async def _ending(self, job: Job) -> dict[str, object]:
+        """Run the job to its end, and say how it ended."""
+        try:
+            code, error = await self._attempts(job)
+            generation = read_manifest(self._hosted[job.index].path).generation
+        except (GradtraceError, OSError) as failure:  # OSError: no process could be started
+            return {"state": "failed", "error": str(failure)}
+        if code == 0:
+            lost = _lost_methods(self._hosted[job.index].path, job.generation)
+            return {"state": "succeeded", "generation": generation, "progress": 1.0, "lost_methods": lost}
+        return {"state": "failed", "generation": generation, "error": error}
+
+    async def _attempts(self, job: Job) -> tuple[int, str]:
+        """As `_attempt`. What a signal ended goes on where it stood, some times; what another writer kept out waits for
+        it: such a one may be left of a service that was killed."""
+        attempt = 1
+        while True:
+            code, error = await self._attempt(job, attempt)
+            if code == os.EX_TEMPFAIL:
+                await asyncio.sleep(_LOCKED_SECONDS)
+            elif code >= 0 or attempt == _ATTEMPTS:
+                return code, error or f"signal {-code} ended its process, {attempt} times"
+            else:
+                attempt += 1
+
+    async def _attempt(self, job: Job, attempt: int) -> tuple[int, str]:
+        """Exit code, negative for signals, and what the process complained of last."""
+        await self._change(job.id, attempts=attempt)
+        process = await asyncio.create_subprocess_exec(
+            *self._command(job),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the service, which ends its jobs itself
+        )
+        assert process.stderr is not None
+        complaints = asyncio.ensure_future(process.stderr.read())
+        try:
+            while not complaints.done():
+                await asyncio.wait([complaints], timeout=_LOOK_SECONDS)
+                await self._tell_progress(job.id)
+            code = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                try:
+                    await asyncio.wait_for(process.wait(), _KILL_SECONDS)
+                except asyncio.TimeoutError:
+                    process.kill()
+                    await process.wait()
+        complaint = last_complaint(complaints.result().decode(errors="replace"))
+        if code:
+            _log.warning("job %s, attempt %d, ended with %d: %s", job.id, attempt, code, complaint)
+        return code, complaint
+
+    def _command(self, job: Job) -> list[str]:
+        hosted = self._hosted[job.index]
+        program = [sys.executable, "-m", "gradtrace_service"]
+        if job.roll_back_to is not None:
+            return [*program, "rollback", str(hosted.path), str(job.roll_back_to)]
+        moved = [] if hosted.checkpoints is None else ["--checkpoints", str(hosted.checkpoints[-1])]
+        return [*program, "update", str(hosted.path), "--task", hosted.task, "--device", hosted.device, *moved]
+
+    async def _tell_progress(self, job: str) -> None:
+        with contextlib.suppress(GradtraceError):  # a manifest that is replaced just now
+            pending = read_pending(self._hosted[self._jobs[job].index].path)
+            if pending is not None:
+                missing = sum(task.stop - task.start for task in missing_shards(pending))
+                share = 1 - missing / max(1, pending.rows * len(pending.checkpoints))
+                if round(share, 3) != self._jobs[job].progress:
+                    await self._change(job, progress=round(share, 3))
+
+    async def _change(self, job: str, **fields: object) -> None:
+        self._keep(self._jobs[job].model_copy(update=fields))
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _forget_old(self, index: str) -> None:
+        ended = [job for job in self._jobs.values() if job.index == index and job.state != "running"]
+        for job in ended[:-_KEPT]:
+            del self._jobs[job.id]
+            with contextlib.suppress(OSError):  # it is found again at the next start
+                (self._folder(index) / f"{job.id}.json").unlink(missing_ok=True)
+
+    def _folder(self, index: str) -> Path:
+        return self._hosted[index].path / _FOLDER
+
+    def _keep(self, job: Job) -> None:
+        self._jobs[job.id] = job
+        try:
+            write_file(self._folder(job.index), f"{job.id}.json", job.model_dump_json(indent=1).encode())
+        except GradtraceError as error:  # the job itself is not worse for it
+            _log.error("the state of job %s could not be kept: %s", job.id, error)
+
+
+def _kept_jobs(hosted: Hosted) -> Iterator[Job]:
+    """Of an index, whatever it was called when they were kept."""
+    for path in (hosted.path / _FOLDER).glob("*.json"):
+        with contextlib.suppress(ValidationError):  # one that a full disk cut short
+            yield Job.model_validate_json(path.read_bytes()).model_copy(update={"index": hosted.name})
+
+
+def last_complaint(stderr: str) -> str:
+    """The error that a command ends with, which may be of several lines; without one, the last line."""
+    lines = stderr.strip().splitlines() or [""]
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    return "\n".join(lines[errors[-1] :]).removeprefix("error: ") if errors else lines[-1]
+
+
+def _lost_methods(path: Path, generation: int) -> dict[str, str]:
+    """Methods by which that generation answered and the current one does not, with what brings each back."""
+    before = [kept for kept in kept_generations(path) if kept.generation == generation]  # none where it was pruned
+    now = read_manifest(path)
+    lacking = {name: METHODS[name].lacks(now) for manifest in before for name in available_methods(manifest)}
+    return {name: lacks for name, lacks in lacking.items() if lacks is not None}
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)

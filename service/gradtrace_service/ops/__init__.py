@@ -1,0 +1,1 @@
+"""What operators read: logs, request ids, the audit log and traces. Nothing here answers requests."""
