@@ -37,6 +37,7 @@ lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 docker-check: install  # what the images install and the compose file starts, without a container engine
 	$(VENV)/bin/hadolint docker/Dockerfile
