@@ -32,10 +32,9 @@ from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints
 from gradtrace.errors import MismatchError, StoreError
 from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, read_generation, read_manifest
 from gradtrace.task import Task
-from gradtrace_indexer import append_rows, build_index, delete_rows
+from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, delete_rows
 from gradtrace_indexer.build import build
 from gradtrace_indexer.task_loading import load_task
-from gradtrace_indexer.update import add_checkpoints, compact
 
 _POLL = 0.002
 _QUERIES = 3

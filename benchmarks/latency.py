@@ -84,10 +84,10 @@ def ask_in_process(index: Index, payloads: Sequence[Payload], k: int) -> tuple[T
     for payload in payloads:
         example = index.task.parse(payload)
         started = time.perf_counter()
-        result = index.influence([example], k=k)[0]
+        results = index.influence([example], k=k)
         whole = 1e3 * (time.perf_counter() - started)
-        lines.append((whole, *(index.last_timing[name] for name in ("gradient", "search", "rest"))))
-        found.append([hit.row for hit in (*result.proponents, *result.opponents)])
+        lines.append((whole, *(results.timing[name] for name in ("gradient", "search", "rest"))))
+        found.append([hit.row for hit in (*results[0].proponents, *results[0].opponents)])
     return _by_name(("end to end", "gradient", "search", "rest"), lines), found
 
 

@@ -58,8 +58,9 @@ def measure(index: Index, queries: list[Example], exact: NDArray[np.float32], na
     spent, results = [], []
     for query in queries:
         started = time.perf_counter()
-        results += index.influence([query], k=_K, **options)
-        whole, rescored = 1e3 * (time.perf_counter() - started), index.last_timing["rescore"]
+        answer = index.influence([query], k=_K, **options)
+        whole, rescored = 1e3 * (time.perf_counter() - started), answer.timing["rescore"]
+        results += answer
         spent.append((whole, rescored, rescored / max(1, results[-1].rows_rescored)))
     whole, rescored, per_row = np.median(spent, axis=0)
     top, bottom = (overlap(results, exact, sign) for sign in (-1, 1))

@@ -19,9 +19,8 @@ from pathlib import Path
 
 from benchmarks.memory import SomeRows
 from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints
-from gradtrace_indexer import append_rows, build_index, delete_rows
+from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, delete_rows
 from gradtrace_indexer.task_loading import load_task
-from gradtrace_indexer.update import add_checkpoints, compact
 
 
 def repeated(checkpoints: list[Checkpoint], count: int, folder: Path) -> list[Checkpoint]:

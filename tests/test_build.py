@@ -353,7 +353,7 @@ def test_rows_do_not_depend_on_the_batch(tmp_path: Path, basis: str) -> None:
     for checkpoint in range(2):
         a, b = (tiny.stored(index)[:, checkpoint] for index in (by_fifty, one_by_one))
         torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-5)
-        basis_of, model = by_fifty._contents.basis_of(checkpoint), by_fifty._contents.models[checkpoint]
+        basis_of, model = by_fifty.contents.basis_of(checkpoint), by_fifty.contents.models[checkpoint]
         alone = torch.cat([model.encode(basis_of, model.batch([row]))[0] for row in ROWS])
         torch.testing.assert_close(a, alone, rtol=2e-3, atol=1e-5)
 

@@ -119,7 +119,7 @@ def test_an_index_shows_itself(index: Index, tmp_path: Path) -> None:
 def replace_name(index: Index) -> Index:
     """The index with a checkpoint of an evil name."""
     entries = [entry.model_copy(update={"name": EVIL}) for entry in index.manifest.checkpoints]
-    changed = Index(index._contents)
+    changed = Index(index.contents)
     changed.manifest = index.manifest.model_copy(update={"checkpoints": entries})
     return changed
 

@@ -19,8 +19,7 @@ from typer.testing import CliRunner
 import tiny
 from gradtrace import CheckpointError, Index, LossError, QueryError, open_index
 from gradtrace.methods import METHODS
-from gradtrace_indexer import add_kernels, delete_rows, fit_representer, set_searcher
-from gradtrace_indexer.update import compact
+from gradtrace_indexer import add_kernels, compact, delete_rows, fit_representer, set_searcher
 from gradtrace_indexer.update.update import update_index
 from gradtrace_service import cli
 from gradtrace_service.app import create_app

@@ -14,9 +14,11 @@ import tiny
 from gradtrace import Checkpoint, CorruptIndexError, IncompleteIndexError, Index, StoreError, open_index
 from gradtrace.store.manifest import read_manifest
 from gradtrace_indexer import (
+    add_checkpoints,
     add_kernels,
     append_rows,
     build_index,
+    compact,
     delete_rows,
     discard,
     kept_generations,
@@ -26,7 +28,6 @@ from gradtrace_indexer import (
 )
 from gradtrace_indexer.build import build
 from gradtrace_indexer.generations import read_pending
-from gradtrace_indexer.update import add_checkpoints, compact
 from tiny import ClassTask
 
 ROWS, QUERIES = tiny.classes(40), tiny.classes(3, seed=5)

@@ -12,7 +12,6 @@ import gradtrace as gt
 from conftest import DigitsRun
 from digits_task import TASK
 from gradtrace import random_numbers
-from gradtrace.methods import Options
 from gradtrace.search.progressive import ProgressiveSearcher
 from gradtrace_indexer import build_index
 
@@ -37,8 +36,8 @@ def test_the_same_answers_on_either_device(digits_index: DigitsRun) -> None:
 
 def test_tf32_costs_the_search_no_hit(digits_index: DigitsRun) -> None:
     on_cpu = gt.open_index(digits_index.index, TASK, device="cpu")
-    on_gpu = ProgressiveSearcher(on_cpu._contents.store, "cuda")
-    scoring = on_cpu._scoring("tracin", Options())
+    on_gpu = ProgressiveSearcher(on_cpu.contents.store, "cuda")
+    scoring = on_cpu.scoring()
     vectors, _ = scoring.query_vectors(on_cpu._resolved([TASK.query[row] for row in range(20)], None))
     torch.set_float32_matmul_precision("high")
     try:

@@ -213,7 +213,7 @@ def test_layer_that_vmap_cannot_differentiate(tmp_path: Path) -> None:
     task = PairTask(lambda: nn.Sequential(nn.Linear(5, 3), OwnScale()), ROWS)
     with pytest.warns(SlowPathWarning, match=r"1\.weight.*one example at a time.*layers"):
         index = tiny.build(task, tmp_path, count=1)
-    assert index._contents.models[0].examination.choice.paths["1.weight"] is GradientPath.ALONE
+    assert index.contents.models[0].examination.choice.paths["1.weight"] is GradientPath.ALONE
     exact = [autograd_row(task, index, example) for example in ROWS]
     torch.testing.assert_close(tiny.stored(index)[:, 0], torch.stack(exact), rtol=1e-3, atol=1e-4)
 
@@ -221,7 +221,7 @@ def test_layer_that_vmap_cannot_differentiate(tmp_path: Path) -> None:
 def autograd_row(task: PairTask, index: Index, example: Any) -> Tensor:
     """All parameters' gradients of one example, in the order of the model's layers, biases last within a weight's."""
     model = task.model()
-    model.load_state_dict(index._contents.models[0].model.state_dict())
+    model.load_state_dict(index.contents.models[0].model.state_dict())
     loss = task.loss(model, task.collate([example])).sum()
     weight, bias, scale = torch.autograd.grad(loss, list(model.parameters()))
     return torch.cat([torch.cat([weight, bias[:, None]], dim=1).flatten(), scale])

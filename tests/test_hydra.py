@@ -24,11 +24,9 @@ from gradtrace import (
     open_index,
     read_recording,
 )
-from gradtrace.methods import Options
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace_indexer import add_run, append_rows, build_index, delete_rows, verify
+from gradtrace_indexer import add_checkpoints, add_run, append_rows, build_index, compact, delete_rows, verify
 from gradtrace_indexer.cli import app
-from gradtrace_indexer.update import add_checkpoints, compact
 
 TASK = digits_task.TASK
 STEPS = 60
@@ -132,7 +130,7 @@ def test_hydra_takes_no_options_and_no_hypothetical_rows(index: Index) -> None:
         index.scores(QUERIES, method="hydra", weights="equal")
     with pytest.raises(QueryError, match="no inner product of full gradients"):
         index.influence(QUERIES, method="hydra", rescore=True)
-    scoring = index._scoring("hydra", Options())
+    scoring = index.scoring("hydra")
     with pytest.raises(QueryError, match="rows that were trained on alone"):
         scoring.row_vectors(QUERIES)
 
@@ -177,7 +175,7 @@ def test_recordings_of_other_trainings_are_refused(run: Run, index: Index, tmp_p
             build_index(TASK, some, tmp_path / "index", recording=run.recording, progress=False)
     with pytest.raises(RecordingError, match="no finished recording"):
         build_index(TASK, checkpoints, tmp_path / "index", recording=tmp_path, progress=False)
-    directory = Path(index._contents.directory)
+    directory = Path(index.contents.directory)
     with pytest.raises(StoreError, match="already holds another index"):
         build_index(TASK, checkpoints[:3], directory, progress=False)
 

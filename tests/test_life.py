@@ -17,10 +17,19 @@ from hypothesis import strategies as st
 import tiny
 from gradtrace import Checkpoint, QueryError, open_index
 from gradtrace.store.manifest import read_manifest
-from gradtrace_indexer import append_rows, build_index, delete_rows, kept_generations, prune, roll_back, verify
+from gradtrace_indexer import (
+    add_checkpoints,
+    append_rows,
+    build_index,
+    compact,
+    delete_rows,
+    kept_generations,
+    prune,
+    roll_back,
+    verify,
+)
 from gradtrace_indexer.build import build
 from gradtrace_indexer.build.builder import Builder
-from gradtrace_indexer.update import add_checkpoints, compact
 from tiny import ClassTask
 
 ROWS, QUERIES = tiny.classes(60), tiny.classes(2, seed=5)

@@ -14,9 +14,18 @@ import tiny
 from gradtrace import CheckpointError, QueryError, StoreError, open_index
 from gradtrace.checkpoints.loading import Checkpoint
 from gradtrace.store.manifest import read_manifest
-from gradtrace_indexer import add_kernels, append_rows, delete_rows, fit_representer, prune, set_searcher, verify
+from gradtrace_indexer import (
+    add_checkpoints,
+    add_kernels,
+    append_rows,
+    compact,
+    delete_rows,
+    fit_representer,
+    prune,
+    set_searcher,
+    verify,
+)
 from gradtrace_indexer.description import details
-from gradtrace_indexer.update import add_checkpoints, compact
 from gradtrace_indexer.update.add_checkpoints import still_to_come
 from gradtrace_indexer.update.watch import _state
 from gradtrace_service.answers.influence import index_info

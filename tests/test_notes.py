@@ -164,11 +164,11 @@ def test_a_build_of_zero_gradients_is_told(tmp_path: Path) -> None:
 
     with pytest.warns(UserWarning, match="gradients of all 40 training rows are zero"):
         index = tiny.build(PairTask(tiny.mlp, ROWS, flat_loss), tmp_path / "flat")
-    message = zero_rows_message(index._contents.store, index.manifest)
+    message = zero_rows_message(index.contents.store, index.manifest)
     assert message is not None
     assert "gradients of all 40 training rows are zero" in message
     index = tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path / "usual")
-    assert zero_rows_message(index._contents.store, index.manifest) is None
+    assert zero_rows_message(index.contents.store, index.manifest) is None
 
 
 @pytest.mark.parametrize("asked", [{}, {"method": "cosine"}, {"method": "repsim", "similarity": "l2"}], ids=str)

@@ -18,8 +18,7 @@ from gradtrace import GroupInfluence, Index, QueryError, RowFilter, gradients_re
 from gradtrace.results import groups
 from gradtrace_client import AsyncClient, Client, InvalidRequestError
 from gradtrace_client.schemas import MAX_QUERIES
-from gradtrace_indexer import delete_rows
-from gradtrace_indexer.update import compact
+from gradtrace_indexer import compact, delete_rows
 from gradtrace_service.app import create_app
 from gradtrace_service.server import serving
 from tiny import ClassTask

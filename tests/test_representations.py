@@ -18,9 +18,17 @@ import tiny
 from gradtrace import Index, QueryError, RowFilter, StoreError, Task, TaskError, open_index
 from gradtrace.models.representations import TASK_HOOK, find_representation
 from gradtrace.store.manifest import read_manifest
-from gradtrace_indexer import append_rows, delete_rows, fit_representer, prune, roll_back, verify
+from gradtrace_indexer import (
+    add_checkpoints,
+    append_rows,
+    compact,
+    delete_rows,
+    fit_representer,
+    prune,
+    roll_back,
+    verify,
+)
 from gradtrace_indexer.build import build
-from gradtrace_indexer.update import add_checkpoints, compact
 from tiny import ClassTask, ValueTask
 
 ROWS, QUERIES = [*tiny.classes(57), *tiny.classes(3)], tiny.classes(5, seed=5)  # the last three are the first again
@@ -88,16 +96,10 @@ def test_questions(run: tuple[Path, ClassTask, Index], asked: dict[str, Any]) ->
     alone = [index.influence([query], k=4, **asked)[0] for query in QUERIES]
     for one, other in zip(index.influence(QUERIES, k=4, **asked), alone, strict=True):
         np.testing.assert_allclose([h.score for h in one.proponents], [h.score for h in other.proponents], rtol=1e-5)
-    scoring = index._scoring(asked["method"], _options(index, asked))
+    scoring = index.scoring(**asked)
     vectors, _ = scoring.query_vectors(index._resolved(QUERIES, None))
     pairs = torch.einsum("qcd,ncd->qn", vectors, scoring.row_vectors(ROWS[:7]))
     agree(scores[:, :7], pairs)
-
-
-def _options(index: Index, asked: dict[str, Any]) -> Any:
-    from gradtrace.methods import Options
-
-    return Options(similarity=asked.get("similarity"))
 
 
 @pytest.mark.parametrize(
@@ -150,9 +152,7 @@ def test_an_unlabelled_query_is_explained_for_its_predicted_class(run: tuple[Pat
     (same,) = index.influence([(x, result.prediction)], method="representer", k=3)
     assert [hit.score for hit in result.proponents] == [hit.score for hit in same.proponents]
     with pytest.raises(QueryError, match="classes 0 to 2"):
-        index._scoring("representer", _options(index, {})).query_vectors(
-            [replace(index._resolved([(x, 1)], None)[0], label=7)]
-        )
+        index.scoring("representer").query_vectors([replace(index._resolved([(x, 1)], None)[0], label=7)])
 
 
 def test_representer_values_of_a_regression(tmp_path: Path) -> None:

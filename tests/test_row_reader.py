@@ -16,11 +16,10 @@ from torch import Tensor, nn
 import tiny
 from gradtrace import Checkpoint, DatasetError, Index, LossError, StoreError, open_index
 from gradtrace.store.manifest import read_manifest
-from gradtrace_indexer import append_rows, build_index, generations
+from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, generations
 from gradtrace_indexer.build import build
 from gradtrace_indexer.build.row_reader import RowReader
 from gradtrace_indexer.description import details
-from gradtrace_indexer.update import add_checkpoints, compact
 from gradtrace_service.answers.questions import train_row_examples
 from gradtrace_service.errors import FieldError
 from tiny import ClassTask
@@ -217,4 +216,4 @@ def test_without_the_option_bad_rows_stop_the_build(tmp_path: Path) -> None:
     with pytest.raises(LossError, match=r"training row\(s\) 17"):
         tiny.build(ClassTask(tiny.mlp, Rows(ROWS, {17: nan_input})), tmp_path, basis="none")
     assert not (tmp_path / "index" / "manifest.json").exists()
-    assert read_manifest(skipping(tmp_path / "other")._contents.directory).skipped
+    assert read_manifest(skipping(tmp_path / "other").contents.directory).skipped

@@ -20,10 +20,20 @@ from gradtrace import (
     open_index,
 )
 from gradtrace.store.manifest import Manifest, read_manifest
-from gradtrace_indexer import add_run, append_rows, build_index, delete_rows, discard, prune, roll_back, verify
+from gradtrace_indexer import (
+    add_checkpoints,
+    add_run,
+    append_rows,
+    build_index,
+    compact,
+    delete_rows,
+    discard,
+    prune,
+    roll_back,
+    verify,
+)
 from gradtrace_indexer.build import build
 from gradtrace_indexer.build.builder import Builder
-from gradtrace_indexer.update import add_checkpoints, compact
 from tiny import ClassTask
 
 ROWS, QUERIES = tiny.classes(50), tiny.classes(4, seed=5)
@@ -104,9 +114,9 @@ def test_scores_are_means_over_runs(case: Built) -> None:
 
 
 def test_a_run_is_stored_as_in_an_index_of_its_own(case: Built) -> None:
-    both = case.both._contents
+    both = case.both.contents
     for run, single in enumerate(case.singles):
-        own = single._contents
+        own = single.contents
         assert row_files(both.directory, run, both.manifest) == row_files(own.directory, 0, own.manifest)
     names = [entry.name for entry in both.manifest.checkpoints]
     assert names == ["1.pt", "2.pt", "run-1/1.pt", "run-1/2.pt", "run-1/3.pt"]
@@ -134,7 +144,7 @@ def test_cosine_is_of_the_last_gradients_of_all_runs_together(case: Built) -> No
     products = sum(index.scores(QUERIES, method="graddot").astype(np.float64) for index in case.singles)
     rows = sum(index.self_influence(method="graddot").astype(np.float64) for index in case.singles)
     encoded = [
-        index._contents.last_model.encode(index._contents.bases[0], index._contents.last_model.batch(QUERIES))[0]
+        index.contents.last_model.encode(index.contents.bases[0], index.contents.last_model.batch(QUERIES))[0]
         for index in case.singles
     ]
     norms = np.sqrt(sum(part.double().square().sum(1).numpy() for part in encoded))

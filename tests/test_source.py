@@ -21,8 +21,7 @@ from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.checkpoints.second_moments import SecondMoments
 from gradtrace.fitted.adam import preconditioner
 from gradtrace.methods.source import Course, unrolled
-from gradtrace_indexer import build_index, prune
-from gradtrace_indexer.update import add_checkpoints
+from gradtrace_indexer import add_checkpoints, build_index, prune
 from tiny import ClassTask, PairTask
 
 Doubles = NDArray[np.float64]
@@ -226,7 +225,7 @@ ROWS, ASKED = tiny.classes(60), tiny.classes(7, seed=5)
 
 def formula(index: Index, names: list[str], segments: list[list[int]], lengths: list[float], decay: float) -> Doubles:
     """Scores from the stored rows and eigenvalues. [queries, rows]."""
-    contents = index._contents
+    contents = index.contents
     at = [[entry.name for entry in index.manifest.checkpoints].index(name) for name in names]
     rows = tiny.stored(index).double().numpy()[:, at]
     last = contents.models[contents.manifest.last_checkpoint]
@@ -324,7 +323,7 @@ def test_the_preconditioner_is_a_mean_over_the_weights_of_a_coordinate(tmp_path:
     index = build_index(task, found, tmp_path / "index", dimensions=1000, progress=False)
     moments = found[0].second_moments(task.model())
     assert moments is not None
-    stored, basis = index._contents.curvature[0]["preconditioner"], index._contents.bases[0]
+    stored, basis = index.contents.curvature[0]["preconditioner"], index.contents.bases[0]
     for layer in ("0", "2"):
         p = [1 / (moments.by_name[f"{layer}.{kind}"].double().sqrt() + 1e-4) for kind in ("weight", "bias")]
         matrix = torch.cat([p[0], p[1][:, None]], dim=1)
@@ -338,7 +337,7 @@ def test_the_preconditioner_is_a_mean_over_the_weights_of_a_coordinate(tmp_path:
 def test_the_preconditioner_is_all_of_it_where_the_basis_keeps_weights_as_they_are(tmp_path: Path) -> None:
     task = ClassTask(tiny.mlp, ROWS)
     index = tiny.build(task, tmp_path, count=1)
-    model, basis = index._contents.models[0], index._contents.bases[0]
+    model, basis = index.contents.models[0], index.contents.bases[0]
     exact = gradients_reference(task, tiny.loaded(task, load_one(tmp_path)), ROWS[:1])
     squares = {name: torch.rand(value.shape[1:]) for name, value in exact.items() if name != "2.bias"}
     found = preconditioner(model, basis, SecondMoments(squares, 0.999, 1e-3))
@@ -350,7 +349,7 @@ def test_the_preconditioner_is_all_of_it_where_the_basis_keeps_weights_as_they_a
 
 def test_moments_of_other_parameters_are_refused(tmp_path: Path) -> None:
     index = tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path, count=1)
-    model, basis = index._contents.models[0], index._contents.bases[0]
+    model, basis = index.contents.models[0], index.contents.bases[0]
     for strange in ({"2.weigth": torch.rand(3, 4)}, {"2.weight": torch.rand(4, 3)}):
         with pytest.raises(CheckpointError, match=rf"of other parameters than the model's \({next(iter(strange))}\)"):
             preconditioner(model, basis, SecondMoments(strange, 0.999, 1e-8))
@@ -377,7 +376,7 @@ def test_fast_source_is_source_at_the_averages(tmp_path: Path) -> None:
     assert [(entry.kind, entry.step) for entry in entries] == [("average", 30), ("average", 100), ("weights", 100)]
     states = [checkpoint.load() for checkpoint in found]
     for block, pair in enumerate((states[:2], states[2:])):
-        stored = index._contents.models[block].model.state_dict()
+        stored = index.contents.models[block].model.state_dict()
         for name in ("0.weight", "1.running_var", "3.bias"):
             torch.testing.assert_close(stored[name], (pair[0][name] + pair[1][name]) / 2)
         assert stored["1.num_batches_tracked"] == pair[1]["1.num_batches_tracked"]

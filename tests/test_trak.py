@@ -18,8 +18,7 @@ import tiny
 from gradtrace import Index, QueryError, StoreError, open_index
 from gradtrace.methods.trak import run_means
 from gradtrace.store.manifest import CheckpointEntry, Manifest
-from gradtrace_indexer import add_kernels, append_rows, delete_rows, prune, roll_back, verify
-from gradtrace_indexer.update import add_checkpoints, compact
+from gradtrace_indexer import add_checkpoints, add_kernels, append_rows, compact, delete_rows, prune, roll_back, verify
 from tiny import ClassTask, PairTask, ValueTask
 
 ROWS, QUERIES = tiny.classes(60), tiny.classes(7, seed=5)

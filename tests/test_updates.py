@@ -24,9 +24,8 @@ from gradtrace import (
     open_index,
 )
 from gradtrace.store.manifest import ShardEntry, read_manifest
-from gradtrace_indexer import append_rows, build_index, delete_rows, discard, prune, verify
+from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, delete_rows, discard, prune, verify
 from gradtrace_indexer.build import build
-from gradtrace_indexer.update import add_checkpoints, compact
 from same_basis import fresh_build
 from tiny import ClassTask
 

@@ -120,5 +120,5 @@ def files(directory: Path) -> dict[str, bytes]:
 
 def stored(index: Index) -> Tensor:
     """All rows as they are on disk, dequantised. [rows, checkpoints, dimensions]."""
-    store = index._contents.store
+    store = index.contents.store
     return torch.cat([block for _, block in store.blocks(range(store.checkpoints), 1000)])

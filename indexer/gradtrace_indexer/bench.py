@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +57,10 @@ def _lines(
         calls = [examples[start : start + batch] for start in range(0, len(examples) - batch + 1, batch)]
         spent, timings = [], []
         for call in calls:
-            spent.append(_milliseconds(partial(index.influence, call, k=k)))
-            timings.append([index.last_timing[part] for part in ("gradient", "search", "rest")])
+            started = time.perf_counter()
+            timing = index.influence(call, k=k).timing
+            spent.append(1e3 * (time.perf_counter() - started))
+            timings.append([timing[stage] for stage in ("gradient", "search", "rest")])
         parts = " | ".join(f"{median:.2f}" for median in np.median(timings, axis=0))
         rate = 1e3 * batch / float(np.median(spent))
         yield f"| {name} | {batch} | {parts} | {rate:,.1f} | {read:.1%} | {recall.top:.3f} | {recall.bottom:.3f} |"

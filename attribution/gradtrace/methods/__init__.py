@@ -6,7 +6,7 @@ from gradtrace.errors import QueryError
 from gradtrace.methods.hydra import Hydra
 from gradtrace.methods.influence import Influence
 from gradtrace.methods.method import Method, Scoring
-from gradtrace.methods.options import Options, Similarity, Weights
+from gradtrace.methods.options import MethodOptions, Similarity, Weights, check_options
 from gradtrace.methods.representer import Representer
 from gradtrace.methods.repsim import RepSim
 from gradtrace.methods.source import FastSource, Source
@@ -57,11 +57,12 @@ def method_named(name: str, manifest: Manifest) -> Method:
 __all__ = [
     "METHODS",
     "Method",
-    "Options",
+    "MethodOptions",
     "Scoring",
     "Similarity",
     "Weights",
     "available_methods",
+    "check_options",
     "lost_methods",
     "method_named",
 ]

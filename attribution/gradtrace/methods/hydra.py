@@ -11,7 +11,7 @@ from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method
-from gradtrace.methods.options import Options
+from gradtrace.methods.options import MethodOptions
 from gradtrace.store.manifest import Manifest
 from gradtrace.task import Example
 
@@ -36,13 +36,13 @@ class Hydra(Method):
             "with recording=... (`gradtrace build --recording DIR`)"
         )
 
-    def meaning(self, options: Options) -> str:
+    def meaning(self, options: MethodOptions) -> str:
         return (
             "Score: how much what is explained would fall, in its own unit, if the row counted twice in the whole "
             "training, to first order and without the curvature of the loss"
         )
 
-    def scoring(self, contents: IndexContents, options: Options) -> GradientScoring:
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
         entries = contents.manifest.checkpoints
         recorded = next(position for position, entry in enumerate(entries) if entry.kind == "recorded")
         trained = next(

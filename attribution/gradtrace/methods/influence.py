@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtrace.contents import IndexContents
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, chosen_checkpoints, lacks_curvature
-from gradtrace.methods.options import Options
+from gradtrace.methods.options import MethodOptions
 from gradtrace.store.manifest import Manifest, by_run, trained_models
 
 _DAMPING = 1.0  # chosen by measurement: docs/methods.md
@@ -37,17 +37,17 @@ class Influence(Method):
     def lacks(self, manifest: Manifest) -> str | None:
         return lacks_curvature(manifest)
 
-    def meaning(self, options: Options) -> str:
+    def meaning(self, options: MethodOptions) -> str:
         return (
             "Score: how much what is explained would rise, in its own unit, had the model been trained to its optimum "
             "without the row, times the number of training rows: to first order, where the model as it is stands at "
             "its optimum. Of several checkpoints of a run, their sum; of several runs, the mean"
         )
 
-    def scoring(self, contents: IndexContents, options: Options) -> GradientScoring:
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
         entries = contents.manifest.checkpoints
-        chosen = chosen_checkpoints(entries, options.checkpoints, trained_models(entries))
-        damping = _DAMPING if options.damping is None else options.damping
+        chosen = chosen_checkpoints(entries, options.get("checkpoints"), trained_models(entries))
+        damping = options.get("damping") or _DAMPING
         curvature = damped_curvature(contents, chosen, damping)
         inverse = torch.where(curvature > 0, 1 / curvature, 0)  # a layer that no sample used has no curvature
         return GradientScoring(contents, chosen, (inverse / len(by_run(entries, chosen))).float())

@@ -16,7 +16,7 @@ from torch import Tensor
 from gradtrace.basis.basis import Basis
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
-from gradtrace.methods.options import Options
+from gradtrace.methods.options import MethodOptions
 from gradtrace.models.queries import Query
 from gradtrace.search.candidates import Searcher
 from gradtrace.search.progressive import SearchResult, exhaustive_scores
@@ -118,11 +118,11 @@ class Method(ABC):
         """What an index would need to answer by this method, and how it gets it; None where it can."""
 
     @abstractmethod
-    def meaning(self, options: Options) -> str:
+    def meaning(self, options: MethodOptions) -> str:
         """What a score is, with its unit, as a sentence without a full stop."""
 
     @abstractmethod
-    def scoring(self, contents: IndexContents, options: Options) -> Scoring:
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> Scoring:
         """Bind the method to an index that lacks nothing. `options` were checked for their names.
 
         Raises:

@@ -12,7 +12,7 @@ from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.fitted.representer_head import loss_slopes, with_constant
 from gradtrace.methods.method import Floats, Method
-from gradtrace.methods.options import Options
+from gradtrace.methods.options import MethodOptions
 from gradtrace.methods.representation_scoring import RepresentationScoring, lacks_representations
 from gradtrace.models.queries import Query
 from gradtrace.store.manifest import Manifest
@@ -40,14 +40,14 @@ class Representer(Method):
             return "its last layer was refitted on other rows or checkpoints: run `gradtrace representer` on it again"
         return None
 
-    def meaning(self, options: Options) -> str:
+    def meaning(self, options: MethodOptions) -> str:
         return (
             "Score: the row's term in the last layer's output for the query's class (its label, or the predicted one; "
             "for values the predicted value), with that layer refitted under L2 regularisation. The terms of all rows "
             "sum to that output: positive raised it, negative lowered it. Of several runs, the mean over their models"
         )
 
-    def scoring(self, contents: IndexContents, options: Options) -> RepresentationScoring:
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> RepresentationScoring:
         return _RepresenterScoring(contents)
 
 

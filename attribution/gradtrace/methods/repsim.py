@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradtrace.contents import IndexContents
 from gradtrace.methods.method import Floats, Method
-from gradtrace.methods.options import Options
+from gradtrace.methods.options import MethodOptions
 from gradtrace.methods.representation_scoring import RepresentationScoring, lacks_representations
 from gradtrace.methods.tracin import inverse
 from gradtrace.models.queries import Query
@@ -39,15 +39,16 @@ class RepSim(Method):
     def lacks(self, manifest: Manifest) -> str | None:
         return lacks_representations(manifest)
 
-    def meaning(self, options: Options) -> str:
+    def meaning(self, options: MethodOptions) -> str:
+        meaning = _MEANINGS[options.get("similarity") or "cosine"]
         return (
-            f"Score: {_MEANINGS[options.similarity or 'cosine']}, at the trained model, of several runs the mean. "
+            f"Score: {meaning}, at the trained model, of several runs the mean. "
             "High is alike; the lowest are the least alike, which says nothing of harm: they are no opponents in the "
             "sense of a cause"
         )
 
-    def scoring(self, contents: IndexContents, options: Options) -> RepresentationScoring:
-        return _SCORINGS[options.similarity or "cosine"](contents)
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> RepresentationScoring:
+        return _SCORINGS[options.get("similarity") or "cosine"](contents)
 
 
 class _Dot(RepresentationScoring):

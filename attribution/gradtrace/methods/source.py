@@ -12,7 +12,7 @@ from gradtrace.checkpoints.learning_rates import stretch_sums
 from gradtrace.contents import IndexContents
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Doubles, Method, chosen_checkpoints, lacks_curvature
-from gradtrace.methods.options import Options
+from gradtrace.methods.options import MethodOptions
 from gradtrace.store.manifest import CheckpointEntry, CheckpointKind, Manifest, by_run, trained_models
 
 _SEGMENTS = 3
@@ -51,17 +51,17 @@ class Source(Method):
                 )
         return None
 
-    def meaning(self, options: Options) -> str:
+    def meaning(self, options: MethodOptions) -> str:
         return (
             "Score: how much what is explained would rise, in its own unit, had the training gone without the row, "
             "times the number of training rows: an estimate from the training's course. Where the index does not know "
             "the optimizer, it is taken for SGD without momentum and weight decay. Of several training runs, the mean"
         )
 
-    def scoring(self, contents: IndexContents, options: Options) -> GradientScoring:
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
         entries = contents.manifest.checkpoints
         available = [block for block, entry in enumerate(entries) if entry.kind == self.kind]
-        chosen = chosen_checkpoints(entries, options.checkpoints, available, self.kind)
+        chosen = chosen_checkpoints(entries, options.get("checkpoints"), available, self.kind)
         runs = by_run(entries, chosen)
         factors = torch.zeros(len(entries), contents.bases[0].dimensions)
         for run in by_run(entries, available):
@@ -70,8 +70,8 @@ class Source(Method):
         query_at = [trained[entries[block].run] for block in chosen]
         return GradientScoring(contents, chosen, factors[chosen] / len(runs), query_at)
 
-    def segments(self, options: Options) -> int | None:
-        return options.segments or _SEGMENTS
+    def segments(self, options: MethodOptions) -> int | None:
+        return options.get("segments") or _SEGMENTS
 
 
 class FastSource(Source):
@@ -97,7 +97,7 @@ class FastSource(Source):
                 )
         return super().lacks(manifest)
 
-    def segments(self, options: Options) -> int | None:
+    def segments(self, options: MethodOptions) -> int | None:
         return None
 
 

@@ -13,7 +13,7 @@ from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Doubles, Floats, Method, chosen_checkpoints
-from gradtrace.methods.options import Options
+from gradtrace.methods.options import MethodOptions
 from gradtrace.store.manifest import CheckpointEntry, Manifest, by_run, trained_models, weights_positions
 from gradtrace.task import Example
 
@@ -45,16 +45,16 @@ class _GradientProduct(Method):
     def lacks(self, manifest: Manifest) -> str | None:
         return None
 
-    def meaning(self, options: Options) -> str:
-        return f"{_MEANINGS[options.weights or self.default_weights]}. Of several training runs, the mean"
+    def meaning(self, options: MethodOptions) -> str:
+        return f"{_MEANINGS[options.get('weights') or self.default_weights]}. Of several training runs, the mean"
 
-    def scoring(self, contents: IndexContents, options: Options) -> GradientScoring:
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
         entries = contents.manifest.checkpoints
-        chosen = chosen_checkpoints(entries, options.checkpoints, self.default_checkpoints(entries))
+        chosen = chosen_checkpoints(entries, options.get("checkpoints"), self.default_checkpoints(entries))
         return _ProductScoring(contents, chosen, checkpoint_weights(entries, chosen, self.weights(options)))
 
-    def weights(self, options: Options) -> str:
-        return options.weights or self.default_weights
+    def weights(self, options: MethodOptions) -> str:
+        return options.get("weights") or self.default_weights
 
     def default_checkpoints(self, entries: Sequence[CheckpointEntry]) -> list[int]:
         return trained_models(entries)
@@ -81,15 +81,15 @@ class Cosine(_GradientProduct):
 
     name = "cosine"
 
-    def meaning(self, options: Options) -> str:
+    def meaning(self, options: MethodOptions) -> str:
         return "Score: cosine between the gradients of row and query, from -1 to 1"
 
-    def weights(self, options: Options) -> str:
-        if options.weights not in (None, "equal"):
+    def weights(self, options: MethodOptions) -> str:
+        if options.get("weights") not in (None, "equal"):
             raise QueryError("method 'cosine' weighs its checkpoints equally; leave weights out")
         return "equal"
 
-    def scoring(self, contents: IndexContents, options: Options) -> GradientScoring:
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
         product = super().scoring(contents, options)
         return _CosineScoring(contents, product.blocks, np.ones(len(product.blocks)))
 

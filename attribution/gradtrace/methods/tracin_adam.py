@@ -13,7 +13,7 @@ from gradtrace.errors import MismatchError, QueryError
 from gradtrace.fitted.adam_whitening import adam_factors, encode_preconditioned
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import chosen_checkpoints
-from gradtrace.methods.options import Options
+from gradtrace.methods.options import MethodOptions
 from gradtrace.methods.tracin import TracIn, checkpoint_weights
 from gradtrace.models.gradient_model import MeasureName
 from gradtrace.store.manifest import Manifest
@@ -38,15 +38,15 @@ class TracInAdam(TracIn):
                 )
         return None
 
-    def meaning(self, options: Options) -> str:
+    def meaning(self, options: MethodOptions) -> str:
         return (
             f"{super().meaning(options)}. Adam's steps stand for those of SGD: each weight's product of gradients is "
             "divided by the root of its second moment"
         )
 
-    def scoring(self, contents: IndexContents, options: Options) -> GradientScoring:
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
         entries = contents.manifest.checkpoints
-        chosen = chosen_checkpoints(entries, options.checkpoints, self.default_checkpoints(entries))
+        chosen = chosen_checkpoints(entries, options.get("checkpoints"), self.default_checkpoints(entries))
         weights = checkpoint_weights(entries, chosen, self.weights(options))
         return _AdamScoring(contents, chosen, torch.from_numpy(weights).float()[:, None])
 

@@ -13,7 +13,7 @@ from gradtrace.data.batches import ExampleBatch
 from gradtrace.fitted.trak_kernels import output_weights, stored_weights
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Floats, Method, chosen_checkpoints
-from gradtrace.methods.options import Options
+from gradtrace.methods.options import MethodOptions
 from gradtrace.models.gradient_model import MeasureName
 from gradtrace.store.manifest import CheckpointEntry, KernelsEntry, Manifest
 
@@ -43,17 +43,17 @@ class Trak(Method):
         when = "as after every change of its rows or checkpoints"
         return f"it has no kernel of {lacking[0]}: run `gradtrace kernels` on it, {when}"
 
-    def meaning(self, options: Options) -> str:
+    def meaning(self, options: MethodOptions) -> str:
         return (
             "Score: how much better the model's output (the log odds of the label, the value, or the task's "
             "measurement) is for the row, to scale, if the network were linear around the checkpoint; the mean over "
             "checkpoints"
         )
 
-    def scoring(self, contents: IndexContents, options: Options) -> GradientScoring:
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
         entries, kernels = contents.manifest.checkpoints, contents.manifest.kernels
         assert kernels is not None  # else `lacks` refused
-        chosen = chosen_checkpoints(entries, options.checkpoints, list(contents.kernels))
+        chosen = chosen_checkpoints(entries, options.get("checkpoints"), list(contents.kernels))
         return _TrakScoring(contents, kernels, chosen)
 
 

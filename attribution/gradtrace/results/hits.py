@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -141,7 +141,14 @@ _HEADS = ("row", "score", "label", "prediction", "loss")
 
 
 class InfluenceResults(list[InfluenceResult]):
-    """The answers to several queries, in their order."""
+    """The answers to several queries, in their order.
+
+    timing: milliseconds by stage: "gradient", "search", "rescore", "percentiles" and "rest".
+    """
+
+    def __init__(self, results: Iterable[InfluenceResult], timing: dict[str, float]) -> None:
+        super().__init__(results)
+        self.timing = timing
 
     def to_pandas(self) -> pandas.DataFrame:
         """As that of each result, with the position of its query as `query`. Raises MissingLibraryError."""

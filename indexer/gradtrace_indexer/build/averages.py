@@ -11,10 +11,10 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor
 
-from gradtrace.checkpoints.loading import Checkpoint
-from gradtrace.errors import CheckpointError
 from gradtrace.checkpoints.learning_rates import stretch_sums
+from gradtrace.checkpoints.loading import Checkpoint
 from gradtrace.checkpoints.second_moments import SecondMoments, moments_path
+from gradtrace.errors import CheckpointError
 from gradtrace.task import Task
 from gradtrace_indexer.build.builder import second_moments
 from gradtrace_indexer.writing.files import write_file, write_through

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from gradtrace.basis.basis import two_sided_basis
-from gradtrace.data.batches import collate
 from gradtrace.checkpoints.checkpoint import Checkpoint, load_into
-from gradtrace.models.gradient_model import GradientModel, fresh_model
+from gradtrace.data.batches import collate
 from gradtrace.errors import DatasetError, LossError
 from gradtrace.fingerprint import without_probes
+from gradtrace.models.gradient_model import GradientModel, fresh_model
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.precision import LARGEST_VALUE
 from gradtrace.store.row_ids import Ids, read_row_ids
 from gradtrace.task import Example, Task
-from gradtrace_indexer.writing.files import write_ids
 from gradtrace_indexer.build.row_reader import RowReader, Unreadable
+from gradtrace_indexer.writing.files import write_ids
 
 _log = logging.getLogger(__name__)
 

@@ -13,15 +13,25 @@ import numpy as np
 import torch
 
 from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints
-from gradtrace.models.gradient_model import GradientModel
+from gradtrace.data.guards import check_dataset
 from gradtrace.errors import CheckpointError, RecordingError, StoreError
 from gradtrace.fingerprint import task_entry
-from gradtrace.data.guards import check_dataset
 from gradtrace.index import Index
-from gradtrace.store.manifest import MANIFEST_NAME, BasisEntry, BasisKind, CheckpointEntry, FisherEntry, Manifest, Precision, RepresentationsEntry, read_manifest
+from gradtrace.models.gradient_model import GradientModel
 from gradtrace.opening import open_index
-from gradtrace.store.precision import STORED_DTYPES
 from gradtrace.recording import read_recording
+from gradtrace.store.manifest import (
+    MANIFEST_NAME,
+    BasisEntry,
+    BasisKind,
+    CheckpointEntry,
+    FisherEntry,
+    Manifest,
+    Precision,
+    RepresentationsEntry,
+    read_manifest,
+)
+from gradtrace.store.precision import STORED_DTYPES
 from gradtrace.store.row_ids import Ids
 from gradtrace.store.shards import ShardLayout, default_levels
 from gradtrace.task import Task
@@ -29,11 +39,11 @@ from gradtrace.user_code import check_methods
 from gradtrace_indexer.build.averages import with_averages
 from gradtrace_indexer.build.bad_rows import BadRows, Screening
 from gradtrace_indexer.build.builder import Builder, checkpoint_entries
-from gradtrace_indexer.writing.files import sole_writer
 from gradtrace_indexer.build.fit import FitSpec, RunFit, Samples, sample_rows
-from gradtrace_indexer.generations import save_pending, unfinished
 from gradtrace_indexer.build.recorded import recorded_entry
+from gradtrace_indexer.generations import save_pending, unfinished
 from gradtrace_indexer.searchers.build import check_searcher, set_searcher
+from gradtrace_indexer.writing.files import sole_writer
 
 _SHARD_BYTES = 256 << 20
 _SHARD_ROWS = 32_768

@@ -22,34 +22,34 @@ import torch
 from tqdm import tqdm
 
 from gradtrace.basis.basis import Basis, load_bases
+from gradtrace.checkpoints.indexed import indexed_checkpoint
 from gradtrace.checkpoints.loading import Checkpoint
+from gradtrace.checkpoints.second_moments import SecondMoments
 from gradtrace.data.dataset import fetch
+from gradtrace.data.sample import varied_rows
 from gradtrace.devices import pick_device
-from gradtrace.models.gradient_model import Examination, GradientModel
 from gradtrace.errors import CheckpointError, MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.checkpoints.indexed import indexed_checkpoint
-from gradtrace.store.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
-from gradtrace.checkpoints.second_moments import SecondMoments
+from gradtrace.models.gradient_model import Examination, GradientModel
 from gradtrace.models.path_report import summary, warn_of_slow_paths
-from gradtrace.store.precision import load_column_scales
 from gradtrace.recording import Recording
+from gradtrace.store.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
+from gradtrace.store.precision import load_column_scales
 from gradtrace.store.row_ids import Ids, read_row_ids
-from gradtrace.data.sample import varied_rows
-from gradtrace.store.shards import ShardLayout, representation_layout
 from gradtrace.store.rows import RowStore
+from gradtrace.store.shards import ShardLayout, representation_layout
 from gradtrace.task import Example, Task
 from gradtrace_indexer.build.bad_rows import BadRows, usable_ids, with_skipped_deleted
-from gradtrace_indexer.writing.files import write_file
 from gradtrace_indexer.build.fit import FitSpec, RunFit, Samples, fit_run, write_curvature
-from gradtrace_indexer.generations import publish, save_pending
 from gradtrace_indexer.build.recorded import recorded_basis
 from gradtrace_indexer.build.row_check import check_written_rows
 from gradtrace_indexer.build.row_reader import RowReader
-from gradtrace_indexer.searchers.build import check_searcher
 from gradtrace_indexer.build.rows import RowWorkers, write_rows
-from gradtrace_indexer.writing.shard_writer import ShardWriter
 from gradtrace_indexer.build.zero_rows import zero_rows_message
+from gradtrace_indexer.generations import publish, save_pending
+from gradtrace_indexer.searchers.build import check_searcher
+from gradtrace_indexer.writing.files import write_file
+from gradtrace_indexer.writing.shard_writer import ShardWriter
 
 _MOST_WORKERS = 8  # copies of the model
 

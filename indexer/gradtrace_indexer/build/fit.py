@@ -14,16 +14,16 @@ import torch
 from numpy.typing import NDArray
 
 from gradtrace.basis.basis import Basis, dense_basis, identity_basis, two_sided_basis
-from gradtrace.data.dataset import fetch
-from gradtrace.models.gradient_model import GradientModel
-from gradtrace.errors import LossError, StoreError
-from gradtrace.fitted.fisher import curvature
-from gradtrace.models.fisher_labels import fisher_batches
-from gradtrace.store.manifest import BasisKind, FileEntry, Precision
 from gradtrace.checkpoints.second_moments import SecondMoments
-from gradtrace.store.precision import column_scales
+from gradtrace.data.dataset import fetch
+from gradtrace.errors import LossError, StoreError
 from gradtrace.fitted.adam import preconditioner
+from gradtrace.fitted.fisher import curvature
 from gradtrace.fitted.spectral import fit_spectral_basis
+from gradtrace.models.fisher_labels import fisher_batches
+from gradtrace.models.gradient_model import GradientModel
+from gradtrace.store.manifest import BasisKind, FileEntry, Precision
+from gradtrace.store.precision import column_scales
 from gradtrace.task import Example, Task
 from gradtrace_indexer.writing.files import write_file
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from gradtrace.basis.basis import Basis, require_layers
-from gradtrace.models.gradient_model import GradientModel
 from gradtrace.errors import RecordingError
-from gradtrace.store.manifest import CheckpointEntry
+from gradtrace.models.gradient_model import GradientModel
 from gradtrace.recording import Recording
 from gradtrace.recording.files import ROWS_NAME
 from gradtrace.recording.influence_recorder import weights_sha256
+from gradtrace.store.manifest import CheckpointEntry
 
 
 def recorded_entry(recording: Recording, trained: CheckpointEntry) -> CheckpointEntry:

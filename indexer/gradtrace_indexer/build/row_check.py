@@ -17,8 +17,8 @@ from torch import Tensor
 from gradtrace.basis.basis import Basis
 from gradtrace.data.batches import collate
 from gradtrace.data.dataset import fetch
-from gradtrace.models.gradient_model import GradientModel
 from gradtrace.errors import LossError
+from gradtrace.models.gradient_model import GradientModel
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.precision import decode, encode, load_column_scales
 from gradtrace.store.row_ids import read_row_ids

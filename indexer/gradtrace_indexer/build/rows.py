@@ -15,12 +15,12 @@ from torch import Tensor
 
 from gradtrace.basis.basis import Basis
 from gradtrace.devices import threads
-from gradtrace.models.gradient_model import Encoded, GradientModel
 from gradtrace.errors import LossError
+from gradtrace.models.gradient_model import Encoded, GradientModel
 from gradtrace.task import Batch, Example, Label
 from gradtrace_indexer.build.bad_rows import BadRows, finite_part
-from gradtrace_indexer.writing.columns import ColumnBuffer
 from gradtrace_indexer.build.row_reader import RowReader
+from gradtrace_indexer.writing.columns import ColumnBuffer
 from gradtrace_indexer.writing.shard_writer import ShardWriter
 
 

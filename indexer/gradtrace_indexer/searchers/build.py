@@ -111,22 +111,20 @@ def write_searcher(
 
 
 def _recall(directory: Path, index: Index, entry: SearcherEntry, queries: Sequence[Example]) -> dict[str, RecallEntry]:
-    """What the searcher finds of the exact ends, by method. The index gets it for its searcher."""
+    """What the searcher finds of the exact ends, by method."""
     manifest = index.manifest.model_copy(update={"searcher": entry})
-    exact, approximate = index.searcher, open_searcher(directory, manifest, RowStore(directory, manifest), None, "cpu")
+    approximate = index.with_searcher(open_searcher(directory, manifest, RowStore(directory, manifest), None, "cpu"))
     recall, refused = {}, {}
     for method in index.methods:
         if not METHODS[method].compares_gradients:  # scores of other rows than the searcher's: always exact
             continue
-        index.searcher = approximate
         try:
-            found = index.influence(queries, k=_K, method=method)
+            found = approximate.influence(queries, k=_K, method=method)
         except QueryError as error:  # not every method can explain every query
             refused[method] = str(error)
             continue
         if all(result.exact for result in found):  # scaled rows are searched exactly
             continue
-        index.searcher = exact
         recall[method] = recall_of(index.influence(queries, k=_K, method=method), found)
     for reason in dict.fromkeys(refused.values()):
         names = ", ".join(method for method, other in refused.items() if other == reason)

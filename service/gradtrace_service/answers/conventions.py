@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtrace.methods import METHODS, Options
+from gradtrace.methods import METHODS, MethodOptions
 from gradtrace.store.manifest import FisherEntry
 
 _COMPRESSED = "; computed in the index's compressed coordinates"
@@ -11,11 +11,11 @@ _LIMITS = " It is no forecast of what removing the row would do."
 
 
 def convention(
-    method: str, options: Options | None = None, rescored: bool = False, fisher: FisherEntry | None = None
+    method: str, options: MethodOptions | None = None, rescored: bool = False, fisher: FisherEntry | None = None
 ) -> str:
     """Sign and unit of a method's scores, in words. fisher: what the curvature of the index is, see its manifest"""
     found = METHODS[method]
     computed = "" if not found.compares_gradients else _FULL if rescored else _COMPRESSED
     curvature = f" Curvature: {fisher.sentence}." if found.uses_curvature and fisher is not None else ""
     limits = "" if found.forecasts else _LIMITS
-    return f"{found.sign}{found.meaning(options or Options())}{computed}.{limits}{curvature}"
+    return f"{found.sign}{found.meaning(options or MethodOptions())}{computed}.{limits}{curvature}"

@@ -54,7 +54,7 @@ def groups(index: Index, waited_ms: float, *, request: GroupsRequest) -> GroupsA
             [query.example for query in queries],
             by=request.by,
             method=request.method,
-            **asdict(options_of(request)),
+            **options_of(request),
             filter=row_filter_of(request),
             target=request.target,
             aggregate=request.aggregate,
@@ -85,7 +85,7 @@ def pairs(index: Index, waited_ms: float, *, request: PairsRequest) -> PairsAnsw
             [one.example for one in train],
             [query.example for query in queries],
             method=request.method,
-            **asdict(options_of(request)),
+            **options_of(request),
             target=request.target,
         )
     return PairsAnswer(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import gradtrace
 from gradtrace import Index, RowFilter, Task
-from gradtrace.index import Include
+from gradtrace.results.answering import Include
 from gradtrace.task import Example, Label
 from gradtrace_client.schemas import (
     CheckpointInfo,
@@ -132,7 +132,7 @@ def _answered(
     started, request = time.perf_counter(), requests[0]
     queries = [query for some in asked for query in some]
     results = _search(index, request, [query.example for query in queries])
-    found, spent = time.perf_counter(), index.last_timing
+    found, spent = time.perf_counter(), results.timing
     show = shower(index, "examples" in request.include)
     remaining, rendered = iter(results), []
     for some in asked:
@@ -176,7 +176,7 @@ def self_influence(index: Index, waited_ms: float, *, request: SelfInfluenceRequ
     """
     started = time.perf_counter()
     check_names(index, request.method, request.checkpoints)
-    scores = index.self_influence(method=request.method, **asdict(options_of(request)))
+    scores = index.self_influence(method=request.method, **options_of(request))
     rows = _rows_with_labels(index, request.labels)
     keys = -scores[rows] if request.order == "descending" else scores[rows]
     page = rows[np.argsort(keys, kind="stable")][request.offset : request.offset + request.k]
@@ -257,12 +257,12 @@ def index_details(index: Index, waited_ms: float) -> IndexDetails:
     )
 
 
-def _search(index: Index, request: InfluenceRequest, examples: list[Example]) -> list[gradtrace.InfluenceResult]:
+def _search(index: Index, request: InfluenceRequest, examples: list[Example]) -> gradtrace.InfluenceResults:
     return index.influence(
         examples,
         k=request.k,
         method=request.method,
-        **asdict(options_of(request)),
+        **options_of(request),
         filter=row_filter_of(request),
         target=request.target,
         rescore=request.rescore,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
 from gradtrace import Index, RowFilter, Task
 from gradtrace.errors import GradtraceError
-from gradtrace.methods import METHODS, Options
+from gradtrace.methods import METHODS, MethodOptions
 from gradtrace.task import Example, Label
 from gradtrace_client.group_and_pair_schemas import PairsRequest
 from gradtrace_client.schemas import (
@@ -114,8 +114,8 @@ def parsed(task: Task, payload: Payload, field: str) -> Example:
         raise FieldError(field, f"{type(task).__name__} cannot read it: {type(error).__name__}: {error}") from error
 
 
-def options_of(request: Question) -> Options:
-    return Options(**{field.name: getattr(request, field.name) for field in fields(Options)})
+def options_of(request: Question) -> MethodOptions:
+    return cast(MethodOptions, {name: getattr(request, name) for name in MethodOptions.__annotations__})
 
 
 def row_filter_of(request: Queries) -> RowFilter | None:

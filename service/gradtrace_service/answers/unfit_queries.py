@@ -40,7 +40,7 @@ def unfit_queries(
 
     def attempt(asked: Sequence[AskedExample]) -> None:
         examples = [query.example for query in asked]
-        index.try_queries(examples, request.method, options_of(request), request.target)
+        index.try_queries(examples, method=request.method, target=request.target, **options_of(request))
 
     indexed = index.task.train[int(np.argmax(index.present))]
     if failing_alone(attempt, [AskedExample(indexed, "")]):
