@@ -95,7 +95,7 @@ class Index(IndexDisplay):
         question = Question(k, self._allowed(filter), rescore, aggregate, include)
         default = target is None and all(value is None for value in options.values())
         recall = self._recall(method, question) if default else None
-        answering = Answering(self.contents, methods.METHODS[method], scoring, question, recall)
+        answering = Answering(self.contents, self._stored_columns, methods.METHODS[method], scoring, question, recall)
         stopwatch = Stopwatch()
         with stopwatch("gradient"):
             queries = self._resolved(examples, target)

@@ -116,18 +116,25 @@ class Answering:
     """One question about one method's scores."""
 
     def __init__(
-        self, contents: IndexContents, method: Method, scoring: Scoring, question: Question, recall: Recall | None
+        self,
+        contents: IndexContents,
+        columns: Mapping[str, NDArray[Any]],
+        method: Method,
+        scoring: Scoring,
+        question: Question,
+        recall: Recall | None,
     ) -> None:
-        """recall: of the index's searcher for this question, where it is approximate and was measured.
+        """
+        Args:
+            columns: label, prediction, loss and correct at the last checkpoint, each [stored rows].
+            recall: of the index's searcher for this question, where it is approximate and was measured.
 
         Raises:
             QueryError: as `Question.check`.
         """
         question.check(contents, method, scoring)
         self._contents, self._method, self._scoring, self._question = contents, method, scoring, question
-        self._recall = recall
-        self._row_ids = contents.store.row_ids
-        self._columns = contents.store.columns(contents.manifest.last_checkpoint)
+        self._columns, self._recall, self._row_ids = columns, recall, contents.store.row_ids
 
     def answer(
         self, queries: Sequence[Query], vectors: Tensor, losses: Sequence[float], stopwatch: Stopwatch
