@@ -19,11 +19,10 @@ import tiny
 from gradtrace import Checkpoint, StoreError, gradients_reference, random_numbers
 from gradtrace.basis.basis import Basis, ChosenCoordinates, load_basis
 from gradtrace.fitted import spectral
-from gradtrace.fitted.fisher import curvature
+from gradtrace.fitted.eigenvalues import curvature
+from gradtrace.fitted.fisher_batches import fisher_batches
 from gradtrace.gradients.reference import vmapped_gradients
 from gradtrace.layers import Layer, base
-from gradtrace.models import fisher_labels
-from gradtrace.models.fisher_labels import fisher_batches
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.store.manifest import BasisKind
 from gradtrace.task import Task
@@ -206,7 +205,7 @@ def test_rotations_are_the_eigenvectors_of_kronecker_factors(tmp_path: Path) -> 
 
 
 def test_curvature_is_the_mean_square_over_all_labels(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fisher_labels, "_NEGLIGIBLE", 0)
+    monkeypatch.setattr("gradtrace.fitted.fisher_batches._NEGLIGIBLE", 0)
     basis, reference = fit.basis("spectral"), fit.reference
     found = curvature(reference, basis, fit.samples, 0)
     model, batch, weights = every_class(fit)

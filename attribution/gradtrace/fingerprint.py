@@ -11,7 +11,8 @@ from torch import nn
 
 from gradtrace.data.dataset import content_hash
 from gradtrace.errors import LossError, MismatchError
-from gradtrace.models.gradient_model import GradientModel, fresh_model
+from gradtrace.models.gradient_model import GradientModel
+from gradtrace.models.task_model import fresh_model
 from gradtrace.store.manifest import Probe, TaskEntry
 from gradtrace.task import Example, Task
 

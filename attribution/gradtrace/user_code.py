@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import gradtrace
 from gradtrace.errors import TaskError
-from gradtrace.models.gradient_model import fresh_model
+from gradtrace.models.task_model import fresh_model
 from gradtrace.task import Example, Task
 
 _ROOMS = ("gradtrace_indexer", "gradtrace_service", "gradtrace_client")

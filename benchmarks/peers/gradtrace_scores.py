@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.peers.comparison import Case, Scores
 from gradtrace.data.batches import Measure
 from gradtrace.data.dataset import fetch
-from gradtrace.models.fisher_labels import fisher_batches
+from gradtrace.fitted.fisher_batches import fisher_batches
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.opening import open_index
 from gradtrace.task import Batch, Task

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from gradtrace import random_numbers
-from gradtrace.errors import CorruptIndexError, MismatchError
+from gradtrace.errors import MismatchError
 from gradtrace.layers import IDENTITY, Bases, Layer
 from gradtrace.store.manifest import BasisKind, Manifest
+from gradtrace.store.tensor_files import load_tensors
 
 _DENSE_BLOCK = 1 << 24  # elements of a dense projection that are drawn at a time
 _DENSE_CACHE = 1 << 27  # elements of a dense projection that are kept instead of drawn again (512 MB)
@@ -180,10 +179,7 @@ def load_basis(path: Path, kind: BasisKind, dimensions: int, seed: int) -> Basis
     Raises:
         CorruptIndexError: the file is missing or damaged.
     """
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CorruptIndexError(f"the basis {path} cannot be read ({error}); restore it or rebuild the index") from None
+    tensors = load_tensors(path, "rebuild the index")
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, part = key.rpartition("/")

@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from gradtrace.errors import CorruptIndexError
 from gradtrace.store.manifest import Manifest, RepresenterEntry
+from gradtrace.store.tensor_files import load_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +56,5 @@ def load_refit(directory: Path, manifest: Manifest) -> Refit | None:
     entry = manifest.representer
     if entry is None or manifest.representer_is_stale():
         return None
-    path = directory / entry.file.path
-    try:
-        found = load_file(path)
-        return Refit(entry, found["weights"], found["shares"].double())
-    except (OSError, SafetensorError, KeyError) as error:
-        raise CorruptIndexError(f"{path} cannot be read ({error}); restore it or fit it again") from None
+    tensors = load_tensors(directory / entry.file.path, "fit it again", "weights", "shares")
+    return Refit(entry, tensors["weights"], tensors["shares"].double())

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from gradtrace.basis.basis import Basis, ChosenCoordinates
 from gradtrace.data.batches import ExampleBatch
+from gradtrace.fitted.fisher_batches import FisherBatch
 from gradtrace.layers import IDENTITY, Bases, Layer
-from gradtrace.models.fisher_labels import FisherBatch
 from gradtrace.models.full_gradients import FullGradients, full_gradients, per_example
 from gradtrace.models.gradient_model import GradientModel
 

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from gradtrace.errors import CorruptIndexError, StoreError
+from gradtrace.errors import StoreError
 from gradtrace.store.manifest import Manifest, Output
 from gradtrace.store.rows import RowStore
+from gradtrace.store.tensor_files import load_tensors
 
 _BLOCK_VALUES = 1 << 23  # float32 values of rows that are held at a time
 
@@ -118,15 +117,11 @@ def load_kernels(directory: Path, manifest: Manifest, device: torch.device) -> d
         CorruptIndexError: a file is missing or damaged.
     """
     files = manifest.kernels.files if manifest.kernels else {}
-    found = {}
+    kernels = {}
     for position, entry in enumerate(manifest.checkpoints):
         if entry.name in files:
             path = directory / files[entry.name].path
-            try:
-                read = load_file(path)
-                found[position] = Kernel(read["inverse"].to(device), float(read["weight"]), float(read["least"]))
-            except (OSError, SafetensorError, KeyError) as error:
-                raise CorruptIndexError(
-                    f"the kernel {path} cannot be read ({error}); restore it, or go back to another generation"
-                ) from None
-    return found
+            tensors = load_tensors(path, "go back to another generation", "inverse", "weight", "least")
+            inverse = tensors["inverse"].to(device)
+            kernels[position] = Kernel(inverse, float(tensors["weight"]), float(tensors["least"]))
+    return kernels

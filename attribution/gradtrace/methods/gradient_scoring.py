@@ -13,8 +13,8 @@ from gradtrace.contents import IndexContents
 from gradtrace.data.batches import ExampleBatch
 from gradtrace.devices import side_by_side
 from gradtrace.methods.method import Floats, Scoring
-from gradtrace.models.gradient_model import MeasureName
 from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors, query_batches
+from gradtrace.models.task_model import MeasureName
 from gradtrace.task import Example
 
 Encoded = tuple[Tensor, Tensor]

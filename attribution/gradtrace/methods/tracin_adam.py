@@ -10,12 +10,12 @@ from torch import Tensor
 from gradtrace.contents import IndexContents
 from gradtrace.data.batches import ExampleBatch
 from gradtrace.errors import MismatchError, QueryError
-from gradtrace.fitted.adam_whitening import adam_factors, encode_preconditioned
+from gradtrace.fitted.adam import adam_factors, encode_preconditioned
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import chosen_checkpoints
 from gradtrace.methods.options import MethodOptions
 from gradtrace.methods.tracin import TracIn, checkpoint_weights
-from gradtrace.models.gradient_model import MeasureName
+from gradtrace.models.task_model import MeasureName
 from gradtrace.store.manifest import Manifest
 
 

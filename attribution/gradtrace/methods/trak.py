@@ -14,7 +14,7 @@ from gradtrace.fitted.trak_kernels import output_weights, stored_weights
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Floats, Method, chosen_checkpoints
 from gradtrace.methods.options import MethodOptions
-from gradtrace.models.gradient_model import MeasureName
+from gradtrace.models.task_model import MeasureName
 from gradtrace.store.manifest import CheckpointEntry, KernelsEntry, Manifest
 
 _BLOCK_ROWS = 4096

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
 from gradtrace.basis.basis import Basis
 from gradtrace.checkpoints.loading import Checkpoint, load_into
-from gradtrace.data.batches import ExampleBatch, Measure, collate, values_of
+from gradtrace.data.batches import ExampleBatch, Measure, values_of
 from gradtrace.data.dataset import fetch
 from gradtrace.data.guards import check_finite, check_losses, check_some_finite
-from gradtrace.data.sample import SAMPLE_ROWS, Sample, sample_of, varied_rows
-from gradtrace.errors import LossError, SharedPositionsError, UnsupportedLayerError
+from gradtrace.data.sample import SAMPLE_ROWS, sample_of, varied_rows
+from gradtrace.errors import LossError, SharedPositionsError
 from gradtrace.gradients.capture import OnUse, backpropagate
-from gradtrace.gradients.examination import examine
-from gradtrace.gradients.plan import LayerPlan, PathChoice, plan_layers, trainable_names
+from gradtrace.gradients.plan import LayerPlan, plan_layers
 from gradtrace.gradients.reference import autograd_gradients, stray_gradients
 from gradtrace.layers import Layer, real_values
-from gradtrace.models.outputs import Outputs, model_outputs, predictions_of
+from gradtrace.models.examination import Examination, examined
+from gradtrace.models.outputs import Outputs, predictions_of
 from gradtrace.models.replay import replayed_forward
 from gradtrace.models.representations import Uses, find_representation, recorded_inputs
-from gradtrace.task import Batch, Example, Label, Task
-
-MeasureName = Literal["loss", "measurement", "prediction"]  # the last: the negative predicted value
+from gradtrace.models.task_model import TaskModel, private_copy
+from gradtrace.task import Example, Label, Task
 
 
 class Encoded(NamedTuple):
@@ -44,23 +40,7 @@ class Encoded(NamedTuple):
     representations: Tensor | None
 
 
-class Examination(NamedTuple):
-    """What was found out of a task on a sample of rows; it holds at every checkpoint.
-
-    choice: how the parameters are differentiated.
-    outputs: the labels that the model would give, and its predictions.
-    measurement: whether Task.measurement, if there is one, could be tried: training examples or task.query have what it
-        needs.
-    varied: whether the sample had examples of several sizes, so that padding was seen to change nothing.
-    """
-
-    choice: PathChoice
-    outputs: Outputs
-    measurement: bool
-    varied: bool
-
-
-class GradientModel:
+class GradientModel(TaskModel):
     """A model with one checkpoint's weights, its layer plan, and the task around it. In eval mode, always.
 
     The task and its model are copied, never changed: a copy may be used by a thread of its own. Only module globals
@@ -94,24 +74,16 @@ class GradientModel:
             UnsupportedLayerError: no per-example gradients can be computed of a parameter.
             CheckpointError: the weights do not fit the model.
         """
-        self.task, self.checkpoint, self.device = private_copy(task), checkpoint, device
-        self.model = fresh_model(self.task, probe)
+        super().__init__(private_copy(task), device, probe)
+        self.checkpoint = checkpoint
         load_into(self.model, checkpoint)
-        self.trainable = trainable_names(self.model, self.task.layers)
         self.model.eval().requires_grad_(False).to(device)
         if any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         sample = sample_of(self.task, range(len(probe)) if rows is None else rows, probe, device, largest)
         try:
             if examination is None:
-                measured = self._measured_samples(sample)
-                choice = examine(self.model, measured, self.trainable)
-                examination = Examination(
-                    choice,
-                    model_outputs(self, probe[:largest]),
-                    measurement=self.task.measurement in [measure for measure, _ in measured],
-                    varied=not sample.examples.uniform,
-                )
+                examination = examined(self, sample, probe[:largest])
             else:
                 check_some_finite(self.model, self.task.loss, sample)
         except LossError as error:
@@ -124,56 +96,6 @@ class GradientModel:
     @property
     def outputs(self) -> Outputs:
         return self.examination.outputs
-
-    def _measured_samples(self, sample: Sample) -> list[tuple[Measure, Sample]]:
-        """Everything that is differentiated: the loss of training examples; the measurement, of queries where training
-        examples do not have what it needs; and predicted values."""
-        measured: list[tuple[Measure, Sample]] = [(self.task.loss, sample)]
-        if self.task.has_measurement:
-            samples = (sample, self._query_sample(len(sample.rows)))
-            tried = next((own for own in samples if own is not None and self._works(self.task.measurement, own)), None)
-            measured += [(self.task.measurement, tried)] if tried is not None else []
-        if self.task.has_predict and self._predicts_values(sample):
-            measured.append((self._negative_prediction, sample))
-        return measured
-
-    def _query_sample(self, count: int) -> Sample | None:
-        queries = self.task.query
-        if queries is None or not len(queries):
-            return None
-        rows = list(range(min(count, len(queries))))
-        return sample_of(self.task, rows, fetch(queries, rows), self.device)
-
-    def _works(self, measure: Measure, sample: Sample) -> bool:
-        try:
-            with torch.no_grad():
-                return isinstance(measure(self.model, sample.examples.alone(0).collated), Tensor)
-        except Exception:  # it is for other examples
-            return False
-
-    def _predicts_values(self, sample: Sample) -> bool:
-        if not self._works(self.task.predict, sample):
-            return False
-        with torch.no_grad():
-            predicted = self.task.predict(self.model, sample.examples.alone(0).collated)
-        return predicted.is_floating_point() and predicted.shape in ((1,), (1, 1))
-
-    def batch(self, examples: Sequence[Example]) -> ExampleBatch:
-        """Collated and on the device."""
-        return collate(self.task, examples, self.device)
-
-    def collated(self, examples: Sequence[Example]) -> Batch:
-        """What the task's functions take, on the device."""
-        return self.batch(examples).collated
-
-    def measure(self, name: MeasureName) -> Measure:
-        """What is explained of a query, by this model's own copy of the task."""
-        if name == "prediction":
-            return self._negative_prediction
-        return self.task.measurement if name == "measurement" else self.task.loss
-
-    def _negative_prediction(self, model: nn.Module, batch: Batch) -> Tensor:
-        return -self.task.predict(model, batch).flatten()
 
     def encode(self, basis: Basis, batch: ExampleBatch, measure: Measure | None = None) -> tuple[Tensor, Tensor]:
         """Rows [batch, dimensions] and losses [batch], both float32.
@@ -305,58 +227,3 @@ def open_models(
         for checkpoint in checkpoints[:-1]
     ]
     return [*others, last]
-
-
-def private_copy(task: Task) -> Task:
-    """A task that shares no attribute that it may set or fill with the original: what a loss keeps there for later
-    would be overwritten by another thread. Data sets, tensors and modules are shared, since they may be large."""
-    memo = {id(value): value for value in _shared(vars(task))}
-    try:
-        return copy.deepcopy(task, memo)
-    except Exception:  # it holds something that cannot be copied, such as an open file
-        return copy.copy(task)
-
-
-def _shared(value: Any) -> Iterator[Any]:
-    for leaf in tree_leaves(value):
-        is_data = hasattr(leaf, "__getitem__") and hasattr(leaf, "__len__")  # arrays, tables, data sets
-        if isinstance(leaf, Tensor | nn.Module) or (is_data and not isinstance(leaf, str | bytes)):
-            yield leaf
-
-
-def fresh_model(task: Task, probe: Sequence[Example]) -> nn.Module:
-    """A copy of the task's model, with the sizes of lazy modules taken from a forward pass.
-
-    Tensors that hooks of the model compute from its parameters (weight_norm, pruning) are computed anew by the copy.
-    """
-    model = task.model()
-    model = getattr(model, "_orig_mod", model)  # of torch.compile, whose layers cannot be watched
-    _check_copyable(model)
-    derived = {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and value.grad_fn is not None
-    }
-    model = copy.deepcopy(model, dict(derived))
-    if any(is_lazy(value) for value in [*model.parameters(), *model.buffers()]):
-        with torch.no_grad():
-            task.loss(model.eval(), task.collate(list(probe)))
-    return model
-
-
-def _check_copyable(model: nn.Module) -> None:
-    """Raises UnsupportedLayerError for what a copy would lose, or share with the original, without a word."""
-    for name, module in model.named_modules():
-        cells = getattr(vars(module).get("forward"), "__closure__", None) or ()
-        if any(isinstance(cell.cell_contents, nn.Module) for cell in cells):
-            raise UnsupportedLayerError(
-                f"the forward of {name or 'the model'} was replaced by a function that holds a module of its own, "
-                "which a copy of the model would go on using: override forward in a class, or use types.MethodType"
-            )
-    hooked = [name for name, parameter in model.named_parameters() if parameter._backward_hooks]
-    if hooked:
-        raise UnsupportedLayerError(
-            f"{hooked[0]} has a hook on its gradient (register_hook), which per-example gradients would miss: remove "
-            "it in Task.model"
-        )

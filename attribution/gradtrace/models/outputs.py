@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +14,10 @@ from gradtrace.labels.laws import BERNOULLI, BERNOULLI_PROBABILITY, Categorical
 from gradtrace.labels.loss_calls import LossCall
 from gradtrace.labels.loss_examination import LossOutputs, Probe, examined_outputs
 from gradtrace.labels.loss_outputs import RecordedLoss
-from gradtrace.models.fisher_labels import MOST_CLASSES, unusable_predictions
+from gradtrace.models.predicted_labels import MOST_CLASSES, unusable_predictions
+from gradtrace.models.task_model import TaskModel
 from gradtrace.store.manifest import FisherEntry, FisherSource
 from gradtrace.task import Batch, Example, Label
-
-if TYPE_CHECKING:
-    from gradtrace.models.gradient_model import GradientModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +98,7 @@ def wrong_prediction(predicted: object) -> str:
     )
 
 
-def model_outputs(model: GradientModel, examples: Sequence[Example]) -> Outputs:
+def model_outputs(model: TaskModel, examples: Sequence[Example]) -> Outputs:
     """What is known of the outputs, from a few examples.
 
     Raises:
@@ -125,13 +122,13 @@ def model_outputs(model: GradientModel, examples: Sequence[Example]) -> Outputs:
     )
 
 
-def _finite(model: GradientModel, examples: Sequence[Example]) -> Sequence[Example]:
+def _finite(model: TaskModel, examples: Sequence[Example]) -> Sequence[Example]:
     """Those whose losses are numbers, if there are any: others are refused when their turn comes, by their row."""
     finite = values_of(model.task.loss, model.model, model.collated(examples)).isfinite().tolist()
     return [example for example, kept in zip(examples, finite, strict=True) if kept] or examples
 
 
-def _predicted(model: GradientModel, examples: Sequence[Example]) -> Tensor | None:
+def _predicted(model: TaskModel, examples: Sequence[Example]) -> Tensor | None:
     if not model.task.has_predict:
         return None
     try:
@@ -155,9 +152,7 @@ def _from_predictions(predicted: Tensor) -> Outputs:
     return Outputs("predict", "the predicted classes of Task.predict, which gives no scores to draw others from", False)
 
 
-def _from_loss(
-    found: LossOutputs, model: GradientModel, examples: Sequence[Example], predicted: Tensor | None
-) -> Outputs:
+def _from_loss(found: LossOutputs, model: TaskModel, examples: Sequence[Example], predicted: Tensor | None) -> Outputs:
     law = found.law
     exact = law is not None and (law.one_draw_is_exact or (found.classes or 0) <= MOST_CLASSES)
     several = "" if law is not None else "several labels an example: "
@@ -196,7 +191,7 @@ def _has_binary_targets(found: LossOutputs) -> bool:
 
 
 def _boundary(
-    found: LossOutputs, model: GradientModel, examples: Sequence[Example], predicted: Tensor | None
+    found: LossOutputs, model: TaskModel, examples: Sequence[Example], predicted: Tensor | None
 ) -> float | None:
     """See `Outputs`; for labels that are 0 and 1 alone."""
     if not _is_bernoulli(found) or not _has_binary_targets(found):

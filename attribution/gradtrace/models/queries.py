@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_flatten
 
 from gradtrace.data.batches import size_of
 from gradtrace.errors import LossError, QueryError
-from gradtrace.models.gradient_model import GradientModel, MeasureName
+from gradtrace.models.gradient_model import GradientModel
+from gradtrace.models.task_model import MeasureName
 from gradtrace.task import Example, Label, Task
 
 QUERY_BATCH = 64  # examples that go through the model together

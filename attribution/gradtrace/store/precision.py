@@ -12,12 +12,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from gradtrace.errors import CorruptIndexError, StoreError
+from gradtrace.errors import StoreError
 from gradtrace.store.manifest import Manifest, Precision
+from gradtrace.store.tensor_files import load_tensors
 
 STORED_DTYPES: dict[Precision, torch.dtype] = {
     "float16": torch.float16,
@@ -125,14 +124,8 @@ def load_column_scales(directory: Path, manifest: Manifest) -> list[Tensor]:
     Raises:
         CorruptIndexError: the file is missing or damaged.
     """
-    return [_load_column_scales(directory / entry.path) for entry in manifest.column_scales]
-
-
-def _load_column_scales(path: Path) -> Tensor:
-    try:
-        return load_file(path)["column_scales"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise CorruptIndexError(f"{path} cannot be read ({error}); restore it or rebuild the index") from None
+    files = [directory / entry.path for entry in manifest.column_scales]
+    return [load_tensors(file, "rebuild the index", "column_scales")["column_scales"] for file in files]
 
 
 def tail_norms(rows: Tensor, levels: list[int]) -> Tensor:

@@ -19,7 +19,8 @@ from gradtrace.checkpoints.checkpoint import Checkpoint, load_into
 from gradtrace.data.batches import collate
 from gradtrace.errors import DatasetError, LossError
 from gradtrace.fingerprint import without_probes
-from gradtrace.models.gradient_model import GradientModel, fresh_model
+from gradtrace.models.gradient_model import GradientModel
+from gradtrace.models.task_model import fresh_model
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.precision import LARGEST_VALUE
 from gradtrace.store.row_ids import Ids, read_row_ids

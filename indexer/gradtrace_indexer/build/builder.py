@@ -30,7 +30,8 @@ from gradtrace.data.sample import varied_rows
 from gradtrace.devices import pick_device
 from gradtrace.errors import CheckpointError, MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.models.gradient_model import Examination, GradientModel
+from gradtrace.models.examination import Examination
+from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.path_report import summary, warn_of_slow_paths
 from gradtrace.recording import Recording
 from gradtrace.store.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry

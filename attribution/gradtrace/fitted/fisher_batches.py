@@ -1,0 +1,98 @@
+"""The Fisher information: gradients at labels that the model would give (Kunstner et al. 2019 tell why).
+
+The law of the labels comes from the loss functions that the loss calls; where that is not known, from the task's
+predictions, whose labels are set by Task.with_label.
+
+For classifiers of few classes the expectation over the labels is exact: each example counts with every class, by its
+probability. A trained model gives most of its examples one class with near certainty, so that labels drawn from it
+would hardly ever show what the rarer ones add, which is nearly all. For others, one label is drawn for each output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradtrace.data.batches import ExampleBatch, Measure
+from gradtrace.labels.laws import Categorical
+from gradtrace.labels.loss_examination import LossOutputs
+from gradtrace.models.gradient_model import GradientModel
+from gradtrace.models.predicted_labels import MOST_CLASSES, class_probabilities, drawn_labels, labelled
+from gradtrace.task import Example
+
+_NEGLIGIBLE = 1e-2  # share of the Fisher's trace
+
+
+class FisherBatch(NamedTuple):
+    """Examples, and the measure whose gradient is that of a loss at labels of the model's.
+
+    weights: float32 [batch], how much the square of each example's gradient counts.
+    measure: None: the task's loss, of examples that have such labels.
+    """
+
+    batch: ExampleBatch
+    weights: Tensor
+    measure: Measure | None = None
+
+
+def fisher_batches(model: GradientModel, samples: Iterable[Sequence[Example]], seed: int) -> Iterator[FisherBatch]:
+    """The samples with labels that the model would give; with their own labels where these are not known.
+
+    Where they come from is told by `model.outputs`. The weights of an example's labels sum to one, but for classes so
+    improbable that they are left out. The same seed and samples give the same labels.
+    """
+    outputs = model.outputs
+    for number, examples in enumerate(samples):
+        if outputs.loss is not None and outputs.exact and isinstance(outputs.loss.law, Categorical):
+            yield from _classes_in_loss(model, outputs.loss, outputs.loss.law, examples)
+        elif outputs.loss is not None:
+            yield _unweighted(model, examples, outputs.loss.seeded(seed, number))
+        elif outputs.source == "predict":
+            yield from _predicted_labels(model, examples, seed, number)
+        else:
+            yield _unweighted(model, examples)
+
+
+def _unweighted(model: GradientModel, examples: Sequence[Example], measure: Measure | None = None) -> FisherBatch:
+    return FisherBatch(model.batch(examples), torch.ones(len(examples), device=model.device), measure)
+
+
+def _classes_in_loss(
+    model: GradientModel, outputs: LossOutputs, law: Categorical, examples: Sequence[Example]
+) -> Iterator[FisherBatch]:
+    calls = outputs.recorded(model.model, model.trainable, model.collated(examples))
+    parts = [call.parts[0] for call in calls]
+    chances = torch.cat([law.probabilities(own.outputs.double()).movedim(law.dim, -1).flatten(0, -2) for own in parts])
+    for rows, classes, weights in _likely_pairs(chances, len(examples)):
+        measure = outputs.seeded(0, 0, classes)
+        yield FisherBatch(model.batch([examples[row] for row in rows]), weights, measure)
+
+
+def _likely_pairs(chances: Tensor, size: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Rows, classes int64 and weights float32 of the pairs of example and class that count, in batches of a size.
+
+    chances: [examples, classes]
+    """
+    # Of softmax and cross-entropy, a class adds to the Fisher's trace about in proportion to its probability, but for
+    # the likeliest, which adds less and is kept for the weights' sum.
+    likeliest = chances.amax(1, keepdim=True)
+    kept = (chances >= _NEGLIGIBLE / chances.shape[1] * (1 - likeliest).mean()) | (chances == likeliest)
+    for pairs in kept.nonzero().split(size):  # [batch, 2]
+        yield pairs[:, 0].tolist(), pairs[:, 1], chances[pairs[:, 0], pairs[:, 1]].float()
+
+
+def _predicted_labels(
+    model: GradientModel, examples: Sequence[Example], seed: int, stream: int
+) -> Iterator[FisherBatch]:
+    """With labels by Task.predict and Task.with_label."""
+    with torch.no_grad():
+        predicted = model.task.predict(model.model, model.collated(examples))
+    if predicted.dim() == 2 and 1 < predicted.shape[1] <= MOST_CLASSES:
+        for rows, classes, weights in _likely_pairs(class_probabilities(predicted), len(examples)):
+            batch = model.batch(labelled(model, [examples[row] for row in rows], classes.tolist()))
+            yield FisherBatch(batch, weights)
+    else:
+        yield _unweighted(model, labelled(model, examples, drawn_labels(model, predicted, examples, seed, stream)))

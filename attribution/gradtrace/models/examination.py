@@ -1,0 +1,86 @@
+"""What is found out of a task's model on a sample of rows: paths of gradients, outputs, what can be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradtrace.data.batches import Measure
+from gradtrace.data.dataset import fetch
+from gradtrace.data.sample import Sample, sample_of
+from gradtrace.gradients.examination import examine
+from gradtrace.gradients.plan import PathChoice
+from gradtrace.models.outputs import Outputs, model_outputs
+from gradtrace.models.task_model import TaskModel
+from gradtrace.task import Example
+
+
+class Examination(NamedTuple):
+    """What was found out of a task on a sample of rows; it holds at every checkpoint.
+
+    choice: how the parameters are differentiated.
+    outputs: the labels that the model would give, and its predictions.
+    measurement: whether Task.measurement, if there is one, could be tried: training examples or task.query have what it
+        needs.
+    varied: whether the sample had examples of several sizes, so that padding was seen to change nothing.
+    """
+
+    choice: PathChoice
+    outputs: Outputs
+    measurement: bool
+    varied: bool
+
+
+def examined(model: TaskModel, sample: Sample, examples: Sequence[Example]) -> Examination:
+    """Examine a model in eval mode, with a checkpoint's weights.
+
+    examples: few, to find the outputs on.  Raises as `GradientModel`.
+    """
+    measured = _measured_samples(model, sample)
+    choice = examine(model.model, measured, model.trainable)
+    return Examination(
+        choice,
+        model_outputs(model, examples),
+        measurement=model.task.measurement in [measure for measure, _ in measured],
+        varied=not sample.examples.uniform,
+    )
+
+
+def _measured_samples(model: TaskModel, sample: Sample) -> list[tuple[Measure, Sample]]:
+    """Everything that is differentiated: the loss of training examples; the measurement, of queries where training
+    examples do not have what it needs; and predicted values."""
+    measured: list[tuple[Measure, Sample]] = [(model.task.loss, sample)]
+    if model.task.has_measurement:
+        samples = (sample, _query_sample(model, len(sample.rows)))
+        tried = next((one for one in samples if one is not None and _works(model, model.task.measurement, one)), None)
+        measured += [(model.task.measurement, tried)] if tried is not None else []
+    if model.task.has_predict and _predicts_values(model, sample):
+        measured.append((model.measure("prediction"), sample))
+    return measured
+
+
+def _query_sample(model: TaskModel, count: int) -> Sample | None:
+    queries = model.task.query
+    if queries is None or not len(queries):
+        return None
+    rows = list(range(min(count, len(queries))))
+    return sample_of(model.task, rows, fetch(queries, rows), model.device)
+
+
+def _works(model: TaskModel, measure: Measure, sample: Sample) -> bool:
+    try:
+        with torch.no_grad():
+            return isinstance(measure(model.model, sample.examples.alone(0).collated), Tensor)
+    except Exception:  # it is for other examples
+        return False
+
+
+def _predicts_values(model: TaskModel, sample: Sample) -> bool:
+    if not _works(model, model.task.predict, sample):
+        return False
+    with torch.no_grad():
+        predicted = model.task.predict(model.model, sample.examples.alone(0).collated)
+    return predicted.is_floating_point() and predicted.shape in ((1,), (1, 1))
