@@ -78,7 +78,7 @@ class Index(IndexDisplay):
             examples: items of the kind that `task.train[i]` returns; one without a label is explained for the model's
                 own prediction.
             method: one of `methods`; docs/methods.md tells what each estimates.
-            options: the method's own, see `methods.MethodOptions`: checkpoints, weights, damping, segments, similarity.
+            options: the method's own, see `methods.MethodOptions`.
             filter: which rows may be found, a RowFilter or its conditions as a dict: {"labels": [3]}.
             target: "loss" explains the loss even where the task defines a measurement.
             rescore: recompute the full gradients of the rows found, twice as many at either end as asked for, and order
@@ -93,11 +93,9 @@ class Index(IndexDisplay):
         """
         scoring = self.scoring(method, **options)
         question = Question(k, self._allowed(filter), rescore, aggregate, include)
-        default = target is None and all(value is None for value in options.values())
-        recall = self._recall(method, question) if default else None
+        recall = None if target or any(options.values()) else self._recall(method, question)
         answering = Answering(self.contents, self._stored_columns, methods.METHODS[method], scoring, question, recall)
-        stopwatch = Stopwatch()
-        with stopwatch("gradient"):
+        with (stopwatch := Stopwatch())("gradient"):
             queries = self._resolved(examples, target)
             vectors, losses = scoring.query_vectors(queries)
         return answering.answer(queries, vectors, losses, stopwatch)

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from gradtrace.basis.basis import load_bases, require_layers
+from gradtrace.basis.basis import Basis, load_bases, require_layers
 from gradtrace.checkpoints.indexed import directories_of_runs, indexed_checkpoint
 from gradtrace.checkpoints.learning_rates import warn_of_guessed_sums
 from gradtrace.contents import IndexContents
@@ -20,10 +22,10 @@ from gradtrace.fitted.eigenvalues import load_curvature
 from gradtrace.fitted.representer_head import load_refit
 from gradtrace.fitted.trak_kernels import load_kernels
 from gradtrace.index import Index
-from gradtrace.models.gradient_model import open_models
+from gradtrace.models.gradient_model import GradientModel, open_models
 from gradtrace.models.path_report import summary
 from gradtrace.search.opening import open_searcher
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest import Manifest, read_manifest
 from gradtrace.store.rows import RowStore, check_files, representation_store
 from gradtrace.task import Task
 
@@ -52,27 +54,10 @@ def open_index(
         CheckpointError: weights are missing or do not fit the model.
     """
     directory = Path(path)
-    manifest = read_manifest(directory)
-    if searcher == "progressive":  # then the file of another need not even be whole
-        manifest = manifest.model_copy(update={"searcher": None})
-    problems = check_files(directory, manifest, deep=verify)
-    if problems:
-        raise CorruptIndexError(
-            f"{directory} is damaged: {'; '.join(problems)}. Restore the files, or remove and rebuild the index"
-        )
-    store = RowStore(directory, manifest)
-    check_dataset(task, skip_unreadable=bool(manifest.skipped))
-    check_task(task, manifest.task)
-    where = torch.device(pick_device(device))
+    manifest = _whole_manifest(directory, searcher, verify)
+    store, where = RowStore(directory, manifest), torch.device(pick_device(device))
     bases = [basis.to(where) for basis in load_bases(directory, manifest)]
-    moved = directories_of_runs(checkpoints, len(bases))
-    weights = [indexed_checkpoint(directory, saved, moved[saved.run]) for saved in manifest.checkpoints]
-    models = open_models(task, weights, where, store.row_ids.live_ids())
-    for entry, model in zip(manifest.checkpoints, models, strict=True):
-        require_layers(bases[entry.run], model.plan.layers)
-    check_probe_losses(task, models[manifest.last_checkpoint], manifest.task)
-    warn_of_guessed_sums(manifest.checkpoints)
-    _log.info("%s: %s", directory, summary(models[manifest.last_checkpoint]))
+    models = _models(directory, manifest, task, store.row_ids.live_ids(), bases, checkpoints, where)
     return Index(
         IndexContents(
             directory,
@@ -88,3 +73,41 @@ def open_index(
             load_refit(directory, manifest),
         )
     )
+
+
+def _models(
+    directory: Path,
+    manifest: Manifest,
+    task: Task,
+    rows: NDArray[np.int64],
+    bases: Sequence[Basis],
+    checkpoints: str | Path | Sequence[str | Path] | None,
+    device: torch.device,
+) -> list[GradientModel]:
+    """Those of all checkpoints.  rows: present in the index;  errors as those of `open_index`, where task or weights are
+    not the ones that were indexed."""
+    check_dataset(task, skip_unreadable=bool(manifest.skipped))
+    check_task(task, manifest.task)
+    moved = directories_of_runs(checkpoints, len(bases))
+    weights = [indexed_checkpoint(directory, entry, moved[entry.run]) for entry in manifest.checkpoints]
+    models = open_models(task, weights, device, rows)
+    for entry, model in zip(manifest.checkpoints, models, strict=True):
+        require_layers(bases[entry.run], model.plan.layers)
+    last = models[manifest.last_checkpoint]
+    check_probe_losses(task, last, manifest.task)
+    warn_of_guessed_sums(manifest.checkpoints)
+    _log.info("%s: %s", directory, summary(last))
+    return models
+
+
+def _whole_manifest(directory: Path, searcher: str | None, verify: bool) -> Manifest:
+    """The manifest of an index whose files are all there.  Arguments and errors as those of `open_index`."""
+    manifest = read_manifest(directory)
+    if searcher == "progressive":  # then the file of another need not even be whole
+        manifest = manifest.model_copy(update={"searcher": None})
+    problems = check_files(directory, manifest, deep=verify)
+    if problems:
+        raise CorruptIndexError(
+            f"{directory} is damaged: {'; '.join(problems)}. Restore the files, or remove and rebuild the index"
+        )
+    return manifest
