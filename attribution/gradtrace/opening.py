@@ -53,8 +53,7 @@ def open_index(
             of another task, data set or checkpoint (MismatchError).
         CheckpointError: weights are missing or do not fit the model.
     """
-    directory = Path(path)
-    manifest = _whole_manifest(directory, searcher, verify)
+    manifest = _whole_manifest(directory := Path(path), searcher, verify)
     store, where = RowStore(directory, manifest), torch.device(pick_device(device))
     bases = [basis.to(where) for basis in load_bases(directory, manifest)]
     models = _models(directory, manifest, task, store.row_ids.live_ids(), bases, checkpoints, where)
@@ -84,8 +83,10 @@ def _models(
     checkpoints: str | Path | Sequence[str | Path] | None,
     device: torch.device,
 ) -> list[GradientModel]:
-    """Those of all checkpoints.  rows: present in the index;  errors as those of `open_index`, where task or weights are
-    not the ones that were indexed."""
+    """Those of all checkpoints. Raises as `open_index` where task or weights are not those that were indexed.
+
+    rows: present in the index
+    """
     check_dataset(task, skip_unreadable=bool(manifest.skipped))
     check_task(task, manifest.task)
     moved = directories_of_runs(checkpoints, len(bases))
