@@ -1,4 +1,4 @@
-# make demo | test | test-portable | fuzz | lint | docker-check | settings | api | bench | peers, in a virtual environment that make makes.
+# make demo | test | test-portable | fuzz | lint | docker-check | settings | api | client | bench | peers, in a virtual environment that make makes.
 PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
@@ -10,7 +10,7 @@ DATASET ?= digits
 ONCE ?=
 FUZZ_SECONDS ?= 90
 
-.PHONY: demo test test-portable fuzz lint docker-check settings api bench peers install clean
+.PHONY: demo test test-portable fuzz lint docker-check settings api client bench peers install clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml client/pyproject.toml
@@ -49,6 +49,9 @@ settings: install  # the page of settings, from the code
 
 api: install  # the page of the HTTP API, from the code
 	$(VENV)/bin/python -m gradtrace_service.api_reference > docs/api.md
+
+client: install  # the synchronous client, from the asynchronous one
+	$(VENV)/bin/python client/generate_sync_client.py
 
 bench: install
 	$(VENV)/bin/python -m benchmarks

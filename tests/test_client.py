@@ -41,7 +41,7 @@ from gradtrace_client import (
     ServiceError,
     UnreachableError,
 )
-from gradtrace_client.schemas import MAX_K, InfluenceRequest, SelfInfluenceRequest
+from gradtrace_client.request_schemas import MAX_K, InfluenceRequest, SelfInfluenceRequest
 from gradtrace_client.service_schemas import VERSION_HEADER
 
 INFO = {
@@ -213,7 +213,7 @@ def in_29_seconds() -> str:
 @pytest.mark.parametrize("header", [lambda: "29", in_29_seconds], ids=["seconds", "date"])
 def test_retry_after_is_honoured(header: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("gradtrace_client._client.time.sleep", waits.append)
+    monkeypatch.setattr("time.sleep", waits.append)
     with serving((503, {"Retry-After": header()}, {}), (200, {}, DETAILS)) as server, Client(server.url) as client:
         client.index()
     (wait,) = waits

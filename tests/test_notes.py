@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import Index, RowFilter, open_index
-from gradtrace_client.schemas import InfluenceAnswer, InfluenceRequest
+from gradtrace_client.request_schemas import InfluenceRequest
+from gradtrace_client.schemas import InfluenceAnswer
 from gradtrace_indexer import delete_rows, fit_representer
 from gradtrace_indexer.build.zero_rows import zero_rows_message
 from gradtrace_service.answers.influence import one_influence

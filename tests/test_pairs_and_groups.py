@@ -17,7 +17,7 @@ from conftest import DigitsRun
 from gradtrace import GroupInfluence, Index, QueryError, RowFilter, gradients_reference, open_index
 from gradtrace.results import groups
 from gradtrace_client import AsyncClient, Client, InvalidRequestError
-from gradtrace_client.schemas import MAX_QUERIES
+from gradtrace_client.request_schemas import MAX_QUERIES
 from gradtrace_indexer import compact, delete_rows
 from gradtrace_service.app import create_app
 from gradtrace_service.server import serving

@@ -24,7 +24,7 @@ import gradtrace_client
 from conftest import DigitsRun
 from gradtrace.store.manifest import MANIFEST_NAME
 from gradtrace_client import AsyncClient, Client, Influence, InvalidRequestError, Job, JobFailedError, NotFoundError
-from gradtrace_client import _following as following
+from gradtrace_client._progress_bar import progress_bar
 from gradtrace_client.service_schemas import VERSION_HEADER
 from gradtrace_indexer import build_index
 from gradtrace_service.app import create_app, create_service
@@ -138,7 +138,7 @@ def test_the_examples_of_the_page_run_and_a_job_that_fails_is_raised(
 
 def test_the_page_describes_every_call_and_error() -> None:
     page = (DOCS / "client.md").read_text()
-    calls = {name for name in vars(Client) | vars(Client.__mro__[1]) if not name.startswith("_")}
+    calls = {name for name in vars(Client) if not name.startswith("_")}
     errors = {name for name in gradtrace_client.__all__ if name.endswith("Error")}
     assert [name for name in sorted(calls | errors) if not re.search(rf"`(client\.)?{name}\b", page)] == []
 
@@ -149,14 +149,14 @@ def job(progress: float, **more: Any) -> Job:
 
 
 def test_the_progress_bar_is_for_terminals(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with following.progress_bar(True) as show:
+    with progress_bar(True) as show:
         show(job(0.5))
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with following.progress_bar(True) as show:
+    with progress_bar(True) as show:
         show(job(0.5))
     assert capsys.readouterr().err == f"\rupdate of <a> [{'#' * 15}{'.' * 15}]  50%, running\n"
-    with following.progress_bar(False) as show:
+    with progress_bar(False) as show:
         show(job(0.5))
     assert capsys.readouterr().err == ""
 

@@ -26,7 +26,7 @@ from gradtrace import Index
 from gradtrace.methods import METHODS
 from gradtrace_client import AsyncClient, Client, Hit, InfluenceAnswer, InvalidRequestError, NotFoundError, ServiceError
 from gradtrace_client.problem_schemas import Problem
-from gradtrace_client.schemas import MAX_K, MAX_QUERIES
+from gradtrace_client.request_schemas import MAX_K, MAX_QUERIES
 from gradtrace_indexer import delete_rows
 from gradtrace_service.answers.conventions import convention
 from gradtrace_service.app import create_app

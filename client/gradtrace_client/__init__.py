@@ -1,6 +1,6 @@
 """Typed client of the Gradtrace service: which training examples made this model predict that?"""
 
-from gradtrace_client._client import AsyncClient, Client
+from gradtrace_client._async_client import AsyncClient
 from gradtrace_client._errors import (
     AuthenticationError,
     BusyError,
@@ -16,14 +16,16 @@ from gradtrace_client._errors import (
     ServiceError,
     UnreachableError,
 )
+from gradtrace_client._options import InfluenceOptions, MethodOptions
+from gradtrace_client._sync_client import Client
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
+from gradtrace_client.request_schemas import RowFilter
 from gradtrace_client.schemas import (
     ExampleAnswer,
     Hit,
     IndexDetails,
     Influence,
     InfluenceAnswer,
-    RowFilter,
     SelfInfluenceAnswer,
 )
 from gradtrace_client.service_schemas import Indexes, Job, Jobs
@@ -43,10 +45,12 @@ __all__ = [
     "Indexes",
     "Influence",
     "InfluenceAnswer",
+    "InfluenceOptions",
     "InvalidRequestError",
     "Job",
     "JobFailedError",
     "Jobs",
+    "MethodOptions",
     "NotFoundError",
     "NotTakenOverError",
     "PairsAnswer",

@@ -1,16 +1,16 @@
-"""Everything the client raises on purpose.
+"""The errors that the client raises.
 
 ClientError
 ├── UnreachableError          no answer came: the connection failed or took too long
-├── ProtocolError             an answer came that is not one of this API's, or of another major version of it
+├── ProtocolError             the answer does not fit this API, or the service has another major version
 ├── JobFailedError            the job that was waited for failed; `job` is its last state
-├── NotTakenOverError         the job succeeded, but the service does not answer by the new generation
+├── NotTakenOverError         the job succeeded, but the service does not serve the new generation
 └── ProblemError              the service refused, with a problem document (RFC 9457)
     ├── InvalidRequestError   400, 405, 413, 422 ...: the request itself; `errors` names the fields
     ├── AuthenticationError   401: the API key is missing or wrong
     ├── ForbiddenError        403: the API key is not allowed to do this
     ├── NotFoundError         404: no such row, job or address
-    ├── BusyError             429, 503: later; `retry_after` says when, where the service said so
+    ├── BusyError             429, 503: the service is busy; `retry_after` says when to ask again, if it is known
     ├── DeadlineError         504: the answer took longer than requests may
     └── ServiceError          500 and the like: the service failed
 """
@@ -22,7 +22,7 @@ from gradtrace_client.service_schemas import Job
 
 
 class ClientError(Exception):
-    """Base of every error that the client raises on purpose."""
+    """Base of the client's errors."""
 
 
 class UnreachableError(ClientError):
@@ -30,11 +30,11 @@ class UnreachableError(ClientError):
 
 
 class ProtocolError(ClientError):
-    """An answer came that is not one of this API's: another server, a proxy, or another major version."""
+    """The answer does not fit this API: it came from another server, a proxy, or another major version."""
 
 
 class JobFailedError(ClientError):
-    """The job that was waited for failed; the index is as it was. `job` is its last state, `job.error` says why."""
+    """The job that was waited for failed; the index is unchanged. `job` is its last state, `job.error` says why."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(f"{job.operation} of index {job.index} failed after {job.attempts} attempts: {job.error}")
@@ -42,24 +42,24 @@ class JobFailedError(ClientError):
 
 
 class NotTakenOverError(ClientError):
-    """The job that was waited for succeeded, but the service goes on answering by an earlier generation. `job` is its
-    last state."""
+    """The job that was waited for succeeded, but the service still serves an earlier generation. `job` is its last
+    state."""
 
     def __init__(self, job: Job, seconds: float) -> None:
         super().__init__(
             f"generation {job.generation} of index {job.index} is published, but the service has not taken it over "
-            f"within {seconds:g} s: opening it takes longer (then give a larger take_over_timeout), or fails (the "
+            f"within {seconds:g} s: opening it takes longer (then give a larger take_over_timeout) or failed (then the "
             "service's log says why)"
         )
         self.job = job
 
 
 class ProblemError(ClientError):
-    """The service refused. `problem` is its document; `status`, `detail` and `errors` are taken from it."""
+    """The service refused. `problem` is its document, from which `status`, `detail` and `errors` are taken."""
 
     def __init__(self, problem: Problem, retry_after: float | None = None, versions: str = "") -> None:
-        untold = (error for error in problem.errors if error.detail not in problem.detail)
-        fields = "".join(f"\n  {error.field or 'request'}: {error.detail}" for error in untold)
+        unmentioned = (error for error in problem.errors if error.detail not in problem.detail)
+        fields = "".join(f"\n  {error.field or 'request'}: {error.detail}" for error in unmentioned)
         super().__init__(f"{problem.title}: {problem.detail}{fields}{versions}")
         self.problem = problem
         self.retry_after = retry_after
@@ -78,7 +78,7 @@ class ProblemError(ClientError):
 
 
 class InvalidRequestError(ProblemError):
-    """The request itself is at fault (any other 4xx); `errors` names the fields. Also raised before sending."""
+    """The request is invalid (any other 4xx); `errors` names the fields. Also raised before a request is sent."""
 
 
 class AuthenticationError(ProblemError):
@@ -94,11 +94,11 @@ class NotFoundError(ProblemError):
 
 
 class BusyError(ProblemError):
-    """The service cannot answer now (429, 503), and still could not after the retries."""
+    """The service is busy (429, 503), and still was after the retries. `retry_after`: seconds to wait, if known."""
 
 
 class DeadlineError(ProblemError):
-    """The answer took longer than the service lets requests take (504): ask for less at a time."""
+    """The answer took longer than the service allows (504): ask for less at a time."""
 
 
 class ServiceError(ProblemError):
@@ -116,14 +116,17 @@ _BY_STATUS: dict[int, type[ProblemError]] = {
 
 
 def problem_error(problem: Problem, retry_after: float | None = None, versions: str = "") -> ProblemError:
-    """The error that stands for the problem's status. versions: of both sides, said where they differ"""
+    """The error for the problem's status.
+
+    versions: text that names the versions of client and service, if they differ
+    """
     other = InvalidRequestError if problem.status < 500 else ServiceError
     return _BY_STATUS.get(problem.status, other)(problem, retry_after, versions)
 
 
-def not_sent(errors: list[FieldProblem]) -> InvalidRequestError:
-    """The service would refuse this request, so it was not sent."""
+def not_sent(*errors: FieldProblem) -> InvalidRequestError:
+    """The error for a request that was not sent, because the service would refuse it."""
     detail = "not sent: the request does not fit the API"
     return InvalidRequestError(
-        Problem(type="about:blank", title="Invalid request", status=422, detail=detail, errors=errors)
+        Problem(type="about:blank", title="Invalid request", status=422, detail=detail, errors=list(errors))
     )

@@ -1,100 +1,55 @@
-"""The wire schemas of questions about groups of rows, and about pairs of training examples and queries."""
+"""The wire schemas of answers about groups of rows, and about pairs of training examples and queries."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from html import escape
+from typing import TYPE_CHECKING
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field
 
-from gradtrace_client import _display
-from gradtrace_client._sources import at_least_one, exactly_one, require_one
-from gradtrace_client.schemas import (
-    MAX_QUERIES,
-    IndexInfo,
-    Label,
-    Payload,
-    Queries,
-    Question,
-    Row,
-    Split,
-    Timing,
-    _Answer,
-)
+from gradtrace_client._display import frame, label_text, note_html, table_html
+from gradtrace_client.schemas import AnswerSchema, IndexInfo, Label, Split, Timing
 
 if TYPE_CHECKING:
     import pandas
 
-_QUERY_SOURCES = ("example", "examples", "query_rows")
 
-
-class GroupsRequest(Queries):
-    by: str = Field("label", max_length=64, description="The column whose values make the groups.")
-
-
-class PairsRequest(Question):
-    """Training examples, which need not be in the training set, against queries.
-
-    Exactly one of `example`, `examples` and `query_rows` gives the queries; `train_examples`, `train_rows` or both give
-    the training examples.
-    """
-
-    model_config = ConfigDict(
-        json_schema_extra=exactly_one(_QUERY_SOURCES) | at_least_one(("train_examples", "train_rows"))
-    )
-
-    train_examples: list[Payload] | None = Field(
-        None, min_length=1, max_length=MAX_QUERIES, description="In the task's own form, with labels."
-    )
-    train_rows: list[Row] | None = Field(
-        None, min_length=1, max_length=MAX_QUERIES, description="Rows of the training data set."
-    )
-    example: Payload | None = Field(None, description="One query in the task's own form.")
-    examples: list[Payload] | None = Field(
-        None, min_length=1, max_length=MAX_QUERIES, description="Several queries in the task's own form."
-    )
-    query_rows: list[Row] | None = Field(
-        None, min_length=1, max_length=MAX_QUERIES, description="Rows of the task's query data set."
-    )
-    target: Literal["loss"] | None = Field(
-        None, description="`loss`: explain the loss even where the task defines another measurement."
-    )
-
-    @model_validator(mode="after")
-    def _both_sides(self) -> PairsRequest:
-        require_one(self, _QUERY_SOURCES)
-        if self.train_examples is None and self.train_rows is None:
-            raise ValueError("give train_examples, train_rows or both")
-        return self
-
-
-class Asked(_Answer):
-    """What an example of a request is. `split` and `row` are set where it was asked by row, and alone."""
+class Asked(AnswerSchema):
+    """An example of the request. `split` and `row` are set if it was given by its row, and is not a mean."""
 
     split: Split | None
     row: int | None
     label: Label | None
     label_name: str | None
-    count: int = Field(default=1, description="Queries whose mean it is; labels are those that all share.")
+    count: int = Field(
+        default=1, description="Number of queries, if it is a mean; the label is then the one that all share."
+    )
+
+    def text(self) -> str:
+        """What it is, in words."""
+        example = "an example" if self.row is None else f"{self.split} row {self.row}"
+        example = f"the mean of {self.count} queries" if self.count > 1 else example
+        return f"{example}, label {label_text(self.label, self.label_name)}"
 
 
-class Group(_Answer):
+class Group(AnswerSchema):
     """Training rows that share the value of a column, and the sum and mean of their scores."""
 
-    group: bool | Label | None = Field(description="The value; null: rows of which it is not known.")
+    group: bool | Label | None = Field(description="The value; null: rows whose value is unknown.")
     group_name: str | None
     rows: int
     sum: float
     mean: float
 
 
-class GroupInfluence(_Answer):
+class GroupInfluence(AnswerSchema):
     """The groups of one query, the largest sum first."""
 
     query: Asked
     groups: list[Group]
 
 
-class GroupsAnswer(_Answer):
+class GroupsAnswer(AnswerSchema):
     """`results` are in the order of the queries, or one result for their mean."""
 
     index: IndexInfo
@@ -105,17 +60,26 @@ class GroupsAnswer(_Answer):
     timing_ms: Timing
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One line a group; `query` is the position in `results`."""
-        return _display.frame(
-            [{"query": at, **group.model_dump()} for at, result in enumerate(self.results) for group in result.groups]
+        """One line for each group; `query` is the position in `results`."""
+        return frame(
+            [
+                {"query": query, **group.model_dump()}
+                for query, result in enumerate(self.results)
+                for group in result.groups
+            ]
         )
 
     def _repr_html_(self) -> str:
-        return _display.groups_html(self)
+        heads = (self.by, "rows", "sum", "mean")
+        tables = (
+            table_html(f"Influence on {result.query.text()}", heads, map(_group_cells, result.groups))
+            for result in self.results
+        )
+        return "".join(tables) + note_html(self.convention)
 
 
-class PairsAnswer(_Answer):
-    """`scores[i][j]`: that of training example j, first those of `train_examples`, on query i."""
+class PairsAnswer(AnswerSchema):
+    """`scores[i][j]`: influence of training example j on query i; `train_examples` come before `train_rows`."""
 
     index: IndexInfo
     method: str
@@ -126,8 +90,18 @@ class PairsAnswer(_Answer):
     timing_ms: Timing
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One line a query, one column a training example, by their positions in the request."""
-        return _display.frame([{str(at): score for at, score in enumerate(scores)} for scores in self.scores])
+        """One line for each query, one column for each training example, by their positions in the answer."""
+        return frame([{str(column): score for column, score in enumerate(scores)} for scores in self.scores])
 
     def _repr_html_(self) -> str:
-        return _display.pairs_html(self)
+        heads = ["query", *(example.text() for example in self.train)]
+        lines = [
+            [escape(query.text()), *(f"{score:+.4g}" for score in scores)]
+            for query, scores in zip(self.queries, self.scores, strict=True)
+        ]
+        return table_html("Influence of training examples", heads, lines) + note_html(self.convention)
+
+
+def _group_cells(group: Group) -> list[str]:
+    name = str(group.group) if group.group_name is None else group.group_name
+    return [escape(name), str(group.rows), f"{group.sum:+.4g}", f"{group.mean:+.4g}"]

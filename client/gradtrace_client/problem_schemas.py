@@ -1,4 +1,4 @@
-"""The wire schemas of refusals, and how pydantic's findings become them."""
+"""The wire schemas of refusals, and how pydantic's validation errors are converted to them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 from pydantic import Field
 
-from gradtrace_client.schemas import _Answer
+from gradtrace_client.schemas import AnswerSchema
 
 
-class FieldProblem(_Answer):
+class FieldProblem(AnswerSchema):
     field: str = Field(description="Path of the field, such as `filter.labels[1]`; empty for the request as a whole.")
     detail: str
 
 
-class Problem(_Answer):
+class Problem(AnswerSchema):
     """A problem document (RFC 9457)."""
 
     type: str
@@ -23,11 +23,11 @@ class Problem(_Answer):
     status: int
     detail: str
     errors: list[FieldProblem] = Field(default_factory=list)
-    request_id: str | None = Field(None, description="By which the service's log knows the request.")
+    request_id: str | None = Field(None, description="Identifies the request in the service's log.")
 
 
 def field_problems(errors: Iterable[Mapping[str, Any]]) -> list[FieldProblem]:
-    """Pydantic's validation errors as field problems; each names the field and what it takes."""
+    """Pydantic's validation errors as field problems; each names the field and what it accepts."""
     return [FieldProblem(field=_field_path(error["loc"]), detail=_remedy(error)) for error in errors]
 
 

@@ -1,223 +1,46 @@
-"""The wire schemas: what goes over HTTP, in both directions. The service imports them.
+"""The wire schemas of answers about queries and rows. The service imports them.
 
-A request refuses fields that it does not know. Rows count from 0 and never change their meaning within an index.
+Answers show themselves: `to_pandas()` gives a frame, and in a notebook they appear as tables.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from gradtrace_client import _display
-from gradtrace_client._sources import at_least_one, exactly_one, require_one
+from gradtrace_client._display import example_html, example_text, frame, label_text, note_html, table_html
 
 if TYPE_CHECKING:
     import pandas
 
-MAX_K = 1000
-MAX_QUERIES = 128
-MAX_HITS = 25_000  # at either end, of all queries of a request: the answer is written in one piece
-
-
-def _whole(value: Any) -> Any:
-    """1.0 is an integer to JSON, which knows numbers alone."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-WHOLE = BeforeValidator(_whole)
-Row = Annotated[int, Field(strict=True, ge=0, lt=2**53), WHOLE]
 Label = int | float
-Number = Annotated[float, Field(allow_inf_nan=False)]
 Payload = dict[str, Any]  # what the task's parse takes and its render gives: {"image": ...}, {"text": ...}, ...
-Weights = Literal["learning_rate", "learning_rate_steps", "equal"]
-Similarity = Literal["cosine", "dot", "l2"]
-Aggregate = Literal["mean"]
-Include = Literal["parts", "layers", "percentiles", "examples"]
 Split = Literal["train", "query"]
-Order = Literal["descending", "ascending"]
 
 
-def _value(value: Any) -> float | str | bool:
-    """One function for all kinds, since pydantic's unions put the kind's name into the path of the field."""
-    if isinstance(value, bool | str):
-        return value
-    if isinstance(value, int | float) and abs(value) < 2**63:  # NaN compares false
-        return float(value)
-    raise ValueError("give a number or the name of a class")
-
-
-def _class(value: Any) -> float | str:
-    if isinstance(value, bool):
-        raise ValueError("give a number or the name of a class")
-    return _value(value)
-
-
-Class = Annotated[
-    float | str, PlainValidator(_class), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})
-]
-Value = Annotated[
-    float | str | bool,
-    PlainValidator(_value),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "boolean"}]}),
-]
-
-SOURCES = ("example", "examples", "query_rows", "train_rows")  # fields that say what is asked about
-
-
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Answer(BaseModel):
-    """Answers may gain fields in a later service of the same major version; a client passes over them."""
+class AnswerSchema(BaseModel):
+    """Answers may gain fields in a later service of the same major version; a client ignores those."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Condition(_Request):
-    """What the value of a column must meet, in all that is given. Unknown values meet nothing."""
-
-    model_config = ConfigDict(json_schema_extra=at_least_one(("min", "max", "in")))
-
-    min: Annotated[Number, Field(strict=True)] | None = Field(None, description="At least this.")
-    max: Annotated[Number, Field(strict=True)] | None = Field(None, description="At most this.")
-    in_: list[Value] | None = Field(
-        None, alias="in", min_length=1, description="One of these; classes also by their names."
-    )
-
-    @model_validator(mode="after")
-    def _some(self) -> Condition:
-        if self.min is None and self.max is None and self.in_ is None:
-            raise ValueError("give one or more of min, max and in")
-        return self
-
-
-class RowFilter(_Request):
-    """Which training rows may be found: those that meet every condition given."""
-
-    labels: list[Class] | None = Field(
-        None, min_length=1, description="Rows with one of these labels; classes also by their names."
-    )
-    correct_only: bool = Field(False, description="Rows that the last checkpoint predicts correctly.")
-    rows: list[Row] | None = Field(None, min_length=1, description="Only these rows.")
-    exclude_rows: list[Row] | None = Field(None, description="All rows but these.")
-    where: dict[str, Condition] | None = Field(
-        None,
-        min_length=1,
-        description="By column (label, prediction, loss, correct, norm) what its value must meet: "
-        '{"loss": {"min": 1.0}, "prediction": {"in": [3, 5]}}.',
-    )
-
-
-class Question(_Request):
-    index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
-    method: str = Field("tracin", max_length=64, description="One of the methods that GET /index lists.")
-    checkpoints: list[str] | None = Field(
-        None, min_length=1, description="Names of the checkpoints used. Default: all."
-    )
-    weights: Weights | None = Field(None, description="Weight of each checkpoint. Default: the method's own.")
-    damping: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Added to the curvature, relative to each layer's mean eigenvalue."
-    )
-    segments: Annotated[int, Field(strict=True, ge=1, le=1000), WHOLE] | None = Field(
-        None, description="Stretches of training that each have one curvature and one gradient."
-    )
-    similarity: Similarity | None = Field(None, description="How representations are compared.")
-
-
-class Queries(Question):
-    """Exactly one of `example`, `examples`, `query_rows` and `train_rows` says what is asked about."""
-
-    model_config = ConfigDict(json_schema_extra=exactly_one(SOURCES))
-
-    example: Payload | None = Field(None, description="One example in the task's own form.")
-    examples: list[Payload] | None = Field(
-        None, min_length=1, max_length=MAX_QUERIES, description="Several examples in the task's own form."
-    )
-    query_rows: list[Row] | None = Field(
-        None, min_length=1, max_length=MAX_QUERIES, description="Rows of the task's query data set."
-    )
-    train_rows: list[Row] | None = Field(
-        None, min_length=1, max_length=MAX_QUERIES, description="Rows of the training data set."
-    )
-    filter: RowFilter | None = Field(None, description="Which training rows may be found. Default: all.")
-    aggregate: Aggregate | None = Field(
-        None, description="`mean`: one result, whose scores are the means over the queries of their scores."
-    )
-    target: Literal["loss"] | None = Field(
-        None, description="`loss`: explain the loss even where the task defines another measurement."
-    )
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Queries:
-        require_one(self, SOURCES)
-        return self
-
-
-class InfluenceRequest(Queries):
-    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K), WHOLE] = Field(
-        10, description="Hits at each of the two ends."
-    )
-    rescore: bool = Field(
-        False,
-        description="Recompute the full gradients of the rows found, twice as many at either end as asked for, and "
-        "order them by exact scores.",
-    )
-    include: frozenset[Include] = Field(
-        frozenset(("parts", "examples")),
-        description="What hits carry besides: `parts`, the score by checkpoint; `layers`, the score by layer; "
-        "`percentiles`, where the score stands among those of all rows; `examples`, the rendered example.",
-    )
-
-    @model_validator(mode="after")
-    def _affordable(self) -> InfluenceRequest:
-        results = 1 if self.aggregate else self.queries
-        if self.rescore and results * self.k > MAX_K:
-            raise ValueError(
-                f"rescore takes {MAX_K} hits at each end at most, over all results, not {results} x {self.k}; lower k "
-                "or send fewer queries at a time"
-            )
-        if results * self.k > MAX_HITS:
-            raise ValueError(
-                f"an answer holds {MAX_HITS:,} hits at each end at most, over all results, not {results} x {self.k}; "
-                "lower k or send fewer queries at a time"
-            )
-        return self
-
-    @property
-    def queries(self) -> int:
-        """How many examples are asked about."""
-        return max(len(given or ()) for given in (self.examples, self.query_rows, self.train_rows)) or 1
-
-
-class SelfInfluenceRequest(Question):
-    """One page of the training rows, ordered by their influence on themselves."""
-
-    k: Annotated[int, Field(ge=1, le=MAX_K)] = Field(10, description="Rows in the answer.")
-    offset: Annotated[int, Field(ge=0, lt=2**53)] = Field(0, description="Rows passed over before the first.")
-    segments: Annotated[int, Field(ge=1, le=1000)] | None = Field(  # not strict: an address holds text alone
-        None, description="Stretches of training that each have one curvature and one gradient."
-    )
-    order: Order = Field("descending", description="`descending`: the rows with the largest score first.")
-    labels: list[Number] | None = Field(None, min_length=1, description="Only rows with one of these labels.")
-    examples: bool = Field(True, description="Whether the answer carries the rendered examples.")
-
-
-class CheckpointInfo(_Answer):
+class CheckpointInfo(AnswerSchema):
     name: str
     step: int
     learning_rate: float
-    learning_rate_sum: float | None = Field(None, description="Of all steps up to this one; null where not known.")
-    run: int = Field(0, description="Which training run it is of.")
+    learning_rate_sum: float | None = Field(None, description="Of all steps up to this one; null if unknown.")
+    run: int = Field(0, description="Number of the training run that it belongs to.")
     kind: str = Field(
         "weights",
-        description="`weights` as training left them; `average` of a segment's, for fast-source alone; `recorded`: the "
-        "training up to there, for hydra alone.",
+        description="`weights`: saved by the training; `average`: the mean weights of a segment, only for fast-source; "
+        "`recorded`: the training up to this step, only for hydra.",
     )
 
 
-class IndexInfo(_Answer):
+class IndexInfo(AnswerSchema):
     """Which index answered. `generation` grows with every change of the index."""
 
     generation: int
@@ -232,25 +55,25 @@ class IndexInfo(_Answer):
 class IndexDetails(IndexInfo):
     methods: list[str]
     class_names: list[str] | None
-    query_rows: int = Field(description="Size of the task's query data set, 0 where it has none.")
+    query_rows: int = Field(description="Size of the task's query data set, 0 if it has none.")
     conventions: dict[str, str] = Field(description="By method: sign and unit of its scores.")
 
 
-class Timing(_Answer):
-    """Milliseconds. `total` runs from the validated request to the finished answer and includes what no part covers."""
+class Timing(AnswerSchema):
+    """Milliseconds. `total` runs from the validated request to the finished answer; it may exceed the others' sum."""
 
     queue: float
-    batch: int = Field(default=1, description="Queries answered in the same pass, whose times the others are.")
+    batch: int = Field(default=1, description="Queries answered in the same pass; the times are those of the pass.")
     gradient: float
     search: float
     rescore: float = 0.0
-    rescore_per_row: float | None = Field(default=None, description="`rescore` by the number of rows rescored.")
+    rescore_per_row: float | None = Field(default=None, description="`rescore` divided by the number of rescored rows.")
     percentiles: float = 0.0
     render: float
     total: float
 
 
-class Hit(_Answer):
+class Hit(AnswerSchema):
     """One training row with its score; label, prediction, loss and correct are those of the last checkpoint."""
 
     row: int
@@ -265,25 +88,25 @@ class Hit(_Answer):
     layers: dict[str, float] | None = Field(default=None, description="By layer; they sum to the score.")
     percentile: float | None = Field(default=None, description="Share of all training rows with a lower score, in %.")
     example: Payload | None = Field(
-        description='{"image": data URL}, {"text": ...} or {"features": {...}}; {"error": why} where it failed.'
+        description='{"image": data URL}, {"text": ...} or {"features": {...}}; {"error": reason} if rendering failed.'
     )
 
     def example_text(self) -> str:
         """The example in one line of at most 200 characters; an image is only named."""
-        return _display.example_text(self.example)
+        return example_text(self.example)
 
 
-class QueryInfo(_Answer):
-    """What was explained. `split` and `row` are set where the query was asked by row.
+class QueryInfo(AnswerSchema):
+    """What was explained. `split` and `row` are set if the query was given by its row.
 
-    For the mean of several queries `rows` takes the place of `row`, `label` and `prediction` are those that all share,
-    and `loss` is their mean.
+    For the mean of several queries, `rows` takes the place of `row`, `label` and `prediction` are set only if all
+    queries share them, and `loss` is their mean.
     """
 
     split: Split | None
     row: int | None
     rows: list[int] | None = None
-    count: int = Field(default=1, description="Queries whose mean it is.")
+    count: int = Field(default=1, description="Number of queries, if it is a mean.")
     target: str = Field(description="The quantity explained, such as `loss` or `loss at the predicted label`.")
     label: Label | None
     label_name: str | None
@@ -294,55 +117,63 @@ class QueryInfo(_Answer):
 
     def example_text(self) -> str:
         """The example in one line of at most 200 characters; an image is only named."""
-        return _display.example_text(self.example)
+        return example_text(self.example)
 
 
-class Distribution(_Answer):
-    """The scores of all training rows on the query, whatever the filter."""
+class Distribution(AnswerSchema):
+    """The scores of all training rows on the query, regardless of the filter."""
 
     mean: float
     std: float
     quantiles: dict[str, float] = Field(description="By percentage: `0` is the lowest score, `100` the highest.")
 
 
-class Influence(_Answer):
-    """The answer to one query, most extreme hit first at either end.
+class Influence(AnswerSchema):
+    """The answer to one query. At either end, hits are ordered from the most extreme score inwards.
 
-    Proponents have positive scores and opponents negative ones, so there may be fewer than `k`, and `note` says so. Of
-    `repsim` alone they are the most and the least alike.
+    Proponents have positive scores and opponents negative ones, so there may be fewer than `k`; `note` then says why.
+    For `repsim` they are instead the most and the least similar rows.
     """
 
     query: QueryInfo
     proponents: list[Hit]
     opponents: list[Hit]
-    rows_searched: int = Field(description="Rows that the filter left.")
-    rows_touched: int = Field(description="Rows of which the search read more than the first level.")
+    rows_searched: int = Field(description="Rows that passed the filter.")
+    rows_touched: int = Field(description="Rows for which the search read more than the first level.")
     rows_rescored: int = Field(default=0, description="Rows whose full gradients were recomputed.")
-    distribution: Distribution | None = Field(default=None, description="Where `percentiles` were included.")
+    distribution: Distribution | None = Field(default=None, description="Only if `percentiles` were included.")
     note: str | None = Field(
         default=None, description="Why there are fewer hits than asked for, or why every score is zero."
     )
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One line a hit, proponents first."""
-        return _display.frame(_display.influence_records([self]))
+        """One line for each hit, proponents first."""
+        return frame(_hit_records([self]))
 
     def _repr_html_(self) -> str:
-        return _display.influence_html(self)
+        query = self.query
+        label = escape(label_text(query.label, query.label_name))
+        title = f"Query: {example_html(query.example)} {label}"
+        if query.count > 1:
+            title = f"Mean of {query.count} queries, label: {label}"
+        predicted = f"predicted {label_text(query.prediction, query.prediction_name)}, explained: {query.target}"
+        ends = _hits_html("Proponents", self.proponents) + _hits_html("Opponents", self.opponents)
+        note = "" if self.note is None else note_html(f"Note: {self.note}")
+        return f"<div><p>{title}<br>{escape(predicted)}</p>{ends}{note}</div>"
 
 
-class Recall(_Answer):
-    """Mean shares of the exact best and worst rows that the searcher found on held-out queries when it was built."""
+class Recall(AnswerSchema):
+    """Share of the exact top and bottom rows that the searcher found: its mean over held-out queries, at build time."""
 
     top: float
     bottom: float
 
 
-class InfluenceAnswer(_Answer):
+class InfluenceAnswer(AnswerSchema):
     """`results` are in the order of the queries, or one result for their mean.
 
-    `exact`: the search found the rows that scoring every stored row would find. `rescored`: their scores are those of
-    full gradients, not of the stored rows.
+    `exact`: the hits are those that scoring every stored row would give. `rescored`: scores were computed from full
+    gradients instead of stored rows.
     """
 
     index: IndexInfo
@@ -351,22 +182,22 @@ class InfluenceAnswer(_Answer):
     exact: bool
     recall: Recall | None = Field(
         None,
-        description="Of the searcher with this method, where not exact, and as it was measured: its `k`, no options.",
+        description="Of an approximate searcher, if it was measured with this method, `k` and options.",
     )
     rescored: bool = False
     results: list[Influence]
     timing_ms: Timing
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One line a hit; `query` is the position in `results`."""
-        return _display.frame(_display.influence_records(self.results))
+        """One line for each hit; `query` is the position in `results`."""
+        return frame(_hit_records(self.results))
 
     def _repr_html_(self) -> str:
-        return "".join(_display.influence_html(result) for result in self.results) + _display.note_html(self.convention)
+        return "".join(result._repr_html_() for result in self.results) + note_html(self.convention)
 
 
-class SelfInfluenceAnswer(_Answer):
-    """`rows_total`: rows that the request's labels left, of which `results` is one page."""
+class SelfInfluenceAnswer(AnswerSchema):
+    """`rows_total`: number of rows with the requested labels; `results` is one page of them."""
 
     index: IndexInfo
     method: str
@@ -376,15 +207,15 @@ class SelfInfluenceAnswer(_Answer):
     timing_ms: Timing
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One line a row."""
-        return _display.frame([_display.hit_record(hit) for hit in self.results])
+        """One line for each row."""
+        return frame([_hit_record(hit) for hit in self.results])
 
     def _repr_html_(self) -> str:
-        return _display.hits_html("Self-influence", self.results) + _display.note_html(self.convention)
+        return _hits_html("Self-influence", self.results) + note_html(self.convention)
 
 
-class ExampleAnswer(_Answer):
-    """One row of a data set. Prediction, loss and correct are known for training rows only."""
+class ExampleAnswer(AnswerSchema):
+    """One row of a data set. Prediction, loss and correct are known only for training rows."""
 
     split: Split
     row: int
@@ -397,4 +228,44 @@ class ExampleAnswer(_Answer):
     example: Payload
 
     def _repr_html_(self) -> str:
-        return _display.example_answer_html(self)
+        words = f"{self.split} row {self.row}, label {label_text(self.label, self.label_name)}"
+        if self.prediction is not None:
+            words += f", predicted {label_text(self.prediction, self.prediction_name)}"
+        return f"<p>{example_html(self.example)} {escape(words)}</p>"
+
+
+def _hit_records(results: Iterable[Influence]) -> list[dict[str, Any]]:
+    """One record for each hit, with the position of its query, its side and its rank, counted from 1."""
+    return [
+        {"query": query, "side": side, "rank": rank, **_hit_record(hit)}
+        for query, result in enumerate(results)
+        for side, hits in (("proponent", result.proponents), ("opponent", result.opponents))
+        for rank, hit in enumerate(hits, 1)
+    ]
+
+
+def _hit_record(hit: Hit) -> dict[str, Any]:
+    """The hit's scalars, its score by checkpoint as `part:NAME` and by layer as `layer:NAME`."""
+    by_checkpoint = {f"part:{name}": score for name, score in (hit.parts or {}).items()}
+    by_layer = {f"layer:{name}": score for name, score in (hit.layers or {}).items()}
+    return hit.model_dump(exclude={"parts", "layers", "example"}) | by_checkpoint | by_layer
+
+
+def _hits_html(title: str, hits: Sequence[Hit]) -> str:
+    """A table of hits, with a column of percentiles where any hit has one."""
+    percentiles = any(hit.percentile is not None for hit in hits)
+    heads = ("row", "score", *["percentile"] * percentiles, "label", "prediction", "loss", "example")
+    return table_html(title, heads, [_hit_cells(hit, percentiles) for hit in hits])
+
+
+def _hit_cells(hit: Hit, percentiles: bool) -> list[str]:
+    percentile = "" if hit.percentile is None else f"{hit.percentile:.2f} %"
+    texts = (
+        str(hit.row),
+        f"{hit.score:+.4g}",
+        *[percentile] * percentiles,
+        label_text(hit.label, hit.label_name),
+        label_text(hit.prediction, hit.prediction_name),
+        "" if hit.loss is None else f"{hit.loss:.4g}",
+    )
+    return [*map(escape, texts), example_html(hit.example)]

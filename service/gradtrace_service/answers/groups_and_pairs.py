@@ -9,15 +9,8 @@ from dataclasses import asdict
 import gradtrace
 from gradtrace import Index, QueryError, Task
 from gradtrace.models.queries import require_labels
-from gradtrace_client.group_and_pair_schemas import (
-    Asked,
-    Group,
-    GroupInfluence,
-    GroupsAnswer,
-    GroupsRequest,
-    PairsAnswer,
-    PairsRequest,
-)
+from gradtrace_client.group_and_pair_schemas import Asked, Group, GroupInfluence, GroupsAnswer, PairsAnswer
+from gradtrace_client.request_schemas import GroupsRequest, PairsRequest
 from gradtrace_client.schemas import (
     Timing,
 )

@@ -16,6 +16,7 @@ import gradtrace
 from gradtrace import Index, RowFilter, Task
 from gradtrace.results.answering import Include
 from gradtrace.task import Example, Label
+from gradtrace_client.request_schemas import InfluenceRequest, SelfInfluenceRequest
 from gradtrace_client.schemas import (
     CheckpointInfo,
     Distribution,
@@ -25,11 +26,9 @@ from gradtrace_client.schemas import (
     IndexInfo,
     Influence,
     InfluenceAnswer,
-    InfluenceRequest,
     QueryInfo,
     Recall,
     SelfInfluenceAnswer,
-    SelfInfluenceRequest,
     Split,
     Timing,
 )

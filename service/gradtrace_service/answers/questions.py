@@ -12,13 +12,8 @@ from gradtrace import Index, RowFilter, Task
 from gradtrace.errors import GradtraceError
 from gradtrace.methods import METHODS, MethodOptions
 from gradtrace.task import Example, Label
-from gradtrace_client.group_and_pair_schemas import PairsRequest
-from gradtrace_client.schemas import (
-    Payload,
-    Queries,
-    Question,
-    Split,
-)
+from gradtrace_client.request_schemas import PairsRequest, Queries, Question
+from gradtrace_client.schemas import Payload, Split
 from gradtrace_service.errors import FieldError
 
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from gradtrace import Index
 from gradtrace.errors import DatasetError, QueryError, TaskError
-from gradtrace_client.group_and_pair_schemas import PairsRequest
-from gradtrace_client.schemas import Queries
+from gradtrace_client.request_schemas import PairsRequest, Queries
 from gradtrace_service.answers.questions import AskedExample, options_of
 from gradtrace_service.engine.memory import is_out_of_memory
 from gradtrace_service.errors import FieldError

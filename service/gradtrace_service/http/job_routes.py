@@ -8,7 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.sse import EventSourceResponse
 
-from gradtrace_client.service_schemas import Job, Jobs, ReindexRequest
+from gradtrace_client.request_schemas import ReindexRequest
+from gradtrace_client.service_schemas import Job, Jobs
 from gradtrace_service.http.problems import error_responses
 from gradtrace_service.indexes.jobs import JobRunner
 

@@ -8,17 +8,15 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from gradtrace_client.group_and_pair_schemas import GroupsAnswer, GroupsRequest, PairsAnswer, PairsRequest
-from gradtrace_client.schemas import (
+from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
+from gradtrace_client.request_schemas import (
     SOURCES,
-    ExampleAnswer,
-    IndexDetails,
-    InfluenceAnswer,
+    GroupsRequest,
     InfluenceRequest,
-    SelfInfluenceAnswer,
+    PairsRequest,
     SelfInfluenceRequest,
-    Split,
 )
+from gradtrace_client.schemas import ExampleAnswer, IndexDetails, InfluenceAnswer, SelfInfluenceAnswer, Split
 from gradtrace_service.answers import groups_and_pairs
 from gradtrace_service.answers import influence as answers
 from gradtrace_service.engine.engine import Engine

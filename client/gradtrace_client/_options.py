@@ -1,0 +1,49 @@
+"""The options that calls share, each spelled once: arguments of the SDK's calls, and fields of the requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+from gradtrace_client.request_schemas import Include, RowFilter, Similarity, Target, Weights
+
+
+class MethodOptions(TypedDict, total=False):
+    """Which index answers, and how it computes scores. Each option may be left out.
+
+    index: Name of the index, one of `client.indexes()`. Default: the first.
+    method: Attribution method, one of `client.index().methods`. Default: `tracin`.
+    checkpoints: Names of the checkpoints that are used. Default: all or, for some methods, the last
+        of each run.
+    weights: Weight of each checkpoint in the sum over checkpoints. `learning_rate`; `learning_rate_steps`, the sum of
+        the learning rates of all steps since the checkpoint before; or `equal`. Default: the method's own.
+    damping: Added to the eigenvalues of the curvature before they are inverted, as a multiple of each layer's mean
+        eigenvalue; greater than 0. For `influence`, by default 1.
+    segments: Number of segments of the training, each with one curvature and one gradient. For `source`.
+    similarity: How representations are compared: `cosine` (default), `dot` or `l2`. For `repsim`.
+    """
+
+    index: str | None
+    method: str
+    checkpoints: Sequence[str] | None
+    weights: Weights | None
+    damping: float | None
+    segments: int | None
+    similarity: Similarity | None
+
+
+class InfluenceOptions(MethodOptions, total=False):
+    """What `influence` takes in addition to the queries and the `MethodOptions`. Each option may be left out.
+
+    filter: Which training rows are searched, as a `RowFilter` or a dict of its fields. Default: all.
+    target: `loss` explains the loss even if the task defines another measurement.
+    rescore: Recompute the full gradients of twice as many rows as asked for at either end, and order them by their
+        exact scores. Default: False.
+    include: What hits carry: `parts`, the score by checkpoint; `layers`, the score by layer; `percentiles`, the score's
+        place among those of all rows; `examples`, the rendered example. Default: `parts` and `examples`.
+    """
+
+    filter: RowFilter | Mapping[str, Any] | None
+    target: Target | None
+    rescore: bool
+    include: Iterable[Include]

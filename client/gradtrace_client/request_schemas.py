@@ -1,0 +1,268 @@
+"""The wire schemas of requests: what a client sends. The service imports them.
+
+A request with an unknown field is refused. Rows are counted from 0 and keep their numbers for the life of an index.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
+
+from gradtrace_client.schemas import Payload
+
+MAX_K = 1000
+MAX_QUERIES = 128
+MAX_HITS = 25_000  # at either end, over all queries of a request: the service writes an answer in one piece
+
+SOURCES = ("example", "examples", "query_rows", "train_rows")  # the fields that give the queries
+_PAIRS_SOURCES = ("example", "examples", "query_rows")
+_JSON_TYPES = {"example": "object", "min": "number", "max": "number"}  # of the fields that are not lists
+
+
+def _whole(value: Any) -> Any:
+    """1.0 is an integer in JSON, which has only numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _value(value: Any) -> float | str | bool:
+    """One function for all types, because pydantic's unions put the type's name into the path of the field."""
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | float) and abs(value) < 2**63:  # NaN compares false
+        return float(value)
+    raise ValueError("give a number or the name of a class")
+
+
+def _class(value: Any) -> float | str:
+    if isinstance(value, bool):
+        raise ValueError("give a number or the name of a class")
+    return _value(value)
+
+
+Row = Annotated[int, Field(strict=True, ge=0, lt=2**53), BeforeValidator(_whole)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Class = Annotated[
+    float | str, PlainValidator(_class), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})
+]
+Value = Annotated[
+    float | str | bool,
+    PlainValidator(_value),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "boolean"}]}),
+]
+Weights = Literal["learning_rate", "learning_rate_steps", "equal"]
+Similarity = Literal["cosine", "dot", "l2"]
+Aggregate = Literal["mean"]
+Target = Literal["loss"]
+Include = Literal["parts", "layers", "percentiles", "examples"]
+Order = Literal["descending", "ascending"]
+
+
+def _require_one(request: BaseModel, names: tuple[str, ...]) -> None:
+    """Raises ValueError unless exactly one of the fields is given."""
+    given = [name for name in names if getattr(request, name) is not None]
+    if len(given) != 1:
+        said = " and ".join(given) if given else "none of them"
+        raise ValueError(f"give exactly one of {', '.join(names)}; the request has {said}")
+
+
+def _exactly_one(names: tuple[str, ...]) -> dict[str, JsonValue]:
+    """JSON Schema: one of the fields is given, and the others are null or absent."""
+    return {"oneOf": [_given(name, names) for name in names]}
+
+
+def _at_least_one(names: tuple[str, ...]) -> dict[str, JsonValue]:
+    """JSON Schema: at least one of the fields is given."""
+    return {"anyOf": [_given(name, (name,)) for name in names]}
+
+
+def _given(name: str, names: tuple[str, ...]) -> JsonValue:
+    types: dict[str, JsonValue] = {
+        other: {"type": _JSON_TYPES.get(other, "array") if other == name else "null"} for other in names
+    }
+    return {"required": [name], "properties": types}
+
+
+class RequestSchema(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Condition(RequestSchema):
+    """What the value of a column must meet, in everything that is given. Unknown values meet no condition."""
+
+    model_config = ConfigDict(json_schema_extra=_at_least_one(("min", "max", "in")))
+
+    min: Annotated[Number, Field(strict=True)] | None = Field(None, description="At least this.")
+    max: Annotated[Number, Field(strict=True)] | None = Field(None, description="At most this.")
+    in_: list[Value] | None = Field(
+        None, alias="in", min_length=1, description="One of these; classes also by their names."
+    )
+
+    @model_validator(mode="after")
+    def _restricts(self) -> Condition:
+        if self.min is None and self.max is None and self.in_ is None:
+            raise ValueError("give one or more of min, max and in")
+        return self
+
+
+class RowFilter(RequestSchema):
+    """Which training rows are searched: those that meet every condition given."""
+
+    labels: list[Class] | None = Field(
+        None, min_length=1, description="Rows with one of these labels; classes also by their names."
+    )
+    correct_only: bool = Field(False, description="Rows that the last checkpoint predicts correctly.")
+    rows: list[Row] | None = Field(None, min_length=1, description="Only these rows.")
+    exclude_rows: list[Row] | None = Field(None, description="All rows but these.")
+    where: dict[str, Condition] | None = Field(
+        None,
+        min_length=1,
+        description="By column (label, prediction, loss, correct, norm) what its value must meet: "
+        '{"loss": {"min": 1.0}, "prediction": {"in": [3, 5]}}.',
+    )
+
+
+class Question(RequestSchema):
+    """What every question says; `gradtrace_client.MethodOptions` gives the same fields as arguments of the calls."""
+
+    index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
+    method: str = Field("tracin", max_length=64, description="One of the methods that GET /index lists.")
+    checkpoints: list[str] | None = Field(
+        None, min_length=1, description="Names of the checkpoints used. Default: all."
+    )
+    weights: Weights | None = Field(None, description="Weight of each checkpoint. Default: the method's own.")
+    damping: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Added to the curvature, relative to each layer's mean eigenvalue."
+    )
+    segments: Annotated[int, Field(strict=True, ge=1, le=1000), BeforeValidator(_whole)] | None = Field(
+        None, description="Segments of the training, each with one curvature and one gradient."
+    )
+    similarity: Similarity | None = Field(None, description="How representations are compared.")
+
+
+class _ExamplesQuestion(Question):
+    """A question about examples, which are given in the task's own form or by their rows."""
+
+    example: Payload | None = Field(None, description="One query in the task's own form.")
+    examples: list[Payload] | None = Field(
+        None, min_length=1, max_length=MAX_QUERIES, description="Several queries in the task's own form."
+    )
+    query_rows: list[Row] | None = Field(
+        None, min_length=1, max_length=MAX_QUERIES, description="Rows of the task's query data set."
+    )
+    train_rows: list[Row] | None = Field(
+        None, min_length=1, max_length=MAX_QUERIES, description="Rows of the training data set."
+    )
+    target: Target | None = Field(
+        None, description="`loss`: explain the loss even where the task defines another measurement."
+    )
+
+
+class Queries(_ExamplesQuestion):
+    """Exactly one of `example`, `examples`, `query_rows` and `train_rows` gives the queries."""
+
+    model_config = ConfigDict(json_schema_extra=_exactly_one(SOURCES))
+
+    filter: RowFilter | None = Field(None, description="Which training rows are searched. Default: all.")
+    aggregate: Aggregate | None = Field(
+        None, description="`mean`: one result, whose scores are the means over the queries of their scores."
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Queries:
+        _require_one(self, SOURCES)
+        return self
+
+
+class InfluenceRequest(Queries):
+    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K), BeforeValidator(_whole)] = Field(
+        10, description="Hits at each of the two ends."
+    )
+    rescore: bool = Field(
+        False,
+        description="Recompute the full gradients of twice as many rows as asked for at either end, and order them by "
+        "their exact scores.",
+    )
+    include: frozenset[Include] = Field(
+        frozenset(("parts", "examples")),
+        description="What hits carry besides: `parts`, the score by checkpoint; `layers`, the score by layer; "
+        "`percentiles`, where the score stands among those of all rows; `examples`, the rendered example.",
+    )
+
+    @model_validator(mode="after")
+    def _is_affordable(self) -> InfluenceRequest:
+        results = 1 if self.aggregate else self.queries
+        if self.rescore and results * self.k > MAX_K:
+            raise ValueError(
+                f"rescore takes {MAX_K} hits at each end at most, over all results, not {results} x {self.k}; lower k "
+                "or send fewer queries at a time"
+            )
+        if results * self.k > MAX_HITS:
+            raise ValueError(
+                f"an answer holds {MAX_HITS:,} hits at each end at most, over all results, not {results} x {self.k}; "
+                "lower k or send fewer queries at a time"
+            )
+        return self
+
+    @property
+    def queries(self) -> int:
+        """Number of queries."""
+        return max(len(given or ()) for given in (self.examples, self.query_rows, self.train_rows)) or 1
+
+
+class GroupsRequest(Queries):
+    by: str = Field("label", max_length=64, description="The column whose values make the groups.")
+
+
+class PairsRequest(_ExamplesQuestion):
+    """Training examples, which need not be in the training set, against queries.
+
+    Exactly one of `example`, `examples` and `query_rows` gives the queries; `train_examples`, `train_rows` or both give
+    the training examples.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra=_exactly_one(_PAIRS_SOURCES) | _at_least_one(("train_examples", "train_rows"))
+    )
+
+    train_examples: list[Payload] | None = Field(
+        None, min_length=1, max_length=MAX_QUERIES, description="In the task's own form, with labels."
+    )
+
+    @model_validator(mode="after")
+    def _has_both_sides(self) -> PairsRequest:
+        _require_one(self, _PAIRS_SOURCES)
+        if self.train_examples is None and self.train_rows is None:
+            raise ValueError("give train_examples, train_rows or both")
+        return self
+
+
+class SelfInfluenceRequest(Question):
+    """One page of the training rows, ordered by their influence on themselves."""
+
+    k: Annotated[int, Field(ge=1, le=MAX_K)] = Field(10, description="Rows in the answer.")
+    offset: Annotated[int, Field(ge=0, lt=2**53)] = Field(0, description="Rows skipped before the first.")
+    segments: Annotated[int, Field(ge=1, le=1000)] | None = Field(  # not strict: a URL holds only text
+        None, description="Segments of the training, each with one curvature and one gradient."
+    )
+    order: Order = Field("descending", description="`descending`: the rows with the largest score first.")
+    labels: list[Number] | None = Field(None, min_length=1, description="Only rows with one of these labels.")
+    examples: bool = Field(True, description="Whether the answer carries the rendered examples.")
+
+
+class ReindexRequest(RequestSchema):
+    """Bring an index up to date, with appended rows and new checkpoints, or back to an earlier generation."""
+
+    index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
+    roll_back_to: Annotated[int, Field(strict=True, ge=1, lt=2**53), BeforeValidator(_whole)] | None = Field(
+        None, description="An earlier generation that is still kept."
+    )
