@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import math
 import re
+import runpy
 import socket
 import subprocess
 import sys
@@ -25,6 +27,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+import gradtrace_client
 from gradtrace_client import (
     AsyncClient,
     AuthenticationError,
@@ -34,14 +37,16 @@ from gradtrace_client import (
     DeadlineError,
     ForbiddenError,
     InfluenceAnswer,
+    InfluenceOptions,
     InvalidRequestError,
     NotFoundError,
     ProtocolError,
+    QuestionOptions,
     SelfInfluenceAnswer,
     ServiceError,
     UnreachableError,
 )
-from gradtrace_client.request_schemas import MAX_K, InfluenceRequest, SelfInfluenceRequest
+from gradtrace_client.request_schemas import MAX_K, InfluenceRequest, Question, SelfInfluenceRequest
 from gradtrace_client.service_schemas import VERSION_HEADER
 
 INFO = {
@@ -86,7 +91,7 @@ class Script:
 
 @contextmanager
 def serving(*answers: tuple[int, dict[str, str], Any] | None) -> Iterator[Script]:
-    encoded = [a if a is None else (a[0], a[1], json.dumps(a[2]).encode()) for a in answers]
+    encoded = [a and (a[0], a[1], a[2] if isinstance(a[2], bytes) else json.dumps(a[2]).encode()) for a in answers]
     script = Script(encoded)
 
     class Handler(BaseHTTPRequestHandler):
@@ -134,6 +139,23 @@ def test_the_client_needs_none_of_the_other_rooms_and_no_torch() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_synchronous_client_is_up_to_date() -> None:
+    script = runpy.run_path(str(Path(gradtrace_client.__file__).parents[1] / "generate_sync_client.py"))
+    assert script["TARGET"].read_text() == script["sync_client"](), "run `make client` and commit the file"
+
+
+def test_the_options_are_the_fields_of_a_question_and_each_is_explained() -> None:
+    assert list(QuestionOptions.__annotations__) == list(Question.model_fields)
+    for options, inherited in ((QuestionOptions, set()), (InfluenceOptions, set(QuestionOptions.__annotations__))):
+        explained = re.findall(r"^(\w+): ", inspect.getdoc(options) or "", re.MULTILINE)
+        assert set(explained) == options.__annotations__.keys() - inherited
+    with (
+        Client("http://127.0.0.1:9") as client,
+        pytest.raises(InvalidRequestError, match="dampening: there is no such"),
+    ):
+        client.influence(query_rows=[1], dampening=0.1)
 
 
 def test_what_influence_sends() -> None:
@@ -206,6 +228,15 @@ def test_an_absent_service_is_named() -> None:
         client.index()
 
 
+def test_waits_double_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    with serving(problem(503)) as server, Client(server.url, retries=20) as client, pytest.raises(BusyError):
+        client.index()
+    assert len(waits) in (7, 8)  # the eighth wait is 25.6 to 38.4 s, and 30 s are the limit
+    assert all(0.2 * 2**attempt <= wait <= 0.3 * 2**attempt for attempt, wait in enumerate(waits))
+
+
 def in_29_seconds() -> str:
     return format_datetime(datetime.now(timezone.utc) + timedelta(seconds=29), usegmt=True)
 
@@ -232,6 +263,18 @@ def test_a_wait_beyond_patience_is_handed_to_the_caller() -> None:
         client.index()
     assert caught.value.retry_after == 3600
     assert len(server.seen) == 1
+
+
+def test_a_job_is_followed_where_its_events_are_not_understood() -> None:
+    job = {"id": "ab", "index": "a", "operation": "update", "progress": 0.5, "generation": 1}
+    running, ended = (job | {"state": state, "created": "2026-01-01T00:00:00Z"} for state in ("running", "succeeded"))
+    events = f": ping\n\nevent: x\ndata: {json.dumps(running)}\n\ndata: {{}}\n\n".encode()
+    with (
+        serving((200, {"Content-Type": "text/event-stream"}, events), (200, {}, ended)) as server,
+        Client(server.url) as client,
+    ):
+        assert [state.state for state in client.follow("ab")] == ["running", "succeeded"]
+    assert [path for _, path, _, _ in server.seen] == ["/jobs/ab/events", "/jobs/ab"]
 
 
 def test_an_address_without_a_scheme_is_told() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from pathlib import Path
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import numpy as np

@@ -161,12 +161,6 @@ def test_the_progress_bar_is_for_terminals(capsys: pytest.CaptureFixture[str], m
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("end", ["data: {}", ": ping", "", "event: x"])
-def test_lines_that_are_no_states_are_passed_over(end: str) -> None:
-    assert following.state_in(end) is None
-    assert following.state_in(f"data: {job(0.5).model_dump_json()}") == job(0.5)
-
-
 def test_the_indexes_of_a_service_are_listed_without_opening_them(digits_index: DigitsRun, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(digits_index.index, tmp_path / "copy"))
     shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints")

@@ -16,7 +16,7 @@ from gradtrace_client._errors import (
     ServiceError,
     UnreachableError,
 )
-from gradtrace_client._options import InfluenceOptions, MethodOptions
+from gradtrace_client._options import InfluenceOptions, QuestionOptions
 from gradtrace_client._sync_client import Client
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.request_schemas import RowFilter
@@ -50,12 +50,12 @@ __all__ = [
     "Job",
     "JobFailedError",
     "Jobs",
-    "MethodOptions",
     "NotFoundError",
     "NotTakenOverError",
     "PairsAnswer",
     "ProblemError",
     "ProtocolError",
+    "QuestionOptions",
     "RowFilter",
     "SelfInfluenceAnswer",
     "ServiceError",

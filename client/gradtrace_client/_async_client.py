@@ -16,7 +16,7 @@ from typing_extensions import Self, Unpack
 
 from gradtrace_client._connection import LIMITS, TIMEOUT, checked_url, request_headers
 from gradtrace_client._errors import BusyError, DeadlineError, ForbiddenError, JobFailedError, NotTakenOverError
-from gradtrace_client._options import InfluenceOptions, MethodOptions
+from gradtrace_client._options import InfluenceOptions, QuestionOptions
 from gradtrace_client._progress_bar import progress_bar
 from gradtrace_client._requests import query_pages, request_json
 from gradtrace_client._responses import Answer, failed_request, parse_answer
@@ -158,7 +158,7 @@ class AsyncClient:
         filter: RowFilter | Mapping[str, Any] | None = None,  # noqa: A002
         target: Target | None = None,
         aggregate: Aggregate | None = None,
-        **options: Unpack[MethodOptions],
+        **options: Unpack[QuestionOptions],
     ) -> GroupsAnswer:
         """Sums of the scores of training rows that share a value of the column `by`. Queries are as in `influence`."""
         body = request_json(
@@ -184,7 +184,7 @@ class AsyncClient:
         examples: Sequence[Mapping[str, Any]] | None = None,
         query_rows: Sequence[int] | None = None,
         target: Target | None = None,
-        **options: Unpack[MethodOptions],
+        **options: Unpack[QuestionOptions],
     ) -> PairsAnswer:
         """The scores of training examples, which need not be in the training set, on each query.
 
@@ -210,7 +210,7 @@ class AsyncClient:
         order: Order = "descending",
         labels: Sequence[int | float] | None = None,
         examples: bool = True,
-        **options: Unpack[MethodOptions],
+        **options: Unpack[QuestionOptions],
     ) -> SelfInfluenceAnswer:
         """One page of the training rows, ordered by their influence on themselves: mislabelled and unusual rows first.
 
@@ -220,7 +220,7 @@ class AsyncClient:
             order: `descending` starts with the largest score.
             labels: Only rows with one of these labels.
             examples: Whether the answer carries the rendered examples.
-            options: `MethodOptions`: index, method, checkpoints ...
+            options: `QuestionOptions`: index, method, checkpoints ...
         """
         params = request_json(
             SelfInfluenceRequest, k=k, offset=offset, order=order, labels=labels, examples=examples, **options
@@ -234,7 +234,7 @@ class AsyncClient:
         order: Order = "descending",
         labels: Sequence[int | float] | None = None,
         examples: bool = True,
-        **options: Unpack[MethodOptions],
+        **options: Unpack[QuestionOptions],
     ) -> AsyncIterator[Hit]:
         """All training rows, ordered by their influence on themselves, in bounded memory. Arguments as in
         `self_influence`; `page`: rows in a request, at most 1,000."""

@@ -1,4 +1,4 @@
-"""The options that calls share, each spelled once: arguments of the SDK's calls, and fields of the requests."""
+"""The options that calls share, as types of their `**options`: each is spelled once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from gradtrace_client.request_schemas import Include, RowFilter, Similarity, Target, Weights
 
 
-class MethodOptions(TypedDict, total=False):
+class QuestionOptions(TypedDict, total=False):
     """Which index answers, and how it computes scores. Each option may be left out.
 
     index: Name of the index, one of `client.indexes()`. Default: the first.
@@ -32,8 +32,8 @@ class MethodOptions(TypedDict, total=False):
     similarity: Similarity | None
 
 
-class InfluenceOptions(MethodOptions, total=False):
-    """What `influence` takes in addition to the queries and the `MethodOptions`. Each option may be left out.
+class InfluenceOptions(QuestionOptions, total=False):
+    """The options of `influence`: the `QuestionOptions`, and those below. Each may be left out.
 
     filter: Which training rows are searched, as a `RowFilter` or a dict of its fields. Default: all.
     target: `loss` explains the loss even if the task defines another measurement.

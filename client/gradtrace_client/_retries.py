@@ -32,6 +32,6 @@ def retry_policy(retries: int, repeatable: bool) -> dict[str, Any]:
     }
 
 
-def _asked_wait(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
+def _asked_wait(retry_state: RetryCallState) -> float:
+    error = retry_state.outcome.exception() if retry_state.outcome else None
     return max(error.retry_after or 0.0, 0.0) if isinstance(error, BusyError) else 0.0

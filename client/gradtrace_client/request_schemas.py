@@ -132,8 +132,6 @@ class RowFilter(RequestSchema):
 
 
 class Question(RequestSchema):
-    """What every question says; `gradtrace_client.MethodOptions` gives the same fields as arguments of the calls."""
-
     index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
     method: str = Field("tracin", max_length=64, description="One of the methods that GET /index lists.")
     checkpoints: list[str] | None = Field(
