@@ -18,7 +18,8 @@ from torch import Tensor
 from gradtrace.errors import UnsupportedLayerError
 
 _SPREAD = 20  # binary orders of magnitude between the smallest and the largest color
-_NEGLIGIBLE = 1e-6  # of the largest gradient at any position: rounding
+_NEGLIGIBLE = 1e-6  # of the largest gradient at any position: nothing depends on whose it is
+_ROUNDING = 2e-6  # of the largest gradient at any position
 
 
 class Layout(Enum):
@@ -95,8 +96,11 @@ def owners(gradients: Tensor, colored: Tensor, batch: int) -> Owners:
             f"{batch} examples of a batch cannot be told apart in {gradients.dtype}, in a layer that sees them in "
             "another order than the batch: choose a smaller batch_size"
         )
-    apart = (tinted - color[:, None] * plain).norm(dim=1) > tolerance * color * squares.sqrt()
-    certain = squares.sqrt() > _NEGLIGIBLE * squares.max().sqrt()
+    norms, largest = squares.sqrt(), squares.max().sqrt()
+    # A gradient may be a small difference of large terms (a router's softmax), whose rounding no color multiplies.
+    rounding = max(_ROUNDING, 4 * torch.finfo(gradients.dtype).eps) * largest
+    apart = (tinted - color[:, None] * plain).norm(dim=1) > color * (tolerance * norms + rounding)
+    certain = norms > _NEGLIGIBLE * largest
     return Owners(example, certain, apart & certain, squares > 0)
 
 
