@@ -1,4 +1,4 @@
-# make demo | test | test-portable | fuzz | lint | docker-check | settings | api | client | bench | peers, in a virtual environment that make makes.
+# make demo | test | test-unit | test-portable | fuzz | lint | docker-check | settings | api | client | bench | peers, in a virtual environment that make makes.
 PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
@@ -10,7 +10,7 @@ DATASET ?= digits
 ONCE ?=
 FUZZ_SECONDS ?= 90
 
-.PHONY: demo test test-portable fuzz lint docker-check settings api client bench peers install clean
+.PHONY: demo test test-unit test-portable fuzz lint docker-check settings api client bench peers install clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml client/pyproject.toml
@@ -24,6 +24,9 @@ demo: install
 
 test: install  # a process for each core; a file's tests share their fixtures
 	$(VENV)/bin/python -m pytest -n logical --dist loadfile
+
+test-unit: install  # those marked so, in under a minute
+	$(VENV)/bin/python -m pytest -n logical --dist loadfile -m unit
 
 PORTABLE = layers full_gradients basis search build methods
 test-portable: install  # gradients, bases, search, builds and methods with several threads, without vector instructions

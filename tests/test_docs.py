@@ -1,4 +1,5 @@
-"""docs/queries.md describes everything that may be asked, docs/tasks.md every task and hook; docs/api.md is the API."""
+"""docs/queries.md describes everything that may be asked, docs/tasks.md every task and hook, docs/methods.md every method;
+docs/api.md is the API; ARCHITECTURE.md names every room, and no file that does not exist."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from torch import nn
 
 import tiny
 from gradtrace import Index, Task, tasks
+from gradtrace.methods import METHODS
 from gradtrace_client import Client
 from gradtrace_client.request_schemas import (
     Condition,
@@ -29,7 +31,8 @@ from gradtrace_client.request_schemas import (
 from gradtrace_service import cli
 from gradtrace_service.api_reference import api_page
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGE = (DOCS / "queries.md").read_text()
 
 
@@ -154,3 +157,43 @@ def test_every_hook_of_a_task_has_a_line() -> None:
     lines = re.findall(r"^\| `(\w+)", TASKS_PAGE, re.MULTILINE)
     hooks = {name for name in {*vars(Task), *Task.__annotations__} if not name.startswith(("_", "has_"))}
     assert set(lines) == hooks - {"label_name"}
+
+
+def test_every_method_has_a_line() -> None:
+    table = (DOCS / "methods.md").read_text().split("\n## ")[0]
+    assert set(re.findall(r"^\| `([a-z-]+)` ", table, re.MULTILINE)) == {"method", *METHODS}
+
+
+PACKAGES = {
+    "gradtrace": ROOT / "attribution",
+    "gradtrace_indexer": ROOT / "indexer",
+    "gradtrace_service": ROOT / "service",
+    "gradtrace_client": ROOT / "client",
+}
+NAMED = sorted(set(re.findall(r"`([\w./-]+(?:/|\.py|\.md|\.toml))`", (ROOT / "ARCHITECTURE.md").read_text())))
+
+
+@pytest.mark.parametrize("path", NAMED)
+def test_every_path_of_the_architecture_exists(path: str) -> None:
+    assert (PACKAGES.get(path.split("/")[0], ROOT) / path).exists()
+
+
+def test_every_room_is_in_the_architecture() -> None:
+    for package, folder in PACKAGES.items():
+        rooms = {f"{package}/{init.parent.name}/" for init in (folder / package).glob("*/__init__.py")}
+        assert rooms <= set(NAMED)
+
+
+@pytest.mark.parametrize("page", [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        name, _, heading = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        assert not heading or heading in headings(linked.read_text()), target
+
+
+def headings(text: str) -> set[str]:
+    """Anchors as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
