@@ -1,5 +1,5 @@
-"""docs/queries.md describes everything that may be asked, docs/tasks.md every task and hook, docs/methods.md every method;
-docs/api.md is the API; ARCHITECTURE.md names every room, and no file that does not exist."""
+"""docs/queries.md describes everything that may be asked, docs/tasks.md every task and hook, docs/methods.md every
+method, docs/api.md the API. ARCHITECTURE.md names every room, and no file that does not exist."""
 
 from __future__ import annotations
 

@@ -140,8 +140,8 @@ def test_a_full_disk_is_reported_and_leaves_no_file(tmp_path: Path) -> None:
 WRITE_HALF = """
 import sys, time, torch
 from pathlib import Path
-from gradtrace.shards import ShardLayout
-from gradtrace_indexer.shard_writer import ShardWriter
+from gradtrace.store.shards import ShardLayout
+from gradtrace_indexer.writing.shard_writer import ShardWriter
 with ShardWriter(Path(sys.argv[1]), sys.argv[2], ShardLayout(8, (4,), "float16")) as writer:
     writer.append(torch.full((4, 4), 9.0))
     print("half", flush=True)

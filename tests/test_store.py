@@ -153,17 +153,19 @@ MEASURE_READS = """
 import pathlib, resource, sys
 import numpy as np, torch
 sys.path.insert(0, sys.argv[2])
-from made_index import make_store
-from gradtrace.search import exhaustive_scores
+from made_index import write_index
+from gradtrace.search.progressive import exhaustive_scores
+from gradtrace.store.rows import RowStore
 
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
-store = make_store(pathlib.Path(sys.argv[1]), np.ones((1, 30, 4096), np.float32), "float16", [16, 4096], 1 << 30)
-entry = store._manifest.shards[0]
-big = store._manifest.model_copy(update={"rows": 60_000, "shards": [entry.model_copy(update={"stop": 60_000})]})
-path = pathlib.Path(sys.argv[1]) / entry.rows.path
+directory = pathlib.Path(sys.argv[1])
+manifest = write_index(directory, np.ones((1, 30, 4096), np.float32), "float16", [16, 4096])
+entry = manifest.shards[0]
+big = manifest.model_copy(update={"rows": 60_000, "shards": [entry.model_copy(update={"stop": 60_000})]})
+path = directory / entry.rows.path
 with path.open("r+b") as file:
     file.truncate(60_000 * (4096 * 2 + 4 + 8))  # 470 MB of zeros, most of them holes
-big_store = type(store)(pathlib.Path(sys.argv[1]), big)
+big_store = RowStore(directory, big)
 start = peak()
 big_store.gather([0], torch.arange(0, 60_000, 600))
 gathered = peak()
