@@ -1,3 +1,6 @@
+"""Settings of all tests; fixtures and helpers for what is shared between files: the index of the digits, a full disk,
+programs in processes of their own, waiting. Small tasks and data are in `tiny`."""
+
 from __future__ import annotations
 
 import os
@@ -30,7 +33,7 @@ os.environ["OMP_NUM_THREADS"] = str(THREADS)  # for the processes that tests sta
 # A shell's background jobs ignore Ctrl-C, and so would the programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Machines differ in speed: an answer that is slow to come is no failure, nor is a property that is slow to check.
+# Machines differ in speed: an answer that is slow to come is not a failure, nor is a property that is slow to check.
 os.environ["GRADTRACE_DEADLINE_SECONDS"] = "900"
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")

@@ -114,11 +114,14 @@ def test_products_by_layer_are_those_of_the_layers_parameters(tmp_path: Path) ->
         torch.testing.assert_close(products.double(), own @ own.T, rtol=1e-4, atol=1e-6)
 
 
-def test_factors_are_taken_where_positions_are_few() -> None:
+@pytest.mark.parametrize("positions", [1, 500])
+def test_products_are_the_same_whether_positions_are_few_or_many(positions: int) -> None:
+    """The factors of few are compared two by two, those of many are summed to whole gradients first."""
     layer = base.layer_type_of(nn.Linear(50, 40))(nn.Linear(50, 40), ["weight", "bias"])  # type: ignore[misc]
-    one, many = ([(torch.zeros(3, p, 50), torch.zeros(3, p, 40))] for p in (1, 500))
-    assert layer._factors_are_cheaper(one, one)
-    assert not layer._factors_are_cheaper(many, many)
+    x, d = torch.randn(3, positions, 50), torch.randn(3, positions, 40)
+    whole = torch.einsum("bpo,bpi->boi", d.double(), torch.cat([x, torch.ones(3, positions, 1)], dim=2).double())
+    products = whole.flatten(1) @ whole.flatten(1).T
+    torch.testing.assert_close(layer.inner_products([(x, d)], [(x, d)]).double(), products, rtol=1e-4, atol=1e-2)
 
 
 def test_tiny_gradients_have_norms(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import gradtrace as gt
+import tiny
 from conftest import DigitsRun
 from digits_task import TASK
 from gradtrace import random_numbers
@@ -36,15 +37,14 @@ def test_the_same_answers_on_either_device(digits_index: DigitsRun) -> None:
 
 def test_tf32_costs_the_search_no_hit(digits_index: DigitsRun) -> None:
     on_cpu = gt.open_index(digits_index.index, TASK, device="cpu")
-    on_gpu = ProgressiveSearcher(on_cpu.contents.store, "cuda")
-    scoring = on_cpu.scoring()
-    vectors, _ = scoring.query_vectors(on_cpu._resolved([TASK.query[row] for row in range(20)], None))
+    store, vectors = on_cpu.contents.store, tiny.stored(on_cpu)[:20]
+    blocks = range(store.checkpoints)
     torch.set_float32_matmul_precision("high")
     try:
-        found = on_gpu.search(vectors, scoring.blocks, 10)
+        found = ProgressiveSearcher(store, "cuda").search(vectors, blocks, 10)
     finally:
         torch.set_float32_matmul_precision("highest")
-    for one, other in zip(found, scoring.search(vectors, 10, None), strict=True):
+    for one, other in zip(found, ProgressiveSearcher(store).search(vectors, blocks, 10), strict=True):
         assert one.top_rows.tolist() == other.top_rows.tolist()
         assert one.bottom_rows.tolist() == other.bottom_rows.tolist()
 

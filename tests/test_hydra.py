@@ -130,9 +130,8 @@ def test_hydra_takes_no_options_and_no_hypothetical_rows(index: Index) -> None:
         index.scores(QUERIES, method="hydra", weights="equal")
     with pytest.raises(QueryError, match="no inner product of full gradients"):
         index.influence(QUERIES, method="hydra", rescore=True)
-    scoring = index.scoring("hydra")
     with pytest.raises(QueryError, match="rows that were trained on alone"):
-        scoring.row_vectors(QUERIES)
+        index.pairs(QUERIES, QUERIES, method="hydra")
 
 
 def test_an_index_with_a_recording_lives_on(run: Run, tmp_path: Path) -> None:
@@ -175,7 +174,7 @@ def test_recordings_of_other_trainings_are_refused(run: Run, index: Index, tmp_p
             build_index(TASK, some, tmp_path / "index", recording=run.recording, progress=False)
     with pytest.raises(RecordingError, match="no finished recording"):
         build_index(TASK, checkpoints, tmp_path / "index", recording=tmp_path, progress=False)
-    directory = Path(index.contents.directory)
+    directory = index.directory
     with pytest.raises(StoreError, match="already holds another index"):
         build_index(TASK, checkpoints[:3], directory, progress=False)
 

@@ -68,7 +68,7 @@ def ekfac_inverse(reference: dict[str, Tensor], state: dict[str, Tensor], dampin
 def expected(index: Index, checkpoint: int, damping: float) -> tuple[Doubles, Doubles]:
     """Scores [queries, rows] and of each row on itself [rows], by an explicit inverse."""
     task = ClassTask(tiny.mlp, ROWS)
-    found = tiny.checkpoints(task, index.contents.directory.parent / "checkpoints")
+    found = tiny.checkpoints(task, index.directory.parent / "checkpoints")
     inverse = ekfac_inverse(found[-1].load(), found[checkpoint].load(), damping)
     model = tiny.loaded(task, found[checkpoint])
     q, g = (in_order(gradients_reference(task, model, some)) for some in (QUERIES, ROWS))
@@ -101,7 +101,7 @@ def test_several_checkpoints_are_summed(index: Index) -> None:
 def test_much_damping_leaves_the_inner_products_of_each_layer(index: Index) -> None:
     """Divided by the damping times its mean eigenvalue."""
     products, damping = torch.zeros(len(QUERIES), len(ROWS), dtype=torch.float64), 1e6
-    state = tiny.checkpoints(index.task, index.contents.directory.parent / "checkpoints")[-1].load()
+    state = tiny.checkpoints(index.task, index.directory.parent / "checkpoints")[-1].load()
     model = tiny.mlp()
     model.load_state_dict(state)
     q, g = (gradients_reference(index.task, model, some) for some in (QUERIES, ROWS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +95,7 @@ def test_questions(run: tuple[Path, ClassTask, Index], asked: dict[str, Any]) ->
     alone = [index.influence([query], k=4, **asked)[0] for query in QUERIES]
     for one, other in zip(index.influence(QUERIES, k=4, **asked), alone, strict=True):
         np.testing.assert_allclose([h.score for h in one.proponents], [h.score for h in other.proponents], rtol=1e-5)
-    scoring = index.scoring(**asked)
-    vectors, _ = scoring.query_vectors(index._resolved(QUERIES, None))
-    pairs = torch.einsum("qcd,ncd->qn", vectors, scoring.row_vectors(ROWS[:7]))
-    agree(scores[:, :7], pairs)
+    agree(scores[:, :7], torch.from_numpy(index.pairs(ROWS[:7], QUERIES, **asked)))
 
 
 @pytest.mark.parametrize(
@@ -151,8 +147,19 @@ def test_an_unlabelled_query_is_explained_for_its_predicted_class(run: tuple[Pat
     assert result.prediction is not None
     (same,) = index.influence([(x, result.prediction)], method="representer", k=3)
     assert [hit.score for hit in result.proponents] == [hit.score for hit in same.proponents]
+
+
+def test_a_query_of_an_unknown_class_is_refused(tmp_path: Path) -> None:
+    """Also where the task's loss takes it."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1].clamp(max=2), reduction="none")
+
+    task = ClassTask(tiny.mlp, ROWS, loss)
+    tiny.build(task, tmp_path)
+    fit_representer(tmp_path / "index")
     with pytest.raises(QueryError, match="classes 0 to 2"):
-        index.scoring("representer").query_vectors([replace(index._resolved([(x, 1)], None)[0], label=7)])
+        open_index(tmp_path / "index", task).influence([(QUERIES[0][0], 7)], method="representer")
 
 
 def test_representer_values_of_a_regression(tmp_path: Path) -> None:

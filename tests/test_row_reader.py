@@ -216,4 +216,4 @@ def test_without_the_option_bad_rows_stop_the_build(tmp_path: Path) -> None:
     with pytest.raises(LossError, match=r"training row\(s\) 17"):
         tiny.build(ClassTask(tiny.mlp, Rows(ROWS, {17: nan_input})), tmp_path, basis="none")
     assert not (tmp_path / "index" / "manifest.json").exists()
-    assert read_manifest(skipping(tmp_path / "other").contents.directory).skipped
+    assert read_manifest(skipping(tmp_path / "other").directory).skipped

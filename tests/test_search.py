@@ -283,7 +283,6 @@ def test_exhaustive_scores_are_brute_force(
     np.testing.assert_allclose(scores, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
 
 
-@pytest.mark.gpu
 def cut(values: torch.Tensor, bits: int) -> torch.Tensor:
     """float32 values with this many bits of their mantissas left, as tensor cores take them."""
     return (values.contiguous().view(torch.int32) >> (23 - bits) << (23 - bits)).view(torch.float32)
@@ -345,6 +344,7 @@ def test_the_bound_of_rounded_operands_holds(products: Callable[[str], None], pr
     assert (product_error("cpu") == 0) == (precision == "highest")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_first_level_may_lie_on_a_gpu(store: RowStore, queries: torch.Tensor) -> None:
     results = ProgressiveSearcher(store, device="cuda").search(queries.cuda(), [0, 1, 2], 10)

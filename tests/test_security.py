@@ -12,6 +12,7 @@ import stat
 import struct
 import sys
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -294,14 +295,22 @@ def test_the_addresses_of_a_client_share_a_limit() -> None:
     assert len({network(address) for address in ("192.0.2.1", "192.0.2.2", "::ffff:192.0.2.3", "", "::1")}) == 5
 
 
+class Name(str):
+    """Unlike a plain string, it tells when it is dropped."""
+
+
 def test_clients_that_left_are_forgotten() -> None:
     now = 0.0
     limit = RateLimit(10, lambda: now)
-    for one in range(1000):
-        limit.take(str(one))
+    clients = [Name(number) for number in range(1000)]
+    remembered = [weakref.ref(client) for client in clients]
+    for client in clients:
+        limit.take(client)
+    del client, clients
+    assert all(client() for client in remembered)
     now = 61.0
     limit.take("last")
-    assert len(limit._full_at) == 1
+    assert not any(client() for client in remembered)
 
 
 def test_answers_carry_the_headers_of_security(http: httpx.Client, url: str) -> None:

@@ -321,7 +321,7 @@ def test_compaction_changes_no_answer(tmp_path: Path, precision: Any) -> None:
     for name, column in after.columns.items():
         assert column.dtype == before.columns[name].dtype
         assert [str(value) for value in column] == [str(value) for value in before.columns[name]]
-    stored = before._row_ids.live()
+    stored = before.contents.store.row_ids.live()
     assert torch.equal(tiny.stored(after), tiny.stored(before)[torch.from_numpy(stored)])  # bit for bit
     assert delete_rows(path, [0, 72]).generation == after.manifest.generation  # compacted rows are deleted rows
     assert compact(path, progress=False).generation == after.manifest.generation  # nothing left to do
