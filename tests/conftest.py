@@ -22,7 +22,10 @@ from hypothesis import HealthCheck, settings
 import digits_task
 import gradtrace
 from gradtrace import Index
+from gradtrace_client import Client
 from gradtrace_indexer import build_index
+from gradtrace_service.app import create_app
+from gradtrace_service.server import serving
 
 # The tests' tensors are small: a second thread gains nothing, and on a busy machine the threads wait for each other.
 # `make test-portable` shows that nothing depends on their number.
@@ -60,6 +63,26 @@ def digits_index(tmp_path_factory: pytest.TempPathFactory) -> DigitsRun:
     checkpoints = gradtrace.load_checkpoints(out / "checkpoints")
     build_index(digits_task.TASK, checkpoints, out / "index", dimensions=256, progress=False)
     return DigitsRun(out / "checkpoints", out / "index", f"{digits_task.__file__}:TASK")
+
+
+@pytest.fixture(scope="module")
+def index(digits_index: DigitsRun) -> Index:
+    """Of the digits, for the test's own use, beside the one that the service of `url` owns."""
+    return digits_index.open()
+
+
+@pytest.fixture(scope="module")
+def url(digits_index: DigitsRun) -> Iterator[str]:
+    """Of a service over the index of the digits."""
+    with serving(create_app(digits_index.open())) as address:
+        yield address
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    """Tries nothing again."""
+    with Client(url, retries=0) as connected:
+        yield connected
 
 
 @pytest.fixture

@@ -436,6 +436,10 @@ def test_labels_by_predictions_give_the_same_curvature(tmp_path: Path) -> None:
 
     fit, other = (Fit(ClassTask(*MODELS["linear"], loss), tmp_path) for loss in (None, by_hand))
     assert (fit.reference.outputs.source, other.reference.outputs.source) == ("loss", "predict")
+    have_the_same_curvature(fit, other)
+
+
+def have_the_same_curvature(fit: Fit, other: Fit) -> None:
     basis = fit.basis("spectral")
     for name, values in curvature(fit.reference, basis, fit.samples, 0).items():
         close(curvature(other.reference, basis, other.samples, 0)[name], values)
@@ -449,9 +453,7 @@ def test_terms_beside_the_loss_functions_are_not_in_the_curvature(tmp_path: Path
     fit, other = (Fit(PairTask(*MODELS["linear"], loss), tmp_path) for loss in (None, penalized))
     assert other.reference.outputs.loss is not None
     assert other.reference.outputs.loss.beside
-    basis = fit.basis("spectral")
-    for name, values in curvature(fit.reference, basis, fit.samples, 0).items():
-        close(curvature(other.reference, basis, other.samples, 0)[name], values)
+    have_the_same_curvature(fit, other)
 
 
 def test_several_outputs_add_up(tmp_path: Path) -> None:

@@ -185,32 +185,9 @@ def test_loss_divided_by_the_batch_size(tmp_path: Path) -> None:
     refused(LossError, PairTask(tiny.mlp, ROWS, loss), tmp_path, "division by the batch size")
 
 
-class OwnFunction(torch.autograd.Function):
-    """Without a vmap rule."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return x * weight
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        return grads[0] * weight, (grads[0] * x).sum(0)
-
-
-class OwnScale(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return OwnFunction.apply(x, self.weight)  # type: ignore[no-any-return, no-untyped-call]
-
-
 def test_layer_that_vmap_cannot_differentiate(tmp_path: Path) -> None:
     """It is differentiated by autograd, one example at a time."""
-    task = PairTask(lambda: nn.Sequential(nn.Linear(5, 3), OwnScale()), ROWS)
+    task = PairTask(lambda: nn.Sequential(nn.Linear(5, 3), tiny.OwnScale(3)), ROWS)
     with pytest.warns(SlowPathWarning, match=r"1\.weight.*one example at a time.*layers"):
         index = tiny.build(task, tmp_path, count=1)
     assert index.contents.models[0].examination.choice.paths["1.weight"] is GradientPath.ALONE

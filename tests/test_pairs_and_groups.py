@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,11 @@ import torch
 
 import digits_task
 import tiny
-from conftest import DigitsRun
 from gradtrace import GroupInfluence, Index, QueryError, RowFilter, gradients_reference, open_index
 from gradtrace.results import groups
 from gradtrace_client import AsyncClient, Client, InvalidRequestError
 from gradtrace_client.request_schemas import MAX_QUERIES
 from gradtrace_indexer import compact, delete_rows
-from gradtrace_service.app import create_app
-from gradtrace_service.server import serving
 from tiny import ClassTask
 
 ROWS, QUERIES = tiny.classes(60), tiny.classes(7, seed=5)
@@ -117,23 +113,6 @@ def test_columns_that_make_no_groups(made: Index, monkeypatch: pytest.MonkeyPatc
 
 
 # Over HTTP
-
-
-@pytest.fixture(scope="module")
-def index(digits_index: DigitsRun) -> Index:
-    return digits_index.open()
-
-
-@pytest.fixture(scope="module")
-def url(digits_index: DigitsRun) -> Iterator[str]:
-    with serving(create_app(digits_index.open())) as address:
-        yield address
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[Client]:
-    with Client(url, retries=0) as connected:
-        yield connected
 
 
 def payload(row: int, label: int | None = None) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import io
 import json
 import shutil
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -38,24 +37,6 @@ from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 
 TASK = digits_task.TASK
-
-
-@pytest.fixture(scope="module")
-def index(digits_index: DigitsRun) -> Index:
-    """For the tests' own use, beside the one that the service owns."""
-    return digits_index.open()
-
-
-@pytest.fixture(scope="module")
-def url(digits_index: DigitsRun) -> Iterator[str]:
-    with serving(create_app(digits_index.open())) as address:
-        yield address
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[Client]:
-    with Client(url, retries=0) as connected:
-        yield connected
 
 
 def pixels(row: int) -> list[list[int]]:

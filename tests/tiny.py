@@ -1,4 +1,7 @@
-"""Tasks small enough to build in a fraction of a second, on random data, with checkpoints at random weights."""
+"""Small tasks, models, data and checkpoints whose index is built in a fraction of a second.
+
+Data and weights are random. `made_index` writes an index of given rows; `digits_task` is the one real training.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +61,29 @@ def mlp() -> nn.Module:
 
 def value_mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+class _OwnProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return grads[0] * weight, (grads[0] * x).sum(0)
+
+
+class OwnScale(nn.Module):
+    """A weight for each feature, by an autograd function without a rule for vmap."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _OwnProduct.apply(x, self.weight)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def classes(rows: int, shape: tuple[int, ...] = (5,), seed: int = 0, labels: int = 3) -> list[tuple[Tensor, int]]:

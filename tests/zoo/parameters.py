@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tiny import OwnScale
 from zoo.case import ZooTask, right, right_or_refused
 from zoo.data import VOCABULARY, Residual, generator, labelled, lengths, mlp, pad, texts
 
@@ -252,32 +253,9 @@ for offset in (0.0, 1.0):
     )
 
 
-class OwnFunction(torch.autograd.Function):
-    """Without a rule for vmap."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return x * weight
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        return grads[0] * weight, (grads[0] * x).sum(0)
-
-
-class OwnScale(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return OwnFunction.apply(x, self.weight)  # type: ignore[no-any-return, no-untyped-call]
-
-
 @right()
 def autograd_function_of_ones_own() -> ZooTask:
-    return ZooTask(lambda: nn.Sequential(nn.Linear(6, 8), OwnScale(), nn.ReLU(), nn.Linear(8, 3)), ROWS)
+    return ZooTask(lambda: nn.Sequential(nn.Linear(6, 8), OwnScale(8), nn.ReLU(), nn.Linear(8, 3)), ROWS)
 
 
 class Unused(nn.Module):
