@@ -16,6 +16,8 @@ from torch import nn
 from gradtrace.checkpoints.loading import Checkpoint, Optimizer, load_checkpoints, load_into
 from gradtrace.errors import CheckpointError
 
+pytestmark = pytest.mark.unit
+
 
 def network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)

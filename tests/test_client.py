@@ -49,6 +49,8 @@ from gradtrace_client import (
 from gradtrace_client.request_schemas import MAX_K, InfluenceRequest, Question, SelfInfluenceRequest
 from gradtrace_client.service_schemas import VERSION_HEADER
 
+pytestmark = pytest.mark.unit
+
 INFO = {
     "generation": 3,
     "task": "Digits",

@@ -7,6 +7,8 @@ import pytest
 from gradtrace_client.schemas import Hit, IndexInfo, Influence, InfluenceAnswer, QueryInfo, Timing
 from gradtrace_service.console import print_answer
 
+pytestmark = pytest.mark.unit
+
 
 def answer(example: dict[str, Any], label: float, name: str | None) -> InfluenceAnswer:
     shared = {"label": label, "label_name": name, "prediction": label, "prediction_name": name, "loss": 0.25}

@@ -14,6 +14,8 @@ from gradtrace import Hit, Index, InfluenceResult, MissingLibraryError, Recall
 from gradtrace_indexer import delete_rows
 from tiny import ClassTask
 
+pytestmark = pytest.mark.unit
+
 ROWS, QUERIES = tiny.classes(30), tiny.classes(3, seed=5)
 EVIL = "<script>alert(1)</script>"
 

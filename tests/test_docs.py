@@ -31,6 +31,8 @@ from gradtrace_client.request_schemas import (
 from gradtrace_service import cli
 from gradtrace_service.api_reference import api_page
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGE = (DOCS / "queries.md").read_text()

@@ -12,6 +12,8 @@ from scipy.stats import spearmanr
 from gradtrace import EvaluationError
 from gradtrace.evaluation import linear_datamodeling_score
 
+pytestmark = pytest.mark.unit
+
 QUERIES, ROWS, SUBSETS = 7, 30, 12
 
 

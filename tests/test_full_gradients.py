@@ -18,6 +18,8 @@ from gradtrace.models.gradient_model import GradientModel
 from test_layers import CASES, Conv1D, InputTask, Reused, Tied, TokenModel, UsedOutside, examples_of, trained_statistics
 from tiny import PairTask
 
+pytestmark = pytest.mark.unit
+
 Build = Callable[[], nn.Module]
 
 

@@ -16,6 +16,8 @@ from gradtrace import Checkpoint, Index
 from gradtrace.checkpoints.loading import Optimizer
 from gradtrace_indexer import build_index
 
+pytestmark = pytest.mark.unit
+
 PAGE = (Path(__file__).parents[1] / "docs" / "how-it-works.md").read_text()
 (CODE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 

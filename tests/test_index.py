@@ -17,6 +17,8 @@ import tiny
 from gradtrace import Index, InfluenceResult, LossError, QueryError, RowFilter, gradients_reference, open_index
 from tiny import ClassTask, PairTask, ValueTask
 
+pytestmark = pytest.mark.unit
+
 ROWS, QUERIES = tiny.classes(60), tiny.classes(7, seed=5)
 
 

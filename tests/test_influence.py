@@ -17,6 +17,8 @@ from gradtrace import Checkpoint, Index, QueryError, gradients_reference
 from gradtrace_indexer import build_index
 from tiny import ClassTask, ValueTask
 
+pytestmark = pytest.mark.unit
+
 ROWS, QUERIES = tiny.classes(60), tiny.classes(7, seed=5)
 Doubles = NDArray[np.float64]
 

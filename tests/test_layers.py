@@ -19,6 +19,8 @@ from gradtrace.gradients.reference import gradients_reference, stray_gradients
 from gradtrace.layers import Layer
 from gradtrace.task import Task
 
+pytestmark = pytest.mark.unit
+
 TOLERANCE = 1e-4
 
 

@@ -25,6 +25,8 @@ from gradtrace_indexer.build.builder import checkpoint_entries
 from gradtrace_indexer.evaluation.select import selection_index
 from tiny import PairTask
 
+pytestmark = pytest.mark.unit
+
 TO_ZERO = [0.1 * (1 - step / 12) for step in range(12)]  # the rate of each step
 
 

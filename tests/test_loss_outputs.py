@@ -21,6 +21,8 @@ from gradtrace.labels.laws import Draws, Law
 from gradtrace.labels.loss_examination import LossOutputs, Probe, examined_outputs
 from gradtrace.labels.loss_outputs import SeededLoss, differentiable
 
+pytestmark = pytest.mark.unit
+
 Function = Callable[[Tensor, Tensor], Tensor]  # (outputs [batch, *shape], labels [batch, ...]) -> losses [batch]
 
 

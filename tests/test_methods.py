@@ -16,6 +16,8 @@ import tiny
 from gradtrace import Index, QueryError, gradients_reference
 from tiny import ClassTask
 
+pytestmark = pytest.mark.unit
+
 ROWS, QUERIES = tiny.classes(60), tiny.classes(7, seed=5)
 NAMES = ("1.pt", "2.pt", "3.pt")
 STEPS, RATES = (10, 30, 60), (0.1, 0.05, 0.1 / 3)  # as tiny.checkpoints has them

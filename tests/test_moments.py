@@ -14,6 +14,8 @@ from gradtrace.checkpoints.loading import load_checkpoints
 from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.errors import CheckpointError
 
+pytestmark = pytest.mark.unit
+
 
 class Tied(nn.Module):
     def __init__(self) -> None:

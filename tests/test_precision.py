@@ -21,6 +21,8 @@ from gradtrace.store.precision import (
     unpack,
 )
 
+pytestmark = pytest.mark.unit
+
 PRECISIONS: list[Precision] = ["float16", "int8", "int4"]
 STEP = {"float16": 2.0**-11, "int8": 0.5 / 127}  # the largest error, as a share of the row's largest coordinate
 FINEST = 2.0**-127  # half of the smallest scale, in which the values of even smaller rows are counted

@@ -27,6 +27,8 @@ from gradtrace_service.indexes.catalog import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 
+pytestmark = pytest.mark.unit
+
 
 class Shows(tiny.ClassTask):
     """Renders an example as what `shown` makes of its row number."""

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from gradtrace import QueryError, RowFilter
 
+pytestmark = pytest.mark.unit
+
 NAMES = ["cat", "dog", "emu", "fox"]
 NUMBERS = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0, 3.0])
 CONDITION = st.fixed_dictionaries(

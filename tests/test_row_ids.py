@@ -15,6 +15,8 @@ from gradtrace.store.row_ids import RowIds, read_row_ids
 from gradtrace_indexer.writing.files import write_ids
 from made_index import write_index
 
+pytestmark = pytest.mark.unit
+
 
 @st.composite
 def stored_rows(draw: st.DrawFn) -> tuple[int, list[int], list[int]]:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from gradtrace.checkpoints.selection import choose, least_falls, refusals, weakest
 
+pytestmark = pytest.mark.unit
+
 finite = st.floats(0, 10, allow_nan=False)
 
 

@@ -10,6 +10,8 @@ from pydantic_settings import TomlConfigSettingsSource
 from gradtrace_service.settings import Settings, SettingsError, read_settings
 from gradtrace_service.settings_table import settings_page
 
+pytestmark = pytest.mark.unit
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 

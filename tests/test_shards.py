@@ -22,6 +22,8 @@ from gradtrace.store.precision import decode
 from gradtrace.store.shards import Shard, ShardLayout, default_levels, hash_file
 from gradtrace_indexer.writing.shard_writer import ShardWriter
 
+pytestmark = pytest.mark.unit
+
 NAME = "rows/a.pt/000000000.rows"
 
 

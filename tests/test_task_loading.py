@@ -10,6 +10,8 @@ from gradtrace.errors import TaskError
 from gradtrace.task import Task
 from gradtrace_indexer.task_loading import load_task
 
+pytestmark = pytest.mark.unit
+
 TASK = """
 import torch
 from torch import nn

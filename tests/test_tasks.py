@@ -27,6 +27,8 @@ from gradtrace.tasks import (
     Vocabulary,
 )
 
+pytestmark = pytest.mark.unit
+
 NAMES = ("cat", "dog", "ship")
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 

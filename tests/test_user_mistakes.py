@@ -16,6 +16,8 @@ from gradtrace_service import cli
 from gradtrace_service.server import refuse_taken
 from gradtrace_service.settings import SettingsError
 
+pytestmark = pytest.mark.unit
+
 Run = Callable[..., str]
 
 

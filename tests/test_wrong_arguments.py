@@ -14,6 +14,8 @@ from gradtrace import QueryError, TaskError
 from gradtrace_indexer import build_index
 from tiny import ClassTask
 
+pytestmark = pytest.mark.unit
+
 ROWS = tiny.classes(20)
 
 
