@@ -201,7 +201,7 @@ def end_at_commit(patch: pytest.MonkeyPatch, number: int) -> None:
         return save(directory, manifest)
 
     for module in ("build", "builder"):
-        patch.setattr(f"gradtrace_indexer.{module}.save_pending", interrupted)
+        patch.setattr(f"gradtrace_indexer.build.{module}.save_pending", interrupted)
 
 
 def test_a_checkpoint_that_diverged_is_not_skipped_row_by_row(tmp_path: Path) -> None:

@@ -32,8 +32,7 @@ from gradtrace_indexer import (
     roll_back,
     verify,
 )
-from gradtrace_indexer.build import build
-from gradtrace_indexer.build.builder import Builder
+from gradtrace_indexer.build import build, builder
 from tiny import ClassTask
 
 ROWS, QUERIES = tiny.classes(50), tiny.classes(4, seed=5)
@@ -246,13 +245,13 @@ def test_rows_come_and_go(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["float16", "int4"])
 def test_a_killed_build_or_update_goes_on(tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = runs(tmp_path)
-    write, left = Builder._write_shard, [0]
+    write, left = builder.write_rows, [0]
 
-    def killed(*arguments: Any) -> Any:
+    def killed(*arguments: Any, **options: Any) -> Any:
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        return write(*arguments)
+        return write(*arguments, **options)
 
     third = tiny.checkpoints(task(), tmp_path / "2", 2, seed=2)
     for way, shards in (
@@ -262,10 +261,10 @@ def test_a_killed_build_or_update_goes_on(tmp_path: Path, precision: str, monkey
         way(tmp_path / "whole")
         for written in shards:
             left[0] = written
-            monkeypatch.setattr(Builder, "_write_shard", killed)
+            monkeypatch.setattr(builder, "write_rows", killed)
             with pytest.raises(KeyboardInterrupt):
                 way(tmp_path / "killed")
-            monkeypatch.setattr(Builder, "_write_shard", write)
+            monkeypatch.setattr(builder, "write_rows", write)
         way(tmp_path / "killed")
         assert tiny.files(tmp_path / "killed") == tiny.files(tmp_path / "whole")
 
@@ -274,7 +273,7 @@ def test_a_run_that_is_given_up_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     found = runs(tmp_path)
     built(found[0], tmp_path / "index", precision="int4")
     before = tiny.files(tmp_path / "index")
-    monkeypatch.setattr(Builder, "_write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(builder, "write_rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         add_run(tmp_path / "index", task(), found[1], progress=False)
     discard(tmp_path / "index")
