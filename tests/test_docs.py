@@ -199,3 +199,10 @@ def headings(text: str) -> set[str]:
     """Anchors as GitHub makes them."""
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_make_target_exists(name: str) -> None:
+    rules = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    commands = re.findall(r"(?:`|^)make ([a-z -]+)", (ROOT / name).read_text(), re.MULTILINE)
+    assert {target for command in commands for target in command.split()} <= rules
