@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints
+from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.checkpoints.selection import choose, least_falls
 from gradtrace.data.dataset import fetch

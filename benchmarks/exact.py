@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gradtrace.checkpoints.loading import Checkpoint
+from gradtrace.checkpoints import Checkpoint
 from gradtrace.data.dataset import fetch
 from gradtrace.models.full_gradients import full_gradients
 from gradtrace.models.gradient_model import GradientModel

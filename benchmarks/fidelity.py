@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.datasets import DATASETS, task_spec
 from benchmarks.exact import agreement, exact_tracin
-from gradtrace.checkpoints.loading import load_checkpoints
+from gradtrace.checkpoints import load_checkpoints
 from gradtrace.data.dataset import fetch
 from gradtrace_indexer import build_index
 from gradtrace_indexer.task_loading import load_task

@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.datasets import DATASETS, task_spec
 from benchmarks.memory import SomeRows
 from gradtrace import Index, open_index
-from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints
+from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.errors import MismatchError, StoreError
 from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, read_generation, read_manifest
 from gradtrace.task import Task

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.datasets import task_spec
-from gradtrace.checkpoints.loading import load_checkpoints
+from gradtrace.checkpoints import load_checkpoints
 from gradtrace.index import Index
 from gradtrace.opening import open_index
 from gradtrace.recording import InfluenceRecorder

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.datasets import DATASETS, task_spec
-from gradtrace.checkpoints.loading import load_checkpoints
+from gradtrace.checkpoints import load_checkpoints
 from gradtrace.data.dataset import fetch
 from gradtrace.task import Example
 from gradtrace_indexer import build_index

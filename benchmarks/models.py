@@ -30,8 +30,8 @@ import gradtrace
 from benchmarks import model_kinds, sequence_kinds, transformer_kinds
 from benchmarks.model_kinds import ROWS, Kind, KindTask, padded, sentences
 from benchmarks.sequence_kinds import NanoGPT, next_token
-from gradtrace.basis.basis import load_bases
-from gradtrace.checkpoints.loading import Checkpoint
+from gradtrace.basis import load_bases
+from gradtrace.checkpoints import Checkpoint
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.path_report import layer_lines
 from gradtrace_indexer import build_index

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from benchmarks.datasets import DATASETS, task_spec
-from gradtrace.basis.basis import load_bases
-from gradtrace.checkpoints.loading import load_checkpoints
+from gradtrace.basis import load_bases
+from gradtrace.checkpoints import load_checkpoints
 from gradtrace.data.dataset import fetch
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.store.shards import ShardLayout

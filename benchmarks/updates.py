@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.memory import SomeRows
-from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints
+from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, delete_rows
 from gradtrace_indexer.task_loading import load_task
 

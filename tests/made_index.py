@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradtrace.store.checksums import hash_file
 from gradtrace.store.manifest import (
     BasisEntry,
     CheckpointEntry,
@@ -24,7 +25,7 @@ from gradtrace.store.manifest import (
 )
 from gradtrace.store.precision import column_scales
 from gradtrace.store.rows import RowStore
-from gradtrace.store.shards import ShardLayout, hash_file
+from gradtrace.store.shards import ShardLayout
 from gradtrace_indexer.writing.shard_writer import ShardWriter
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import Checkpoint, StoreError, gradients_reference, random_numbers
-from gradtrace.basis.basis import Basis, ChosenCoordinates, load_basis
+from gradtrace.basis import Basis, ChosenCoordinates, load_basis
 from gradtrace.fitted import spectral
 from gradtrace.fitted.eigenvalues import curvature
 from gradtrace.fitted.fisher_batches import fisher_batches
@@ -307,7 +307,7 @@ def test_energies_need_no_more_memory_for_more_slices(tmp_path: Path, monkeypatc
     make, rows = MODELS["convolution"]
     fit = Fit(ClassTask(make, rows), tmp_path)
     whole = fit.encode(fit.basis("spectral", 20))
-    monkeypatch.setattr(base, "_SLICE", 1)
+    monkeypatch.setattr(base, "SLICE_VALUES", 1)
     torch.testing.assert_close(fit.encode(fit.basis("spectral", 20)), whole, rtol=1e-3, atol=1e-5)
 
 
@@ -333,8 +333,8 @@ def test_random_projections_keep_inner_products_in_expectation(kind: BasisKind, 
 def test_dense_projection_is_the_same_in_small_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit = Fit(ClassTask(*MODELS["linear"]), tmp_path, 1)
     whole = fit.encode(fit.basis("gaussian", 8))
-    monkeypatch.setattr("gradtrace.basis.basis._DENSE_BLOCK", 24)
-    monkeypatch.setattr("gradtrace.basis.basis._DENSE_CACHE", 0)
+    monkeypatch.setattr("gradtrace.basis.layer_bases._DENSE_BLOCK", 24)
+    monkeypatch.setattr("gradtrace.basis.layer_bases._DENSE_CACHE", 0)
     basis = fit.basis("gaussian", 8)
     for _ in range(2):
         torch.testing.assert_close(fit.encode(basis), whole, rtol=1e-5, atol=1e-6)
@@ -452,7 +452,7 @@ def test_terms_beside_the_loss_functions_are_not_in_the_curvature(tmp_path: Path
 
     fit, other = (Fit(PairTask(*MODELS["linear"], loss), tmp_path) for loss in (None, penalized))
     assert other.reference.outputs.loss is not None
-    assert other.reference.outputs.loss.beside
+    assert other.reference.outputs.loss.has_other_terms
     have_the_same_curvature(fit, other)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from gradtrace.checkpoints.loading import Checkpoint, Optimizer, load_checkpoints, load_into
+from gradtrace.checkpoints import Checkpoint, Optimizer, load_checkpoints, load_into
 from gradtrace.errors import CheckpointError
 
 pytestmark = pytest.mark.unit
@@ -148,8 +148,8 @@ def test_pickles_that_need_code_are_refused_and_not_run(
         (torch.ones(3), "a Tensor"),
         ({}, "an empty mapping"),
         ([torch.ones(3)], "a list"),
-        ({"weight": torch.ones(1), "epoch": 3}, "no named tensors (epoch)"),
-        ({1: torch.ones(1)}, "no named tensors (1)"),
+        ({"weight": torch.ones(1), "epoch": 3}, "not named tensors (epoch)"),
+        ({1: torch.ones(1)}, "not named tensors (1)"),
     ],
 )
 def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: Any, found: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints, load_into
+from gradtrace.checkpoints import Checkpoint, load_checkpoints, load_into
 from gradtrace.errors import DatasetError
 from gradtrace.results.hits import Hit, InfluenceResult
 from gradtrace_indexer import build_index

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradtrace.checkpoints import load_checkpoints
 from gradtrace.checkpoints.checkpoint import Checkpoint, Optimizer, load_into
-from gradtrace.checkpoints.loading import load_checkpoints
 from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.errors import CheckpointError
 from gradtrace.task import Task

@@ -99,7 +99,7 @@ def test_inner_products(case: str, cheaper: bool | None, tmp_path: Path, monkeyp
     mine, theirs = flat_reference(model, queries), flat_reference(model, rows)
     if cheaper is not None:
         monkeypatch.setattr(Layer, "_factors_are_cheaper", lambda *_: cheaper)
-        monkeypatch.setattr(base, "_SLICE", 300)
+        monkeypatch.setattr(base, "SLICE_VALUES", 300)
     asked, others = (full_gradients(model, model.batch(some)) for some in (queries, rows))
     agrees(asked, others, mine, theirs)
     agrees(others, asked, theirs, mine)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import Checkpoint, CheckpointError, CheckpointRecorder, load_checkpoints, open_index
+from gradtrace.checkpoints import Optimizer
 from gradtrace.checkpoints.learning_rates import stretch_sums
-from gradtrace.checkpoints.loading import Optimizer
 from gradtrace.checkpoints.readers.base import NextRate, Reading, described
 from gradtrace.checkpoints.readers.schedule import KnownRates, with_rates_of_steps
 from gradtrace.checkpoints.readers.transformers import TransformersReader

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 import tiny
 from gradtrace import CheckpointError, QueryError, StoreError, open_index
-from gradtrace.checkpoints.loading import Checkpoint
+from gradtrace.checkpoints import Checkpoint
 from gradtrace.store.manifest import read_manifest
 from gradtrace_indexer import (
     add_checkpoints,

@@ -19,7 +19,8 @@ from gradtrace.gradients.reference import vmapped_gradients
 from gradtrace.labels import laws as output_laws
 from gradtrace.labels.laws import Draws, Law
 from gradtrace.labels.loss_examination import LossOutputs, Probe, examined_outputs
-from gradtrace.labels.loss_outputs import SeededLoss, differentiable
+from gradtrace.labels.loss_watching import differentiable
+from gradtrace.labels.seeded_loss import SeededLoss
 
 pytestmark = pytest.mark.unit
 
@@ -270,8 +271,8 @@ def test_draws_are_the_same_for_an_example_alone(name: str) -> None:
 
 def test_several_calls_and_one_by_one_are_told_apart() -> None:
     heads, loop, tokens = (Case(*CASES[name]).outputs() for name in ("two heads", "examples one by one", "tokens"))
-    assert (heads.calls, heads.in_turn, heads.law) == (2, False, None)
-    assert (loop.calls, loop.in_turn) == (1, True)
+    assert (heads.calls, heads.example_by_example, heads.law) == (2, False, None)
+    assert (loop.calls, loop.example_by_example) == (1, True)
     assert loop.law is not None
     assert tokens.law is None
     assert heads.functions == ["categorical over 3 classes (cross_entropy)", "Gaussian (mse_loss)"]
@@ -387,8 +388,8 @@ def test_other_terms_are_left_out() -> None:
         THREE, CLASSES, lambda f, y: F.cross_entropy(f, y, reduction="none") + 0.1 * f.exp().sum(1) + f.sin().sum(1)
     )
     outputs = case.outputs()
-    assert outputs.beside
-    assert not plain.outputs().beside
+    assert outputs.has_other_terms
+    assert not plain.outputs().has_other_terms
     torch.testing.assert_close(
         case.gradients(outputs.seeded(4, 0), case.batch), plain.gradients(plain.outputs().seeded(4, 0), plain.batch)
     )
@@ -405,7 +406,7 @@ def test_squares_within_the_model_are_not_errors() -> None:
     case = Case((), VALUES, lambda f, y: (f - y) ** 2)
     case.model = Normalized().double().eval().requires_grad_(False)
     assert case.outputs().functions == ["Gaussian (squares)"]
-    assert not case.outputs().beside
+    assert not case.outputs().has_other_terms
 
 
 def test_nothing_of_the_model_is_left_changed() -> None:

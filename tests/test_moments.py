@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gradtrace.checkpoints import load_checkpoints
 from gradtrace.checkpoints.checkpoint import Checkpoint
-from gradtrace.checkpoints.loading import load_checkpoints
 from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.errors import CheckpointError
 

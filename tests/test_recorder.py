@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradtrace.checkpoints.loading import Optimizer, load_checkpoints, load_into
+from gradtrace.checkpoints import Optimizer, load_checkpoints, load_into
 from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.errors import CheckpointError
 

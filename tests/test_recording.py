@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import InfluenceRecorder, RecordingError, Task, UnsupportedLayerError, read_recording
-from gradtrace.recording.momentum import Memory, SgdStep
+from gradtrace.recording.momentum import ReplayedSgd, SgdStep
 
 ALL = 1 << 20  # dimensions: every parameter, so that the basis is the identity
 ROWS = 24
@@ -299,7 +299,7 @@ def test_a_recording_is_whole_or_none(tmp_path: Path) -> None:
     task = mlp_task()
     recorder = InfluenceRecorder(tmp_path, task)
     train(task, recorder)
-    with pytest.raises(RecordingError, match=r"no finished recording; call InfluenceRecorder.finish"):
+    with pytest.raises(RecordingError, match=r"not a finished recording; call InfluenceRecorder.finish"):
         read_recording(tmp_path)
     recorder.finish()
     assert read_recording(tmp_path).entry.steps == 12
@@ -401,17 +401,17 @@ def test_evaluation_within_a_block_is_not_taken_for_training(tmp_path: Path) -> 
 @pytest.mark.parametrize(("momentum", "decay"), [(0.0, 1.0), (0.9, 0.02)])
 def test_no_training_is_too_long(momentum: float, decay: float) -> None:
     """What the steps leave of a change in the weights, long after nothing is left of the first ones' changes."""
-    memory, step, steps = Memory(), SgdStep(0.1, momentum, decay, False), 25_000
+    sgd, step, steps = ReplayedSgd(), SgdStep(0.1, momentum, decay, False), 25_000
     wanted: dict[int, npt.NDArray[np.float64]] = {}  # by step, what has become of (u, sigma) = (1, 0) and (0, 1)
     asked = [0, 1, steps // 2, steps - 300, steps - 3, steps]
     for taken in range(steps):
-        memory.advance(step)
+        sgd.advance(step)
         for moved in wanted.values():  # rows of (u, s), of a step's own (1, r) and (0, 1)
             s = momentum * moved[:, 1] + decay * moved[:, 0]
             moved[:, 1], moved[:, 0] = s, moved[:, 0] - 0.1 * s
         if taken + 1 in asked:
-            wanted[taken + 1] = np.array([[1.0, memory._ratio], [0.0, 1.0]])
-    kept, leaked, left = memory.since(np.array(asked))
+            wanted[taken + 1] = np.array([[1.0, sgd._ratio], [0.0, 1.0]])
+    kept, leaked, left = sgd.since(np.array(asked))
     assert np.isfinite([kept, leaked, left]).all()
     assert (kept[-1], leaked[-1]) == (1, 0)
     assert max(kept[:2]) < 1e-200

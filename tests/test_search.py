@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from gradtrace.errors import QueryError
 from gradtrace.product_precision import product_error
-from gradtrace.search.progressive import ProgressiveSearcher, SearchResult, _extremes, _Query, exhaustive_scores
+from gradtrace.search.progressive import ProgressiveSearcher, _extreme_positions, _Query
+from gradtrace.search.ranking import SearchResult, exhaustive_scores
 from gradtrace.store.manifest import Precision
 from gradtrace.store.rows import RowStore
 from made_index import make_store
@@ -221,7 +222,7 @@ def test_it_is_exact_among_many_rows(tmp_path: Path, precision: Precision) -> No
 def test_extremes_hold_the_very_highest_and_lowest() -> None:
     for count in (1, 20, 1000):
         values = np.random.default_rng(count).standard_normal(100_000).astype(np.float32)
-        found = _extremes(values, count)
+        found = _extreme_positions(values, count)
         assert {values.argmax(), values.argmin()} <= set(found)
         assert len(found) == 2 * count
         assert (np.diff(found) > 0).all()

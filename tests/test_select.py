@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 import digits_task
 from conftest import DigitsRun
+from gradtrace.checkpoints import load_checkpoints
 from gradtrace.checkpoints.checkpoint import load_into
-from gradtrace.checkpoints.loading import load_checkpoints
 from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.checkpoints.selection import choose
 from gradtrace.errors import CheckpointError, MissingLibraryError

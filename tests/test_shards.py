@@ -17,9 +17,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from gradtrace.errors import CorruptIndexError, StoreError
+from gradtrace.store.checksums import hash_file
 from gradtrace.store.manifest import Precision
 from gradtrace.store.precision import decode
-from gradtrace.store.shards import Shard, ShardLayout, default_levels, hash_file
+from gradtrace.store.shards import Shard, ShardLayout, default_levels
 from gradtrace_indexer.writing.shard_writer import ShardWriter
 
 pytestmark = pytest.mark.unit

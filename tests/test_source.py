@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import Checkpoint, CheckpointError, Index, QueryError, gradients_reference, load_checkpoints
+from gradtrace.checkpoints import Optimizer
 from gradtrace.checkpoints.learning_rates import stretch_sums
-from gradtrace.checkpoints.loading import Optimizer
 from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.checkpoints.second_moments import SecondMoments
 from gradtrace.fitted.adam import preconditioner

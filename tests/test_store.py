@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gradtrace.errors import CorruptIndexError, QueryError
+from gradtrace.store.checksums import check_files
 from gradtrace.store.manifest import Precision
-from gradtrace.store.rows import RowStore, check_files
+from gradtrace.store.rows import RowStore
 from made_index import make_store, write_index
 
 LEVELS = [2, 6, 12]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import CheckpointRecorder, Index, MismatchError, QueryError, gradients_reference, load_checkpoints
-from gradtrace.basis.basis import Basis, dense_basis, identity_basis, two_sided_basis
+from gradtrace.basis import Basis, dense_basis, identity_basis, two_sided_basis
 from gradtrace.fitted.adam import encode_preconditioned
 from gradtrace.fitted.fisher_batches import FisherBatch
 from gradtrace.fitted.spectral import choose_coordinates, fit_eigenbases, mean_squares

@@ -1,6 +1,6 @@
 """Gradtrace: which training examples made this model predict that?"""
 
-from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints
+from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.dry_run import TaskReport, check
 from gradtrace.errors import (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gradtrace.basis.basis import Basis
+from gradtrace.basis import Basis
 from gradtrace.fitted.representer_head import Refit
 from gradtrace.fitted.trak_kernels import Kernel
 from gradtrace.models.gradient_model import GradientModel

@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""Devices and threads to compute on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 def pick_device(device: str = "auto") -> str:
-    """The device of this name; "auto" is the first CUDA device where there is one, else the CPU."""
+    """The name of the device; for "auto", the first CUDA device if there is one, else the CPU."""
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,9 +22,10 @@ def pick_device(device: str = "auto") -> str:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """While open, PyTorch computes with so many threads for the thread that calls.
+    """While open, PyTorch uses `count` threads for operations of the calling thread.
 
-    Sharing the work on a few thousand values costs milliseconds of waiting wherever another process keeps a core busy.
+    One thread is best for small operations: where another process keeps a core busy, several wait milliseconds for each
+    other to share the work on a few thousand values.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -34,12 +35,11 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def side_by_side(call: Callable[[T], R], items: Sequence[T], device: torch.device) -> list[R]:
-    """`call` of each item, in their order, on the threads of the CPU that PyTorch may use. A GPU is given its work one
-    after the other, without waiting for it.
+def map_in_threads(call: Callable[[T], R], items: Sequence[T], device: torch.device) -> list[R]:
+    """`call` of each item, in their order; on the CPU in parallel, on the threads that PyTorch may use.
 
-    A model that is run on a single example has nothing to share out within an operation: its threads do little but wait
-    for each other. So each item gets a thread of its own, or several where there are more threads than items.
+    An operation on a single example is too small to be shared by threads, which would mostly wait for each other.
+    Instead, the threads are divided among the items. A GPU runs asynchronously: the items are called one by one.
     """
     count = min(torch.get_num_threads(), len(items))
     if count < 2 or device.type != "cpu":

@@ -1,4 +1,4 @@
-"""A dry run of a task before anything is built: what is found out of it, what a build would take, what is wrong."""
+"""A dry run of a task before a build: how it would be attributed, what the build would cost, and its problems."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import torch
 
-from gradtrace.basis.basis import two_sided_basis
-from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints
+from gradtrace.basis import two_sided_basis
+from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.data.dataset import fetch
 from gradtrace.data.guards import check_dataset
 from gradtrace.data.sample import varied_rows
@@ -25,17 +25,17 @@ from gradtrace.store.shards import ShardLayout, default_levels
 from gradtrace.task import Task
 from gradtrace.tasks.checks import HookCheck, check_hooks
 
-_SHOWN = 3  # examples that the task's hooks are tried on
-_SECONDS = 2.0  # in which rows are timed
-_FITTED = 2048  # rows that basis and curvature are fitted on, about twice over at each checkpoint
-_COLUMN_BYTES = 32  # of label, prediction, loss and norm
+_HOOK_EXAMPLES = 3  # on which the task's hooks are tried
+_TIMED_SECONDS = 2.0  # for which rows are timed
+_FITTED_ROWS = 2048  # on which a build fits basis and curvature; about two passes at each checkpoint
+_COLUMN_BYTES = 32  # of a row's label, prediction, loss and norm
 
 
 @dataclass(frozen=True)
 class BuildEstimate:
-    """What building the index would take, about.
+    """An estimate of the cost of building the index.
 
-    rows_per_second: gradient rows at one checkpoint, in batches of the build.
+    rows_per_second: gradient rows at one checkpoint, in batches of the build's size
     """
 
     rows_per_second: float
@@ -46,12 +46,14 @@ class BuildEstimate:
 
 @dataclass
 class TaskReport:
-    """What a dry run found.
+    """The result of a dry run.
 
-    rows: of the training data.  checkpoints: how many.  parameters: that count.
-    labels: whose the curvature is: "loss", "predict" or "empirical", see docs/methods.md; `law` says it in words.
-    hooks: what the task's optional parts give on training examples, or what is wrong with them.
-    notes: what is slow or unusual.  problems: what a build would refuse, each with its remedy.
+    rows, checkpoints, parameters: numbers of training rows, of checkpoints and of attributed parameters
+    labels: where the labels of the curvature come from: "loss", "predict" or "empirical", see docs/methods.md
+    law: a description of these labels
+    hooks: results of the task's optional methods on training examples, or their problems
+    notes: what is slow or unusual
+    problems: what a build would refuse, each with its remedy
     """
 
     task: str
@@ -71,7 +73,7 @@ class TaskReport:
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """The report as JSON values."""
         return {
             **asdict(self),
             "layers": [line._asdict() for line in self.layers],
@@ -89,9 +91,9 @@ def check(
     batch_size: int = 128,
     device: str = "auto",
 ) -> TaskReport:
-    """Try a task on a sample of its rows at its last checkpoint, in seconds; nothing is written.
+    """Try a task on a sample of its rows at its last checkpoint, in seconds. Nothing is written.
 
-    Raises nothing that a build would refuse: it stands in `problems`.
+    What a build would refuse is not raised, but reported in `problems`. The other arguments are those of `build_index`.
     """
     if isinstance(checkpoints, str | Path):
         checkpoints = load_checkpoints(checkpoints)
@@ -104,12 +106,13 @@ def check(
             raise GradtraceError("there is no checkpoint: record some with CheckpointRecorder")
         where = torch.device(pick_device(device))
         model = GradientModel(task, checkpoints[-1], where, examples, rows=rows)
-        report.hooks = [*check_hooks(task, examples[:_SHOWN]), *_model_hooks(model, examples[:_SHOWN])]
+        hook_examples = examples[:_HOOK_EXAMPLES]
+        report.hooks = [*check_hooks(task, hook_examples), *_model_hooks(model, hook_examples)]
         _describe(report, model, examples)
         report.estimate = _estimate(report, model, dimensions, precision, batch_size)
     except GradtraceError as error:
         report.problems.append(str(error))
-    except Exception as error:  # of the user's code
+    except Exception as error:  # from the user's code
         report.problems.append(f"the task fails on a training row: {type(error).__name__}: {error}")
     report.problems += [hook.outcome for hook in report.hooks if hook.problem]
     return report
@@ -129,7 +132,7 @@ def _describe(report: TaskReport, model: GradientModel, examples: Sequence[Any])
 
 
 def _model_hooks(model: GradientModel, examples: Sequence[Any]) -> list[HookCheck]:
-    """What predict, measurement and representation give."""
+    """Results of predict, measurement and representation."""
     batch, checks = model.batch(examples), []
     if model.predicts:
         source = "predict" if model.task.has_predict else "predictions (from the loss)"
@@ -138,8 +141,8 @@ def _model_hooks(model: GradientModel, examples: Sequence[Any]) -> list[HookChec
         with torch.no_grad():
             measured = model.task.measurement(model.model, batch.collated)
         checks.append(HookCheck("measurement", ", ".join(f"{value:.4g}" for value in measured.tolist())))
-    found = model.representation
-    outcome = "none" if found is None else f"{found.dimensions} features of {found.source}"
+    representation = model.representation
+    outcome = "none" if representation is None else f"{representation.dimensions} features of {representation.source}"
     return [*checks, HookCheck("representation", outcome)]
 
 
@@ -149,12 +152,12 @@ def _estimate(
     dimensions = max(len(report.layers), min(dimensions, report.parameters))
     basis = two_sided_basis(model.plan.layers, dimensions, 0).to(model.device)
     batch = model.batch(fetch(model.task.train, [row % report.rows for row in range(batch_size)]))
-    started, done = time.perf_counter(), 0
-    while not done or time.perf_counter() - started < _SECONDS:
+    started, timed_rows = time.perf_counter(), 0
+    while not timed_rows or time.perf_counter() - started < _TIMED_SECONDS:
         model.encode_and_predict(basis, batch)
-        done += batch_size
-    rate = done / (time.perf_counter() - started)
-    fitted = min(report.rows, _FITTED)
+        timed_rows += batch_size
+    rate = timed_rows / (time.perf_counter() - started)
+    fitted = min(report.rows, _FITTED_ROWS)
     layout = ShardLayout(1024, tuple(default_levels(basis.dimensions)), precision)
     weights = sum(value.numel() * value.element_size() for value in model.model.state_dict().values())
     return BuildEstimate(

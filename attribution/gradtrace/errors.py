@@ -1,17 +1,17 @@
-"""Everything Gradtrace raises on purpose.
+"""The exceptions that Gradtrace raises on purpose.
 
 GradtraceError
 ├── TaskError                 the user's task cannot be attributed as it stands
 │   ├── LossError             the loss is not one finite number per example
-│   ├── DatasetError          the training data is no fixed, map-style data set
+│   ├── DatasetError          the training data is not a fixed, map-style data set
 │   └── UnsupportedLayerError a layer's per-example gradients cannot be computed
 ├── CheckpointError           a checkpoint is missing, unreadable, or does not fit the model
-├── RecordingError            a training cannot be recorded, or a recording is unfinished, damaged or of another
+├── RecordingError            a training cannot be recorded, or a recording cannot be used with this training
 ├── CurvatureError            a curvature matrix cannot be inverted
 ├── StoreError                an index cannot be read or written
 │   ├── LockedIndexError      another process is writing it
-│   ├── IncompleteIndexError  a build was interrupted: run it again to resume
-│   ├── CorruptIndexError     bytes on disk are not the bytes that were written
+│   ├── IncompleteIndexError  a build was interrupted: rerun it to resume
+│   ├── CorruptIndexError     bytes on disk are not those that were written
 │   └── MismatchError         the index was built from another task, checkpoint or basis
 ├── QueryError                a query names something that the index does not have
 ├── EvaluationError           scores and ground truth cannot be compared
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 
 class GradtraceError(Exception):
-    """Base of every error that Gradtrace raises on purpose; its text names the cause and the remedy."""
+    """Base of the exceptions that Gradtrace raises on purpose. The text names the cause and the remedy."""
 
 
 class TaskError(GradtraceError):
@@ -39,18 +39,19 @@ class LossError(TaskError):
         self.positions = positions
 
     def naming(self, rows: Sequence[int]) -> LossError:
-        """The same error with the numbers of the bad training rows, where `rows` are those of the batch."""
+        """The error with a text that names the bad training rows. rows: the numbers of the batch's training rows"""
         bad = [str(rows[position]) for position in self.positions]
         return LossError(f"training row(s) {', '.join(bad[:5])}{' ...' * (len(bad) > 5)}: {self}") if bad else self
 
     def naming_asked(self, numbers: Sequence[int], what: str) -> LossError:
-        """The same error with `positions` in the caller's list, where `numbers` are those of the batch in that list.
+        """The error with `positions`, and a text that names them, in a longer list of which the batch is a part.
 
-        what: the list holds, in the singular: "query" or "training example"
+        numbers: positions of the batch's examples in that list
+        what: what the list holds, in the singular: "query" or "training example"
         """
         bad = [numbers[position] for position in self.positions]
-        words = f"{', '.join(map(str, bad[:5]))}{' ...' * (len(bad) > 5)}"
-        return LossError(f"{what} {words}, counted from 0: {self}", bad) if bad else self
+        listed = f"{', '.join(map(str, bad[:5]))}{' ...' * (len(bad) > 5)}"
+        return LossError(f"{what} {listed}, counted from 0: {self}", bad) if bad else self
 
 
 class DatasetError(TaskError):
@@ -58,11 +59,11 @@ class DatasetError(TaskError):
 
 
 class UnsupportedLayerError(TaskError):
-    """Per-example gradients of a layer cannot be computed."""
+    """A layer's per-example gradients cannot be computed."""
 
 
 class SharedPositionsError(UnsupportedLayerError):
-    """Examples of a batch share what a layer computes, which each of them alone does not show."""
+    """Several examples of a batch share positions of a layer, so that the gradient there is not any one example's."""
 
 
 class CheckpointError(GradtraceError):
@@ -82,15 +83,15 @@ class StoreError(GradtraceError):
 
 
 class LockedIndexError(StoreError):
-    """Another process is writing the index; it may be tried again once that has ended."""
+    """Another process is writing the index. Try again when it has ended."""
 
 
 class IncompleteIndexError(StoreError):
-    """A build was interrupted; running it again resumes it."""
+    """A build was interrupted. Rerun it to resume."""
 
 
 class CorruptIndexError(StoreError):
-    """Bytes on disk are not the bytes that were written."""
+    """Bytes on disk are not those that were written."""
 
 
 class MismatchError(StoreError):
@@ -106,11 +107,11 @@ class EvaluationError(GradtraceError):
 
 
 class MissingLibraryError(GradtraceError):
-    """An optional library is not installed; `extra` is the one of Gradtrace's that brings it."""
+    """An optional library is not installed; Gradtrace's `extra` installs it."""
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(f"{library} is not installed; pip install 'gradtrace[{extra}]'")
 
 
 class SlowPathWarning(UserWarning):
-    """Parameters of a model are differentiated one example at a time."""
+    """Gradients of some of the model's parameters are computed one example at a time."""

@@ -1,4 +1,4 @@
-"""How well scores predict what retraining does."""
+"""The linear datamodeling score: how well scores predict the outputs of models retrained on subsets of rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LinearDatamodelingScore:
-    """`mean` over the queries of `per_query` (float64 [queries]); `low` and `high` are its bootstrap interval."""
+    """per_query: float64 [queries].  mean: over the queries.  low, high: bootstrap interval of the mean"""
 
     per_query: NDArray[np.float64]
     mean: float
@@ -39,25 +39,25 @@ def linear_datamodeling_score(
 ) -> LinearDatamodelingScore:
     """The linear datamodeling score, LDS (Park et al. 2023, "TRAK", section 2).
 
-    For each query, Spearman's rank correlation over the subsets between the sum of the scores of a subset's rows and
-    what models trained on that subset alone give for the query. 1: the scores order the subsets as retraining does. A
-    query whose sums or outputs are all equal counts as 0.
+    For each query q, Spearman's rank correlation over the subsets S between sum over rows z in S of score(z, q) and the
+    output for q of models that are trained on S only. It is 1 if the scores order the subsets as retraining does, and 0
+    if all sums or all outputs are equal.
 
-    The interval is that of a bootstrap over queries and subsets alike: other queries and other subsets might have been
-    drawn. What further seeds of each training would change is not in it.
+    The interval is from a bootstrap over both queries and subsets. It does not include the variance over the seeds of
+    the trainings.
 
     Args:
         scores: [queries, rows], positive for proponents, as `Index.scores` returns them.
-        subsets: bool [subsets, rows], the rows that each training had.
-        outputs: [subsets, queries], measured on the trained models, the mean over seeds.
-        lower_is_better: outputs are of the kind of `Task.loss` and `Task.measurement`, which proponents lower; False
-            where they are margins or probabilities of the label, which proponents raise.
+        subsets: bool [subsets, rows], the rows of each training.
+        outputs: [subsets, queries], of the trained models, the mean over seeds.
+        lower_is_better: True for outputs that proponents lower, such as `Task.loss` and `Task.measurement`; False for
+            those that they raise, such as margins and probabilities of the label.
 
     Raises:
-        EvaluationError: shapes do not go together, values are not finite, or there are fewer than 2 subsets.
+        EvaluationError: shapes do not match, values are not finite, or there are fewer than 2 subsets.
     """
     _check(scores, subsets, outputs)
-    # In double precision: sums over thousands of rows differ less between subsets than float32 resolves.
+    # In float64: between subsets, sums over thousands of rows differ by less than float32 resolves.
     predicted = subsets.astype(np.float64) @ scores.T.astype(np.float64)  # [subsets, queries]
     measured = -outputs if lower_is_better else outputs
     per_query = _spearman(predicted, measured)
@@ -71,11 +71,12 @@ def _spearman(a: Floats, b: Floats) -> NDArray[np.float64]:
     ranks = [rankdata(values, axis=0) - (len(values) + 1) / 2 for values in (a, b)]
     norms = np.linalg.norm(ranks[0], axis=0) * np.linalg.norm(ranks[1], axis=0)
     products = (ranks[0] * ranks[1]).sum(0)
-    found: NDArray[np.float64] = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
-    return found
+    correlations: NDArray[np.float64] = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+    return correlations
 
 
 def _resampled_means(predicted: Floats, measured: Floats, resamples: int, seed: int) -> Iterator[float]:
+    """The mean over queries for each bootstrap resample of queries and subsets."""
     generator = np.random.default_rng(seed)
     subsets, queries = predicted.shape
     for _ in range(resamples):

@@ -1,4 +1,4 @@
-"""How an index recognises its task: by structure, by content of sampled rows, and by their losses."""
+"""The fingerprint of a task, by which an index recognises it: model structure, content and losses of sampled rows."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from gradtrace.store.manifest import Probe, TaskEntry
 from gradtrace.task import Example, Task
 
 _PROBE_ROWS = 32
-_TOGETHER = 16  # that go through the model at once, as when it is examined
-_LOSS_TOLERANCE = 1e-3  # relative to the largest probed loss: what other devices and libraries may change
-_LOSS_ROUNDING = 1e-5  # of cross-entropies near zero: differences of logits
+_BATCH = 16  # probe rows that go through the model at once, as in its examination
+_LOSS_TOLERANCE = 1e-3  # relative to the largest loss of a probe row: other devices and libraries may change so much
+_LOSS_ROUNDING = 1e-5  # absolute: cross-entropies near zero are differences of logits
 
 
 def task_entry(task: Task, model: GradientModel, indexed: NDArray[np.int64]) -> TaskEntry:
-    """The identity of a task: `model` carries the weights of the last checkpoint, `indexed` are the rows that an index
-    of the task holds, ascending."""
-    rows = indexed[_spread(len(indexed))].tolist()
+    """The fingerprint of a task. model: at the last checkpoint.  indexed: int64 [n], rows in the index, ascending"""
+    rows = indexed[_probe_positions(len(indexed))].tolist()
     examples = [task.train[row] for row in rows]
     losses = _losses(model, examples, rows)
     probe = Probe(rows=rows, sha256=[content_hash(example) for example in examples], losses=losses)
@@ -33,35 +32,35 @@ def task_entry(task: Task, model: GradientModel, indexed: NDArray[np.int64]) -> 
         name=type(task).__name__,
         train_rows=len(task.train),
         layers=None if task.layers is None else list(task.layers),
-        parameters_sha256=_parameters(model.model),
+        parameters_sha256=_parameters_sha256(model.model),
         architecture_sha256=_sha256(repr(model.model).encode()),
         probe=probe,
     )
 
 
 def weightless_identity(task: Task) -> dict[str, str | int]:
-    """What tells a task from others where no checkpoint is at hand, as JSON takes it."""
+    """A fingerprint that needs no weights, as JSON values."""
     model = fresh_model(task, [task.train[0]])
-    examples = (content_hash(task.train[row]) for row in _spread(len(task.train)))
+    examples = (content_hash(task.train[row]) for row in _probe_positions(len(task.train)))
     return {
         "task": type(task).__name__,
         "train_rows": len(task.train),
         "train_examples": _sha256("".join(examples).encode()),
-        "parameters": _parameters(model),
+        "parameters": _parameters_sha256(model),
         "architecture": _sha256(repr(model).encode()),
     }
 
 
 def without_probes(entry: TaskEntry, deleted: Sequence[int]) -> TaskEntry:
-    """The same identity, not relying on rows that are deleted: those may be taken out of the data set's storage."""
-    gone, probe = set(deleted), entry.probe
-    kept = [place for place, row in enumerate(probe.rows) if row not in gone]
-    fields = {name: [values[place] for place in kept] for name, values in probe.model_dump().items()}
+    """The fingerprint without probes of deleted rows, which the data set may no longer have."""
+    removed, probe = set(deleted), entry.probe
+    kept = [position for position, row in enumerate(probe.rows) if row not in removed]
+    fields = {name: [values[position] for position in kept] for name, values in probe.model_dump().items()}
     return entry.model_copy(update={"probe": Probe(**fields)})
 
 
 def check_task(task: Task, entry: TaskEntry, grown: bool = False) -> None:
-    """Compare everything that needs no weights. `grown`: the data set may have more rows at its end than the index.
+    """Compare a task with a fingerprint, except for the losses. grown: the data set may have additional rows at its end
 
     Raises:
         MismatchError: names what differs.
@@ -79,7 +78,7 @@ def check_task(task: Task, entry: TaskEntry, grown: bool = False) -> None:
             "the index"
         )
     model = fresh_model(task, [task.train[row] for row in entry.probe.rows[:1] or [0]])
-    if _parameters(model) != entry.parameters_sha256:
+    if _parameters_sha256(model) != entry.parameters_sha256:
         raise MismatchError(_WRONG_MODEL.format("names, shapes or types of the parameters"))
     if _sha256(repr(model).encode()) != entry.architecture_sha256:
         raise MismatchError(_WRONG_MODEL.format("layers"))
@@ -98,16 +97,18 @@ _WRONG_MODEL = (
 
 
 def check_probe_losses(task: Task, model: GradientModel, entry: TaskEntry) -> None:
-    """Compare the losses of sampled rows at the last checkpoint: catches a changed loss or forward pass.
+    """Compare the losses of the probe rows at the last checkpoint, to detect a changed loss or forward pass.
+
+    model: at the last checkpoint
 
     Raises:
         MismatchError: names the row.
     """
     if not entry.probe.rows:  # all of them were deleted from the index
         return
-    found = _losses(model, [task.train[row] for row in entry.probe.rows], entry.probe.rows)
+    losses = _losses(model, [task.train[row] for row in entry.probe.rows], entry.probe.rows)
     tolerance = _LOSS_TOLERANCE * max(map(abs, entry.probe.losses)) + _LOSS_ROUNDING
-    for row, now, then in zip(entry.probe.rows, found, entry.probe.losses, strict=True):
+    for row, now, then in zip(entry.probe.rows, losses, entry.probe.losses, strict=True):
         if abs(now - then) > tolerance:
             raise MismatchError(
                 f"the loss of task.train[{row}] at the last checkpoint is {now:.6g} and was {then:.6g} when the index "
@@ -116,23 +117,24 @@ def check_probe_losses(task: Task, model: GradientModel, entry: TaskEntry) -> No
 
 
 def _losses(model: GradientModel, examples: Sequence[Example], rows: Sequence[int]) -> list[float]:
-    """Of these rows, a few at a time: outputs of language models are large."""
+    """The losses of these rows, in small batches, since outputs of language models are large."""
     losses: list[float] = []
-    for start in range(0, len(examples), _TOGETHER):
-        part = slice(start, start + _TOGETHER)
+    for start in range(0, len(examples), _BATCH):
+        batch = slice(start, start + _BATCH)
         try:
-            losses += model.losses(model.batch(examples[part])).tolist()
+            losses += model.losses(model.batch(examples[batch])).tolist()
         except LossError as error:
-            raise error.naming(rows[part]) from error
+            raise error.naming(rows[batch]) from error
     return losses
 
 
-def _spread(count: int) -> list[int]:
-    places = np.linspace(0, count - 1, min(count, _PROBE_ROWS)).round().astype(int)
-    return [int(place) for place in np.unique(places)]
+def _probe_positions(count: int) -> list[int]:
+    """Up to `_PROBE_ROWS` evenly spaced positions from 0 to count - 1."""
+    positions = np.linspace(0, count - 1, min(count, _PROBE_ROWS)).round().astype(int)
+    return [int(position) for position in np.unique(positions)]
 
 
-def _parameters(model: nn.Module) -> str:
+def _parameters_sha256(model: nn.Module) -> str:
     described = [f"{name} {tuple(value.shape)} {value.dtype}" for name, value in model.state_dict().items()]
     return _sha256("\n".join(described).encode())
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradtrace.basis.basis import Basis, load_bases, require_layers
+from gradtrace.basis import Basis, load_bases, require_layers
 from gradtrace.checkpoints.indexed import directories_of_runs, indexed_checkpoint
 from gradtrace.checkpoints.learning_rates import warn_of_guessed_sums
 from gradtrace.contents import IndexContents
@@ -24,9 +24,10 @@ from gradtrace.fitted.trak_kernels import load_kernels
 from gradtrace.index import Index
 from gradtrace.models.gradient_model import GradientModel, open_models
 from gradtrace.models.path_report import summary
-from gradtrace.search.opening import open_searcher
+from gradtrace.search.by_name import open_searcher
+from gradtrace.store.checksums import check_files
 from gradtrace.store.manifest import Manifest, read_manifest
-from gradtrace.store.rows import RowStore, check_files, representation_store
+from gradtrace.store.rows import RowStore, representation_store
 from gradtrace.task import Task
 
 _log = logging.getLogger(__name__)

@@ -1,14 +1,15 @@
-"""How exact a product of float32 tensors is: PyTorch may be told to round the operands to fewer bits first."""
+"""The precision of products of float32 tensors, whose operands PyTorch may be set to round to fewer bits first."""
 
 from __future__ import annotations
 
 import torch
 
-# Both operands lose bits, cut off rather than rounded at worst; the rest covers the square of the error.
+# An operand that is truncated to 10 bits errs by up to 2^-10, relatively: two operands by twice as much, and the .1
+# covers the product of both errors.
 _ERRORS = {
     "ieee": 0.0,
     "highest": 0.0,
-    "none": 0.0,  # nothing was set, and the default is full precision
+    "none": 0.0,  # not set; the default is full precision
     "tf32": 2.1 * 2.0**-10,
     "high": 2.1 * 2.0**-10,
 }
@@ -16,11 +17,11 @@ _LARGEST_ERROR = 2.1 * 2.0**-7  # bfloat16: "bf16", "medium"
 
 
 def product_error(device: str | torch.device) -> float:
-    """A bound of what rounded operands add to the error of a matrix product on a device, relative to the sum of the
-    absolute values of its terms; 0 in full float32.
+    """A bound of the error that rounded operands add to a matrix product, relative to the sum of the absolute values of
+    its terms. 0 in full float32.
 
-    It follows `torch.set_float32_matmul_precision` and `torch.backends.*.matmul.fp32_precision` as they are now: a
-    task's file may set them for its own training, in the same process.
+    It follows the current `torch.set_float32_matmul_precision` and `torch.backends.*.matmul.fp32_precision`, which a
+    task's file may set for its training in the same process.
     """
     backend = torch.backends.cuda if torch.device(device).type == "cuda" else torch.backends.mkldnn
     try:

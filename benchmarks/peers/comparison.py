@@ -17,7 +17,7 @@ from torch.utils.data import Subset
 
 from benchmarks.datasets import task_spec
 from benchmarks.exact import agreement
-from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints
+from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.data.dataset import fetch
 from gradtrace.task import Example, Task
 from gradtrace_indexer.task_loading import load_task

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers.comparison import HEADER, Case, Scores, compared, load_case, parse, timed
 from benchmarks.peers.gradtrace_scores import ModelLabels, TrueLabels, WeightedBatch, fisher_examples, influence_scores
-from gradtrace.checkpoints.loading import load_into
+from gradtrace.checkpoints import load_into
 from gradtrace.task import Batch
 
 _BATCH = 128

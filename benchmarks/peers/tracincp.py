@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.peers.comparison import HEADER, Case, Scores, compared, load_case, parse, timed
 from benchmarks.peers.gradtrace_scores import tracin_scores
-from gradtrace.checkpoints.loading import load_into
+from gradtrace.checkpoints import load_into
 
 _BATCH = 8  # captum goes back through the whole batch once for each example of it
 

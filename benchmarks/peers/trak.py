@@ -23,7 +23,7 @@ from trak.score_computers import BasicSingleBlockScoreComputer
 
 from benchmarks.peers.comparison import HEADER, Case, Scores, compared, load_case, parse, timed
 from benchmarks.peers.gradtrace_scores import TRAK_DAMPING, TRAK_DIMENSIONS, trak_scores
-from gradtrace.basis.basis import Basis, load_bases
+from gradtrace.basis import Basis, load_bases
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.store.manifest import read_manifest
 from gradtrace.task import Batch

@@ -17,7 +17,7 @@ from task import CLASSES, TASK
 from torch.utils.data import DataLoader
 
 import gradtrace as gt
-from gradtrace.checkpoints.loading import load_into
+from gradtrace.checkpoints import load_into
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gradtrace.checkpoints.loading import load_checkpoints
+from gradtrace.checkpoints import load_checkpoints
 from gradtrace.dry_run import BuildEstimate, TaskReport, check
 from gradtrace.store.manifest import Precision
 from gradtrace_indexer.task_loading import load_task

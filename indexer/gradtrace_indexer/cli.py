@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from gradtrace.checkpoints.directory import INDEX_NAME
-from gradtrace.checkpoints.loading import load_checkpoints
+from gradtrace.checkpoints import load_checkpoints
+from gradtrace.checkpoints.checkpoints_json import INDEX_NAME
 from gradtrace.checkpoints.selection import choose
 from gradtrace.errors import CheckpointError, QueryError
 from gradtrace.methods import method_named

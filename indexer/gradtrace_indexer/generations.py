@@ -16,8 +16,8 @@ from typing import Any
 from gradtrace.checkpoints.second_moments import moments_path
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.methods import lost_methods
+from gradtrace.store.checksums import check_files
 from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, Manifest, Operation, read_generation, read_manifest
-from gradtrace.store.rows import check_files
 from gradtrace_indexer.writing.files import sole_writer, write_file, write_manifest
 
 _log = logging.getLogger(__name__)

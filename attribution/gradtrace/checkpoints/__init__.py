@@ -1,3 +1,8 @@
-"""Checkpoints: weights, learning rates and optimizer states as trainings write them, and the recorder that does.
+"""Checkpoints: weights, learning rates and optimizer states as trainings write them, and the recorder that writes them.
 
-Readers of other libraries' directories are in `readers`. No model is run here."""
+Other libraries' directories are read by `readers`. No model is run here."""
+
+from gradtrace.checkpoints.checkpoint import Checkpoint, Optimizer, load_into
+from gradtrace.checkpoints.discovery import load_checkpoints
+
+__all__ = ["Checkpoint", "Optimizer", "load_checkpoints", "load_into"]

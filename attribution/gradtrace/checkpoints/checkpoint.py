@@ -1,4 +1,4 @@
-"""One checkpoint: weights, and the step and learning rate that they were trained with."""
+"""A checkpoint of a training: weights, with the step and the learning rate; and loading them into a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradtrace.store.manifest import CheckpointKind
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """What the methods need to know of the optimizer; `name` is its class name in lower case ("sgd", "adamw")."""
+    """The settings of the optimizer that methods need. `name` is its class name in lower case ("sgd", "adamw")."""
 
     name: str
     momentum: float = 0.0
@@ -25,10 +25,10 @@ class Optimizer:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Weights after `step` optimizer steps, the last of them taken with `learning_rate`.
+    """Weights after `step` optimizer steps, the last of which had the rate `learning_rate`.
 
-    `learning_rate_sum` is the sum of the rates of all steps up to this one, from the first step of the training on;
-    None where it is not known. `path` is a weight file, or a directory of them as Hugging Face's libraries write it.
+    `learning_rate_sum` is the sum of the rates of steps 1 to `step`, None if unknown. `path` is a weight file, or a
+    directory of weight files as Hugging Face's libraries write it.
     """
 
     path: Path
@@ -47,9 +47,9 @@ class Checkpoint:
         return self.path.name
 
     def load(self) -> dict[str, Tensor]:
-        """The state dict on the CPU, without nesting and without prefixes of DistributedDataParallel and torch.compile.
+        """The state dict on the CPU, not nested, and without the prefixes of DistributedDataParallel and torch.compile.
 
-        Nothing but tensors and plain containers is unpickled.
+        Only tensors and plain containers are unpickled.
 
         Raises:
             CheckpointError: the file is missing, damaged, would run code, or holds no state dict.
@@ -57,10 +57,10 @@ class Checkpoint:
         return read_state(self.path)
 
     def second_moments(self, model: nn.Module) -> SecondMoments | None:
-        """What Adam and its kin knew of the gradients' squares; None where it was not kept or is another optimizer's.
+        """The second moments of Adam or one of its variants; None if they were not kept.
 
         Args:
-            model: the model that was trained; optimizers keep the order of its parameters, not their names.
+            model: the model that was trained; optimizers save the order of its parameters, not their names.
 
         Raises:
             CheckpointError: the file is damaged, or it is not certain which moments belong to which parameter.
@@ -68,7 +68,7 @@ class Checkpoint:
         return read_second_moments(self.path, model)
 
     def moments_sha256(self) -> str | None:
-        """Hexadecimal SHA-256 of the file that holds the second moments; None where there are none.
+        """Hexadecimal SHA-256 of the file that holds the second moments; None if they were not kept.
 
         Raises:
             CheckpointError: the file is damaged.
@@ -83,24 +83,24 @@ class Checkpoint:
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Copy a checkpoint's weights into a model, all of them or none.
 
-    A weight may be left out of the file where the model ties it to one that is there (safetensors files do so). A
-    model that a trainer kept as one of its attributes is found under that name ("model.", "net.").
+    The file may lack a weight that the model ties to another one (as safetensors files do). All names in the file may
+    have a common prefix ("model.", "net."), from a trainer that holds the model as an attribute.
 
     Raises:
         CheckpointError: names or shapes differ; the text lists those missing, unexpected and of another shape.
     """
-    wanted = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    names = plain_names(wanted)
-    state = _unwrapped(checkpoint.load(), names)
-    tied = {wanted[key].data_ptr() for name, key in names.items() if name in state}
+    current = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    names = plain_names(current)
+    state = _without_prefix(checkpoint.load(), names)
+    tied = {current[key].data_ptr() for name, key in names.items() if name in state}
     shared = names.keys() & state.keys()
     differences = {
-        "missing": [name for name in names if name not in state and wanted[names[name]].data_ptr() not in tied],
+        "missing": [name for name in names if name not in state and current[names[name]].data_ptr() not in tied],
         "unexpected": [name for name in state if name not in names],
         "of another shape": [
-            f"{name} (checkpoint {list(state[name].shape)}, model {list(wanted[names[name]].shape)})"
+            f"{name} (checkpoint {list(state[name].shape)}, model {list(current[names[name]].shape)})"
             for name in sorted(shared)
-            if state[name].shape != wanted[names[name]].shape
+            if state[name].shape != current[names[name]].shape
         ],
     }
     if any(differences.values()):
@@ -111,10 +111,10 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     model.load_state_dict({names[name]: state[name] for name in shared}, strict=False)
 
 
-def _unwrapped(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """The state without a first name that all of it shares and that the model's names do not have."""
-    first = next(iter(state)).split(".")[0] + "."
-    if state.keys() & names or not all(name.startswith(first) for name in state):
+def _without_prefix(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """The state dict without a prefix that all its names have and that the model's `names` do not."""
+    prefix = next(iter(state)).split(".")[0] + "."
+    if state.keys() & names or not all(name.startswith(prefix) for name in state):
         return state
-    shorter = {name.removeprefix(first): value for name, value in state.items()}
+    shorter = {name.removeprefix(prefix): value for name, value in state.items()}
     return shorter if shorter.keys() & names else state

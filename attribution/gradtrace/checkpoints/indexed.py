@@ -1,11 +1,11 @@
-"""The weights that an index was built from, where they are now."""
+"""The checkpoints that an index was built from, at the place where their weights are now."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from gradtrace.checkpoints.loading import Checkpoint
+from gradtrace.checkpoints.checkpoint import Checkpoint
 from gradtrace.errors import CheckpointError, MismatchError
 from gradtrace.store.manifest import CheckpointEntry
 
@@ -13,10 +13,12 @@ Directory = str | Path
 
 
 def directories_of_runs(checkpoints: Directory | Sequence[Directory] | None, runs: int) -> Sequence[Directory | None]:
-    """Where the weights of each training run are now; None: where they were.
+    """The directory to which the weights of each training run were moved; None: they were not moved.
+
+    checkpoints: one directory for each run, or the only one
 
     Raises:
-        CheckpointError: not one directory for each run.
+        CheckpointError: there is not one directory for each run.
     """
     if checkpoints is None:
         return [None] * runs
@@ -30,13 +32,15 @@ def directories_of_runs(checkpoints: Directory | Sequence[Directory] | None, run
 
 
 def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | Path | None = None) -> Checkpoint:
-    """The checkpoint of an entry, if it is still the file that was indexed.
+    """The checkpoint of an entry in the manifest of the index at `directory`.
+
+    moved_to: the directory to which the weights were moved
 
     Raises:
-        CheckpointError: the weights are not there.
-        MismatchError: they are others.
+        CheckpointError: the weights are missing.
+        MismatchError: the weights are not those that were indexed.
     """
-    if moved_to is None or entry.kind == "average":  # averages lie in the index
+    if moved_to is None or entry.kind == "average":  # averages are inside the index
         path = directory.resolve() / entry.file
     else:
         path = Path(moved_to) / Path(entry.file).name

@@ -1,4 +1,4 @@
-"""How far a training moved between its checkpoints: sums of its learning rate over their steps."""
+"""Sums of the learning rate over the steps between the checkpoints of a training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Doubles = NDArray[np.float64]
 
 
 class Rated(Protocol):
-    """A checkpoint, or an index's entry of it."""
+    """A checkpoint, or the manifest's entry of it."""
 
     @property
     def step(self) -> int: ...
@@ -26,12 +26,12 @@ class Rated(Protocol):
 
 
 def stretch_sums(run: Sequence[Rated]) -> Doubles:
-    """The sum of the learning rates of all steps since the checkpoint before, or since step 0 for the first.
+    """The sum of the learning rates of all steps since the previous checkpoint, or since step 0 for the first.
 
-    Where it was not kept, the checkpoint's own rate stands for all of these steps. The sums that are kept count from
-    step 0, so that a checkpoint may be left out: what it closed then belongs to the next one.
+    float64 [len(run)].  run: checkpoints of one training, in order of their steps
 
-    run: checkpoints of one training, in order.  Returns float64 [len(run)].
+    If `learning_rate_sum` is unknown, the checkpoint's rate is taken for all of these steps. If checkpoints are left
+    out of `run`, the steps before them count for the next checkpoint.
     """
     steps, totals = [0], [0.0]
     for checkpoint in run:
@@ -44,7 +44,7 @@ def stretch_sums(run: Sequence[Rated]) -> Doubles:
 
 
 def warn_of_guessed_sums(entries: Sequence[CheckpointEntry]) -> None:
-    """Warn, once for all runs of an index, where step-weighted methods must guess how the learning rate went."""
+    """Warn, once for all runs of an index, if step-weighted methods have to guess the rates between checkpoints."""
     for run in by_run(entries, weights_positions(entries)):
         if message := _guessed_sums([entries[position] for position in run]):
             warnings.warn(message, stacklevel=3)
@@ -52,7 +52,7 @@ def warn_of_guessed_sums(entries: Sequence[CheckpointEntry]) -> None:
 
 
 def _guessed_sums(run: Sequence[Rated]) -> str | None:
-    """What to say of a run whose rate changes, where sums of it were not kept; None where there is nothing to say."""
+    """The warning for a run whose rate changes and whose sums of rates are not all known; None if there is none."""
     guessed = [checkpoint for checkpoint in run if checkpoint.learning_rate_sum is None]
     if not guessed or len({checkpoint.learning_rate for checkpoint in run}) < 2:
         return None

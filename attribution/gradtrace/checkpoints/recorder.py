@@ -1,4 +1,4 @@
-"""Keeping checkpoints while a model trains."""
+"""CheckpointRecorder: saves a model's weights during training, with the learning rates that attribution needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gradtrace.checkpoints import recorder_notes
-from gradtrace.checkpoints.directory import INDEX_NAME, CheckpointIndex, FileEntry, OptimizerEntry, read_index
+from gradtrace.checkpoints.checkpoints_json import INDEX_NAME, CheckpointIndex, FileEntry, OptimizerEntry, read_index
 from gradtrace.checkpoints.learning_rates import stretch_sums
 from gradtrace.checkpoints.second_moments import moments_path, recorded_moments
 from gradtrace.checkpoints.selection import weakest
@@ -28,7 +28,7 @@ _TEMPORARY = ".tmp"
 
 
 class CheckpointRecorder:
-    """Saves a model's weights every so many optimizer steps, with what attribution needs to know about each.
+    """Saves a model's weights every `every` optimizer steps, with step, learning rates and optimizer settings.
 
         with CheckpointRecorder("runs/1/checkpoints", every=500, batch_size=64) as recorder:
             for inputs, labels in loader:
@@ -37,20 +37,20 @@ class CheckpointRecorder:
                 recorder.step(model, optimizer, loss)  # before scheduler.step(), so that the rate read is the rate used
                 scheduler.step()
 
-    Leaving the block keeps the final weights, unless the last step saved them already or an error ended it. Without
-    `with`, call `finish()` after the training. A recorder that is dropped without either logs what is not kept.
+    Leaving the block saves the final weights, unless the last step saved them or an error ended the block. Without
+    `with`, call `finish()` after the training. A recorder that is deleted without either logs that weights are missing.
 
-    The loss may be left out. Where it is given, `losses.csv` gets a line for each save: its step and the mean loss
-    since the save before. With `keep=N`, only N checkpoints stay on disk: the newest, and those around which this mean
-    falls most and steadily (see `selection`); a checkpoint is given up when a new one is whole. Save often, then:
-    `every` decides how finely they are chosen. With `optimizer_state=True` the second moments of Adam and its kin are
-    kept beside each checkpoint, for methods that need them.
+    The loss is optional. If it is given, every save adds a line to `losses.csv`: the step, and the mean loss since the
+    previous save. With `keep=N`, only N checkpoints stay on disk: the newest, and those around which this mean falls
+    fastest and steadily (see `selection`). A checkpoint is deleted once a new one is completely written. Choose a small
+    `every` in this case: it decides how finely checkpoints are selected. With `optimizer_state=True` the second moments
+    of Adam and its variants are saved beside each checkpoint, for methods that need them.
 
-    Files are written under a temporary name, synced and renamed, then `checkpoints.json` likewise: killed at any
-    moment, the directory holds every checkpoint that was finished. With `resume=True` the recorder goes on after the
-    last checkpoint of its directory; set `steps` where training resumes from another step. Without it, a directory
-    that has checkpoints is refused: those of two trainings must not mix. In distributed training, call the recorder in
-    one process only.
+    Files are written under a temporary name, synced and renamed, and then `checkpoints.json` in the same way: if the
+    process is killed at any moment, the directory holds every checkpoint that was finished. With `resume=True` the
+    recorder continues after the last checkpoint in its directory; set `steps` if training resumes from another step.
+    Without it, a directory with checkpoints is refused, so that two trainings do not mix. In distributed training, use
+    the recorder in one process only.
     """
 
     def __init__(
@@ -72,26 +72,26 @@ class CheckpointRecorder:
         self.keep = keep
         self.optimizer_state = optimizer_state
         self.directory.mkdir(parents=True, exist_ok=True)
-        known = (self.directory / INDEX_NAME).exists()
-        if known and not resume:
+        resumed = (self.directory / INDEX_NAME).exists()
+        if resumed and not resume:
             raise CheckpointError(
                 f"{self.directory} has the checkpoints of a training already; give another directory or delete it, or "
                 "pass resume=True where this training goes on from the last of them"
             )
-        self._index = read_index(self.directory / INDEX_NAME) if known else CheckpointIndex()
+        self._index = read_index(self.directory / INDEX_NAME) if resumed else CheckpointIndex()
         self._remove_leftovers()
         self._index.batch_size = batch_size or self._index.batch_size
         self.steps = max((entry.step for entry in self._index.checkpoints), default=0)
-        self._losses = _read_losses(self.directory / LOSSES_NAME) if known else {}
+        self._losses = _read_losses(self.directory / LOSSES_NAME) if resumed else {}
         self._loss_sum: float | Tensor = 0.0
         self._loss_count = 0
         self._learning_rate: float | None = None
-        self._rate_sum, self._summed_to = 0.0, 0  # the learning rates of steps 1 to ...
+        self._rate_sum, self._summed_to = 0.0, 0  # the sum of the learning rates of steps 1 to _summed_to
         self._optimizer: torch.optim.Optimizer | None = None
-        self._saved: int | None = None
-        self._recorded = 0  # calls of `step`
-        self._failed = False  # in a `with` block, whose own error is enough to tell
-        self._model: nn.Module | None = None  # of the last of them, until `finish`
+        self._saved: int | None = None  # the last step whose weights were saved
+        self._recorded = 0  # number of calls of `step`
+        self._failed = False  # an error ended the `with` block: it says enough
+        self._model: nn.Module | None = None  # of the last call of `step`, until `finish`
 
     def __enter__(self) -> CheckpointRecorder:
         return self
@@ -104,25 +104,25 @@ class CheckpointRecorder:
         self._failed = kind is not None
 
     def __del__(self) -> None:
-        # Without a model it was refused at its making, never used, or finished.
+        # Without a model, the constructor raised, or the recorder was never used or is finished.
         if getattr(self, "_model", None) is not None and self._saved != self.steps and not self._failed:
             recorder_notes.note_unfinished(self._saved, self.steps)
 
     def finish(self, model: nn.Module | None = None) -> None:
-        """Keep the final weights, unless the last step saved them already. To be called at the end of the training.
+        """Save the final weights, unless the last step saved them. Call it at the end of the training.
 
-        Logs it where these are all that is kept, or nothing is.
+        Logs a warning if they are the only checkpoint, or if there is none. Raises as `save`.
 
-        model: None: the one of the last step. Raises as `save`.
+        model: None: the model of the last step
         """
         model = self._model if model is None else model
         if model is None or not self._recorded:
             recorder_notes.note_no_step()
             return
-        kept_nothing = not self._index.checkpoints
+        is_first = not self._index.checkpoints
         self.save(model)
         self._model = None
-        if kept_nothing:
+        if is_first:
             recorder_notes.note_interval(self._recorded, self.every)
 
     def step(
@@ -132,17 +132,17 @@ class CheckpointRecorder:
         loss: float | Tensor | None = None,
         learning_rate: float | None = None,
     ) -> None:
-        """Count one optimizer step, and save the model's weights if its turn has come.
+        """Count one optimizer step, and save the model's weights after every `every` steps.
 
         Args:
-            loss: the step's training loss, a number; a tensor is not waited for until the next save.
-            learning_rate: the step's, where the optimizer holds the next one's already.
+            loss: the training loss of the step, a number or a scalar tensor. A tensor on a GPU is read at the next save
+                only.
+            learning_rate: of the step, if the optimizer already has that of the next step.
         """
         self._optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
         group = main_group(self._optimizer, warn=self._learning_rate is None)
         rate = float(group["lr"]) if learning_rate is None else learning_rate
-        # A schedule may end at zero: the last rate above it then stands for the stretch that the checkpoint closes.
-        if 0 < rate < math.inf:
+        if 0 < rate < math.inf:  # a schedule may end at zero: the last rate above zero is recorded then
             self._learning_rate = rate
         self._add_to_sum(rate)
         self._index.optimizer = _describe(self._optimizer, group)
@@ -157,11 +157,11 @@ class CheckpointRecorder:
             self.save(model)
 
     def save(self, model: nn.Module) -> None:
-        """Save the weights as they are after the latest step; does nothing where that step is saved already.
+        """Save the weights after the latest step, unless they are saved.
 
         Raises:
-            CheckpointError: `step` has not been called yet, or the learning rate has been zero ever since; or it had no
-                loss to choose by with `keep`, or no second moments with `optimizer_state`.
+            CheckpointError: `step` was never called with a learning rate above zero; `keep` is set and no loss was
+                given; or `optimizer_state` is set and the optimizer has no second moments.
         """
         if self._learning_rate is None or self._optimizer is None:
             raise CheckpointError(
@@ -171,7 +171,7 @@ class CheckpointRecorder:
         if self._saved == self.steps:
             return
         path = self.directory / f"step-{self.steps:09d}.safetensors"
-        self._note_loss()
+        self._write_losses()
         if self.optimizer_state:
             moments = recorded_moments(model, self._optimizer)
             write_whole(moments_path(path), moments.save)
@@ -181,15 +181,15 @@ class CheckpointRecorder:
             file=path.name, step=self.steps, learning_rate=self._learning_rate, learning_rate_sum=self._rate_sum
         )
         self._index.checkpoints = sorted([*kept, entry], key=lambda entry: entry.step)
-        given_up = self._thin()
+        removed = self._remove_surplus()
         write_whole(self.directory / INDEX_NAME, lambda temporary: temporary.write_text(self._index.content(), "utf-8"))
-        for entry in given_up:
+        for entry in removed:
             (self.directory / entry.file).unlink(missing_ok=True)
             moments_path(self.directory / entry.file).unlink(missing_ok=True)
         self._saved = self.steps
 
     def _add_to_sum(self, rate: float) -> None:
-        """Count the rate of the step that is being recorded, after what was recorded before training resumed."""
+        """Add the rate of the current step to the sum, which begins with the recorded steps before a resumption."""
         if self._summed_to != self.steps:
             before = [entry for entry in self._index.checkpoints if entry.step <= self.steps]
             missing = self.steps - (before[-1].step if before else 0)
@@ -203,8 +203,8 @@ class CheckpointRecorder:
         self._rate_sum += rate if math.isfinite(rate) else 0.0
         self._summed_to = self.steps + 1
 
-    def _note_loss(self) -> None:
-        """Add the mean loss since the last save to the curve; what a training that was set back left there goes."""
+    def _write_losses(self) -> None:
+        """Add the mean loss since the last save to losses.csv, and remove later steps, if training was set back."""
         if not self._loss_count:
             if self.keep is not None:
                 raise CheckpointError("keep=... chooses by the loss: call recorder.step(model, optimizer, loss)")
@@ -217,7 +217,7 @@ class CheckpointRecorder:
         write_whole(self.directory / LOSSES_NAME, lambda temporary: temporary.write_text(text.getvalue(), "utf-8"))
 
     def _remove_leftovers(self) -> None:
-        """What a killed training had not finished to write, or to give up."""
+        """Delete what a killed training had not finished writing or deleting."""
         for unfinished in self.directory.glob(f"step-*{_TEMPORARY}"):
             unfinished.unlink()
         listed = {Path(entry.file).stem for entry in self._index.checkpoints}
@@ -225,17 +225,17 @@ class CheckpointRecorder:
             if path.name.split(".")[0] not in listed:
                 path.unlink()
 
-    def _thin(self) -> list[FileEntry]:
-        """Take all but `keep` checkpoints out of the list, and return them."""
-        given_up: list[FileEntry] = []
+    def _remove_surplus(self) -> list[FileEntry]:
+        """Remove checkpoints from the list until `keep` are left. Returns those removed."""
+        removed: list[FileEntry] = []
         while self.keep is not None and len(self._index.checkpoints) > self.keep:
             entries = self._index.checkpoints
             steps = sorted(self._losses.keys() | {entry.step for entry in entries})
             losses = [self._losses.get(step, math.nan) for step in steps]
-            weak = weakest(losses, [steps.index(entry.step) for entry in entries])
-            given_up += [entry for entry in entries if entry.step == steps[weak]]
-            self._index.checkpoints = [entry for entry in entries if entry.step != steps[weak]]
-        return given_up
+            step = steps[weakest(losses, [steps.index(entry.step) for entry in entries])]
+            removed += [entry for entry in entries if entry.step == step]
+            self._index.checkpoints = [entry for entry in entries if entry.step != step]
+        return removed
 
 
 def _read_losses(path: Path) -> dict[int, float]:
@@ -250,7 +250,7 @@ def _read_losses(path: Path) -> dict[int, float]:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict as safetensors takes it: contiguous tensors that share no memory."""
+    """The state dict in the form that safetensors requires: contiguous tensors that share no memory."""
     state = model.state_dict()
     return {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -277,7 +277,7 @@ def _sync(path: Path) -> None:
 
 
 def main_group(optimizer: torch.optim.Optimizer, warn: bool) -> dict[str, Any]:
-    """The parameter group with the most weights: a checkpoint has room for one learning rate."""
+    """The parameter group with the most weights, whose learning rate is recorded: a checkpoint holds only one."""
     groups = optimizer.param_groups
     main = max(groups, key=lambda group: sum(weight.numel() for weight in group["params"]))
     if warn and len({float(group["lr"]) for group in groups}) > 1:

@@ -1,7 +1,7 @@
-"""What a CheckpointRecorder tells of a run, through the logger `gradtrace.checkpoints.recorder_notes`, once each.
+"""Messages of a CheckpointRecorder about a run, each once, in the logger `gradtrace.checkpoints.recorder_notes`.
 
-Logged and not warned: where warnings are errors, a training of days must not fail for a note at its end. Without any
-logging set up, Python prints these lines to standard error.
+They are logged, not warned: where warnings are errors, a message must not end a training of days. Unless logging is
+configured, Python prints them to standard error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 def note_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Say what an Adam run recorded without second moments cannot be asked."""
+    """Name the methods that a recording of Adam without second moments does not allow."""
     if any("exp_avg_sq" in state for state in optimizer.state.values()):
         _log.warning(
             "%s's second moments are not kept with the checkpoints, so methods tracin-adam and source will not answer: "
@@ -24,7 +24,7 @@ def note_moments(optimizer: torch.optim.Optimizer) -> None:
 
 
 def note_interval(steps: int, every: int) -> None:
-    """Say that only the end of a run is kept."""
+    """Say that the final weights are the only checkpoint."""
     _log.warning(
         "every=%d kept nothing in %d steps, so the final weights are the only checkpoint: with every=%d there are five",
         every,
@@ -34,14 +34,14 @@ def note_interval(steps: int, every: int) -> None:
 
 
 def note_no_step() -> None:
-    """Say that there was nothing to keep."""
+    """Say that `step` was never called, so that there is no checkpoint."""
     _log.warning(
         "no checkpoint is kept: recorder.step was never called; call it after each optimizer.step() of the training"
     )
 
 
 def note_unfinished(saved: int | None, steps: int) -> None:
-    """Say that the final weights are missing.  saved: the last step that was kept"""
+    """Say that the final weights were not saved.  saved: the last step that was; None: none"""
     _log.warning(
         "the weights after the last step, %d, are not kept (%s): call recorder.finish() at the end of the training, or "
         "use the recorder in a `with` block",

@@ -1,4 +1,4 @@
-"""The second moments that Adam and its kin keep of every weight's gradient, by parameter name."""
+"""The second moments of every weight's gradient that Adam and its variants keep: reading and writing them."""
 
 from __future__ import annotations
 
@@ -21,40 +21,51 @@ _IN_DIRECTORIES = ("optimizer.pt", "optimizer.bin")  # Hugging Face Trainer, acc
 
 @dataclass(frozen=True, slots=True)
 class SecondMoments:
-    """v^ = v / (1 - beta2^t) of Adam (Kingma and Ba 2015, algorithm 1): its step divides by sqrt(v^) + eps."""
+    """v^ = v / (1 - beta2^t) of Adam (Kingma and Ba 2015, algorithm 1), whose step divides by sqrt(v^) + eps.
 
-    by_name: dict[str, Tensor]  # float32, each of its parameter's shape; parameters that never had a gradient lack
+    by_name: float32 by parameter name, in the parameter's shape; absent for parameters that never had a gradient
+    """
+
+    by_name: dict[str, Tensor]
     beta2: float
     eps: float
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file that `read_second_moments` takes."""
+        """Write them as a safetensors file, which `read_second_moments` reads."""
         save_file(self.by_name, path, {"beta2": repr(self.beta2), "eps": repr(self.eps)})
 
 
 def moments_path(weights: Path) -> Path:
-    """Where the second moments are that the recorder kept beside a weight file."""
+    """The file of second moments that the recorder writes beside a weight file."""
     return weights.with_suffix(".optimizer.safetensors")
 
 
 def recorded_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> SecondMoments:
-    """Those of a running optimizer.
+    """The second moments of an optimizer in memory.
 
     Raises:
-        CheckpointError: it keeps none.
+        CheckpointError: the optimizer has none.
     """
     names = {id(parameter): name for name, parameter in _parameters(model)}
     by_group = [[names.get(id(parameter), "") for parameter in group["params"]] for group in optimizer.param_groups]
-    found = _by_name(optimizer.state_dict(), by_group)
-    if found is None:
+    moments = _by_name(optimizer.state_dict(), by_group)
+    if moments is None:
         raise CheckpointError(
             f"{type(optimizer).__name__} keeps no second moments (exp_avg_sq); record without optimizer_state"
         )
-    return found
+    return moments
 
 
 def read_second_moments(path: Path, model: nn.Module) -> SecondMoments | None:
-    """Those kept with the checkpoint at `path`: beside a file of the recorder, in a directory, in a Lightning file."""
+    """The second moments that were saved with the checkpoint at `path`; None if they were not.
+
+    They are beside the recorder's weight file, in a framework's directory, or in Lightning's file.
+
+    model: the model that was trained
+
+    Raises:
+        CheckpointError: the file is damaged, or it is not certain which moments belong to which parameter.
+    """
     file = _moments_file(path)
     if file is None or file == moments_path(path):
         return _read_recorded(file) if file else None
@@ -63,7 +74,7 @@ def read_second_moments(path: Path, model: nn.Module) -> SecondMoments | None:
 
 
 def moments_sha256(path: Path) -> str | None:
-    """Hexadecimal SHA-256 of the file with the second moments of the checkpoint at `path`; None where it has none.
+    """Hexadecimal SHA-256 of the file with the second moments of the checkpoint at `path`; None if it has none.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -75,7 +86,7 @@ def moments_sha256(path: Path) -> str | None:
 
 
 def _moments_file(path: Path) -> Path | None:
-    """Where second moments may be: the file of an optimizer's state, or what the recorder wrote."""
+    """The file that may hold second moments: an optimizer's state dict, or the recorder's file. None if missing."""
     if path.suffix == ".ckpt":
         return path
     candidates = [path / name for name in _IN_DIRECTORIES] if path.is_dir() else [moments_path(path)]
@@ -83,7 +94,7 @@ def _moments_file(path: Path) -> Path | None:
 
 
 def _optimizer_state(file: Path) -> Any:
-    """An optimizer's state dict, its tensors mapped to memory; None where a Lightning file has none."""
+    """An optimizer's state dict, its tensors memory-mapped; None for a Lightning file without one."""
     content = read_file(file, lazily=True)
     return next(iter(content.get("optimizer_states") or []), None) if file.suffix == ".ckpt" else content
 
@@ -92,16 +103,16 @@ def _has_moments(file: Path) -> bool:
     try:
         state = _optimizer_state(file)
         return bool(state) and any("exp_avg_sq" in entry for entry in state["state"].values())
-    except (KeyError, TypeError, AttributeError):  # of no optimizer of PyTorch
+    except (KeyError, TypeError, AttributeError):  # not a state dict of PyTorch's optimizers
         return False
 
 
 def _read_recorded(path: Path) -> SecondMoments:
     try:
         with safe_open(path, "pt") as file:
-            about = file.metadata()
+            metadata = file.metadata()
             by_name = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable itself)
-        return SecondMoments(by_name, float(about["beta2"]), float(about["eps"]))
+        return SecondMoments(by_name, float(metadata["beta2"]), float(metadata["eps"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it, or delete it to do without") from None
 
@@ -114,8 +125,8 @@ def _of_state(path: Path, state: Any, model: nn.Module) -> SecondMoments | None:
 
 
 def _by_name(state: Mapping[str, Any], names_by_group: Sequence[Sequence[str]]) -> SecondMoments | None:
-    """From an optimizer's state dict; None where it keeps no second moments."""
-    found: dict[str, Tensor] = {}
+    """The second moments in an optimizer's state dict; None if there are none."""
+    moments: dict[str, Tensor] = {}
     settings = set()
     for group, names in zip(state["param_groups"], names_by_group, strict=True):
         for number, name in zip(group["params"], names, strict=True):
@@ -123,53 +134,53 @@ def _by_name(state: Mapping[str, Any], names_by_group: Sequence[Sequence[str]]) 
             if "exp_avg_sq" in entry:
                 beta2 = float(group["betas"][1])
                 moment = entry.get("max_exp_avg_sq", entry["exp_avg_sq"]).float().cpu()
-                found[name] = moment / (1 - beta2 ** float(entry["step"]))
+                moments[name] = moment / (1 - beta2 ** float(entry["step"]))
                 settings.add((beta2, float(group["eps"])))
     if len(settings) > 1:
         raise CheckpointError("the optimizer's parameter groups differ in beta2 or eps; train them with the same ones")
-    return SecondMoments(found, *settings.pop()) if settings else None
+    return SecondMoments(moments, *settings.pop()) if settings else None
 
 
 def _names_by_group(path: Path, state: Mapping[str, Any], model: nn.Module) -> list[list[str]]:
     """The parameters' names in each group of a saved optimizer.
 
-    Saved groups number their parameters. Each holds some of `model.parameters()`, in their order; going through these,
-    the next one of only one group may have the parameter's shape, or else it is not certain whose it is.
+    Saved groups number their parameters instead of naming them, in the order of `model.parameters()`. Each parameter of
+    the model is the next one of some group; its shape must tell of which.
 
     Raises:
-        CheckpointError: it is not certain, or the groups are not those of this model.
+        CheckpointError: the next parameters of several groups have the shape, or those of none.
     """
     groups = state["param_groups"]
     if all("param_names" in group for group in groups):
         return [list(plain_names(group["param_names"])) for group in groups]
-    waiting = [deque(_shape(state, number) for number in group["params"]) for group in groups]
-    found: list[list[str]] = [[] for _ in groups]
-    for name, parameter in _trained(model, sum(map(len, waiting))):
-        fitting = [number for number, shapes in enumerate(waiting) if shapes and shapes[0] in (None, parameter.shape)]
+    shapes_left = [deque(_shape(state, number) for number in group["params"]) for group in groups]
+    names: list[list[str]] = [[] for _ in groups]
+    for name, parameter in _trained(model, sum(map(len, shapes_left))):
+        fitting = [number for number, left in enumerate(shapes_left) if left and left[0] in (None, parameter.shape)]
         if len(fitting) != 1:
             raise CheckpointError(
                 f"{path}: the second moments of {name} {list(parameter.shape)} may be in {len(fitting)} of the "
                 "optimizer's groups; give the model that was trained, or record with "
                 "CheckpointRecorder(optimizer_state=True), which keeps the names"
             )
-        waiting[fitting[0]].popleft()
-        found[fitting[0]].append(name)
-    if any(waiting):
+        shapes_left[fitting[0]].popleft()
+        names[fitting[0]].append(name)
+    if any(shapes_left):
         raise CheckpointError(
             f"{path}: the optimizer has other parameters than the model; give the one that was trained"
         )
-    return found
+    return names
 
 
 def _trained(model: nn.Module, count: int) -> list[tuple[str, nn.Parameter]]:
-    """All parameters, or those that require a gradient where they are as many as the optimizer has."""
-    found = _parameters(model)
-    trained = [pair for pair in found if pair[1].requires_grad]
-    return trained if len(trained) == count else found
+    """The parameters that require a gradient, if there are `count` of them, as many as the optimizer has; else all."""
+    parameters = _parameters(model)
+    trained = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
+    return trained if len(trained) == count else parameters
 
 
 def _parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Names without wrapper prefixes, a shared parameter once."""
+    """The model's parameters by names without wrapper prefixes; a shared parameter once."""
     parameters = dict(model.named_parameters())
     return [(name, parameters[key]) for name, key in plain_names(parameters).items()]
 

@@ -1,14 +1,15 @@
-"""Which checkpoints to keep: those around which the training loss falls, and falls steadily.
+"""Selecting checkpoints to keep: those around which the training loss falls steadily.
 
 Pruthi et al. 2020, "Choosing checkpoints": sample where the loss decreases steadily, more often where it decreases
 faster, not at the fluctuating start and not after convergence. As a rule on the losses of all checkpoints, in the order
 of their steps:
 
-1. A checkpoint is *steady* where the loss fell to it and falls from it, on the lesser side by more than `LEAST` of the
-   whole fall. The first has no before, so that nothing is known of its steadiness.
-2. Of the steady ones, the checkpoint is given up first between whose neighbours the loss falls least. What remains
-   divides the fall, not the time, evenly: a linear loss gives even steps, an exponential one gives early ones.
-3. The last is always kept: the predictions and losses in answers are its.
+1. A checkpoint is *steady* if the loss falls both before and after it, on each side by more than `LEAST` times the
+   difference of the highest and the lowest loss. The first checkpoint is not steady: its loss before is unknown.
+2. Of the steady checkpoints, the first to remove is the one between whose neighbours the loss falls least. The rest
+   divides the fall of the loss evenly, not the time: if the loss falls linearly, the steps are even; if exponentially,
+   most are early.
+3. The last checkpoint is always kept, since answers report its predictions and losses.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ LEAST = 0.001
 
 
 def least_falls(losses: Sequence[float]) -> list[float]:
-    """By how much the loss falls on the lesser side of each checkpoint; minus infinity where a side is unknown.
+    """The smaller of the falls of the loss before and after each checkpoint; minus infinity if one of them is unknown.
 
-    A loss that is NaN or infinite is no fall on either side of it.
+    A fall to or from a loss that is NaN or infinite is unknown.
     """
     falls = [earlier - later for earlier, later in pairwise(losses)]
     falls = [fall if math.isfinite(fall) else -math.inf for fall in falls]
@@ -31,15 +32,15 @@ def least_falls(losses: Sequence[float]) -> list[float]:
 
 
 def refusals(losses: Sequence[float]) -> list[str | None]:
-    """Why each checkpoint is not steady; None where it is."""
+    """The reason why each checkpoint is not steady; None if it is."""
     limit = LEAST * _whole_fall(losses)
-    found = [_refusal(fall, limit) for fall in least_falls(losses)]
-    found[:1] = ["the first: whether the loss fell steadily to it is unknown"]
-    return found
+    reasons = [_refusal(fall, limit) for fall in least_falls(losses)]
+    reasons[:1] = ["the first: whether the loss fell steadily to it is unknown"]
+    return reasons
 
 
 def choose(losses: Sequence[float], count: int) -> list[int]:
-    """The positions of at most `count` checkpoints in ascending order: the last, and steady ones before it."""
+    """Positions of at most `count` checkpoints, ascending: the last one, and steady ones before it."""
     last = len(losses) - 1
     kept = [position for position, refusal in enumerate(refusals(losses)) if refusal is None or position == last]
     while len(kept) > max(count, 1):
@@ -48,10 +49,10 @@ def choose(losses: Sequence[float], count: int) -> list[int]:
 
 
 def weakest(losses: Sequence[float], kept: Sequence[int]) -> int:
-    """Which of the `kept` positions (ascending, two or more) to give up first; never the last.
+    """Which of the `kept` positions (ascending, two or more) to remove first; never the last.
 
-    A checkpoint that is not steady, the one with the least fall; if all are steady, the one between whose kept
-    neighbours the loss falls least, the highest loss standing before the first.
+    Of the checkpoints that are not steady, the one with the smallest of `least_falls`. If all are steady, the one
+    between whose kept neighbours the loss falls least; the highest loss counts as the neighbour before the first.
     """
     falls, limit = least_falls(losses), LEAST * _whole_fall(losses)
     unsteady = [position for position in kept[:-1] if not falls[position] > limit]

@@ -1,4 +1,4 @@
-"""Reading weight files: safetensors, and what `torch.save` wrote, of which only tensors and plain containers load."""
+"""Reading weight files: safetensors, and files of `torch.save`, from which only tensors and plain containers load."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _IN_DIRECTORIES = ("model.safetensors", "pytorch_model.bin")  # as Hugging Face'
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights: the path itself, or those in it that Hugging Face's libraries write.
+    """The files of a checkpoint's weights: the path; of a directory, the weight files of Hugging Face's libraries.
 
     Raises:
-        CheckpointError: a directory without weights, or with an index of shards that is malformed.
+        CheckpointError: the directory has no weights, or its index of shards is malformed.
     """
     if not path.is_dir():
         return [path]
@@ -37,7 +37,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict of a file or of a directory's files, on the CPU, without nesting and wrapper prefixes.
+    """The state dict in a file or a directory of files, on the CPU, not nested and without prefixes of wrappers.
 
     Raises:
         CheckpointError: a file is missing, damaged, would run code, or holds no state dict.
@@ -49,11 +49,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of the weight file; of a directory, of its weight files after one another."""
+    """Hexadecimal SHA-256 of the weight file, or of a directory's weight files concatenated. Raises CheckpointError."""
     digest = hashlib.sha256()
     try:
-        for part in weight_files(path):
-            with part.open("rb") as file:
+        for weight_file in weight_files(path):
+            with weight_file.open("rb") as file:
                 while chunk := file.read(1 << 20):
                     digest.update(chunk)
     except OSError as error:
@@ -62,10 +62,10 @@ def sha256(path: Path) -> str:
 
 
 def read_file(path: Path, lazily: bool = False) -> Any:
-    """What a weight file holds. `lazily`: tensors are mapped to memory, which costs nothing until they are used.
+    """The content of a weight file. lazily: memory-map the tensors, so that they are read when they are used
 
     Raises:
-        CheckpointError: the file is missing, damaged, of no known kind, or would run code.
+        CheckpointError: the file is missing, damaged, of an unknown kind, or would run code.
     """
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"{path} is of no known kind; weights end in {', '.join(SUFFIXES)}")
@@ -82,16 +82,15 @@ def read_file(path: Path, lazily: bool = False) -> Any:
             f"{path} is damaged, or holds Python objects beside tensors, which are never loaded; "
             f"save `model.state_dict()` alone. PyTorch said: {str(error).splitlines()[0]}"
         ) from None
-    except Exception as error:  # both readers raise whatever malformed bytes lead to
-        raise CheckpointError(f"{path} is damaged or no weight file; save it again. Cause: {error}") from None
+    except Exception as error:  # malformed bytes make both readers raise all kinds of exceptions
+        raise CheckpointError(f"{path} is damaged or not a weight file; save it again. Cause: {error}") from None
 
 
 def plain_names(keys: Iterable[str]) -> dict[str, str]:
-    """Name without wrapper prefixes -> key as it stands. `module.` is a wrapper's only where every key has it."""
+    """Name without prefixes of wrappers -> key in the state dict. `module.` is a wrapper's only if every key has it."""
     names = {key.replace("_orig_mod.", ""): key for key in keys}
-    wrapped = {
-        name: key for name, key in names.items() if name != "n_averaged"
-    }  # torch.optim.swa_utils.AveragedModel's
+    # torch.optim.swa_utils.AveragedModel adds n_averaged.
+    wrapped = {name: key for name, key in names.items() if name != "n_averaged"}
     if wrapped and all(name.startswith("module.") for name in wrapped):
         return {name.removeprefix("module."): key for name, key in wrapped.items()}
     return names
@@ -103,7 +102,7 @@ def listing(names: list[str], most: int = 5) -> str:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index of sharded weights names, all beside it."""
+    """The files that an index of sharded weights names, all in its directory."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         if names and all(PurePosixPath(name).name == name for name in names):
@@ -114,18 +113,18 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
-    """The mapping of names to tensors in `content`, under at most one of the usual keys."""
+    """The mapping of names to tensors in the content of a file, which may be nested under one of `_NESTING_KEYS`."""
     for key in _NESTING_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
     if not isinstance(content, Mapping) or not content:
-        found = "an empty mapping" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        raise CheckpointError(f"{path} holds {found}, no state dict; save `model.state_dict()`")
+        kind = "an empty mapping" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise CheckpointError(f"{path} holds {kind}, not a state dict; save `model.state_dict()`")
     others = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if others:
         raise CheckpointError(
-            f"{path} holds entries that are no named tensors ({listing(others)}); "
+            f"{path} holds entries that are not named tensors ({listing(others)}); "
             f"save `model.state_dict()`, alone or under one of the keys {', '.join(_NESTING_KEYS)}"
         )
     return dict(content)

@@ -1,3 +1,3 @@
-"""Training examples: reading, sampling and collating them, and checks of data set and loss.
+"""Training examples: reading, sampling and collating them, and checks of the data set and the loss.
 
 No gradients are computed here."""

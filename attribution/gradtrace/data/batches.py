@@ -1,4 +1,4 @@
-"""Examples that go through a model together, collated, and each of them alone."""
+"""Batches of examples that go through a model together, and measures (losses) of them."""
 
 from __future__ import annotations
 
@@ -14,52 +14,57 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gradtrace.task import Batch, Example, Task
 
-Measure = Callable[[nn.Module, Batch], Tensor]  # task.loss or task.measurement of a collated batch: [batch]
+# The function of each example that is differentiated: task.loss or task.measurement. (model, collated batch) -> [batch]
+Measure = Callable[[nn.Module, Batch], Tensor]
 
 
 def measure_at(measure: Measure, positions: Tensor) -> Measure:
-    """What measures some examples of a batch apart from the others, at positions int64 [n] of it: of a measure that is
-    not the same function of all of them, as `SeededLoss`, the part that is theirs."""
+    """The measure for a batch that holds only the examples at `positions`, int64 [n], of a larger batch.
+
+    It is the same measure, unless that treats examples differently by their position, as `SeededLoss` does.
+    """
     return measure.at(positions) if hasattr(measure, "at") else measure
 
 
 @dataclass(frozen=True, eq=False)
 class ExampleBatch:
-    """Examples with what the task collates them to, on the device where the model is.
+    """Examples, and the batch that the task collates them to, on the model's device.
 
     The examples are kept because some models can only be differentiated one example at a time, and a batch cannot be
-    taken apart in general: its examples may lie in one flat list (graphs, bags of tokens).
+    split in general: its examples may be in one flat list (graphs, bags of tokens).
+
+    float64: floating-point tensors of `collated` are converted to float64
     """
 
     task: Task
     examples: Sequence[Example]
     device: torch.device
     collated: Batch
-    double: bool = False
+    float64: bool = False
 
     def __len__(self) -> int:
         return len(self.examples)
 
     @cached_property
     def uniform(self) -> bool:
-        """Whether all examples are of one size, so that none is padded to another's."""
+        """Whether all examples have the same size, so that none is padded."""
         return len({size_of(example) for example in self.examples}) <= 1
 
     def chosen(self, positions: Sequence[int]) -> ExampleBatch:
-        """Some of the examples, collated anew."""
-        return collate(self.task, [self.examples[position] for position in positions], self.device, self.double)
+        """A batch of the examples at these positions."""
+        return collate(self.task, [self.examples[position] for position in positions], self.device, self.float64)
 
     def alone(self, position: int) -> ExampleBatch:
         """A batch of one example."""
         return self.chosen([position])
 
-    def in_double(self) -> ExampleBatch:
-        """With float64 in place of other floating-point tensors."""
-        return collate(self.task, self.examples, self.device, double=True)
+    def in_float64(self) -> ExampleBatch:
+        """The batch with its floating-point tensors in float64."""
+        return collate(self.task, self.examples, self.device, float64=True)
 
 
 def values_of(measure: Measure, model: nn.Module, batch: Batch) -> Tensor:
-    """What a measure gives, without a graph. A loss may differentiate the model itself, which no_grad would forbid."""
+    """The values of a measure, without a graph. Without no_grad if the loss itself differentiates the model."""
     try:
         with torch.no_grad():
             return measure(model, batch)
@@ -72,7 +77,7 @@ def values_of(measure: Measure, model: nn.Module, batch: Batch) -> Tensor:
 
 
 def size_of(example: Example) -> int:
-    """How much an example holds: values of tensors and arrays, characters of texts."""
+    """The size of an example: the number of values of tensors and arrays, and of characters of texts."""
     return sum(_leaf_size(leaf) for leaf in tree_leaves(example))
 
 
@@ -82,13 +87,15 @@ def _leaf_size(leaf: Any) -> int:
     return len(leaf) if isinstance(leaf, str | bytes) else 1
 
 
-def collate(task: Task, examples: Sequence[Example], device: torch.device, double: bool = False) -> ExampleBatch:
-    """Collate examples and move their tensors to a device. Tensors are detached: a data set may keep ones that require
-    a gradient, which a backward pass would write to."""
+def collate(task: Task, examples: Sequence[Example], device: torch.device, float64: bool = False) -> ExampleBatch:
+    """Collate examples and move their tensors to a device.
+
+    Tensors are detached: a data set may hold tensors that require a gradient, which a backward pass would write to.
+    """
 
     def moved(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return leaf.detach().to(device, torch.float64 if double and leaf.is_floating_point() else leaf.dtype)
+        return leaf.detach().to(device, torch.float64 if float64 and leaf.is_floating_point() else leaf.dtype)
 
-    return ExampleBatch(task, examples, device, tree_map(moved, task.collate(list(examples))), double)
+    return ExampleBatch(task, examples, device, tree_map(moved, task.collate(list(examples))), float64)

@@ -16,15 +16,15 @@ from gradtrace.task import Example
 
 
 def fetch(dataset: Any, rows: Sequence[int]) -> list[Example]:
-    """The examples at these rows, at once where the data set offers PyTorch's `__getitems__`.
+    """The examples at these rows, read at once if the data set has PyTorch's `__getitems__`.
 
     Raises:
-        DatasetError: reading a row fails; the text names it.
+        DatasetError: a row cannot be read; the text names it.
     """
     try:
         if hasattr(dataset, "__getitems__"):
             return list(dataset.__getitems__(list(rows)))
-    except Exception:  # find out below which row it is
+    except Exception:  # the loop below tells which row fails
         pass
     examples = []
     for row in rows:
@@ -36,19 +36,19 @@ def fetch(dataset: Any, rows: Sequence[int]) -> list[Example]:
 
 
 def content_hash(example: Example) -> str:
-    """SHA-256 of what an example holds: equal for equal content, in any process.
+    """Hexadecimal SHA-256 of an example's content, the same in every process.
 
     Raises:
-        DatasetError: a part of the example is of a type that has no content to speak of (an open file, say).
+        DatasetError: the example holds an object that cannot be hashed by content (such as an open file).
     """
     return hashlib.sha256(b"\0".join(_bytes(leaf) for leaf in tree_leaves(example))).hexdigest()
 
 
 def _bytes(leaf: Any) -> bytes:
-    if isinstance(leaf, Tensor):  # as bytes, since NumPy knows no bfloat16
+    if isinstance(leaf, Tensor):  # viewed as bytes, since NumPy has no bfloat16
         data = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         return f"{leaf.dtype} {tuple(leaf.shape)} ".encode() + data
-    if hasattr(leaf, "tobytes"):  # NumPy's and PIL's; the repr of an image holds its address
+    if hasattr(leaf, "tobytes"):  # arrays, and images of PIL, whose repr contains their address
         described = [getattr(leaf, name, None) for name in ("dtype", "mode", "shape", "size")]
         return f"{type(leaf).__name__} {described} ".encode() + bytes(leaf.tobytes())
     try:

@@ -1,4 +1,4 @@
-"""What silently ruins attribution, found before it does: each problem is refused with its remedy."""
+"""Checks for what would silently make attribution wrong. Each problem is refused with its remedy."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from gradtrace.errors import DatasetError, LossError, TaskError
 from gradtrace.store.precision import LARGEST_VALUE
 from gradtrace.task import Task
 
-_TWICE_READ = 16  # rows that are read twice, to see whether they stay the same
+_ROWS_READ_TWICE = 16  # to see whether they stay the same
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """Relative difference between two ways of computing the same thing that rounding explains."""
+    """The largest relative difference between two computations of the same value that counts as rounding."""
     return max(1e-3, 16 * torch.finfo(dtype).eps)
 
 
 def check_losses(losses: Tensor, batch: int | None) -> None:
-    """Refuse losses that are not one finite number per example.
+    """Refuse losses that are not one finite number per example. batch: number of examples; None: any
 
     Raises:
-        LossError: wrong shape, dtype, or NaN or infinite values.
+        LossError: wrong shape or dtype, or NaN or infinite values.
     """
     _check_shape(losses, batch)
     check_finite(losses, "loss")
@@ -47,9 +47,9 @@ def _check_shape(losses: Tensor, batch: int | None) -> None:
 
 
 def check_finite(values: Tensor, what: str) -> None:
-    """Raises LossError if a value, or a row of values, is NaN or infinite, or too large to be stored.
+    """Raises LossError if an example's value or values are NaN, infinite, or too large to be stored.
 
-    values: [batch] or [batch, n].
+    values: [batch] or [batch, n].  what: they are, for the message
     """
     if values.numel() and not float(torch.linalg.vector_norm(values.detach(), torch.inf)) <= LARGEST_VALUE:  # or NaN
         finite = values.abs() <= LARGEST_VALUE
@@ -63,17 +63,17 @@ def check_finite(values: Tensor, what: str) -> None:
 
 
 def check_dataset(task: Task, skip_unreadable: bool = False) -> int:
-    """Refuse a loader, a stream, an empty or a random data set. Returns the number of rows.
+    """Refuse a data set that is a loader or a stream, is empty, or returns random examples. Returns the number of rows.
 
-    skip_unreadable: pass over rows that cannot be read, of an index that knows of them
+    skip_unreadable: ignore rows that cannot be read, for an index that skips them
 
     Raises:
-        DatasetError: as said.
-        TaskError: the task is no Task.
+        DatasetError: the data set is refused.
+        TaskError: the task is not a Task.
     """
     if not isinstance(task, Task):
         remedy = f"pass an instance, {task.__name__}()" if isinstance(task, type) else "subclass gradtrace.Task"
-        raise TaskError(f"the task is {_described(task)}, no gradtrace.Task: {remedy}")
+        raise TaskError(f"the task is {_described(task)}, not a gradtrace.Task: {remedy}")
     train = getattr(task, "train", None)
     if isinstance(train, DataLoader):
         raise DatasetError(
@@ -87,7 +87,7 @@ def check_dataset(task: Task, skip_unreadable: bool = False) -> int:
         raise DatasetError("task.train must be a map-style data set: len(train) and train[i]")
     if len(train) == 0:
         raise DatasetError("task.train is empty")
-    for row in sorted({len(train) * part // _TWICE_READ for part in range(_TWICE_READ)}):
+    for row in sorted({len(train) * number // _ROWS_READ_TWICE for number in range(_ROWS_READ_TWICE)}):
         try:
             first, second = fetch(train, [row]) + fetch(train, [row])
         except DatasetError:
@@ -109,10 +109,10 @@ def _described(value: object) -> str:
 def check_batched_losses(model: nn.Module, measure: Measure, sample: Sample) -> Sample:
     """Refuse losses that are reduced, random, or depend on the other examples of the batch.
 
-    Returns the sample without examples whose losses are NaN or infinite: what is done with these is not decided here.
+    Returns the sample without the examples whose losses are NaN or infinite, which the build refuses or skips.
 
     Raises:
-        LossError: also where no loss is finite.
+        LossError: the losses are refused, or none of them is finite.
     """
     with torch.no_grad():
         first = sample.batches[0]
@@ -131,20 +131,20 @@ def check_batched_losses(model: nn.Module, measure: Measure, sample: Sample) -> 
                     "deterministic"
                 )
             expected = alone[list(positions)]
-            if not _close(together, expected).all() and not _equal_in_double(model, measure, sample, positions):
+            if not _close(together, expected).all() and not _equal_in_float64(model, measure, sample, positions):
                 raise LossError(_difference(together, expected, [sample.rows[position] for position in positions]))
     return sample
 
 
 @torch.no_grad()
-def check_some_finite(model: nn.Module, measure: Measure, sample: Sample) -> None:
-    """Raises LossError where no loss of a sample is finite: the training has diverged."""
-    tried = sample.part(sorted(sample.batches[0]))
-    _finite(values_of(measure, model, tried.examples.collated), tried)
+def check_any_finite(model: nn.Module, measure: Measure, sample: Sample) -> None:
+    """Raises LossError if no loss of a sample is finite: the training has diverged."""
+    first_batch = sample.part(sorted(sample.batches[0]))
+    _finite(values_of(measure, model, first_batch.examples.collated), first_batch)
 
 
 def _finite(losses: Tensor, sample: Sample) -> list[int]:
-    """Positions of finite losses in the sample."""
+    """Positions in the sample of the losses that are finite. Raises LossError if there are none."""
     finite: list[int] = (losses.abs() <= LARGEST_VALUE).nonzero().flatten().tolist()
     if not finite:
         try:
@@ -155,6 +155,7 @@ def _finite(losses: Tensor, sample: Sample) -> list[int]:
 
 
 def _losses_alone(model: nn.Module, measure: Measure, sample: Sample) -> Tensor:
+    """The loss of each example in a batch of one. [examples of the sample]"""
     losses = []
     for position in range(len(sample.rows)):
         try:
@@ -170,26 +171,29 @@ def _losses_alone(model: nn.Module, measure: Measure, sample: Sample) -> Tensor:
 
 
 def _close(a: Tensor, b: Tensor) -> Tensor:
-    """Equal but for rounding, relative to the losses at hand. bool [batch]"""
+    """Which losses are equal up to rounding, relative to each and to their mean. bool [batch]"""
     difference, size = (a - b).double().abs(), torch.maximum(a.abs(), b.abs()).double()
     return difference <= rounding(a.dtype) * size + 1e-4 * float(size.mean())
 
 
-def _equal_in_double(model: nn.Module, measure: Measure, sample: Sample, positions: Sequence[int]) -> bool:
-    """Whether a difference was rounding: of losses near zero, each is a difference of larger numbers."""
-    if sample.examples.double:
+def _equal_in_float64(model: nn.Module, measure: Measure, sample: Sample, positions: Sequence[int]) -> bool:
+    """Whether losses together and alone are equal in float64, so that their difference was rounding.
+
+    A loss near zero is a difference of larger numbers, so its rounding is large.
+    """
+    if sample.examples.float64:
         return False
-    exact, wide = copy.deepcopy(model).double(), sample.in_double()
+    model_64, sample_64 = copy.deepcopy(model).double(), sample.in_float64()
     try:
-        together = measure(exact, wide.batch(positions).collated)
-        alone = torch.cat([measure(exact, wide.examples.alone(position).collated) for position in positions])
-    except Exception:  # made for its own precision
+        together = measure(model_64, sample_64.batch(positions).collated)
+        alone = torch.cat([measure(model_64, sample_64.examples.alone(position).collated) for position in positions])
+    except Exception:  # the model or the loss does not run in float64
         return False
     return together.dtype == torch.float64 and bool(_close(together, alone).all())
 
 
 def _difference(together: Tensor, alone: Tensor, rows: Sequence[int]) -> str:
-    """What is wrong with a batch whose losses are not those of its examples alone."""
+    """The problem of a batch whose losses are not those of its examples alone, with likely causes."""
     if bool(_close(together.sort().values, alone.sort().values).all()):
         return (
             f"the losses of a batch of training rows {_listed(rows)} come in another order than the examples: collate "

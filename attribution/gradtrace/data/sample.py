@@ -1,4 +1,4 @@
-"""A sample of training rows to try a model on: of different sizes and labels, in several batches."""
+"""Samples of training rows to examine a model on: of different sizes and labels, in several batches."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from gradtrace.task import Example, Task
 
 SAMPLE_ROWS = 16
 _CANDIDATES = 64  # rows that are read to choose from
-_SIZES = (7, 3, 2)  # of smaller batches of the sample: several, so that time steps and examples are told apart
+_SIZES = (
+    7,
+    3,
+    2,
+)  # of smaller batches of the sample. A dimension that has the batch's size in all of them is the batch
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Rows of the training data to try a model on.
+    """Training rows to examine a model on.
 
-    rows: their numbers, for messages.
-    batches: positions in `rows`, in the orders and sizes in which they are tried together.
+    rows: their numbers, for messages
+    batches: the batches in which they go through the model, as positions in `rows`
     """
 
     rows: Sequence[int]
@@ -35,22 +39,22 @@ class Sample:
         return self.examples.chosen(positions)
 
     def part(self, positions: Sequence[int]) -> Sample:
-        """Only the examples at these positions."""
-        place = {position: number for number, position in enumerate(positions)}
-        batches = [[place[position] for position in batch if position in place] for batch in self.batches]
+        """The sample with only the examples at these positions."""
+        new_position = {position: number for number, position in enumerate(positions)}
+        batches = [[new_position[position] for position in batch if position in new_position] for batch in self.batches]
         rows = [self.rows[position] for position in positions]
         return Sample(rows, self.examples.chosen(positions), [batch for batch in batches if batch])
 
-    def in_double(self) -> Sample:
-        return replace(self, examples=self.examples.in_double())
+    def in_float64(self) -> Sample:
+        return replace(self, examples=self.examples.in_float64())
 
 
 def sample_of(
     task: Task, rows: Sequence[int], examples: Sequence[Example], device: torch.device, largest: int = SAMPLE_ROWS
 ) -> Sample:
-    """All of the examples together, and some of them, in random orders.
+    """A sample of these examples: a batch of all of them and smaller batches, in random order.
 
-    rows: the examples' numbers.  largest: the most examples that go through the model together.
+    rows: the examples' numbers.  largest: size of a batch at most
     """
     count, draw = len(examples), np.random.default_rng(0)
     sizes = dict.fromkeys(min(size, count, max(largest, _SIZES[-2])) for size in (count, *_SIZES))
@@ -58,10 +62,12 @@ def sample_of(
 
 
 def varied_rows(task: Task, count: int = SAMPLE_ROWS, among: NDArray[np.int64] | None = None) -> list[int]:
-    """Numbers of training rows that differ in size and label as far as a random sample shows, the same every time:
-    what two rows have in common hides what is wrong with others.
+    """Numbers of training rows, ascending, that differ in size and label as far as 64 random ones allow.
 
-    among: int64 [n], the rows to choose from; None: all."""
+    Alike rows would hide problems that others have. The same arguments give the same rows.
+
+    among: int64 [n], the rows to choose from; None: all
+    """
     shuffled = np.random.default_rng(0).permutation(len(task.train))
     candidates = (shuffled if among is None else shuffled[np.isin(shuffled, among)])[:_CANDIDATES].tolist()
     kinds: dict[tuple[Any, ...], list[int]] = {}
@@ -80,5 +86,5 @@ def varied_rows(task: Task, count: int = SAMPLE_ROWS, among: NDArray[np.int64] |
 def _label(task: Task, example: Example) -> Any:
     try:
         return str(task.label(example))
-    except Exception:  # said when labels are read
+    except Exception:  # reported where labels are read
         return None

@@ -14,13 +14,13 @@ from torch.func import functional_call, grad, vjp, vmap
 from torch.utils._pytree import tree_map
 
 from gradtrace import random_numbers
-from gradtrace.checkpoints.loading import Checkpoint
+from gradtrace.checkpoints import Checkpoint
 from gradtrace.data.batches import Measure
 from gradtrace.data.dataset import fetch
 from gradtrace.data.guards import check_dataset
 from gradtrace.errors import CurvatureError, TaskError
 from gradtrace.exact.conjugate_gradients import conjugate_gradients
-from gradtrace.gradients.reference import Measured, attention_by_matrices, in_double, vmapped_gradients
+from gradtrace.gradients.reference import Measured, attention_by_matrices, in_float64, vmapped_gradients
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.task import Batch, Example, Task
 
@@ -173,7 +173,7 @@ class ExactInfluence:
         return torch.cat([found[name].flatten(1) for name in self.names], dim=1)
 
     def _queries(self, examples: Sequence[Example]) -> Tensor:
-        return self._gradients(self.task.measurement, in_double(self.task.collate(list(examples))))
+        return self._gradients(self.task.measurement, in_float64(self.task.collate(list(examples))))
 
     def _scores(self, vectors: Tensor, projection: Tensor | None = None) -> NDArray[np.float64]:
         """Query vectors [queries, p] times row gradients; or [queries, k], and these projected by [k, p]."""
@@ -186,7 +186,7 @@ class ExactInfluence:
     def _batches(self) -> Iterator[Batch]:
         step = max(1, min(_ROWS, _ELEMENTS // self.size))
         for start in range(0, self.rows, step):
-            yield in_double(self.task.collate(fetch(self.task.train, range(start, min(start + step, self.rows)))))
+            yield in_float64(self.task.collate(fetch(self.task.train, range(start, min(start + step, self.rows)))))
 
 
 class _Linearised(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gradtrace.basis.basis import Basis, ChosenCoordinates
+from gradtrace.basis import Basis, ChosenCoordinates
 from gradtrace.checkpoints.second_moments import SecondMoments
 from gradtrace.checkpoints.weights import listing, plain_names
 from gradtrace.data.batches import ExampleBatch, Measure

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gradtrace.basis.basis import Basis
+from gradtrace.basis import Basis
 from gradtrace.fitted.fisher_batches import fisher_batches
 from gradtrace.fitted.spectral import squares
 from gradtrace.models.full_gradients import full_gradients

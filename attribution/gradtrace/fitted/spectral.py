@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradtrace.basis.basis import Basis, ChosenCoordinates
+from gradtrace.basis import Basis, ChosenCoordinates
 from gradtrace.data.batches import ExampleBatch
 from gradtrace.fitted.fisher_batches import FisherBatch
 from gradtrace.layers import IDENTITY, Bases, Layer

@@ -1,3 +1,3 @@
-"""Per-example gradients of any model: which path each parameter takes, and the capture of its factors.
+"""Per-example gradients of any model: the path that each parameter takes, and the capture of its layer's factors.
 
-The examination compares every path with autograd. Layers' formulas are in `layers`; compression is in `basis`."""
+The examination compares every path with autograd. Layers' formulas are in `layers`, compression in `basis`."""

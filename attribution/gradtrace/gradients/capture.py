@@ -1,6 +1,6 @@
-"""The fast path: one forward and one backward to the activations give every layer's (input, output gradient).
+"""The fast path: a forward pass and a backward pass to the activations give each layer's inputs and output gradients.
 
-Parameters never require a gradient, so no weight gradient is ever formed, neither per example nor summed.
+Parameters never require a gradient, so that no weight gradient is formed, neither per example nor summed.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -16,19 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from gradtrace.data.batches import ExampleBatch, Measure, values_of
-from gradtrace.errors import SharedPositionsError, UnsupportedLayerError
 from gradtrace.gradients.function_calls import ParameterCalls
-from gradtrace.gradients.layouts import SHARED_LAYOUTS, Grouping, Layout, Owners, colors, examples_first, fits, owners
+from gradtrace.gradients.layouts import SHARED_LAYOUTS, Layout, colors, fits
 from gradtrace.gradients.plan import LayerPlan
-from gradtrace.layers import CallInputs, Layer, ModuleInputs
+from gradtrace.gradients.uses import Inputs, Use, changed_inputs
+from gradtrace.layers import Layer, ModuleInputs
 
-Inputs = Tensor | CallInputs | ModuleInputs
-# (layer, its input, the gradient at its output), once for each use; both are [batch, ...]
+# Called with (layer, its input, the gradient at its output) for each use of the layer. Both are [batch, ...].
 OnUse = Callable[[Layer, Any, Tensor], None]
 
 
-class _Anchor(torch.autograd.Function):
-    """Make a tensor that needs no gradient the start of a graph, in place, so that a later in-place ReLU may follow."""
+class _GraphStart(torch.autograd.Function):
+    """Make a tensor that requires no gradient the start of a graph. In place, so that an in-place ReLU may follow."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, token: Tensor) -> Tensor:
@@ -40,139 +38,78 @@ class _Anchor(torch.autograd.Function):
         return None, grads[0].new_zeros(0)
 
 
-@dataclass(eq=False, slots=True)
-class Use:
-    """One use of a layer in a forward pass.
-
-    leading: the dimensions of the output before those of a single instance.
-    repeated: whether the layer had other uses in the forward pass.
-    gradient, colored: at the output, without and with colors; None until the backward pass gets there.
-    """
-
-    layer: Layer
-    inputs: Inputs
-    layout: Layout
-    leading: tuple[int, ...]
-    fits: bool
-    repeated: bool = False
-    gradient: Tensor | None = None
-    colored: Tensor | None = None
-
-    def owners(self, batch: int) -> Owners:
-        """Whose each position is, from the gradients of a batch of at least two examples."""
-        assert self.gradient is not None
-        assert self.colored is not None
-        return owners(self._flat(self.gradient), self._flat(self.colored), batch)
-
-    def examples_first(self, batch: int) -> tuple[Any, Tensor]:
-        """The sides of the layer's gradient, see `Layer.factors`, [batch, ...] both."""
-        assert self.gradient is not None
-        inputs, d = self.inputs, self.gradient
-        if (self.layout is Layout.FIRST and self.fits) or (batch == 1 and self.leading[:1] == (1,)):
-            return self.layer.factors(inputs, d)
-        if not self.layer.takes_instances:
-            raise UnsupportedLayerError(
-                f"layer {self.layer.name} is given inputs {list(self.gradient.shape)} in a batch of {batch}, whose "
-                "examples are not in the first dimension, as they were in the sample of rows that the model was "
-                "examined on: freeze it, or let it see whole batches"
-            )
-        change: Callable[[Tensor], Tensor]
-        if batch == 1:
-            change = lambda values: values.unsqueeze(0)  # noqa: E731
-        elif self.fits:
-            change = lambda values: examples_first(values, self.layout, batch)  # noqa: E731
-        else:
-            found = self.owners(batch)
-            if bool(found.mixed.any()):
-                raise SharedPositionsError(
-                    f"examples of a batch share positions of layer {self.layer.name} (equal ones computed once?), "
-                    "which the sample of rows did not show: choose batch_size=1"
-                )
-            grouping = Grouping(found, batch)
-            change = lambda values: grouping(self._flat(values))  # noqa: E731
-        return self.layer.factors(_by_example(inputs, change, batch), change(d))
-
-    def _flat(self, values: Tensor) -> Tensor:
-        """One dimension for all leading ones."""
-        return values.reshape(-1, *values.shape[len(self.leading) :])
-
-
-def _by_example(inputs: Inputs, change: Callable[[Tensor], Tensor], batch: int) -> Inputs:
-    """Of each example several instances: [batch, instances, ...]."""
-    if isinstance(inputs, ModuleInputs):
-        return replace(inputs.changed(change, batch), grouped=True)
-    return _changed(inputs, change, batch)
-
-
-def _changed(inputs: Inputs, change: Callable[[Tensor], Tensor], batch: int) -> Inputs:
-    if isinstance(inputs, ModuleInputs):
-        return inputs.changed(change, batch)
-    return inputs.changed(change) if isinstance(inputs, CallInputs) else change(inputs)
-
-
 class Capture:
-    """Collects the uses of a plan's layers while a measure runs, and the gradients at their outputs afterwards.
+    """Collects the uses of a plan's layers during a forward pass, and the gradients at their outputs during backward.
 
-    phase: gradients that a measure takes itself, in its forward pass, are none of those that are looked for.
+    phase: in phase "forward" gradients are ignored: the measure itself may compute some.
     """
 
     def __init__(
         self, plan: LayerPlan, batch: ExampleBatch, token: Tensor, on_use: Callable[[Use], None] | None
     ) -> None:
-        """on_use: called as soon as a use has its gradient; None: uses keep it."""
+        """
+        Args:
+            token: empty, requires a gradient; the root of the graph where a layer's output requires none.
+            on_use: called as soon as a use has its gradient, which is then discarded; None: uses keep it.
+        """
         self._uniform = batch.uniform
         self.uses: list[Use] = []
         self.phase: Literal["forward", "colors", "gradients"] = "forward"
         self._plan, self._batch, self._token, self._on_use = plan, len(batch), token, on_use
-        # Uses that the backward pass with colors came to by running a checkpointed segment again, by layer.
-        self._run_again: dict[Layer, deque[Use]] = defaultdict(deque)
-        self._busy = False  # modules that are run again to differentiate them are no uses
+        # Uses of checkpointed segments, which the backward pass with colors ran a second time, by layer.
+        self._rerun_uses: dict[Layer, deque[Use]] = defaultdict(deque)
+        self._in_callback = False  # on_use may run modules to differentiate them: these are not uses
 
     @property
     def watching(self) -> bool:
-        return torch.is_grad_enabled() and not self._busy
+        return torch.is_grad_enabled() and not self._in_callback
 
     @property
     def needs_colors(self) -> bool:
-        scattered = self._plan.whole_graph and Layout.SCATTERED in self._plan.layouts.values()  # may be run again only
+        # A checkpointed segment may have scattered uses that the forward pass does not show.
+        scattered = self._plan.whole_graph and Layout.SCATTERED in self._plan.layouts.values()
         return self._batch > 1 and (scattered or any(not use.fits for use in self.uses))
 
     def begin_gradients(self) -> None:
-        """After the forward pass, and the backward pass with colors."""
+        """Start the last phase, after the forward pass and the backward pass with colors."""
         counts = Counter(use.layer for use in self.uses)
         for use in self.uses:
             use.repeated = counts[use.layer] > 1
         self.phase = "gradients"
 
     def add(self, uses: Sequence[tuple[Layer, Inputs]], output: Tensor) -> Tensor:
-        """Note what layers were given whose output this is; returns the output with which the model must go on."""
+        """Add uses of layers (a weight and a bias, say) with the same output. Returns the output for the model to use.
+
+        uses: (layer, its inputs)
+        """
         if not output.numel():  # an expert that no example was sent to
             return output
         leading = uses[0][0].leading_dimensions(output)
         layouts = {self._plan.layout(layer) for layer, _ in uses}
         if layouts <= {*SHARED_LAYOUTS} and self._batch > 1:
-            copied = partial(_copied, batch=self._batch, has_batch=Layout.SHARED_FIRST in layouts)
-            uses = [(layer, _changed(inputs, copied, self._batch)) for layer, inputs in uses]
-            output = copied(output).clone() + self._token.sum()
+            repeat = partial(_repeated, batch=self._batch, has_batch=Layout.SHARED_FIRST in layouts)
+            uses = [(layer, changed_inputs(inputs, repeat, self._batch)) for layer, inputs in uses]
+            output = repeat(output).clone() + self._token.sum()
             leading = uses[0][0].leading_dimensions(output)
         elif not output.requires_grad:
-            output = _Anchor.apply(output, self._token)  # type: ignore[no-untyped-call]
+            output = _GraphStart.apply(output, self._token)  # type: ignore[no-untyped-call]
         for layer, inputs in uses:
             layout = self._plan.layout(layer)
             layout = Layout.FIRST if layout in SHARED_LAYOUTS else layout
-            inputs = inputs if isinstance(inputs, ModuleInputs) else _changed(inputs, Tensor.detach, self._batch)
+            inputs = inputs if isinstance(inputs, ModuleInputs) else changed_inputs(inputs, Tensor.detach, self._batch)
             use = Use(layer, inputs, layout, leading, self._fits(layout, leading))
             if self.phase == "colors":
-                self._run_again[layer].append(use)
-            elif self._run_again[layer]:
-                use.colored = self._run_again[layer].popleft().colored
+                self._rerun_uses[layer].append(use)
+            elif self._rerun_uses[layer]:
+                use.colored = self._rerun_uses[layer].popleft().colored
             self.uses.append(use)
             # Registered on the tensor as it is now: a later in-place operation does not change what the hook receives.
             output.register_hook(partial(self._receive, use))
         return output
 
     def _fits(self, layout: Layout, leading: tuple[int, ...]) -> bool:
-        """Folded examples of different sizes may be ragged: then their places are not known from their number."""
+        """Whether the positions of each example follow from the layout. Folded examples of different sizes may be
+        ragged, so that they do not."""
         folded = layout in (Layout.FOLDED, Layout.INTERLEAVED)
         return fits(layout, leading, self._batch) and (self._uniform or not folded)
 
@@ -185,27 +122,25 @@ class Capture:
         use.gradient = d
         if self._on_use is None:
             return
-        self._busy = True
+        self._in_callback = True
         try:
             self._on_use(use)
         finally:
-            self._busy = False
+            self._in_callback = False
             use.gradient = use.colored = None
 
 
-def _copied(values: Tensor, batch: int, has_batch: bool) -> Tensor:
-    """What all examples share, once for each: [batch, ...]."""
+def _repeated(values: Tensor, batch: int, has_batch: bool) -> Tensor:
+    """Values that all examples share, repeated for each: [batch, ...]. has_batch: they have a batch dimension of 1."""
     return (values if has_batch else values.unsqueeze(0)).expand(batch, *values.shape[int(has_batch) :])
 
 
 @contextmanager
-def _hooked(plan: LayerPlan, capture: Capture) -> Iterator[None]:
-    """While open, the uses of the plan's modules are noted."""
+def _module_hooks(plan: LayerPlan, capture: Capture) -> Iterator[None]:
+    """While open, `capture` receives the uses of the plan's modules."""
 
     def layer_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        if not capture.watching or not isinstance(
-            output, Tensor
-        ):  # evaluated in between, or not what the class returns
+        if not capture.watching or not isinstance(output, Tensor):  # a subclass may return something else
             return output
         return capture.add([(plan.modules[module], args[0] if args else next(iter(kwargs.values())))], output)
 
@@ -214,8 +149,8 @@ def _hooked(plan: LayerPlan, capture: Capture) -> Iterator[None]:
             return output
         layer = plan.whole_modules[module]
         known = plan.batched.get(layer.name)
-        note = lambda inputs, tensor: capture.add([(layer, inputs)], tensor)  # noqa: E731
-        return ModuleInputs.noted(args, kwargs, output, note, known)
+        add = lambda inputs, tensor: capture.add([(layer, inputs)], tensor)  # noqa: E731
+        return ModuleInputs.map_outputs(args, kwargs, output, add, known)
 
     with ExitStack() as hooks:
         for module in plan.modules:
@@ -226,16 +161,16 @@ def _hooked(plan: LayerPlan, capture: Capture) -> Iterator[None]:
 
 
 @contextmanager
-def tapped(layers: Mapping[nn.Module, Layer], on_use: OnUse, token: Tensor) -> Iterator[None]:
-    """While open, `on_use` is called in the backward pass of a training step for every use of every module in
-    `layers`, with inputs and gradients as they are."""
+def training_hooks(layers: Mapping[nn.Module, Layer], on_use: OnUse, token: Tensor) -> Iterator[None]:
+    """While open, the backward pass of a training step calls `on_use` for every use of every module in `layers`, with
+    inputs and gradients in the module's own layout. token: as of `Capture`."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return output
         x = (args[0] if args else next(iter(kwargs.values()))).detach()
         if not output.requires_grad:
-            output = _Anchor.apply(output, token)  # type: ignore[no-untyped-call]
+            output = _GraphStart.apply(output, token)  # type: ignore[no-untyped-call]
         output.register_hook(lambda d: on_use(layers[module], x, d))
         return output
 
@@ -246,32 +181,33 @@ def tapped(layers: Mapping[nn.Module, Layer], on_use: OnUse, token: Tensor) -> I
 
 
 def backpropagate(model: nn.Module, measure: Measure, batch: ExampleBatch, plan: LayerPlan, on_use: OnUse) -> Tensor:
-    """Run `measure` forward and back, feeding `on_use` with (layer, inputs, output gradients), both [batch, ...].
+    """Run `measure` forward and backward, calling `on_use` with (layer, inputs, output gradients), both [batch, ...].
 
     Returns the losses [batch], detached.
     """
-    if not plan.captures:  # every parameter is differentiated outside of its layer
+    if not plan.captures:  # the gradients of all parameters come from the whole model, not from layers
         return values_of(measure, model, batch.collated)
 
-    collected: dict[Layer, list[tuple[Any, Tensor]]] = defaultdict(list)
+    repeated: dict[Layer, list[tuple[Any, Tensor]]] = defaultdict(list)
 
     def receive(use: Use) -> None:
         sides = use.examples_first(len(batch))
-        if use.repeated:  # the steps of a recurrent layer, say: together they take one product instead of many
-            collected[use.layer].append(sides)
+        if use.repeated:  # such as the steps of a recurrent layer: merged, they take one product instead of many
+            repeated[use.layer].append(sides)
         else:
             on_use(use.layer, *sides)
 
     losses = _run(model, measure, batch, plan, receive, False)[0]
     with torch.no_grad():
-        for layer, uses in collected.items():
+        for layer, uses in repeated.items():
             for x, d in layer.merged(uses):
                 on_use(layer, x, d)
     return losses
 
 
 def observed_uses(model: nn.Module, measure: Measure, batch: ExampleBatch, plan: LayerPlan) -> list[Use]:
-    """Every use of the plan's layers that the loss depends on, with its gradients without and with colors."""
+    """Every use of the plan's layers that the loss depends on, with its `gradient` and, for two examples or more, its
+    `colored` gradient."""
     if not plan.captures:
         return []
     return [use for use in _run(model, measure, batch, plan, None, True)[1] if use.gradient is not None]
@@ -285,17 +221,18 @@ def _run(
     on_use: Callable[[Use], None] | None,
     color: bool,
 ) -> tuple[Tensor, list[Use]]:
+    """Losses [batch], detached, and the uses of layers. color: run a backward pass with colors in any case."""
     token = torch.zeros(0, device=batch.device, requires_grad=True)
     capture = Capture(plan, batch, token, on_use)
-    with ExitStack() as forward, ExitStack() as everything:
-        everything.enter_context(torch.enable_grad())
-        everything.enter_context(_hooked(plan, capture))
-        # A checkpointed forward pass is run again in the backward pass, where calls are to be noted as well.
-        calls = everything if plan.whole_graph else forward
+    with ExitStack() as forward, ExitStack() as both_passes:
+        both_passes.enter_context(torch.enable_grad())
+        both_passes.enter_context(_module_hooks(plan, capture))
+        # The backward pass runs checkpointed segments again, and calls in them are uses as well.
+        calls = both_passes if plan.whole_graph else forward
         if plan.parameters:
             calls.enter_context(ParameterCalls(plan.parameters, capture))
         losses = measure(model, batch.collated)
-        if not losses.requires_grad:  # these examples depend on none of the layers
+        if not losses.requires_grad:  # the losses depend on no layer
             return losses, []
         forward.close()
         if capture.needs_colors or (color and len(batch) > 1):
@@ -309,9 +246,12 @@ def _run(
 
 
 def _differentiate(loss: Tensor, token: Tensor, whole_graph: bool, keep: bool = False) -> None:
-    """whole_graph: also what does not come from a layer's output, but from tensors that the model lets require a
-    gradient; and checkpointed segments, which allow no other way."""
+    """Run the backward pass. keep: keep the graph for another one
+
+    whole_graph: follow all of the graph, not only what leads to layers' outputs. Needed by checkpointed segments, and
+        where the model itself makes tensors require a gradient.
+    """
     if whole_graph:
         loss.backward(retain_graph=keep)
-    else:  # of a sum: grad_outputs would make PyTorch load SymPy (1.4 s)
+    else:  # the loss is a sum: with grad_outputs instead, PyTorch would load SymPy (1.4 s)
         torch.autograd.grad(loss, token, retain_graph=keep)

@@ -1,7 +1,7 @@
-"""Parameters that are used by calls of functions instead of by their module's forward.
+"""Calls of functions that use a parameter: their inputs and outputs are the factors of its gradient.
 
 `F.linear(x, embedding.weight)`, attention's projections, recurrent layers and tied weights have no module whose input
-and output are the factors of the gradient, but the calls in them have.
+and output are these factors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gradtrace.layers.parameters import TableLayer
 
 
 class UseCollector(Protocol):
-    """What notes the use of a layer, see `gradients.Capture`."""
+    """What receives the uses of layers, see `capture.Capture`."""
 
     @property
     def watching(self) -> bool: ...
@@ -30,9 +30,9 @@ class UseCollector(Protocol):
 
 
 class ParameterCalls(TorchFunctionMode):
-    """While active, calls that use one of these parameters as a matrix, a table or a bias are noted as uses of it.
+    """While active, calls that use one of these parameters as a matrix, a table or a bias are passed to the collector.
 
-    parameters: layers by the id of their parameter.
+    parameters: layers by the id of their parameter
     """
 
     def __init__(self, parameters: Mapping[int, Layer], collector: UseCollector) -> None:
@@ -48,7 +48,7 @@ class ParameterCalls(TorchFunctionMode):
         return handler(self, func, *args, **(kwargs or {}))
 
     def layer_of(self, tensor: Tensor | None) -> tuple[Layer, int] | None:
-        """The layer of a parameter, or of some of its first dimension's rows, with the number of the first row."""
+        """The layer of a parameter or of a slice of its rows, with the number of the first row; None for others."""
         if tensor is None:
             return None
         layer = self.parameters.get(id(tensor))
@@ -57,42 +57,44 @@ class ParameterCalls(TorchFunctionMode):
         base = tensor._base
         layer = None if base is None else self.parameters.get(id(base))
         if layer is None or base is None or tensor.stride() != base.stride() or tensor.shape[1:] != base.shape[1:]:
-            return None  # not a view, or transposed, or of some columns
-        row, rest = divmod(int(tensor.storage_offset() - base.storage_offset()), base.stride(0))
-        return None if rest else (layer, row)
+            return None  # not a view, or transposed, or a slice of columns
+        row, remainder = divmod(int(tensor.storage_offset() - base.storage_offset()), base.stride(0))
+        return None if remainder else (layer, row)
 
-    def note(self, used: Sequence[tuple[Tensor | None, Tensor | None, int | None]], output: Tensor) -> Tensor:
-        """Note the uses of those parameters, or of rows of them, that are looked for.
+    def collect(self, used: Sequence[tuple[Tensor | None, Tensor | None, int | None]], output: Tensor) -> Tensor:
+        """Pass the uses of `parameters` to the collector. Returns the output that the model is to use.
 
-        used: (parameter, the call's input or None, the token without gradient or None).
+        used: (tensor used as a parameter, the call's input or None, the token without gradient or None)
         """
         uses = []
         for parameter, inputs, padding in used:
-            found = self.layer_of(parameter)
-            if found is not None and parameter is not None:
-                layer, row = found
+            layer_and_row = self.layer_of(parameter)
+            if layer_and_row is not None and parameter is not None:
+                layer, row = layer_and_row
                 uses.append((layer, CallInputs(inputs, (row, row + len(parameter)), padding)))
         return self.collector.add(uses, output) if uses else output
 
 
 def _linear(mode: ParameterCalls, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
-    return mode.note([(weight, input, None), (bias, None, None)], func(input, weight, bias))
+    return mode.collect([(weight, input, None), (bias, None, None)], func(input, weight, bias))
 
 
 def _embedding(mode: ParameterCalls, func: Any, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
     output: Tensor = func(input, weight, *args, **kwargs)
-    found = mode.layer_of(weight)
-    if found is None or not isinstance(found[0], TableLayer):
+    layer_and_row = mode.layer_of(weight)
+    if layer_and_row is None or not isinstance(layer_and_row[0], TableLayer):
         return output
-    return mode.note([(weight, input, kwargs.get("padding_idx", args[0] if args else None))], output)
+    return mode.collect([(weight, input, kwargs.get("padding_idx", args[0] if args else None))], output)
 
 
-# Functions of Python in which the calls are, with tests for modes that would send them here again.
 _NO_OVERRIDES = {name: lambda *args: False for name in vars(F) if name.startswith("has_torch_function")}
 
 
-def _opened(function: Any) -> Callable[..., Any]:
-    """The same function, but for its check of whether a mode is active: that one has seen it already."""
+def _without_dispatch(function: Any) -> Callable[..., Any]:
+    """A copy of a function of torch.nn.functional that does not dispatch to active modes.
+
+    The mode handles the function by running it, and the function would hand the call to the mode again.
+    """
     copy = types.FunctionType(
         function.__code__, {**function.__globals__, **_NO_OVERRIDES}, function.__name__, function.__defaults__
     )
@@ -100,11 +102,11 @@ def _opened(function: Any) -> Callable[..., Any]:
     return copy
 
 
-_attention = _opened(F.multi_head_attention_forward)
+_attention = _without_dispatch(F.multi_head_attention_forward)
 
 
 def _run_inside(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler that runs `function` in place of the call, noting the calls that it makes."""
+    """A handler that runs `function` instead of the call, with the mode active for the calls that it makes."""
 
     def handler(mode: ParameterCalls, func: Any, *args: Any, **kwargs: Any) -> Any:
         with mode:
@@ -114,11 +116,11 @@ def _run_inside(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As `_run_inside`, where a parameter that is looked for is among the arguments."""
+    """As `_run_inside`, if one of the mode's parameters is among the arguments; else the call is made as it is."""
     inside = _run_inside(function)
 
     def handler(mode: ParameterCalls, func: Any, *args: Any, **kwargs: Any) -> Any:
-        tensors = [part for arg in args for part in (arg if isinstance(arg, list | tuple) else [arg])]
+        tensors = [tensor for arg in args for tensor in (arg if isinstance(arg, list | tuple) else [arg])]
         if any(id(tensor) in mode.parameters for tensor in tensors):
             return inside(mode, func, *args, **kwargs)
         return func(*args, **kwargs)

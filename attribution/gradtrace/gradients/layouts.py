@@ -1,9 +1,10 @@
-"""Which example each position of a layer's output belongs to.
+"""Layouts: which example each position of a layer's output belongs to.
 
 Most layers see a batch with its examples in the first dimension. Others see time first, examples folded into
-positions, only the tokens that a router sent to them, or sequences packed without padding. Autograd itself tells whose
-a position is: with each loss times a number of its own (a "color"), the gradient at a position is multiplied by the
-color of its example. A position whose gradient is no multiple belongs to several examples.
+positions, only the tokens that a router sent to them, or sequences packed without padding. Autograd tells which example
+a position belongs to: with each example's loss multiplied by a different number (its "color"), the gradient at a
+position is multiplied by the color of its example. A position whose gradient is not multiplied by any one color belongs
+to several examples.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from torch import Tensor
 from gradtrace.errors import UnsupportedLayerError
 
 _SPREAD = 20  # binary orders of magnitude between the smallest and the largest color
-_NEGLIGIBLE = 1e-6  # of the largest gradient at any position: nothing depends on whose it is
-_ROUNDING = 2e-6  # of the largest gradient at any position
+# Relative to the largest gradient at any position:
+_NEGLIGIBLE = 1e-6  # a gradient too small for its owner to matter
+_ROUNDING = 2e-6
 
 
 class Layout(Enum):
@@ -29,7 +31,7 @@ class Layout(Enum):
     SECOND = "examples second"  # [time, batch, ...]
     FOLDED = "positions folded into the batch"  # [batch * positions, ...]
     INTERLEAVED = "batch folded into the positions"  # [positions * batch, ...]
-    SCATTERED = "any order"  # found by colors in each batch
+    SCATTERED = "any order"  # told by colors in each batch
     SHARED = "the same for all examples"  # [...] without a batch: each example is given a copy
     SHARED_FIRST = "the same for all examples, in a batch of one"  # [1, ...]
 
@@ -39,7 +41,7 @@ _FIXED = (Layout.FIRST, Layout.SECOND, Layout.FOLDED, Layout.INTERLEAVED)
 
 
 def fits(layout: Layout, shape: Sequence[int], batch: int) -> bool:
-    """Whether leading dimensions `shape` can have a layout."""
+    """Whether an output with leading dimensions `shape` can have this layout, for a batch of `batch` examples."""
     if layout is Layout.FIRST:
         return len(shape) > 0 and shape[0] == batch
     if layout is Layout.SECOND:
@@ -50,7 +52,7 @@ def fits(layout: Layout, shape: Sequence[int], batch: int) -> bool:
 
 
 def examples_first(values: Tensor, layout: Layout, batch: int) -> Tensor:
-    """[batch, ...] from values whose leading dimensions have one of the fixed layouts."""
+    """Values in one of the fixed layouts, rearranged to [batch, ...]."""
     if layout is Layout.SECOND:
         return values.transpose(0, 1)
     if layout is Layout.FOLDED:
@@ -61,18 +63,18 @@ def examples_first(values: Tensor, layout: Layout, batch: int) -> Tensor:
 
 
 def colors(batch: int, device: torch.device) -> Tensor:
-    """One factor for each example, at constant ratios, around one. float32 [batch]"""
+    """A factor for each example: a geometric sequence around 1. float32 [batch]"""
     return torch.linspace(-_SPREAD / 2, _SPREAD / 2, batch, device=device).exp2()
 
 
 @dataclass(frozen=True)
 class Owners:
-    """Whose each position of a batch is.
+    """The example that each position in a batch belongs to.
 
-    example: int64 [positions], the nearest example.
-    certain: bool [positions], False where the gradient is too small to tell: nothing depends on it then.
-    mixed: bool [positions], True where several examples have a part in the gradient.
-    nonzero: bool [positions]
+    example: int64 [positions], the example whose color is nearest
+    certain: bool [positions], False where the gradient is too small to tell (and to matter)
+    mixed: bool [positions], True where the gradient comes from several examples
+    nonzero: bool [positions], whether there is a gradient
     """
 
     example: Tensor
@@ -82,13 +84,21 @@ class Owners:
 
 
 def owners(gradients: Tensor, colored: Tensor, batch: int) -> Owners:
-    """From the gradients [positions, ...] without and with colors, of a batch of at least two examples."""
+    """The owners of positions, from their gradients without and with colors, in a batch of at least two examples.
+
+    gradients, colored: [positions, ...]
+
+    A position of an example with color c has colored = c gradient; c is estimated by least squares.
+
+    Raises:
+        UnsupportedLayerError: the gradients' type is too coarse to tell so many colors apart.
+    """
     flat = (values.flatten(1) if values.dim() > 1 else values[:, None] for values in (gradients, colored))
-    plain, tinted = (values.double() for values in flat)  # [positions, n]
-    squares = plain.square().sum(1)
-    ratio = (plain * tinted).sum(1) / squares.clamp_min(torch.finfo(torch.float64).tiny)
-    places = (ratio.clamp_min(2.0**-_SPREAD).log2() / _SPREAD + 0.5) * (batch - 1)
-    example = places.round().long().clamp(0, batch - 1)
+    without, with_colors = (values.double() for values in flat)  # [positions, n]
+    squares = without.square().sum(1)
+    ratio = (without * with_colors).sum(1) / squares.clamp_min(torch.finfo(torch.float64).tiny)
+    steps = (ratio.clamp_min(2.0**-_SPREAD).log2() / _SPREAD + 0.5) * (batch - 1)  # the inverse of `colors`
+    example = steps.round().long().clamp(0, batch - 1)
     color = colors(batch, gradients.device).double()[example]
     tolerance = max(1e-3, 4 * torch.finfo(gradients.dtype).eps)
     if 2 ** (_SPREAD / (batch - 1)) < 1 + 2 * tolerance:
@@ -97,51 +107,54 @@ def owners(gradients: Tensor, colored: Tensor, batch: int) -> Owners:
             "another order than the batch: choose a smaller batch_size"
         )
     norms, largest = squares.sqrt(), squares.max().sqrt()
-    # A gradient may be a small difference of large terms (a router's softmax), whose rounding no color multiplies.
+    # A gradient may be a small difference of large terms (a router's softmax); their rounding is not multiplied by color.
     rounding = max(_ROUNDING, 4 * torch.finfo(gradients.dtype).eps) * largest
-    apart = (tinted - color[:, None] * plain).norm(dim=1) > color * (tolerance * norms + rounding)
+    is_mixed = (with_colors - color[:, None] * without).norm(dim=1) > color * (tolerance * norms + rounding)
     certain = norms > _NEGLIGIBLE * largest
-    return Owners(example, certain, apart & certain, squares > 0)
+    return Owners(example, certain, is_mixed & certain, squares > 0)
 
 
-def fitting_layouts(found: Owners, shape: Sequence[int], batch: int) -> set[Layout]:
-    """The fixed layouts that give every certain position of leading dimensions `shape` to its example."""
+def fitting_layouts(position_owners: Owners, shape: Sequence[int], batch: int) -> set[Layout]:
+    """The fixed layouts of leading dimensions `shape` that assign every certain position to its owner."""
     fitting = set()
+    example = position_owners.example
     for layout in _FIXED:
         if not fits(layout, shape, batch):
             continue
-        numbers = torch.arange(found.example.numel(), device=found.example.device).view(*shape)
+        numbers = torch.arange(example.numel(), device=example.device).view(*shape)
         by_example = examples_first(numbers, layout, batch).reshape(batch, -1)  # position numbers of each example
-        expected = torch.empty_like(found.example)
+        expected = torch.empty_like(example)
         expected[by_example.flatten()] = torch.arange(batch, device=expected.device).repeat_interleave(
             by_example.shape[1]
         )
-        if bool((expected == found.example)[found.certain].all()):
+        if bool((expected == example)[position_owners.certain].all()):
             fitting.add(layout)
     return fitting
 
 
 def preferred(layouts: set[Layout]) -> Layout:
-    """The simplest of those that fit everything that was seen; SCATTERED where none does."""
+    """The simplest of these fixed layouts; SCATTERED if there are none."""
     return next((layout for layout in _FIXED if layout in layouts), Layout.SCATTERED)
 
 
 class Grouping:
-    """Gathers scattered positions by example: [positions, ...] -> [batch, most positions of an example, ...], with
-    zeros where an example has fewer. Positions without gradient are left out."""
+    """Gathers scattered positions by example: [positions, ...] -> [batch, most positions of an example, ...].
 
-    def __init__(self, found: Owners, batch: int) -> None:
+    An example with fewer positions is padded with zeros. Positions without gradient are left out.
+    """
+
+    def __init__(self, position_owners: Owners, batch: int) -> None:
         self._batch = batch
-        self._chosen = found.nonzero.nonzero().flatten()
-        example = found.example[self._chosen]
+        positions = position_owners.nonzero.nonzero().flatten()
+        example = position_owners.example[positions]
         order = example.argsort(stable=True)
-        self._chosen, self._example = self._chosen[order], example[order]
+        self._positions, self._example = positions[order], example[order]
         counts = torch.bincount(self._example, minlength=batch)
         starts = counts.cumsum(0) - counts
         self._slot = torch.arange(len(order), device=order.device) - starts[self._example]
-        self._most = max(1, int(counts.max()))
+        self._slots = max(1, int(counts.max()))
 
     def __call__(self, values: Tensor) -> Tensor:
-        gathered = values.new_zeros(self._batch, self._most, *values.shape[1:])
-        gathered[self._example, self._slot] = values[self._chosen]
+        gathered = values.new_zeros(self._batch, self._slots, *values.shape[1:])
+        gathered[self._example, self._slot] = values[self._positions]
         return gathered

@@ -1,8 +1,7 @@
-"""Which parameter is differentiated how, on which path."""
+"""The plan of a model's gradients: the path on which each parameter is differentiated, and the layers on each path."""
 
 from __future__ import annotations
 
-import fnmatch
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,20 +10,19 @@ from enum import Enum
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from gradtrace.errors import TaskError, UnsupportedLayerError
 from gradtrace.gradients.layouts import Layout
 from gradtrace.layers import Layer, ModuleLayer, ParameterLayer, layer_type_of, parameter_layer, real_values
 
 
 class GradientPath(str, Enum):
-    """The ways to a parameter's per-example gradients, the fastest first. Each is tried where those before it differ
+    """How a parameter's per-example gradients are computed, fastest first. A path is tried if those before it differ
     from autograd."""
 
-    FACTORS = "factors"  # input and output gradient of a module of a known type
-    CALLS = "calls"  # input and output gradient of calls of functions with the parameter: attention, recurrence, tying
-    MODULE = "module"  # torch.func.vmap of one module alone
-    VMAP = "vmap"  # torch.func.vmap of the whole model
-    ALONE = "one by one"  # autograd of the whole model, one example at a time
+    FACTORS = "factors"  # from input and output gradient of a module of a known type
+    CALLS = "calls"  # from input and output gradient of function calls: attention, recurrence, tied weights
+    MODULE = "module"  # by torch.func.vmap over one module
+    VMAP = "vmap"  # by torch.func.vmap over the whole model
+    ALONE = "one by one"  # by autograd of the whole model, one example at a time
 
     @property
     def next(self) -> GradientPath | None:
@@ -33,7 +31,7 @@ class GradientPath(str, Enum):
 
 
 class StrayLayer(ParameterLayer):
-    """A parameter whose per-example gradient comes from the whole model, not from a layer's factors."""
+    """A stray parameter: its per-example gradient comes from the whole model, not from a layer's factors."""
 
     rotates = False
 
@@ -52,13 +50,13 @@ class StrayLayer(ParameterLayer):
 
 @dataclass(frozen=True)
 class PathChoice:
-    """What was found to be right for a model, whatever its weights.
+    """The paths that give autograd's gradients for a model, at any weights.
 
-    paths: by parameter name.
-    layouts: by layer name; Layout.FIRST where a layer is not named.
-    batched: by layer name of modules that are differentiated on their own, which arguments have one entry an example.
-    whole_graph: whether gradients must be followed beyond the layers, see `gradients`.
-    reasons: by parameter name, why it is not on a faster path.
+    paths: by parameter name
+    layouts: by layer name; Layout.FIRST for layers that are not named
+    whole_graph: the backward pass must follow the whole graph, see `capture`
+    batched: by name of a layer on path MODULE, which arguments of the module have one entry for each example
+    reasons: by parameter name, why it is not on a faster path
     """
 
     paths: Mapping[str, GradientPath]
@@ -72,10 +70,12 @@ class PathChoice:
 class LayerPlan:
     """The layers of one model instance.
 
-    modules: modules whose factors are noted, each with its layer (shared modules with the same one).
-    parameters: layers of parameters that are used by calls, by the id of the parameter.
-    whole_modules: modules that are differentiated on their own.
-    strays: parameters of the paths VMAP and ALONE.
+    layers: all of them, in the order of the model's parameters
+    modules: on path FACTORS, the layer of each module; modules that share their parameters share a layer
+    parameters: on path CALLS, the layer of each parameter, by the parameter's id
+    whole_modules: on path MODULE, the layer of each module
+    strays: on paths VMAP and ALONE
+    layouts, batched, whole_graph: see `PathChoice`
     """
 
     layers: list[Layer]
@@ -89,15 +89,16 @@ class LayerPlan:
 
     @property
     def captures(self) -> bool:
-        """Whether any layer is on a path that notes uses."""
+        """Whether the gradients of any layer come from its uses."""
         return bool(self.modules or self.parameters or self.whole_modules)
 
     @property
-    def stray_layers(self) -> list[StrayLayer]:
-        return [layer for layers in self.strays.values() for layer in layers]
+    def used_layers(self) -> set[Layer]:
+        """The layers whose gradients come from their uses."""
+        return {*self.modules.values(), *self.parameters.values(), *self.whole_modules.values()}
 
     def with_strays(self, path: GradientPath) -> LayerPlan:
-        """With the stray parameters of one path alone."""
+        """The same plan with the stray parameters of only this path."""
         return replace(self, strays={other: layers if other is path else [] for other, layers in self.strays.items()})
 
     def layout(self, layer: Layer) -> Layout:
@@ -105,35 +106,25 @@ class LayerPlan:
 
 
 def first_paths(model: nn.Module, trainable: Sequence[str]) -> dict[str, GradientPath]:
-    """The fastest path that each parameter's modules allow."""
+    """The fastest path that each parameter's modules allow, by parameter name."""
     paths = dict.fromkeys(trainable, GradientPath.CALLS)
-    for names in _factored(model, set(trainable)):
+    for names in _factored_layers(model, set(trainable)):
         paths |= dict.fromkeys(names, GradientPath.FACTORS)
     return paths
 
 
 def plan_layers(model: nn.Module, choice: PathChoice) -> LayerPlan:
-    """Assign the parameters of a model to layers, as chosen for its architecture."""
+    """Assign the model's parameters to layers, by the paths that were chosen for its architecture."""
     names_on: dict[GradientPath, list[str]] = defaultdict(list)
     for name, path in choice.paths.items():
         names_on[path].append(name)
     modules = {
         module: layer
-        for names, (layer, owners) in _factored(model, set(names_on[GradientPath.FACTORS])).items()
-        for module in owners
+        for layer, modules in _factored_layers(model, set(names_on[GradientPath.FACTORS])).values()
+        for module in modules
     }
-    tables = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
-        for parameter in module.parameters(recurse=False)
-    }
-    parameters: dict[int, Layer] = {}
-    for name in names_on[GradientPath.CALLS]:
-        layer = parameter_layer(model, name, id(model.get_parameter(name)) in tables)
-        if layer is not None:
-            parameters[id(model.get_parameter(name))] = layer
-    whole = _whole_modules(model, set(names_on[GradientPath.MODULE]))
+    parameters = _called_layers(model, names_on[GradientPath.CALLS])
+    whole = _module_layers(model, set(names_on[GradientPath.MODULE]))
     strays = {
         path: [StrayLayer(model, name) for name in names_on[path]] for path in (GradientPath.VMAP, GradientPath.ALONE)
     }
@@ -152,108 +143,76 @@ def plan_layers(model: nn.Module, choice: PathChoice) -> LayerPlan:
 
 
 def _in_order(layers: Sequence[Layer], paths: Mapping[str, GradientPath]) -> list[Layer]:
-    """As their first parameters stand in the model."""
+    """Ordered by the place of each layer's first parameter in the model."""
     places = {name: place for place, name in enumerate(paths)}
     return sorted(layers, key=lambda layer: places[layer.names[0]])
 
 
-def _factored(model: nn.Module, names: set[str]) -> dict[tuple[str, ...], tuple[Layer, list[nn.Module]]]:
-    """Layers of modules of known types with only these parameters; parameters that modules share in different roles
-    (a tied embedding, say) are left out: gradients of different roles have different factors."""
-    owners: dict[tuple[str, ...], list[nn.Module]] = defaultdict(list)
-    users: dict[str, set[object]] = defaultdict(set)
-    name_of = {id(parameter): name for name, parameter in model.named_parameters()}  # a shared one has its first name
+def _factored_layers(model: nn.Module, names: set[str]) -> dict[tuple[str, ...], tuple[Layer, list[nn.Module]]]:
+    """On path FACTORS: parameter names -> (their layer, the modules that have these parameters).
+
+    names: the parameters to assign. Parameters that modules use in different roles (a tied embedding) are left out,
+        since the gradient has different factors in each role.
+    """
+    modules_of: dict[tuple[str, ...], list[nn.Module]] = defaultdict(list)
+    roles: dict[str, set[object]] = defaultdict(set)
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}  # of shared ones, the first name
     for module in model.modules():
-        own = dict(module.named_parameters(recurse=False))
-        full = tuple(name_of[id(parameter)] for parameter in own.values())
-        chosen = tuple(name for name in full if name in names)  # a bias may not count; the weight must
-        known = layer_type_of(module) is not None and list(own) in (["weight"], ["weight", "bias"])
-        if known and chosen[:1] == full[:1]:
-            owners[chosen].append(module)
+        local = dict(module.named_parameters(recurse=False))
+        full = tuple(name_of[id(parameter)] for parameter in local.values())
+        assigned = tuple(name for name in full if name in names)
+        known = layer_type_of(module) is not None and list(local) in (["weight"], ["weight", "bias"])
+        if known and assigned[:1] == full[:1]:  # the bias may be missing, the weight may not
+            modules_of[assigned].append(module)
         role = (full, layer_type_of(module), module.extra_repr() if full else "")
         for name in full:
-            users[name].add(role)
+            roles[name].add(role)
     layers: dict[tuple[str, ...], tuple[Layer, list[nn.Module]]] = {}
-    for full, modules in owners.items():
+    for assigned, modules in modules_of.items():
         layer_type = layer_type_of(modules[0])
-        if layer_type is not None and all(len(users[name]) == 1 for name in full):
-            layers[full] = (layer_type(modules[0], full), modules)
+        if layer_type is not None and all(len(roles[name]) == 1 for name in assigned):
+            layers[assigned] = (layer_type(modules[0], assigned), modules)
     return layers
 
 
-def _whole_modules(model: nn.Module, names: set[str]) -> dict[nn.Module, Layer]:
-    """Modules with the chosen parameters that are theirs alone."""
+def _called_layers(model: nn.Module, names: Sequence[str]) -> dict[int, Layer]:
+    """On path CALLS: the layer of each parameter of a suitable shape, by the parameter's id."""
+    tables = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    }
+    layers: dict[int, Layer] = {}
+    for name in names:
+        parameter = model.get_parameter(name)
+        layer = parameter_layer(model, name, id(parameter) in tables)
+        if layer is not None:
+            layers[id(parameter)] = layer
+    return layers
+
+
+def _module_layers(model: nn.Module, names: set[str]) -> dict[nn.Module, Layer]:
+    """On path MODULE: modules with the named parameters that no other module has."""
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    owned = [
-        (module, {local: name_of[id(parameter)] for local, parameter in _own_parameters(module)})
+    names_in = [
+        (module, {local: name_of[id(parameter)] for local, parameter in _direct_parameters(module)})
         for module in model.modules()
         if not isinstance(module, ParametrizationList)
     ]
-    counts = Counter(name for _, own in owned for name in own.values())
+    counts = Counter(name for _, full_names in names_in for name in full_names.values())
     layers: dict[nn.Module, Layer] = {}
-    for module, own in owned:
-        chosen = {local: name for local, name in own.items() if name in names and counts[name] == 1}
-        if chosen:
-            layers[module] = ModuleLayer(module, list(chosen.values()), list(chosen))
+    for module, full_names in names_in:
+        assigned = {local: name for local, name in full_names.items() if name in names and counts[name] == 1}
+        if assigned:
+            layers[module] = ModuleLayer(module, list(assigned.values()), list(assigned))
     return layers
 
 
-def _own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Also those that its parameters are computed from (torch.nn.utils.parametrize: weight_norm, spectral_norm ...)."""
-    own = list(module.named_parameters(recurse=False))
+def _direct_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The module's parameters without those of submodules; including those that its parameters are computed from
+    (torch.nn.utils.parametrize: weight_norm, spectral_norm ...)."""
+    parameters = list(module.named_parameters(recurse=False))
     if is_parametrized(module):
-        computed = module.parametrizations.named_parameters(prefix="parametrizations")  # type: ignore[union-attr]
-        own += list(computed)
-    return own
-
-
-def trainable_names(model: nn.Module, patterns: Sequence[str] | None = None) -> list[str]:
-    """Names of the parameters that require a gradient, and that the patterns choose.
-
-    patterns: see `Task.layers`.
-
-    Raises:
-        TaskError: there are none, or a pattern fits no parameter.
-        UnsupportedLayerError: the model, or a part of it, is TorchScript.
-    """
-    scripted = [name or "the model" for name, module in model.named_modules() if _is_script(module)]
-    if scripted:
-        raise UnsupportedLayerError(
-            f"{scripted[0]} is TorchScript (torch.jit.script or torch.jit.trace), whose layers cannot be watched: "
-            "return the Python module from Task.model; the weights of checkpoints fit both"
-        )
-    compiled = [name for name, module in model.named_modules() if hasattr(module, "_orig_mod")]
-    if compiled:
-        raise UnsupportedLayerError(
-            f"{compiled[0]} is compiled (torch.compile), so that its layers cannot be watched: return the eager module "
-            "from Task.model; the weights of checkpoints fit both"
-        )
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not names:
-        raise TaskError("no parameter of the model requires a gradient: nothing can be attributed")
-    return names if patterns is None else _chosen_names(names, patterns)
-
-
-def _chosen_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    if isinstance(patterns, str) or not patterns:
-        raise TaskError(f'layers must be a list of patterns such as ["encoder.*", "!*.bias"], not {patterns!r}')
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern.removeprefix("!")):
-            raise TaskError(
-                f"layers: {pattern!r} fits no parameter that requires a gradient; they are {', '.join(names[:8])}"
-                + " ..." * (len(names) > 8)
-            )
-    included = [pattern for pattern in patterns if not pattern.startswith("!")] or ["*"]
-    excluded = [pattern.removeprefix("!") for pattern in patterns if pattern.startswith("!")]
-    chosen = [name for name in names if _fits(name, included) and not _fits(name, excluded)]
-    if not chosen:
-        raise TaskError(f"layers: the patterns {list(patterns)} leave no parameter")
-    return chosen
-
-
-def _fits(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _is_script(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.jit")
+        parameters += module.parametrizations.named_parameters(prefix="parametrizations")  # type: ignore[union-attr]
+    return parameters

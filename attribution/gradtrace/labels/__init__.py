@@ -1,3 +1,3 @@
-"""The labels that a model would give: the outputs and the law of the labels, found in the loss while it runs.
+"""The labels that a model would give: the outputs and the law of the labels, read from the loss while it runs.
 
-What is found is used by the Fisher information (`fitted.fisher_batches`) and for predictions."""
+The Fisher information (`fitted.fisher_batches`) draws from these laws; predictions come from the same outputs."""

@@ -1,8 +1,8 @@
-"""What a call of a loss function says of the labels: the outputs that it takes, and the law that it gives to labels.
+"""Laws of the label that loss functions imply, and draws whose gradients have the law's Fisher information.
 
-A loss that is -log of a probability of the label has a law of labels, and with it the Gauss-Newton matrix of the
-outputs, which is their Fisher information (Martens 2020, Section 9.2): E[s sT], s = d loss / d outputs at a label that
-is drawn from that law. Each law here gives such square roots s for draws of its own, per unit of the loss's weight.
+A loss that is -log of a probability of the label implies a law of the label. The Gauss-Newton matrix of the outputs is
+then their Fisher information (Martens 2020, section 9.2): E[s sT], with s = d loss / d outputs at a label that is drawn
+from the law. `Law.roots` returns such vectors s: for a loss of weight 1, E[s sT] is the Fisher information.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Numbers = Callable[[Tensor], Tensor]  # int64 numbers [n], counted from 0 -> a random 64-bit integer for each
-
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Random numbers for the n elements of a call; the same for the same element, whatever it is computed with.
+    """Random numbers for the n elements of a loss call. An element has the same ones in every batch.
 
-    integers: int64 [n].  classes: int64 [n], those to take instead of drawing;  None: draw
+    integers: int64 [n], random
+    classes: int64 [n], the classes to use instead of drawn ones;  None: draw them
     """
 
     integers: Tensor
@@ -32,7 +31,7 @@ class Draws:
         return 1.0 - 2.0 * ((self.integers >> 63) & 1).float()
 
     def second_signs(self) -> Tensor:
-        """Independent of `signs`. float32 [n]"""
+        """+1 and -1, independent of `signs`. float32 [n]"""
         return 1.0 - 2.0 * ((self.integers >> 62) & 1).float()
 
     def uniforms(self) -> Tensor:
@@ -43,15 +42,15 @@ class Draws:
 class Law:
     """The law of the label of one element of a loss, given the outputs.
 
-    name: as it is told to people
-    one_draw_is_exact: whether the square of one draw's root is its expectation already, since roots differ in sign only
+    name: as shown to users
+    one_draw_is_exact: s sT is the same for every draw (roots differ in sign only), so one draw gives its expectation
     """
 
     name: str
     one_draw_is_exact = True
 
     def roots(self, outputs: Tensor, draws: Draws) -> Tensor:
-        """A square root of the Fisher information of `outputs`, times a draw. In their shape."""
+        """Vectors s with E[s sT] = Fisher information of `outputs`, one for each draw. In the shape of `outputs`."""
         raise NotImplementedError
 
     def prediction(self, outputs: Tensor) -> Tensor:
@@ -61,15 +60,17 @@ class Law:
 
 @dataclass(frozen=True, slots=True)
 class Independent(Law):
-    """Each element has one output, of this Fisher information.
+    """Each element has one output f, of Fisher information I(f): s = +-sqrt(I(f)).
 
-    second: take the second of each element's independent signs
+    information: I
+    second: use the second of each element's independent signs
+    threshold: output above which the predicted class is 1; None: labels are values
     """
 
     name: str
     information: Callable[[Tensor], Tensor]
     second: bool = False
-    threshold: float | None = None  # output above which a label is 1; None: labels are values
+    threshold: float | None = None
 
     def roots(self, outputs: Tensor, draws: Draws) -> Tensor:
         signs = draws.second_signs() if self.second else draws.signs()
@@ -81,13 +82,16 @@ class Independent(Law):
 
 @dataclass(frozen=True, slots=True)
 class Categorical(Law):
-    """Each element is one class of several. Logits f: E[(p - e_y)(p - e_y)T] = diag p - p pT. Log-probabilities, -e_y.
+    """Each element is a class y of several, of probabilities p.
 
-    dim: that of the classes in the outputs
+    Outputs are logits f: s = p - e_y, and E[s sT] = diag(p) - p pT; or log-probabilities: s = -e_y, E[s sT] = diag(p).
+
+    dim: dimension of the classes in the outputs
+    normalized: outputs are log-probabilities
     """
 
     dim: int
-    normalized: bool  # outputs are log-probabilities
+    normalized: bool
     name = "categorical"
     one_draw_is_exact = False
 
@@ -95,21 +99,21 @@ class Categorical(Law):
         return outputs.exp() if self.normalized else outputs.softmax(self.dim)
 
     def roots(self, outputs: Tensor, draws: Draws) -> Tensor:
-        chances = self.probabilities(outputs)
-        classes = self._drawn(chances, draws).long()
-        start = torch.zeros_like(chances) if self.normalized else chances
-        return start.scatter(self.dim, classes, start.gather(self.dim, classes) - 1)
+        probabilities = self.probabilities(outputs)
+        classes = self._classes(probabilities, draws).long()
+        mean = torch.zeros_like(probabilities) if self.normalized else probabilities
+        return mean.scatter(self.dim, classes, mean.gather(self.dim, classes) - 1)
 
-    def _drawn(self, chances: Tensor, draws: Draws) -> Tensor:
-        """int64, the shape of `chances` with one in place of the classes."""
-        shape = list(chances.shape)
+    def _classes(self, probabilities: Tensor, draws: Draws) -> Tensor:
+        """Drawn (by inverting the distribution function) or prescribed classes: int64, of length 1 in `dim`."""
+        shape = list(probabilities.shape)
         shape[self.dim] = 1
         if draws.classes is not None:
             return draws.classes.reshape(shape)
-        cumulative = chances.cumsum(self.dim)
+        cumulative = probabilities.cumsum(self.dim)
         total = cumulative.narrow(self.dim, -1, 1)
         below = cumulative <= draws.uniforms().to(total.dtype).reshape(shape) * total
-        return below.sum(self.dim, keepdim=True).clamp_max(chances.shape[self.dim] - 1)
+        return below.sum(self.dim, keepdim=True).clamp_max(probabilities.shape[self.dim] - 1)
 
     def prediction(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(self.dim, keepdim=True)
@@ -121,7 +125,7 @@ BERNOULLI = Independent("Bernoulli", lambda f: f.sigmoid() * (-f).sigmoid(), thr
 BERNOULLI_PROBABILITY = Independent(
     "Bernoulli", lambda p: 1 / (p * (1 - p)).clamp_min(_SMALLEST_VARIANCE), threshold=0.5
 )
-GAUSSIAN = Independent("Gaussian", lambda f: torch.full_like(f, 2.0))  # (f - y)^2
+GAUSSIAN = Independent("Gaussian", lambda f: torch.full_like(f, 2.0))  # (f - y)^2, of variance 1/2
 LAPLACE = Independent("Laplace", torch.ones_like)  # |f - y|, of scale 1
 POISSON_LOG_RATE = Independent("Poisson", torch.exp)
 
@@ -139,15 +143,21 @@ def gaussian_variance(eps: float) -> Law:
 
 
 def huber(delta: float) -> Law:
-    """Law of exp(-huber_loss): its Fisher information is the probability of an error below delta, where the loss is
-    quadratic: sqrt(2 pi) erf(delta / sqrt 2) of a total of that + 2 / delta exp(-delta^2 / 2)."""
+    """The law with density proportional to exp(-huber_loss).
+
+    Its Fisher information is the probability of an error below delta, where the loss is quadratic:
+    m / (m + 2 / delta exp(-delta^2 / 2)), with m = sqrt(2 pi) erf(delta / sqrt 2).
+    """
     inside = math.sqrt(2 * math.pi) * math.erf(delta / math.sqrt(2))
     information = inside / (inside + 2 / delta * math.exp(-(delta**2) / 2))
     return Independent("Huber", lambda f: torch.full_like(f, information))
 
 
 def smooth_l1(beta: float) -> Law:
-    """As `huber`, of exp(-smooth_l1_loss), which is e^2 / (2 beta) for errors below beta."""
+    """The law with density proportional to exp(-smooth_l1_loss), which is e^2 / (2 beta) for errors e below beta.
+
+    Its Fisher information is the probability of an error below beta, over beta; see `huber`.
+    """
     if beta == 0:
         return LAPLACE
     inside = math.sqrt(2 * math.pi * beta) * math.erf(math.sqrt(beta / 2))

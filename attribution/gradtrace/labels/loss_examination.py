@@ -1,4 +1,4 @@
-"""Examine a task's loss: whose outputs does it take, and do the laws of its loss functions hold for it?"""
+"""Examine a task's loss: which outputs of the model does it take, and which laws of the labels hold for it?"""
 
 from __future__ import annotations
 
@@ -11,37 +11,49 @@ from torch import Tensor, nn
 from gradtrace.data.batches import Measure
 from gradtrace.labels.laws import Categorical, Law
 from gradtrace.labels.loss_calls import LossCall
-from gradtrace.labels.loss_outputs import RecordedLoss, Scaled, SeededLoss, differentiable
+from gradtrace.labels.loss_watching import RecordedLoss, ScaledElements, differentiable
+from gradtrace.labels.seeded_loss import SeededLoss
 from gradtrace.task import Batch
 
-_ROUNDING = 2e-3  # of losses, relative to the largest, that are to be linear in those of their elements
+_ROUNDING = 2e-3  # deviation from linearity, relative to the largest loss, that counts as rounding
 
 
 @dataclass(frozen=True, eq=False)
 class LossOutputs:
-    """What the loss functions that a loss calls take from the model.
+    """The outputs that a task's loss passes to loss functions, and the laws of their labels.
 
-    loss, handwritten, calls, in_turn, beside: as of `SeededLoss`.
-    functions: each law's name with the function's, "categorical over 10 classes (cross_entropy)".
-    law: that of the one label that each example has; None where examples have several.
-    targets: of the examined batch, [batch], where `law` is one and they are known.
+    loss, handwritten, calls, example_by_example, has_other_terms: see `SeededLoss`
+    functions: each law's name with that of its function: "categorical over 10 classes (cross_entropy)"
+    law: of the label, if each example has exactly one; else None
+    classes: their number, if `law` is categorical
+    targets: labels of the examined batch, [batch], if `law` is not None and they are known
     """
 
     loss: Measure
     handwritten: bool
     calls: int
-    in_turn: bool
-    beside: bool
+    example_by_example: bool
+    has_other_terms: bool
     functions: Sequence[str]
     law: Law | None
     classes: int | None
     targets: Tensor | None
 
     def seeded(self, seed: int, stream: int, classes: Tensor | None = None) -> SeededLoss:
-        return SeededLoss(self.loss, self.handwritten, self.calls, self.in_turn, self.beside, seed, stream, classes)
+        """The loss with the gradients of drawn labels. classes: int64 [batch], used instead of drawn ones"""
+        return SeededLoss(
+            self.loss,
+            self.handwritten,
+            self.calls,
+            self.example_by_example,
+            self.has_other_terms,
+            seed,
+            stream,
+            classes,
+        )
 
     def recorded(self, model: nn.Module, names: Sequence[str], batch: Batch) -> list[LossCall]:
-        """The calls on a batch. names: of the parameters that are trained."""
+        """The calls of loss functions on a batch. names: of the trained parameters"""
         recording = self.recording()
         with differentiable(model, names):
             recording(model, batch)
@@ -51,18 +63,20 @@ class LossOutputs:
         return RecordedLoss(self.loss, self.handwritten)
 
 
-_NONE = "it is made from none of the loss functions of torch.nn.functional"
+_NO_FUNCTION = "it is made from none of the loss functions of torch.nn.functional"
 
 
 class _NoLawError(Exception):
-    """The loss is no sum of losses with a known law; the text says why not."""
+    """The loss is not a weighted sum of losses whose law is known. The text gives the reason."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Examined:
-    """A loss with its calls cut off from the model.
+class _Evaluation:
+    """An evaluation of the loss, with the elements of its calls detached from the model.
 
-    losses: [batch], with the graph of what else they depend on
+    calls: the calls of loss functions
+    leaves: the elements' losses of each call, on which `losses` depend
+    losses: [batch], with a graph to the leaves and to the parameters that they depend on by other terms
     """
 
     calls: Sequence[LossCall]
@@ -72,10 +86,11 @@ class _Examined:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A few examples, and how to evaluate a loss on them.
+    """A loss, and a few examples to evaluate it on.
 
-    names: of the parameters that are trained.
-    alone: collates the first of the examples alone.
+    names: of the trained parameters
+    batch: all the examples, collated
+    alone: collates the first example alone
     """
 
     loss: Measure
@@ -84,24 +99,24 @@ class Probe:
     batch: Batch
     alone: Callable[[], Batch]
 
-    def examined(self, handwritten: bool, factor: float = 1.0, batch: Batch = None) -> _Examined:
-        """With the elements' losses times a factor. batch: another one than all examples"""
-        with Scaled(self.model, handwritten, factor) as scaled:
+    def evaluated(self, handwritten: bool, factor: float = 1.0, batch: Batch = None) -> _Evaluation:
+        """Evaluate with the elements' losses multiplied by `factor`. batch: None: all the examples"""
+        with ScaledElements(self.model, handwritten, factor) as scaled:
             losses = self.loss(self.model, self.batch if batch is None else batch)
-        return _Examined(scaled.calls, scaled.leaves, losses)
+        return _Evaluation(scaled.calls, scaled.leaves, losses)
 
 
 def examined_outputs(probe: Probe) -> LossOutputs | str:
-    """What the loss takes from the model; or why that is not known.
+    """The outputs that the loss takes and their laws; or the reason why they are not known.
 
-    Squares and absolute values count as errors only where that tells more: where the loss calls no loss function, or
-    has terms beside these.
+    Squares and absolute values are taken for errors only if the loss calls no loss function, or has terms that come
+    from no such call.
     """
-    plain = _outputs_or_reason(probe, False)
-    if isinstance(plain, LossOutputs) and (plain.law is not None or not plain.beside):
-        return plain
+    by_function = _outputs_or_reason(probe, False)
+    if isinstance(by_function, LossOutputs) and (by_function.law is not None or not by_function.has_other_terms):
+        return by_function
     by_hand = _outputs_or_reason(probe, True)
-    return by_hand if isinstance(by_hand, LossOutputs) or plain == _NONE else plain
+    return by_hand if isinstance(by_hand, LossOutputs) or by_function == _NO_FUNCTION else by_function
 
 
 def _outputs_or_reason(probe: Probe, handwritten: bool) -> LossOutputs | str:
@@ -109,115 +124,119 @@ def _outputs_or_reason(probe: Probe, handwritten: bool) -> LossOutputs | str:
         return _outputs(probe, handwritten)
     except _NoLawError as error:
         return str(error)
-    except Exception as error:  # of code that takes watched or scaled losses otherwise than plain ones
+    except Exception as error:  # the user's code may fail on scaled losses
         return f"it fails while it is watched, {type(error).__name__}: {error}"
 
 
 def _outputs(probe: Probe, handwritten: bool) -> LossOutputs:
     with differentiable(probe.model, probe.names) as parameters:
-        plain = probe.examined(handwritten)
-        weights = _weights(plain)
+        unscaled = probe.evaluated(handwritten)
+        weights = _weights(unscaled)
         if not any(weights):
-            raise _NoLawError(_NONE)
-        doubled = probe.examined(handwritten, 2.0)
-        _check_linear(plain.losses, doubled.losses, probe.examined(handwritten, 0.5).losses)
-        beside = _has_other_terms(plain, doubled, parameters)
-        made = len(plain.calls)
-        calls = made if made == 1 else len(probe.examined(handwritten, batch=probe.alone()).calls)
-    in_turn = made == calls * len(plain.losses) > calls
-    single = _single_law(plain, weights) if in_turn or made == calls else None
-    used = [call for call, weight in zip(plain.calls, weights, strict=True) if weight is not None]
+            raise _NoLawError(_NO_FUNCTION)
+        doubled = probe.evaluated(handwritten, 2.0)
+        _check_linear(unscaled.losses, doubled.losses, probe.evaluated(handwritten, 0.5).losses)
+        has_other_terms = _has_other_terms(unscaled, doubled, parameters)
+        in_batch = len(unscaled.calls)
+        for_one = in_batch if in_batch == 1 else len(probe.evaluated(handwritten, batch=probe.alone()).calls)
+    example_by_example = in_batch == for_one * len(unscaled.losses) > for_one
+    law = _single_law(unscaled, weights) if example_by_example or in_batch == for_one else None
+    used = [call for call, weight in zip(unscaled.calls, weights, strict=True) if weight is not None]
     return LossOutputs(
         loss=probe.loss,
         handwritten=handwritten,
-        calls=calls if in_turn else made,
-        in_turn=in_turn,
-        beside=beside,
-        functions=list(dict.fromkeys(_named(call) for call in used)),
-        law=single,
-        classes=_classes(plain.calls[0]) if isinstance(single, Categorical) else None,
-        targets=_targets(used) if single else None,
+        calls=for_one if example_by_example else in_batch,
+        example_by_example=example_by_example,
+        has_other_terms=has_other_terms,
+        functions=list(dict.fromkeys(_description(call) for call in used)),
+        law=law,
+        classes=_classes(unscaled.calls[0]) if isinstance(law, Categorical) else None,
+        targets=_targets(used) if law else None,
     )
 
 
-def _check_linear(plain: Tensor, doubled: Tensor, halved: Tensor) -> None:
-    """Losses must be linear in those of the elements; other terms beside them may be constant."""
+def _check_linear(unscaled: Tensor, doubled: Tensor, halved: Tensor) -> None:
+    """Raises _NoLawError if losses [batch] are not affine in those of the elements, which are scaled by 1, 2, 1/2."""
     with torch.no_grad():
-        bend = (doubled - plain) - 2 * (plain - halved)
-        largest = float(torch.stack([plain.abs().max(), doubled.abs().max()]).max())
-        if not float(bend.abs().max()) <= _ROUNDING * largest:  # or NaN
+        deviation = (doubled - unscaled) - 2 * (unscaled - halved)
+        largest = float(torch.stack([unscaled.abs().max(), doubled.abs().max()]).max())
+        if not float(deviation.abs().max()) <= _ROUNDING * largest:  # or NaN
             raise _NoLawError("it is not a weighted sum of what the loss functions return (a focal loss, say, is not)")
 
 
-def _has_other_terms(plain: _Examined, doubled: _Examined, parameters: Sequence[Tensor]) -> bool:
-    """Whether losses depend on the model also beside their calls; in a product with these, there is no law."""
-    others = _gradient(plain.losses, parameters)
-    if others is None:
+def _has_other_terms(unscaled: _Evaluation, doubled: _Evaluation, parameters: Sequence[Tensor]) -> bool:
+    """Whether the losses depend on the model by terms that come from no call of a loss function.
+
+    The gradient of such terms must not change with the elements' scale: a product of the two implies no law.
+    """
+    gradient = _gradient(unscaled.losses, parameters)
+    if gradient is None:
         return False
-    change = _gradient(doubled.losses, parameters)
-    if change is None or float((change - others).norm()) > _ROUNDING * float(others.norm()):
+    of_doubled = _gradient(doubled.losses, parameters)
+    if of_doubled is None or float((of_doubled - gradient).norm()) > _ROUNDING * float(gradient.norm()):
         raise _NoLawError("it weighs what the loss functions return by what depends on the model (a focal loss, say)")
     return True
 
 
 def _gradient(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
-    """Of their sum, flat; None where it is zero."""
+    """The gradient of the losses' sum, flattened; None if it is zero."""
     if not losses.requires_grad:
         return None
     gradients = torch.autograd.grad(losses.sum(), parameters, retain_graph=True, allow_unused=True)
-    if not any(own is not None and bool(own.any()) for own in gradients):
+    if not any(gradient is not None and bool(gradient.any()) for gradient in gradients):
         return None
     pairs = zip(gradients, parameters, strict=True)
-    return torch.cat([(torch.zeros_like(values) if own is None else own).flatten().float() for own, values in pairs])
+    return torch.cat([(torch.zeros_like(values) if g is None else g).flatten().float() for g, values in pairs])
 
 
-def _weights(plain: _Examined) -> list[tuple[Tensor, Tensor] | None]:
-    """By call, d losses.sum() / d elements, and the same with example i counted 1 + i times; None for calls that the
+def _weights(evaluation: _Evaluation) -> list[tuple[Tensor, Tensor] | None]:
+    """For each call, d losses.sum() / d elements, and d sum_i (1 + i) losses[i] / d elements; None for calls that the
     losses do not depend on."""
-    if not (plain.leaves and plain.losses.requires_grad):
-        return [None] * len(plain.calls)
-    factors = torch.arange(1, len(plain.losses) + 1, device=plain.losses.device).to(plain.losses.dtype)
-    sums = (plain.losses.sum(), (factors * plain.losses).sum())
-    leaves = plain.leaves
-    equal, counted = (torch.autograd.grad(own, leaves, retain_graph=True, allow_unused=True) for own in sums)
-    return [None if one is None or other is None else (one, other) for one, other in zip(equal, counted, strict=True)]
+    leaves, losses = evaluation.leaves, evaluation.losses
+    if not (leaves and losses.requires_grad):
+        return [None] * len(evaluation.calls)
+    factors = torch.arange(1, len(losses) + 1, device=losses.device).to(losses.dtype)
+    sums = (losses.sum(), (factors * losses).sum())
+    equal, numbered = (torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True) for total in sums)
+    return [None if e is None or n is None else (e, n) for e, n in zip(equal, numbered, strict=True)]
 
 
-def _single_law(plain: _Examined, weights: Sequence[tuple[Tensor, Tensor] | None]) -> Law | None:
-    """The law of the label of every example, where each has one, in the batch's order."""
-    used = [(call, weight) for call, weight in zip(plain.calls, weights, strict=True) if weight is not None]
-    if len(used) < len(plain.calls) or sum(call.distributions for call, _ in used) != len(plain.losses):
+def _single_law(evaluation: _Evaluation, weights: Sequence[tuple[Tensor, Tensor] | None]) -> Law | None:
+    """The law of every example's label, if each example has exactly one and the calls keep the batch's order."""
+    used = [(call, weight) for call, weight in zip(evaluation.calls, weights, strict=True) if weight is not None]
+    if len(used) < len(evaluation.calls) or sum(call.distributions for call, _ in used) != len(evaluation.losses):
         return None
-    if len({_named(call) for call, _ in used}) > 1 or any(len(call.parts) > 1 for call, _ in used):
+    if len({_description(call) for call, _ in used}) > 1 or any(len(call.parts) > 1 for call, _ in used):
         return None
     equal = torch.cat([_by_label(call, pair[0]) for call, pair in used])
-    counted = torch.cat([_by_label(call, pair[1]) for call, pair in used])
+    numbered = torch.cat([_by_label(call, pair[1]) for call, pair in used])
     factors = torch.arange(1, len(equal) + 1, device=equal.device)
-    return used[0][0].parts[0].law if torch.allclose(counted, factors * equal, rtol=1e-3) else None
+    return used[0][0].parts[0].law if torch.allclose(numbered, factors * equal, rtol=1e-3) else None
 
 
 def _by_label(call: LossCall, weights: Tensor) -> Tensor:
-    """[labels]; of the elements of one label, which kl_div has, their sum."""
-    return weights.flatten() if weights.numel() == call.distributions else weights.sum(_dim(call)).flatten()
+    """Weights of the elements, summed over the elements of each label (kl_div has several). [labels]"""
+    return weights.flatten() if weights.numel() == call.distributions else weights.sum(_class_dim(call)).flatten()
 
 
-def _dim(call: LossCall) -> int:
+def _class_dim(call: LossCall) -> int:
     law = call.parts[0].law
     assert isinstance(law, Categorical)  # other elements have one label each
     return law.dim
 
 
 def _classes(call: LossCall) -> int:
-    return call.parts[0].outputs.shape[_dim(call)]
+    return call.parts[0].outputs.shape[_class_dim(call)]
 
 
-def _named(call: LossCall) -> str:
+def _description(call: LossCall) -> str:
     law = call.parts[0].law
     over = f" over {_classes(call)} classes" if isinstance(law, Categorical) else ""
     return f"{law.name}{over} ({call.function})"
 
 
 def _targets(calls: Sequence[LossCall]) -> Tensor | None:
+    """Class or value of each label, float64 [labels] on the CPU; None if a call does not tell them."""
     targets = [call.parts[0].targets for call in calls]
-    known = [own.detach().double().cpu() for own in targets if own is not None]
+    known = [values.detach().double().cpu() for values in targets if values is not None]
     return torch.cat(known) if len(known) == len(targets) else None

@@ -18,9 +18,9 @@ _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: 
 
 @register(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class ConvolutionLayer(Layer):
-    """A linear layer on patches: [out / groups] x [in / groups * kernel (+ 1)] for each group.
+    """A linear layer on patches: for each group a matrix [out / groups, in / groups * kernel (+ 1)].
 
-    Rotated patches are the layer's own convolution with the basis for kernels, so no patch is ever unfolded.
+    Patches times a basis are a convolution whose kernels are the basis, so no patch is unfolded.
     """
 
     module: nn.modules.conv._ConvNd
@@ -36,7 +36,7 @@ class ConvolutionLayer(Layer):
 
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
         if self._has_instances(x):
-            return _joined(self.input_factors(x.flatten(0, 1), basis), x.shape[:2])
+            return _merge_images(self.input_factors(x.flatten(0, 1), basis), x.shape[:2])
         if basis is None:
             patches = self._patches(x)
             return with_ones(patches) if self.has_bias else patches
@@ -47,7 +47,7 @@ class ConvolutionLayer(Layer):
 
     def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
         if self._has_instances(d):
-            return _joined(self.output_factors(d.flatten(0, 1), basis), d.shape[:2])
+            return _merge_images(self.output_factors(d.flatten(0, 1), basis), d.shape[:2])
         return rotate(self._by_group(d), basis)
 
     def _has_instances(self, values: Tensor) -> bool:
@@ -62,15 +62,15 @@ class ConvolutionLayer(Layer):
         return x.reshape(x.shape[0], self.groups, x.shape[1] // self.groups, -1).transpose(2, 3)
 
     def _patches(self, x: Tensor) -> Tensor:
-        """Every patch, one strided slice for each kernel element: [batch, groups, positions, patch]."""
+        """All patches, from one strided slice for each kernel element. [batch, groups, positions, patch]."""
         conv, space = self.module, len(self.module.kernel_size)
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
-        reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        extent = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         slices = []
         for offset in product(*map(range, conv.kernel_size)):
             start = [d * o for d, o in zip(conv.dilation, offset, strict=True)]
-            stop = [x.shape[2 + i] - reach[i] + start[i] for i in range(space)]
+            stop = [x.shape[2 + i] - extent[i] + start[i] for i in range(space)]
             window: Any = (..., *map(slice, start, stop, conv.stride))
             slices.append(x[window].flatten(2))  # [batch, channels, positions]
         patches = torch.stack(slices, dim=2)  # [batch, channels, kernel, positions]
@@ -87,6 +87,6 @@ class ConvolutionLayer(Layer):
         return _CONVOLUTIONS[len(conv.kernel_size)](x, kernels, bias, conv.stride, padding, conv.dilation, conv.groups)
 
 
-def _joined(factors: Tensor, shape: Sequence[int]) -> Tensor:
-    """[batch * images, groups, positions, n] -> [batch, groups, images * positions, n]."""
+def _merge_images(factors: Tensor, shape: Sequence[int]) -> Tensor:
+    """[batch * images, groups, positions, n] -> [batch, groups, images * positions, n]. shape: (batch, images)."""
     return factors.view(*shape, *factors.shape[1:]).transpose(1, 2).flatten(2, 3)

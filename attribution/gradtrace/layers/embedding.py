@@ -1,4 +1,4 @@
-"""Embedding tables: the input side is a token, so its own basis; the output side rotates as any other."""
+"""Embedding tables: the input is a one-hot token and keeps its coordinates; the output side rotates as in any layer."""
 
 from __future__ import annotations
 
@@ -43,42 +43,50 @@ class EmbeddingLayer(Layer):
         if bases.inputs is not None:
             return super().coordinates(x, d, bases, kept)
         rows, tokens = kept.div(self.inputs, rounding_mode="floor"), kept % self.inputs
-        wanted, column = tokens.unique(return_inverse=True)
-        lookup = torch.full((self.inputs,), len(wanted), device=x.device)  # every other token: one column too many
-        lookup[wanted] = torch.arange(len(wanted), device=x.device)
-        sums = self._sum_by_token(lookup[x], self.output_factors(d, bases.outputs), len(wanted) + 1)
-        return sums.flatten(1).index_select(1, rows * (len(wanted) + 1) + column)
+        distinct, column = tokens.unique(return_inverse=True)
+        sums = self._sum_by_token(
+            self._columns(distinct)[x], self.output_factors(d, bases.outputs), len(distinct) + 1
+        )  # [batch, 1, s, distinct + 1]
+        return sums.flatten(1).index_select(1, rows * (len(distinct) + 1) + column)
 
     def squared_sum(self, uses: Uses, bases: Bases) -> Tensor:
-        """As in `Layer`, holding only the tokens that stand in each example, not the whole table for each."""
-        owner, tokens, parts = [], [], []
+        """As in `Layer`, but holds only the tokens that occur in each example, not a whole table for each."""
+        examples, tokens, factors = [], [], []
         for x, d in uses:
             x, d = self._without_padding(x, d)
             s = self.output_factors(d, bases.outputs)[:, 0]  # [batch, positions, s]
-            owner.append(torch.arange(len(x), device=x.device).repeat_interleave(s.shape[1]))
+            examples.append(torch.arange(len(x), device=x.device).repeat_interleave(s.shape[1]))
             tokens.append(x.flatten())
-            parts.append(s.flatten(0, 1))
-        pairs, place = (torch.cat(owner) * self.inputs + torch.cat(tokens)).unique(return_inverse=True)
-        values = torch.cat(parts)
-        sums = values.new_zeros(len(pairs), values.shape[1]).index_add_(0, place, values)  # [pairs, s]
+            factors.append(s.flatten(0, 1))
+        # a pair: (example, token that occurs in it)
+        pairs, pair = (torch.cat(examples) * self.inputs + torch.cat(tokens)).unique(return_inverse=True)
+        values = torch.cat(factors)
+        sums = values.new_zeros(len(pairs), values.shape[1]).index_add_(0, pair, values)  # [pairs, s]
         squares = values.new_zeros(self.inputs, values.shape[1])
         return squares.index_add_(0, pairs % self.inputs, sums.square()).T[None]
 
     def inner_products(self, left: Uses, right: Uses) -> Tensor:
-        """As in `Layer`, holding of each example's table only the tokens that stand in `left`: others add nothing."""
-        wanted = torch.cat([x.flatten() for x, _ in left]).unique()
-        lookup = torch.full((self.inputs,), len(wanted), device=wanted.device)  # every other token: one column too many
-        lookup[wanted] = torch.arange(len(wanted), device=wanted.device)
+        """As in `Layer`, but holds only the columns of tokens that occur in `left`: others add nothing."""
+        tokens = torch.cat([x.flatten() for x, _ in left]).unique()
+        columns = self._columns(tokens)
 
-        def sums(uses: Uses) -> Tensor:
-            parts = (self._without_padding(x, d) for x, d in uses)
-            found = (self._sum_by_token(lookup[x], self.output_factors(d, None), len(wanted) + 1) for x, d in parts)
-            return reduce(torch.add, found).flatten(1)
+        def gradients(uses: Uses) -> Tensor:
+            unpadded = (self._without_padding(x, d) for x, d in uses)
+            by_use = (
+                self._sum_by_token(columns[x], self.output_factors(d, None), len(tokens) + 1) for x, d in unpadded
+            )
+            return reduce(torch.add, by_use).flatten(1)
 
-        return sums(left) @ sums(right).T
+        return gradients(left) @ gradients(right).T
+
+    def _columns(self, tokens: Tensor) -> Tensor:
+        """Number of each token's column in a table of `tokens` [n] only, n for all others. int64 [all tokens]."""
+        columns = torch.full((self.inputs,), len(tokens), device=tokens.device)
+        columns[tokens] = torch.arange(len(tokens), device=tokens.device)
+        return columns
 
     def _sum_by_token(self, x: Tensor, s: Tensor, tokens: int) -> Tensor:
-        """Sum s [batch, 1, positions, out] over the positions of each token. Shape [batch, 1, out, tokens]."""
+        """Sum s [batch, 1, positions, out] over the positions of each token. [batch, 1, out, tokens]."""
         batch, _, positions, outputs = s.shape
         sums = s.new_zeros(batch, tokens, outputs)
         index = x.reshape(batch, positions, 1).expand(-1, -1, outputs)

@@ -12,7 +12,7 @@ from gradtrace.layers.base import Layer, Uses, register, rotate, with_ones
 
 @register(nn.Linear)
 class LinearLayer(Layer):
-    """y = x W^T + b; every leading dimension but the first is a position."""
+    """y = x W^T + b. All dimensions between the first and the last are positions."""
 
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         outputs, inputs = module.get_parameter("weight").shape
@@ -38,7 +38,7 @@ def positions(x: Tensor) -> Tensor:
 
 
 def joined(uses: Uses) -> Uses:
-    """All positions of all uses as those of one: [batch, positions, features]."""
+    """One use with the positions of all uses. Both sides [batch, positions, features]."""
     sides = [[values.reshape(len(values), -1, values.shape[-1]) for values in use] for use in uses]
     x, d = (torch.cat(list(side), dim=1) for side in zip(*sides, strict=True))
     return [(x, d)]

@@ -1,4 +1,4 @@
-"""Any module: its per-example gradients by torch.func, of this module alone, from its inputs and output gradients."""
+"""Modules of any type: per-example gradients by torch.func over the module, from its inputs and output gradients."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from gradtrace.layers.base import _SLICE, IDENTITY, Bases, Layer, real_values
+from gradtrace.layers.base import IDENTITY, SLICE_VALUES, Bases, Layer, real_values
 
 
 @dataclass(frozen=True, eq=False)
 class ModuleInputs:
-    """The arguments of one call of a module.
+    """The arguments of a call of a module.
 
-    leaves: of (args, kwargs), as a flat list; tensors that have one entry for each instance, the first dimension of the
-        output, are `batched`.
-    output: which of the leaves of the module's output the gradient is at.
-    count: entries of the first dimension of batched leaves.
-    grouped: whether batched leaves are [batch, instances, ...] instead of [batch, ...].
+    leaves: of (args, kwargs), as a flat list
+    batched: for each leaf, whether it is a tensor with one entry for each instance (entry of the output)
+    structure: of (args, kwargs)
+    output: number of the leaf of the module's output at which the gradient is taken
+    count: number of entries of the batched leaves
+    grouped: batched leaves are [batch, instances, ...] instead of [batch, ...]
     """
 
     leaves: list[Any]
@@ -33,54 +34,54 @@ class ModuleInputs:
     grouped: bool = False
 
     @staticmethod
-    def noted(
+    def map_outputs(
         args: Any,
         kwargs: Any,
         output: Any,
-        note: Callable[[ModuleInputs, Tensor], Tensor],
+        function: Callable[[ModuleInputs, Tensor], Tensor],
         known: Sequence[bool] | None = None,
     ) -> Any:
-        """Call `note` for every floating-point tensor of a module's output; returns the output with its results.
+        """The module's output with every floating-point tensor replaced by `function(inputs, tensor)`.
 
-        known: which leaves are batched, where that was seen in batches of several sizes: something that all examples
-            share may be as long as a batch by chance.
+        known: which leaves are batched, as observed in batches of several sizes: a tensor that all examples share may
+            be as long as one batch by chance
         """
         leaves, structure = tree_flatten((args, kwargs))
-        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]  # also those of no batch
+        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         outputs, output_structure = tree_flatten(output)
         for number, tensor in enumerate(outputs):
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dim():
                 count = tensor.shape[0]
                 batched = [isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == count for leaf in leaves]
                 if known is not None and len(known) == len(batched):
-                    batched = [fits and wanted for fits, wanted in zip(batched, known, strict=True)]
-                outputs[number] = note(ModuleInputs(leaves, batched, structure, number, count), tensor)
+                    batched = [fits and observed for fits, observed in zip(batched, known, strict=True)]
+                outputs[number] = function(ModuleInputs(leaves, batched, structure, number, count), tensor)
         return tree_unflatten(outputs, output_structure)
 
     def changed(self, change: Callable[[Tensor], Tensor], count: int) -> ModuleInputs:
-        """With other batched leaves, of `count` entries."""
+        """The inputs with `change` applied to the batched leaves, which then have `count` entries."""
         pairs = zip(self.leaves, self.batched, strict=True)
         return replace(self, count=count, leaves=[change(leaf) if batched else leaf for leaf, batched in pairs])
 
     def flat(self) -> ModuleInputs:
-        """All instances of all examples in one dimension."""
+        """The inputs with the instances of all examples in one dimension."""
         if not self.grouped:
             return self
         return replace(self.changed(lambda values: values.flatten(0, 1), -1), grouped=False)
 
     def call(self, function: Callable[..., Any], leaves: Sequence[Any]) -> Tensor:
-        """The output tensor of a function of (*args, **kwargs)."""
+        """Call a function with these leaves as (*args, **kwargs). Returns leaf number `output` of its output."""
         args, kwargs = tree_unflatten(list(leaves), self.structure)
-        chosen: Tensor = tree_leaves(function(*args, **kwargs))[self.output]
-        return chosen
+        output: Tensor = tree_leaves(function(*args, **kwargs))[self.output]
+        return output
 
-    # What layers ask of their inputs as if they were a tensor [batch, ...].
+    # The part of Tensor's interface that is used of a layer's inputs.
 
-    def __getitem__(self, part: slice) -> ModuleInputs:
-        return self.changed(lambda values: values[part], len(range(self.count)[part]))
+    def __getitem__(self, examples: slice) -> ModuleInputs:
+        return self.changed(lambda values: values[examples], len(range(self.count)[examples]))
 
     def is_floating_point(self) -> bool:
-        return False  # stays in its own precision where others are made wider
+        return False  # so that callers do not convert it to another precision
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,7 +89,7 @@ class ModuleInputs:
 
 
 class ModuleLayer(Layer):
-    """All parameters of a module that are its own, one after the other."""
+    """The named parameters of a module, flattened and concatenated: one group [1, size]."""
 
     rotates = False
 
@@ -105,54 +106,51 @@ class ModuleLayer(Layer):
         return tuple(output.shape[:1])
 
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
-        raise NotImplementedError("a module has no factors, only its whole gradient")
+        raise NotImplementedError("a module has no factors, only a whole gradient")
 
     def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
-        raise NotImplementedError("a module has no factors, only its whole gradient")
+        raise NotImplementedError("a module has no factors, only a whole gradient")
 
     def gradient(self, x: Any, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
         """[batch, 1, 1, size], float32, or float64 where d is."""
         inputs: ModuleInputs = x
         examples, instances = d.shape[0], d.shape[1] if inputs.grouped else 1
         sums = d.new_zeros(examples, self.size, dtype=d.dtype if d.dtype == torch.float64 else torch.float32)
-        owner = torch.arange(examples, device=d.device).repeat_interleave(instances)
+        example = torch.arange(examples, device=d.device).repeat_interleave(instances)  # of each instance
         inputs, d = inputs.flat(), d.flatten(0, 1) if inputs.grouped else d
-        step = max(1, _SLICE // self.size)
+        step = max(1, SLICE_VALUES // self.size)
         for start in range(0, len(d), step):
-            part = slice(start, start + step)
-            sums.index_add_(0, owner[part], self._instance_gradients(inputs[part], d[part]).to(sums.dtype))
+            piece = slice(start, start + step)
+            sums.index_add_(0, example[piece], self._instance_gradients(inputs[piece], d[piece]).to(sums.dtype))
         return sums[:, None, None]
 
     def _instance_gradients(self, inputs: ModuleInputs, d: Tensor) -> Tensor:
-        """[instances, size]"""
+        """The vector-Jacobian product of each instance with its output gradient. [instances, size]"""
         parameters = {name: self.module.get_parameter(name).detach() for name in self.local_names}
 
-        def alone(leaves: list[Any], d: Tensor) -> dict[str, Tensor]:
+        def of_instance(leaves: list[Any], d: Tensor) -> dict[str, Tensor]:
             pairs = zip(leaves, inputs.batched, strict=True)
-            whole = [leaf.unsqueeze(0) if batched else leaf for leaf, batched in pairs]
+            batch_of_one = [leaf.unsqueeze(0) if batched else leaf for leaf, batched in pairs]
 
             def output(parameters: dict[str, Tensor]) -> Tensor:
                 return inputs.call(
-                    lambda *args, **kwargs: functional_call(self.module, parameters, args, kwargs), whole
+                    lambda *args, **kwargs: functional_call(self.module, parameters, args, kwargs), batch_of_one
                 )
 
-            value, pull = vjp(output, parameters)[:2]
-            gradients: dict[str, Tensor] = pull(d.unsqueeze(0).to(value.dtype))[0]
+            value, pull_back = vjp(output, parameters)[:2]
+            gradients: dict[str, Tensor] = pull_back(d.unsqueeze(0).to(value.dtype))[0]
             return gradients
 
         axes = [0 if batched else None for batched in inputs.batched]
-        gradients = vmap(alone, in_dims=(axes, 0), randomness="error")(inputs.leaves, d)
+        gradients = vmap(of_instance, in_dims=(axes, 0), randomness="error")(inputs.leaves, d)
         return torch.cat([real_values(gradients[name]).flatten(1) for name in self.local_names], dim=1)
 
-    def _output(self, parameters: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self.module, parameters, args, kwargs)
-
     def slices(self, x: Any) -> Iterator[slice]:
-        step = max(1, _SLICE // self.size)
+        step = max(1, SLICE_VALUES // self.size)
         for start in range(0, x.count, step):
             yield slice(start, start + step)
 
     def parameter_gradients(self, gradient: Tensor) -> dict[str, Tensor]:
-        parts = gradient.flatten(1).split([values.numel() for values in self._values], dim=1)
-        named = zip(self.names, parts, self._values, strict=True)
-        return {name: part.view(len(part), *values.shape) for name, part, values in named}
+        pieces = gradient.flatten(1).split([values.numel() for values in self._values], dim=1)
+        by_name = zip(self.names, pieces, self._values, strict=True)
+        return {name: piece.view(len(piece), *values.shape) for name, piece, values in by_name}

@@ -1,4 +1,4 @@
-"""Normalisation layers: one scale and one shift for each channel."""
+"""Normalisation layers: LayerNorm, RMSNorm, GroupNorm and BatchNorm, with a scale and a shift for each channel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradtrace.layers.base import IDENTITY, Bases, Layer, register
 
 
 class NormalizationLayer(Layer):
-    """y = scale * normalized(x) + shift, channel by channel: groups of shape [1, 2] (or [1, 1] without a shift)."""
+    """y = scale * normalized(x) + shift in each channel: one group [1, 2] for each channel, [1, 1] without a shift."""
 
     rotates = False
 
@@ -48,7 +48,7 @@ class NormalizationLayer(Layer):
 
 @register(nn.LayerNorm, nn.RMSNorm)
 class LayerNormLayer(NormalizationLayer):
-    """LayerNorm and RMSNorm: normalised over the last dimensions, of which each element is a channel."""
+    """LayerNorm and RMSNorm: normalised over the last dimensions, each element of which is a channel."""
 
     def normalized(self, x: Tensor) -> Tensor:
         norm = cast("nn.LayerNorm | nn.RMSNorm", self.module)
@@ -66,7 +66,7 @@ class LayerNormLayer(NormalizationLayer):
 
 
 class ChannelNormLayer(NormalizationLayer):
-    """Channels in the second dimension, positions after it."""
+    """GroupNorm and BatchNorm: channels are the second dimension, positions the later ones."""
 
     takes_instances = False
 
@@ -86,12 +86,13 @@ class GroupNormLayer(ChannelNormLayer):
 
 @register(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class BatchNormLayer(ChannelNormLayer):
-    """Batch normalisation: in eval mode a fixed affine map, so its inputs' sums are taken before it is applied.
+    """Batch normalisation. In eval mode it is a fixed affine map, so sums over positions are taken before the map.
 
-    In train mode, where only a recorder of training looks at it, the statistics are those of the batch.
+    In train mode, which only InfluenceRecorder uses, the statistics are those of the batch.
     """
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and 1 / standard deviation, each [channels]."""
         norm = cast(nn.BatchNorm1d, self.module)
         if norm.training:  # five times as fast as torch.var_mean
             _, mean, scale = torch.native_batch_norm(_wide(x), None, None, None, None, True, 0.0, norm.eps)

@@ -1,8 +1,8 @@
-"""Layers of single parameters that are used by calls of functions: a matrix, a table of tokens, a bias."""
+"""Layers of single parameters that functions are called with: a matrix, a table of tokens, a bias."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradtrace.layers.base import _SLICE, IDENTITY, Bases, Layer, Uses, rotate
+from gradtrace.layers.base import IDENTITY, Bases, Layer, Uses, rotate
 from gradtrace.layers.linear import LinearLayer, joined, positions
 
 
 @dataclass(frozen=True, eq=False)
 class CallInputs:
-    """What a call was given beside the parameter.
+    """The arguments of a call besides the parameter.
 
-    values: the matrix's input, or the tokens; None for a bias.
-    rows: (first, end) of the parameter's rows that the call used.
-    padding: the token whose row gets no gradient.
+    values: the matrix's input, or the tokens; None for a bias
+    rows: (first, end) of the parameter's rows that the call used
+    padding: the token whose row gets no gradient
     """
 
     values: Tensor | None
@@ -32,20 +32,20 @@ class CallInputs:
 
 
 class ParameterLayer(Layer):
-    """Named by its parameter alone."""
+    """A layer of a single parameter, whose name is the layer's."""
 
     @property
     def name(self) -> str:
         return self.names[0]
 
     def padded(self, d: Tensor, rows: tuple[int, int]) -> Tensor:
-        """Gradients at the outputs of some rows, with zeros for the others. [..., rows] -> [..., all rows]"""
+        """Gradients at the outputs of the given rows, padded with zeros. [..., end - first] -> [..., all rows]."""
         first, end = rows
         return d if end - first == d.shape[-1] == self.outputs else F.pad(d, (first, self.outputs - end))
 
 
 class MatrixLayer(ParameterLayer, LinearLayer):
-    """W [out, in] of calls x W^T."""
+    """W [out, in] in calls x W^T."""
 
     def __init__(self, module: nn.Module, name: str) -> None:
         Layer.__init__(self, module, [name], (1, *module.get_parameter(name).shape))
@@ -59,7 +59,7 @@ class MatrixLayer(ParameterLayer, LinearLayer):
 
 
 class BiasLayer(ParameterLayer):
-    """b [out], added at every position: one group [1, 1] for each element."""
+    """b [out], added at every position. One group [1, 1] for each element."""
 
     rotates = False
 
@@ -91,12 +91,11 @@ class BiasLayer(ParameterLayer):
 
 
 class TableLayer(ParameterLayer):
-    """W [tokens, n], looked up by tokens and also multiplied with: the embedding and the output layer of most language
-    models. Both roles add to one gradient [tokens, n].
+    """W [tokens, n], both an embedding and an output layer, as in most language models: x W^T and W[tokens].
 
-    The factors of a look-up are (gradients at the output, tokens): the token stands for a one-hot vector on the output
-    side. Tokens keep their own coordinates, as in `EmbeddingLayer`; the other side rotates. No gradient of the whole
-    table is ever held for more than one example at a time where it is large.
+    Both roles add to one gradient [tokens, n]. The factors of a lookup are (gradient at the output, tokens), where a
+    token stands for a one-hot vector on the output side. Tokens keep their coordinates, as in `EmbeddingLayer`; the
+    other side rotates. The gradient of a large table is held for one example at a time at most.
     """
 
     rotates_outputs = False
@@ -126,7 +125,7 @@ class TableLayer(ParameterLayer):
         return F.one_hot(tokens, self.outputs).float() if basis is None else basis[0][tokens]
 
     def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
-        if bases.outputs is not None:  # of random projections
+        if bases.outputs is not None:  # a random projection
             return super().gradient(x, d, bases)
         a = self.input_factors(x, bases.inputs)[:, 0]  # [batch, positions, r]
         if d.is_floating_point():
@@ -138,13 +137,13 @@ class TableLayer(ParameterLayer):
             return self.gradient(x, d, bases).flatten(1).index_select(1, kept)
         a = self.input_factors(x, bases.inputs)[:, 0]  # [batch, positions, r]
         r = a.shape[2]
-        wanted, row = kept.div(r, rounding_mode="floor").unique(return_inverse=True)
+        tokens, row = kept.div(r, rounding_mode="floor").unique(return_inverse=True)
         if d.is_floating_point():
-            sums = positions(d)[:, 0].index_select(2, wanted).mT @ a  # [batch, wanted, r]
+            sums = positions(d)[:, 0].index_select(2, tokens).mT @ a  # [batch, tokens, r]
         else:
-            place = torch.full((self.outputs,), len(wanted), device=d.device)  # every other token: one row too many
-            place[wanted] = torch.arange(len(wanted), device=d.device)
-            sums = _sum_by_token(place[d.reshape(len(d), -1)], a, len(wanted) + 1)
+            rows = torch.full((self.outputs,), len(tokens), device=d.device)  # all other tokens share an extra row
+            rows[tokens] = torch.arange(len(tokens), device=d.device)
+            sums = _sum_by_token(rows[d.reshape(len(d), -1)], a, len(tokens) + 1)
         return sums.flatten(1).index_select(1, row * r + kept % r)
 
     def merged(self, uses: Uses) -> Uses:
@@ -155,36 +154,31 @@ class TableLayer(ParameterLayer):
 
     def squared_sum(self, uses: Uses, bases: Bases) -> Tensor:
         sums = (
-            reduce(torch.add, (self.gradient(x[part], d[part], bases) for x, d in uses))
-            for part in self.slices(uses[0][0])
+            reduce(torch.add, (self.gradient(x[examples], d[examples], bases) for x, d in uses))
+            for examples in self.slices(uses[0][0])
         )
         return reduce(Tensor.add_, (gradient.square().sum(0) for gradient in sums))
 
-    def slices(self, x: Tensor) -> Iterator[slice]:
-        step = max(1, _SLICE // max(self.size, x[0].numel()))
-        for start in range(0, x.shape[0], step):
-            yield slice(start, start + step)
-
     def inner_products(self, left: Uses, right: Uses) -> Tensor:
-        """sum_pq (x_p . y_q) (d_p . e_q) over the positions of both examples: no table is formed."""
+        """sum_pq (x_p . y_q) (d_p . e_q) over the positions p, q of both examples; no table is formed."""
         rows = []
-        for example in range(len(left[0][0])):
-            one = [(x[example : example + 1], d[example : example + 1]) for x, d in left]
-            rows.append(sum(self._products(*own, *others) for own in one for others in right))
+        for number in range(len(left[0][0])):
+            example = slice(number, number + 1)
+            rows.append(sum(self._products(x[example], d[example], y, e) for x, d in left for y, e in right))
         return torch.stack(rows)  # type: ignore[arg-type]
 
     def _products(self, x: Tensor, d: Tensor, y: Tensor, e: Tensor) -> Tensor:
-        """Of one example's use with one use of a batch. [batch]"""
+        """`inner_products` of a use (x, d) by a single example with a use (y, e) by a batch. [batch]"""
         inputs = positions(x)[0, 0] @ positions(y)[:, 0].flatten(0, 1).T  # [p, batch * q]
-        tokens, others = (None if t.is_floating_point() else t.flatten() for t in (d, e))
-        if tokens is None and others is None:
+        d_tokens, e_tokens = (None if t.is_floating_point() else t.flatten() for t in (d, e))  # one-hot vectors
+        if d_tokens is None and e_tokens is None:
             outputs = positions(d)[0, 0] @ positions(e)[:, 0].flatten(0, 1).T
-        elif tokens is None:
-            outputs = positions(d)[0, 0][:, others]
-        elif others is None:
-            outputs = positions(e)[:, 0].flatten(0, 1)[:, tokens].T
+        elif d_tokens is None:
+            outputs = positions(d)[0, 0][:, e_tokens]
+        elif e_tokens is None:
+            outputs = positions(e)[:, 0].flatten(0, 1)[:, d_tokens].T
         else:
-            outputs = (tokens[:, None] == others).to(inputs.dtype)
+            outputs = (d_tokens[:, None] == e_tokens).to(inputs.dtype)
         return (inputs * outputs).sum(0).view(len(y), -1).sum(1)
 
     def weight_gradient(self, weight: Tensor) -> Tensor:
@@ -198,7 +192,10 @@ def _sum_by_token(tokens: Tensor, values: Tensor, count: int) -> Tensor:
 
 
 def parameter_layer(module: nn.Module, name: str, is_table: bool) -> ParameterLayer | None:
-    """The layer of a parameter by its shape; None where calls give no factors of it."""
+    """The layer of a parameter, by the parameter's shape; None for shapes whose calls give no factors.
+
+    is_table: an Embedding has the parameter
+    """
     dimensions = module.get_parameter(name).dim()
     if dimensions == 2:
         return TableLayer(module, name) if is_table else MatrixLayer(module, name)

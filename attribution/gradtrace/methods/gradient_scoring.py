@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gradtrace.basis.basis import Basis
+from gradtrace.basis import Basis
 from gradtrace.contents import IndexContents
 from gradtrace.data.batches import ExampleBatch
-from gradtrace.devices import side_by_side
+from gradtrace.devices import map_in_threads
 from gradtrace.methods.method import Floats, Scoring
 from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors, query_batches
 from gradtrace.models.task_model import MeasureName
@@ -111,5 +111,5 @@ def _at_each(
     checkpoints: Sequence[int], batch: ExampleBatch, measure: MeasureName, encode: Encode, device: torch.device
 ) -> dict[int, Encoded]:
     """Every checkpoint has a model of its own, so they run side by side."""
-    found = side_by_side(lambda at: encode(at, batch, measure), checkpoints, device)
+    found = map_in_threads(lambda at: encode(at, batch, measure), checkpoints, device)
     return dict(zip(checkpoints, found, strict=True))

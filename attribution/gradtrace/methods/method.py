@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradtrace.basis.basis import Basis
+from gradtrace.basis import Basis
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.methods.options import MethodOptions
 from gradtrace.models.queries import Query
 from gradtrace.search.candidates import Searcher
-from gradtrace.search.progressive import SearchResult, exhaustive_scores
+from gradtrace.search.ranking import SearchResult, exhaustive_scores
 from gradtrace.store.manifest import CheckpointEntry, CheckpointKind, Manifest
 from gradtrace.store.rows import RowStore
 from gradtrace.task import Example

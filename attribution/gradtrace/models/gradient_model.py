@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradtrace.basis.basis import Basis
-from gradtrace.checkpoints.loading import Checkpoint, load_into
+from gradtrace.basis import Basis
+from gradtrace.checkpoints import Checkpoint, load_into
 from gradtrace.data.batches import ExampleBatch, Measure, values_of
 from gradtrace.data.dataset import fetch
-from gradtrace.data.guards import check_finite, check_losses, check_some_finite
+from gradtrace.data.guards import check_any_finite, check_finite, check_losses
 from gradtrace.data.sample import SAMPLE_ROWS, sample_of, varied_rows
 from gradtrace.errors import LossError, SharedPositionsError
 from gradtrace.gradients.capture import OnUse, backpropagate
@@ -85,7 +85,7 @@ class GradientModel(TaskModel):
             if examination is None:
                 examination = examined(self, sample, probe[:largest])
             else:
-                check_some_finite(self.model, self.task.loss, sample)
+                check_any_finite(self.model, self.task.loss, sample)
         except LossError as error:
             raise LossError(f"checkpoint {checkpoint.name}: {error}") from error
         self.examination = examination._replace(outputs=examination.outputs.with_loss(self.task.loss))

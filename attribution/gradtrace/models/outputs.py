@@ -13,7 +13,7 @@ from gradtrace.errors import TaskError
 from gradtrace.labels.laws import BERNOULLI, BERNOULLI_PROBABILITY, Categorical
 from gradtrace.labels.loss_calls import LossCall
 from gradtrace.labels.loss_examination import LossOutputs, Probe, examined_outputs
-from gradtrace.labels.loss_outputs import RecordedLoss
+from gradtrace.labels.loss_watching import RecordedLoss
 from gradtrace.models.predicted_labels import MOST_CLASSES, unusable_predictions
 from gradtrace.models.task_model import TaskModel
 from gradtrace.store.manifest import FisherEntry, FisherSource
@@ -157,7 +157,7 @@ def _from_loss(found: LossOutputs, model: TaskModel, examples: Sequence[Example]
     exact = law is not None and (law.one_draw_is_exact or (found.classes or 0) <= MOST_CLASSES)
     several = "" if law is not None else "several labels an example: "
     how = "labels drawn" if not exact else "exact expectation" + " over the classes" * isinstance(law, Categorical)
-    beside = "; other terms of the loss are left out" if found.beside else ""
+    beside = "; other terms of the loss are left out" if found.has_other_terms else ""
     return Outputs(
         "loss",
         f"{several}{', '.join(found.functions)}, {how}{beside}",

@@ -1,4 +1,4 @@
-"""What training itself shows: each row's push on some probes, and on the weights that training ends with (HyDRA)."""
+"""Recording a training as it runs: each row's effect on probes (TracIn by step) and on the final weights (HyDRA)."""
 
 from gradtrace.recording.files import Recording, read_recording
 from gradtrace.recording.influence_recorder import InfluenceRecorder

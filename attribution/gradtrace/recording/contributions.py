@@ -1,4 +1,4 @@
-"""Each row's part of the gradient of one training step, from the hooks of its own forward and backward pass."""
+"""Contributions: each row's part of the gradient of a training step, from hooks in the step's own passes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from gradtrace.basis.basis import Basis
+from gradtrace.basis import Basis
 from gradtrace.data.guards import rounding
 from gradtrace.errors import RecordingError
 from gradtrace.layers import Layer, Uses
@@ -15,21 +15,29 @@ from gradtrace.models.full_gradients import FullGradients
 
 
 class Contributions:
-    """Fills as the backward pass goes. Parts need no factor for the size of the batch: they are parts of the mean."""
+    """The contributions of a batch's rows to a step's gradient, of which they are the summands: c_i in g = sum_i c_i.
+
+    If the loss is a mean over the batch, the factor 1 / batch is in them.
+    """
 
     def __init__(self, batch: int, basis: Basis | None, keep: bool) -> None:
-        """keep: hold the layers' factors, for `full`."""
+        """
+        Args:
+            batch: number of rows.
+            basis: for `coordinates`.
+            keep: keep the layers' factors, for `full` and `check_sum`.
+        """
         self._batch, self._basis, self._keep = batch, basis, keep
-        self._parts: dict[str, Tensor] = {}
+        self._coordinates: dict[str, Tensor] = {}
         self._uses: dict[Layer, Uses] = {}
         self._whole: dict[Layer, Tensor] = {}
 
     @torch.no_grad()
     def add(self, layer: Layer, x: Tensor, d: Tensor) -> None:
-        """One use of a layer.
+        """Add a use of a layer, called by `capture.training_hooks` in the backward pass.
 
         Raises:
-            RecordingError: it is not of one example for each row.
+            RecordingError: the use does not have one example for each row.
         """
         if len(d) != self._batch:
             raise RecordingError(
@@ -38,24 +46,25 @@ class Contributions:
             )
         x, d = (t.float() if t.dtype == torch.float64 else t for t in (x, d))
         if self._basis is not None:
-            self._basis.add_use(self._parts, layer, x, d)
+            self._basis.add_use(self._coordinates, layer, x, d)
         if self._keep and layer.rotates:
             self._uses.setdefault(layer, []).append((x, d))
-        elif self._keep:  # in the mode that the layer is in now
+        elif self._keep:  # formed now, since a BatchNorm's gradient depends on its mode
             gradient = layer.gradient(x, d)
             self._whole[layer] = self._whole[layer] + gradient if layer in self._whole else gradient
 
     def coordinates(self) -> Tensor:
-        """Of the parts in the basis. float32 [batch, dimensions]."""
+        """The contributions in the basis. float32 [batch, dimensions]."""
         assert self._basis is not None
-        return self._basis.assemble(self._parts, self._batch)
+        return self._basis.assemble(self._coordinates, self._batch)
 
     def full(self) -> FullGradients:
+        """The contributions in full space."""
         return FullGradients(self._uses, self._whole, torch.zeros(self._batch))
 
     @torch.no_grad()
     def check_sum(self, model: nn.Module) -> None:
-        """See that the parts add up to the gradient that the optimizer is about to use.
+        """Check that the contributions add up to the gradient that the optimizer is about to use.
 
         Raises:
             RecordingError: they do not.
@@ -63,9 +72,9 @@ class Contributions:
         sums = {layer: _summed(layer, uses) for layer, uses in self._uses.items()}
         sums |= {layer: whole.sum(0, keepdim=True) for layer, whole in self._whole.items()}
         for layer, total in sums.items():
-            for name, found in layer.parameter_gradients(total).items():
-                taken = model.get_parameter(name).grad
-                if taken is None or not _same(found[0], taken):
+            for name, contributed in layer.parameter_gradients(total).items():
+                gradient = model.get_parameter(name).grad
+                if gradient is None or not _close(contributed[0], gradient):
                     raise RecordingError(
                         f"the rows' parts of the gradient of {name} do not add up to the gradient that the optimizer "
                         "takes: recording allows no clipping, no loss scaling, no accumulation over several batches, "
@@ -74,11 +83,12 @@ class Contributions:
 
 
 def _summed(layer: Layer, uses: Uses) -> Tensor:
-    """Over the batch. [1, groups, out, in]."""
-    parts = (layer.gradient(x[part], d[part]).sum(0, keepdim=True) for x, d in uses for part in layer.slices(x))
-    return reduce(torch.add, parts)
+    """The layer's gradient, summed over the batch. [1, groups, out, in]."""
+    sums = (layer.gradient(x[rows], d[rows]).sum(0, keepdim=True) for x, d in uses for rows in layer.slices(x))
+    return reduce(torch.add, sums)
 
 
-def _same(found: Tensor, taken: Tensor) -> bool:
-    found, taken = found.reshape(taken.shape).float(), taken.float()
-    return float((found - taken).norm()) <= 10 * rounding(taken.dtype) * float(taken.norm()) + 1e-6
+def _close(contributed: Tensor, gradient: Tensor) -> bool:
+    contributed, gradient = contributed.reshape(gradient.shape).float(), gradient.float()
+    tolerance = 10 * rounding(gradient.dtype) * float(gradient.norm()) + 1e-6
+    return float((contributed - gradient).norm()) <= tolerance

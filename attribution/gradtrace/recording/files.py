@@ -1,8 +1,8 @@
-"""What a recorder leaves on disk. `recording.json` is written last: without it there is no recording.
+"""The files of a recording, and reading them. `recording.json` is written last: without it there is no recording.
 
-recording.json      format, seed, steps, what the other files hold, and their checksums
+recording.json      format, seed, steps, sizes of the arrays in the other files, and the files' checksums
 rows.f32            HyDRA's rows, float32 [rows, dimensions], little endian, without header
-basis.safetensors   what the rows are projected to, as in an index
+basis.safetensors   the basis of the rows, as in an index
 probes.safetensors  scores: float64 [probes, rows]; losses: float64 [2, probes], before the first and after the last
                     step
 """
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.numpy import load_file
 
-from gradtrace.basis.basis import Basis, load_basis
+from gradtrace.basis import Basis, load_basis
 from gradtrace.checkpoints.recorder import write_whole
 from gradtrace.errors import RecordingError
+from gradtrace.store.checksums import hash_file
 from gradtrace.store.manifest import FileEntry
-from gradtrace.store.shards import hash_file
 
 RECORDING_NAME, ROWS_NAME, BASIS_NAME, PROBES_NAME = (
     "recording.json",
@@ -40,13 +40,13 @@ class RecordingEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = _FORMAT
-    rows: int  # training rows of the task
-    dimensions: int  # 0: no HyDRA rows were recorded
+    rows: int  # number of training rows
+    dimensions: int  # of HyDRA's rows; 0: none were recorded
     requested: int  # the dimensions that were asked for; two-sided projections may round them down
     seed: int
     steps: int
-    probes: int
-    weights_sha256: str  # of the trained parameters after the last step
+    probes: int  # number of probes
+    weights_sha256: str  # of the parameters after the last step
     files: list[FileEntry]
 
 
@@ -54,7 +54,7 @@ class RecordingEntry(BaseModel):
 class Recording:
     """A finished recording.
 
-    entry: what recording.json says
+    entry: the content of recording.json
     """
 
     directory: Path
@@ -62,7 +62,8 @@ class Recording:
 
     @cached_property
     def hydra_rows(self) -> NDArray[np.float32]:
-        """How the final weights move against each row's weight in the loss, memory-mapped. float32 [rows, dimensions].
+        """-d theta_T / d w_z of each row z, with the final weights theta_T and the row's weight w_z in the loss, in
+        `basis`. Memory-mapped, float32 [rows, dimensions].
 
         Raises:
             RecordingError: none were recorded.
@@ -72,7 +73,7 @@ class Recording:
 
     @cached_property
     def basis(self) -> Basis:
-        """The basis of `hydra_rows`, two-sided random projections. Raises as `hydra_rows`."""
+        """The basis of `hydra_rows`, a two-sided random projection. Raises as `hydra_rows`."""
         self._require_rows()
         return load_basis(self.directory / BASIS_NAME, "two-sided", self.entry.dimensions, self.entry.seed)
 
@@ -82,12 +83,12 @@ class Recording:
 
     @cached_property
     def probe_scores(self) -> NDArray[np.float64]:
-        """Each row's push on each probe's loss over the whole training, positive where it fell. [probes, rows]."""
+        """TracIn by step: how much each row lowered each probe's loss in the whole training. float64 [probes, rows]."""
         return self._probes["scores"]
 
     @cached_property
     def probe_losses(self) -> NDArray[np.float64]:
-        """The probes' losses before the first and after the last step. [2, probes]."""
+        """The probes' losses before the first and after the last step. float64 [2, probes]."""
         return self._probes["losses"]
 
     @cached_property
@@ -96,7 +97,7 @@ class Recording:
 
 
 def write_recording(directory: Path, entry: RecordingEntry, writers: dict[str, Callable[[Path], object]]) -> None:
-    """Write the files by these functions, and then what makes a recording of them."""
+    """Write each file by its function, then recording.json with their checksums. writers: by file name"""
     for name, write in writers.items():
         write_whole(directory / name, write)
     files = [FileEntry(path=n, bytes=(directory / n).stat().st_size, xxh3=hash_file(directory / n)) for n in writers]
@@ -105,10 +106,10 @@ def write_recording(directory: Path, entry: RecordingEntry, writers: dict[str, C
 
 
 def read_recording(directory: str | Path) -> Recording:
-    """Open a recording, after comparing the checksums of its files.
+    """Open a recording and verify the checksums of its files.
 
     Raises:
-        RecordingError: there is none, it is unfinished, or a file is damaged.
+        RecordingError: the recording is missing or unfinished, or a file is damaged.
     """
     directory = Path(directory)
     try:
@@ -116,7 +117,7 @@ def read_recording(directory: str | Path) -> Recording:
         damaged = [file.path for file in entry.files if hash_file(directory / file.path) != file.xxh3]
     except FileNotFoundError as error:
         raise RecordingError(
-            f"{error.filename} is missing: {directory} is no finished recording; call InfluenceRecorder.finish() at "
+            f"{error.filename} is missing: {directory} is not a finished recording; call InfluenceRecorder.finish() at "
             "the end of the training"
         ) from None
     except (OSError, ValidationError) as error:

@@ -1,4 +1,4 @@
-"""Recording what each training row does to the model while it trains."""
+"""InfluenceRecorder: records the effect of each training row on the model while it trains."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gradtrace.basis.basis import Basis, two_sided_basis
+from gradtrace.basis import Basis, two_sided_basis
 from gradtrace.data.dataset import content_hash, fetch
 from gradtrace.data.guards import check_dataset
 from gradtrace.data.sample import sample_of
 from gradtrace.errors import RecordingError, UnsupportedLayerError
-from gradtrace.gradients.capture import tapped
+from gradtrace.gradients.capture import training_hooks
 from gradtrace.gradients.examination import examine
-from gradtrace.gradients.plan import GradientPath, LayerPlan, PathChoice, plan_layers, trainable_names
+from gradtrace.gradients.plan import GradientPath, LayerPlan, PathChoice, plan_layers
+from gradtrace.gradients.trainable import trainable_names
 from gradtrace.recording.contributions import Contributions
 from gradtrace.recording.files import (
     BASIS_NAME,
@@ -40,7 +41,7 @@ _SAMPLE = 16  # examples of the first batch, on which the model is examined
 
 
 class InfluenceRecorder:
-    """Records, step by step, what each row of a batch does to the model, from the step's own forward and backward pass.
+    """Records the effect of each row of a batch on the model, from the training step's own forward and backward pass.
 
         recorder = InfluenceRecorder("runs/1/recording", task, probes=[test_set[3], test_set[7]])
         for rows, (inputs, labels) in loader:  # rows: the examples' numbers in task.train
@@ -52,23 +53,23 @@ class InfluenceRecorder:
             scheduler.step()
         recording = recorder.finish()
 
-    A row's part of the step's gradient is what flows through its own activations: (a, d) of each layer as the training
-    computed them, augmentation, dropout and batch statistics included, so that the parts of a batch add up to the
-    gradient that the optimizer took. (Where BatchNorm mixes the batch, a row's part thus holds what it did to the
-    losses of the others.) That they add up is checked at the first step. Training itself is not changed by a bit.
+    A row's contribution c_z to the step's gradient is computed from (a, d) of its activations in each layer, as the
+    training computed them, with augmentation, dropout and batch statistics. The contributions of a batch add up to the
+    gradient that the optimizer uses, which is checked at the first step. (Where BatchNorm mixes the batch, a row's
+    contribution includes its effect on the losses of other rows.) The training's results do not change in any bit.
 
-    Recorded are
-    - for every row, HyDRA's vector (Chen et al. 2021, without Hessian): how the final weights move with the row's
-      weight in the loss, momentum and weight decay followed exactly, in a seeded two-sided random basis (`hydra_rows`);
-      `build_index(recording=...)` makes an index of it, method `hydra`;
-    - for every probe and row, TracIn by step (Pruthi et al. 2020): lr x gradient of the probe's loss . the row's part,
-      with the weights before the step (Section 3.2). A step on one row alone is measured instead: the row is given the
-      fall of the probe's loss (TracInIdeal, Section 3.1), so that over a training of such steps the scores of all rows
-      sum up to the whole fall (Lemma 3.1).
+    The recorder records
+    - for every row z, HyDRA's vector (Chen et al. 2021, without Hessian): d theta_T / d w_z, the derivative of the
+      final weights with respect to the row's weight in the loss. Momentum and weight decay are followed exactly; the
+      vector is projected by a seeded two-sided random basis (`hydra_rows`). `build_index(recording=...)` makes an index
+      of these rows for method `hydra`;
+    - for every probe z' and row z, TracIn by step (Pruthi et al. 2020, Section 3.2): the sum over steps t that use z of
+      lr_t <grad loss(z'), c_z>, at the weights before the step. For a step on a single row, the fall of the probe's
+      loss is measured instead (TracInIdeal, Section 3.1): if all steps are on single rows, the scores of all rows sum
+      to the fall in the whole training (Lemma 3.1).
 
-    One block holds one batch: one forward and backward pass and one step of a `torch.optim.SGD`. `state_dict` goes into
-    the training's own checkpoints, if it may be resumed. In distributed training, nothing is recorded of other
-    processes' batches.
+    One block holds one batch: one forward and backward pass, and one step of a `torch.optim.SGD`. To resume a training,
+    save `state_dict` with its checkpoints. In distributed training, batches of other processes are not recorded.
     """
 
     def __init__(
@@ -82,13 +83,13 @@ class InfluenceRecorder:
     ) -> None:
         """
         Args:
-            dimensions: of the HyDRA rows, at least one for each layer; 0: scores on the probes alone.
-            probes: examples with labels, of the kind that `task.train[i]` returns; each costs a forward and backward
-                pass at every step, and scores float64 [rows] in memory.
+            dimensions: of the HyDRA rows, at least one for each layer; 0: only scores on the probes.
+            probes: examples with labels, as `task.train[i]` returns them; each costs a forward and backward pass at
+                every step, and float64 [rows] in memory.
 
         Raises:
-            RecordingError: nothing to record, or the directory has a recording already.
-            DatasetError: task.train is no fixed, map-style data set.
+            RecordingError: there is nothing to record, or the directory has a recording.
+            DatasetError: task.train is not a fixed, map-style data set.
         """
         self.directory = Path(directory)
         self.rows = check_dataset(task)
@@ -108,43 +109,43 @@ class InfluenceRecorder:
 
     @contextmanager
     def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: Sequence[int] | Tensor) -> Iterator[None]:
-        """While open, what the model computes is recorded as the batch of these training rows, in their order.
+        """While open, the model's passes are recorded as those of a batch of these training rows, in their order.
 
         Raises:
-            RecordingError: rows that task.train does not have, another optimizer than SGD, no step of it or more than
-                one, or parts that do not add up to its gradient.
+            RecordingError: a row is not in task.train, the optimizer is not SGD or does not take exactly one step, or
+                the rows' contributions do not add up to its gradient.
             TaskError: the task's loss or model cannot be attributed.
         """
         numbers = self._checked(rows)
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
         plan = self._planned(model, sgd_step(optimizer), numbers)
         contributions = Contributions(len(numbers), self._basis, keep=bool(self._probes) or not self.steps)
-        done = self.steps
+        steps_before = self.steps
         if len(numbers) == 1:
-            self._probes.look()
+            self._probes.update_losses()
 
         def before_step(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            if not done:
+            if not steps_before:
                 contributions.check_sum(model)
             self._record(numbers, contributions, sgd_step(stepped))
 
         token = torch.zeros(0, device=next(model.parameters()).device, requires_grad=True)
         handle = optimizer.register_step_pre_hook(before_step)
         try:
-            with tapped(plan.modules, contributions.add, token):
+            with training_hooks(plan.modules, contributions.add, token):
                 yield
         finally:
             handle.remove()
-        if self.steps != done + 1:
+        if self.steps != steps_before + 1:
             raise RecordingError(
-                f"{self.steps - done} optimizer steps in one block: put the forward pass, loss.backward() and exactly "
-                "one optimizer.step() of a batch into each `with recorder.step(...)`"
+                f"{self.steps - steps_before} optimizer steps in one block: put the forward pass, loss.backward() and "
+                "exactly one optimizer.step() of a batch into each `with recorder.step(...)`"
             )
         if len(numbers) == 1:
             self._probes.measure(int(numbers))
 
     def finish(self) -> Recording:
-        """Write the recording, after the last step; without it there is none. Returns it, opened.
+        """Write the recording to disk, after the last step. Returns the opened recording.
 
         Raises:
             RecordingError: no step was recorded.
@@ -161,7 +162,7 @@ class InfluenceRecorder:
             weights_sha256=weights_sha256(self._model),
             files=[],
         )
-        self._probes.look()
+        self._probes.update_losses()
         probes = self._probes.tensors()
         writers: dict[str, Any] = {PROBES_NAME: lambda path: safetensors.torch.save_file(probes, path)}
         if self._basis is not None and self._hydra is not None:
@@ -173,17 +174,17 @@ class InfluenceRecorder:
         return read_recording(self.directory)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training gives to `load_state_dict`; save it where the weights are saved, at once."""
+        """The state for `load_state_dict` in a resumed training. Save it at once, together with the weights."""
         hydra = self._hydra.state() if self._hydra else None
-        return {"steps": self.steps, "probes": self._probes.state(), "hydra": hydra}
+        return {"steps": self.steps, "probes": self._probes.tensors(), "hydra": hydra}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was called; before the first step, on a recorder of the same arguments."""
+        """Continue from a `state_dict`. Call it before the first step, on a recorder with the same arguments."""
         self._probes.restore(state["probes"])
         self._restored, self.steps = state, state["steps"]
 
     def _checked(self, rows: Sequence[int] | Tensor) -> Tensor:
-        """int64 [batch] on the CPU."""
+        """The rows as int64 [batch] on the CPU. Raises RecordingError if task.train does not have them."""
         numbers = torch.as_tensor(rows, dtype=torch.int64).cpu()
         if numbers.dim() != 1 or not len(numbers) or int(numbers.min()) < 0 or int(numbers.max()) >= self.rows:
             raise RecordingError(
@@ -193,22 +194,22 @@ class InfluenceRecorder:
         return numbers
 
     def _planned(self, model: nn.Module, step: SgdStep, numbers: Tensor) -> LayerPlan:
-        """The model's layers; made at the first step, when nothing has been recorded yet."""
+        """The plan of the model's layers. At the first step, examines the model and prepares what is recorded."""
         if self._plan is not None and model is self._model:
             return self._plan
         if self._plan is not None:
             raise RecordingError("another model than before: give each training a recorder of its own")
-        double, names = copy.deepcopy(model), trainable_names(model)
-        double.eval().requires_grad_(False)
+        shadow_model, names = copy.deepcopy(model), trainable_names(model)
+        shadow_model.eval().requires_grad_(False)
         rows, device = numbers[:_SAMPLE].tolist(), next(model.parameters()).device
         sample = sample_of(self._task, rows, fetch(self._task.train, rows), device)
-        choice = examine(double, [(self._task.loss, sample)], names)
+        choice = examine(shadow_model, [(self._task.loss, sample)], names)
         _check_recordable(choice)
         plan = plan_layers(model, choice)
         if self._dimensions:
             self._begin_rows(plan, step, device)
         resumed = self._restored is not None
-        self._probes.begin(model, double, plan_layers(double, choice), plan, resumed=resumed)
+        self._probes.begin(model, shadow_model, plan_layers(shadow_model, choice), plan, resumed=resumed)
         self._plan, self._model = plan, model
         return plan
 
@@ -222,7 +223,7 @@ class InfluenceRecorder:
             self._hydra.restore(self._restored["hydra"])
 
     def _record(self, numbers: Tensor, contributions: Contributions, step: SgdStep) -> None:
-        """Just before the weights change."""
+        """Record a batch, just before the optimizer changes the weights."""
         if self._hydra is not None:
             self._hydra.add(numbers, contributions.coordinates().cpu(), step)
         if len(numbers) > 1:
@@ -231,12 +232,12 @@ class InfluenceRecorder:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Of all parameters."""
+    """Hexadecimal SHA-256 of all parameters with their names."""
     return content_hash(list(model.named_parameters()))
 
 
 def _check_recordable(choice: PathChoice) -> None:
-    """Raises UnsupportedLayerError for parameters whose gradients are not the factors of a module's own pass."""
+    """Raises UnsupportedLayerError for parameters whose gradients are not on path FACTORS with examples first."""
     others = [name for name, path in choice.paths.items() if path is not GradientPath.FACTORS]
     others += [name for name in choice.layouts if name not in others]
     if others or choice.whole_graph:

@@ -1,4 +1,4 @@
-"""TracIn by step: what every step of a training does to the losses of some examples."""
+"""TracIn by step (Pruthi et al. 2020): how much every row of every training step lowers the losses of probes."""
 
 from __future__ import annotations
 
@@ -18,73 +18,83 @@ from gradtrace.task import Example, Task
 
 
 class Probes:
-    """Examples whose losses are followed, on a copy in eval mode that shares the trained weights' memory.
+    """Examples whose losses are followed, by a shadow model: a copy in eval mode that shares the trained tensors.
 
-    scores: float64 [probes, rows]
-    losses: float64 [2, probes], before the first step, and at the latest
+    scores: float64 [probes, rows], the sum over steps of how much each row lowered the probe's loss
+    losses: float64 [2, probes], before the first step, and when they were last computed
     """
 
     def __init__(self, task: Task, examples: Sequence[Example], rows: int) -> None:
         self._task, self._examples = task, examples
         self.scores = torch.zeros(len(examples), rows, dtype=torch.float64)
         self.losses = torch.zeros(2, len(examples), dtype=torch.float64)
-        self._stale = True  # losses[1] is not of the present weights
+        self._stale = True  # losses[1] is not of the current weights
 
     def __len__(self) -> int:
         return len(self._examples)
 
-    def begin(self, model: nn.Module, double: nn.Module, of_double: LayerPlan, plan: LayerPlan, resumed: bool) -> None:
-        """`double`: an equal model, for the probes alone, with its plan; `plan` is the trained model's."""
+    def begin(
+        self, model: nn.Module, shadow_model: nn.Module, shadow_plan: LayerPlan, plan: LayerPlan, resumed: bool
+    ) -> None:
+        """Prepare for the first step.
+
+        Args:
+            model, plan: of the training.
+            shadow_model, shadow_plan: an equal model, used for the probes only.
+            resumed: `losses` were restored.
+        """
         if not self._examples:
             return
-        self._model, self._double, self._plan = model, double, of_double
+        self._model, self._shadow_model, self._shadow_plan = model, shadow_model, shadow_plan
         self._layers = {layer.name: layer for layer in plan.layers}
         device = next(model.parameters()).device
         self._batch = collate(self._task, self._examples, device)
         if not resumed:
-            self.losses[0] = self._present_losses()
+            self.losses[0] = self._current_losses()
 
     def approximate(self, rows: Tensor, contributions: Contributions, rate: float) -> None:
-        """First order: rate x <gradient of the probe's loss, the row's part>, before the step (Pruthi et al. 2020,
-        Section 3.2)."""
+        """Add rate x <gradient of the probe's loss, the row's contribution>, both before the step, to the scores of a
+        batch (first-order approximation, Section 3.2)."""
         if self._examples:
             products = self._gradients().inner_products(contributions.full()).values()
             self._stale = True
             self.scores.index_add_(1, rows, rate * torch.stack(list(products)).sum(0).double().cpu())
 
-    def look(self) -> None:
-        """Before a step that will be measured."""
+    def update_losses(self) -> None:
+        """Compute `losses[1]` at the current weights, as is needed before `measure`."""
         if self._examples and self._stale:
-            self.losses[1] = self._present_losses()
+            self.losses[1] = self._current_losses()
             self._stale = False
 
     def measure(self, row: int) -> None:
-        """TracInIdeal: all that the step, which was on this row alone, did to the loss (Section 3.1)."""
+        """Add the fall of each probe's loss to the score of the single row of the last step (TracInIdeal, Section
+        3.1)."""
         if self._examples:
             before = self.losses[1].clone()
-            self.losses[1] = self._present_losses()
+            self.losses[1] = self._current_losses()
             self.scores[:, row] += before - self.losses[1]
 
     def _share_weights(self) -> None:
-        """Optimizers change weights in place; whoever replaces them is followed as well."""
-        own, trained = ([*model.parameters(), *model.buffers()] for model in (self._double, self._model))
-        for tensor, other in zip(own, trained, strict=True):
-            tensor.data = other.data
+        """Let the shadow model use the trained model's tensors. Repeated, since a training may replace tensors."""
+        shadow, trained = ([*model.parameters(), *model.buffers()] for model in (self._shadow_model, self._model))
+        for tensor, trained_tensor in zip(shadow, trained, strict=True):
+            tensor.data = trained_tensor.data
 
     @torch.no_grad()
-    def _present_losses(self) -> Tensor:
+    def _current_losses(self) -> Tensor:
+        """float64 [probes] on the CPU."""
         self._share_weights()
-        losses = self._task.loss(self._double, self._batch.collated)
+        losses = self._task.loss(self._shadow_model, self._batch.collated)
         check_losses(losses, len(self._examples))
         return losses.double().cpu()
 
     def _gradients(self) -> FullGradients:
-        """Of the probes' losses, under the trained model's layers."""
+        """The gradients of the probes' losses, by layers of the trained model."""
         self._share_weights()
-        found = Contributions(len(self._examples), None, keep=True)
-        losses = backpropagate(self._double, self._task.loss, self._batch, self._plan, found.add)
+        contributions = Contributions(len(self._examples), None, keep=True)
+        losses = backpropagate(self._shadow_model, self._task.loss, self._batch, self._shadow_plan, contributions.add)
         check_losses(losses, len(self._examples))
-        full = found.full()
+        full = contributions.full()
         uses = {self._layers[layer.name]: factors for layer, factors in full.uses.items()}
         whole = {self._layers[layer.name]: gradient for layer, gradient in full.strays.items()}
         return FullGradients(uses, whole, losses)
@@ -92,10 +102,7 @@ class Probes:
     def tensors(self) -> dict[str, Tensor]:
         return {"scores": self.scores, "losses": self.losses}
 
-    def state(self) -> dict[str, Tensor]:
-        return self.tensors()
-
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Be as when `state` was taken."""
+        """Return to a state that `tensors` gave."""
         self.scores.copy_(state["scores"])
         self.losses.copy_(state["losses"])

@@ -1,4 +1,4 @@
-"""HyDRA's rows: how the weights at the end of training move with each training row's weight in the loss."""
+"""HyDRA's rows: the derivative of the final weights with respect to each training row's weight in the loss."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from gradtrace.errors import RecordingError
-from gradtrace.recording.momentum import Memory, SgdStep
+from gradtrace.recording.momentum import ReplayedSgd, SgdStep
 
-_BLOCK = 1 << 24  # values that are finished at a time
+_BLOCK = 1 << 24  # values that are written at a time
 
 
 class HydraRows:
-    """(u, sigma) of every row in the coordinates of a basis, each as of the step that last used the row.
+    """(u, sigma) of every row, see `momentum`, in the coordinates of a basis, after the step that last used the row.
 
-    A step costs O(batch x dimensions). The working arrays are memory-mapped, float32 [rows, dimensions]: u, and sigma
-    where there is momentum.
+    A step costs O(batch x dimensions). u, and sigma if there is momentum, are memory-mapped float32 [rows, dimensions].
     """
 
     def __init__(self, directory: Path, rows: int, dimensions: int, momentum: bool) -> None:
@@ -27,32 +26,32 @@ class HydraRows:
         self._files = [directory / name for name in ("u.working", "sigma.working")[: 1 + momentum]]
         self._u, *others = [_zeros(file, self._shape) for file in self._files]
         self._sigma = others[0] if momentum else None
-        self._last = torch.zeros(rows, dtype=torch.int64)  # the step after which (u, sigma) are told
-        self._memory = Memory()
+        self._last_step = torch.zeros(rows, dtype=torch.int64)  # the step after which (u, sigma) of each row are valid
+        self._sgd = ReplayedSgd()
 
-    def add(self, rows: Tensor, parts: Tensor, step: SgdStep) -> None:
+    def add(self, rows: Tensor, contributions: Tensor, step: SgdStep) -> None:
         """Take one step.
 
-        rows: int64 [batch], rows may repeat; parts: [batch, dimensions], their parts of the step's gradient.
+        rows: int64 [batch], which may repeat.  contributions: [batch, dimensions], to the gradient of the step
 
         Raises:
-            RecordingError: the optimizer had no momentum at the beginning, and has some now.
+            RecordingError: the optimizer's momentum was zero at the first step and is not any more.
         """
         if step.momentum and self._sigma is None:
             raise RecordingError("momentum rose from zero: begin the training with a momentum above it")
-        push = self._memory.advance(step)
+        push = self._sgd.advance(step)
         if len(set(rows.tolist())) < len(rows):
-            rows, place = rows.unique(return_inverse=True)
-            parts = parts.new_zeros(len(rows), parts.shape[1]).index_add_(0, place, parts)
-        u, sigma = self._present(rows)
-        self._u.index_copy_(0, rows, u.add_(parts, alpha=push.u))
+            rows, row = rows.unique(return_inverse=True)
+            contributions = contributions.new_zeros(len(rows), contributions.shape[1]).index_add_(0, row, contributions)
+        u, sigma = self._current(rows)
+        self._u.index_copy_(0, rows, u.add_(contributions, alpha=push.u))
         if self._sigma is not None and sigma is not None:
-            self._sigma.index_copy_(0, rows, sigma.add_(parts, alpha=push.sigma))
-        self._last[rows] = self._memory.steps
+            self._sigma.index_copy_(0, rows, sigma.add_(contributions, alpha=push.sigma))
+        self._last_step[rows] = self._sgd.steps
 
-    def _present(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(u, sigma) of some rows as they are by now."""
-        factors = self._memory.since(self._last[rows].numpy())
+    def _current(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(u, sigma) of the given rows after the latest step. Each [n, dimensions]; sigma None without momentum."""
+        factors = self._sgd.since(self._last_step[rows].numpy())
         kept, leaked, left = (torch.from_numpy(factor).float()[:, None] for factor in factors)
         u = self._u.index_select(0, rows).mul_(kept)
         if self._sigma is None:
@@ -61,12 +60,12 @@ class HydraRows:
         return u.addcmul_(leaked, sigma), sigma.mul_(left)
 
     def write(self, path: Path) -> None:
-        """The finished rows, -u, so that positive scores are proponents; little-endian float32, no header."""
+        """Write the rows as -u, so that positive scores are proponents. Little-endian float32, without header."""
         rows, dimensions = self._shape
         step = max(1, _BLOCK // dimensions)
         with path.open("wb") as file:
             for start in range(0, rows, step):
-                u, _ = self._present(torch.arange(start, min(start + step, rows)))
+                u, _ = self._current(torch.arange(start, min(start + step, rows)))
                 file.write(u.neg_().numpy().astype("<f4").tobytes())
 
     def remove_files(self) -> None:
@@ -74,15 +73,15 @@ class HydraRows:
             file.unlink(missing_ok=True)
 
     def state(self) -> dict[str, Any]:
-        return {"u": self._u, "sigma": self._sigma, "last": self._last, "memory": self._memory.state()}
+        return {"u": self._u, "sigma": self._sigma, "last": self._last_step, "memory": self._sgd.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Be as when `state` was taken."""
+        """Return to the given `state`."""
         self._u.copy_(state["u"])
         if self._sigma is not None:
             self._sigma.copy_(state["sigma"])
-        self._last.copy_(state["last"])
-        self._memory.restore(state["memory"])
+        self._last_step.copy_(state["last"])
+        self._sgd.restore(state["memory"])
 
 
 def _zeros(path: Path, shape: tuple[int, int]) -> Tensor:

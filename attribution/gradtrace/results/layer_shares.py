@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradtrace.basis.basis import Basis
+from gradtrace.basis import Basis
 from gradtrace.store.rows import RowStore
 
 

@@ -1,4 +1,4 @@
-"""Candidates from Annoy's forest of random splits (https://github.com/spotify/annoy)."""
+"""Candidates from an Annoy index, a forest of random projection trees (https://github.com/spotify/annoy)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from gradtrace.errors import CorruptIndexError, StoreError
-from gradtrace.search.candidates import CandidateSearcher, widened
-from gradtrace.search.progressive import Floats, Rows
+from gradtrace.search.candidates import CandidateSearcher, unfiltered_count
+from gradtrace.search.ranking import Floats, Rows
 from gradtrace.store.rows import RowStore
 
 
 def import_annoy() -> Any:
-    """The module. Raises StoreError where it is not installed."""
+    """The annoy module. Raises StoreError if it is not installed."""
     try:
         import annoy
     except ImportError as error:
@@ -28,13 +28,13 @@ def import_annoy() -> Any:
 
 
 class AnnoySearcher(CandidateSearcher):
-    """Searches with a forest that `gradtrace build --searcher annoy:50` wrote; Annoy maps the file.
+    """Searches the forest that `gradtrace build --searcher annoy:50` wrote. Annoy memory-maps the file.
 
-    parameters: "search_k=50000", the nodes to look at for each end
+    parameters: "search_k=50000", the number of nodes to inspect for each end
     """
 
-    _per_hit = 2
-    _least_share = 0.9  # Annoy knows no filter: looking far enough for one row in ten took 15 times the exact search
+    _candidates_per_hit = 2
+    _smallest_share = 0.9  # Annoy cannot filter: a search for one row in ten took 15 times as long as exact search
 
     def __init__(self, store: RowStore, path: Path, parameters: str, device: str | torch.device = "cpu") -> None:
         super().__init__(store, device)
@@ -48,6 +48,6 @@ class AnnoySearcher(CandidateSearcher):
             raise CorruptIndexError(f"{path} holds other rows than the index: rebuild it with `gradtrace build`")
 
     def _nearest(self, vectors: Floats, count: int, allowed: NDArray[np.bool_] | None) -> list[Rows]:
-        count = count if allowed is None else widened(count, allowed)
+        count = count if allowed is None else unfiltered_count(count, allowed)
         nodes = max(self._search_k, self._forest.get_n_trees() * count)
         return [np.array(self._forest.get_nns_by_vector(v, count, nodes), dtype=np.int64) for v in vectors]

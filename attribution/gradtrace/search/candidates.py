@@ -1,8 +1,8 @@
-"""Search with an approximate index: it proposes candidates for both ends, and the stored rows rank them exactly.
+"""Search with an approximate index, which proposes candidates for both ends; exact scores then rank the candidates.
 
-The approximate index holds each row's coordinates at all checkpoints side by side, [rows, C * D], and finds large inner
-products. The top of a ranking is looked up with the query, the bottom with its negative. Checkpoints that a query
-leaves out are zeros in it, and weights are factors of it, so one index serves them all.
+The approximate index holds each row's coordinates at all checkpoints side by side, [rows, C * D], and finds rows of
+large inner product with a vector. The query finds the top of a ranking, its negative the bottom. Checkpoints that are
+not asked for are zeros in the query, and checkpoint weights are factors of it, so one index serves every choice.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from torch import Tensor
 
 from gradtrace.devices import threads
 from gradtrace.errors import QueryError
-from gradtrace.search.progressive import Floats, ProgressiveSearcher, Rows, SearchResult, rank
+from gradtrace.search.progressive import ProgressiveSearcher
+from gradtrace.search.ranking import Floats, Rows, SearchResult, rank
 from gradtrace.store.rows import RowStore
 
-_MORE = 4  # candidates for each end: for so many more hits than are asked for
-_ATTEMPTS, _GROWTH = 3, 4  # each with so many times the candidates, before exact search takes over
+_EXTRA_HITS = 4  # beyond k, for which candidates are looked up at each end
+_ATTEMPTS, _GROWTH = 3, 4  # each attempt looks up so many times as many candidates; after the last, search is exact
 
 
 class Searcher(Protocol):
-    """Finds both ends of queries' rankings."""
+    """Finds the rows at both ends of each query's ranking."""
 
     def search(
         self,
@@ -43,28 +44,28 @@ class Searcher(Protocol):
         ...
 
 
-def widened(count: int, allowed: NDArray[np.bool_]) -> int:
-    """How many rows to look up for some `count` that are allowed, where the index itself knows no filter."""
+def unfiltered_count(count: int, allowed: NDArray[np.bool_]) -> int:
+    """How many rows to look up in an index that cannot filter, so that about `count` of them are allowed."""
     return min(len(allowed), math.ceil(count * len(allowed) / np.count_nonzero(allowed)))
 
 
 class CandidateSearcher(ABC):
     """The k best and k worst of the candidates that an approximate index proposes.
 
-    Scores are exact; rows may be missed, and then `SearchResult.exact` is False. Exact search answers instead where
-    rows are scaled (the largest cosines need not be among the largest inner products), where a filter leaves few rows,
-    and where too few candidates turn up.
+    Scores are exact, but rows may be missed: `SearchResult.exact` is False. Exact search answers instead if rows are
+    scaled (the rows of largest cosine need not be among those of largest inner product), if a filter leaves few rows,
+    or if the index proposes too few candidates.
     """
 
-    _least_share = 1 / 32  # of the rows, that a filter must leave; with fewer, exact search does better
-    _per_hit = 4  # candidates; 2 do where the index ranks by whole values, not by codes of a few bits
+    _smallest_share = 1 / 32  # of the rows that a filter must leave: with fewer, exact search is faster
+    _candidates_per_hit = 4  # 2 suffice if the index ranks by whole values instead of codes of a few bits
 
     def __init__(self, store: RowStore, device: str | torch.device = "cpu") -> None:
         self._store, self._device = store, device
 
     @abstractmethod
     def _nearest(self, vectors: Floats, count: int, allowed: NDArray[np.bool_] | None) -> list[Rows]:
-        """For each vector [n, C * D] some `count` rows of large inner products. May pass over `allowed`."""
+        """About `count` rows of large inner product for each of the vectors [n, C * D]. May ignore `allowed`."""
 
     @cached_property
     def _exact(self) -> ProgressiveSearcher:
@@ -79,7 +80,7 @@ class CandidateSearcher(ABC):
         row_scale: Tensor | None = None,
         allowed: NDArray[np.bool_] | None = None,
     ) -> list[SearchResult]:
-        """As `ProgressiveSearcher.search`, one query after the other: a batch changes no answer."""
+        """As `ProgressiveSearcher.search`, query by query, so that answers do not depend on the batch."""
         if k < 1:
             raise QueryError(f"k must be at least 1, not {k}")
         if row_scale is not None:
@@ -88,25 +89,26 @@ class CandidateSearcher(ABC):
             return [self._search(query, list(checkpoints), k, allowed) for query in queries.cpu()]
 
     def _search(self, query: Tensor, checkpoints: list[int], k: int, allowed: NDArray[np.bool_] | None) -> SearchResult:
-        doubles, norm = query.double().numpy(), float(query.double().norm())
+        exact, norm = query.double().numpy(), float(query.double().norm())
         if not math.isfinite(norm):
             raise QueryError("the query's gradient has coordinates that are NaN or infinite")
         rows = np.arange(self._store.rows) if allowed is None else np.flatnonzero(allowed)
-        count = self._per_hit * (k + _MORE)
+        count = self._candidates_per_hit * (k + _EXTRA_HITS)
         if norm == 0 or len(rows) <= 2 * count:
-            rows, searched = (rows if norm else rows[:k]), len(rows)  # all scores are zero: the lowest ids win
-            return rank(self._store, doubles, checkpoints, rows, k, exact=True, touched=len(rows), searched=searched)
-        found = None
-        if len(rows) >= self._least_share * self._store.rows:
+            scored, searched = (rows if norm else rows[:k]), len(rows)  # if all scores are zero, the lowest rows win
+            return rank(self._store, exact, checkpoints, scored, k, exact=True, touched=len(scored), searched=searched)
+        candidates = None
+        if len(rows) >= self._smallest_share * self._store.rows:
             vector = torch.zeros(self._store.checkpoints, self._store.dimensions)
             vector[checkpoints] = (query.double() / norm).float()
-            found = self._candidates(vector.flatten().numpy(), count, k, allowed)
-        if found is None:
+            candidates = self._candidates(vector.flatten().numpy(), count, k, allowed)
+        if candidates is None:
             return self._exact.search(query[None], checkpoints, k, allowed=allowed)[0]
-        return rank(self._store, doubles, checkpoints, found, k, exact=False, touched=len(found), searched=len(rows))
+        touched = len(candidates)
+        return rank(self._store, exact, checkpoints, candidates, k, exact=False, touched=touched, searched=len(rows))
 
     def _candidates(self, vector: Floats, count: int, k: int, allowed: NDArray[np.bool_] | None) -> Rows | None:
-        """Rows that may be at either end, ascending; None where fewer than k turn up at one of them."""
+        """Rows that may be at either end, ascending; None if the index proposes fewer than k for one of the ends."""
         for _ in range(_ATTEMPTS):
             ends = self._nearest(np.stack([vector, -vector]), min(count, self._store.rows), allowed)
             if allowed is not None:

@@ -1,6 +1,7 @@
-"""manifest.json: the only commit point of an index. What it does not name is not part of the index.
+"""manifest.json: its schema, and reading it. It is the only commit point: a file that it does not name is not part of
+the index.
 
-The manifest of an unfinished build or update lies beside it as pending.json; those of earlier generations lie in
+The manifest of an unfinished build or update is pending.json beside it; those of earlier generations are in
 generations/.
 """
 
@@ -22,9 +23,10 @@ PENDING_NAME = "pending.json"
 
 Precision = Literal["float16", "int8", "int4"]
 BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
-Output = Literal["log odds", "value"]  # of the model: of the label's class, or what the label is a value of
-FisherSource = Literal["loss", "predict", "empirical"]  # of the labels: the loss's law, Task.predict, the rows' own
-# average: of the weights of several checkpoints in a row;  recorded: rows of a recording of the training
+Output = Literal["log odds", "value"]  # TRAK's model output: the log odds of the label's class, or a predicted value
+# Where the labels of the Fisher information are from: the law that the loss implies, Task.predict, or the training data
+FisherSource = Literal["loss", "predict", "empirical"]
+# average: the mean weights of several consecutive checkpoints;  recorded: the rows are from a recording of the training
 CheckpointKind = Literal["weights", "average", "recorded"]
 Operation = Literal[
     "build",
@@ -45,7 +47,7 @@ class _Entry(BaseModel):
 
 
 class FileEntry(_Entry):
-    """A file inside the index directory, `path` relative to it, with its xxh3-128 as hexadecimal digits."""
+    """A file in the index directory: `path` relative to the directory, xxh3-128 as hexadecimal digits."""
 
     path: str
     bytes: int
@@ -59,25 +61,25 @@ class OptimizerEntry(_Entry):
 
 
 class CheckpointEntry(_Entry):
-    """A checkpoint, and the column block that every stored row has of it."""
+    """A checkpoint, at which every stored row has a block of columns."""
 
-    name: str  # unique in an index; the key of Hit.parts. The file's, after "run-1/", "run-2/" ... for later runs
-    file: str  # where the weights lie, relative to the index directory
+    name: str  # unique in the index, the key of Hit.parts: the file's name, with "run-1/", "run-2/" ... for later runs
+    file: str  # path of the weights, relative to the index directory
     step: int
     learning_rate: float
     sha256: str
     moments_sha256: str | None = None  # of the file with the optimizer's second moments, if they were kept
-    run: int = 0  # which training run it is of, counted from 0; those of one run are in training order
+    run: int = 0  # number of the training run; a run's checkpoints are in the order of training
     kind: CheckpointKind = "weights"
     optimizer: OptimizerEntry | None = None
     batch_size: int | None = None
-    learning_rate_sum: float | None = None  # of all steps up to this one, from the training's first; None: not known
-    second_moments: bool = False  # whether Adam's were kept with it; then its curvature file has a preconditioner
-    recording: str | None = None  # of kind "recorded" alone: xxh3-128 of its rows; the weights are those at its end
+    learning_rate_sum: float | None = None  # over all steps from the training's first to this one; None: unknown
+    second_moments: bool = False  # whether Adam's were kept; the curvature file then holds a preconditioner
+    recording: str | None = None  # only for kind "recorded": xxh3-128 of its rows; the weights are those at its end
 
 
 class Probe(_Entry):
-    """A few training rows with their content hashes and their losses at the last checkpoint, to recognise a task."""
+    """A few training rows, with content hashes and losses at the last checkpoint, by which a task is recognised."""
 
     rows: list[int]
     sha256: list[str]
@@ -86,8 +88,8 @@ class Probe(_Entry):
 
 class TaskEntry(_Entry):
     name: str
-    train_rows: int  # ids of rows are below this, also those of deleted rows
-    layers: list[str] | None = None  # patterns of the parameters that count; None: all that are trained
+    train_rows: int  # number of training rows, also deleted ones
+    layers: list[str] | None = None  # patterns of the attributed parameters' names; None: all that require a gradient
     parameters_sha256: str  # of the names, shapes and dtypes in the model's state dict
     architecture_sha256: str  # of the model's repr
     probe: Probe
@@ -96,21 +98,21 @@ class TaskEntry(_Entry):
 class BasisEntry(_Entry):
     kind: BasisKind
     dimensions: int
-    requested: int  # the dimensions that were asked for; some models and kinds have fewer
+    requested: int  # the dimensions that were asked for; small models and some kinds have fewer
     seed: int
-    fitted_rows: int  # the samples for basis and curvature are drawn from the first so many training rows
-    files: list[FileEntry]  # one for each training run, whose gradients at all its checkpoints it projects
+    fitted_rows: int  # basis and curvature are fitted on samples of the first `fitted_rows` training rows
+    files: list[FileEntry]  # one for each training run, used at all checkpoints of the run
 
 
 class FisherEntry(_Entry):
-    """At what labels the gradients were taken of which the curvature is the mean square."""
+    """The labels of the Fisher information: the curvature is the mean square of the gradients at these labels."""
 
     source: FisherSource
     description: str
 
     @property
     def sentence(self) -> str:
-        """What the curvature is, without a full stop."""
+        """A description of the curvature, without a full stop."""
         kind = {
             "loss": "Fisher information, with labels from the law that the loss implies",
             "predict": "Fisher information, with labels from the task's predictions",
@@ -120,14 +122,14 @@ class FisherEntry(_Entry):
 
 
 class ShardEntry(_Entry):
-    """Stored rows [start, stop) at one checkpoint."""
+    """The stored rows [start, stop) at one checkpoint."""
 
     checkpoint: int  # position in Manifest.checkpoints
     start: int
     stop: int
     rows: FileEntry
     columns: FileEntry
-    representations: FileEntry | None = None  # at the checkpoints of Manifest.represented, as a shard of one level
+    representations: FileEntry | None = None  # a shard of one level, only at the checkpoints of Manifest.represented
 
 
 class RepresentationsEntry(_Entry):
@@ -138,18 +140,18 @@ class RepresentationsEntry(_Entry):
 
 
 class RepresenterEntry(_Entry):
-    """The last layer refitted on the representations (Yeh et al. 2018), and each row's share in its weights."""
+    """The last layer, refitted on the representations (Yeh et al. 2018), and the share of each row in its weights."""
 
     file: FileEntry
     l2: float
-    classes: int | None  # None: it predicts a value
+    classes: int | None  # None: the layer predicts a value
     fitted_rows: int
-    residual: float  # norm of the shares' sum less the weights, relative to the weights; the largest of all checkpoints
-    rows: str  # Manifest.representations_digest of what it was fitted on
+    residual: float  # |sum of the shares - weights| / |weights|, the largest of all checkpoints
+    rows: str  # Manifest.representations_digest of the representations that it was fitted on
 
 
 class RecallEntry(_Entry):
-    """Shares of the exact k best and k worst rows that an approximate searcher found, over held-out queries."""
+    """Recall of an approximate searcher on held-out queries: of the exact k best rows, and of the k worst."""
 
     top: float
     bottom: float
@@ -158,56 +160,59 @@ class RecallEntry(_Entry):
 class SearcherEntry(_Entry):
     """An approximate searcher over all stored rows, with their coordinates at all checkpoints side by side."""
 
-    name: str  # as it was asked for: "faiss:HNSW32,SQfp16", "annoy:50"
-    parameters: str  # of its searches, "efSearch=128"
-    library: str  # that wrote it, with its version
+    name: str  # as given to the build: "faiss:HNSW32,SQfp16", "annoy:50"
+    parameters: str  # search parameters, "efSearch=128"
+    library: str  # that wrote the file, with its version
     file: FileEntry
     rows: str  # Manifest.rows_digest of the rows in it
-    recall: dict[str, RecallEntry]  # by method, all checkpoints and rows, default weights
-    k: int  # hits at each end that the recall counts
-    queries: int
-    split: Literal["query", "train"]  # where the queries are from
+    recall: dict[str, RecallEntry]  # by method, for all checkpoints and rows and the method's default options
+    k: int  # number of hits at each end that recall is measured for
+    queries: int  # number of held-out queries
+    split: Literal["query", "train"]  # which data set they are from
 
 
 class KernelsEntry(_Entry):
-    """Inverses of TRAK's kernels; those that an update made stale are gone, so some may lack."""
+    """Inverses of TRAK's kernels, one per checkpoint; absent where an update invalidated it."""
 
     output: Output
-    damping: float  # relative to each kernel's mean diagonal
+    damping: float  # relative to the mean diagonal of each kernel
     files: dict[str, FileEntry]  # by checkpoint name
 
 
 class Manifest(_Entry):
-    """Shards are ordered by checkpoint, then by start, and tile [0, rows) for every checkpoint once complete."""
+    """manifest.json.
+
+    Shards are ordered by checkpoint, then by start. Once complete, those of each checkpoint tile [0, rows).
+    """
 
     format: int = FORMAT_VERSION
-    generation: int  # counts up, whatever is published
+    generation: int  # increases with every published manifest
     made_by: Operation = "build"
     complete: bool
     task: TaskEntry
     checkpoints: list[CheckpointEntry]
     basis: BasisEntry
-    curvature: list[FileEntry]  # one file a checkpoint, in their order; empty for bases without curvature
+    curvature: list[FileEntry]  # one file for each checkpoint, in their order; empty for bases without curvature
     fisher: FisherEntry | None = None  # None: no curvature
     precision: Precision
-    column_scales: list[FileEntry] = []  # int4 only: what each column was divided by, for life; one file a run
-    levels: list[int]  # column boundaries of the levels, ascending, the last equals basis.dimensions
-    rows: int  # stored rows, at positions 0, 1, ... in the shards
-    row_ids: FileEntry | None = None  # int64 [rows], ascending: the training row at each position; None: that number
-    deleted: FileEntry | None = None  # int64 [n], ascending: ids of stored rows that no answer may name
-    skipped: dict[int, str] = {}  # by row why it is not indexed: such rows are deleted, and stored as zeros
+    column_scales: list[FileEntry] = []  # int4 only, one file for each run; never changed
+    levels: list[int]  # column boundaries of the levels, ascending; the last equals basis.dimensions
+    rows: int  # number of stored rows, at positions 0, 1, ... in the shards
+    row_ids: FileEntry | None = None  # int64 [rows], ascending: the training row at each position; None: the position
+    deleted: FileEntry | None = None  # int64 [n], ascending: ids of stored rows that answers leave out
+    skipped: dict[int, str] = {}  # row -> why it is not indexed; such rows are stored as zeros, and deleted
     shard_rows: int
     shards: list[ShardEntry]
     libraries: dict[str, str]
     representations: RepresentationsEntry | None = None  # None: the model has none
     representer: RepresenterEntry | None = None
-    searcher: SearcherEntry | None = None  # None: exact search alone
-    kernels: KernelsEntry | None = None  # None: no answers by TRAK
-    checksum: str = ""  # xxh3-128 of the file's bytes with this text left empty
+    searcher: SearcherEntry | None = None  # None: exact search only
+    kernels: KernelsEntry | None = None  # None: no method `trak`
+    checksum: str = ""  # xxh3-128 of the file's bytes with an empty text here
 
     @property
     def last_checkpoint(self) -> int:
-        """Position of the last run's trained model, of which predictions and losses are told."""
+        """Position of the last run's trained model, whose predictions and losses answers report."""
         return trained_models(self.checkpoints)[-1]
 
     @property
@@ -216,56 +221,56 @@ class Manifest(_Entry):
         return [] if self.representations is None else trained_models(self.checkpoints)
 
     def with_skipped(self, rows: Mapping[int, str]) -> Manifest:
-        """With these rows, by number and reason, among those that are not indexed."""
+        """The manifest with these rows added to `skipped`. rows: row -> reason"""
         return self.model_copy(update={"skipped": dict(sorted((self.skipped | dict(rows)).items()))})
 
     def files(self) -> list[FileEntry]:
-        """Every file of this generation beside the manifest itself."""
-        some = [entry for entry in (self.row_ids, self.deleted) if entry is not None]
-        some += [self.searcher.file] if self.searcher and not self.searcher_is_stale() else []
-        some += self.kernels.files.values() if self.kernels else []
-        some += [self.representer.file] if self.representer and not self.representer_is_stale() else []
+        """All files of this generation except the manifest."""
+        optional = [entry for entry in (self.row_ids, self.deleted) if entry is not None]
+        optional += [self.searcher.file] if self.searcher and not self.searcher_is_stale() else []
+        optional += self.kernels.files.values() if self.kernels else []
+        optional += [self.representer.file] if self.representer and not self.representer_is_stale() else []
         shards = [file for shard in self.shards for file in shard_files(shard)]
-        return [*self.basis.files, *self.column_scales, *self.curvature, *some, *shards]
+        return [*self.basis.files, *self.column_scales, *self.curvature, *optional, *shards]
 
     def searcher_is_stale(self) -> bool:
-        """Whether the searcher is of other rows than these, so that exact search answers."""
+        """Whether the searcher was built from other rows than the stored ones; exact search then answers."""
         return self.searcher is not None and self.searcher.rows != self.rows_digest()
 
     def lacking_kernels(self) -> list[str]:
         """Names of the checkpoints without a kernel."""
-        there = self.kernels.files if self.kernels else {}
-        return [entry.name for entry in self.checkpoints if entry.kind == "weights" and entry.name not in there]
+        with_kernel = self.kernels.files if self.kernels else {}
+        return [entry.name for entry in self.checkpoints if entry.kind == "weights" and entry.name not in with_kernel]
 
     def representer_is_stale(self) -> bool:
-        """Whether the refitted layer is of other rows or checkpoints than these, so that it must not answer."""
+        """Whether the representer was fitted on other rows or checkpoints; method `representer` is then unavailable."""
         return self.representer is not None and self.representer.rows != self.representations_digest()
 
     def representations_digest(self) -> str:
-        """Tells apart what is in the rows' representations, and which rows are deleted: xxh3-128 over checksums."""
+        """Identifies the content of the representations and the deleted rows: xxh3-128 over the files' checksums."""
         files = [*(shard.representations for shard in self.shards), self.deleted]
         return xxhash.xxh3_128_hexdigest("".join(file.xxh3 for file in files if file is not None).encode())
 
     def stretches(self) -> list[tuple[int, int]]:
-        """(start, stop) of the rows that lie in one shard, ascending, as far as the first checkpoint has them."""
+        """(start, stop) of the rows in each shard of the first checkpoint, ascending."""
         return sorted((shard.start, shard.stop) for shard in self.shards if shard.checkpoint == 0)
 
     def rows_digest(self) -> str:
-        """Tells apart what is in the rows' files, at all checkpoints: xxh3-128 over their checksums."""
+        """Identifies the content of the rows at all checkpoints: xxh3-128 over the shards' checksums."""
         return xxhash.xxh3_128_hexdigest("".join(shard.rows.xxh3 for shard in self.shards).encode())
 
     def sealed(self) -> Manifest:
-        """The same manifest with its checksum filled in."""
+        """The manifest with its checksum."""
         blank = self.model_copy(update={"checksum": ""})
         return self.model_copy(update={"checksum": xxhash.xxh3_128_hexdigest(blank.content())})
 
     def content(self) -> bytes:
-        """What the file holds."""
+        """The bytes of the file."""
         return self.model_dump_json(indent=1).encode()
 
 
 def by_run(entries: Sequence[CheckpointEntry], positions: Iterable[int]) -> list[list[int]]:
-    """Positions in the manifest's checkpoints, ascending, one list for each training run that has any of them."""
+    """The given positions of checkpoints, ascending, in one list for each training run."""
     runs: dict[int, list[int]] = {}
     for position in sorted(positions, key=lambda position: (entries[position].run, position)):
         runs.setdefault(entries[position].run, []).append(position)
@@ -273,17 +278,17 @@ def by_run(entries: Sequence[CheckpointEntry], positions: Iterable[int]) -> list
 
 
 def weights_positions(entries: Sequence[CheckpointEntry]) -> list[int]:
-    """Positions of the checkpoints that are a model's weights as training left them, of all runs."""
+    """Positions of the checkpoints of kind "weights", in all runs."""
     return [position for position, entry in enumerate(entries) if entry.kind == "weights"]
 
 
 def trained_models(entries: Sequence[CheckpointEntry]) -> list[int]:
-    """The position of each run's last checkpoint, by run."""
+    """The position of the last checkpoint of kind "weights" in each run."""
     return [run[-1] for run in by_run(entries, weights_positions(entries))]
 
 
 def shard_files(shard: ShardEntry) -> list[FileEntry]:
-    """Those of one stretch at one checkpoint."""
+    """The files of one shard."""
     return [file for file in (shard.rows, shard.columns, shard.representations) if file is not None]
 
 
@@ -325,10 +330,10 @@ def read_generation(directory: Path, name: str) -> Manifest:
 
 
 def _check_format(path: Path, content: bytes) -> None:
-    """Before anything else, which another format may have otherwise. Raises StoreError for another one."""
+    """Raises StoreError for another format. To be called first: another format may have another schema."""
     try:
-        found = json.loads(content)["format"]
+        version = json.loads(content)["format"]
     except (ValueError, KeyError, TypeError):
-        return  # damaged: the schema says how
-    if found != FORMAT_VERSION:
-        raise StoreError(f"{path} has format {found}; this release reads {FORMAT_VERSION}: rebuild the index")
+        return  # damaged: validation against the schema tells where
+    if version != FORMAT_VERSION:
+        raise StoreError(f"{path} has format {version}; this release reads {FORMAT_VERSION}: rebuild the index")

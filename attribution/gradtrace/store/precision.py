@@ -1,9 +1,9 @@
-"""Rows in fewer bytes: float16, int8 or int4 codes with one float32 scale per row. value = code * scale.
+"""Quantised rows: float16, int8 or int4 codes with a float32 scale for each row. value = code * scale.
 
-The norms of gradient rows span five orders of magnitude and more, so plain float16 would flush small rows to zero.
-The scale puts the largest coordinate of each row near the top of the stored type's range. Fifteen steps are too few
-for coordinates of different sizes, so int4 first divides each column by a scale of its own, the same for all rows of an
-index: value = code * scale * column scale.
+The norms of gradient rows span five orders of magnitude and more, so that float16 alone would round small rows to zero.
+The scale brings the largest coordinate of each row near the top of the stored type's range. int4's fifteen steps are
+too few for coordinates of different sizes, so each column is first divided by a scale that is the same for all rows of
+an index: value = code * scale * column scale.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ from gradtrace.store.tensor_files import load_tensors
 STORED_DTYPES: dict[Precision, torch.dtype] = {
     "float16": torch.float16,
     "int8": torch.int8,
-    "int4": torch.uint8,  # two codes each, see `pack`
+    "int4": torch.uint8,  # two codes in each, see `pack`
 }
-_SMALLEST_SCALE = 2.0**-126  # the smallest normal float32: a scale below it would itself lose digits
-LARGEST_VALUE = 2.0**100  # leaves room for inner products; a gradient of 1e30 has left the rails anyway
-_SMALLEST_COLUMN_SCALE = 2.0**-20  # dividing LARGEST_VALUE by it still leaves room in float32
-# int4, measured on MNIST at 2,048 and 8,192 dimensions for TracIn and influence functions: dividing each column by all
-# of its root mean square takes too much from the first columns, not dividing too much from the last. Few coordinates
-# stand out of a row, and clipping them (at four times what an even row would have) costs less than coarser steps for
-# all the others; it comes as near as the best of seven scales tried on each row.
+_SMALLEST_SCALE = 2.0**-126  # the smallest normal float32: a smaller scale would lose digits
+LARGEST_VALUE = 2.0**100  # leaves room for inner products; a gradient of 1e30 means a diverged training anyway
+_SMALLEST_COLUMN_SCALE = 2.0**-20  # LARGEST_VALUE divided by it still fits into float32
+# For int4, both measured on MNIST at 2,048 and 8,192 dimensions for TracIn and influence functions.
+# Power of a column's root mean square by which the column is divided: with 1 the first columns lose precision, with 0
+# the last ones.
 _COLUMN_POWER = 0.75
+# Values are clipped at 4 x the row's root mean square: few are larger, and clipping them costs less than coarser steps
+# for all others. As accurate as the best of seven scales tried for each row.
 _CLIP = 4.0
 
 
 def stored_width(width: int, precision: Precision) -> int:
-    """Elements of the stored type that a row of so many columns takes."""
+    """Number of elements of the stored type for `width` columns of a row."""
     return -(-width // 2) if precision == "int4" else width
 
 
 def encode(rows: Tensor, precision: Precision, column_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """float32 rows [n, D] -> stored values [n, stored_width(D)] and float32 scales [n], on the rows' device.
 
-    A row's code depends on that row alone (and, for int4, on column_scales [D]). Zero rows come back as zeros. No scale
-    lies below 2^-126: values of rows that would need one are off by up to half of that.
+    A row's codes depend only on that row (and, for int4, on column_scales [D]). Zero rows decode to zeros. Scales are
+    at least 2^-126; values of rows that would need a smaller one are off by up to half of that.
 
     Raises:
-        StoreError: a coordinate is NaN, infinite, or too large for its row's norm to be a float32.
+        StoreError: a coordinate is NaN, infinite, or so large that the row's norm may not fit into float32.
     """
     largest = _largest(rows)
     if not bool((largest <= LARGEST_VALUE).all()):  # NaN compares false
@@ -57,15 +58,15 @@ def encode(rows: Tensor, precision: Precision, column_scales: Tensor | None = No
         )
     if precision == "float16":
         _, exponent = torch.frexp(largest)
-        # A power of two, so that dividing by it rounds nothing: the largest coordinate lands in [2**14, 2**15].
+        # A power of two, so that the division is exact; the largest coordinate becomes 2**14 to 2**15.
         scales = torch.ldexp(torch.ones_like(largest), exponent - 15).clamp_min(_SMALLEST_SCALE)
         return (rows / scales[:, None]).to(torch.float16), scales
     if column_scales is None:
         return _integers(rows, largest, 127)
     column_scales = column_scales.to(rows.device)
-    even = rows / column_scales  # what the columns' scales leave of the differences between them
-    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) / column_scales.norm()
-    codes, scales = _integers(even, torch.minimum(_largest(even), _CLIP * norms.float()), 7)
+    equalized = rows / column_scales
+    mean_size = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) / column_scales.norm()
+    codes, scales = _integers(equalized, torch.minimum(_largest(equalized), _CLIP * mean_size.float()), 7)
     return pack(codes), scales
 
 
@@ -74,15 +75,15 @@ def _largest(rows: Tensor) -> Tensor:
 
 
 def _integers(rows: Tensor, largest: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """Codes up to `limit`, which stands for `largest`, and scales."""
+    """int8 codes [n, D] from -limit to limit, and scales [n]. `limit` encodes the value `largest` [n]."""
     scales = (largest / limit).clamp_min(_SMALLEST_SCALE)
     return (rows / scales[:, None]).round_().clamp_(-limit, limit).to(torch.int8), scales
 
 
 def decode(stored: Tensor, scales: Tensor, column_scales: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """Stored values and scales [n] -> float32 rows [n, D]; each scale rounds a value once at most.
+    """Stored values [..., stored_width(D)] and scales [...] -> float32 rows [..., D]. Each scale rounds once at most.
 
-    More leading dimensions than one are welcome, also of column scales.  out: float32 [n, D] to write to.
+    column_scales: [D], or with leading dimensions that broadcast.  out: float32 [..., D], to write to
     """
     values = stored if column_scales is None else unpack(stored, column_scales.shape[-1])
     rows = (values.float() if out is None else out.copy_(values)).mul_(scales[..., None])
@@ -92,7 +93,7 @@ def decode(stored: Tensor, scales: Tensor, column_scales: Tensor | None = None, 
 def pack(codes: Tensor) -> Tensor:
     """int8 codes [n, D] from -7 to 7 -> uint8 [n, ceil(D / 2)].
 
-    Each is stored as code + 8, the earlier column of two in the lower half of the byte. A missing last one is zero.
+    A code is stored as code + 8; of two columns, the first is in the lower half of the byte. Odd D is padded with 0.
     """
     nibbles = (F.pad(codes, (0, codes.shape[1] % 2)) + 8).to(torch.uint8)
     return nibbles[:, ::2] | nibbles[:, 1::2] << 4
@@ -106,10 +107,10 @@ def unpack(packed: Tensor, width: int) -> Tensor:
 
 
 def column_scales(mean_squares: Tensor, rows: int) -> Tensor:
-    """Root mean square of each column to the power of 3/4, as a share of the largest one. float32 [D], in (0, 1].
+    """(rms / largest rms)^(3/4), with the root mean square rms of each column. float32 [D], in (0, 1].
 
-    mean_squares: [D], over a sample of so many rows. One more row, equal in all columns, is counted with them: a column
-    that was zero in the whole sample may not be so in other rows.
+    mean_squares: [D], over a sample of `rows` rows. One row of equal columns is added to the sample, since a column
+    that is zero in the whole sample need not be zero in other rows.
     """
     energy = mean_squares.double()
     smoothed = (energy * rows + energy.mean()) / (rows + 1)
@@ -119,7 +120,7 @@ def column_scales(mean_squares: Tensor, rows: int) -> Tensor:
 
 
 def load_column_scales(directory: Path, manifest: Manifest) -> list[Tensor]:
-    """What the index at `directory` divides its columns by, float32 [D] for each training run; none where it does not.
+    """The column scales of an int4 index, float32 [D] for each training run; an empty list for other precisions.
 
     Raises:
         CorruptIndexError: the file is missing or damaged.
@@ -129,15 +130,15 @@ def load_column_scales(directory: Path, manifest: Manifest) -> list[Tensor]:
 
 
 def tail_norms(rows: Tensor, levels: list[int]) -> Tensor:
-    """Norms of what is left from each level on. [n, D] float32 -> [n, len(levels)] float32.
+    """Norms of each row's tails: the columns from each level on. float32 [n, D] -> float32 [n, len(levels)].
 
-    Column l is the Euclidean norm of columns levels[l - 1] and up (column 0: the whole row), rounded up, so that it is
-    a true bound in Cauchy-Schwarz.
+    Entry l is the Euclidean norm of columns levels[l - 1] and up (entry 0: of the whole row), rounded up, so that the
+    bound by Cauchy-Schwarz holds.
     """
-    energies = [part.double().square_().sum(dim=1) for part in torch.split(rows, _widths(levels), dim=1)]
+    energies = [columns.double().square_().sum(dim=1) for columns in torch.split(rows, _widths(levels), dim=1)]
     energy = torch.stack(energies, dim=1)  # [n, levels]
     tails = energy.flip(1).cumsum(1).flip(1).sqrt_()
-    # Rounding to nearest loses half a float32 step at most; a step upwards makes it good. float64 errs less.
+    # Rounding to nearest loses half a float32 step at most, which one step upwards makes up for; float64 errs less.
     rounded = tails.float()
     return torch.where(tails > 0, torch.nextafter(rounded, torch.full_like(rounded, torch.inf)), rounded)
 

@@ -1,4 +1,4 @@
-"""Which training rows a search may return."""
+"""Filters: conditions on the training rows that a search may return."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _CONDITIONS = ("min", "max", "in")
 
 @dataclass(frozen=True, slots=True)
 class RowFilter:
-    """All conditions hold together; an empty filter admits every row.
+    """Conditions that a row must all meet. An empty filter admits every row.
 
-    labels: the row's label is one of these; a class may be given by its name
+    labels: the row's label is one of these; classes may be given by name
     correct_only: the last checkpoint predicts the row's label
     rows: only these;  exclude_rows: none of these
-    where: by column ("label", "prediction", "loss", "correct", "norm", at the last checkpoint) one or more of "min",
-        "max" (both inclusive) and "in": {"loss": {"min": 1.0}, "prediction": {"in": [3, 5]}}. A row of which the value
-        is not known meets no condition.
+    where: conditions by column ("label", "prediction", "loss", "correct", "norm", all at the last checkpoint): one or
+        more of "min", "max" (both inclusive) and "in": {"loss": {"min": 1.0}, "prediction": {"in": [3, 5]}}. A row
+        whose value is unknown meets none.
     """
 
     labels: Sequence[Label | str] | None = None
@@ -35,24 +35,24 @@ class RowFilter:
     where: Mapping[str, Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
-        """Raises QueryError for a condition that is not of its kind."""
+        """Raises QueryError for a condition of the wrong type."""
         for name in ("labels", "rows", "exclude_rows"):
             if getattr(self, name) is not None:
                 _require_list(name, getattr(self, name))
         if not isinstance(self.correct_only, bool | np.bool_):
             raise QueryError(f"correct_only of a filter is True or False, not {self.correct_only!r}")
         conditions = {} if self.where is None else self.where
-        if not isinstance(conditions, Mapping) or not all(isinstance(one, Mapping) for one in conditions.values()):
+        if not isinstance(conditions, Mapping) or not all(isinstance(c, Mapping) for c in conditions.values()):
             raise QueryError(
                 f'where of a filter gives conditions by column, such as {{"loss": {{"min": 1.0}}}}, not {self.where!r}'
             )
 
     @classmethod
     def of(cls, given: RowFilter | Mapping[str, Any] | None) -> RowFilter:
-        """The filter, or the one whose conditions a mapping holds by name: {"labels": [3], "correct_only": True}.
+        """A filter from a mapping of its conditions, {"labels": [3], "correct_only": True}; a filter is returned as is.
 
         Raises:
-            QueryError: an unknown condition, or one that is not of its kind.
+            QueryError: an unknown condition, or one of the wrong type.
         """
         if isinstance(given, cls):
             return given
@@ -69,23 +69,25 @@ class RowFilter:
     def mask(
         self, rows: int, columns: Mapping[str, NDArray[Any]], class_names: Sequence[str] | None = None
     ) -> NDArray[np.bool_] | None:
-        """bool [rows], or None where nothing is filtered.
+        """The rows that meet all conditions, bool [rows]; None if there are no conditions.
+
+        columns: by name, each [rows].  class_names: names of the classes 0, 1, ...
 
         Raises:
-            QueryError: a row, class, column or condition that does not exist, or no row left.
+            QueryError: a row, class, column or condition does not exist, or no row meets the conditions.
         """
-        given = (self.labels, self.rows, self.exclude_rows, self.where)
-        if not self.correct_only and all(condition is None for condition in given):
+        conditions = (self.labels, self.rows, self.exclude_rows, self.where)
+        if not self.correct_only and all(condition is None for condition in conditions):
             return None
         allowed = np.ones(rows, dtype=bool)
         if self.labels is not None:
             allowed &= np.isin(columns["label"], _numbers(self.labels, class_names))
         if self.correct_only:
-            allowed &= columns["correct"] == True  # noqa: E712  (None, for unknown, is not True)
+            allowed &= columns["correct"] == True  # noqa: E712  (None, for unknown, must become False)
         if self.rows is not None:
-            allowed &= _marked(rows, self.rows)
+            allowed &= _mask(rows, self.rows)
         if self.exclude_rows is not None:
-            allowed &= ~_marked(rows, self.exclude_rows)
+            allowed &= ~_mask(rows, self.exclude_rows)
         for name, condition in (self.where or {}).items():
             allowed &= _meets(columns, name, condition, class_names)
         if not allowed.any():
@@ -96,7 +98,7 @@ class RowFilter:
 def _meets(
     columns: Mapping[str, NDArray[Any]], name: str, condition: Mapping[str, Any], class_names: Sequence[str] | None
 ) -> NDArray[np.bool_]:
-    """Which rows meet the condition on one column. bool [rows]."""
+    """The rows that meet the condition on one column. bool [rows]."""
     if name not in columns:
         raise QueryError(f"the filter names column {name!r}; the index has {', '.join(columns)}")
     if not condition or not set(condition) <= set(_CONDITIONS):
@@ -126,7 +128,7 @@ def _bound(name: str, value: Any) -> float:
 
 
 def _numbers(values: Sequence[Label | str], class_names: Sequence[str] | None) -> list[Label]:
-    """The values with the names of classes as their numbers."""
+    """The values, with names of classes replaced by their numbers."""
     return [_number(value, class_names) for value in values]
 
 
@@ -141,19 +143,20 @@ def _number(value: Any, class_names: Sequence[str] | None) -> Label:
 def _class_number(name: str, class_names: Sequence[str] | None) -> int:
     known = list(class_names or ())
     if name not in known:
-        has = f"the classes are {', '.join(known)}" if known else "nothing has a name there: give numbers"
-        raise QueryError(f"the filter names class {name!r}; {has}")
+        remedy = f"the classes are {', '.join(known)}" if known else "nothing has a name there: give numbers"
+        raise QueryError(f"the filter names class {name!r}; {remedy}")
     return known.index(name)
 
 
-def _marked(rows: int, chosen: Sequence[int]) -> NDArray[np.bool_]:
-    wanted = np.asarray(list(chosen) or np.zeros(0, dtype=np.int64))
-    if not np.issubdtype(wanted.dtype, np.integer):
-        raise QueryError(f"rows and exclude_rows of a filter are row numbers, not {wanted.dtype} values")
-    if len(wanted) and (wanted.min() < 0 or wanted.max() >= rows):
+def _mask(rows: int, chosen: Sequence[int]) -> NDArray[np.bool_]:
+    """bool [rows], True at the chosen rows."""
+    numbers = np.asarray(list(chosen) or np.zeros(0, dtype=np.int64))
+    if not np.issubdtype(numbers.dtype, np.integer):
+        raise QueryError(f"rows and exclude_rows of a filter are row numbers, not {numbers.dtype} values")
+    if len(numbers) and (numbers.min() < 0 or numbers.max() >= rows):
         raise QueryError(
-            f"the filter names row {wanted.min() if wanted.min() < 0 else wanted.max()}; rows are 0 to {rows - 1}"
+            f"the filter names row {numbers.min() if numbers.min() < 0 else numbers.max()}; rows are 0 to {rows - 1}"
         )
-    marked = np.zeros(rows, dtype=bool)
-    marked[wanted] = True
-    return marked
+    mask = np.zeros(rows, dtype=bool)
+    mask[numbers] = True
+    return mask

@@ -1,7 +1,7 @@
-"""Which training row each stored row is.
+"""Row ids: the training row at each position of an index's store.
 
-A stored row has a position, where its shards hold it, and an id, its number in task.train. Ids never change; positions
-do when deleted rows are compacted away. Stores and searchers speak of positions, answers of ids.
+A stored row has a position in the shards, and an id, its number in task.train. Ids never change; positions change when
+compaction removes deleted rows. Stores and searchers use positions, answers use ids.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ Ids = NDArray[np.int64]
 class RowIds:
     """The ids of an index's stored rows, and which of them are deleted.
 
-    Where positions and ids are the same and nothing is deleted, everything is handed through as it comes.
-
-    rows: ids are below this
-    present: bool [rows], whether a row is stored and not deleted
+    rows: number of training rows; ids are below it
+    present: bool [rows], whether a training row is stored and not deleted
     ids: int64 [stored rows], the id at each position, ascending
     deleted: int64 [n], ids of stored rows that are deleted, ascending
     """
@@ -36,10 +34,10 @@ class RowIds:
         self.present[ids] = True
         self.present[deleted] = False
         self.ids, self.deleted = ids, deleted
-        self._whole = len(ids) == rows and not len(deleted)
+        self._identity = len(ids) == rows and not len(deleted)  # positions are ids, and nothing is deleted
 
     def of(self, positions: NDArray[np.int64]) -> Ids:
-        """The ids at these positions, of the same shape."""
+        """The ids at these positions, in the same shape."""
         return self.ids[positions]
 
     def live(self) -> NDArray[np.bool_]:
@@ -51,12 +49,14 @@ class RowIds:
         return self.ids[self.live()]
 
     def allowed(self, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-        """Which positions a search may find, from which ids a filter admits, [rows]; None: all.
+        """The positions that a search may return. bool [stored rows]; None: all.
+
+        mask: bool [rows], the ids that a filter admits; None: all
 
         Raises:
-            QueryError: none.
+            QueryError: there is no such position.
         """
-        if self._whole:
+        if self._identity:
             return mask
         allowed = self.live() if mask is None else (mask & self.present)[self.ids]
         if not allowed.any():
@@ -64,8 +64,11 @@ class RowIds:
         return allowed
 
     def spread(self, values: NDArray[np.float32], deleted: float) -> NDArray[np.float32]:
-        """From one value a position to one a row, `deleted` for deleted rows. [..., stored rows] -> [..., rows]."""
-        if self._whole:
+        """Values by position to values by id. [..., stored rows] -> [..., rows].
+
+        deleted: the value of deleted rows
+        """
+        if self._identity:
             return values
         out = np.full((*values.shape[:-1], self.rows), deleted, dtype=np.float32)
         live = self.live()
@@ -73,8 +76,8 @@ class RowIds:
         return out
 
     def columns(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Columns [stored rows] as columns [rows]. Deleted rows have NaN in columns of numbers, None in others."""
-        return dict(columns) if self._whole else {name: self._column(column) for name, column in columns.items()}
+        """Columns by position, [stored rows], to columns by id, [rows]. Deleted rows get NaN as numbers, else None."""
+        return dict(columns) if self._identity else {name: self._column(column) for name, column in columns.items()}
 
     def _column(self, column: NDArray[Any]) -> NDArray[Any]:
         live = self.live()
@@ -94,7 +97,7 @@ def read_row_ids(directory: Path, manifest: Manifest) -> RowIds:
     rows = manifest.task.train_rows
     ids = np.arange(manifest.rows) if manifest.row_ids is None else _read(directory, manifest.row_ids)
     deleted = ids[:0] if manifest.deleted is None else _read(directory, manifest.deleted)
-    ascending = all((np.diff(some) > 0).all() for some in (ids, deleted))
+    ascending = all((np.diff(values) > 0).all() for values in (ids, deleted))
     if not ascending or len(ids) != manifest.rows or not _within(ids, 0, rows) or not np.isin(deleted, ids).all():
         raise CorruptIndexError(
             f"the row ids of {directory} do not fit its manifest: restore the index, or roll back to an earlier "

@@ -1,10 +1,9 @@
-"""The read side of an index: rows, norms and columns over all shards of a manifest."""
+"""Reading the rows of an index, their norms and their columns (label, loss ...), over all shards of a manifest."""
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -21,20 +20,21 @@ from gradtrace.errors import CorruptIndexError, QueryError
 from gradtrace.store.manifest import FileEntry, Manifest
 from gradtrace.store.precision import decode, load_column_scales, unpack
 from gradtrace.store.row_ids import RowIds, read_row_ids
-from gradtrace.store.shards import REPRESENTATION_PRECISION, Shard, ShardLayout, hash_file
+from gradtrace.store.shards import REPRESENTATION_PRECISION, Shard, ShardLayout
 
-_HASH_THREADS = 4
-_SCAN_SHARE = 8  # if pages that hold one byte in so many are wanted, reading all is cheaper than one page at a time
-_PIECE_VALUES = 1 << 18
+_SCAN_SHARE = 8  # if the pages to gather hold more than one in so many bytes, a scan is cheaper
+_PIECE_VALUES = 1 << 18  # values that are decoded at a time, so that they stay in the processor's cache
 
 
 class RowStore:
-    """The rows of an index, memory-mapped. Shards are opened at their first use; one thread at a time may read.
+    """The rows of an index, memory-mapped. Shards are opened at their first use. Not thread-safe.
 
-    Rows are named by their position here; `row_ids` says which training row each is.
+    A row is named by its position in the store; `row_ids` has the training row at each position.
 
-    rows, dimensions, checkpoints: numbers of stored rows, of coordinates per checkpoint, and of checkpoints
-    levels: column boundaries, ascending, the last equals dimensions
+    rows: number of stored rows
+    dimensions: number of coordinates of a row at one checkpoint
+    checkpoints: number of checkpoints
+    levels: column boundaries, ascending; the last equals `dimensions`
     """
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
@@ -50,18 +50,19 @@ class RowStore:
             for c in range(self.checkpoints)
         ]
         self._check_stretches()
-        self._layout = ShardLayout(1, tuple(self.levels), manifest.precision)  # of each row
-        scales = load_column_scales(directory, manifest)  # by training run
-        of_checkpoints = [scales[entry.run] for entry in manifest.checkpoints] if scales else []
-        self._column_scales = torch.stack(of_checkpoints) if of_checkpoints else None  # [checkpoints, D]
+        self._layout = ShardLayout(1, tuple(self.levels), manifest.precision)  # of one row
+        scales_of_runs = load_column_scales(directory, manifest)
+        scales = [scales_of_runs[entry.run] for entry in manifest.checkpoints] if scales_of_runs else []
+        self._column_scales = torch.stack(scales) if scales else None  # [checkpoints, D]
         self._starts = np.array([start for start, _ in self._stretches(0)], dtype=np.int64)
 
     @cached_property
     def row_ids(self) -> RowIds:
-        """Which training row each stored row is. Raises CorruptIndexError."""
+        """The training row at each position. Raises CorruptIndexError."""
         return read_row_ids(self._directory, self._manifest)
 
     def _stretches(self, checkpoint: int) -> list[tuple[int, int]]:
+        """(start, stop) of each shard's rows, in order."""
         return [(entry.start, entry.stop) for entry in self._entries[checkpoint]] if self._entries else []
 
     def _check_stretches(self) -> None:
@@ -84,12 +85,12 @@ class RowStore:
         return self._open[name]
 
     def shards(self, checkpoint: int) -> Iterator[tuple[int, Shard]]:
-        """The first row and the open shard of each stretch of rows, in order."""
+        """The first row of each shard and the shard, open, in the order of the rows."""
         for number, entry in enumerate(self._entries[checkpoint]):
             yield entry.start, self._shard(checkpoint, number)
 
     def open_all(self) -> None:
-        """Open every shard now: an open one can be read whatever becomes of its file."""
+        """Open every shard now: an open shard stays readable even if its file is deleted."""
         for checkpoint in range(self.checkpoints):
             for number in range(len(self._entries[checkpoint])):
                 self._shard(checkpoint, number)
@@ -100,27 +101,28 @@ class RowStore:
             yield start, decode(shard.levels[0], shard.scales, self._scales_of(checkpoint, 0))
 
     def _scales_of(self, checkpoints: int | Sequence[int], level: int) -> Tensor | None:
-        """The columns' scales of one level at one checkpoint, [width]; at several, [len(checkpoints), width]."""
+        """Column scales of one level: [width] at one checkpoint, [len(checkpoints), width] at several. None unless
+        int4."""
         if self._column_scales is None:
             return None
         stop = self.levels[level]
         return self._column_scales[checkpoints, stop - self._layout.widths[level] : stop]
 
     def tails(self, checkpoint: int, level: int) -> Tensor:
-        """Upper bounds of the norms of each row's coordinates from `level` on. [rows] float32."""
-        parts = [shard.tails[:, level] for _, shard in self.shards(checkpoint)]
-        return torch.cat(parts) if parts else torch.zeros(0)
+        """Upper bound of the norm of each row's columns from `level` on. float32 [rows]."""
+        by_shard = [shard.tails[:, level] for _, shard in self.shards(checkpoint)]
+        return torch.cat(by_shard) if by_shard else torch.zeros(0)
 
     def norms(self, checkpoint: int) -> NDArray[np.float32]:
-        """The Euclidean norm of each row, at most two float32 steps too large. [rows] float32."""
+        """The Euclidean norm of each row, at most two float32 steps too large. float32 [rows]."""
         norms: NDArray[np.float32] = self.tails(checkpoint, 0).numpy()
         return norms
 
     def gather(self, checkpoints: Sequence[int], rows: Tensor | NDArray[np.int64] | Sequence[int]) -> Tensor:
-        """Some rows, dequantised. [m, len(checkpoints), dimensions] float32.
+        """The given rows [m], in their order, decoded. float32 [m, len(checkpoints), dimensions].
 
         Raises:
-            QueryError: a row that the index does not have.
+            QueryError: the index does not have one of the rows.
         """
         rows = torch.as_tensor(rows, dtype=torch.int64)
         if bool((rows[1:] < rows[:-1]).any()):
@@ -137,26 +139,28 @@ class RowStore:
                 for values, level in zip(shard.level_arrays, levels, strict=True):
                     values.take(local, axis=0, out=level[position, places], mode="clip")
         out = torch.empty(len(checkpoints), len(rows), self.dimensions)
-        for number, part in enumerate(out.split(self._layout.widths, dim=2)):
+        for number, target in enumerate(out.split(self._layout.widths, dim=2)):
             column_scales = self._scales_of(list(checkpoints), number)
             broadcast = None if column_scales is None else column_scales[:, None]  # over the rows
-            decode(torch.from_numpy(levels[number]), torch.from_numpy(scales), broadcast, part)
+            decode(torch.from_numpy(levels[number]), torch.from_numpy(scales), broadcast, target)
         return out.transpose(0, 1)
 
     def _buffer(self, *shape: int) -> NDArray[Any]:
-        """Room for stored values."""
+        """An uninitialised array of stored values."""
         return np.empty(shape, dtype=str(self._layout.dtype).removeprefix("torch."))
 
     def products(self, checkpoint: int, rows: Tensor, level: int, vector: Tensor) -> Tensor:
-        """<row's columns of one level, vector>, for ascending rows [m] int64, vector [width]. [m] float32."""
+        """<row's columns of one level, vector>. float32 [m].
+
+        rows: int64 [m], ascending;  vector: float32 [width of the level]
+        """
         column_scales = self._scales_of(checkpoint, level)
         vector = vector if column_scales is None else vector * column_scales
         row_bytes = self._layout.stored_widths[level] * self._layout.dtype.itemsize
-        many = len(rows) * (row_bytes + mmap.PAGESIZE) * _SCAN_SHARE > self.rows * row_bytes
-        if many:
+        scan = len(rows) * (row_bytes + mmap.PAGESIZE) * _SCAN_SHARE > self.rows * row_bytes
+        if scan:
             self._expect([checkpoint], scan=True)
         out, scales = torch.empty(len(rows)), np.empty(len(rows), dtype=np.float32)
-        # In pieces that stay in the processor's cache, and in the same buffers.
         step = min(len(rows), max(1, _PIECE_VALUES // len(vector)))
         stored = self._buffer(step, self._layout.stored_widths[level])
         codes = torch.empty(step, len(vector))
@@ -169,23 +173,23 @@ class RowStore:
                 shard.scale_array.take(local, out=scales[piece][places], mode="clip")
             self._unpack(torch.from_numpy(stored[:count]), codes[:count])
             torch.mv(codes[:count], vector, out=out[piece])
-        if many:
+        if scan:
             self._expect([checkpoint], scan=False)
         return out.mul_(torch.from_numpy(scales))
 
     def _unpack(self, stored: Tensor, out: Tensor) -> None:
-        """Codes as float32. [n, stored width] -> [n, width]."""
+        """Stored codes [n, stored width] to float32 [n, width], without scales."""
         out.copy_(stored if self._column_scales is None else unpack(stored, out.shape[1]))
 
     def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, slice, NDArray[np.int64]]]:
-        """Split ascending rows [m] by stretch: (its number, places in `rows`, numbers inside its shards)."""
+        """Split ascending rows [m] by shard: (number of the shard, slice of `rows`, their positions in the shard)."""
         edges = [*rows.searchsorted(self._starts).tolist(), len(rows)]
         for number, (low, high) in enumerate(pairwise(edges)):
             if low < high:
                 yield number, slice(low, high), rows[low:high] - self._starts[number]
 
     def blocks(self, checkpoints: Sequence[int], block_rows: int) -> Iterator[tuple[int, Tensor]]:
-        """All rows in order, as (first row, [b, len(checkpoints), dimensions] float32), b at most `block_rows`."""
+        """All rows in order, in blocks: (first row, float32 [b, len(checkpoints), dimensions]), b <= block_rows."""
         self._expect(checkpoints, scan=True)
         try:
             for start in range(0, self.rows, block_rows):
@@ -198,27 +202,28 @@ class RowStore:
             self._expect(checkpoints, scan=False)
 
     def _expect(self, checkpoints: Sequence[int], scan: bool) -> None:
+        """Tell the operating system how the later levels are read next."""
         for checkpoint in checkpoints:
             for _, shard in self.shards(checkpoint):
                 shard.expect_scan() if scan else shard.expect_gathers()
 
     def _read(self, checkpoint: int, start: int, stop: int, out: Tensor) -> None:
-        """Dequantise rows [start, stop) into `out`, [stop - start, dimensions]."""
+        """Decode rows [start, stop) into `out`, [stop - start, dimensions]."""
         for first, shard in self.shards(checkpoint):
             low, high = max(start, first), min(stop, first + shard.layout.rows)
             if low >= high:
                 continue
-            part, local = out[low - start : high - start], slice(low - first, high - first)
-            for level, target in enumerate(part.split(self._layout.widths, dim=1)):
+            shard_rows, local = out[low - start : high - start], slice(low - first, high - first)
+            for level, target in enumerate(shard_rows.split(self._layout.widths, dim=1)):
                 decode(shard.levels[level][local], shard.scales[local], self._scales_of(checkpoint, level), target)
 
     def columns(self, checkpoint: int) -> dict[str, NDArray[Any]]:
         """label, prediction, loss, correct and norm of every row at a checkpoint, each [rows].
 
-        A whole-number column with nulls comes as float64 with NaN, a boolean one with nulls as objects with None.
+        An integer column with nulls becomes float64 with NaN; a boolean one, objects with None.
 
         Raises:
-            CorruptIndexError: a file is missing or no Parquet.
+            CorruptIndexError: a file is missing or is not Parquet.
         """
         tables = [self._table(entry.columns) for entry in self._entries[checkpoint]]
         table = pyarrow.concat_tables(tables, promote_options="permissive") if tables else pyarrow.table({})
@@ -227,32 +232,33 @@ class RowStore:
     def _table(self, entry: FileEntry) -> pyarrow.Table:
         path = self._directory / entry.path
         try:
-            with pyarrow.parquet.ParquetFile(path) as file:  # read_table would load pyarrow.dataset (0.4 s)
+            with pyarrow.parquet.ParquetFile(path) as file:  # read_table would import pyarrow.dataset (0.4 s)
                 return file.read()
         except (OSError, pyarrow.ArrowException) as error:
             raise CorruptIndexError(f"{path} cannot be read: {error}; restore it or rebuild the index") from error
 
 
 def representation_store(directory: Path, manifest: Manifest) -> RowStore | None:
-    """The rows' representations in the place of their gradients, at the checkpoints `manifest.represented` alone, which
-    are counted from 0 here. None where there are none.
+    """A store whose rows are the representations; None if the index has none.
+
+    Its checkpoint c is checkpoint `manifest.represented[c]` of the index.
 
     Raises:
-        CorruptIndexError: some are missing.
+        CorruptIndexError: representations of some rows are missing.
     """
     if manifest.representations is None:
         return None
-    places = {checkpoint: place for place, checkpoint in enumerate(manifest.represented)}
+    numbers = {checkpoint: number for number, checkpoint in enumerate(manifest.represented)}
     shards = [
-        shard.model_copy(update={"checkpoint": places[shard.checkpoint], "rows": shard.representations})
+        shard.model_copy(update={"checkpoint": numbers[shard.checkpoint], "rows": shard.representations})
         for shard in manifest.shards
-        if shard.checkpoint in places and shard.representations is not None
+        if shard.checkpoint in numbers and shard.representations is not None
     ]
     return RowStore(
         directory,
         manifest.model_copy(
             update={
-                "checkpoints": [manifest.checkpoints[checkpoint] for checkpoint in places],
+                "checkpoints": [manifest.checkpoints[checkpoint] for checkpoint in numbers],
                 "levels": [manifest.representations.dimensions],
                 "precision": REPRESENTATION_PRECISION,
                 "column_scales": [],
@@ -260,29 +266,3 @@ def representation_store(directory: Path, manifest: Manifest) -> RowStore | None
             }
         ),
     )
-
-
-def check_files(directory: Path, manifest: Manifest, deep: bool) -> list[str]:
-    """What is wrong with the files that a manifest names, one sentence each. Empty where all is well.
-
-    Finds missing files and wrong sizes and, if `deep`, other content.
-    """
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        problems = list(pool.map(lambda entry: check_file(directory, entry, deep), manifest.files()))
-    return [problem for problem in problems if problem]
-
-
-def check_file(directory: Path, entry: FileEntry, deep: bool) -> str | None:
-    """What is wrong with a file, None where nothing is; `deep` compares its content, too."""
-    path = directory / entry.path
-    try:
-        size = path.stat().st_size
-        if size != entry.bytes:
-            return f"{entry.path} has {size} bytes, {entry.bytes} are expected: it was truncated or replaced"
-        if deep and hash_file(path) != entry.xxh3:
-            return f"{entry.path} does not match its checksum: its bytes are damaged or replaced"
-    except FileNotFoundError:
-        return f"{entry.path} is missing"
-    except OSError as error:
-        return f"{entry.path} cannot be read: {error.strerror}"
-    return None

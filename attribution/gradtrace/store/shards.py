@@ -1,13 +1,13 @@
-"""A shard: the rows of a stretch of training examples at one checkpoint, in one file.
+"""A shard: consecutive rows at one checkpoint, in one file.
 
-Layout, little endian, no header (the manifest says rows, levels and precision), every block at a multiple of 64 bytes
-and the gaps zero:
+Layout, little endian, without header (the manifest has rows, levels and precision). Every block begins at a multiple of
+64 bytes, and gaps are zero:
 
     for each level   values [rows, width of the level]   float16 or int8, or two int4 in a byte; row-major
     scales           [rows]                              float32, value = stored * scale
     tail norms       [rows, levels]                      float32, see `precision.tail_norms`
 
-Coordinates are in energy order, so the first level holds most of every row, and a search reads little else.
+Columns are in order of energy, so the first level holds most of every row's norm, and a search reads little else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,26 +30,25 @@ from gradtrace.store.precision import STORED_DTYPES, stored_width
 
 ALIGNMENT = 64
 REPRESENTATION_PRECISION: Precision = "float16"
-_HASH_CHUNK = 1 << 22
 
 
 def default_levels(dimensions: int) -> list[int]:
-    """Column boundaries for the progressive search: 32, 256, 1024, 4096, ... as far as they fit, and `dimensions`.
+    """Column boundaries for progressive search: 32, 256, 1024, 4096, ... below `dimensions`, and `dimensions`.
 
-    Measured on gradients of well and of badly fitted models: a wider first level costs every query and every row more
-    memory than it saves in survivors; more levels cost as many reads as they save.
+    Measured on gradients of well and of badly fitted models: a wider first level costs more time per query and memory
+    per row than it saves by pruning more rows; more levels cost as many reads as they save.
 
     >>> default_levels(2048)
     [32, 256, 1024, 2048]
     """
     steps = [32, *(256 * 4**power for power in range(16))]
-    # A last level narrower than half the one before it would cost a read and prune next to nothing.
+    # A last level narrower than half of the one before it would cost a read and prune almost nothing.
     return [*(step for step in steps if step * 1.5 < dimensions), dimensions]
 
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """Where each block of a shard lies."""
+    """Offsets and sizes of the blocks in a shard."""
 
     rows: int
     levels: tuple[int, ...]
@@ -70,7 +68,7 @@ class ShardLayout:
 
     @cached_property
     def stored_widths(self) -> list[int]:
-        """Elements of `dtype` that each level takes of a row."""
+        """Number of elements of `dtype` that a row has in each level."""
         return [stored_width(width, self.precision) for width in self.widths]
 
     @cached_property
@@ -104,16 +102,16 @@ class ShardLayout:
 
 
 def representation_layout(rows: int, dimensions: int) -> ShardLayout:
-    """Of a shard of last hidden representations: one level, as they are read from end to end."""
+    """The layout of a shard of last hidden representations: one level, since they are read as a whole."""
     return ShardLayout(rows, (dimensions,), REPRESENTATION_PRECISION)
 
 
 class Shard:
-    """An open shard: tensors that are views of the mapped file. Never write to them.
+    """An open shard: tensors that are views of the memory-mapped file. Never write to them.
 
-    levels: per level [rows, stored width] as `precision.encode` makes them;  scales: [rows] float32
-    tails: [rows, levels] float32
-    level_arrays, scale_array: the same memory for NumPy, which picks rows faster
+    levels: of each level, [rows, stored width] as `precision.encode` returns them;  scales: float32 [rows]
+    tails: float32 [rows, levels], see `precision.tail_norms`
+    level_arrays, scale_array: `levels` and `scales` as NumPy arrays, which gather rows faster
     """
 
     def __init__(self, path: Path, layout: ShardLayout) -> None:
@@ -134,11 +132,11 @@ class Shard:
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(shape)
 
     def expect_gathers(self) -> None:
-        """Tell the system that single rows of the later levels are read next: no read-ahead around each."""
+        """Tell the operating system that single rows of the later levels are read next: read-ahead off."""
         self._advise(mmap.MADV_RANDOM)
 
     def expect_scan(self) -> None:
-        """Tell the system that the later levels are read from end to end next."""
+        """Tell the operating system that the later levels are read from end to end next: read-ahead on."""
         self._advise(mmap.MADV_NORMAL)
 
     def _advise(self, advice: int) -> None:
@@ -156,19 +154,9 @@ def _map_file(path: Path, size: int) -> mmap.mmap:
                     f"{path} has {actual} bytes, {size} are expected: it was truncated or replaced; "
                     "restore it or rebuild the index"
                 )
-            # A private mapping: PyTorch warns of read-only buffers, and a stray write could not reach the file.
+            # Copy on write: PyTorch warns about read-only buffers, and an accidental write cannot reach the file.
             return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
     except FileNotFoundError:
         raise CorruptIndexError(f"{path} is missing: restore it or rebuild the index") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be opened: {error}") from error
-
-
-def hash_file(path: Path) -> str:
-    """xxh3-128 of a file's content as hexadecimal digits, as in `FileEntry.xxh3`. Raises OSError."""
-    digest = xxhash.xxh3_128()
-    buffer = memoryview(bytearray(_HASH_CHUNK))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()

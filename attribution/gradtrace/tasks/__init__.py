@@ -1,4 +1,4 @@
-"""Ready-made tasks: give them a model and data."""
+"""Ready-made tasks for a model and data: image, text and tabular classification, and tabular regression."""
 
 from gradtrace.tasks.files import data_file
 from gradtrace.tasks.image import ImageClassification

@@ -1,4 +1,4 @@
-"""What the ready-made tasks share: where the data comes from, and the two kinds of loss."""
+"""The base classes of the ready-made tasks: opening the data, and the losses of classification and regression."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from gradtrace.tasks.payload import number, shown
 
 
 class DataTask(Task):
-    """A task put together from a model factory and data.
+    """A task of a model factory and data.
 
-    `train` and `query` are each a map-style data set of (input, label) pairs, or a pair of arrays (inputs, labels), or
-    a function without arguments that returns either; a function is called once, when the data is first asked for.
+    `train` and `query` are each a map-style data set of (input, label) pairs, a pair of arrays (inputs, labels), or a
+    function without arguments that returns either and is called once, when the data is first used.
     """
 
     def __init__(
@@ -49,15 +49,15 @@ class DataTask(Task):
 
     @abstractmethod
     def rows(self, inputs: Any, labels: Any) -> Any:
-        """A data set of (input, label) pairs over two arrays."""
+        """A data set of (input, label) pairs from two arrays."""
 
     @abstractmethod
     def parse_input(self, payload: Mapping[str, Any]) -> Any:
-        """The input of a request, without its label."""
+        """The input in a request, without its label. Raises QueryError for an invalid one."""
 
     @abstractmethod
     def parse_label(self, payload: Mapping[str, Any]) -> int | float | None:
-        """The label of a request, None where it has none."""
+        """The label in a request, None if it has none. Raises QueryError for an invalid one."""
 
     def parse(self, payload: Mapping[str, Any]) -> tuple[Any, int | float | None]:
         return self.parse_input(payload), self.parse_label(payload)
@@ -68,8 +68,11 @@ class DataTask(Task):
 
 
 class Classification(DataTask):
-    """Cross-entropy over the model's [batch, classes] logits, taken in float64: of examples that the model is sure of,
-    float32 rounds the loss to zero and the gradient to another direction, and `trak` divides both by 1 - p."""
+    """Cross-entropy of the model's [batch, classes] logits.
+
+    It is computed in float64: for examples with p near 1, float32 rounds the loss to zero and changes the direction of
+    the gradient, which `trak` divides by 1 - p.
+    """
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         return run(model, batch)
@@ -79,7 +82,7 @@ class Classification(DataTask):
 
     @cached_property
     def classes(self) -> int:
-        """How many: of the names where there are any, else of the model's outputs for the first training example."""
+        """The number of class names; without names, the number of the model's outputs for the first training row."""
         if self.class_names is not None:
             return len(self.class_names)
         with torch.no_grad():
@@ -90,22 +93,22 @@ class Classification(DataTask):
         if label is None:
             return None
         if isinstance(label, str):
-            return self._named(label)
+            return self._class_number(label)
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < self.classes:
-            known = f"a class number from 0 to {self.classes - 1}, or a class name"
-            raise QueryError(f"label {shown(label)}: give {known}, or leave it out")
+            allowed = f"a class number from 0 to {self.classes - 1}, or a class name"
+            raise QueryError(f"label {shown(label)}: give {allowed}, or leave it out")
         return label
 
-    def _named(self, label: str) -> int:
+    def _class_number(self, label: str) -> int:
         names = list(self.class_names or ())
         if label not in names:
-            known = f"one of {', '.join(names)}" if names else "a number: this task's classes have no names"
-            raise QueryError(f"label {shown(label)} is no class of this task; give {known}")
+            allowed = f"one of {', '.join(names)}" if names else "a number: this task's classes have no names"
+            raise QueryError(f"label {shown(label)} is not a class of this task; give {allowed}")
         return names.index(label)
 
 
 class Regression(DataTask):
-    """Squared error of the model's [batch] or [batch, 1] values, in units of `label_std` around `label_mean`."""
+    """Squared error of the model's [batch] or [batch, 1] output, of (label - label_mean) / label_std."""
 
     label_mean = 0.0
     label_std = 1.0
@@ -126,7 +129,7 @@ class Regression(DataTask):
 
 
 def run(model: nn.Module, batch: Batch) -> Tensor:
-    """The model's output for a batch of (inputs, labels); a tuple of inputs is passed as several arguments."""
+    """The model's output for a batch (inputs, labels). A tuple of inputs is passed as several arguments."""
     inputs = batch[0]
     output: Tensor = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     return output

@@ -1,4 +1,4 @@
-"""What the optional parts of a task that people see give for some examples, and what is wrong with them."""
+"""Trying a task's `label`, `render` and `parse` on examples: their results, or their problems."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from gradtrace.task import Example, Task
 from gradtrace.tasks.rendering import rendered
 
-_SHOWN = 100  # characters of a value in a report
+_MOST_CHARACTERS = 100  # of a value in a report
 
 
 class HookCheck(NamedTuple):
-    """hook: its name in the task;  outcome: what it gives, or what is wrong and the remedy;  problem: which of them"""
+    """hook: the method's name.  outcome: its result or, if `problem`, the problem with its remedy"""
 
     hook: str
     outcome: str
@@ -21,7 +21,7 @@ class HookCheck(NamedTuple):
 
 
 def check_hooks(task: Task, examples: Sequence[Example]) -> list[HookCheck]:
-    """Try `label`, `render` and `parse` on training examples, at least one. Raises nothing."""
+    """Try `label`, `render` and `parse` on one or more training examples. Does not raise."""
     return [
         _checked(task, "label", _label, examples),
         _checked(task, "render", _rendering, examples),
@@ -30,12 +30,12 @@ def check_hooks(task: Task, examples: Sequence[Example]) -> list[HookCheck]:
 
 
 def _checked(task: Task, hook: str, check: Callable[[Task, Example], str], examples: Sequence[Example]) -> HookCheck:
-    """What is said of the first example, or what is wrong with the first that fails."""
+    """The outcome for the first example, or the problem of the first that fails."""
     outcomes = []
     for number, example in enumerate(examples):
         try:
             outcomes.append(check(task, example))
-        except Exception as error:  # whatever a user's code raises
+        except Exception as error:  # from the user's code
             where = f"{type(task).__name__}.{hook} fails on example {number} of {len(examples)} that were tried"
             return HookCheck(hook, f"{where}: {type(error).__name__}: {error}", problem=True)
     return HookCheck(hook, outcomes[0])
@@ -46,36 +46,34 @@ def _label(task: Task, example: Example) -> str:
     if label is None:
         return "none"
     if isinstance(label, bool) or not isinstance(label, int | float):
-        raise TypeError(f"it returns {_shown(label)}, a {type(label).__name__}: return an int, a float or None")
+        raise TypeError(f"it returns {_shortened(label)}, a {type(label).__name__}: return an int, a float or None")
     name = task.label_name(label)
     if name is not None and not isinstance(name, str):
-        raise TypeError(f"class_names has {_shown(name)}, a {type(name).__name__}: give texts")
+        raise TypeError(f"class_names has {_shortened(name)}, a {type(name).__name__}: give texts")
     return f"{label}" if name is None else f"{label} ({name})"
 
 
 def _rendering(task: Task, example: Example) -> str:
     rendering = rendered(task, example)
-    return _shown(json.dumps(rendering)) if rendering else "nothing: hits are shown by row, label and score alone"
+    return _shortened(json.dumps(rendering)) if rendering else "nothing: hits are shown by row, label and score alone"
 
 
 def _parsed(task: Task, example: Example) -> str:
-    """Requests have a form of the task's own; where that is what `render` gives, the example is read back from it."""
+    """Parse what `render` returns. A task's requests may have another form, in which case `parse` is not tried."""
     if type(task).parse is Task.parse:
         return "not defined: examples are asked about by query_rows or train_rows alone"
     payload = rendered(task, example)
+    label = task.label(example)
     try:
-        read = _with_label(task, payload, task.label(example))
-    except Exception as error:  # of a form that it may rightly not know
-        return f"not tried: what render gives is not what requests hold ({type(error).__name__}: {_shown(str(error))})"
-    task.collate([read, example])  # both must stack into one batch
-    return "reads what render gives, with and without a label" if _reads(task, payload) else "needs a label"
+        parsed = task.parse(payload if label is None else payload | {"label": label})
+    except Exception as error:  # the payload may be of another form
+        reason = f"{type(error).__name__}: {_shortened(str(error))}"
+        return f"not tried: what render gives is not what requests hold ({reason})"
+    task.collate([parsed, example])  # both must stack into one batch
+    return "reads what render gives, with and without a label" if _parses(task, payload) else "needs a label"
 
 
-def _with_label(task: Task, payload: dict[str, Any], label: int | float | None) -> Example:
-    return task.parse(payload if label is None else payload | {"label": label})
-
-
-def _reads(task: Task, payload: dict[str, Any]) -> bool:
+def _parses(task: Task, payload: dict[str, Any]) -> bool:
     try:
         task.parse(payload)
     except Exception:
@@ -83,6 +81,6 @@ def _reads(task: Task, payload: dict[str, Any]) -> bool:
     return True
 
 
-def _shown(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "..."

@@ -1,4 +1,4 @@
-"""Where the example data sets are."""
+"""Paths of the example data sets."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ VARIABLE = "GRADTRACE_DATA"
 
 
 def data_file(name: str) -> Path:
-    """The path of a data file in the directory that the environment variable GRADTRACE_DATA names.
+    """The path of a file in the directory that the environment variable GRADTRACE_DATA names.
 
     Raises:
-        DatasetError: the variable is not set, or the file is not there.
+        DatasetError: the variable is not set, or the file is missing.
     """
     directory = os.environ.get(VARIABLE)
     if not directory:

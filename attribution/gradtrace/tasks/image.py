@@ -1,4 +1,4 @@
-"""Image classification."""
+"""ImageClassification: a task over images, and its data set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Statistic = float | Sequence[float]
 
 
 class Normalise:
-    """uint8 pixels to (pixels / 255 - mean) / std and back; mean and std are one number or one for each channel."""
+    """uint8 pixels to (pixels / 255 - mean) / std, and back. mean, std: a number, or one for each channel"""
 
     def __init__(self, mean: Statistic, std: Statistic) -> None:
         self.mean = torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1)
@@ -31,12 +31,12 @@ class Normalise:
 
     def inverse(self, image: Tensor) -> Pixels:
         """float [channels, height, width] -> uint8 [height, width, channels]."""
-        values = (image.cpu().float().numpy() * self.std.numpy() + self.mean.numpy()) * 255  # faster than by PyTorch
+        values = (image.cpu().float().numpy() * self.std.numpy() + self.mean.numpy()) * 255  # faster than in PyTorch
         return np.ascontiguousarray(values.round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 class ImageRows:
-    """Data set over uint8 images [rows, height, width(, channels)]; normalises each on access."""
+    """A data set of (normalised image, label) from uint8 images [rows, height, width(, channels)] and labels [rows]."""
 
     def __init__(self, images: Pixels, labels: npt.ArrayLike, normalise: Normalise) -> None:
         images = np.asarray(images)
@@ -70,8 +70,8 @@ class ImageRows:
 class ImageClassification(Classification):
     """Classify images [channels, height, width], all of one size.
 
-    Arrays of uint8 pixels are normalised to (pixels / 255 - mean) / std; a data set of (tensor, label) pairs, as
-    torchvision's are, is taken as it is, with the mean and std that it was normalised by.
+    Arrays of uint8 pixels are normalised to (pixels / 255 - mean) / std. The images of a data set of (tensor, label)
+    pairs, such as torchvision's, must be normalised already, by the given mean and std.
 
         TASK = ImageClassification(model=make_model, train=(images, labels), class_names=names, mean=0.13, std=0.31)
 

@@ -1,4 +1,4 @@
-"""Requests to Python values and back. No input is trusted: each problem is a QueryError that names the remedy."""
+"""JSON values of requests to Python values, and images back. Input is not trusted: problems raise a QueryError."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Pixels = npt.NDArray[np.uint8]  # [height, width, channels]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # of PNG
 MAX_IMAGE_CHARACTERS = 16 << 20
-MAX_METADATA = 256 << 10  # bytes of a file beyond those that its pixels can take
-MAX_PARTS = 100  # scans of a JPEG; colour profiles of a PNG, of which there may be one
-FLOAT32_MAX = 3.4028235e38  # the shortest decimal that rounds to it, as `render` writes it
+MAX_METADATA = 256 << 10  # bytes of an image file beyond those that its pixels can need
+MAX_PARTS = 100  # scans of a JPEG, or colour profiles of a PNG (valid files have one)
+FLOAT32_MAX = 3.4028235e38  # the shortest decimal that rounds to the largest float32, as `render` writes it
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def check_keys(payload: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
-    """Refuse what is no JSON object, and any key that would go unread."""
+    """Raise QueryError for what is not a JSON object, and for keys that would be ignored."""
     if not isinstance(payload, Mapping):
         raise QueryError(f"an example is a JSON object with {' or '.join(allowed)}, not a {type(payload).__name__}")
     unknown = [str(key) for key in payload if key not in allowed]
@@ -36,17 +36,17 @@ def check_keys(payload: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
 
 
 def number(value: Any) -> float | None:
-    """A JSON number that float32 can hold; None for anything else, truth values and NaN among it."""
+    """A JSON number that float32 can hold; None for anything else, including booleans and NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= FLOAT32_MAX:
         return None
     return float(value)
 
 
 def shown(value: Any, most: int = 60) -> str:
-    """A value as an error message may repeat it: short, whatever was sent."""
+    """A value as text for an error message, of at most `most` characters."""
     try:
         text = repr(value)
-    except ValueError:  # a whole number of thousands of digits
+    except ValueError:  # an integer of thousands of digits
         text = f"an enormous {type(value).__name__}"
     return text if len(text) <= most else text[:most] + "..."
 
@@ -54,10 +54,10 @@ def shown(value: Any, most: int = 60) -> str:
 def decode_image(value: Any, height: int, width: int, channels: int) -> Pixels:
     """Pixels [height, width, channels] from a base64 PNG or JPEG (also a data URL), or from nested lists of 0 to 255.
 
-    Nothing is resized. Colours are converted to the number of channels.
+    Images are not resized. Colours are converted to the number of channels.
 
     Raises:
-        QueryError: no image, of another size, or with more than 8 bits a channel.
+        QueryError: it is not an image, has another size, or more than 8 bits a channel.
     """
     if isinstance(value, str):
         return _decode_file(_base64(value), height, width, channels)
@@ -72,12 +72,12 @@ def encode_image(pixels: Pixels) -> str:
 
 
 def _png(pixels: Pixels) -> bytes:
-    """The file that Pillow would write, in a third of its time for images of 32 x 32: answers have twenty of them.
+    """A PNG file, written in a third of Pillow's time for images of 32 x 32, of which an answer has twenty.
 
-    Every line has filter 1, the difference from the pixel to the left (ISO/IEC 15948, 9.2).
+    Every line uses filter 1, the difference from the pixel to the left (ISO/IEC 15948, 9.2).
     """
     height, width, channels = pixels.shape
-    lines = np.ones((height, 1 + width * channels), dtype=np.uint8)  # each begins with its filter's number
+    lines = np.ones((height, 1 + width * channels), dtype=np.uint8)  # each begins with the number of its filter
     lines[:, 1:] = pixels.reshape(height, -1)
     lines[:, 1 + channels :] -= lines[:, 1:-channels].copy()
     header = struct.pack(">IIBBBBB", width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0)
@@ -95,25 +95,25 @@ def _base64(text: str) -> bytes:
     head, comma, body = text.partition(",")
     if comma and not (head.startswith("data:image/") and head.endswith(";base64")):
         raise QueryError(
-            '"image" is no base64 data URL; it starts with data:image/png;base64, or with the base64 text itself'
+            '"image" is not a base64 data URL; begin it with data:image/png;base64, or send the base64 text alone'
         )
     try:
         return base64.b64decode("".join((body if comma else text).split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise QueryError(f'"image" is no base64 text ({error}); encode the bytes of a PNG or JPEG file') from None
+        raise QueryError(f'"image" is not base64 text ({error}); encode the bytes of a PNG or JPEG file') from None
 
 
 def _decode_file(content: bytes, height: int, width: int, channels: int) -> Pixels:
     if channels not in MODES:
         raise QueryError(
-            f"images of {channels} channels are no PNG or JPEG; give nested lists [height][width][{channels}]"
+            f"PNG and JPEG cannot hold images of {channels} channels; give nested lists [height][width][{channels}]"
         )
     _refuse_bomb(content, height * width * channels)
     try:
         image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
         if image.size == (width, height) and image.mode in _EIGHT_BIT_MODES:  # before any pixel is decompressed
             return np.array(image.convert(MODES[channels]), dtype=np.uint8).reshape(height, width, channels)
-    except Exception as error:  # Pillow raises whatever a malformed file leads to
+    except Exception as error:  # malformed files make Pillow raise all kinds of exceptions
         raise QueryError(
             f'"image" cannot be decoded as PNG or JPEG ({error}); send a whole file of either kind'
         ) from None
@@ -126,13 +126,21 @@ def _decode_file(content: bytes, height: int, width: int, channels: int) -> Pixe
 
 
 def _refuse_bomb(content: bytes, size: int) -> None:
-    """Refuse a file that takes long to decode though its pixels are few: each scan of a JPEG goes over all of them, and
-    each profile of a PNG is unpacked to a megabyte, even where only the header is asked for."""
+    """Refuse a file that takes long to decode for its number of pixels.
+
+    Each scan of a JPEG covers all pixels; each colour profile of a PNG is unpacked to a megabyte, even to read the
+    header only.
+
+    size: number of values of the pixels
+    """
     if len(content) > 2 * size + MAX_METADATA:
         raise QueryError(f'"image" has {len(content):,} bytes, far more than its pixels; save it without metadata')
-    part = b"\xff\xda" if content.startswith(b"\xff\xd8") else b"iCCP"
-    if content.count(part) > MAX_PARTS:
-        raise QueryError(f'"image" has more than {MAX_PARTS} scans or colour profiles; save it anew, as a plain file')
+    marker = b"\xff\xda" if content.startswith(b"\xff\xd8") else b"iCCP"
+    if content.count(marker) > MAX_PARTS:
+        raise QueryError(
+            f'"image" has more than {MAX_PARTS} scans or colour profiles; save it again, as a baseline JPEG or a PNG '
+            "without profiles"
+        )
 
 
 def _decode_lists(value: list[Any], height: int, width: int, channels: int) -> Pixels:
@@ -142,9 +150,9 @@ def _decode_lists(value: list[Any], height: int, width: int, channels: int) -> P
         + (f"[{channels}]" if channels > 1 else "")
         + ", whole numbers 0 to 255"
     )
-    pixels = np.array(value, dtype=object)  # as objects, so that no long word in a list widens every element
+    pixels = np.array(value, dtype=object)  # as objects: a string in a list would widen every element to its length
     if pixels.shape not in ((shape, shape[:2]) if channels == 1 else (shape,)):
         raise QueryError(f"the image's shape is {list(pixels.shape)}; {remedy}")
-    if not all(type(one) in (int, float) and 0 <= one <= 255 and one == int(one) for one in pixels.flat):
-        raise QueryError(f"the image holds something else than pixel values; {remedy}")
+    if not all(type(pixel) in (int, float) and 0 <= pixel <= 255 and pixel == int(pixel) for pixel in pixels.flat):
+        raise QueryError(f"the image holds values that are not pixels; {remedy}")
     return pixels.astype(np.uint8).reshape(shape)

@@ -1,4 +1,4 @@
-"""What a task's `render` gives, as JSON takes it."""
+"""The results of a task's `render`, converted to JSON values."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gradtrace.task import Example, Task
 
 
 def rendered(task: Task, example: Example) -> dict[str, Any]:
-    """`task.render(example)` in JSON values: numbers of NumPy and tensors of up to one dimension become numbers and
-    lists, NaN and infinities None.
+    """`task.render(example)` in JSON values. NumPy numbers, arrays and tensors of up to one dimension become numbers
+    and lists; NaN and infinities become None.
 
     Raises:
-        TaskError: it holds what JSON has no word for, or is no object.
+        TaskError: the result is not a dict, or holds a value that JSON cannot represent.
     """
     rendering = task.render(example)
     name = f"{type(task).__name__}.render"
@@ -27,14 +27,14 @@ def rendered(task: Task, example: Example) -> dict[str, Any]:
             f"{name} returns a {type(rendering).__name__}, not a dict such as "
             '{"image": data URL}, {"text": str} or {"features": {name: value}}'
         )
-    plain: dict[str, Any] = _plain(rendering, name)
-    return plain
+    json_object: dict[str, Any] = _json_value(rendering, name)
+    return json_object
 
 
-def _plain(value: Any, place: str) -> Any:
-    """place: where the value stands, such as `MyTask.render["features"][2]`; for messages."""
+def _json_value(value: Any, path: str) -> Any:
+    """path: of the value, such as `MyTask.render["features"][2]`, for messages"""
     if isinstance(value, np.generic | np.ndarray | Tensor):
-        return _plain(_listed(value, place), place)
+        return _json_value(_as_list(value, path), path)
     if isinstance(value, str):
         return value if value.isascii() else value.encode(errors="replace").decode()
     if isinstance(value, float):
@@ -42,24 +42,24 @@ def _plain(value: Any, place: str) -> Any:
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, Mapping):
-        return {_key(key, place): _plain(part, f"{place}[{key!r}]") for key, part in value.items()}
+        return {_key(key, path): _json_value(item, f"{path}[{key!r}]") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part, f"{place}[{at}]") for at, part in enumerate(value)]
-    raise TaskError(f"{place} is {type(value).__name__}, which JSON cannot hold: {_remedy(value)}")
+        return [_json_value(item, f"{path}[{index}]") for index, item in enumerate(value)]
+    raise TaskError(f"{path} is {type(value).__name__}, which JSON cannot hold: {_remedy(value)}")
 
 
-def _listed(value: np.generic | np.ndarray[Any, Any] | Tensor, place: str) -> Any:
+def _as_list(value: np.generic | np.ndarray[Any, Any] | Tensor, path: str) -> Any:
     if len(value.shape) > 1:
         raise TaskError(
-            f"{place} is a {type(value).__name__} of shape {list(value.shape)}: return its .tolist() where it is "
+            f"{path} is a {type(value).__name__} of shape {list(value.shape)}: return its .tolist() where it is "
             "small, an image as a data URL, by gradtrace.tasks.payload.encode_image(uint8 [height, width, channels])"
         )
     return value.tolist()
 
 
-def _key(key: Any, place: str) -> str:
+def _key(key: Any, path: str) -> str:
     if not isinstance(key, str):
-        raise TaskError(f"{place} has the key {key!r}, and keys of JSON objects are texts: use str(key)")
+        raise TaskError(f"{path} has the key {key!r}, and keys of JSON objects are texts: use str(key)")
     return key
 
 

@@ -1,4 +1,4 @@
-"""Classification and regression from tables of numbers and categories."""
+"""TabularClassification and TabularRegression: tasks over tables of numbers and categories, and their data set."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from gradtrace.tasks.base import Classification, DataTask, Regression
 from gradtrace.tasks.payload import check_keys, number, shown
 
 Statistic = float | npt.ArrayLike
-Table = npt.NDArray[np.float32]  # [rows, features]; NaN where a number is missing, a category's position in its list
+Table = npt.NDArray[np.float32]  # [rows, features]; NaN for a missing number, categories by their number
 
 
 class TableRows:
-    """Data set over features [rows, features] and labels [rows]."""
+    """A data set of (features, label) from a table [rows, features] and labels [rows]."""
 
     def __init__(self, table: Table, labels: Any, label_type: type[int] | type[float]) -> None:
         self.features = torch.from_numpy(table)
@@ -45,12 +45,12 @@ class TableRows:
 
 
 class _Tabular(DataTask):
-    """Tables of numbers and categories, one column a feature.
+    """Tables of numbers and categories, with a column for each feature.
 
-    `categories` lists the words of each feature that is no number; the model sees them one-hot, after the numbers.
-    `fill` has the number that stands in for a missing one (None or NaN), for each feature that may lack some.
-    `mean` and `std` scale the numbers, in the order of `feature_names`. An example holds the table's row as it is:
-    only `collate` fills, scales and expands.
+    `categories` lists the words of each categorical feature; the model sees them one-hot, after the numbers. `fill` has
+    the number that replaces missing ones (None or NaN), for each feature that may have some. `mean` and `std` scale the
+    numbers, in the order of `feature_names`. An example holds the unscaled row of the table: `collate` fills, scales
+    and expands it.
     """
 
     label_type: type[int] | type[float]
@@ -74,8 +74,8 @@ class _Tabular(DataTask):
         self.fill = dict(fill or {})
         self.mean = torch.as_tensor(mean, dtype=torch.float32)
         self.std = torch.as_tensor(std, dtype=torch.float32)
-        self._numbers = [at for at, name in enumerate(self.feature_names) if name not in self.categories]
-        fills = [self.fill.get(self.feature_names[at], math.nan) for at in self._numbers]
+        self._number_columns = [i for i, name in enumerate(self.feature_names) if name not in self.categories]
+        fills = [self.fill.get(self.feature_names[column], math.nan) for column in self._number_columns]
         self._fills = torch.tensor(fills, dtype=torch.float32)
 
     def rows(self, inputs: Any, labels: Any) -> TableRows:
@@ -94,7 +94,7 @@ class _Tabular(DataTask):
         labels = torch.tensor(
             [label for _, label in examples], dtype=torch.float32 if self.label_type is float else torch.int64
         )
-        numbers = table[:, self._numbers]
+        numbers = table[:, self._number_columns]
         scaled = (torch.where(numbers.isnan(), self._fills, numbers) - self.mean) / self.std
         one_hot = [
             F.one_hot(table[:, self.feature_names.index(name)].long(), len(words)).float()
@@ -110,27 +110,29 @@ class _Tabular(DataTask):
         unknown = [str(name) for name in features if name not in self.feature_names]
         missing = [name for name in self.feature_names if name not in features]
         if unknown or missing:
-            parts = [
+            differences = [
                 f"{kind}: {', '.join(names[:10])}"
                 for kind, names in (("missing", missing), ("unknown", unknown))
                 if names
             ]
-            raise QueryError(f"the features do not match the task's; give each once and no other. {'; '.join(parts)}")
+            raise QueryError(
+                f"the features do not match the task's; give each once and no other. {'; '.join(differences)}"
+            )
         return torch.tensor([self._parsed(name, features[name]) for name in self.feature_names], dtype=torch.float32)
 
     def render(self, example: Example) -> dict[str, Any]:
         cells = zip(self.feature_names, example[0].cpu().numpy(), strict=True)
-        return {"features": {name: self._shown(name, value) for name, value in cells}}
+        return {"features": {name: self._rendered(name, value) for name, value in cells}}
 
     def _column(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if name in self.categories:
-            code = {word: at for at, word in enumerate(self.categories[name])}
-            if unlisted := [word for word in values if word not in code]:
+            codes = {word: number for number, word in enumerate(self.categories[name])}
+            if unlisted := [word for word in values if word not in codes]:
                 raise DatasetError(
                     f"{name} has {shown(unlisted[0])}, which its categories lack ({len(unlisted)} rows in all); list "
                     "every word, or leave those rows out"
                 )
-            return np.array([code[word] for word in values], dtype=np.float32)
+            return np.array([codes[word] for word in values], dtype=np.float32)
         column = values.astype(np.float32)  # None becomes NaN
         if not (np.isfinite(column) | (np.isnan(column) & (name in self.fill))).all():
             raise DatasetError(
@@ -147,18 +149,18 @@ class _Tabular(DataTask):
             return words.index(value)
         if value is None and name in self.fill:
             return math.nan
-        found = number(value)
-        if found is None:
+        parsed = number(value)
+        if parsed is None:
             remedy = "give a finite number" + (", or null where it is not known" if name in self.fill else "")
             raise QueryError(f"feature {name} is {shown(value)}; {remedy}")
-        return found
+        return parsed
 
-    def _shown(self, name: str, value: np.float32) -> float | str | None:
+    def _rendered(self, name: str, value: np.float32) -> float | str | None:
         if name in self.categories:
             return self.categories[name][int(value)]
         if np.isnan(value):
             return None
-        return float(str(value))  # the shortest decimal that is the same float32: 0.1, not 0.10000000149
+        return float(str(value))  # the shortest decimal of this float32: 0.1, not 0.10000000149
 
 
 class TabularClassification(_Tabular, Classification):
@@ -168,7 +170,7 @@ class TabularClassification(_Tabular, Classification):
             model=make_model, train=(table, labels), feature_names=names, mean=table.mean(0), std=table.std(0)
         )
 
-    Requests: {"features": {name: number, category or, where `fill` has one, null}, "label": number or class name,
+    Requests: {"features": {name: number, category, or null for a feature in `fill`}, "label": number or class name,
     optional}.
     """
 
@@ -176,12 +178,12 @@ class TabularClassification(_Tabular, Classification):
 
 
 class TabularRegression(_Tabular, Regression):
-    """Predict a number from rows of a table by the model's [batch] or [batch, 1] output, squared error.
+    """Predict a number from rows of a table by the model's [batch] or [batch, 1] output, with squared error loss.
 
-    Labels and predictions are in the label's own unit; the model's output and the loss are in units of `label_std`
-    around `label_mean`, so that a network of usual size can be trained to large numbers.
+    The model's output is (prediction - label_mean) / label_std, so that networks can be trained on labels of any size.
+    Labels and predictions are in the label's unit.
 
-    Requests: as TabularClassification's; the label is a number.
+    Requests: as for TabularClassification, but the label is a number.
     """
 
     label_type = float

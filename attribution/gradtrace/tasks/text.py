@@ -1,4 +1,4 @@
-"""Text classification, from texts or token ids."""
+"""TextClassification: a task over texts or token ids, and its data set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_CHARACTERS = 1 << 20
 
 
 class TextRows:
-    """Data set over texts, or sequences of token ids, of any lengths above zero, and labels [rows]."""
+    """A data set of (text, label) or (token ids, label), from texts or sequences of ids that are not empty."""
 
     def __init__(self, texts: Sequence[str] | Sequence[Sequence[int]], labels: Any) -> None:
         self.texts = [text if isinstance(text, str) else torch.as_tensor(text, dtype=torch.int64) for text in texts]
@@ -42,9 +42,9 @@ class TextRows:
 class TextClassification(Classification):
     """Classify texts; the model is called with (ids [batch, length], mask [batch, length]).
 
-    `mask` is True at the tokens and False at the padding, which the model must keep out of its result.
-    `encode` turns a text into 1 to `max_length` ids, and is needed where examples are texts; `decode` turns ids into
-    text for people, and is of use where they are ids.
+    `mask` is True at tokens and False at padding, which must not change the model's output. `encode` converts a text to
+    1 to `max_length` ids; it is required if examples are texts. `decode` converts ids to text, to show examples that
+    are ids.
 
         TASK = TextClassification(model=make_model, train=(texts, labels), vocabulary_size=30_000, encode=encode)
         TASK = TextClassification(model=make_model, train=(token_ids, labels), vocabulary_size=30_000)
@@ -91,7 +91,7 @@ class TextClassification(Classification):
             text = self._text(payload["text"])
             ids = self._ids(text)
             return text if isinstance(self.train[0][0], str) else ids
-        return self._checked(payload["token_ids"])
+        return self._checked_ids(payload["token_ids"])
 
     def render(self, example: Example) -> dict[str, Any]:
         if isinstance(example[0], str):
@@ -110,14 +110,15 @@ class TextClassification(Classification):
         """int64 [length]"""
         if self.encode is None:
             raise QueryError('this task has no tokenizer; give "token_ids", or construct the task with encode=')
-        return self._checked([int(one) for one in self.encode(text)])
+        return self._checked_ids([int(token) for token in self.encode(text)])
 
-    def _checked(self, ids: Any) -> Tensor:
-        if not isinstance(ids, list) or not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+    def _checked_ids(self, ids: Any) -> Tensor:
+        """int64 [length]. Raises QueryError for ids that the model cannot take."""
+        if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
             raise QueryError('"token_ids" is a list of whole numbers')
         if not 1 <= len(ids) <= self.max_length:
             raise QueryError(f"the text has {len(ids)} tokens; give 1 to {self.max_length}")
-        outside = next((one for one in ids if not 0 <= one < self.vocabulary_size), None)
+        outside = next((i for i in ids if not 0 <= i < self.vocabulary_size), None)
         if outside is not None:
             raise QueryError(
                 f"token id {shown(outside)} is outside the vocabulary; ids go from 0 to {self.vocabulary_size - 1}"

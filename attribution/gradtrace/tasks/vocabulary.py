@@ -1,4 +1,4 @@
-"""Words to token ids."""
+"""A vocabulary of words: texts to token ids."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
 class Vocabulary:
-    """The most frequent words of some texts, in lower case, punctuation marks among them.
+    """The most frequent words of the given texts, in lower case, including punctuation marks.
 
-    Id 0 is padding, 1 any other word; the words follow by frequency, those of one frequency by spelling, so that the
-    same texts give the same ids. There are `size` ids at most.
+    Id 0 is padding, id 1 any other word. Words follow by frequency, then alphabetically, so that the same texts give
+    the same ids. There are at most `size` ids.
     """
 
     def __init__(self, texts: Iterable[str], size: int) -> None:

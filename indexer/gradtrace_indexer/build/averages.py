@@ -11,8 +11,8 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor
 
+from gradtrace.checkpoints import Checkpoint
 from gradtrace.checkpoints.learning_rates import stretch_sums
-from gradtrace.checkpoints.loading import Checkpoint
 from gradtrace.checkpoints.second_moments import SecondMoments, moments_path
 from gradtrace.errors import CheckpointError
 from gradtrace.task import Task

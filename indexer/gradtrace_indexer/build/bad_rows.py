@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradtrace.basis.basis import two_sided_basis
+from gradtrace.basis import two_sided_basis
 from gradtrace.checkpoints.checkpoint import Checkpoint, load_into
 from gradtrace.data.batches import collate
 from gradtrace.errors import DatasetError, LossError

@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints
+from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.data.guards import check_dataset
 from gradtrace.errors import CheckpointError, RecordingError, StoreError
 from gradtrace.fingerprint import task_entry
@@ -240,7 +240,7 @@ def _fisher(model: GradientModel) -> FisherEntry:
             "weigh and sum it; or define predict and with_label",
             stacklevel=2,
         )
-    if outputs.loss is not None and outputs.loss.beside:
+    if outputs.loss is not None and outputs.loss.has_other_terms:
         warnings.warn(
             f"the curvature is that of a part of the loss: {', '.join(outputs.loss.functions)}. The other terms call "
             "no loss function of PyTorch, so that theirs is not known",

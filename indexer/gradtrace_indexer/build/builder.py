@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gradtrace.basis.basis import Basis, load_bases
+from gradtrace.basis import Basis, load_bases
+from gradtrace.checkpoints import Checkpoint
 from gradtrace.checkpoints.indexed import indexed_checkpoint
-from gradtrace.checkpoints.loading import Checkpoint
 from gradtrace.checkpoints.second_moments import SecondMoments
 from gradtrace.data.dataset import fetch
 from gradtrace.data.sample import varied_rows

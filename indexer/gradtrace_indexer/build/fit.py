@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from gradtrace.basis.basis import Basis, dense_basis, identity_basis, two_sided_basis
+from gradtrace.basis import Basis, dense_basis, identity_basis, two_sided_basis
 from gradtrace.checkpoints.second_moments import SecondMoments
 from gradtrace.data.dataset import fetch
 from gradtrace.errors import LossError, StoreError

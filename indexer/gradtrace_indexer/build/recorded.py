@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtrace.basis.basis import Basis, require_layers
+from gradtrace.basis import Basis, require_layers
 from gradtrace.errors import RecordingError
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.recording import Recording

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from gradtrace.basis.basis import Basis
+from gradtrace.basis import Basis
 from gradtrace.data.batches import collate
 from gradtrace.data.dataset import fetch
 from gradtrace.errors import LossError

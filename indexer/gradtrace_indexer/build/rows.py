@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradtrace.basis.basis import Basis
+from gradtrace.basis import Basis
 from gradtrace.devices import threads
 from gradtrace.errors import LossError
 from gradtrace.models.gradient_model import Encoded, GradientModel

@@ -12,8 +12,9 @@ from torch import Tensor
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.fitted.representer_head import loss_slopes, with_constant
 from gradtrace.methods.representation_scoring import lacks_representations
+from gradtrace.store.checksums import check_files
 from gradtrace.store.manifest import Manifest, RepresenterEntry
-from gradtrace.store.rows import RowStore, check_files, representation_store
+from gradtrace.store.rows import RowStore, representation_store
 from gradtrace_indexer.generations import publish, successor, updating
 from gradtrace_indexer.writing.files import write_file
 

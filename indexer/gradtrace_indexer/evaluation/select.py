@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gradtrace.checkpoints.directory import CheckpointIndex, FileEntry, OptimizerEntry
-from gradtrace.checkpoints.loading import Checkpoint
+from gradtrace.checkpoints import Checkpoint
+from gradtrace.checkpoints.checkpoints_json import CheckpointIndex, FileEntry, OptimizerEntry
 from gradtrace.checkpoints.selection import least_falls, refusals
 from gradtrace.data.dataset import fetch
 from gradtrace.data.guards import check_dataset

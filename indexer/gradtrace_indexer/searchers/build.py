@@ -16,11 +16,12 @@ from gradtrace.methods import METHODS
 from gradtrace.opening import open_index
 from gradtrace.results.hits import Hit, InfluenceResult
 from gradtrace.search.annoy import import_annoy
+from gradtrace.search.by_name import SearcherName, open_searcher
 from gradtrace.search.faiss import import_faiss
-from gradtrace.search.opening import SearcherName, open_searcher
-from gradtrace.search.progressive import Floats
+from gradtrace.search.ranking import Floats
+from gradtrace.store.checksums import check_file
 from gradtrace.store.manifest import FileEntry, Manifest, RecallEntry, SearcherEntry, read_manifest
-from gradtrace.store.rows import RowStore, check_file
+from gradtrace.store.rows import RowStore
 from gradtrace.task import Example, Task
 from gradtrace_indexer.generations import publish, successor, updating
 from gradtrace_indexer.held_out import held_out

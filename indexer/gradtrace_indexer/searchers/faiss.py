@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gradtrace.errors import StoreError
-from gradtrace.search.faiss import import_faiss, parts
+from gradtrace.search.faiss import import_faiss, nested_indexes
 from gradtrace.store.rows import RowStore
 from gradtrace_indexer.writing.row_blocks import row_blocks, sampled_rows
 
@@ -89,7 +89,7 @@ def _made_index(faiss: Any, factory: str, columns: int) -> Any:
             f"faiss cannot make {factory!r} for inner products of {columns:,} columns: {_reason(error)}; take another "
             "factory string, such as HNSW32,SQfp16"
         ) from error
-    for part in parts(index):
+    for part in nested_indexes(index):
         if part.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise StoreError(
                 f"faiss:{factory} is refused: faiss {faiss.__version__} makes a {type(part).__name__} of it that looks "
@@ -103,7 +103,7 @@ def _default_parameters(faiss: Any, index: Any) -> str:
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is not None:
         return f"nprobe={round(inverted.nlist**0.5)}"
-    return f"efSearch={_EF_SEARCH}" if any(isinstance(part, faiss.IndexHNSW) for part in parts(index)) else ""
+    return f"efSearch={_EF_SEARCH}" if any(isinstance(part, faiss.IndexHNSW) for part in nested_indexes(index)) else ""
 
 
 def _sample_size(faiss: Any, index: Any) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from gradtrace.basis.basis import require_layers
-from gradtrace.checkpoints.loading import Checkpoint
+from gradtrace.basis import require_layers
+from gradtrace.checkpoints import Checkpoint
 from gradtrace.data.guards import check_dataset
 from gradtrace.errors import CheckpointError
 from gradtrace.fingerprint import task_entry

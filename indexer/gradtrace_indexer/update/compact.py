@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gradtrace.errors import CorruptIndexError
+from gradtrace.store.checksums import check_file
 from gradtrace.store.manifest import FileEntry, Manifest, ShardEntry, shard_files
 from gradtrace.store.row_ids import RowIds, read_row_ids
-from gradtrace.store.rows import check_file
 from gradtrace.store.shards import Shard, ShardLayout
 from gradtrace_indexer.build.builder import representation_writer, shard_name, with_shard
 from gradtrace_indexer.generations import publish, save_pending, successor, updating

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gradtrace.checkpoints.loading import load_checkpoints
+from gradtrace.checkpoints import load_checkpoints
 from gradtrace.data.guards import check_dataset
 from gradtrace.index import Index
 from gradtrace.store.manifest import Manifest, read_manifest, trained_models

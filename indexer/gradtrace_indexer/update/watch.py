@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from gradtrace.checkpoints.loading import Checkpoint, load_checkpoints
+from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.checkpoints.weights import weight_files
 from gradtrace.errors import CheckpointError
 from gradtrace.index import Index

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace.errors import LockedIndexError, StoreError
+from gradtrace.store.checksums import hash_file
 from gradtrace.store.manifest import FileEntry, Manifest
-from gradtrace.store.shards import hash_file
 from gradtrace_indexer.writing.shard_writer import sync_directory
 
 

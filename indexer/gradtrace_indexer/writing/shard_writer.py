@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from gradtrace.errors import StoreError
+from gradtrace.store.checksums import hash_file
 from gradtrace.store.manifest import FileEntry
 from gradtrace.store.precision import decode, encode, tail_norms
-from gradtrace.store.shards import Shard, ShardLayout, hash_file
+from gradtrace.store.shards import Shard, ShardLayout
 
 
 class ShardWriter:

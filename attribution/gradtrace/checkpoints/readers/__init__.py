@@ -1,4 +1,4 @@
-"""Checkpoints as other frameworks leave them. A new framework is one file here and its reader in READERS."""
+"""Readers of other frameworks' checkpoints. To add a framework, add a file here and its reader to READERS."""
 
 from gradtrace.checkpoints.readers.accelerate import AccelerateReader
 from gradtrace.checkpoints.readers.base import Reader, Reading

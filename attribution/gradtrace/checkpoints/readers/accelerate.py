@@ -16,8 +16,8 @@ _OPTIMIZER = "optimizer.bin"
 
 
 class AccelerateReader(Reader):
-    """The rate is from the optimizer's, that of the next step. The step is the optimizer's own count, the folder's, or
-    the scheduler's."""
+    """The saved optimizer holds the rate of the next step. The step is counted by the optimizer, the folder's name, or
+    the scheduler."""
 
     def find(self, directory: Path) -> list[Path]:
         return folders_with(directory, _OPTIMIZER)

@@ -1,4 +1,4 @@
-"""What a reader of a framework's checkpoints is."""
+"""The base class of readers of a framework's checkpoints, and reading a saved optimizer's settings."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from torch import Tensor
 from gradtrace.checkpoints.checkpoint import Checkpoint, Optimizer
 from gradtrace.errors import CheckpointError
 
-Group = Mapping[str, Any]  # of an optimizer's parameters, with its settings
+Group = Mapping[str, Any]  # a parameter group of an optimizer, with its settings
 
 
 @dataclass(frozen=True, slots=True)
 class NextRate:
-    """What a saved optimizer tells of the schedule, which has moved on since the step before.
+    """The learning rate in a saved optimizer, which is that of the next step: the scheduler has stepped already.
 
-    rate: the next step's;  scheduled: how often the schedule has moved on;  initial: what it began from; None: not told
+    rate: of the next step
+    scheduled: number of scheduler steps so far; None: unknown
+    initial: the rate at the start of the schedule; None: unknown
     """
 
     rate: float
@@ -31,8 +33,11 @@ class NextRate:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A checkpoint as one file or folder tells it. Where it knows the next step's rate alone, that is the checkpoint's
-    until `with_rates_of_steps` has seen all checkpoints of the training."""
+    """A checkpoint as read from one file or folder.
+
+    If only the rate of the next step is known, the checkpoint has that one, until `with_rates_of_steps` replaces it
+    with all checkpoints of the training at hand.
+    """
 
     checkpoint: Checkpoint
     next_rate: NextRate | None = None
@@ -43,46 +48,46 @@ class Reader(ABC):
 
     @abstractmethod
     def find(self, directory: Path) -> list[Path]:
-        """The framework's checkpoints in a directory; none where the directory is not the framework's."""
+        """Paths of the framework's checkpoints in a directory; an empty list if the framework did not write it."""
 
     @abstractmethod
     def read(self, path: Path) -> Reading:
-        """One of them. A learning rate of zero is left to `load_checkpoints`.
+        """Read one of these checkpoints. Its learning rate may be zero, which `load_checkpoints` replaces.
 
         Raises:
-            CheckpointError: it is damaged, or its step or learning rate are not to be found.
+            CheckpointError: it is damaged, or does not tell its step or its learning rate.
         """
 
 
 def folders_with(directory: Path, *names: str) -> list[Path]:
-    """The folders in a directory that hold files of all these names; or the directory itself, if it does."""
+    """The folders in a directory that hold files of all these names; if there are none, the directory if it does."""
     folders = [path for path in [directory, *sorted(directory.iterdir())] if all((path / n).is_file() for n in names)]
     return [path for path in folders if path != directory] or folders
 
 
 def main_group(path: Path, state: Any) -> Group:
-    """The group with the most weights in an optimizer's state dict, as the recorder takes it."""
+    """The parameter group with the most weights in an optimizer's state dict, as in the recorder."""
     groups = state.get("param_groups") if isinstance(state, Mapping) else None
     if not groups or not all("lr" in group for group in groups):
         raise CheckpointError(f"{path} holds no state of an optimizer of PyTorch; save the checkpoint again")
-    found: Group = max(groups, key=lambda group: sum(_weights(state["state"].get(n, {})) for n in group["params"]))
-    return found
+    largest: Group = max(groups, key=lambda group: sum(_weights(state["state"].get(n, {})) for n in group["params"]))
+    return largest
 
 
 def _weights(entry: Group) -> int:
-    """How many weights a parameter has, by what the optimizer keeps of it; 1 where it keeps nothing."""
+    """Number of weights of a parameter, from the optimizer's state of it; 1 if it has none."""
     return max((value.numel() for value in entry.values() if isinstance(value, Tensor)), default=1)
 
 
 def next_rate(group: Group, scheduled: Any = None) -> NextRate:
-    """From an optimizer's main group.  scheduled: `last_epoch` of the scheduler, if its state was found"""
+    """The rate in an optimizer's main group.  scheduled: `last_epoch` of the scheduler, if its state was saved"""
     initial = group.get("initial_lr")
     count = scheduled if isinstance(scheduled, int) else None
     return NextRate(float(group["lr"]), count, None if initial is None else float(initial))
 
 
 def described(path: Path, group: Group) -> Optimizer:
-    """The optimizer, as far as the settings of its main group tell."""
+    """The optimizer, from the settings of its main group. Warns if Adam and AdamW cannot be told apart."""
     momentum, weight_decay = float(group.get("momentum", 0.0)), float(group.get("weight_decay", 0.0))
     if "betas" not in group:
         return Optimizer("sgd", momentum, weight_decay)
@@ -97,14 +102,14 @@ def described(path: Path, group: Group) -> Optimizer:
 
 
 def _decouples_decay(group: Group) -> bool | None:
-    """Whether a group of Adam's kin is AdamW's; None where that cannot be told.
+    """Whether a group of Adam or AdamW is AdamW's; None if that cannot be told.
 
-    PyTorch 2.7 and later says so. From 1.12 on, before that, Adam and AdamW have the same settings but put them in
-    another order (the dicts of defaults in torch/optim/adam.py and adamw.py), and files keep it.
+    PyTorch 2.7 and later saves it. In 1.12 to 2.6, Adam and AdamW have the same settings in different orders (the dicts
+    of defaults in torch/optim/adam.py and adamw.py), which files preserve.
     """
     if "decoupled_weight_decay" in group:
         return bool(group["decoupled_weight_decay"])
-    if "correct_bias" in group:  # the AdamW that transformers had
+    if "correct_bias" in group:  # the AdamW of older releases of transformers
         return True
     settings = list(group)
     if {"amsgrad", "maximize", "foreach"} <= set(settings):

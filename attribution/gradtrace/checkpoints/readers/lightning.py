@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from gradtrace.checkpoints.checkpoint import Checkpoint
-from gradtrace.checkpoints.directory import how_to_write
+from gradtrace.checkpoints.checkpoints_json import how_to_write
 from gradtrace.checkpoints.readers.base import Reader, Reading, described, main_group, next_rate
 from gradtrace.checkpoints.weights import read_file
 from gradtrace.errors import CheckpointError
 
 
 class LightningReader(Reader):
-    """The rate is from the optimizer's, that of the next step: a schedule has moved on by one."""
+    """The saved optimizer holds the rate of the next step, since the scheduler has stepped already."""
 
     def find(self, directory: Path) -> list[Path]:
-        """`last.ckpt` comes last, since it repeats another."""
+        """As in `Reader`, with last.ckpt at the end, since it repeats another checkpoint."""
         return sorted(directory.glob("*.ckpt"), key=lambda path: (path.stem.startswith("last"), path.name))
 
     def read(self, path: Path) -> Reading:

@@ -18,10 +18,10 @@ _STATE = "trainer_state.json"
 
 
 class TransformersReader(Reader):
-    """Rates are logged at some steps, and the optimizer holds that of the next step; between them by interpolation.
+    """Rates are logged at some steps, and the saved optimizer holds that of the next step; others are interpolated.
 
-    Older releases of transformers log the next step's rate, too. A log is theirs if it says of the checkpoint's step
-    what the optimizer says of the next one.
+    Older releases of transformers log the rate of the next step. A log is from one of them if its rate for the
+    checkpoint's step is the one that the optimizer has for the next step.
     """
 
     def find(self, directory: Path) -> list[Path]:
@@ -33,10 +33,10 @@ class TransformersReader(Reader):
         rates = {entry["step"]: entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry}
         if (path / "optimizer.pt").is_file():
             group = main_group(path / "optimizer.pt", read_file(path / "optimizer.pt", lazily=True))
-            ahead, optimizer = next_rate(group), described(path, group)
-            if rates.get(step) == ahead.rate:
+            following, optimizer = next_rate(group), described(path, group)
+            if rates.get(step) == following.rate:
                 rates = {logged + 1: rate for logged, rate in rates.items()}
-            rates[step + 1], initial = ahead.rate, ahead.initial
+            rates[step + 1], initial = following.rate, following.initial
         if not rates:
             raise CheckpointError(
                 f"{path} tells no learning rate: its log has none and there is no optimizer.pt; train with "

@@ -1,4 +1,7 @@
-"""Searchers by name: "progressive" is exact; "faiss:HNSW32,SQfp16" and "annoy:50" need a file that a build wrote."""
+"""Names of searchers, and opening the searcher of a name.
+
+"progressive" is exact and needs no file; "faiss:HNSW32,SQfp16" and "annoy:50" need a file that a build wrote.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ Kind = Literal["progressive", "faiss", "annoy"]
 
 @dataclass(frozen=True, slots=True)
 class SearcherName:
-    """kind[:argument[;parameters]], such as faiss:IVF1024,Flat;nprobe=32
+    """KIND[:ARGUMENT[;PARAMETERS]], such as faiss:IVF1024,Flat;nprobe=32
 
     argument: FAISS's factory string, or Annoy's number of trees
-    parameters: of the searches; empty: chosen by the build
+    parameters: search parameters; empty: the build chooses them
     """
 
     kind: Kind
@@ -33,7 +36,7 @@ class SearcherName:
 
     @classmethod
     def parse(cls, name: str) -> SearcherName:
-        """Raises StoreError for a name of no searcher."""
+        """Raises StoreError if no searcher has this name."""
         kind, _, rest = name.partition(":")
         argument, _, parameters = rest.partition(";")
         complete = {"progressive": not rest, "faiss": bool(argument), "annoy": argument.isdecimal() and int(argument)}
@@ -48,19 +51,19 @@ class SearcherName:
 def open_searcher(
     directory: Path, manifest: Manifest, store: RowStore, name: str | None, device: str | torch.device
 ) -> Searcher:
-    """The searcher of this name; None: the index's own.
+    """The searcher of this name; None: the one that the index was built with.
 
-    An approximate searcher that was built before rows or checkpoints came is passed over: exact search answers.
+    An approximate searcher that is older than the index's rows or checkpoints is not used: exact search answers.
 
     Raises:
         StoreError: the index has no such searcher, or its library is missing.
         CorruptIndexError: its file cannot be read.
     """
     entry = manifest.searcher
-    own = "progressive" if entry is None else entry.name
-    if name not in (None, own):
+    built = "progressive" if entry is None else entry.name
+    if name not in (None, built):
         raise StoreError(
-            f"{directory} has no searcher {name!r}, only {own}: add it with `gradtrace build ... --searcher {name}`"
+            f"{directory} has no searcher {name!r}, only {built}: add it with `gradtrace build ... --searcher {name}`"
         )
     if entry is None or manifest.searcher_is_stale():
         return ProgressiveSearcher(store, device)

@@ -1,6 +1,6 @@
-"""checkpoints.json, Gradtrace's own list of checkpoints.
+"""checkpoints.json, the list of a training's checkpoints: its schema, and reading it.
 
-It lies beside weight files (`.safetensors`, or `.pt`, `.pth`, `.bin`, `.ckpt` as written by `torch.save`):
+The file is in the directory of the weights (`.safetensors`, or `.pt`, `.pth`, `.bin`, `.ckpt` by `torch.save`):
 
     {"optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0},
      "batch_size": 64,
@@ -8,11 +8,11 @@ It lies beside weight files (`.safetensors`, or `.pt`, `.pth`, `.bin`, `.ckpt` a
                      {"file": "b.pt", "step": 376, "learning_rate": 0.01, "learning_rate_sum": 9.42}]}
 
 `optimizer`, `batch_size` and `learning_rate_sum` may be left out. `file` MUST be relative and stay inside the
-directory; its last part is the checkpoint's name and MUST be unique. It may be a directory of weights as Hugging Face's
-libraries write it. `step` is the number of optimizer steps taken before the weights were saved and MUST be unique.
-`learning_rate` is the rate of that step and MUST be above zero; where a schedule ended at zero, it is the last rate
-above it. `learning_rate_sum` is the sum of the rates of steps 1 to `step`, so it MUST NOT fall from a step to a later
-one. The order of the list is free.
+directory; its last component is the checkpoint's name and MUST be unique. It may be a directory of weights as Hugging
+Face's libraries write it. `step` is the number of optimizer steps before the weights were saved and MUST be unique.
+`learning_rate` is the rate of that step and MUST be above zero; if a schedule ended at zero, it is the last rate above
+zero. `learning_rate_sum` is the sum of the rates of steps 1 to `step`, and MUST NOT decrease from a step to a later
+one. The list may be in any order.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FileEntry(BaseModel):
 
 
 class CheckpointIndex(BaseModel):
-    """checkpoints.json, as the module's docstring describes it."""
+    """checkpoints.json."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,16 +58,16 @@ class CheckpointIndex(BaseModel):
     checkpoints: list[FileEntry] = []
 
     def content(self) -> str:
-        """What the file holds."""
+        """The text of the file."""
         return self.model_dump_json(indent=1, exclude_none=True) + "\n"
 
 
 def read_index(path: Path) -> CheckpointIndex:
-    """Read and validate a checkpoints.json; does not look at the files that it names.
+    """Read and validate a checkpoints.json, without the files that it names.
 
     Raises:
-        CheckpointError: it is missing or malformed, or names a step or a file twice or a file outside the directory, or
-            a sum of learning rates falls.
+        CheckpointError: it is missing or malformed, repeats a step or a file name, names a file outside the directory,
+            or has a `learning_rate_sum` that decreases.
     """
     try:
         index = CheckpointIndex.model_validate_json(path.read_bytes())
@@ -87,7 +87,7 @@ def listed_checkpoints(path: Path) -> list[Checkpoint]:
     """The checkpoints that a checkpoints.json lists.
 
     Raises:
-        CheckpointError: as `read_index`; it lists none, or one whose file is missing.
+        CheckpointError: as `read_index`; or it lists no checkpoint, or one whose file is missing.
     """
     index = read_index(path)
     if not index.checkpoints:
@@ -107,7 +107,7 @@ def listed_checkpoints(path: Path) -> list[Checkpoint]:
 
 
 def how_to_write(directory: Path) -> str:
-    """What to put into the checkpoints.json that a directory lacks."""
+    """The remedy for a directory without checkpoints.json: text with a draft of the file."""
     files = sorted(path.name for path in directory.iterdir() if path.suffix in SUFFIXES) or ["weights.pt"]
     entries = ",\n   ".join(f'{{"file": "{file}", "step": ?, "learning_rate": ?}}' for file in files)
     return (
@@ -126,12 +126,12 @@ def _existing(index: Path, file: str) -> Path:
 
 
 def _check_file_name(path: Path, file: str) -> None:
-    parts = PurePosixPath(file)
-    if parts.is_absolute() or ".." in parts.parts or "\\" in file or not parts.name:
+    relative = PurePosixPath(file)
+    if relative.is_absolute() or ".." in relative.parts or "\\" in file or not relative.name:
         raise CheckpointError(
             f"{path} names {file!r}; name files inside its own directory, relative to it, with / between folders"
         )
-    if parts.suffix not in SUFFIXES and not (path.parent / file).is_dir():
+    if relative.suffix not in SUFFIXES and not (path.parent / file).is_dir():
         raise CheckpointError(f"{path} names {file!r}, which is of no known kind; weights end in {', '.join(SUFFIXES)}")
 
 
@@ -154,4 +154,4 @@ def _check_sums(path: Path, entries: list[FileEntry]) -> None:
 
 
 def _problems(error: ValidationError) -> str:
-    return "\n".join(f"  {'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors())
+    return "\n".join(f"  {'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg']}" for item in error.errors())

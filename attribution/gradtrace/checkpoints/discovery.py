@@ -1,0 +1,65 @@
+"""The checkpoints in a directory: those that checkpoints.json lists, or those that a framework wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from gradtrace.checkpoints.checkpoint import Checkpoint
+from gradtrace.checkpoints.checkpoints_json import INDEX_NAME, how_to_write, listed_checkpoints
+from gradtrace.checkpoints.readers import READERS, Reading
+from gradtrace.checkpoints.readers.schedule import with_rates_of_steps
+from gradtrace.errors import CheckpointError
+
+
+def load_checkpoints(directory: str | Path) -> list[Checkpoint]:
+    """The checkpoints in a directory, ordered by step. Weights are read later, by `Checkpoint.load`.
+
+    Args:
+        directory: with a checkpoints.json, or written by Hugging Face's Trainer, accelerate or Lightning; or the path
+            of a file in the format of checkpoints.json, such as `gradtrace select` writes.
+
+    Raises:
+        CheckpointError: the directory, its checkpoints or one of their files is missing, or checkpoints.json is
+            malformed.
+    """
+    path = Path(directory)
+    if path.is_file() and path.suffix == ".json":
+        return _by_step(listed_checkpoints(path))
+    if not path.is_dir():
+        raise CheckpointError(f"no directory {path}; give the one that the training wrote its checkpoints to")
+    if (path / INDEX_NAME).exists():
+        return _by_step(listed_checkpoints(path / INDEX_NAME))
+    for reader in READERS:
+        if paths := reader.find(path):
+            return _without_zero_rates(with_rates_of_steps(_without_repeats(map(reader.read, paths))))
+    raise CheckpointError(f"{path / INDEX_NAME} is missing; {how_to_write(path)}")
+
+
+def _by_step(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+
+
+def _without_repeats(readings: Iterable[Reading]) -> list[Reading]:
+    """The first reading of each step, ordered by step. Frameworks may save a step twice (as the last, as the best)."""
+    by_step: dict[int, Reading] = {}
+    for reading in readings:
+        by_step.setdefault(reading.checkpoint.step, reading)
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _without_zero_rates(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """The checkpoints, with the rate of the previous one in place of a rate of zero, at which a schedule may end."""
+    rated: list[Checkpoint] = []
+    for checkpoint in checkpoints:
+        if checkpoint.learning_rate > 0:
+            rated.append(checkpoint)
+        elif rated:
+            rate = rated[-1].learning_rate
+            warnings.warn(f"{checkpoint.path}: its learning rate is zero; {rate:g} is taken instead", stacklevel=3)
+            rated.append(dataclasses.replace(checkpoint, learning_rate=rate))
+        else:
+            raise CheckpointError(f"{checkpoint.path}: its learning rate is zero; write a checkpoints.json beside it")
+    return rated

@@ -1,0 +1,149 @@
+"""Ranking rows by their scores: what a search returns, the exact scores of chosen rows, and the scores of all rows.
+
+score(row) = row_scale[row] * sum over checkpoints c of <query[c], row[c]>
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradtrace.errors import QueryError
+from gradtrace.store.rows import RowStore
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+_BLOCK_VALUES = 1 << 23  # float32 values of whole rows that are held at a time
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Both ends of one query's ranking, most extreme first; of equal scores the lower row comes first.
+
+    rows: int64 [<= k];  scores: float32 [<= k];  parts: float32 [<= k, checkpoints], summing to the scores
+    """
+
+    top_rows: Rows
+    top_scores: Floats
+    top_parts: Floats
+    bottom_rows: Rows
+    bottom_scores: Floats
+    bottom_parts: Floats
+    exact: bool
+    rows_touched: int  # rows of which more than the first level was read
+    rows_searched: int
+
+
+@dataclass(slots=True)
+class EndThresholds:
+    """The k-th highest score is at least `top`, the k-th lowest at most `bottom`."""
+
+    k: int
+    top: float = -math.inf
+    bottom: float = math.inf
+
+    def tighten(self, lower: Floats | Doubles, upper: Floats | Doubles) -> None:
+        """Use bounds of the scores of any k rows or more. lower, upper: [m]."""
+        if len(lower) >= self.k:
+            self.top = max(self.top, float(np.partition(lower, -self.k)[-self.k]))
+            self.bottom = min(self.bottom, float(np.partition(upper, self.k - 1)[self.k - 1]))
+
+    def within_reach(self, lower: Floats | Doubles, upper: Floats | Doubles) -> NDArray[np.bool_]:
+        """Which rows, by bounds of their scores, may be among the k best or the k worst. bool [m]."""
+        return (upper >= self.top) | (lower <= self.bottom)
+
+
+def rank(
+    store: RowStore,
+    query: Doubles,
+    checkpoints: Sequence[int],
+    rows: Rows,
+    k: int,
+    *,
+    row_scale: Floats | None = None,
+    exact: bool,
+    touched: int,
+    searched: int,
+) -> SearchResult:
+    """Score the given rows in float64 and return both ends of their ranking.
+
+    query: [C, D], C = len(checkpoints);  rows: [m], ascending;  row_scale: [all rows]
+    exact, touched, searched: copied into the result
+    """
+    chunk = max(1, _BLOCK_VALUES // (store.dimensions * len(checkpoints)))
+    starts = range(0, len(rows), chunk)
+    products = [_checkpoint_products(store, query, checkpoints, rows[start : start + chunk]) for start in starts]
+    score_parts = np.concatenate(products) if products else np.zeros((0, len(checkpoints)))
+    if row_scale is not None:
+        score_parts *= row_scale[rows].astype(np.float64)[:, None]
+    return both_ends(rows, score_parts, k, exact=exact, touched=touched, searched=searched)
+
+
+def both_ends(rows: Rows, score_parts: Doubles, k: int, *, exact: bool, touched: int, searched: int) -> SearchResult:
+    """The k best and the k worst of scored rows.
+
+    rows: [m], ascending, so that a stable sort puts the lower of two equally scored rows first
+    score_parts: [m, C], summing to the scores
+    """
+    scores = score_parts.sum(axis=1)
+    top, bottom = np.argsort(-scores, kind="stable")[:k], np.argsort(scores, kind="stable")[:k]
+    return SearchResult(
+        top_rows=rows[top],
+        top_scores=scores[top].astype(np.float32),
+        top_parts=score_parts[top].astype(np.float32),
+        bottom_rows=rows[bottom],
+        bottom_scores=scores[bottom].astype(np.float32),
+        bottom_parts=score_parts[bottom].astype(np.float32),
+        exact=exact,
+        rows_touched=touched,
+        rows_searched=searched,
+    )
+
+
+def ends_of_scored(score_parts: Doubles, k: int, allowed: NDArray[np.bool_] | None) -> SearchResult:
+    """The k best and the k worst of all rows, whose scores are known. score_parts: [rows, C], summing to the scores.
+
+    Raises:
+        QueryError: k < 1.
+    """
+    if k < 1:
+        raise QueryError(f"k must be at least 1, not {k}")
+    rows = np.arange(len(score_parts)) if allowed is None else np.flatnonzero(allowed)
+    scores, thresholds = score_parts[rows].sum(axis=1), EndThresholds(k)
+    thresholds.tighten(scores, scores)
+    at_the_ends = rows[thresholds.within_reach(scores, scores)]  # to sort fewer rows
+    return both_ends(at_the_ends, score_parts[at_the_ends], k, exact=True, touched=len(rows), searched=len(rows))
+
+
+def exhaustive_scores(
+    store: RowStore, queries: Tensor, checkpoints: Sequence[int], row_scale: Tensor | None = None
+) -> Floats:
+    """Every row's score for every query, [q, rows] float32. Reads the rows in blocks, so that memory stays bounded.
+
+    queries: [q, C, D] float32, C = len(checkpoints);  row_scale: [rows] float32
+    """
+    flat = queries.cpu().flatten(1)  # [q, C * D]
+    scores = torch.empty(len(queries), store.rows)
+    block_rows = max(1, _BLOCK_VALUES // (store.dimensions * max(1, len(checkpoints))))
+    for start, block in store.blocks(checkpoints, block_rows):
+        scores[:, start : start + len(block)] = flat @ block.flatten(1).T
+    if row_scale is not None:
+        scores *= row_scale.cpu()
+    result: Floats = scores.numpy()
+    return result
+
+
+def _checkpoint_products(store: RowStore, query: Doubles, checkpoints: Sequence[int], rows: Rows) -> Doubles:
+    """<query[c], row[c]> of each checkpoint c, [m, C] float64. Summed row by row, so that equal rows score equally."""
+    values = store.gather(checkpoints, rows).numpy().astype(np.float64)  # [m, C, D]
+    values *= query
+    products: Doubles = values.sum(axis=2)
+    return products
