@@ -129,7 +129,7 @@ class TestTransformers:
         assert checkpoint.learning_rate == RATE
         assert checkpoint.learning_rate_sum == pytest.approx(4 * RATE)
         (tmp_path / "checkpoint-4/optimizer.pt").unlink()
-        with pytest.raises(CheckpointError, match=r"tells no learning rate.*logging_steps"):
+        with pytest.raises(CheckpointError, match=r"has no learning rate.*logging_steps"):
             load_checkpoints(tmp_path)
 
     def test_sharded_weights(self, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ class TestTransformers:
         with pytest.raises(CheckpointError, match=r"checkpoint-6 holds no model\.safetensors"):
             load_checkpoints(tmp_path)[0].load()
         (tmp_path / "checkpoint-6/trainer_state.json").write_text("{}")
-        with pytest.raises(CheckpointError, match="tells no global_step"):
+        with pytest.raises(CheckpointError, match="lacks global_step"):
             load_checkpoints(tmp_path)
 
     def test_an_index_is_built_from_a_trainers_directory_and_opens_again(self, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import Checkpoint, Index
-from gradtrace.checkpoints.loading import Optimizer
+from gradtrace.checkpoints import Optimizer
 from gradtrace_indexer import build_index
 
 pytestmark = pytest.mark.unit

@@ -172,7 +172,7 @@ def test_recordings_of_other_trainings_are_refused(run: Run, index: Index, tmp_p
     for some in (checkpoints, checkpoints[:2]):
         with pytest.raises(RecordingError, match="save a checkpoint after the last recorded step"):
             build_index(TASK, some, tmp_path / "index", recording=run.recording, progress=False)
-    with pytest.raises(RecordingError, match="no finished recording"):
+    with pytest.raises(RecordingError, match="not a finished recording"):
         build_index(TASK, checkpoints, tmp_path / "index", recording=tmp_path, progress=False)
     directory = index.directory
     with pytest.raises(StoreError, match="already holds another index"):

@@ -155,7 +155,7 @@ import pathlib, resource, sys
 import numpy as np, torch
 sys.path.insert(0, sys.argv[2])
 from made_index import write_index
-from gradtrace.search.progressive import exhaustive_scores
+from gradtrace.search.ranking import exhaustive_scores
 from gradtrace.store.rows import RowStore
 
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB

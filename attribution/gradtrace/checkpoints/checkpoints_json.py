@@ -121,7 +121,7 @@ def how_to_write(directory: Path) -> str:
 def _existing(index: Path, file: str) -> Path:
     path = index.parent / file
     if not path.exists():
-        raise CheckpointError(f"{index} names {file}, which is not there; restore the file or take the entry out")
+        raise CheckpointError(f"{index} names {file}, which is missing; restore the file or remove the entry")
     return path
 
 
@@ -132,7 +132,9 @@ def _check_file_name(path: Path, file: str) -> None:
             f"{path} names {file!r}; name files inside its own directory, relative to it, with / between folders"
         )
     if relative.suffix not in SUFFIXES and not (path.parent / file).is_dir():
-        raise CheckpointError(f"{path} names {file!r}, which is of no known kind; weights end in {', '.join(SUFFIXES)}")
+        raise CheckpointError(
+            f"{path} names {file!r}, whose kind is not known; files of weights end in {', '.join(SUFFIXES)}"
+        )
 
 
 def _check_unique(path: Path, what: str, values: list[Any]) -> None:

@@ -76,7 +76,7 @@ class CheckpointRecorder:
         if resumed and not resume:
             raise CheckpointError(
                 f"{self.directory} has the checkpoints of a training already; give another directory or delete it, or "
-                "pass resume=True where this training goes on from the last of them"
+                "pass resume=True if this training continues from the last of them"
             )
         self._index = read_index(self.directory / INDEX_NAME) if resumed else CheckpointIndex()
         self._remove_leftovers()

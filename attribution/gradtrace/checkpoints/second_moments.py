@@ -121,7 +121,9 @@ def _of_state(path: Path, state: Any, model: nn.Module) -> SecondMoments | None:
     try:
         return _by_name(state, _names_by_group(path, state, model))
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} holds no state of an optimizer of PyTorch ({error!r}); save it again") from None
+        raise CheckpointError(
+            f"{path} is not the state dict of a PyTorch optimizer ({error!r}); save it again"
+        ) from None
 
 
 def _by_name(state: Mapping[str, Any], names_by_group: Sequence[Sequence[str]]) -> SecondMoments | None:
@@ -145,7 +147,7 @@ def _names_by_group(path: Path, state: Mapping[str, Any], model: nn.Module) -> l
     """The parameters' names in each group of a saved optimizer.
 
     Saved groups number their parameters instead of naming them, in the order of `model.parameters()`. Each parameter of
-    the model is the next one of some group; its shape must tell of which.
+    the model is the next one of some group; which group must follow from its shape.
 
     Raises:
         CheckpointError: the next parameters of several groups have the shape, or those of none.

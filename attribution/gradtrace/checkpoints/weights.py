@@ -68,7 +68,7 @@ def read_file(path: Path, lazily: bool = False) -> Any:
         CheckpointError: the file is missing, damaged, of an unknown kind, or would run code.
     """
     if path.suffix not in SUFFIXES:
-        raise CheckpointError(f"{path} is of no known kind; weights end in {', '.join(SUFFIXES)}")
+        raise CheckpointError(f"the kind of {path} is not known; files of weights end in {', '.join(SUFFIXES)}")
     try:
         return (
             load_file(path)
@@ -76,7 +76,7 @@ def read_file(path: Path, lazily: bool = False) -> Any:
             else torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
         )
     except FileNotFoundError:
-        raise CheckpointError(f"no file {path}; restore it or take it out of checkpoints.json") from None
+        raise CheckpointError(f"{path} is missing; restore it or remove it from checkpoints.json") from None
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is damaged, or holds Python objects beside tensors, which are never loaded; "

@@ -103,7 +103,7 @@ class Capture:
             elif self._rerun_uses[layer]:
                 use.colored = self._rerun_uses[layer].popleft().colored
             self.uses.append(use)
-            # Registered on the tensor as it is now: a later in-place operation does not change what the hook receives.
+            # The hook belongs to this version of the tensor: a later in-place operation does not change its gradient.
             output.register_hook(partial(self._receive, use))
         return output
 

@@ -176,7 +176,7 @@ def _needs_whole_graph(message: str) -> bool:
 
 
 def _layouts(plan: LayerPlan, batches: Iterable[tuple[Sequence[Use], int]]) -> dict[str, Layout]:
-    """By layer name, each layout that is not FIRST. A layer without uses is SCATTERED: colors tell in every batch.
+    """By layer name, each layout that is not FIRST. A layer that was never used is SCATTERED, which is always right.
 
     batches: (the uses in a batch, the size of the batch)
     """

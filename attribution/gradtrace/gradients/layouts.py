@@ -31,7 +31,7 @@ class Layout(Enum):
     SECOND = "examples second"  # [time, batch, ...]
     FOLDED = "positions folded into the batch"  # [batch * positions, ...]
     INTERLEAVED = "batch folded into the positions"  # [positions * batch, ...]
-    SCATTERED = "any order"  # told by colors in each batch
+    SCATTERED = "any order"  # determined by colors in each batch
     SHARED = "the same for all examples"  # [...] without a batch: each example is given a copy
     SHARED_FIRST = "the same for all examples, in a batch of one"  # [1, ...]
 

@@ -1,4 +1,4 @@
-"""Examine a task's loss: which outputs of the model does it take, and which laws of the labels hold for it?"""
+"""The examination of a task's loss: the outputs of the model that it takes, and the laws of their labels."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class RowIds:
         mask: bool [rows], the ids that a filter admits; None: all
 
         Raises:
-            QueryError: there is no such position.
+            QueryError: the filter admits deleted rows only.
         """
         if self._identity:
             return mask

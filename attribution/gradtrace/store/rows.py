@@ -22,7 +22,7 @@ from gradtrace.store.precision import decode, load_column_scales, unpack
 from gradtrace.store.row_ids import RowIds, read_row_ids
 from gradtrace.store.shards import REPRESENTATION_PRECISION, Shard, ShardLayout
 
-_SCAN_SHARE = 8  # if the pages to gather hold more than one in so many bytes, a scan is cheaper
+_SCAN_SHARE = 8  # rows whose pages are more than 1 / 8 of a level's bytes are read with the read-ahead of a scan
 _PIECE_VALUES = 1 << 18  # values that are decoded at a time, so that they stay in the processor's cache
 
 

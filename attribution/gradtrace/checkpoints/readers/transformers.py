@@ -39,8 +39,8 @@ class TransformersReader(Reader):
             rates[step + 1], initial = following.rate, following.initial
         if not rates:
             raise CheckpointError(
-                f"{path} tells no learning rate: its log has none and there is no optimizer.pt; train with "
-                "logging_steps at most save_steps, or write a checkpoints.json beside it"
+                f"{path} has no learning rate, neither in its log nor in an optimizer.pt; train with logging_steps at "
+                "most save_steps, or write a checkpoints.json beside it"
             )
         known = KnownRates(list(rates), list(rates.values()), initial)
         rate = float(known.at(np.array([max(step, 1)]), 1)[0])
@@ -55,4 +55,4 @@ def _trainer_state(path: Path) -> dict[str, Any]:
             return state
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise CheckpointError(f"{path} is damaged: it tells no global_step and log_history; save the checkpoint again")
+    raise CheckpointError(f"{path} is damaged: it lacks global_step or log_history; save the checkpoint again")
