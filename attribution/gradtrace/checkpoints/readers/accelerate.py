@@ -49,6 +49,6 @@ def _step(path: Path, optimizer: Mapping[str, Any], scheduled: Any) -> int:
     if isinstance(scheduled, int):
         return scheduled
     raise CheckpointError(
-        f"{path} does not tell its step: the optimizer counts none and there is no scheduler; call the folder "
+        f"{path} does not tell its step: the optimizer counts no steps and there is no scheduler; name the folder "
         "step_NUMBER, or write a checkpoints.json beside it"
     )

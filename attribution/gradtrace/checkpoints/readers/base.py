@@ -69,7 +69,7 @@ def main_group(path: Path, state: Any) -> Group:
     """The parameter group with the most weights in an optimizer's state dict, as in the recorder."""
     groups = state.get("param_groups") if isinstance(state, Mapping) else None
     if not groups or not all("lr" in group for group in groups):
-        raise CheckpointError(f"{path} is not the state dict of a PyTorch optimizer; save the checkpoint again")
+        raise CheckpointError(f"{path} is not a PyTorch optimizer's state dict; save the checkpoint again")
     largest: Group = max(groups, key=lambda group: sum(_weights(state["state"].get(n, {})) for n in group["params"]))
     return largest
 
