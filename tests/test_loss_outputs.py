@@ -18,9 +18,9 @@ from gradtrace import random_numbers
 from gradtrace.gradients.reference import vmapped_gradients
 from gradtrace.labels import laws as output_laws
 from gradtrace.labels.laws import Draws, Law
-from gradtrace.labels.loss_examination import LossOutputs, Probe, examined_outputs
+from gradtrace.labels.loss_examination import Probe, examined_outputs
+from gradtrace.labels.loss_outputs import LossOutputs, SeededLoss
 from gradtrace.labels.loss_watching import differentiable
-from gradtrace.labels.seeded_loss import SeededLoss
 
 pytestmark = pytest.mark.unit
 

@@ -11,58 +11,11 @@ from torch import Tensor, nn
 from gradtrace.data.batches import Measure
 from gradtrace.labels.laws import Categorical, Law
 from gradtrace.labels.loss_calls import LossCall
-from gradtrace.labels.loss_watching import RecordedLoss, ScaledElements, differentiable
-from gradtrace.labels.seeded_loss import SeededLoss
+from gradtrace.labels.loss_outputs import LossOutputs
+from gradtrace.labels.loss_watching import ScaledElements, differentiable
 from gradtrace.task import Batch
 
 _ROUNDING = 2e-3  # deviation from linearity, relative to the largest loss, that counts as rounding
-
-
-@dataclass(frozen=True, eq=False)
-class LossOutputs:
-    """The outputs that a task's loss passes to loss functions, and the laws of their labels.
-
-    loss, handwritten, calls, example_by_example, has_other_terms: see `SeededLoss`
-    functions: each law's name with that of its function: "categorical over 10 classes (cross_entropy)"
-    law: of the label, if each example has exactly one; else None
-    classes: their number, if `law` is categorical
-    targets: labels of the examined batch, [batch], if `law` is not None and they are known
-    """
-
-    loss: Measure
-    handwritten: bool
-    calls: int
-    example_by_example: bool
-    has_other_terms: bool
-    functions: Sequence[str]
-    law: Law | None
-    classes: int | None
-    targets: Tensor | None
-
-    def seeded(self, seed: int, stream: int, classes: Tensor | None = None) -> SeededLoss:
-        """The loss with the gradients of drawn labels. classes: int64 [batch], used instead of drawn ones"""
-        return SeededLoss(
-            self.loss,
-            self.handwritten,
-            self.calls,
-            self.example_by_example,
-            self.has_other_terms,
-            seed,
-            stream,
-            classes,
-        )
-
-    def recorded(self, model: nn.Module, names: Sequence[str], batch: Batch) -> list[LossCall]:
-        """The calls of loss functions on a batch. names: of the trained parameters"""
-        recording = self.recording()
-        with differentiable(model, names):
-            recording(model, batch)
-        return recording.calls or []
-
-    def recording(self) -> RecordedLoss:
-        return RecordedLoss(self.loss, self.handwritten)
-
-
 _NO_FUNCTION = "it is made from none of the loss functions of torch.nn.functional"
 
 

@@ -12,7 +12,8 @@ from gradtrace.data.batches import Measure, values_of
 from gradtrace.errors import TaskError
 from gradtrace.labels.laws import BERNOULLI, BERNOULLI_PROBABILITY, Categorical
 from gradtrace.labels.loss_calls import LossCall
-from gradtrace.labels.loss_examination import LossOutputs, Probe, examined_outputs
+from gradtrace.labels.loss_examination import Probe, examined_outputs
+from gradtrace.labels.loss_outputs import LossOutputs
 from gradtrace.labels.loss_watching import RecordedLoss
 from gradtrace.models.predicted_labels import MOST_CLASSES, unusable_predictions
 from gradtrace.models.task_model import TaskModel

@@ -1,8 +1,8 @@
-"""A task's loss whose gradient is that of drawn labels, so that its mean square is the Fisher information."""
+"""The outputs that a task's loss takes, and the loss with gradients of drawn labels, for the Fisher information."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,49 @@ from torch import Tensor, nn
 
 from gradtrace import random_numbers
 from gradtrace.data.batches import Measure
-from gradtrace.labels.laws import Categorical, Draws
+from gradtrace.labels.laws import Categorical, Draws, Law
 from gradtrace.labels.loss_calls import LossCall, LossPart
-from gradtrace.labels.loss_watching import LossWatcher, ScaledElements
+from gradtrace.labels.loss_watching import LossWatcher, RecordedLoss, ScaledElements, differentiable
 from gradtrace.task import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class LossOutputs:
+    """The outputs that a task's loss passes to loss functions, and the laws of their labels.
+
+    handwritten: squares and absolute values count as loss functions, see `LossWatcher`
+    calls: number of calls of loss functions for one example
+    example_by_example: a batch makes these calls for one example after the other, instead of for all of them at once
+    has_other_terms: the loss has terms that come from no such call
+    functions: each law's name with that of its function: "categorical over 10 classes (cross_entropy)"
+    law: of the label, if each example has exactly one; else None
+    classes: their number, if `law` is categorical
+    targets: labels of the examined batch, [batch], if `law` is not None and they are known
+    """
+
+    loss: Measure
+    handwritten: bool
+    calls: int
+    example_by_example: bool
+    has_other_terms: bool
+    functions: Sequence[str]
+    law: Law | None
+    classes: int | None
+    targets: Tensor | None
+
+    def seeded(self, seed: int, stream: int, classes: Tensor | None = None) -> SeededLoss:
+        """The loss with the gradients of drawn labels. classes: int64 [batch], used instead of drawn ones"""
+        return SeededLoss(self, seed, stream, classes)
+
+    def recorded(self, model: nn.Module, names: Sequence[str], batch: Batch) -> list[LossCall]:
+        """The calls of loss functions on a batch. names: of the trained parameters"""
+        recording = self.recording()
+        with differentiable(model, names):
+            recording(model, batch)
+        return recording.calls or []
+
+    def recording(self) -> RecordedLoss:
+        return RecordedLoss(self.loss, self.handwritten)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,20 +63,15 @@ class SeededLoss:
     The gradient at the outputs of an element of weight w in the example's loss is sqrt(w mass) s, with s from
     `laws.Law.roots`. The signs or classes of different elements are independent, so that mixed terms vanish in E[g gT].
 
-    calls: number of calls of loss functions for one example
-    example_by_example: a batch makes these calls for one example after the other, instead of for all of them at once
-    has_other_terms: the loss has terms that come from no such call; their gradient is left out
+    Terms of the loss that come from no loss function have no gradient.
+
     seed, stream: of the draws
     classes: int64 [batch], the class of each example to use instead of a drawn one
     positions: int64 [n], positions in the batch of the examples that the loss is called with; None: all, in order
     degree: the gradient grows with this power of the example's weight in a sum of losses
     """
 
-    loss: Measure
-    handwritten: bool
-    calls: int
-    example_by_example: bool
-    has_other_terms: bool
+    outputs: LossOutputs
     seed: int
     stream: int
     classes: Tensor | None = None
@@ -49,11 +83,12 @@ class SeededLoss:
         return replace(self, positions=positions)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        outputs = self.outputs
         with _SeededCalls(model, self):
-            losses = self.loss(model, batch)
-        if self.has_other_terms:
-            with ScaledElements(model, self.handwritten, 1.0):
-                other_terms = self.loss(model, batch)
+            losses = outputs.loss(model, batch)
+        if outputs.has_other_terms:
+            with ScaledElements(model, outputs.handwritten, 1.0):
+                other_terms = outputs.loss(model, batch)
             losses = losses - other_terms + other_terms.detach()
         return losses
 
@@ -62,7 +97,7 @@ class _SeededCalls(LossWatcher):
     """Gives the elements' losses of every call the gradient of a draw."""
 
     def __init__(self, model: nn.Module, seeded: SeededLoss) -> None:
-        super().__init__(model, seeded.handwritten)
+        super().__init__(model, seeded.outputs.handwritten)
         self._seeded, self._calls = seeded, 0
 
     def result(self, call: LossCall, compute: Callable[[], Tensor]) -> Tensor:
@@ -75,15 +110,15 @@ class _SeededCalls(LossWatcher):
 
     def _draws(self, number: int, count: int, device: torch.device) -> Draws:
         """Draws for the `count` elements of the call of this number."""
-        seeded = self._seeded
-        head, example = number % seeded.calls, number // seeded.calls if seeded.example_by_example else 0
+        seeded, outputs = self._seeded, self._seeded.outputs
+        head, example = number % outputs.calls, number // outputs.calls if outputs.example_by_example else 0
         positions, classes = seeded.positions, seeded.classes
         if positions is not None:
             classes = None if classes is None else classes.index_select(0, positions)
             per_example = count // len(positions)
             numbers = (positions[:, None] * per_example + torch.arange(per_example, device=device)).flatten()
         else:
-            classes = classes[example : example + 1] if classes is not None and seeded.example_by_example else classes
+            classes = classes[example : example + 1] if classes is not None and outputs.example_by_example else classes
             numbers = torch.arange(example * count, (example + 1) * count, device=device)
         stream = (seeded.stream << 16) + head
         return Draws(random_numbers.integers_at(seeded.seed, stream, numbers), classes)
