@@ -263,7 +263,7 @@ class TestAccelerate:
 
     def test_a_state_without_a_step_and_one_of_two_models_are_refused(self, tmp_path: Path) -> None:
         self.trained(tmp_path / "states", adam=False, names="epoch{}", schedule=False)
-        with pytest.raises(CheckpointError, match="call the folder step_NUMBER"):
+        with pytest.raises(CheckpointError, match="name the folder step_NUMBER"):
             load_checkpoints(tmp_path / "states")
         shutil.copy(tmp_path / "states/epoch2/model.safetensors", tmp_path / "states/epoch2/model_1.safetensors")
         with pytest.raises(CheckpointError, match="several models or optimizers"):
