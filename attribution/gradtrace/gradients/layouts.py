@@ -107,7 +107,7 @@ def owners(gradients: Tensor, colored: Tensor, batch: int) -> Owners:
             "another order than the batch: choose a smaller batch_size"
         )
     norms, largest = squares.sqrt(), squares.max().sqrt()
-    # A gradient may be a small difference of large terms (a router's softmax); their rounding is not multiplied by color.
+    # A gradient may be a small difference of large terms (a router's softmax); no color multiplies their rounding.
     rounding = max(_ROUNDING, 4 * torch.finfo(gradients.dtype).eps) * largest
     is_mixed = (with_colors - color[:, None] * without).norm(dim=1) > color * (tolerance * norms + rounding)
     certain = norms > _NEGLIGIBLE * largest
