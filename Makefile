@@ -1,4 +1,4 @@
-# make demo | test | test-unit | test-portable | fuzz | lint | docker-check | settings | api | client | bench | peers, in a virtual environment that make makes.
+# make demo | test | test-unit | test-portable | fuzz | lint | docker-check | reference | client | bench | peers, in a virtual environment that make makes.
 PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
@@ -10,7 +10,7 @@ DATASET ?= digits
 ONCE ?=
 FUZZ_SECONDS ?= 90
 
-.PHONY: demo test test-unit test-portable fuzz lint docker-check settings api client bench peers install clean
+.PHONY: demo test test-unit test-portable fuzz lint docker-check reference client bench peers install clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml client/pyproject.toml
@@ -47,11 +47,8 @@ docker-check: install  # what the images install and the compose file starts, wi
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
 	$(VENV)/bin/python docker/check.py
 
-settings: install  # the page of settings, from the code
-	$(VENV)/bin/python -m gradtrace_service.settings_table > docs/settings.md
-
-api: install  # the page of the HTTP API, from the code
-	$(VENV)/bin/python -m gradtrace_service.api_reference > docs/api.md
+reference: install  # the pages of the settings and of the HTTP API, from the code
+	$(VENV)/bin/python docs/reference/render.py
 
 client: install  # the synchronous client, from the asynchronous one
 	$(VENV)/bin/python client/generate_sync_client.py

@@ -28,6 +28,7 @@ from fastapi import FastAPI
 import digits_task
 import gradtrace
 from conftest import DigitsRun, wait_until
+from gradtrace import Index
 from gradtrace.store.manifest import read_manifest
 from gradtrace_client import BusyError, Client, InfluenceAnswer, InvalidRequestError
 from gradtrace_client.problem_schemas import Problem
@@ -53,7 +54,7 @@ def run(digits_index: DigitsRun, tmp_path: Path) -> DigitsRun:
 def held(app: FastAPI) -> Iterator[None]:
     """Keep the worker busy meanwhile, so that requests wait together."""
     release = threading.Event()
-    app.state.engine._workers.submit(release.wait, 120)
+    app.state.engine.workers.submit(release.wait, 120)
     try:
         yield
     finally:
@@ -61,15 +62,14 @@ def held(app: FastAPI) -> Iterator[None]:
 
 
 def ask_together(app: FastAPI, url: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
-    """The responses to requests that wait together, but for those that the worker is given first."""
+    """The responses to requests that wait together, or are refused at once."""
     wait_until(lambda: app.state.ready)
-    engine, given = app.state.engine, []
-    take = engine._take
-    engine._take = lambda: [given.append(one) or one for one in take()]
-    with httpx.Client(base_url=url, timeout=120) as http, ThreadPoolExecutor(len(bodies)) as pool, held(app):
+    with httpx.Client(base_url=url, timeout=120) as http, ThreadPoolExecutor(len(bodies) + 1) as pool, held(app):
+        pool.submit(http.get, "/index")  # waits for the worker, so that the others wait in the queue
+        wait_until(lambda: app.state.engine.computing == 1)
         asked = [pool.submit(http.post, "/influence", json=body) for body in bodies]
-        wait_until(lambda: engine.waiting + len(given) + sum(one.done() for one in asked) == len(bodies))
-    return [one.result() for one in asked]
+        wait_until(lambda: app.state.engine.waiting + sum(response.done() for response in asked) == len(bodies))
+    return [response.result() for response in asked]
 
 
 def test_requests_that_wait_are_answered_together_and_as_if_alone(digits_index: DigitsRun) -> None:
@@ -214,11 +214,11 @@ def test_the_wall_clock_may_jump(digits_index: DigitsRun, monkeypatch: pytest.Mo
     assert statuses == [200] * 2 + [429] * 2
 
 
-def test_what_takes_too_long_is_told_and_dropped(digits_index: DigitsRun) -> None:
+def test_what_takes_too_long_is_told_and_dropped(digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_app(digits_index.open(), Settings(deadline_seconds=0.3))
     with serving(app) as url:
         wait_until(lambda: app.state.ready)
-        computed = count_influences(app)
+        computed = count_queries(monkeypatch)
         with held(app):
             late = [httpx.post(f"{url}/influence", json={"query_rows": [row]}) for row in range(2)]
         assert [response.status_code for response in late] == [504, 504]
@@ -228,17 +228,15 @@ def test_what_takes_too_long_is_told_and_dropped(digits_index: DigitsRun) -> Non
     assert computed() == 2  # the one that the worker had taken, and the last
 
 
-def count_influences(app: FastAPI) -> Callable[[], int]:
+def count_queries(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How many queries were computed from now on."""
-    engine, sizes = app.state.engine, []
-    original = engine._answer
+    influence, sizes = Index.influence, []
 
-    def counted(works: list[Any]) -> list[Any]:
-        sizes.append(len(works))
-        outcomes: list[Any] = original(works)
-        return outcomes
+    def counted(index: Index, examples: Any, **options: Any) -> Any:
+        sizes.append(len(examples))
+        return influence(index, examples, **options)
 
-    engine._answer = counted
+    monkeypatch.setattr(Index, "influence", counted)
     return lambda: sum(sizes)
 
 
@@ -248,12 +246,12 @@ def test_callers_without_a_body_that_went_away_cost_nothing(digits_index: Digits
         host = httpx.URL(url)
         with held(app):
             first = open_connection(host, b"GET /index HTTP/1.1\r\nHost: x\r\n\r\n")
-            wait_until(lambda: not app.state.engine._free)
+            wait_until(lambda: app.state.engine.computing)
             left = [open_connection(host, b"GET /self-influence HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(3)]
             wait_until(lambda: app.state.engine.waiting == 3)
             for connection in left:
                 connection.close()
-            wait_until(lambda: all(one.answer.done() for one in app.state.engine._queue))
+            wait_until(lambda: app.state.engine.waiting == 0)
         assert first.recv(1 << 16).startswith(b"HTTP/1.1 200")
         first.close()
 
@@ -275,21 +273,21 @@ def test_a_killed_service_leaves_no_workers(digits_index: DigitsRun, tmp_path: P
     assert psutil.wait_procs(left, timeout=120)[1] == []
 
 
-def test_callers_that_went_away_cost_nothing(digits_index: DigitsRun) -> None:
+def test_callers_that_went_away_cost_nothing(digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_app(digits_index.open())
     with serving(app) as url:
         wait_until(lambda: app.state.ready)
-        computed, host = count_influences(app), httpx.URL(url)
+        computed, host = count_queries(monkeypatch), httpx.URL(url)
         body = b'{"query_rows": [1]}'
         request = b"POST /influence HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
         with held(app):
             first = open_connection(host, request % len(body) + body)
-            wait_until(lambda: app.state.engine.waiting == 0 and app.state.engine._free == 0)
+            wait_until(lambda: app.state.engine.waiting == 0 and app.state.engine.computing == 1)
             gone = [open_connection(host, request % len(body) + body) for _ in range(5)]
             wait_until(lambda: app.state.engine.waiting == 5)
             for connection in gone:
                 connection.close()
-            wait_until(lambda: all(one.answer.done() for one in app.state.engine._queue))
+            wait_until(lambda: app.state.engine.waiting == 0)
         assert first.recv(15) == b"HTTP/1.1 200 OK"
         first.close()
         assert httpx.post(f"{url}/influence", json={"query_rows": [2]}).status_code == 200

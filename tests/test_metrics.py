@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+from asgi_correlation_id import correlation_id
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -32,11 +33,10 @@ from gradtrace_service import app as app_module
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.indexes.catalog import Hosted
 from gradtrace_service.ops.logs import log_config
-from gradtrace_service.ops.request_ids import request_id
+from gradtrace_service.ops.timings import server_timing, stages
 from gradtrace_service.ops.tracing import tracer_provider
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
-from gradtrace_service.timings import server_timing, stages
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_a_failure_is_logged_with_the_id_of_its_request(
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     failures = [line for line in lines if "ZeroDivisionError" in line.get("exc_info", "")]
     assert [line["request_id"] for line in failures] == ["unlucky"]
-    assert request_id.get() is None
+    assert correlation_id.get() is None
 
 
 def test_a_request_is_one_trace_with_its_stages(digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from gradtrace_client.request_schemas import InfluenceRequest
 from gradtrace_client.schemas import InfluenceAnswer
 from gradtrace_indexer import delete_rows, fit_representer
 from gradtrace_indexer.build.zero_rows import zero_rows_message
-from gradtrace_service.answers.influence import one_influence
+from gradtrace_service.answers.influence import influence
 from gradtrace_service.console import print_answer
 from tiny import ClassTask, PairTask
 
@@ -151,7 +151,9 @@ def test_methods_whose_recall_cannot_be_measured_are_named(tmp_path: Path) -> No
 
 def test_an_answer_carries_the_note_to_the_terminal(index: Index, capsys: pytest.CaptureFixture[str]) -> None:
     request = InfluenceRequest(query_rows=[0], k=40)
-    answer = InfluenceAnswer.model_validate_json(one_influence(index, 0.0, request=request).model_dump_json())
+    (served,) = influence(index, [request], [0.0])
+    assert isinstance(served, InfluenceAnswer)
+    answer = InfluenceAnswer.model_validate_json(served.model_dump_json())
     note = answer.results[0].note
     assert note == index.influence(QUERIES[:1], k=40)[0].note
     assert note in answer.results[0]._repr_html_()

@@ -110,7 +110,7 @@ def test_a_row_that_cannot_be_rendered_fails_neither_the_answer_nor_the_others(
     assert "log says why" in alone["error"]
     assert "not shown: Shows.render['text'] is bytes" in line
     assert "secret" not in str(by_row)
-    assert caplog.text.count("cannot be rendered; others") == 2  # once of each kind
+    assert caplog.text.count("cannot be rendered; further") == 2  # once of each kind
     assert "a secret place" in caplog.text
 
 
@@ -144,7 +144,7 @@ TASK = Broken(model, train=lambda: load(slice(TRAIN_ROWS)), class_names=NAMES)
     ("body", "told"),
     [
         ("return {'image': example[0]}", r"Broken.render\['image'\] is a Tensor of shape \[1, 8, 8\]"),
-        ("return {'size': example.size}", r"Broken.render fails on training row 0: AttributeError: .* mend it"),
+        ("return {'size': example.size}", r"Broken.render fails on training row 0: AttributeError: .* fix it"),
     ],
 )
 def test_serve_tries_to_render(digits_index: DigitsRun, tmp_path: Path, body: str, told: str) -> None:

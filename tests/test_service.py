@@ -30,7 +30,7 @@ from gradtrace_indexer import delete_rows
 from gradtrace_service.answers.conventions import convention
 from gradtrace_service.app import create_app
 from gradtrace_service.engine.engine import Engine, Limits, QueueFullError
-from gradtrace_service.engine.work import Work
+from gradtrace_service.engine.work import Work, each_alone
 from gradtrace_service.engine.workers import answer_batch, thread_worker
 from gradtrace_service.indexes.catalog import FixedIndex
 from gradtrace_service.server import serving
@@ -426,11 +426,13 @@ def test_one_thread_owns_the_index_and_a_full_queue_refuses(index: Index) -> Non
     release = threading.Event()
 
     async def crowd() -> list[Any]:
-        held = engine.run(Work(None, lambda _, waited: (release.wait(60), threading.current_thread().name, waited)))
+        held = engine.run(
+            Work(None, each_alone(lambda *asked: (release.wait(60), threading.current_thread().name, asked[2])))
+        )
         tasks = [asyncio.ensure_future(held)]
-        while engine.waiting or engine._free:  # until the worker has it
+        while not engine.computing:  # until the worker has it
             await asyncio.sleep(0.01)
-        other = Work(None, lambda _, waited: (True, threading.current_thread().name, waited))
+        other = Work(None, each_alone(lambda *asked: (True, threading.current_thread().name, asked[2])))
         tasks += [asyncio.ensure_future(engine.run(other)) for _ in range(4)]
         while sum(task.done() for task in tasks) < 2:  # until two are refused, the others being queued
             await asyncio.sleep(0.01)
@@ -449,7 +451,7 @@ def test_a_full_queue_is_told_as_429(digits_index: DigitsRun) -> None:
     release = threading.Event()
     app = create_app(digits_index.open(), Settings(queue_size=1))
     with serving(app) as url, ThreadPoolExecutor(3) as pool:
-        app.state.engine._workers.submit(release.wait, 60)
+        app.state.engine.workers.submit(release.wait, 60)
         waiting = [pool.submit(httpx.post, f"{url}/influence", json={"query_rows": [0]}) for _ in range(3)]
         response = next(as_completed(waiting)).result()
         release.set()

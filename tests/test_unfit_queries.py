@@ -232,11 +232,11 @@ def together(app: FastAPI, url: str, bodies: Sequence[dict[str, Any]]) -> list[h
         held.set()
         assert go_on.wait(60)
 
-    app.state.engine._workers.submit(hold)
+    app.state.engine.workers.submit(hold)
     assert held.wait(60)
     with ThreadPoolExecutor(len(bodies) + 1) as pool:
         first = pool.submit(httpx.get, f"{url}/index", timeout=60)  # takes the slot, and waits for the worker
-        wait_until(lambda: app.state.engine.running)
+        wait_until(lambda: app.state.engine.computing)
         sent = [pool.submit(asked, url, **body) for body in bodies]
         wait_until(lambda: app.state.engine.waiting == len(bodies))
         go_on.set()

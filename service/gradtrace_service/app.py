@@ -13,23 +13,18 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from gradtrace import Index
-from gradtrace_service.answers import influence as answers
+from gradtrace_service.answers.influence import warm_up
 from gradtrace_service.engine.engine import Engine, Limits
 from gradtrace_service.engine.work import Work
 from gradtrace_service.engine.workers import ProcessWorkers, answer_batch, answer_batch_elsewhere, thread_worker
-from gradtrace_service.http import health_routes, index_routes, job_routes, metric_routes, query_routes
-from gradtrace_service.http.access_log import AccessLog
-from gradtrace_service.http.body_limit import BodyLimit
-from gradtrace_service.http.disconnects import CancelOnDisconnect
+from gradtrace_service.http import index_routes, job_routes, ops_routes, query_routes
 from gradtrace_service.http.metrics import Metrics
+from gradtrace_service.http.middlewares import add_middlewares, guarded
 from gradtrace_service.http.problems import add_problem_handlers
-from gradtrace_service.http.security import add_security, guarded
-from gradtrace_service.http.version_header import VersionHeader
 from gradtrace_service.indexes.catalog import Catalog, FixedIndex, Hosted
 from gradtrace_service.indexes.jobs import JobRunner
 from gradtrace_service.ops.audit import AuditLog
 from gradtrace_service.ops.logs import log_config
-from gradtrace_service.ops.request_ids import RequestIds
 from gradtrace_service.ops.tracing import tracer_provider
 from gradtrace_service.settings import DEFAULTS, Settings
 
@@ -39,12 +34,14 @@ _log = logging.getLogger(__name__)
 
 
 def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
-    """The service over an open index, which belongs to the service's own thread from now on. It offers no jobs.
+    """The service over an open index, which belongs to the service's thread from now on. It offers no jobs.
 
     settings: None: the defaults, whatever the environment says
     """
     settings, metrics = settings or DEFAULTS, Metrics()
-    engine = Engine(thread_worker(FixedIndex(index)), answer_batch, limits=_limits(settings), observer=metrics)
+    engine = Engine(
+        thread_worker(FixedIndex(index)), answer_batch, limits=_limits(settings), observer=metrics.batch_answered
+    )
     metrics.watch(engine)
     return _app(engine, settings, metrics, partial(index_routes.open_index_summary, index))
 
@@ -64,13 +61,13 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
     else:
         catalog = indexes()
         try:
-            catalog.open_default()  # what is wrong with it is told now, to whoever starts the service
+            catalog.open_default()  # so that whoever starts the service learns now what is wrong with it
         except BaseException:
             catalog.close()
             raise
         workers, answer, slots = thread_worker(catalog), answer_batch, 1
     metrics, jobs = Metrics(), JobRunner(hosted)
-    engine = Engine(workers, answer, slots, _limits(settings), metrics)
+    engine = Engine(workers, answer, slots, _limits(settings), metrics.batch_answered)
     metrics.watch(engine, hosted, jobs)
     return _app(engine, settings, metrics, partial(index_routes.hosted_summaries, hosted, catalog), jobs)
 
@@ -86,65 +83,58 @@ def _app(
     summaries: index_routes.Summaries,
     jobs: JobRunner | None = None,
 ) -> FastAPI:
-    audit = AuditLog(settings.audit_log)
     tracing = tracer_provider(settings.otel_endpoint)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        warming = asyncio.ensure_future(_warm_up(app, engine))
-        if jobs is not None:
-            jobs.resume()
-        yield
-        warming.cancel()
-        if jobs is not None:
-            await jobs.close()
-        engine.close()
-        audit.close()
-        if tracing is not None:
-            tracing.shutdown()
-
     app = FastAPI(
         title="Gradtrace",
         summary="Which training examples made this model predict that?",
         version=version("gradtrace"),
-        lifespan=lifespan,
+        lifespan=partial(_lifespan, audit=AuditLog(settings.audit_log)),
         redoc_url=None,
         telemetry=None if tracing is None else {"tracer_provider": tracing, "operation_spans": False},
     )
     app.state.engine, app.state.jobs, app.state.ready = engine, jobs, False
     app.state.metrics, app.state.tracer_provider, app.state.summaries = metrics, tracing, summaries
-    app.add_middleware(CancelOnDisconnect)
-    app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_mb * 2**20))
-    add_security(app, settings)
-    app.add_middleware(AccessLog, metrics=metrics)
-    app.add_middleware(VersionHeader, version=app.version)
-    app.add_middleware(RequestIds)
+    add_middlewares(app, settings, metrics)
     add_problem_handlers(app)
-    for router in (query_routes.router, index_routes.router):
+    job_routers = [] if jobs is None else [job_routes.router]
+    for router in (query_routes.router, index_routes.router, *job_routers, ops_routes.metrics_router):
         app.include_router(router, **guarded(settings))
-    if jobs is not None:
-        app.include_router(job_routes.router, **guarded(settings))
-    app.include_router(metric_routes.router, **guarded(settings))
-    app.include_router(health_routes.router)
+    app.include_router(ops_routes.open_router)
     return app
 
 
+@asynccontextmanager
+async def _lifespan(app: FastAPI, audit: AuditLog) -> AsyncIterator[None]:
+    engine, jobs = app.state.engine, app.state.jobs
+    warming = asyncio.ensure_future(_warm_up(app, engine))
+    if jobs is not None:
+        jobs.resume()
+    yield
+    warming.cancel()
+    if jobs is not None:
+        await jobs.close()
+    engine.close()
+    audit.close()
+    if app.state.tracer_provider is not None:
+        app.state.tracer_provider.shutdown()
+
+
 async def drain(app: FastAPI) -> None:
-    """Refuse what is new, /readyz included, and wait until what was asked is answered."""
+    """Refuse new requests, /readyz included, and wait until all accepted ones are answered."""
     if app.state.jobs is not None:
         await app.state.jobs.drain()
     await app.state.engine.drain()
 
 
 async def _warm_up(app: FastAPI, engine: Engine) -> None:
-    """The first query loads the index and makes the libraries choose their ways: no user should wait for it.
+    """Answer a first query on every worker before traffic: it loads the index and triggers kernel selection.
 
-    Until every worker has answered one, /readyz says 503. An index that cannot be opened is tried again and again: it
-    may be put right under a running service.
+    Until then, /readyz says 503. An index that cannot be opened is tried again and again: it may be repaired while the
+    service runs.
     """
     warm: set[int] = set()
     while len(warm) < engine.slots:
-        tries = [engine.run(Work(None, answers.warm_up)) for _ in range(engine.slots)]
+        tries = [engine.run(Work(None, warm_up)) for _ in range(engine.slots)]
         outcomes = await asyncio.gather(*tries, return_exceptions=True)
         warm.update(outcome for outcome in outcomes if isinstance(outcome, int))
         if engine.draining:

@@ -15,15 +15,17 @@ import typer
 from gradtrace.errors import GradtraceError, LockedIndexError, QueryError
 from gradtrace.user_code import user_line
 from gradtrace_client import Client, ClientError, InfluenceAnswer
+from gradtrace_client.request_schemas import SOURCES, InfluenceRequest
 from gradtrace_indexer.check_command import app as check_command
 from gradtrace_indexer.cli import app as indexer_commands
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.console import print_answer
 from gradtrace_service.demo import Dataset, run_demo
+from gradtrace_service.flags import with_flags
 from gradtrace_service.indexes.catalog import Hosted, hosted
 from gradtrace_service.key_commands import app as key_commands
 from gradtrace_service.server import answer_local_names_alone, refuse_public, refuse_taken, serve_until_told, serving
-from gradtrace_service.settings import read_settings, with_settings
+from gradtrace_service.settings import Settings, read_settings
 
 _INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
 
@@ -36,33 +38,55 @@ app = typer.Typer(
 app.registered_commands += [*check_command.registered_commands, *indexer_commands.registered_commands]
 app.add_typer(key_commands, name="key")
 
-TaskOption = Annotated[str, typer.Option(help="module:attribute or path/to/file.py:attribute")]
-CheckpointsOption = Annotated[
-    list[Path] | None,
-    typer.Option(help="Directory of the weights, if they were moved since the build; of several runs, one each."),
-]
-DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
 HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
 PortOption = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
 
+SourceArgument = Annotated[
+    str, typer.Argument(help="A service's http:// address, or an index directory (then with --task).")
+]
+TaskOption = Annotated[str | None, typer.Option(help="For an index directory: module:attribute or file.py:attribute.")]
+QueryRowOption = Annotated[list[int] | None, typer.Option(help="Row of the task's query data. Repeatable.")]
+TrainRowOption = Annotated[list[int] | None, typer.Option(help="Row of the training data. Repeatable.")]
+ExampleOption = Annotated[str | None, typer.Option(help="An example as JSON, in the task's own form.")]
+ImageOption = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A PNG or JPEG as the example.")]
+LabelOption = Annotated[str | None, typer.Option(help="The label of --image: a number or a class name.")]
+CheckpointOption = Annotated[list[str] | None, typer.Option(help="Only these checkpoints. Repeatable.")]
 FilterOption = Annotated[
     str | None, typer.Option("--filter", help="Which training rows may be found, as JSON: see the examples above.")
-]
-RescoreOption = Annotated[
-    bool, typer.Option("--rescore", help="Recompute the hits' full gradients, and order them by exact scores.")
-]
-AggregateOption = Annotated[
-    str | None, typer.Option(help='"mean": one answer, to the mean of all queries.', metavar="mean")
 ]
 IncludeOption = Annotated[
     list[str] | None,
     typer.Option(help='"layers": scores by layer; "percentiles": where scores stand among all. Repeatable.'),
 ]
+KeyOption = Annotated[str | None, typer.Option(envvar="GRADTRACE_API_KEY")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")]
+
+_SPELLED = {
+    "index",
+    *SOURCES,
+    "checkpoints",
+    "filter",
+    "include",
+}  # fields of a request that need a flag of another kind
+
+_QUERY_HELP = """Ask which training rows made the model predict that.
+
+docs/queries.md describes every option, with its cost. Examples, with U for http://127.0.0.1:8000:
+
+\b
+  gradtrace query U --query-row 3 --k 5
+  gradtrace query runs/1/index --task my_task.py:MyTask --train-row 17
+  gradtrace query U --image cat.png --label cat --rescore
+  gradtrace query U --query-row 3 --include layers --include percentiles
+  gradtrace query U --query-row 3 --query-row 8 --aggregate mean
+  gradtrace query U --query-row 3 --filter '{"labels": ["cat", 5]}'
+  gradtrace query U --query-row 3 --filter '{"where": {"loss": {"min": 1}}}'
+"""
 
 
 def main() -> None:
-    """Run the command line: errors of ours and of the user's code end in a line and exit code 1, or EX_TEMPFAIL for an
-    index that is locked. Only what is neither, a defect, has a traceback."""
+    """Run the command line. Gradtrace's errors and those of the user's code end it with one line and exit code 1, or
+    EX_TEMPFAIL for an index that is locked; only defects show a traceback."""
     try:
         app()
     except (GradtraceError, ClientError, OSError) as error:
@@ -73,12 +97,12 @@ def main() -> None:
         _end(f"{type(error).__name__}: {error}", error, 1)
     except SystemExit as ending:
         if ending.code == _INTERRUPTED:
-            typer.echo("interrupted; a build, update or evaluation goes on where it stood when run again", err=True)
+            typer.echo("interrupted; run a build, update or evaluation again to resume it", err=True)
         raise
 
 
 def _end(text: str, error: Exception, code: int) -> NoReturn:
-    """Tell an error in one line, with the line of the user's own code that it came from."""
+    """Print an error in one line, with the line of the user's code that it came from, and exit."""
     line = user_line(error)
     typer.secho(f"error: {text}" + (f" ({line})" if line else ""), fg=typer.colors.RED, err=True)
     sys.exit(code)
@@ -99,7 +123,7 @@ def program(
 
 
 @app.command()
-@with_settings
+@with_flags(Settings, Settings.model_fields)
 def serve(
     indexes: Annotated[list[str], typer.Argument(metavar="INDEX...", help="Index directories, or NAME=DIRECTORY.")],
     task: Annotated[
@@ -111,8 +135,8 @@ def serve(
 ) -> None:
     """Serve indexes over HTTP until Ctrl-C.
 
-    A request names the index that it asks with `index`; without, it asks the first. A name is the directory's own,
-    unless given. New generations of an index are taken over while serving. docs/settings.md explains the settings.
+    Requests choose an index by `index`; the default is the first. Its name is the directory's, unless NAME= gives one.
+    New generations of an index are taken up while serving. docs/settings.md explains the settings.
     """
     settings = read_settings(config, **flags)
     local = settings.api_key_file is None and not settings.insecure
@@ -125,65 +149,35 @@ def serve(
     serve_until_told(app, settings)
 
 
-@app.command()
+@app.command(help=_QUERY_HELP)
+@with_flags(InfluenceRequest, InfluenceRequest.model_fields.keys() - _SPELLED)
 def query(
-    source: Annotated[
-        str, typer.Argument(help="A service's http:// address, or an index directory (then with --task).")
-    ],
-    task: Annotated[
-        str | None, typer.Option(help="For an index directory: module:attribute or file.py:attribute.")
-    ] = None,
-    query_row: Annotated[list[int] | None, typer.Option(help="Row of the task's query data. Repeatable.")] = None,
-    train_row: Annotated[list[int] | None, typer.Option(help="Row of the training data. Repeatable.")] = None,
-    example: Annotated[str | None, typer.Option(help="An example as JSON, in the task's own form.")] = None,
-    image: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="A PNG or JPEG as the example.")
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="The label of --image: a number or a class name.")] = None,
-    k: Annotated[int, typer.Option(help="Hits at each end.")] = 10,
-    method: str = "tracin",
-    checkpoint: Annotated[list[str] | None, typer.Option(help="Only these checkpoints. Repeatable.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Of the checkpoints: learning_rate, ...")] = None,
-    damping: Annotated[float | None, typer.Option(help="Of influence: relative to a layer's mean eigenvalue.")] = None,
-    segments: Annotated[int | None, typer.Option(help="Of source: stretches of training.")] = None,
-    similarity: Annotated[str | None, typer.Option(help="Of repsim: cosine, dot or l2.")] = None,
+    source: SourceArgument,
+    task: TaskOption = None,
+    query_row: QueryRowOption = None,
+    train_row: TrainRowOption = None,
+    example: ExampleOption = None,
+    image: ImageOption = None,
+    label: LabelOption = None,
+    checkpoint: CheckpointOption = None,
     row_filter: FilterOption = None,
-    rescore: RescoreOption = False,
-    aggregate: AggregateOption = None,
     include: IncludeOption = None,
-    api_key: Annotated[str | None, typer.Option(envvar="GRADTRACE_API_KEY")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
+    api_key: KeyOption = None,
+    as_json: JsonOption = False,
+    **flags: Any,
 ) -> None:
-    """Ask which training rows made the model predict that.
-
-    docs/queries.md describes every option, with its cost. Examples, with U for http://127.0.0.1:8000:
-
-    \b
-      gradtrace query U --query-row 3 --k 5
-      gradtrace query runs/1/index --task my_task.py:MyTask --train-row 17
-      gradtrace query U --image cat.png --label cat --rescore
-      gradtrace query U --query-row 3 --include layers --include percentiles
-      gradtrace query U --query-row 3 --query-row 8 --aggregate mean
-      gradtrace query U --query-row 3 --filter '{"labels": ["cat", 5]}'
-      gradtrace query U --query-row 3 --filter '{"where": {"loss": {"min": 1}}}'
-    """
-    fields: dict[str, Any] = {
+    """Ask a service or an index, and print the answer."""
+    fields = {
         "example": _payload(example, image, label),
-        "query_rows": query_row or None,
-        "train_rows": train_row or None,
-        "k": k,
-        "method": method,
-        "checkpoints": checkpoint or None,
-        "weights": weights,
-        "damping": damping,
-        "segments": segments,
-        "similarity": similarity,
+        "query_rows": query_row,
+        "train_rows": train_row,
+        "checkpoints": checkpoint,
         "filter": None if row_filter is None else _json_object("--filter", row_filter),
-        "rescore": rescore,
-        "aggregate": aggregate,
         "include": ["parts", "examples", *(include or ())],
+        **flags,
     }
-    answer = _ask(source, task, api_key, fields)
+    # Options that may be repeated come as an empty list where they are not given.
+    answer = _ask(source, task, api_key, {name: value for name, value in fields.items() if value not in (None, [])})
     if as_json:
         typer.echo(answer.model_dump_json(indent=2))
     else:
@@ -214,7 +208,7 @@ def _ask(source: str, task: str | None, api_key: str | None, fields: dict[str, A
             return client.influence(**fields)
     if task is None:
         raise QueryError(f"{source} is not an http:// address; to ask an index directory, give its --task")
-    # The same road as over the network, so that both give the same answers and messages.
+    # By a service of its own, so that answers and messages are the same as over the network.
     with serving(create_app(Hosted("", Path(source), task).open_or_say_why())) as url, Client(url) as client:
         return client.influence(**fields)
 
@@ -234,9 +228,9 @@ def _payload(example: str | None, image: Path | None, label: str | None) -> dict
 
 def _json_object(option: str, text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise QueryError(f"{option} is not JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise QueryError(f"{option} must be a JSON object, such as '{{...}}'")
-    return found
+    return value

@@ -20,17 +20,15 @@ from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from gradtrace_service.app import drain
-from gradtrace_service.http.slow_clients import cut_off_slow_clients
 from gradtrace_service.ops.logs import log_config
 from gradtrace_service.settings import Settings, SettingsError
 
-_KEEP_ALIVE_SECONDS = 75  # longer than gateways keep theirs, else they send into connections just closed
+_KEEP_ALIVE_SECONDS = 75  # longer than proxies keep theirs, else they send into connections just closed
 
 
 def refuse_public(host: str) -> None:
-    """Raises SettingsError for an address that others than this machine reach, or none."""
-    found = _addresses(host, 0)
-    if not all(ipaddress.ip_address(address[0]).is_loopback for *_, address in found):
+    """Raises SettingsError for an address that other machines reach, or one that does not exist."""
+    if not all(ipaddress.ip_address(address[0]).is_loopback for *_, address in _addresses(host, 0)):
         raise SettingsError(
             f"{host} is reached from other machines, and everybody may ask for training data there; make keys by "
             "`gradtrace key new` and give --api-key-file, or listen on 127.0.0.1, or say --insecure"
@@ -38,16 +36,16 @@ def refuse_public(host: str) -> None:
 
 
 def refuse_taken(host: str, port: int) -> None:
-    """Find out before an index is loaded whether the service can listen there.
+    """Check that the service can listen there, before an index is loaded.
 
     Raises:
-        SettingsError: another program has the port, or this one may not have it; or the address is none of this
-            machine's.
+        SettingsError: another program has the port, or this one may not have it, or this machine does not have the
+            address.
     """
     addresses = _addresses(host, port)
     failures = [error for address in addresses if (error := _binding_error(*address)) is not None]
     taken = [error for error in failures if error.errno in (errno.EADDRINUSE, errno.EACCES)]
-    if taken or len(failures) == len(addresses):  # a name may have an address that this machine does without
+    if taken or len(failures) == len(addresses):  # one of a name's addresses may be unavailable here, such as IPv6
         error = (taken or failures)[0]
         remedy = _REMEDIES.get(error.errno or 0, "give another --host or --port")
         raise SettingsError(f"cannot listen on {host}, port {port}: {error.strerror}; {remedy}") from error
@@ -81,19 +79,18 @@ def _addresses(host: str, port: int) -> list[Any]:
 
 
 def answer_local_names_alone(app: FastAPI, host: str) -> None:
-    """For a service without keys: a web page whose name was made to lead to this machine is no caller of its own."""
+    """Without keys, refuse foreign Host headers (DNS rebinding)."""
     names = [host, "localhost", "127.0.0.1", "[::1]"]
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
 
 
 def serve_until_told(app: FastAPI, settings: Settings) -> None:
-    """Serve the app until SIGTERM or Ctrl-C, and then until what was asked is answered."""
-    log = log_config(settings)
+    """Serve the app until SIGTERM or Ctrl-C, and then until all accepted requests are answered."""
     config = uvicorn.Config(
         app,
         settings.host,
         settings.port,
-        log_config=log,
+        log_config=log_config(settings),
         server_header=False,
         ws="none",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
@@ -104,21 +101,12 @@ def serve_until_told(app: FastAPI, settings: Settings) -> None:
         server.run()
     if not server.started:  # the log says why
         sys.exit(1)
-    if app.state.engine.running:  # a thread that hangs would be waited for
+    if app.state.engine.computing:  # the interpreter would wait for a thread that hangs
         os._exit(1)
 
 
-class _Server(uvicorn.Server):
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        watching = asyncio.ensure_future(cut_off_slow_clients(self.server_state.connections))
-        try:
-            await super().serve(sockets)
-        finally:
-            watching.cancel()
-
-
-class _DrainingServer(_Server):
-    """Goes on listening while the last answers are computed, so that whoever asks is told: 503, on /readyz as well."""
+class _DrainingServer(uvicorn.Server):
+    """Listens on while the last answers are computed: new requests, and /readyz, are answered with 503."""
 
     def __init__(self, config: uvicorn.Config, drain: Callable[[], Coroutine[None, None, None]], seconds: int) -> None:
         super().__init__(config)
@@ -139,13 +127,13 @@ def serving(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Iterator[st
     """Serve the app on a thread until the block is left. Yields its address; port 0 takes a free one.
 
     Raises:
-        OSError: the address cannot be had.
+        OSError: the service cannot listen there.
     """
     listener = socket.create_server((host, port))
     # Connections inherit it. asyncio sets it itself only on sockets made with an explicit protocol, which this one is
     # not; without it every answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    server = _Server(uvicorn.Config(app, log_level="warning", server_header=False, ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False, ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="gradtrace-http")
     thread.start()
     try:

@@ -1,22 +1,17 @@
-"""What may be set of the service: by flags of `gradtrace serve`, by GRADTRACE_* in the environment, or in a TOML file.
+"""Settings of the service: flags of `gradtrace serve`, GRADTRACE_* environment variables, or keys of a TOML file.
 
-Flags go before the environment, and that before the file. docs/settings.md is made from this.
+Flags override the environment, which overrides the file. docs/settings.md is generated from this.
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
-import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import typer
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -40,7 +35,7 @@ _Texts = Annotated[list[str] | None, NoDecode, BeforeValidator(_split)]
 
 
 class SettingsError(GradtraceError):
-    """A setting's value does not fit."""
+    """A setting has an invalid value."""
 
 
 class Settings(BaseSettings):
@@ -109,7 +104,7 @@ def read_settings(config: Path | None, **flags: Any) -> Settings:
     """Settings from the flags that were given (not None), the environment, and the file.
 
     Raises:
-        SettingsError: a value does not fit, or the file cannot be read or has a key that is no setting.
+        SettingsError: a value is invalid, or the file cannot be read or has a key that is not a setting.
     """
     given = {name: value for name, value in flags.items() if value is not None}
 
@@ -125,61 +120,17 @@ def read_settings(config: Path | None, **flags: Any) -> Settings:
         raise SettingsError(f"{config} is not TOML: {error}; docs/settings.md shows what it may hold") from None
 
 
-def flag_of(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def variable_of(name: str) -> str:
-    return f"{_PREFIX}{name.upper()}"
-
-
 def _problem(error: ErrorDetails, flags: Mapping[str, Any], config: Path | None) -> str:
     """Where a value was given, the value, and what is wrong with it."""
     name = str(error["loc"][0]) if error["loc"] else ""
     if name not in Settings.model_fields:
         near = difflib.get_close_matches(name, Settings.model_fields, n=1)
         return f"{config}: {name} is no setting; " + (f"did you mean {near[0]}?" if near else "leave it out")
+    variable = f"{_PREFIX}{name.upper()}"
     if name in flags:
-        place = flag_of(name)
-    elif variable_of(name) in os.environ:
-        place = variable_of(name)
+        place = f"--{name.replace('_', '-')}"
+    elif variable in os.environ:
+        place = variable
     else:
         place = f"{name} in {config}"
     return f"{place} is {error['input']!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
-
-
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a Typer command a flag for each setting, in place of its **flags."""
-    flags = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[_flag_type(field.annotation), typer.Option(help=_help(field), show_default=False)],
-        )
-        for name, field in Settings.model_fields.items()
-    ]
-    signature = inspect.signature(command, eval_str=True)
-    own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-
-    @functools.wraps(command)
-    def flagged(*args: Any, **kwargs: Any) -> None:
-        command(*args, **kwargs)
-
-    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + flags
-    flagged.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    flagged.__annotations__ = {one.name: one.annotation for one in parameters}
-    return flagged
-
-
-def _flag_type(annotation: Any) -> Any:
-    """What Typer parses; ranges are checked by the settings themselves."""
-    if get_origin(annotation) in (Union, UnionType, Annotated):
-        return _flag_type(get_args(annotation)[0])
-    if get_origin(annotation) is Literal:
-        return str | None
-    return annotation | None
-
-
-def _help(field: FieldInfo) -> str:
-    return f"{field.description} (default: {field.default})" if field.default is not None else f"{field.description}"

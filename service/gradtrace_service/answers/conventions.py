@@ -14,8 +14,8 @@ def convention(
     method: str, options: MethodOptions | None = None, rescored: bool = False, fisher: FisherEntry | None = None
 ) -> str:
     """Sign and unit of a method's scores, in words. fisher: what the curvature of the index is, see its manifest"""
-    found = METHODS[method]
-    computed = "" if not found.compares_gradients else _FULL if rescored else _COMPRESSED
-    curvature = f" Curvature: {fisher.sentence}." if found.uses_curvature and fisher is not None else ""
-    limits = "" if found.forecasts else _LIMITS
-    return f"{found.sign}{found.meaning(options or MethodOptions())}{computed}.{limits}{curvature}"
+    scored_by = METHODS[method]
+    computed = "" if not scored_by.compares_gradients else _FULL if rescored else _COMPRESSED
+    curvature = f" Curvature: {fisher.sentence}." if scored_by.uses_curvature and fisher is not None else ""
+    limits = "" if scored_by.forecasts else _LIMITS
+    return f"{scored_by.sign}{scored_by.meaning(options or MethodOptions())}{computed}.{limits}{curvature}"

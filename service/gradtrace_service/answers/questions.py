@@ -1,4 +1,4 @@
-"""What a request asks, as the library takes it; what does not exist is refused by the name of its field."""
+"""What a request asks, in the library's terms; a field that names something that does not exist is refused."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
-
 from gradtrace import Index, RowFilter, Task
 from gradtrace.errors import GradtraceError
 from gradtrace.methods import METHODS, MethodOptions
-from gradtrace.task import Example, Label
+from gradtrace.task import Example
 from gradtrace_client.request_schemas import PairsRequest, Queries, Question
 from gradtrace_client.schemas import Payload, Split
 from gradtrace_service.errors import FieldError
@@ -19,7 +17,7 @@ from gradtrace_service.errors import FieldError
 
 @dataclass(frozen=True, slots=True)
 class AskedExample:
-    """field: of the request that it came from, such as `examples[2]`;  split, row: where it was named by its row"""
+    """field: where in the request it was given, such as `examples[2]`;  split, row: set where it was given by row"""
 
     example: Example
     field: str
@@ -28,6 +26,7 @@ class AskedExample:
 
 
 def check_names(index: Index, method: str, checkpoints: Sequence[str] | None) -> None:
+    """Raises FieldError for a method that this index does not answer, or a checkpoint that it does not have."""
     lacking = METHODS[method].lacks(index.manifest) if method in METHODS else None
     if lacking is not None:
         raise FieldError("method", f"this index does not answer by {method!r}: {lacking}")
@@ -43,14 +42,14 @@ def check_known(field: str, name: str, known: Collection[str]) -> None:
 
 
 def queries_of(index: Index, request: Queries) -> list[AskedExample]:
-    """Raises FieldError for a row that is not there, or an example that the task cannot read."""
+    """The queries of a request. Raises FieldError for a row that does not exist or an example the task cannot read."""
     if request.train_rows is not None:
         return train_row_examples(index, request.train_rows)
     return queries_beside_training(index, request)
 
 
 def queries_beside_training(index: Index, request: Queries | PairsRequest) -> list[AskedExample]:
-    """Those that are given as examples or rows of the query data. Raises as `queries_of`."""
+    """Those given as examples or as rows of the query data. Raises as `queries_of`."""
     task = index.task
     if request.query_rows is not None:
         return row_examples("query", task.query, request.query_rows)
@@ -60,18 +59,18 @@ def queries_beside_training(index: Index, request: Queries | PairsRequest) -> li
 
 
 def parsed_examples(task: Task, payloads: Sequence[Payload], field: str) -> list[AskedExample]:
-    """Raises FieldError for one that the task cannot read."""
+    """Raises FieldError for an example that the task cannot read."""
     fields = [field] if field == "example" else [f"{field}[{at}]" for at in range(len(payloads))]
-    return [AskedExample(parsed(task, *one), one[1]) for one in zip(payloads, fields, strict=True)]
+    return [AskedExample(parsed(task, payload, name), name) for payload, name in zip(payloads, fields, strict=True)]
 
 
 def train_row_examples(index: Index, rows: Sequence[int]) -> list[AskedExample]:
     """Raises FieldError for a row of `train_rows` that is not there or was deleted."""
-    found = row_examples("train", index.task.train, rows)
+    examples = row_examples("train", index.task.train, rows)
     for position, row in enumerate(rows):
         if not index.present[row]:
             raise FieldError(f"train_rows[{position}]", absent_row(index, row))
-    return found
+    return examples
 
 
 def row_examples(split: Split, dataset: Any, rows: Sequence[int]) -> list[AskedExample]:
@@ -105,7 +104,7 @@ def parsed(task: Task, payload: Payload, field: str) -> Example:
         return task.parse(payload)
     except GradtraceError as error:
         raise FieldError(field, str(error)) from error
-    except Exception as error:  # whatever a user's parse makes of a payload that it did not expect
+    except Exception as error:  # whatever the user's parse raises on an unexpected payload
         raise FieldError(field, f"{type(task).__name__} cannot read it: {type(error).__name__}: {error}") from error
 
 
@@ -117,11 +116,3 @@ def row_filter_of(request: Queries) -> RowFilter | None:
     if request.filter is None:
         return None
     return RowFilter(**request.filter.model_dump(by_alias=True, exclude_none=True))
-
-
-def plain_label(task: Task, value: Any) -> Label | None:
-    """A cell of a label column; whole numbers come as floating point where other rows have none."""
-    if value is None or np.isnan(value):
-        return None
-    label: Label = value.item() if isinstance(value, np.generic) else value
-    return int(label) if task.class_names is not None else label

@@ -1,4 +1,4 @@
-"""How answers show examples."""
+"""Examples as answers show them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradtrace.tasks.rendering import rendered
 from gradtrace_client.schemas import Payload
 from gradtrace_service.engine.memory import is_out_of_memory
 
-Show = Callable[[int], Payload | None]  # training row -> its rendering, None where it was not asked for
+Renderer = Callable[[int], Payload | None]  # training row -> its rendering, None where it was not asked for
 
 _KEPT_CHARACTERS = 64 << 20
 _TRIED_ROWS = 3
@@ -25,17 +25,17 @@ _log = logging.getLogger(__name__)
 
 
 class RenderedRows:
-    """Renders examples, and keeps the training rows shown last: some are hits of many queries.
+    """Renders examples, with a cache of the training rows shown last: a row may be a hit of many queries.
 
     An example that cannot be rendered does not fail the answer: its rendering is {"error": why}, and the log has the
-    first failure of each kind.
+    first failure of each type.
 
-    kept: characters of renderings, written out, that are kept at most
+    kept: the cache's size, in characters of the renderings as text
     """
 
     def __init__(self, task: Task, kept: int = _KEPT_CHARACTERS) -> None:
         self._task, self._room = task, kept
-        self._rows: OrderedDict[int, tuple[Payload, int]] = OrderedDict()  # with their sizes, the last shown at the end
+        self._rows: OrderedDict[int, tuple[Payload, int]] = OrderedDict()  # rendering and size; shown last at the end
         self._logged: set[type[Exception]] = set()
 
     def __call__(self, row: int) -> Payload:
@@ -44,13 +44,13 @@ class RenderedRows:
             return self._rows[row][0]
         try:
             rendering = rendered(self._task, self._task.train[row])
-        except Exception as error:  # whatever a user's code raises
+        except Exception as error:  # whatever the user's code raises
             return self._failed(f"training row {row}", error)
         self._keep(row, rendering, len(repr(rendering)))
         return rendering
 
     def example(self, example: Example) -> Payload:
-        """Of an example that is no training row."""
+        """Render an example that is not a training row."""
         try:
             return rendered(self._task, example)
         except Exception as error:
@@ -61,7 +61,7 @@ class RenderedRows:
             raise error
         if type(error) not in self._logged:
             self._logged.add(type(error))
-            _log.error("%s cannot be rendered; others may fail in the same way, untold", what, exc_info=error)
+            _log.error("%s cannot be rendered; further failures of this type are not logged", what, exc_info=error)
         if isinstance(error, TaskError):
             return {"error": str(error)}
         return {"error": f"it cannot be rendered ({type(error).__name__}); the service's log says why"}
@@ -74,25 +74,25 @@ class RenderedRows:
             self._room += freed
 
 
-_of_indexes: WeakKeyDictionary[Index, RenderedRows] = WeakKeyDictionary()  # each goes with its generation of the index
+_by_index: WeakKeyDictionary[Index, RenderedRows] = WeakKeyDictionary()  # a cache ends with its generation
 
 
-def renderings(index: Index) -> RenderedRows:
-    if index not in _of_indexes:
-        _of_indexes[index] = RenderedRows(index.task)
-    return _of_indexes[index]
+def rendered_rows(index: Index) -> RenderedRows:
+    if index not in _by_index:
+        _by_index[index] = RenderedRows(index.task)
+    return _by_index[index]
 
 
-def shower(index: Index, wanted: bool) -> Show:
-    """Renders rows of `index`, or nothing where that was not asked for."""
-    return renderings(index) if wanted else lambda row: None
+def renderer(index: Index, wanted: bool) -> Renderer:
+    """Renders training rows of `index`, or nothing where that was not asked for."""
+    return rendered_rows(index) if wanted else lambda row: None
 
 
 def try_rendering(index: Index) -> None:
-    """Render the first rows that are there, before anybody asks.
+    """Render the first rows that are there, to find a broken `render` before anybody asks.
 
     Raises:
-        TaskError: that fails, or gives what an answer cannot hold.
+        TaskError: rendering fails, or gives what an answer cannot hold.
     """
     for row in np.flatnonzero(index.present)[:_TRIED_ROWS].tolist():
         try:
@@ -102,6 +102,6 @@ def try_rendering(index: Index) -> None:
         except Exception as error:  # whatever a user's code raises
             name = f"{type(index.task).__name__}.render"
             raise TaskError(
-                f"{name} fails on training row {row}: {type(error).__name__}: {error}; mend it, or leave it out: hits "
+                f"{name} fails on training row {row}: {type(error).__name__}: {error}; fix it, or leave it out: hits "
                 "are then shown by row, label and score alone"
             ) from error

@@ -1,4 +1,4 @@
-"""Which of the queries of a request made it fail: what a task and its model cannot take is told by the field's name."""
+"""Which queries of a request made it fail: those that the task or its model cannot take are refused by their fields."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from gradtrace_service.engine.memory import is_out_of_memory
 from gradtrace_service.errors import FieldError
 
 T = TypeVar("T")
-Failures = list[tuple[int, Exception]]  # of a sequence: places, with what each raised alone
+Failures = list[tuple[int, Exception]]  # positions in a sequence, with what the item there raised by itself
 
-# What code raises of values that it does not expect. Others are failures of the machine, and their text may name files.
-_OF_VALUES = (QueryError, TaskError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError,
+# What code raises on values that it does not expect. Other errors are the machine's, and their text may name files.
+_VALUE_ERRORS = (QueryError, TaskError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError,
               TypeError, ValueError)  # fmt: skip
 
 
 def unfit_queries(
     index: Index, request: Queries | PairsRequest, queries: Sequence[AskedExample], error: Exception
 ) -> dict[int, FieldError]:
-    """Find the queries that made answering them together raise `error`, by their places in `queries`. Those of a
-    micro-batch may come from several requests that are alike in all else.
+    """Find the queries that made answering them together raise `error`, by their positions in `queries`. Those of a
+    micro-batch may come from several requests that differ in nothing else.
 
     Raises:
-        Exception: `error`, where a training row of the index would fail in the same way, or no query fails alone: then
-            the fault lies elsewhere.
+        Exception: `error`, where a training row of the index fails as well, or no query fails by itself: then the fault
+            lies elsewhere.
         FieldError: the queries can be asked about one by one, but not together.
     """
-    if isinstance(error, DatasetError) or not isinstance(error, _OF_VALUES) or is_out_of_memory(error):
+    if isinstance(error, DatasetError) or not isinstance(error, _VALUE_ERRORS) or is_out_of_memory(error):
         raise error
 
     def attempt(asked: Sequence[AskedExample]) -> None:
@@ -55,7 +55,7 @@ def unfit_queries(
 
 @contextmanager
 def named_refusals(index: Index, request: Queries | PairsRequest, queries: Sequence[AskedExample]) -> Iterator[None]:
-    """Raises the first of the refusals that `unfit_queries` finds when what is inside fails. Raises as that."""
+    """When the block fails, raise the first of the refusals that `unfit_queries` finds. Raises as that."""
     try:
         yield
     except Exception as error:
@@ -64,7 +64,7 @@ def named_refusals(index: Index, request: Queries | PairsRequest, queries: Seque
 
 
 def failing_alone(attempt: Callable[[Sequence[T]], object], items: Sequence[T]) -> Failures:
-    """Those of which `attempt` raises, found by halving: few among many take few attempts."""
+    """The items on which `attempt` raises, by bisection: few failures among many items take few attempts."""
     try:
         attempt(items)
     except Exception as error:
@@ -79,20 +79,20 @@ def failing_alone(attempt: Callable[[Sequence[T]], object], items: Sequence[T]) 
 def _refuse_together(attempt: Callable[[Sequence[AskedExample]], object], queries: Sequence[AskedExample]) -> None:
     try:
         attempt(queries)
-    except _OF_VALUES as error:
+    except _VALUE_ERRORS as error:
         field = queries[0].field.partition("[")[0]
-        detail = f"each can be asked about, but not all in one batch: send them one by one ({_told(error)})"
+        detail = f"each can be asked about, but not all in one batch: send them one by one ({_described(error)})"
         raise FieldError(field, detail) from error
 
 
 def _refusal(index: Index, field: str, error: Exception) -> FieldError:
     if isinstance(error, QueryError | TaskError):
         return FieldError(field, str(error))
-    if not isinstance(error, _OF_VALUES):
+    if not isinstance(error, _VALUE_ERRORS):
         raise error
     remedy = "send one like those that it was trained on"
-    return FieldError(field, f"{type(index.task).__name__} or its model cannot take it: {_told(error)}; {remedy}")
+    return FieldError(field, f"{type(index.task).__name__} or its model cannot take it: {_described(error)}; {remedy}")
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

@@ -14,11 +14,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from gradtrace_service.engine.work import REFUSALS, Outcome, Work
 
 T = TypeVar("T")
+
+# Told of every batch that was answered: its works, the seconds that each waited in the queue, the seconds of computing
+# all of them, and the outcomes.
+Observer = Callable[[Sequence[Work[Any]], Sequence[float], float, Sequence[Outcome]], None]
 
 
 class QueueFullError(Exception):
@@ -26,28 +30,19 @@ class QueueFullError(Exception):
 
 
 class DeadlineError(Exception):
-    """No answer within the time that a request may take."""
+    """The answer took longer than a request may take."""
 
 
 class WorkFailedError(Exception):
-    """The work raised what is no fault of the request; its cause is for the log and not for the caller."""
+    """Answering failed, and the request is not at fault. The cause is for the log, not for the caller."""
 
 
 class DrainingError(Exception):
-    """The service is about to end and takes nothing new."""
+    """The service is shutting down and accepts nothing new."""
 
 
 class WorkerLostError(Exception):
-    """The process that was at the work is gone; the work may be asked for again."""
-
-
-class Observer(Protocol):
-    """Told of every batch, once it is answered."""
-
-    def answered(
-        self, works: Sequence[Work[Any]], waited: Sequence[float], took: float, outcomes: list[Outcome]
-    ) -> None:
-        """waited: seconds in the queue, of each work;  took: seconds of computing, of all together"""
+    """The process that computed the answer was killed. The request may be sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +60,7 @@ class Limits:
 class _Waiting:
     work: Work[Any]
     answer: asyncio.Future[Any]
-    arrived: float = field(default_factory=time.perf_counter)  # of a clock that all processes share
+    arrived: float = field(default_factory=time.perf_counter)  # a clock that all processes share
 
 
 class Engine:
@@ -74,7 +69,10 @@ class Engine:
     Args:
         workers: each of its threads or processes owns its indexes: an Index is not thread-safe, nor is a user's Task.
         answer: what they run on a list of (work, time of arrival), giving an outcome for each.
-        slots: their number.
+        slots: number of workers.
+
+    Attributes:
+        computing: requests that workers have taken and not answered yet.
     """
 
     def __init__(
@@ -86,37 +84,33 @@ class Engine:
         observer: Observer | None = None,
     ) -> None:
         self.limits = limits or Limits()
-        self._workers, self._answer, self._observer = workers, answer, observer
+        self.workers, self._answer, self._observer = workers, answer, observer
         self.slots = self._free = slots
         self._queue: deque[_Waiting] = deque()
         self._running: set[asyncio.Task[None]] = set()
+        self.computing = 0
         self.draining = False
 
     @property
     def waiting(self) -> int:
-        """Requests that no worker has taken yet."""
-        return len(self._queue)
-
-    @property
-    def running(self) -> bool:
-        """Whether a worker is at something."""
-        return bool(self._running)
+        """Requests that no worker has taken yet and whose caller still waits."""
+        return sum(not waiting.answer.done() for waiting in self._queue)
 
     async def run(self, work: Work[T]) -> T:
-        """The work's result. Work whose caller is cancelled before a worker took it never starts.
+        """The work's answer. Work whose caller is cancelled before a worker took it never starts.
 
         Raises:
             DrainingError: `drain` was called.
             QueueFullError: the queue is full.
             DeadlineError: it took too long.
             QueryError, TaskError, IndexUnavailableError, OutOfMemoryError: as the work raised them.
-            WorkerLostError: the process that was at it was killed.
+            WorkerLostError: the process that computed the answer was killed.
             WorkFailedError: the work raised anything else.
         """
         if self.draining:
             raise DrainingError
         if len(self._queue) >= self.limits.queue_size:
-            self._queue = deque(one for one in self._queue if not one.answer.done())
+            self._queue = deque(waiting for waiting in self._queue if not waiting.answer.done())
         if len(self._queue) >= self.limits.queue_size:
             raise QueueFullError
         waiting = _Waiting(work, asyncio.get_running_loop().create_future())
@@ -128,69 +122,72 @@ class Engine:
             raise DeadlineError from None
 
     async def drain(self) -> None:
-        """Refuse new work from now on, and wait until what was taken in is answered."""
+        """Refuse new work from now on, and wait until all accepted work is answered."""
         self.draining = True
         while self._running:
             await asyncio.wait(self._running)
 
     def _dispatch(self) -> None:
-        """Give every free worker something to do."""
+        """Start a batch on every free worker."""
         while self._free and self._queue:
             self._free -= 1
-            running = asyncio.ensure_future(self._work_once())
+            running = asyncio.ensure_future(self._serve_batch())
             self._running.add(running)
             running.add_done_callback(self._running.discard)
 
-    async def _work_once(self) -> None:
+    async def _serve_batch(self) -> None:
         if self.limits.batch_wait_ms:
             await asyncio.sleep(self.limits.batch_wait_ms / 1000.0)
         try:
-            batch = self._take()
+            batch = self._take_batch()
             if batch:
                 await self._compute(batch)
         finally:
             self._free += 1
             self._dispatch()
 
-    def _take(self) -> list[_Waiting]:
-        """The oldest request, and those that may be answered with it, as far as they fit into a batch."""
+    def _take_batch(self) -> list[_Waiting]:
+        """Remove from the queue the oldest request, and those that can be answered with it and fit into its batch."""
         batch: list[_Waiting] = []
-        passed: list[_Waiting] = []
+        left: list[_Waiting] = []
         room = self.limits.batch_size
         while self._queue and room > 0:
-            one = self._queue.popleft()
-            if one.answer.done():
+            waiting = self._queue.popleft()
+            if waiting.answer.done():
                 continue
-            together = not batch or (one.work.kind is not None and one.work.kind == batch[0].work.kind)
-            if together and (not batch or one.work.size <= room):
-                batch.append(one)
-                room = room - one.work.size if one.work.kind is not None else 0
+            work = waiting.work
+            if not batch or (work.kind is not None and work.kind == batch[0].work.kind and work.size <= room):
+                batch.append(waiting)
+                room = room - work.size if work.kind is not None else 0
             else:
-                passed.append(one)
-        self._queue.extendleft(reversed(passed))
+                left.append(waiting)
+        self._queue.extendleft(reversed(left))
         return batch
 
     async def _compute(self, batch: list[_Waiting]) -> None:
         started = time.perf_counter()
-        works = [(one.work, one.arrived) for one in batch]
+        works = [(waiting.work, waiting.arrived) for waiting in batch]
+        self.computing += len(batch)
         try:
-            outcomes = await asyncio.get_running_loop().run_in_executor(self._workers, self._answer, works)
-        except Exception as error:  # the worker itself is gone
+            outcomes = await asyncio.get_running_loop().run_in_executor(self.workers, self._answer, works)
+        except Exception as error:  # the worker process died
             outcomes = [error] * len(batch)
+        finally:
+            self.computing -= len(batch)
         took = time.perf_counter() - started
-        for one, outcome in zip(batch, outcomes, strict=True):
-            if not one.answer.done():
-                _settle(one.answer, outcome)
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            if not waiting.answer.done():
+                _settle(waiting.answer, outcome)
         if self._observer is not None:
-            waited = [started - one.arrived for one in batch]
-            self._observer.answered([one.work for one in batch], waited, took, outcomes)
+            waited = [started - waiting.arrived for waiting in batch]
+            self._observer([waiting.work for waiting in batch], waited, took, outcomes)
 
     def close(self) -> None:
-        """Drop what still waits. Work that did not end while draining is left to itself."""
-        for one in self._queue:
-            one.answer.cancel()
+        """Drop the queue. A worker that is still busy after draining is not waited for."""
+        for waiting in self._queue:
+            waiting.answer.cancel()
         self._queue.clear()
-        self._workers.shutdown(wait=not self.running, cancel_futures=True)
+        self.workers.shutdown(wait=not self.computing, cancel_futures=True)
 
 
 def _settle(answer: asyncio.Future[Any], outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""Running out of memory: what it looks like, and what is done about it."""
+"""Recognising that memory ran out, and giving caches back."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import gc
 
 import torch
 
-# PyTorch's allocator for CPUs, and C++ libraries, raise a RuntimeError that says so in words alone.
-_WORDS = ("can't allocate memory", "out of memory", "bad_alloc")
+# PyTorch's allocator for CPUs, and C++ libraries, raise a RuntimeError that only its text tells apart.
+_PHRASES = ("can't allocate memory", "out of memory", "bad_alloc")
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether this error, or one that it was raised from, means that memory did not suffice."""
+    """Whether this error, or one that it was raised from, means that memory ran out."""
     if error is None:
         return False
-    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or told or is_out_of_memory(error.__cause__)
+    by_text = isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or by_text or is_out_of_memory(error.__cause__)
 
 
 def release_memory() -> None:
-    """Give back what is kept for later. The error must be gone: its traceback holds the tensors of every frame."""
+    """Empty caches. Call it after the except block: a live traceback keeps every frame's tensors."""
     gc.collect()
-    torch.cuda.empty_cache()  # nothing where CUDA is not in use
+    torch.cuda.empty_cache()  # does nothing where CUDA is not in use

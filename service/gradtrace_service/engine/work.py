@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Generic, Protocol, TypeVar
 
 from gradtrace import Index
@@ -12,7 +13,8 @@ from gradtrace_service.engine.memory import is_out_of_memory, release_memory
 
 T = TypeVar("T")
 
-Outcome = Any  # a work's result, or the exception that it raised
+Outcome = Any  # a work's answer, or the exception that refuses it
+Handler = Callable[[Index, Sequence[Any], Sequence[float]], Sequence[T | Exception]]
 
 
 class IndexUnavailableError(StoreError):
@@ -20,10 +22,10 @@ class IndexUnavailableError(StoreError):
 
 
 class OutOfMemoryError(Exception):
-    """There was not the memory to answer this request, be it alone."""
+    """Memory does not suffice to answer this request, even by itself."""
 
 
-# Whose cause is for the caller to know.
+# Errors whose text is for the caller.
 REFUSALS = (QueryError, TaskError, IndexUnavailableError, OutOfMemoryError)
 
 
@@ -39,39 +41,47 @@ class Work(Generic[T]):
     """A request for one index.
 
     index: its name; None: the only or first one
-    call: its answer, from the open index and the milliseconds that the request waited
-    kind: works of equal kind can be answered together, by `together`, which gives an outcome for each; None: alone
-    size: queries in it
+    handler: answers requests of one kind that wait together, each by an answer or the exception that refuses it. What
+        the handler itself raises fails all of them. Called with the open index, the requests and the milliseconds that
+        each waited.
+    size: queries in the request
+    kind: works of equal kind can be answered together; None: alone
     """
 
     index: str | None
-    call: Callable[[Index, float], T]
-    kind: Hashable = None
+    handler: Handler[T]
+    request: Any = None
     size: int = 1
-    together: Callable[[Index, list[Work[T]], list[float]], list[Outcome]] | None = None
-    request: Any = None  # what `together` reads
+    kind: Hashable = None
+
+
+def each_alone(answer: Callable[[Index, Any, float], T]) -> Handler[T]:
+    """The handler of requests that gain nothing from being answered together."""
+
+    @wraps(answer)
+    def handler(index: Index, requests: Sequence[Any], waited_ms: Sequence[float]) -> list[T]:
+        return [answer(index, request, waited) for request, waited in zip(requests, waited_ms, strict=True)]
+
+    return handler
 
 
 def answer(indexes: Indexes, works: list[tuple[Work[Any], float]], now: Callable[[], float]) -> list[Outcome]:
     """Answer the works of one batch, each with (its time of arrival). A work that fails fails alone."""
-    waited = [(now() - arrived) * 1000.0 for _, arrived in works]
-    first = works[0][0]
-    if len(works) > 1 and first.together is not None:
-        try:
-            return first.together(indexes.get(first.index), [work for work, _ in works], waited)
-        except Exception as error:  # one of them is at fault, or all are too much: each may do alone
-            short = is_out_of_memory(error)
-        if short:
-            release_memory()
-    return [_alone(indexes, work, waits) for (work, _), waits in zip(works, waited, strict=True)]
+    waited_ms = [(now() - arrived) * 1000.0 for _, arrived in works]
+    return _answer(indexes, [work for work, _ in works], waited_ms)
 
 
-def _alone(indexes: Indexes, work: Work[Any], waited: float) -> Outcome:
+def _answer(indexes: Indexes, works: Sequence[Work[Any]], waited_ms: Sequence[float]) -> list[Outcome]:
+    first = works[0]
     try:
-        return work.call(indexes.get(work.index), waited)
+        return list(first.handler(indexes.get(first.index), [work.request for work in works], waited_ms))
     except Exception as error:  # handed to the caller, or to the log
-        if not is_out_of_memory(error):
-            return error
-        told = str(error)
-    release_memory()
-    return OutOfMemoryError(told)
+        failure = OutOfMemoryError(str(error)) if is_out_of_memory(error) else error
+    if isinstance(failure, OutOfMemoryError):
+        release_memory()
+    if len(works) == 1:
+        return [failure]
+    del failure  # its traceback holds the tensors of every frame
+    # One of the requests is at fault, or together they need too much memory.
+    alone = (_answer(indexes, [work], [waited]) for work, waited in zip(works, waited_ms, strict=True))
+    return [outcome for outcomes in alone for outcome in outcomes]

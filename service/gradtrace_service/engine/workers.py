@@ -19,7 +19,7 @@ from typing import Any
 
 from gradtrace_service.engine.work import REFUSALS, Indexes, Outcome, Work, answer
 
-_owned = threading.local()  # what the worker owns: `indexes`
+_owned = threading.local()  # `indexes`: those of the worker that runs on this thread
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ class ProcessWorkers(Executor):
     """Processes, each with indexes of its own; the stored rows are mapped from the same memory, but each process
     has its own copy of what `ProgressiveSearcher` holds.
 
-    When one is killed, what all of them were at fails with BrokenProcessPool, and new ones are started for what comes.
+    When one is killed, everything that is being computed fails with BrokenProcessPool; new processes are started for
+    the next request.
     """
 
     def __init__(self, count: int, indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> None:
@@ -45,7 +46,7 @@ class ProcessWorkers(Executor):
         try:
             return self._pool.submit(fn, *args, **kwargs)
         except BrokenProcessPool:
-            _log.error("a process that answers was killed; new ones are started")
+            _log.error("a worker process was killed; new ones are started")
             self._pool = self._start()
             return self._pool.submit(fn, *args, **kwargs)
 
@@ -61,7 +62,7 @@ def _begin_process(indexes: Callable[[], Indexes], log_config: dict[str, Any]) -
 
 
 def _end_with_parent() -> None:
-    """A service that is killed cannot end its workers, and these hold their own queue open."""
+    """Exit when the service dies, however it died: the workers hold their own queue open and would wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -73,22 +74,22 @@ def _own(indexes: Callable[[], Indexes]) -> None:
 
 
 def answer_batch(works: list[tuple[Work[Any], float]]) -> list[Outcome]:
-    """On a worker: answer the works of a batch."""
+    """Answer the works of a batch; runs on a worker."""
     return answer(_owned.indexes, works, time.perf_counter)
 
 
 def answer_batch_elsewhere(works: list[tuple[Work[Any], float]]) -> list[Outcome]:
-    """On a worker that is a process: as `answer_batch`."""
+    """As `answer_batch`, on a worker that is a process."""
     return [_portable(outcome) for outcome in answer_batch(works)]
 
 
 def _portable(outcome: Outcome) -> Outcome:
-    """Pickle loses the tracebacks of exceptions, and one that it cannot make again would break all workers."""
+    """Pickle loses the tracebacks of exceptions, and one that cannot be unpickled would break all workers."""
     if not isinstance(outcome, Exception):
         return outcome
     try:
         if isinstance(outcome, REFUSALS):
             return pickle.loads(pickle.dumps(outcome))
-    except Exception:  # of a user's own kind
+    except Exception:  # a user's exception class that cannot be unpickled
         pass
     return RuntimeError("".join(traceback.format_exception(outcome)))

@@ -1,9 +1,11 @@
-"""Who may ask for what, and how often: decided before anything of a request's body is read."""
+"""Who may ask for what, and how often: decided before a request's body is read."""
 
 from __future__ import annotations
 
 import ipaddress
 import math
+import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -12,10 +14,40 @@ from starlette.types import Scope as Connection
 
 from gradtrace_service.http.api_keys import ApiKey, KeyFile, Scope
 from gradtrace_service.http.problems import problem
-from gradtrace_service.http.rate_limit import RateLimit
 from gradtrace_service.ops.audit import AuditedCall
 
-OPEN = frozenset(("/", "/docs", "/openapi.json", "/healthz", "/readyz"))  # hold nothing of any index
+OPEN = frozenset(("/", "/docs", "/openapi.json", "/healthz", "/readyz"))  # reveal nothing about any index
+_MINUTE = 60.0
+
+
+class RateLimit:
+    """A token bucket for each client: it holds the requests of one minute, and fills evenly.
+
+    Of each bucket only the moment is kept at which it is full again (the generic cell rate algorithm, ITU-T I.371).
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval = _MINUTE / per_minute
+        self._clock = clock
+        self._full_at: dict[str, float] = {}
+        self._swept = clock()
+
+    def take(self, client: str) -> float:
+        """Count a request. Returns 0, or the seconds until the client may send it; then it is not counted."""
+        now = self._clock()
+        self._sweep(now)
+        full_at = max(self._full_at.get(client, now), now) + self._interval
+        wait = full_at - now - _MINUTE
+        if wait > 1e-6:  # below: rounding
+            return wait
+        self._full_at[client] = full_at
+        return 0.0
+
+    def _sweep(self, now: float) -> None:
+        """Once a minute, forget clients whose bucket is full: a service runs for months."""
+        if now - self._swept >= _MINUTE:
+            self._swept = now
+            self._full_at = {client: full_at for client, full_at in self._full_at.items() if full_at > now}
 
 
 class Access:
@@ -24,10 +56,10 @@ class Access:
     A FastAPI dependency would come too late: the framework reads and parses the body before it.
 
     Args:
-        keys: None: everybody may ask for everything.
-        rate: For each key, and for each client's address where there is no valid key.
-        admin: First parts of the paths that need the scope `admin`; calls of them are audited. All other paths but the
-            open ones need `query`.
+        keys: None: anybody may ask for anything.
+        rate: for each key, and for each client's address where there is no valid key.
+        admin: first segments of the paths that need the scope `admin`; calls of them are audited. All other paths but
+            the open ones need `query`.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyFile | None, rate: RateLimit | None, admin: frozenset[str]) -> None:
@@ -70,19 +102,17 @@ class Access:
             detail = "the request has no valid API key; send one as Authorization: Bearer KEY (the SDK: api_key=KEY)"
             return problem(401, "unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="gradtrace"'})
         if needed not in key.scopes:
-            detail = (
-                f"the key {key.name!r} has not the scope {needed.value!r}, which this address needs; use one that has"
-            )
+            detail = f"the key {key.name!r} lacks the scope {needed.value!r}, which this address needs; use one with it"
             challenge = f'Bearer realm="gradtrace", error="insufficient_scope", scope="{needed.value}"'
             return problem(403, "forbidden", detail, headers={"WWW-Authenticate": challenge})
         return None
 
 
 def network(address: str) -> str:
-    """What one client may send from: an address of IPv4, or 64 bits of IPv6, which hold an address for each request."""
+    """The addresses that one client may use: one IPv4 address, or a /64 of IPv6, with an address for each request."""
     try:
-        found = ipaddress.ip_address(address)
-    except ValueError:  # of a socket in the file system, or behind a gateway that hides it
+        parsed = ipaddress.ip_address(address)
+    except ValueError:  # a Unix socket, or a gateway that hides the address
         return address
-    shared = isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is None
-    return str(ipaddress.ip_network((found, 64), strict=False)) if shared else address
+    many = isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None
+    return str(ipaddress.ip_network((parsed, 64), strict=False)) if many else address

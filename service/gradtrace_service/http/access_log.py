@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class AccessLog:
-    """ASGI middleware, inside of RequestIds alone: tells the metrics and the log of every request."""
+    """ASGI middleware, inside none but CorrelationIdMiddleware: reports every request to the metrics and the log."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -32,20 +32,20 @@ class AccessLog:
             return
         started, answer = time.perf_counter(), _Answer()
 
-        async def watched(message: Message) -> None:
+        async def watched_send(message: Message) -> None:
             answer.watch(message)
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, watched_send)
         except Exception:
-            answer.failed()  # the handler outside of every middleware answers with 500
+            answer.failed()  # the handler outside all middlewares answers with 500
             raise
         finally:
-            self._tell(scope, answer, time.perf_counter() - started)
+            self._report(scope, answer, time.perf_counter() - started)
 
-    def _tell(self, scope: Scope, answer: _Answer, seconds: float) -> None:
-        # Metrics must not grow with what callers make up: the address's template, and methods that there are.
+    def _report(self, scope: Scope, answer: _Answer, seconds: float) -> None:
+        # Callers must not be able to add time series: hence the route's template, and only methods that exist.
         endpoint = getattr(scope.get("route"), "path", "(none)")
         method = scope["method"] if scope["method"] in _METHODS else "(other)"
         self._metrics.requested(method, endpoint, answer.status, seconds, answer.problem)
@@ -61,7 +61,7 @@ class AccessLog:
 
 
 class _Answer:
-    """What is known of an answer from what is sent."""
+    """The status and the problem of an answer, read from the messages that send it."""
 
     def __init__(self) -> None:
         self.status = _GONE
@@ -73,7 +73,7 @@ class _Answer:
             self.status = message["status"]
             self._is_problem = Headers(raw=message["headers"]).get("content-type") == "application/problem+json"
         elif self._is_problem and self.problem is None:
-            with suppress(ValueError, KeyError):  # the document is whole in one message
+            with suppress(ValueError, KeyError):  # one message holds the whole document
                 self.problem = json.loads(message["body"])["type"]
 
     def failed(self) -> None:

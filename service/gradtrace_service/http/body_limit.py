@@ -9,14 +9,14 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradtrace_service.http import slow_clients
-
+PATIENCE_SECONDS = 20.0
+_BYTES_PER_SECOND = 16 << 10  # a slower client is refused once PATIENCE_SECONDS are used up
 _TOO_SLOW = "the body takes too long to arrive; send it again, in smaller requests where the line is slow"
 
 
 class BodyLimit:
-    """ASGI middleware: a body above `max_bytes` is refused with 413, as soon as it is announced or has grown to it, and
-    one that a slow client sends with 408."""
+    """ASGI middleware: refuses a body above `max_bytes` with 413, as soon as its announced or received size exceeds
+    that, and one that arrives too slowly with 408."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -28,21 +28,21 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "0")
         declared = int(announced) if announced.isdecimal() else 0
-        started, counted, whole = time.monotonic(), 0, False
+        started, counted, complete = time.monotonic(), 0, False
 
-        async def limited() -> Message:
-            nonlocal counted, whole
-            if whole:  # what comes next is that the client leaves
+        async def limited_receive() -> Message:
+            nonlocal counted, complete
+            if complete:  # the next message says that the client left
                 return await receive()
-            left = started + slow_clients.seconds_for(counted) - time.monotonic()
+            deadline = started + PATIENCE_SECONDS + counted / _BYTES_PER_SECOND
             try:
-                message = await asyncio.wait_for(receive(), left)
+                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
             except asyncio.TimeoutError:
                 raise HTTPException(408, _TOO_SLOW, {"Connection": "close"}) from None
-            whole = not message.get("more_body", False)
+            complete = not message.get("more_body", False)
             counted += len(message.get("body", b""))
             if max(counted, declared) > self._max_bytes:
                 raise HTTPException(413, f"the body is larger than {self._max_bytes:,} bytes; send less at a time")
             return message
 
-        await self._app(scope, limited, send)
+        await self._app(scope, limited_receive, send)

@@ -1,16 +1,17 @@
-"""Requests whose caller went away are given up."""
+"""Requests whose caller went away are cancelled."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 
-from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class CancelOnDisconnect:
-    """ASGI middleware: once the body is there, the request's handling is cancelled when its connection is closed."""
+    """ASGI middleware: cancels the handling of a request when its connection is closed. To notice that, it reads the
+    request ahead of the application."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -19,52 +20,33 @@ class CancelOnDisconnect:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        watch: asyncio.Task[Message] | None = None
-        gone = False
-        # The routes do not ask for a body that is none: it is taken here, to know of the caller from then on.
-        waiting = [] if _announces_body(scope) else [await receive()]
+        messages: asyncio.Queue[Message | HTTPException] = asyncio.Queue()
 
-        async def watched() -> Message:
-            nonlocal gone
-            if waiting:
-                return waiting.pop()
-            if watch is not None:  # a streaming answer asks as well
-                return await asyncio.shield(watch)
-            message = await receive()
-            if message["type"] == "http.disconnect":  # within the body, which the framework would call malformed
-                gone = True
-                raise asyncio.CancelledError
-            watch_after(message)
+        async def next_message() -> Message:
+            message = await messages.get()
+            if isinstance(message, HTTPException):
+                raise message
             return message
 
-        def watch_after(message: Message) -> None:
-            nonlocal watch
-            if message["type"] == "http.request" and not message.get("more_body", False):
-                watch = asyncio.ensure_future(receive())
-                watch.add_done_callback(left)
-
-        def left(done: asyncio.Task[Message]) -> None:
-            nonlocal gone
-            if not done.cancelled() and not done.exception() and not handling.done():
-                gone = True
-                handling.cancel()
-
-        handling = asyncio.ensure_future(self._app(scope, watched, send))
-        for message in waiting:
-            watch_after(message)
+        handling = asyncio.ensure_future(self._app(scope, next_message, send))
+        reading = asyncio.ensure_future(_read_until_disconnect(receive, messages))
+        reading.add_done_callback(lambda _: handling.cancel())
         try:
             await handling
         except asyncio.CancelledError:
             handling.cancel()  # where the server itself cancels
-            if not gone:
+            if not reading.done():
                 raise
         finally:
-            if watch is not None:
-                watch.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await watch
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reading
 
 
-def _announces_body(scope: Scope) -> bool:
-    headers = Headers(scope=scope)
-    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+async def _read_until_disconnect(receive: Receive, messages: asyncio.Queue[Message | HTTPException]) -> None:
+    try:
+        while (message := await receive())["type"] != "http.disconnect":
+            messages.put_nowait(message)
+    except HTTPException as refusal:  # of the body's size or slowness: the application answers with it
+        messages.put_nowait(refusal)
+        await asyncio.Event().wait()

@@ -1,6 +1,6 @@
-"""What the service counts and measures, for Prometheus. Each application has a registry of its own.
+"""Counters and histograms for Prometheus. Each application has its own registry.
 
-Everything is seen from the process that answers HTTP, also where worker processes compute: the engine runs in it, and
+All are recorded in the process that answers HTTP, also where worker processes compute: the engine runs in it, and
 answers carry their times and the rows they touched. docs/operations.md describes the metrics.
 """
 
@@ -23,7 +23,7 @@ from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.work import Outcome, Work
 from gradtrace_service.indexes.catalog import Hosted
 from gradtrace_service.indexes.jobs import JobRunner
-from gradtrace_service.timings import stages
+from gradtrace_service.ops.timings import stages
 
 CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -31,7 +31,7 @@ _QUERIES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """An engine's Observer, which is told of every request as well."""
+    """`batch_answered` is an engine's Observer; the access log reports every request by `requested`."""
 
     def __init__(self) -> None:
         self._registry = registry = prometheus.CollectorRegistry()
@@ -67,40 +67,40 @@ class Metrics:
         )
         prometheus.ProcessCollector(registry=registry)
         prometheus.PlatformCollector(registry=registry)
-        self._first = "index"
+        self._default_index = "index"
 
     def watch(self, engine: Engine, hosted: Sequence[Hosted] = (), jobs: JobRunner | None = None) -> None:
-        """Read the length of the queue, and what is published and under way, at each scrape."""
+        """At each scrape, read the length of the queue, the published generations and the jobs."""
         waiting = prometheus.Gauge(
-            "gradtrace_queue_length", "Requests that no worker took yet.", registry=self._registry
+            "gradtrace_queue_length", "Requests that no worker has taken yet.", registry=self._registry
         )
         waiting.set_function(lambda: engine.waiting)
         if hosted:
-            self._first = hosted[0].name
+            self._default_index = hosted[0].name
             self._registry.register(_Published(hosted))
         if jobs is not None:
             self._registry.register(_Jobs(jobs))
 
-    def answered(
-        self, works: Sequence[Work[Any]], waited: Sequence[float], took: float, outcomes: list[Outcome]
+    def batch_answered(
+        self, works: Sequence[Work[Any]], waited: Sequence[float], took: float, outcomes: Sequence[Outcome]
     ) -> None:
-        """Called by the engine. Requests that one pass answered carry the same times, which count once."""
+        """Called by the engine. Requests that one pass answered carry the same times, which are counted once."""
         for seconds in waited:
             self._queue_seconds.observe(seconds)
         self._batch_seconds.observe(took)
         timings = [outcome.timing_ms for outcome in outcomes if hasattr(outcome, "timing_ms")]
-        for timing in {(one.batch, one.gradient, one.search): one for one in timings}.values():
-            self._passed(timing)
+        for timing in {(timing.batch, timing.gradient, timing.search): timing for timing in timings}.values():
+            self._count_pass(timing)
         for work, outcome in zip(works, outcomes, strict=True):
-            self._touched(work.index or self._first, outcome)
+            self._count_rows(work.index or self._default_index, outcome)
 
-    def _passed(self, timing: Timing) -> None:
+    def _count_pass(self, timing: Timing) -> None:
         self._batch_queries.observe(timing.batch)
         for stage, milliseconds in stages(timing).items():
             if stage != "queue":
                 self._stage_seconds.labels(stage).observe(milliseconds / 1000.0)
 
-    def _touched(self, index: str, outcome: Outcome) -> None:
+    def _count_rows(self, index: str, outcome: Outcome) -> None:
         info = getattr(outcome, "index", None)
         if info is not None:
             self._generation.labels(index).set(info.generation)
@@ -112,7 +112,7 @@ class Metrics:
         """One request was answered, or given up.
 
         endpoint: the address's template, so that there are as many as routes
-        problem: the type of the problem document that it was answered with
+        problem: the type of the problem document that answered it
         """
         self._requests.labels(method, endpoint, status).inc()
         self._request_seconds.labels(endpoint).observe(seconds)
@@ -125,7 +125,7 @@ class Metrics:
 
 
 class _Published(Collector):
-    """The generations on disk: above those of the answers, where a new one could not be opened."""
+    """The generations on disk: higher than those of the answers while a new one cannot be opened."""
 
     def __init__(self, hosted: Sequence[Hosted]) -> None:
         self._hosted = hosted
@@ -133,9 +133,9 @@ class _Published(Collector):
     def collect(self) -> Iterator[Metric]:
         text = "Generation that the index's directory holds."
         published = GaugeMetricFamily("gradtrace_index_published_generation", text, labels=["index"])
-        for one in self._hosted:
-            with suppress(GradtraceError):  # an index that is gone has none
-                published.add_metric([one.name], read_manifest(one.path).generation)
+        for hosted in self._hosted:
+            with suppress(GradtraceError):  # a deleted index has none
+                published.add_metric([hosted.name], read_manifest(hosted.path).generation)
         yield published
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from asgi_correlation_id import correlation_id
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -24,11 +25,10 @@ from gradtrace_service.engine.engine import (
 )
 from gradtrace_service.engine.work import IndexUnavailableError, OutOfMemoryError
 from gradtrace_service.errors import FieldError, NotReadyError
-from gradtrace_service.ops.request_ids import request_id
 
 RETRY_AFTER_SECONDS = 1
 _MEDIA_TYPE = "application/problem+json"
-_REMEDIES = {  # of what the framework refuses in a word
+_REMEDIES = {  # for refusals for which the framework gives only a status phrase
     400: "the body cannot be read as JSON; send one JSON object",
     404: "there is nothing at this address; /docs lists the addresses",
     405: "this address takes other methods; the Allow header and /docs list them",
@@ -38,8 +38,8 @@ _log = logging.getLogger(__name__)
 
 
 class AnswerFailures:
-    """ASGI middleware: an exception that no handler takes is answered here, and not by the framework's outermost layer:
-    there the answer would lack the headers that other middlewares add. It goes on to the server, which logs it."""
+    """ASGI middleware: answers exceptions that no handler takes, and re-raises them for the server to log. The
+    framework's own answer comes from its outermost layer, and would lack the headers that other middlewares add."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -74,7 +74,7 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(QueryError, _refused)
     app.add_exception_handler(TaskError, _refused)
-    app.add_exception_handler(DatasetError, _failed)  # of the service's data; its words may name files
+    app.add_exception_handler(DatasetError, _failed)  # about the service's data; its text may name files
     app.add_exception_handler(QueueFullError, _busy)
     app.add_exception_handler(DeadlineError, _late)
     app.add_exception_handler(NotReadyError, _not_ready)
@@ -116,7 +116,9 @@ def _busy(request: Request, error: Exception) -> Response:
 
 def _late(request: Request, error: Exception) -> Response:
     return problem(
-        504, "deadline", "the answer took longer than requests may; ask for less, or again when it is calmer"
+        504,
+        "deadline",
+        "the answer took longer than a request may take; ask for less, or later when there is less load",
     )
 
 
@@ -127,12 +129,19 @@ def _not_ready(request: Request, error: Exception) -> Response:
 
 def _draining(request: Request, error: Exception) -> Response:
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS), "Connection": "close"}
-    return problem(503, "draining", "the service is about to end; send this one to the next", headers=headers)
+    return problem(
+        503,
+        "draining",
+        "the service is shutting down; send the request again, to the one that takes its place",
+        headers=headers,
+    )
 
 
 def _lost(request: Request, error: Exception) -> Response:
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-    return problem(503, "worker-lost", "the process that was at it was killed; send it again", headers=headers)
+    return problem(
+        503, "worker-lost", "the process that computed the answer was killed; send the request again", headers=headers
+    )
 
 
 def _unavailable(request: Request, error: Exception) -> Response:
@@ -142,14 +151,12 @@ def _unavailable(request: Request, error: Exception) -> Response:
 
 
 def _out_of_memory(request: Request, error: Exception) -> Response:
-    _log.error("request %s ran out of memory: %s", request_id.get(), error)
-    return problem(
-        500, "out-of-memory", "the service has not the memory for this request; ask for fewer queries at once"
-    )
+    _log.error("request %s ran out of memory: %s", correlation_id.get(), error)
+    return problem(500, "out-of-memory", "the service lacks the memory for this request; ask for fewer queries at once")
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    _log.error("request %s failed", request_id.get(), exc_info=error.__cause__ or error)
+    _log.error("request %s failed", correlation_id.get(), exc_info=error.__cause__ or error)
     return _failure()
 
 
@@ -164,15 +171,15 @@ def problem(
     errors: Sequence[FieldProblem] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """A refusal as the document that tells of it; `kind` is the last part of its type."""
+    """A refusal as its problem document; `kind` is the last part of its `type`."""
     document = Problem(
         type=f"urn:gradtrace:problem:{kind}",
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         errors=list(errors),
-        request_id=request_id.get(),
+        request_id=correlation_id.get(),
     )
-    # What is told of a request may hold half a surrogate pair, as JSON's escapes can, which UTF-8 cannot.
+    # A detail that quotes the request may hold half a surrogate pair: JSON's escapes can write it, UTF-8 cannot.
     content = json.dumps(document.model_dump(), ensure_ascii=False).encode(errors="replace")
     return Response(content, status, dict(headers or {}), _MEDIA_TYPE)

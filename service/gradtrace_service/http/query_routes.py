@@ -1,8 +1,8 @@
-"""Questions to an index, over HTTP."""
+"""Queries to an index, over HTTP."""
 
 from __future__ import annotations
 
-from functools import partial
+import json
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -17,13 +17,13 @@ from gradtrace_client.request_schemas import (
     SelfInfluenceRequest,
 )
 from gradtrace_client.schemas import ExampleAnswer, IndexDetails, InfluenceAnswer, SelfInfluenceAnswer, Split
-from gradtrace_service.answers import groups_and_pairs
+from gradtrace_service.answers import documents, groups_and_pairs, rows
 from gradtrace_service.answers import influence as answers
 from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.work import Work
 from gradtrace_service.http.problems import error_responses
+from gradtrace_service.ops.timings import server_timing
 from gradtrace_service.ops.tracing import trace_stages
-from gradtrace_service.timings import server_timing
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ router = APIRouter()
 
 
 class _Choice(BaseModel):
-    """A model, since a parameter of another name would be passed over, and the first index asked instead."""
+    """A model, because it refuses unknown parameters: a misspelt one would be ignored, and the first index asked."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,14 +41,14 @@ class _Choice(BaseModel):
 Choice = Annotated[_Choice, Query()]
 
 
-class _Asking:
-    """What routes ask through: an answer's times go into its headers and its trace as well."""
+class _TimedEngine:
+    """The engine, for routes: puts the times of an answer into its headers and its trace."""
 
     def __init__(self, request: Request, response: Response) -> None:
         self._state, self._headers = request.app.state, response.headers
 
     async def run(self, work: Work[T]) -> T:
-        """As the engine's."""
+        """As `Engine.run`."""
         engine: Engine = self._state.engine
         answer = await engine.run(work)
         timing = getattr(answer, "timing_ms", None)
@@ -59,31 +59,32 @@ class _Asking:
         return answer
 
 
-Workers = Annotated[_Asking, Depends()]
+Workers = Annotated[_TimedEngine, Depends()]
 
 
 @router.post("/influence", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))
 async def influence(request: InfluenceRequest, engine: Workers) -> InfluenceAnswer:
     """The training rows that most lowered (proponents) and most raised (opponents) what each query is explained for."""
-    return await engine.run(_influence(request))
+    key = None if request.aggregate else _batch_key(request)
+    return await engine.run(Work(request.index, answers.influence, request, request.queries, key))
 
 
 @router.post("/influence/groups", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))
 async def influence_groups(request: GroupsRequest, engine: Workers) -> GroupsAnswer:
     """Sums of the scores of the training rows that share a label, or another column's value, on each query."""
-    return await engine.run(Work(request.index, partial(groups_and_pairs.groups, request=request)))
+    return await engine.run(Work(request.index, groups_and_pairs.groups, request))
 
 
 @router.post("/influence/pairs", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))
 async def influence_pairs(request: PairsRequest, engine: Workers) -> PairsAnswer:
     """The scores of given training examples, which need not be in the training set, on each query."""
-    return await engine.run(Work(request.index, partial(groups_and_pairs.pairs, request=request)))
+    return await engine.run(Work(request.index, groups_and_pairs.pairs, request))
 
 
 @router.get("/self-influence", responses=error_responses(422, 429, 500, 503, 504))
 async def self_influence(request: Annotated[SelfInfluenceRequest, Query()], engine: Workers) -> SelfInfluenceAnswer:
     """Training rows ordered by their influence on themselves: at the top, mislabelled and unusual ones."""
-    return await engine.run(Work(request.index, partial(answers.self_influence, request=request)))
+    return await engine.run(Work(request.index, rows.self_influence, request))
 
 
 @router.get("/examples/{split}/{row}", responses=error_responses(404, 422, 429, 500, 503, 504))
@@ -91,22 +92,15 @@ async def example(
     split: Split, row: Annotated[int, Path(ge=0, lt=2**53)], engine: Workers, choice: Choice
 ) -> ExampleAnswer:
     """One row of the training or the query data set, for display."""
-    return await engine.run(Work(choice.index, partial(answers.example, split=split, row=row)))
+    return await engine.run(Work(choice.index, rows.example, rows.ExampleRequest(split, row)))
 
 
 @router.get("/index", responses=error_responses(422, 429, 500, 503, 504))
 async def index_details(engine: Workers, choice: Choice) -> IndexDetails:
     """What the index holds, and what may be asked of it."""
-    return await engine.run(Work(choice.index, answers.index_details))
+    return await engine.run(Work(choice.index, documents.index_details))
 
 
-def _influence(request: InfluenceRequest) -> Work[InfluenceAnswer]:
-    kind = None if request.aggregate else repr(request.model_dump(exclude=set(SOURCES)))
-    return Work(
-        request.index,
-        partial(answers.one_influence, request=request),
-        kind=kind,
-        size=request.queries,
-        request=request,
-        together=answers.influences,
-    )
+def _batch_key(request: InfluenceRequest) -> str:
+    """Everything of a request but its queries: requests of equal keys are answered in one pass."""
+    return json.dumps(request.model_dump(exclude=set(SOURCES)), default=sorted)  # sets as lists of one order

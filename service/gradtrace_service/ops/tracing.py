@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gradtrace.errors import MissingLibraryError
 from gradtrace_client.schemas import Timing
-from gradtrace_service.timings import stages
+from gradtrace_service.ops.timings import stages
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -17,7 +17,7 @@ _VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 
 
 def tracer_provider(endpoint: str | None) -> TracerProvider | None:
-    """Sends spans to a collector, by OTLP over HTTP; None where neither setting nor environment names one.
+    """Sends spans to a collector, by OTLP over HTTP; None where neither the setting nor the environment names one.
 
     endpoint: the collector's base address; None: as the OTEL_* variables say
 
@@ -41,9 +41,9 @@ def tracer_provider(endpoint: str | None) -> TracerProvider | None:
 
 
 def trace_stages(provider: TracerProvider, timing: Timing) -> None:
-    """Spans of an answer that is ready now, as children of the current one.
+    """Record the stages of an answer that is ready now as children of the current span.
 
-    They follow each other without gaps and end now; the times between them, such as parsing, are not theirs.
+    They follow each other without gaps and end now: the time between stages, such as parsing, is left out.
     """
     tracer, spent = provider.get_tracer("gradtrace"), stages(timing)
     moment = time.time_ns() - int(sum(spent.values()) * 1e6)

@@ -1,25 +1,27 @@
-"""Whether the service lives and answers, over HTTP."""
+"""What operators and their tools ask: whether the service is alive and answers, and its metrics."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from gradtrace_client.service_schemas import Status
 from gradtrace_service.engine.engine import DrainingError
 from gradtrace_service.errors import NotReadyError
+from gradtrace_service.http.metrics import CONTENT_TYPE
 from gradtrace_service.http.problems import error_responses
 
-router = APIRouter()
+open_router = APIRouter()  # asked without a key
+metrics_router = APIRouter()
 
 
-@router.get("/healthz")
+@open_router.get("/healthz")
 async def healthz() -> Status:
     """The process is alive."""
     return Status(status="ok")
 
 
-@router.get("/readyz", responses=error_responses(503))
+@open_router.get("/readyz", responses=error_responses(503))
 async def readyz(request: Request) -> Status:
     """Queries are being answered: the index is loaded, the first query was answered, and the service is not ending."""
     if request.app.state.engine.draining:
@@ -29,6 +31,12 @@ async def readyz(request: Request) -> Status:
     return Status(status="ready")
 
 
-@router.get("/", include_in_schema=False)
+@open_router.get("/", include_in_schema=False)
 async def root() -> RedirectResponse:
     return RedirectResponse("/docs")
+
+
+@metrics_router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request) -> Response:
+    """Counts and times, for Prometheus."""
+    return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE)

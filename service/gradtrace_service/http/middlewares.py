@@ -1,32 +1,42 @@
-"""What stands before the routes: keys, rate limits, and what browsers may do with answers."""
+"""What a request passes on its way to the routes: ids, log, headers, keys and limits."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from gradtrace_service.http import job_routes
-from gradtrace_service.http.access import Access
+from gradtrace_service.http.access import Access, RateLimit
+from gradtrace_service.http.access_log import AccessLog
 from gradtrace_service.http.api_keys import KeyFile
+from gradtrace_service.http.body_limit import BodyLimit
+from gradtrace_service.http.disconnects import CancelOnDisconnect
+from gradtrace_service.http.headers import AnswerHeaders
+from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.problems import AnswerFailures, error_responses
-from gradtrace_service.http.rate_limit import RateLimit
-from gradtrace_service.http.security_headers import SecurityHeaders
-from gradtrace_service.ops import request_ids
 from gradtrace_service.settings import Settings
 
+_REQUEST_ID = "X-Request-ID"
+_KNOWN_ID = re.compile(
+    r"[\w.:/+=@-]{1,128}", re.ASCII
+)  # what others use as ids, and nothing that could forge a log line
 _BEARER = HTTPBearer(auto_error=False, description="An API key, made by `gradtrace key new`.")
 
 
-def add_security(app: FastAPI, settings: Settings) -> None:
-    """Middlewares, from the inside to the outside: each adds to or refuses what those before it answer.
+def add_middlewares(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+    """From the inside to the outside: each adds to, or refuses, what those before it answer.
 
     Raises:
         SettingsError: the file of keys cannot be read.
     """
+    app.add_middleware(CancelOnDisconnect)
+    app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_mb * 2**20))
     app.add_middleware(
         Access,
         keys=None if settings.api_key_file is None else KeyFile(settings.api_key_file),
@@ -39,10 +49,14 @@ def add_security(app: FastAPI, settings: Settings) -> None:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", request_ids.HEADER],
-            expose_headers=["Location", "Retry-After", request_ids.HEADER],
+            allow_headers=["Authorization", "Content-Type", _REQUEST_ID],
+            expose_headers=["Location", "Retry-After", _REQUEST_ID],
         )
-    app.add_middleware(SecurityHeaders)
+    app.add_middleware(AnswerHeaders, version=app.version)
+    app.add_middleware(AccessLog, metrics=metrics)
+    app.add_middleware(
+        CorrelationIdMiddleware, header_name=_REQUEST_ID, validator=lambda text: bool(_KNOWN_ID.fullmatch(text))
+    )
 
 
 def guarded(settings: Settings) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""What browsers are told about every answer."""
+"""Headers of every answer: the service's version, and what browsers may do with it."""
 
 from __future__ import annotations
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gradtrace_client.service_schemas import VERSION_HEADER
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -18,19 +20,20 @@ _POLICIES = {  # FastAPI's page holds an inline script, and takes the rest from 
 }
 
 
-class SecurityHeaders:
+class AnswerHeaders:
     """ASGI middleware: adds the headers that a route has not set itself."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, version: str) -> None:
         self._app = app
+        self._headers = _HEADERS | {VERSION_HEADER: version}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.setdefault("Content-Security-Policy", _POLICIES.get(scope["path"], _NOTHING))
-                for name, value in _HEADERS.items():
+                for name, value in self._headers.items():
                     headers.setdefault(name, value)
             await send(message)
 
-        await self._app(scope, receive, guarded)
+        await self._app(scope, receive, send_with_headers)

@@ -1,0 +1,67 @@
+"""Parts that several answers have in common, filled from the library's results."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+import gradtrace
+from gradtrace import Index, Task
+from gradtrace_client import schemas
+from gradtrace_client.request_schemas import Question
+from gradtrace_client.schemas import IndexDetails, IndexInfo
+from gradtrace_service.answers.conventions import convention
+from gradtrace_service.answers.questions import options_of, split_size
+from gradtrace_service.answers.rendering import Renderer
+from gradtrace_service.engine.work import each_alone
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def document(schema: type[Schema], result: object, **fields: Any) -> Schema:
+    """Fill a wire schema from `fields` and, for those not given, from the attributes of a library's result."""
+    shared = {name: getattr(result, name) for name in schema.model_fields if hasattr(result, name)}
+    return schema.model_validate({**shared, **fields}, from_attributes=True)
+
+
+def hit(task: Task, result: gradtrace.Hit, render: Renderer, parts: bool = False) -> schemas.Hit:
+    """parts: whether it carries the score's parts by checkpoint"""
+    names = class_names(task, result)
+    return document(schemas.Hit, result, **names, parts=result.parts if parts else None, example=render(result.row))
+
+
+def class_names(task: Task, result: gradtrace.Hit | gradtrace.InfluenceResult) -> dict[str, str | None]:
+    return {"label_name": task.label_name(result.label), "prediction_name": task.label_name(result.prediction)}
+
+
+def head(index: Index, request: Question, rescored: bool = False) -> dict[str, Any]:
+    """The fields of every answer about scores: which index, which method, and what its numbers mean."""
+    meaning = convention(request.method, options_of(request), rescored, index.manifest.fisher)
+    return {"index": index_info(index), "method": request.method, "convention": meaning}
+
+
+def index_info(index: Index) -> IndexInfo:
+    """Which index it is; nothing about where it lies."""
+    manifest = index.manifest
+    return document(
+        IndexInfo,
+        manifest,
+        task=manifest.task.name,
+        rows=index.rows,
+        dimensions=manifest.basis.dimensions,
+        basis=manifest.basis.kind,
+    )
+
+
+@each_alone
+def index_details(index: Index, request: None, waited_ms: float) -> IndexDetails:
+    """Answer GET /index."""
+    names = index.task.class_names
+    return IndexDetails(
+        **dict(index_info(index)),
+        methods=list(index.methods),
+        class_names=None if names is None else list(names),
+        query_rows=split_size(index, "query"),
+        conventions={method: convention(method, fisher=index.manifest.fisher) for method in index.methods},
+    )

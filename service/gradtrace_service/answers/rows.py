@@ -1,0 +1,118 @@
+"""Answers that show rows of the data sets, asked for by their place in an order or by their number."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import gradtrace
+from gradtrace import Index, RowFilter, Task
+from gradtrace.task import Label
+from gradtrace_client.request_schemas import SelfInfluenceRequest
+from gradtrace_client.schemas import ExampleAnswer, SelfInfluenceAnswer, Split, Timing
+from gradtrace_service.answers import documents
+from gradtrace_service.answers.questions import absent_row, check_names, missing_row, options_of, split_size
+from gradtrace_service.answers.rendering import rendered_rows, renderer
+from gradtrace_service.engine.work import each_alone
+from gradtrace_service.errors import NoSuchRowError
+from gradtrace_service.ops.timings import milliseconds_since
+
+
+class ExampleRequest(NamedTuple):
+    """The address of GET /examples/{split}/{row}."""
+
+    split: Split
+    row: int
+
+
+@each_alone
+def self_influence(index: Index, request: SelfInfluenceRequest, waited_ms: float) -> SelfInfluenceAnswer:
+    """Answer GET /self-influence.
+
+    Raises:
+        FieldError: a field names something that does not exist.
+        GradtraceError: the index refuses the query.
+    """
+    started = time.perf_counter()
+    check_names(index, request.method, request.checkpoints)
+    scores = index.self_influence(method=request.method, **options_of(request))
+    rows = _rows_with_labels(index, request.labels)
+    keys = -scores[rows] if request.order == "descending" else scores[rows]
+    page = rows[np.argsort(keys, kind="stable")][request.offset : request.offset + request.k]
+    searched, search_ms = time.perf_counter(), milliseconds_since(started)
+    render = renderer(index, request.examples)
+    hits = [documents.hit(index.task, _stored_hit(index, int(row), float(scores[row])), render) for row in page]
+    return SelfInfluenceAnswer(
+        **documents.head(index, request),
+        rows_total=len(rows),
+        results=hits,
+        timing_ms=Timing(
+            queue=waited_ms,
+            gradient=0.0,
+            search=search_ms,
+            render=milliseconds_since(searched),
+            total=waited_ms + milliseconds_since(started),
+        ),
+    )
+
+
+@each_alone
+def example(index: Index, request: ExampleRequest, waited_ms: float) -> ExampleAnswer:
+    """Answer GET /examples/{split}/{row}.
+
+    Raises:
+        NoSuchRowError: the split has no such row.
+    """
+    split, row = request
+    size = split_size(index, split)
+    if row >= size:
+        raise NoSuchRowError("row", missing_row(split, row, size))
+    if split == "train" and not index.present[row]:
+        raise NoSuchRowError("row", absent_row(index, row))
+    if split == "train":
+        hit = documents.hit(index.task, _stored_hit(index, row, 0.0), renderer(index, True))
+        return documents.document(ExampleAnswer, hit, split=split)
+    query = index.task.query[row]
+    label = index.label(query)
+    return ExampleAnswer(
+        split=split,
+        row=row,
+        label=label,
+        label_name=index.task.label_name(label),
+        prediction=None,
+        prediction_name=None,
+        loss=None,
+        correct=None,
+        example=rendered_rows(index).example(query),
+    )
+
+
+def _stored_hit(index: Index, row: int, score: float) -> gradtrace.Hit:
+    """A row of the index as the hit of a query that gives it this score."""
+    label, prediction, loss, correct = (index.columns[name][row] for name in ("label", "prediction", "loss", "correct"))
+    return gradtrace.Hit(
+        row=row,
+        score=score,
+        parts={},
+        label=_label(index.task, label),
+        prediction=_label(index.task, prediction),
+        loss=float(loss),
+        correct=None if correct is None else bool(correct),
+    )
+
+
+def _label(task: Task, cell: Any) -> Label | None:
+    """A cell of a label column, which holds classes as floating point where other rows have none."""
+    if cell is None or np.isnan(cell):
+        return None
+    label: Label = cell.item() if isinstance(cell, np.generic) else cell
+    return int(label) if task.class_names is not None else label
+
+
+def _rows_with_labels(index: Index, labels: Sequence[Label] | None) -> NDArray[np.int64]:
+    mask = RowFilter(labels=labels).mask(index.rows, index.columns)
+    return np.flatnonzero(index.present if mask is None else mask & index.present)
