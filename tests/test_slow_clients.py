@@ -1,4 +1,4 @@
-"""Clients that keep a connection and do nothing with it, over real sockets: before the service, and before its proxy."""
+"""Clients that keep a connection and do nothing with it, over real sockets: before the service, and before a proxy."""
 
 from __future__ import annotations
 
