@@ -312,7 +312,7 @@ def test_demo_serves_until_interrupted_and_uses_again_what_is_there(tmp_path: Pa
     unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
     with program(*COMMAND, *words, stdout=subprocess.PIPE, env=unbuffered) as demo:
         assert demo.stdout is not None
-        first = "".join(itertools.takewhile(lambda line: line != "Ctrl-C ends it.\n", demo.stdout))
+        first = "".join(itertools.takewhile(lambda line: line != "Press Ctrl-C to stop.\n", demo.stdout))
         for stage in ("Training: done in", "Index: done in", "Asking: done in", "Proponents", "Opponents", "/docs"):
             assert stage in first
         address = re.search(r"Serving at (http://\S+?);", first)

@@ -199,7 +199,7 @@ def test_of_jobs_that_seem_to_run_on_one_index_the_latest_is_resumed(run: Digits
         wait_until(lambda: {job["state"] for job in httpx.get(f"{url}/jobs").json()["jobs"]} == {"failed"})
         errors = [job["error"] for job in httpx.get(f"{url}/jobs").json()["jobs"]]
     assert "keeps no generation 7" in errors[0]
-    assert errors[1:] == ["how it ended is not known"] * 2
+    assert errors[1:] == ["how it ended is unknown"] * 2
 
 
 def test_nothing_is_started_while_the_service_ends(run: DigitsRun) -> None:

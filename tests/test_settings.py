@@ -81,9 +81,9 @@ def test_a_variable_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     ("text", "complaint"),
     [
         ("queue_size = 'many'", r"queue_size in .*settings.toml is 'many': .*integer"),
-        ("queue_sise = 3", r"settings.toml: queue_sise is no setting; did you mean queue_size\?"),
-        ("data = '/data'", r"settings.toml: data is no setting"),
-        ("[serve]\nport = 1", r"settings.toml: serve is no setting"),
+        ("queue_sise = 3", r"settings.toml: queue_sise is not a setting; did you mean queue_size\?"),
+        ("data = '/data'", r"settings.toml: data is not a setting"),
+        ("[serve]\nport = 1", r"settings.toml: serve is not a setting"),
         ("port 1", r"settings.toml is not TOML: .*line 1"),
     ],
 )

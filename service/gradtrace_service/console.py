@@ -10,15 +10,15 @@ from rich.table import Table
 
 from gradtrace_client.schemas import Hit, Influence, InfluenceAnswer, Label, QueryInfo, Timing
 
-_FEW = 3
+_SHOWN = 3  # rows of a mean, and layers of a hit
 
 
 def print_answer(answer: InfluenceAnswer) -> None:
-    """Each query with its proponents and opponents, then how the answer came about."""
+    """Print each query with its proponents and opponents, then how the answer was computed."""
     console = Console()
     for result in answer.results:
         console.print(f"\n[bold]{escape(_question(result.query))}[/bold]")
-        if _has_words(result.query):
+        if _has_text(result.query):
             console.print(escape(result.query.example_text()))
         for title, colour, hits in (("Proponents", "green", result.proponents), ("Opponents", "red", result.opponents)):
             if hits:
@@ -33,13 +33,13 @@ def print_answer(answer: InfluenceAnswer) -> None:
 def _question(query: QueryInfo) -> str:
     if query.count > 1:
         return f"{_subject(query)}{_loss(query)}; explained: {query.target}"
-    label = "without a label" if query.label is None else f"labelled {_words(query.label, query.label_name)}"
+    label = "without a label" if query.label is None else f"labelled {_label(query.label, query.label_name)}"
     return f"{_subject(query)}, {label}, {_predicted(query)}; explained: {query.target}"
 
 
 def _subject(query: QueryInfo) -> str:
     if query.rows is not None:
-        listed = ", ".join(map(str, query.rows[:_FEW])) + (" ..." if len(query.rows) > _FEW else "")
+        listed = ", ".join(map(str, query.rows[:_SHOWN])) + (" ..." if len(query.rows) > _SHOWN else "")
         return f"The mean of {query.count} rows of the {query.split} data ({listed})"
     if query.count > 1:
         return f"The mean of {query.count} examples"
@@ -47,25 +47,27 @@ def _subject(query: QueryInfo) -> str:
 
 
 def _table(title: str, colour: str, hits: Sequence[Hit]) -> Table:
-    """With a column more for each of percentiles and layers, where the hits carry them."""
-    if any(_has_words(hit) for hit in hits):
-        return _table_of_words(title, colour, hits)
+    """Percentiles and layers get a column each if the hits carry them."""
+    if any(_has_text(hit) for hit in hits):
+        return _text_table(title, colour, hits)
     table = Table(title=title, title_justify="left", title_style=colour)
-    placed, layered = (any(getattr(hit, name) is not None for hit in hits) for name in ("percentile", "layers"))
-    more = ["percentile"] * placed + ["strongest layers"] * layered
+    with_percentiles, with_layers = (
+        any(getattr(hit, name) is not None for hit in hits) for name in ("percentile", "layers")
+    )
+    more = ["percentile"] * with_percentiles + ["strongest layers"] * with_layers
     for name in ("row", "score", "label", "prediction", "loss", *more):
         table.add_column(name, justify="left" if name in ("label", "prediction", "strongest layers") else "right")
     for hit in hits:
-        label, prediction = _words(hit.label, hit.label_name), _words(hit.prediction, hit.prediction_name)
+        label, prediction = _label(hit.label, hit.label_name), _label(hit.prediction, hit.prediction_name)
         loss = "" if hit.loss is None else f"{hit.loss:.3g}"
         cells = [str(hit.row), f"{hit.score:+.4g}", escape(label), escape(prediction), loss]
-        cells += [f"{hit.percentile or 0:.2f} %"] * placed + [escape(_layers(hit))] * layered
+        cells += [f"{hit.percentile or 0:.2f} %"] * with_percentiles + [escape(_layers(hit))] * with_layers
         table.add_row(*cells)
     return table
 
 
 def _layers(hit: Hit) -> str:
-    strongest = sorted((hit.layers or {}).items(), key=lambda item: -abs(item[1]))[:_FEW]
+    strongest = sorted((hit.layers or {}).items(), key=lambda item: -abs(item[1]))[:_SHOWN]
     return ", ".join(f"{name} {share:+.3g}" for name, share in strongest)
 
 
@@ -92,14 +94,14 @@ def _searched(result: Influence, answer: InfluenceAnswer) -> str:
     return text
 
 
-def _table_of_words(title: str, colour: str, hits: Sequence[Hit]) -> Table:
-    """Label and prediction above the example: texts need the width."""
+def _text_table(title: str, colour: str, hits: Sequence[Hit]) -> Table:
+    """Label and prediction stand above the example, since texts need the width."""
     table = Table(title=title, title_justify="left", title_style=colour)
     table.add_column("row", justify="right", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("label, prediction and example")
     for hit in hits:
-        head = f"[bold]{escape(_words(hit.label, hit.label_name))}[/bold], {escape(_predicted(hit))}"
+        head = f"[bold]{escape(_label(hit.label, hit.label_name))}[/bold], {escape(_predicted(hit))}"
         head += "" if hit.percentile is None else f", percentile {hit.percentile:.4g}"
         head += f"\n{escape(_layers(hit))}" if hit.layers else ""
         table.add_row(str(hit.row), f"{hit.score:+.3g}", f"{head}\n{escape(hit.example_text())}")
@@ -107,19 +109,19 @@ def _table_of_words(title: str, colour: str, hits: Sequence[Hit]) -> Table:
 
 
 def _predicted(shown: Hit | QueryInfo) -> str:
-    return f"predicted {_words(shown.prediction, shown.prediction_name)}{_loss(shown)}"
+    return f"predicted {_label(shown.prediction, shown.prediction_name)}{_loss(shown)}"
 
 
 def _loss(shown: Hit | QueryInfo) -> str:
     return "" if shown.loss is None else f" (loss {shown.loss:.3g})"
 
 
-def _has_words(shown: Hit | QueryInfo) -> bool:
+def _has_text(shown: Hit | QueryInfo) -> bool:
     """Whether a terminal can show the example: a text, or features by name."""
     return bool({"text", "features"} & set(shown.example or ()))
 
 
-def _words(label: Label | None, name: str | None) -> str:
+def _label(label: Label | None, name: str | None) -> str:
     if label is None:
         return "-"
     return name if name is not None else f"{label:,.6g}"

@@ -34,7 +34,7 @@ class Dataset(str, Enum):
 
 
 def run_demo(dataset: Dataset, out: Path, *, host: str, port: int, once: bool) -> None:
-    """Train, build, serve and ask; go on serving until Ctrl-C unless `once`. What `out` holds already is used again.
+    """Train, build, serve and ask; go on serving until Ctrl-C unless `once`. What `out` already holds is reused.
 
     Raises:
         GradtraceError: a stage failed.
@@ -58,7 +58,7 @@ def _train(folder: Path, task: Task, out: Path) -> None:
         typer.echo(f"Checkpoints: those in {out / 'checkpoints'}")
         return
     with _stage("Training"):
-        unfinished = out / "training"  # renamed at the end, so that a run cut short is not taken for a whole one
+        unfinished = out / "training"  # renamed at the end, so that an interrupted run is not taken for a complete one
         shutil.rmtree(unfinished, ignore_errors=True)
         import_source(str(folder / "train.py")).train(task, unfinished)
         (unfinished / "checkpoints").rename(out / "checkpoints")
@@ -82,7 +82,7 @@ def _ask(url: str) -> None:
 
 
 def _examples_folder() -> Path:
-    """In an installed package beside this file; in a checkout at its root."""
+    """Beside this file in an installed package, at the root in a checkout."""
     inside = Path(__file__).parent / "examples"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "examples"
 
@@ -96,7 +96,7 @@ def _stage(name: str) -> Iterator[None]:
 
 
 def _wait_for_interrupt() -> None:
-    typer.echo("Ctrl-C ends it.")
+    typer.echo("Press Ctrl-C to stop.")
     try:
         threading.Event().wait()
     except KeyboardInterrupt:

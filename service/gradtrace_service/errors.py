@@ -1,4 +1,4 @@
-"""What a request, or the state of the service, can be refused for."""
+"""Why the service refuses a request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gradtrace.errors import QueryError
 
 
 class FieldError(QueryError):
-    """A field of the request cannot be met."""
+    """A field of the request asks for something that cannot be done."""
 
     status, kind = 422, "invalid-request"
 
@@ -15,18 +15,18 @@ class FieldError(QueryError):
         self.field = field
         self.detail = detail
 
-    def __reduce__(self) -> tuple[type[FieldError], tuple[str, str]]:  # from a process that answers
+    def __reduce__(self) -> tuple[type[FieldError], tuple[str, str]]:  # how a worker process sends it
         return type(self), (self.field, self.detail)
 
 
 class NoSuchRowError(FieldError):
-    """The address names a row that is not there."""
+    """The address names a row that does not exist."""
 
     status, kind = 404, "not-found"
 
 
 class NoSuchJobError(FieldError):
-    """The address names a job that is not there."""
+    """The address names a job that does not exist."""
 
     status, kind = 404, "not-found"
 
@@ -35,7 +35,7 @@ class NoSuchJobError(FieldError):
 
 
 class OtherJobError(FieldError):
-    """An index has one writer, and it is at something else."""
+    """Another job is running on the index, which has one writer."""
 
     status, kind = 409, "conflict"
 

@@ -20,8 +20,8 @@ def keys() -> None:
 @app.command()
 def new(
     scope: Annotated[list[Scope], typer.Option(help="What it is for. Repeatable.")],
-    name: Annotated[str, typer.Option(help="By which logs and refusals call it; no secret.")],
-    file: Annotated[Path, typer.Option(help="File of keys, as for `serve --api-key-file`; made where there is none.")],
+    name: Annotated[str, typer.Option(help="Its name in logs and refusals; not a secret.")],
+    file: Annotated[Path, typer.Option(help="File of keys, as for `serve --api-key-file`; created if missing.")],
 ) -> None:
     """Make a key: it is printed, this once, and its hash is added to the file.
 

@@ -53,36 +53,39 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=64,
-        description="Answer in so many processes of their own, for CPUs; 0: on a thread of this one. They share the "
+        description="Number of processes that answer, for CPUs; 0: a thread of this process answers. They share the "
         "stored rows, but each holds models, and 4 bytes x rows x checkpoints x (columns of the first level + levels "
         "+ 1) for the search: 0.7 GB for a million rows at 5 checkpoints.",
     )
-    batch_size: PositiveInt = Field(16, description="Queries that are answered in one pass, where so many wait.")
+    batch_size: PositiveInt = Field(16, description="Queries that are answered in one pass, if as many wait.")
     batch_wait_ms: float = Field(0.0, ge=0, le=1000, description="Time that a free worker waits for more queries.")
     queue_size: PositiveInt = Field(256, description="Requests that may wait; those beyond are answered with 429.")
     deadline_seconds: PositiveFloat = Field(60.0, description="Time from a request to its answer; beyond it, 504.")
     drain_seconds: PositiveInt = Field(30, description="Time that requests have to finish after SIGTERM.")
     memory_limit_mb: PositiveInt | None = Field(
-        None, description="Memory of a process beyond which the index not asked for longest is unloaded."
+        None, description="Memory of a process beyond which the least recently used index is unloaded."
     )
     api_key_file: Path | None = Field(
-        None, description="Keys that may ask, made by `gradtrace key new`; without, everybody may."
+        None, description="File of the keys that may ask, made by `gradtrace key new`; without it, anybody may."
     )
     insecure: bool = Field(False, description="Listen without keys on an address that other machines reach.")
     rate_limit: PositiveInt | None = Field(
         None, description="Requests a minute of one key, or of one address where there are no keys; beyond, 429."
     )
     cors_origins: _Texts = Field(
-        None, description="Origin, such as https://example.org, whose pages may ask; without, no other's may."
+        None,
+        description="Origin, such as https://example.org, whose pages may ask; by default none but the service's own.",
     )
     audit_log: Path | None = Field(None, description="File to which each admin call is written, as a line of JSON.")
     max_body_mb: PositiveFloat = Field(16.0, description="Size of a request's body; larger ones are refused with 413.")
-    log_format: Literal["text", "json"] = Field("text", description="Of the log, which goes to standard error.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+    log_format: Literal["text", "json"] = Field("text", description="Format of the log, which goes to standard error.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The lowest level that is logged."
+    )
     otel_endpoint: str | None = Field(
         None,
-        description="OpenTelemetry collector that is sent traces, by OTLP over HTTP, such as http://127.0.0.1:4318; "
-        "OTEL_EXPORTER_OTLP_ENDPOINT does as well. Takes the extra gradtrace[otel].",
+        description="OpenTelemetry collector that receives traces, by OTLP over HTTP, such as http://127.0.0.1:4318; "
+        "OTEL_EXPORTER_OTLP_ENDPOINT works as well. Needs the extra gradtrace[otel].",
     )
 
     @classmethod
@@ -121,11 +124,11 @@ def read_settings(config: Path | None, **flags: Any) -> Settings:
 
 
 def _problem(error: ErrorDetails, flags: Mapping[str, Any], config: Path | None) -> str:
-    """Where a value was given, the value, and what is wrong with it."""
+    """Where a value was given, the value, and why it is invalid."""
     name = str(error["loc"][0]) if error["loc"] else ""
     if name not in Settings.model_fields:
         near = difflib.get_close_matches(name, Settings.model_fields, n=1)
-        return f"{config}: {name} is no setting; " + (f"did you mean {near[0]}?" if near else "leave it out")
+        return f"{config}: {name} is not a setting; " + (f"did you mean {near[0]}?" if near else "leave it out")
     variable = f"{_PREFIX}{name.upper()}"
     if name in flags:
         place = f"--{name.replace('_', '-')}"

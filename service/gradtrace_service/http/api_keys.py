@@ -1,7 +1,7 @@
-"""API keys: shown once when they are made, kept as hashes in a file, and looked up in constant time.
+"""API keys: shown once when they are made, stored as hashes in a file, and looked up in constant time.
 
-A key is 256 random bits, so its hash needs no salt and no slow function: those protect what people choose, which can be
-guessed; a fast hash of what cannot be guessed cannot be inverted either, and costs a request nothing.
+A key is 256 random bits, so its hash needs no salt and no slow function: those protect passwords, which can be guessed.
+A fast hash of what cannot be guessed cannot be inverted either, and costs a request next to nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradtrace_service.settings import SettingsError
 
-_PREFIX = "gradtrace_"  # by which people and scanners for leaked secrets know what it is
+_PREFIX = "gradtrace_"  # lets people and scanners for leaked secrets recognise it
 
 _log = logging.getLogger(__name__)
 
@@ -43,37 +43,37 @@ class ApiKey(BaseModel):
 
 
 class KeyFile:
-    """The keys of a file, read again whenever it has changed.
+    """The keys of a file, which is read again whenever it has changed.
 
-    A file that cannot be read any more is told in the log, and the keys of before stay: half a file, as an editor
+    If it can no longer be read, that is logged, and the previous keys stay valid: a half-written file, as an editor
     leaves it for a moment, must lock nobody out.
 
     Raises:
-        SettingsError: there is no such file, or it holds something else than keys.
+        SettingsError: there is no such file, or it holds something other than keys.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._state = self._look()
         self._keys = read_keys(path)
-        self._complaint = ""  # what was said last of a file that cannot be read
+        self._complaint = ""  # the last error logged for a file that cannot be read
 
     def find(self, key: str) -> ApiKey | None:
-        """The entry of a key, None where it has none. How long it takes tells nothing of the file."""
+        """The entry of a key, or None. The time that it takes reveals nothing about the file."""
         self._follow()
-        digest, found = _hash(key), None
+        digest, match = _hash(key), None
         for entry in self._keys:
             if hmac.compare_digest(entry.blake2b, digest):
-                found = entry
-        return found
+                match = entry
+        return match
 
     def _look(self) -> Any:
-        """Changes whenever the file does."""
+        """A value that changes whenever the file does."""
         try:
-            found = self._path.stat()
+            status = self._path.stat()
         except OSError:
             return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        return status.st_ino, status.st_mtime_ns, status.st_size
 
     def _follow(self) -> None:
         state = self._look()
@@ -81,14 +81,14 @@ class KeyFile:
             return
         try:
             self._keys, self._state, self._complaint = read_keys(self._path), state, ""
-        except SettingsError as error:  # it is read again at the next request: a failure may pass
+        except SettingsError as error:  # the next request tries again: a failure may pass
             if str(error) != self._complaint:
-                _log.error("%s; the keys of before go on being taken", error)
+                _log.error("%s; the previous keys stay valid", error)
             self._complaint = str(error)
 
 
 def read_keys(path: Path) -> list[ApiKey]:
-    """Raises SettingsError for a file that cannot be read or holds something else than keys."""
+    """Raises SettingsError for a file that cannot be read or holds something other than keys."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -99,10 +99,10 @@ def read_keys(path: Path) -> list[ApiKey]:
 
 
 def add_key(path: Path, name: str, scopes: Sequence[Scope]) -> str:
-    """A new key, whose hash is added to the file; the key itself is kept nowhere.
+    """Make a key and add its hash to the file; the key itself is stored nowhere.
 
     Raises:
-        SettingsError: the name is taken or is none, or the file holds something else than keys.
+        SettingsError: the name is taken or invalid, or the file holds something other than keys.
     """
     known = read_keys(path) if path.exists() else []
     if name in [entry.name for entry in known]:
@@ -111,7 +111,7 @@ def add_key(path: Path, name: str, scopes: Sequence[Scope]) -> str:
     try:
         entry = ApiKey(name=name, scopes=tuple(dict.fromkeys(scopes)), blake2b=_hash(key))
     except ValidationError:
-        raise SettingsError(f"{name!r} is no name of a key; take up to 64 letters, digits, and . _ @ -") from None
+        raise SettingsError(f"{name!r} is not a name for a key; use up to 64 letters, digits, and . _ @ -") from None
     whole_lines = not known or path.read_bytes().endswith(b"\n")
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123
         file.write("" if whole_lines else "\n")
@@ -126,8 +126,8 @@ def _hash(key: str) -> str:
 def _parsed(path: Path, number: int, line: str) -> ApiKey:
     try:
         return ApiKey.model_validate_json(line)
-    except ValidationError as error:  # of which only the words are told: a secret may be in the wrong place
-        causes = "; ".join(one["msg"] for one in error.errors(include_input=False, include_url=False))
+    except ValidationError as error:  # quoted without its input: a secret may be in the wrong place
+        causes = "; ".join(cause["msg"] for cause in error.errors(include_input=False, include_url=False))
         raise SettingsError(
-            f"line {number} of {path} is no key ({causes}); delete it, and make keys by `gradtrace key new`"
+            f"line {number} of {path} is not a key ({causes}); delete it, and make keys by `gradtrace key new`"
         ) from None

@@ -1,4 +1,4 @@
-"""Which indexes a service has, over HTTP, without opening any of them."""
+"""The list of a service's indexes, over HTTP. It opens none of them."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ router = APIRouter()
 
 
 def open_index_summary(index: Index) -> list[IndexSummary]:
-    """Of a service over one open index."""
+    """Summary for a service over one open index."""
     return [_summary(None, index.manifest, loaded=True)]
 
 
 def hosted_summaries(hosted: Sequence[Hosted], catalog: Catalog | None) -> list[IndexSummary]:
-    """Of a service over directories, from their manifests. catalog: None where those of the workers are out of reach"""
+    """Summaries for a service over directories, from their manifests. catalog: None if the workers are processes"""
     return [
-        _summary(one.name, _manifest(one), None if catalog is None else catalog.is_open(one.name)) for one in hosted
+        _summary(index.name, _manifest(index), None if catalog is None else catalog.is_open(index.name))
+        for index in hosted
     ]
 
 
 def _manifest(hosted: Hosted) -> Manifest | None:
     try:
         return read_manifest(hosted.path)
-    except GradtraceError as error:  # the other indexes are not worse for it
+    except GradtraceError as error:  # the other indexes are listed all the same
         _log.error("index %s: %s", hosted.name, error)
         return None
 

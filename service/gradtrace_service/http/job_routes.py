@@ -1,4 +1,4 @@
-"""What changes indexes, over HTTP."""
+"""Jobs that change indexes, over HTTP."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, get_args
 
 import prometheus_client as prometheus
@@ -35,33 +36,19 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = prometheus.CollectorRegistry()
-        self._requests = prometheus.Counter(
-            "gradtrace_requests", "Requests answered.", ["method", "endpoint", "status"], registry=registry
-        )
-        self._request_seconds = prometheus.Histogram(
-            "gradtrace_request_seconds", "From request to answer.", ["endpoint"], buckets=_SECONDS, registry=registry
-        )
-        self._errors = prometheus.Counter(
-            "gradtrace_errors", "Requests answered with a problem, by its type.", ["kind"], registry=registry
-        )
-        self._queue_seconds = prometheus.Histogram(
-            "gradtrace_queue_seconds", "Time that requests waited for a worker.", buckets=_SECONDS, registry=registry
-        )
+        counter = partial(prometheus.Counter, registry=registry)
+        seconds = partial(prometheus.Histogram, buckets=_SECONDS, registry=registry)
+        self._requests = counter("gradtrace_requests", "Requests answered.", ["method", "endpoint", "status"])
+        self._request_seconds = seconds("gradtrace_request_seconds", "From request to answer.", ["endpoint"])
+        self._errors = counter("gradtrace_errors", "Requests answered with a problem, by its type.", ["kind"])
+        self._queue_seconds = seconds("gradtrace_queue_seconds", "Time that requests waited for a worker.")
         self._batch_queries = prometheus.Histogram(
             "gradtrace_batch_queries", "Queries answered in one pass.", buckets=_QUERIES, registry=registry
         )
-        self._batch_seconds = prometheus.Histogram(
-            "gradtrace_batch_seconds", "Time of a worker for one pass.", buckets=_SECONDS, registry=registry
-        )
-        self._stage_seconds = prometheus.Histogram(
-            "gradtrace_stage_seconds", "Of a pass, by what was done.", ["stage"], buckets=_SECONDS, registry=registry
-        )
-        self._rows_searched = prometheus.Counter(
-            "gradtrace_rows_searched", "Rows among which hits were looked for.", registry=registry
-        )
-        self._rows_touched = prometheus.Counter(
-            "gradtrace_rows_touched", "Rows of which more than the first level was read.", registry=registry
-        )
+        self._batch_seconds = seconds("gradtrace_batch_seconds", "Time of a worker for one pass.")
+        self._stage_seconds = seconds("gradtrace_stage_seconds", "Time of a pass, by stage.", ["stage"])
+        self._rows_searched = counter("gradtrace_rows_searched", "Rows among which hits were looked for.")
+        self._rows_touched = counter("gradtrace_rows_touched", "Rows of which more than the first level was read.")
         self._generation = prometheus.Gauge(
             "gradtrace_index_generation", "Generation that the last answer came from.", ["index"], registry=registry
         )

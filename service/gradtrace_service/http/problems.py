@@ -33,6 +33,35 @@ _REMEDIES = {  # for refusals for which the framework gives only a status phrase
     404: "there is nothing at this address; /docs lists the addresses",
     405: "this address takes other methods; the Allow header and /docs list them",
 }
+_AGAIN = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+_STATES: dict[type[Exception], tuple[int, str, str, Mapping[str, str]]] = {  # of the service, which refuse any request
+    QueueFullError: (429, "busy", "too many requests are waiting; send this one again later", _AGAIN),
+    DeadlineError: (
+        504,
+        "deadline",
+        "the answer took longer than a request may take; ask for less, or later when there is less load",
+        {},
+    ),
+    NotReadyError: (503, "starting", "the service is loading its index; ask again soon", _AGAIN),
+    DrainingError: (
+        503,
+        "draining",
+        "the service is shutting down; send the request again, to the one that takes its place",
+        {**_AGAIN, "Connection": "close"},
+    ),
+    WorkerLostError: (
+        503,
+        "worker-lost",
+        "the process that computed the answer was killed; send the request again",
+        _AGAIN,
+    ),
+    IndexUnavailableError: (
+        503,
+        "index-unavailable",
+        "the index cannot be opened as it is now; the service's log says why, and it is tried again once repaired",
+        _AGAIN,
+    ),
+}
 
 _log = logging.getLogger(__name__)
 
@@ -75,14 +104,10 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(QueryError, _refused)
     app.add_exception_handler(TaskError, _refused)
     app.add_exception_handler(DatasetError, _failed)  # about the service's data; its text may name files
-    app.add_exception_handler(QueueFullError, _busy)
-    app.add_exception_handler(DeadlineError, _late)
-    app.add_exception_handler(NotReadyError, _not_ready)
-    app.add_exception_handler(DrainingError, _draining)
-    app.add_exception_handler(WorkerLostError, _lost)
-    app.add_exception_handler(IndexUnavailableError, _unavailable)
     app.add_exception_handler(OutOfMemoryError, _out_of_memory)
     app.add_exception_handler(WorkFailedError, _failed)
+    for kind in _STATES:
+        app.add_exception_handler(kind, _state)
 
 
 def _invalid(request: Request, error: Exception) -> Response:
@@ -109,45 +134,9 @@ def _http_error(request: Request, error: Exception) -> Response:
     return problem(error.status_code, kind, _REMEDIES.get(error.status_code, error.detail), headers=error.headers)
 
 
-def _busy(request: Request, error: Exception) -> Response:
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-    return problem(429, "busy", "too many requests are waiting; send this one again later", headers=headers)
-
-
-def _late(request: Request, error: Exception) -> Response:
-    return problem(
-        504,
-        "deadline",
-        "the answer took longer than a request may take; ask for less, or later when there is less load",
-    )
-
-
-def _not_ready(request: Request, error: Exception) -> Response:
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-    return problem(503, "starting", "the service is loading its index; ask again soon", headers=headers)
-
-
-def _draining(request: Request, error: Exception) -> Response:
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS), "Connection": "close"}
-    return problem(
-        503,
-        "draining",
-        "the service is shutting down; send the request again, to the one that takes its place",
-        headers=headers,
-    )
-
-
-def _lost(request: Request, error: Exception) -> Response:
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-    return problem(
-        503, "worker-lost", "the process that computed the answer was killed; send the request again", headers=headers
-    )
-
-
-def _unavailable(request: Request, error: Exception) -> Response:
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-    detail = "the index cannot be opened as it is now; the service's log says why, and it is tried again once repaired"
-    return problem(503, "index-unavailable", detail, headers=headers)
+def _state(request: Request, error: Exception) -> Response:
+    status, kind, detail, headers = _STATES[type(error)]
+    return problem(status, kind, detail, headers=headers)
 
 
 def _out_of_memory(request: Request, error: Exception) -> Response:

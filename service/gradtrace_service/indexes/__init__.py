@@ -1,1 +1,1 @@
-"""The indexes that are served: a catalog that follows their generations, and the jobs that make new ones."""
+"""The indexes that are served: a catalog that follows their generations, and the jobs that write new ones."""

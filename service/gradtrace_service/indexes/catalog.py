@@ -1,5 +1,5 @@
-"""The indexes that one worker holds open: loaded at their first question, replaced when a new generation is published,
-unloaded when memory is short."""
+"""The indexes that one worker holds open: loaded at their first query, replaced when a new generation is published,
+unloaded when memory runs short."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from gradtrace_service.engine.work import IndexUnavailableError
 from gradtrace_service.errors import FieldError
 from gradtrace_service.settings import Settings
 
-_TRY_AGAIN_SECONDS = 4.0  # between two attempts at an index that could not be opened and is asked for
-_RETAKE_SECONDS = 60.0  # the same, of a new generation whose old one goes on answering
-_LOOK_SECONDS = 1.0  # between two looks for new generations
+_TRY_AGAIN_SECONDS = 4.0  # between two attempts to open an index that is asked for and failed to open
+_RETAKE_SECONDS = 60.0  # the same for a new generation, while the old one goes on answering
+_POLL_SECONDS = 1.0  # between two checks for new generations
 
 _RESTART = (
-    ". The task was loaded anew, with the modules beside it: where the data on disk is the right one, an installed "
-    "module, or one that cannot be imported twice, holds the old: restart the service"
+    ". The task was loaded anew, with the modules beside it. If the data on disk is right, an installed module, or one "
+    "that cannot be imported twice, still holds the old data: restart the service"
 )
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Hosted:
     device: str = "auto"
 
     def open(self) -> Index:
-        """With a task of its own: generations differ in their data sets, and a task is one thread's alone.
+        """With a new task: generations differ in their data sets, and only one thread may use a task.
 
         Raises:
             GradtraceError: see `load_task` and `gradtrace.open_index`; or its rows cannot be rendered.
@@ -62,20 +62,20 @@ class Hosted:
         return index
 
     def open_or_say_why(self) -> Index:
-        """As `open`, for who starts a program.
+        """As `open`, for whoever starts a program.
 
         Raises:
-            GradtraceError: also in the place of what a user's task raised.
+            GradtraceError: also for what a user's task raised.
         """
         try:
             return self.open()
         except (GradtraceError, MemoryError):
             raise
         except Exception as error:
-            raise TaskError(f"{self.task}: {described(error)}") from error
+            raise TaskError(f"{self.task}: {_described(error)}") from error
 
     def state(self) -> Any:
-        """Changes whenever another generation is published, or a file of this one is damaged or repaired.
+        """A value that changes when another generation is published, or a file of this one is damaged or repaired.
 
         Raises:
             StoreError: there is no manifest, or it is damaged.
@@ -84,8 +84,8 @@ class Hosted:
         return [_stamp(self.path / name) for name in (MANIFEST_NAME, *files)]
 
 
-def described(error: Exception) -> str:
-    """Errors of ours in their words; what a user's code raised with its kind and line."""
+def _described(error: Exception) -> str:
+    """The text of Gradtrace's errors; for what a user's code raised, also its type and line."""
     if isinstance(error, GradtraceError):
         return str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -94,18 +94,18 @@ def described(error: Exception) -> str:
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def hosted(indexes: Sequence[str], tasks: Sequence[str], settings: Settings) -> list[Hosted]:
-    """What the command line names: directories or NAME=DIRECTORY, with one task for each or one for all.
+    """The indexes that the command line names: DIRECTORY or NAME=DIRECTORY, with one task for each or one for all.
 
     Raises:
-        StoreError: two of one name, or there is no index.
-        QueryError: there are not as many tasks as indexes.
+        StoreError: two have the same name, or a directory holds no index.
+        QueryError: the number of tasks is neither one nor that of the indexes.
     """
     if len(tasks) not in (1, len(indexes)):
         raise QueryError(f"give one --task for all {len(indexes)} indexes, or one for each, in their order")
@@ -115,7 +115,9 @@ def hosted(indexes: Sequence[str], tasks: Sequence[str], settings: Settings) -> 
         before if separator else path.resolve().name for (before, separator, _), path in zip(named, paths, strict=True)
     ]
     if len(set(names)) < len(names):
-        raise StoreError(f"two indexes have one name ({', '.join(names)}); name them apart: NAME=DIRECTORY")
+        raise StoreError(
+            f"two indexes have the same name ({', '.join(names)}); give them different ones: NAME=DIRECTORY"
+        )
     for path in paths:
         read_manifest(path)
     return [
@@ -125,7 +127,7 @@ def hosted(indexes: Sequence[str], tasks: Sequence[str], settings: Settings) -> 
 
 
 class FixedIndex:
-    """One index that is open already and stays as it is."""
+    """One open index, which does not change."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -139,23 +141,23 @@ class FixedIndex:
 class Catalog:
     """Open indexes by name, for one worker.
 
-    A new generation is opened beside the old one, on a thread, and takes its place between two batches: what is being
-    answered finishes on the old one. One that cannot be opened is passed over, and the old one goes on answering.
+    A new generation is opened beside the old one, on a thread, and replaces it between two batches: a running batch
+    finishes on the old one. If the new one cannot be opened, the old one goes on answering.
 
     Args:
-        memory_limit: bytes of the process above which the indexes that were not asked for longest are unloaded.
+        memory_limit: bytes of the process's memory above which the least recently used indexes are unloaded.
     """
 
     def __init__(self, hosted: Sequence[Hosted], memory_limit: int | None = None) -> None:
         self._hosted = {one.name: one for one in hosted}
         self._memory_limit = memory_limit
-        self._open: OrderedDict[str, Index] = OrderedDict()  # the one asked for last is at the end
+        self._open: OrderedDict[str, Index] = OrderedDict()  # the most recently used is last
         self._next: dict[str, Index] = {}
-        self._lock = threading.Lock()  # of the two above, never held while an index is opened
-        self._states: dict[str, Any] = {}  # of the generation that is open, or that could not be opened
-        self._complaints: dict[str, str] = {}  # what was said last of an index that cannot be opened
-        self._refused: dict[str, float] = {}  # when that was
-        self._opening = threading.Lock()  # of the three above: one index is opened at a time
+        self._lock = threading.Lock()  # guards the two above; never held while an index is opened
+        self._states: dict[str, Any] = {}  # `Hosted.state` of the generation that is open, or failed to open
+        self._complaints: dict[str, str] = {}  # the last error logged for an index that cannot be opened
+        self._failed_at: dict[str, float] = {}  # when opening last failed
+        self._opening = threading.Lock()  # guards the three above: one index is opened at a time
         self._stopped = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="gradtrace-generations", daemon=True)
         self._follower.start()
@@ -165,8 +167,8 @@ class Catalog:
 
         Raises:
             FieldError: no index has this name.
-            IndexUnavailableError: it cannot be opened. It is tried again when its manifest has changed, or some seconds
-                later: other files of it may be put right.
+            IndexUnavailableError: it cannot be opened. The next attempt is made when its manifest has changed, or some
+                seconds later: other files may have been repaired.
         """
         if name is None:
             name = next(iter(self._hosted))
@@ -183,7 +185,7 @@ class Catalog:
             return self._open[name]
 
     def open_default(self) -> None:
-        """Open the first index now.
+        """Open the first index.
 
         Raises:
             IndexUnavailableError: it cannot be opened.
@@ -213,27 +215,27 @@ class Catalog:
             self._make_room(name)
 
     def _newer(self, name: str, again_after: float) -> Index | None:
-        """The index as it is on disk; None where it is open as it is, cannot be opened, or could not so many seconds
-        ago: what kept it from opening may lie outside of its files, as a task or memory do."""
-        since_refused = time.monotonic() - self._refused.get(name, math.inf)
+        """Open the index as it is on disk. None if that is open already, or fails to open, or failed less than
+        `again_after` seconds ago; a later attempt may succeed, since the cause may be a task or a lack of memory."""
+        since_failure = time.monotonic() - self._failed_at.get(name, math.inf)
         try:
             state = self._hosted[name].state()
-            if state == self._states.get(name) and since_refused <= again_after:
+            if state == self._states.get(name) and since_failure <= again_after:
                 return None
             self._states[name] = state
             opened = self._hosted[name].open()
-        except Exception as error:  # also whatever a user's task raises
-            self._refused[name] = time.monotonic()
+        except Exception as error:  # includes whatever a user's task raises
+            self._failed_at[name] = time.monotonic()
             self._complain(name, error)
             return None
         self._complaints.pop(name, None)
-        self._refused.pop(name, None)
+        self._failed_at.pop(name, None)
         _log.info("index %s: generation %d is ready", name, opened.manifest.generation)
         return opened
 
     def _complain(self, name: str, error: Exception) -> None:
-        """Once, until something else is the matter."""
-        complaint = described(error)
+        """Log an error, unless it is the one logged last."""
+        complaint = _described(error)
         if self._complaints.get(name) != complaint:
             goes_on = ", the old generation goes on answering" if name in self._open else ""
             remedy = _RESTART if goes_on and isinstance(error, MismatchError) else ""
@@ -252,7 +254,7 @@ class Catalog:
             gc.collect()
 
     def _follow(self) -> None:
-        while not self._stopped.wait(_LOOK_SECONDS):
+        while not self._stopped.wait(_POLL_SECONDS):
             with self._lock:
                 names = list(self._open)
             for name in names:

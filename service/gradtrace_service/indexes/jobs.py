@@ -1,7 +1,7 @@
-"""Jobs that change an index: each is a process of its own, the same command as on the command line.
+"""Jobs that change an index: each runs a command of the command line in a process of its own.
 
-A job's state lies in INDEX/jobs/{id}.json. The commands resume, so a job whose process was killed is started again, and
-so are those that a killed service left behind when it is started the next time.
+A job's state is kept in INDEX/jobs/{id}.json. The commands resume, so a job whose process was killed is started again,
+and so are the jobs that a killed service left behind, when the service is started the next time.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from gradtrace_service.errors import FieldError, NoSuchJobError, OtherJobError
 from gradtrace_service.indexes.catalog import Hosted
 
 _ATTEMPTS = 5
-_KEPT = 100  # jobs of an index that have ended; older ones are forgotten
+_KEPT_JOBS = 100  # of an index, that have ended; older ones are forgotten
 _LOCKED_SECONDS = 2.0  # between two attempts while another process writes the index
-_KILL_SECONDS = 10.0  # that a process has to end when it is told to
-_LOOK_SECONDS = 0.2  # between two looks at a job's progress
+_KILL_SECONDS = 10.0  # that a process has to end after SIGTERM
+_POLL_SECONDS = 0.2  # between two readings of a job's progress
 _FOLDER = "jobs"
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class JobRunner:
 
     def __init__(self, hosted: Sequence[Hosted]) -> None:
         self._hosted: Mapping[str, Hosted] = {one.name: one for one in hosted}
-        self._jobs: dict[str, Job] = {}  # in the order in which they began: clocks may be set back
+        self._jobs: dict[str, Job] = {}  # in the order in which they were started: clocks may be set back
         self._running: dict[str, asyncio.Task[None]] = {}  # by index: an index has one writer
         self._changed = asyncio.Condition()
         self._draining = False
@@ -55,23 +55,23 @@ class JobRunner:
             self._forget_old(one.name)
 
     def resume(self) -> None:
-        """Start again what was running when the service ended: of each index the latest, since an index has one writer
-        and the end of others could not be kept."""
+        """Restart the jobs that were running when the service ended: for each index the latest, since an index has one
+        writer; of the others, the end could not be written down."""
         for job in reversed(list(self._jobs.values())):
             if job.state == "running" and job.index in self._running:
-                self._keep(job.model_copy(update={"state": "failed", "error": "how it ended is not known"}))
+                self._keep(job.model_copy(update={"state": "failed", "error": "how it ended is unknown"}))
             elif job.state == "running":
                 self._start(job)
 
     def start(self, index: str | None, roll_back_to: int | None = None) -> Job:
-        """Begin to bring an index up to date, or to roll it back; where that is running already, its job is returned.
+        """Start to bring an index up to date, or to roll it back. If that is running already, its job is returned.
 
         index: its name; None: the first
 
         Raises:
-            DrainingError: the service is about to end.
+            DrainingError: the service is shutting down.
             FieldError: no index has this name.
-            IndexUnavailableError: the index is gone or its manifest damaged.
+            IndexUnavailableError: the index was deleted, or its manifest is damaged.
             OtherJobError: another job is running on it.
         """
         if self._draining:
@@ -114,7 +114,7 @@ class JobRunner:
         return list(reversed(self._jobs.values()))
 
     async def follow(self, job: str) -> AsyncIterator[Job]:
-        """The job's states, now and whenever they change, to its end or the service's. Raises NoSuchJobError."""
+        """The job's state now and after every change, until the job or the service ends. Raises NoSuchJobError."""
         state = self.get(job)
         yield state
         while state.state == "running" and not self._draining:
@@ -127,13 +127,13 @@ class JobRunner:
         return self.get(state.id)
 
     async def drain(self) -> None:
-        """Start nothing from now on, and let nobody wait for a job's end any more."""
+        """Start no more jobs, and end every `follow`."""
         self._draining = True
         async with self._changed:
             self._changed.notify_all()
 
     async def close(self) -> None:
-        """End the processes; what they were at is resumed when the service is started again."""
+        """End the processes; their jobs are resumed when the service is started again."""
         running = list(self._running.values())
         for task in running:
             task.cancel()
@@ -164,8 +164,8 @@ class JobRunner:
         return {"state": "failed", "generation": generation, "error": error}
 
     async def _attempts(self, job: Job) -> tuple[int, str]:
-        """As `_attempt`. What a signal ended goes on where it stood, some times; what another writer kept out waits for
-        it: such a one may be left of a service that was killed."""
+        """As `_attempt`. A process that a signal ended is started again, up to _ATTEMPTS times. While another process
+        writes the index, which a killed service may have left behind, the job waits for it."""
         attempt = 1
         while True:
             code, error = await self._attempt(job, attempt)
@@ -177,7 +177,7 @@ class JobRunner:
                 attempt += 1
 
     async def _attempt(self, job: Job, attempt: int) -> tuple[int, str]:
-        """Exit code, negative for signals, and what the process complained of last."""
+        """Run the job's process. Returns its exit code, negative for signals, and its last error message."""
         await self._change(job.id, attempts=attempt)
         process = await asyncio.create_subprocess_exec(
             *self._command(job),
@@ -190,8 +190,8 @@ class JobRunner:
         complaints = asyncio.ensure_future(process.stderr.read())
         try:
             while not complaints.done():
-                await asyncio.wait([complaints], timeout=_LOOK_SECONDS)
-                await self._tell_progress(job.id)
+                await asyncio.wait([complaints], timeout=_POLL_SECONDS)
+                await self._update_progress(job.id)
             code = await process.wait()
         finally:
             if process.returncode is None:
@@ -214,8 +214,8 @@ class JobRunner:
         moved = [] if hosted.checkpoints is None else ["--checkpoints", str(hosted.checkpoints[-1])]
         return [*program, "update", str(hosted.path), "--task", hosted.task, "--device", hosted.device, *moved]
 
-    async def _tell_progress(self, job: str) -> None:
-        with contextlib.suppress(GradtraceError):  # a manifest that is replaced just now
+    async def _update_progress(self, job: str) -> None:
+        with contextlib.suppress(GradtraceError):  # a manifest that is being replaced
             pending = read_pending(self._hosted[self._jobs[job].index].path)
             if pending is not None:
                 missing = sum(task.stop - task.start for task in missing_shards(pending))
@@ -230,9 +230,9 @@ class JobRunner:
 
     def _forget_old(self, index: str) -> None:
         ended = [job for job in self._jobs.values() if job.index == index and job.state != "running"]
-        for job in ended[:-_KEPT]:
+        for job in ended[:-_KEPT_JOBS]:
             del self._jobs[job.id]
-            with contextlib.suppress(OSError):  # it is found again at the next start
+            with contextlib.suppress(OSError):  # then it is forgotten after the next start
                 (self._folder(index) / f"{job.id}.json").unlink(missing_ok=True)
 
     def _folder(self, index: str) -> Path:
@@ -242,26 +242,26 @@ class JobRunner:
         self._jobs[job.id] = job
         try:
             write_file(self._folder(job.index), f"{job.id}.json", job.model_dump_json(indent=1).encode())
-        except GradtraceError as error:  # the job itself is not worse for it
+        except GradtraceError as error:  # the job itself goes on
             _log.error("the state of job %s could not be kept: %s", job.id, error)
 
 
 def _kept_jobs(hosted: Hosted) -> Iterator[Job]:
-    """Of an index, whatever it was called when they were kept."""
+    """The jobs kept in an index, whatever its name was then."""
     for path in (hosted.path / _FOLDER).glob("*.json"):
-        with contextlib.suppress(ValidationError):  # one that a full disk cut short
+        with contextlib.suppress(ValidationError):  # a file that a full disk cut short
             yield Job.model_validate_json(path.read_bytes()).model_copy(update={"index": hosted.name})
 
 
 def last_complaint(stderr: str) -> str:
-    """The error that a command ends with, which may be of several lines; without one, the last line."""
+    """The error that a command ends with, which may have several lines; without one, the last line."""
     lines = stderr.strip().splitlines() or [""]
     errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     return "\n".join(lines[errors[-1] :]).removeprefix("error: ") if errors else lines[-1]
 
 
 def _lost_methods(path: Path, generation: int) -> dict[str, str]:
-    """Methods by which that generation answered and the current one does not, with what brings each back."""
+    """Methods that that generation answered and the current one does not, with the remedy for each."""
     before = [kept for kept in kept_generations(path) if kept.generation == generation]  # none where it was pruned
     now = read_manifest(path)
     lacking = {name: METHODS[name].lacks(now) for manifest in before for name in available_methods(manifest)}
