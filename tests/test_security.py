@@ -224,7 +224,7 @@ def test_a_key_is_printed_once_and_only_its_hash_kept(tmp_path: Path) -> None:
     assert KeyFile(file).find(key + "x") is None
     with pytest.raises(SettingsError, match="already"):
         add_key(file, "ci", [Scope.query])
-    with pytest.raises(SettingsError, match="no name"):
+    with pytest.raises(SettingsError, match="not a name"):
         add_key(file, "a b", [Scope.query])
     file.write_text(file.read_text().rstrip("\n"))  # as an editor may leave it
     assert KeyFile(file).find(add_key(file, "other", [Scope.query]))

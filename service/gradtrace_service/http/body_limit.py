@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
+import anyio
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,8 +36,10 @@ class BodyLimit:
                 return await receive()
             deadline = started + PATIENCE_SECONDS + counted / _BYTES_PER_SECOND
             try:
-                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
-            except asyncio.TimeoutError:
+                # Not asyncio.wait_for, which before Python 3.12 may lose a cancellation.
+                with anyio.fail_after(deadline - time.monotonic()):
+                    message = await receive()
+            except TimeoutError:
                 raise HTTPException(408, _TOO_SLOW, {"Connection": "close"}) from None
             complete = not message.get("more_body", False)
             counted += len(message.get("body", b""))
