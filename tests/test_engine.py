@@ -326,9 +326,13 @@ def test_processes_answer_the_same_and_killed_ones_are_replaced(digits_index: Di
             client.influence(query_rows=[60])
         workers = [one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())]
         os.kill(workers[0].pid, signal.SIGKILL)
-        with suppress(BusyError):  # at most one, where it was sent before the loss was noticed
-            assert rows() == expected
-        assert rows() == expected
+        lost = 0
+        for _ in range(4):
+            try:
+                assert rows() == expected
+            except BusyError:
+                lost += 1
+        assert lost <= 1  # the one that was being computed when the loss was noticed
 
 
 def test_memory_above_its_limit_unloads_the_index_not_asked_for_longest(

@@ -166,7 +166,7 @@ def test_jobs_whose_process_cannot_be_started_fail_and_are_forgotten_after_some(
     run: DigitsRun, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    monkeypatch.setattr(jobs_module, "_KEPT", 2)
+    monkeypatch.setattr(jobs_module, "_KEPT_JOBS", 2)
     jobs = [ended(url, begin(url)) for _ in range(3)]
     assert {(job.state, "No such file" in str(job.error)) for job in jobs} == {("failed", True)}
     kept = [job.id for job in jobs[1:]]
