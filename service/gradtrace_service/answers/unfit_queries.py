@@ -20,7 +20,7 @@ Failures = list[tuple[int, Exception]]  # positions in a sequence, with what the
 
 # What code raises on values that it does not expect. Other errors are the machine's, and their text may name files.
 _VALUE_ERRORS = (QueryError, TaskError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError,
-              TypeError, ValueError)  # fmt: skip
+                 TypeError, ValueError)  # fmt: skip
 
 
 def unfit_queries(
