@@ -478,5 +478,5 @@ def test_conventions_claim_of_each_method_what_holds_of_it() -> None:
     likenesses = {name for name, text in told.items() if "compressed coordinates" not in text}
     assert likenesses == {"repsim", "representer"}
     assert all("opponent, it raised" not in told[name] for name in likenesses)
-    forecasts = {name for name, text in told.items() if "no forecast" not in text}
+    forecasts = {name for name, text in told.items() if "not a forecast" not in text}
     assert forecasts == {"influence", "source", "fast-source", "trak", "hydra"}

@@ -117,7 +117,7 @@ def read_settings(config: Path | None, **flags: Any) -> Settings:
     try:
         return Configured(**given)
     except ValidationError as error:
-        problems = "; ".join(_problem(one, given, config) for one in error.errors())
+        problems = "; ".join(_problem(detail, given, config) for detail in error.errors())
         raise SettingsError(f"{problems}. docs/settings.md lists the settings and what they may be") from None
     except ValueError as error:
         raise SettingsError(f"{config} is not TOML: {error}; docs/settings.md shows what it may hold") from None

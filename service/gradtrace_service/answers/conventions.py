@@ -7,7 +7,7 @@ from gradtrace.store.manifest import FisherEntry
 
 _COMPRESSED = "; computed in the index's compressed coordinates"
 _FULL = "; computed from full gradients, for rows that the search in the index's compressed coordinates found"
-_LIMITS = " It is no forecast of what removing the row would do."
+_LIMITS = " It is not a forecast of what removing the row would do."
 
 
 def convention(

@@ -118,8 +118,10 @@ def _invalid(request: Request, error: Exception) -> Response:
         return problem(422, "invalid-request", f"the body is not JSON: {cause} at character {position}")
     if tuple(errors[0]["loc"]) == ("body",) and errors[0]["type"] != "value_error":
         return problem(422, "invalid-request", "send a JSON object as the body, with Content-Type: application/json")
-    fields = field_problems({**one, "loc": one["loc"][1:]} for one in errors)  # the first part says body or query
-    return problem(422, "invalid-request", "the request does not fit the API; /docs describes it", fields)
+    named = ({**detail, "loc": detail["loc"][1:]} for detail in errors)  # the first part says body or query
+    return problem(
+        422, "invalid-request", "the request does not fit the API; /docs describes it", field_problems(named)
+    )
 
 
 def _refused(request: Request, error: Exception) -> Response:

@@ -149,7 +149,7 @@ class Catalog:
     """
 
     def __init__(self, hosted: Sequence[Hosted], memory_limit: int | None = None) -> None:
-        self._hosted = {one.name: one for one in hosted}
+        self._hosted = {index.name: index for index in hosted}
         self._memory_limit = memory_limit
         self._open: OrderedDict[str, Index] = OrderedDict()  # the most recently used is last
         self._next: dict[str, Index] = {}

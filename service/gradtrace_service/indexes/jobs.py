@@ -44,15 +44,15 @@ class JobRunner:
     """Starts jobs and follows them. All methods are for the event loop's thread."""
 
     def __init__(self, hosted: Sequence[Hosted]) -> None:
-        self._hosted: Mapping[str, Hosted] = {one.name: one for one in hosted}
+        self._hosted: Mapping[str, Hosted] = {index.name: index for index in hosted}
         self._jobs: dict[str, Job] = {}  # in the order in which they were started: clocks may be set back
         self._running: dict[str, asyncio.Task[None]] = {}  # by index: an index has one writer
         self._changed = asyncio.Condition()
         self._draining = False
-        for job in sorted((job for one in hosted for job in _kept_jobs(one)), key=lambda job: job.created):
+        for job in sorted((job for index in hosted for job in _kept_jobs(index)), key=lambda job: job.created):
             self._jobs[job.id] = job
-        for one in hosted:
-            self._forget_old(one.name)
+        for index in hosted:
+            self._forget_old(index.name)
 
     def resume(self) -> None:
         """Restart the jobs that were running when the service ended: for each index the latest, since an index has one
