@@ -9,7 +9,6 @@ words, the table in docs/models.md is written anew; that takes about half an hou
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 import gradtrace
 from benchmarks import model_kinds, sequence_kinds, transformer_kinds
+from benchmarks.memory import peak
 from benchmarks.model_kinds import ROWS, Kind, KindTask, padded, sentences
 from benchmarks.sequence_kinds import NanoGPT, next_token
 from gradtrace.basis import load_bases
@@ -179,7 +179,7 @@ def peak_of_build(frozen: bool) -> float:
         path = Path(name) / "weights.pt"
         torch.save(task.model().state_dict(), path)
         build_index(task, [Checkpoint(path, 1, 1.0)], Path(name) / "index", batch_size=32, progress=False)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return peak()
 
 
 def memory() -> str:
