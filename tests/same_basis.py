@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from gradtrace import Checkpoint, Index, Task, open_index
+from gradtrace.checkpoints.indexed import checkpoint_entries
 from gradtrace.fingerprint import task_entry
 from gradtrace.store.manifest import read_manifest
-from gradtrace_indexer.build.builder import Builder, checkpoint_entries
+from gradtrace_indexer.build.builder import Builder
 from gradtrace_indexer.generations import save_pending
 
 
@@ -19,7 +20,7 @@ def fresh_build(task: Task, checkpoints: Sequence[Checkpoint], directory: Path, 
     """Build `directory` from its beginning, from where the basis is there on: that of the index `like`."""
     directory.mkdir(parents=True)
     shutil.copytree(like / "bases", directory / "bases")
-    builder = Builder(task, directory, "cpu", 128, progress=False)
+    builder = Builder(task, directory, device="cpu", progress=False)
     rows = np.arange(len(task.train))
     begun = {
         "generation": 1,

@@ -26,7 +26,7 @@ from gradtrace.layers import Layer, base
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.store.manifest import BasisKind
 from gradtrace.task import Task
-from gradtrace_indexer.build.fit import Samples, fit_basis, write_basis
+from gradtrace_indexer.build.fit import FitSpec, Samples, fit_basis, write_basis
 from tiny import ClassTask, PairTask, ValueTask
 
 CPU = torch.device("cpu")
@@ -48,7 +48,8 @@ class Fit:
         return list(self.models())[-1]
 
     def basis(self, kind: BasisKind, dimensions: int = 10**6, seed: int = 0) -> Basis:
-        return fit_basis(kind, dimensions, seed, self.reference, self.models, self.samples)
+        spec = FitSpec(kind, dimensions, seed, "int8")
+        return fit_basis(spec, self.reference, self.models, self.samples)
 
     def encode(self, basis: Basis, model: GradientModel | None = None) -> Tensor:
         model = model or self.reference

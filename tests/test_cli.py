@@ -302,7 +302,7 @@ def test_watching_until_interrupted(digits_index: DigitsRun, tmp_path: Path) -> 
         changed.replace(listing)  # whole, whenever it is looked at
         assert "400 rows x 4 checkpoints" in watching.stdout.readline()
         watching.send_signal(signal.SIGINT)
-        assert "run it again to go on" in watching.stdout.read()
+        assert "run it again to continue" in watching.stdout.read()
     assert watching.returncode == 0
 
 

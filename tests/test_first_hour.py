@@ -124,7 +124,7 @@ MISTAKES = {  # what is written in place of what, and what the command says
         "'x' is not defined (my_task.py, line 6: `print(x)`)",
     ),
     "syntax": ("import gradtrace\n", "import gradtrace\nx = (3\n", "failed: SyntaxError"),
-    "exit": ("import gradtrace\n", "import gradtrace\nexit(3)\n", "ended the program (3): put what is for running it"),
+    "exit": ("import gradtrace\n", "import gradtrace\nexit(3)\n", "ended the program (3): put the code that runs it"),
     "train": ("train = [", "train = {} and [", "task.train must be a map-style data set"),
     "model": ("return nn.Seq", "nn.Seq", "MyTask.model() returned None, not a torch.nn.Module"),
     "loss": (

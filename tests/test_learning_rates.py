@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import tiny
 from gradtrace import Checkpoint, CheckpointError, CheckpointRecorder, load_checkpoints, open_index
 from gradtrace.checkpoints import Optimizer
+from gradtrace.checkpoints.indexed import checkpoint_entries
 from gradtrace.checkpoints.learning_rates import stretch_sums
 from gradtrace.checkpoints.readers.base import NextRate, Reading, described
 from gradtrace.checkpoints.readers.schedule import KnownRates, with_rates_of_steps
@@ -21,7 +22,6 @@ from gradtrace.checkpoints.readers.transformers import TransformersReader
 from gradtrace.methods.tracin import checkpoint_weights
 from gradtrace.store.manifest import by_run
 from gradtrace_indexer import build_index
-from gradtrace_indexer.build.builder import checkpoint_entries
 from gradtrace_indexer.evaluation.select import selection_index
 from tiny import PairTask
 

@@ -63,7 +63,7 @@ def task(rows: int) -> ClassTask:
 def parts(base: Path) -> torch.Tensor:
     """<query, row> at each checkpoint in the index's basis, times the learning rate. [checkpoints, queries, rows]."""
     whole = task(60)
-    builder = Builder(whole, base / "index", "cpu", 128, progress=False)
+    builder = Builder(whole, base / "index", device="cpu", progress=False)
     (basis,) = builder.bases_of(read_manifest(base / "index"))
     found = []
     for checkpoint in tiny.checkpoints(whole, base / "checkpoints", CHECKPOINTS):

@@ -12,7 +12,9 @@ import torch
 from _pytest.mark import ParameterSet
 from torch import nn
 
-from gradtrace import GradtraceError
+from gradtrace import Checkpoint, GradtraceError
+from gradtrace.basis import identity_basis
+from gradtrace.models.gradient_model import open_models
 from model_zoo import CASES, Case, ZooTask, agreement, trained_model
 
 # Old APIs of PyTorch are part of the zoo, and a slow path may be announced.
@@ -26,6 +28,11 @@ def named(cases: Iterable[Case]) -> list[ParameterSet]:
 RIGHT = named(case for case in CASES.values() if case.refusal is None)
 ROTATED = named(case for case in CASES.values() if case.rotates)
 REFUSED = named(case for case in CASES.values() if case.refusal is not None)
+COPIED = named(
+    case
+    for case in CASES.values()
+    if case.refusal is None and case.kind in ("adapters", "parameters", "recurrent", "reparametrised", "wrappers")
+)
 MIXING = named(case for case in CASES.values() if case.kind == "mixing" and not case.or_right)
 
 
@@ -47,6 +54,24 @@ def test_right(case: Case, tmp_path: Path) -> None:
 def test_right_in_the_whole_spectral_basis(case: Case, tmp_path: Path) -> None:
     """A rotation that drops no dimension changes no inner product."""
     check(case, tmp_path, basis="spectral", dimensions=1_000_000)
+
+
+@pytest.mark.parametrize("case", COPIED)
+def test_a_clone_gives_the_same_rows_and_shares_no_weights(case: Case, tmp_path: Path) -> None:
+    if case.needs:
+        pytest.importorskip(case.needs)
+    task = case.make()
+    torch.save(task.state(trained_model(task)), tmp_path / "weights.pt")
+    (model,) = open_models(task, [Checkpoint(tmp_path / "weights.pt", 1, 1.0)], torch.device("cpu"))
+    examples = case.queries(task) or [task.train[row] for row in range(3)]
+    basis = identity_basis(model.plan.layers, seed=0)
+    rows = model.encode(basis, model.batch(examples))[0]
+    clone = model.clone()
+    torch.testing.assert_close(clone.encode(basis, clone.batch(examples))[0], rows)
+    with torch.no_grad():
+        for parameter in clone.model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(model.encode(basis, model.batch(examples))[0], rows)
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -68,6 +68,7 @@ def test_the_recorder_keeps_the_moments_by_name(tmp_path: Path, grouped: bool) -
     wanted = train(model, optimizer)
     CheckpointRecorder(tmp_path, every=1, optimizer_state=True).step(model, optimizer)
     (checkpoint,) = load_checkpoints(tmp_path)
+    assert checkpoint.keeps_second_moments(Tied())
     found = checkpoint.second_moments(Tied())
     assert found is not None
     assert (found.beta2, found.eps) == (0.99, 1e-6)
@@ -86,6 +87,7 @@ def test_a_saved_optimizer_is_matched_by_order_and_shape(tmp_path: Path, grouped
     else:
         path.mkdir()
         torch.save(optimizer.state_dict(), tmp_path / file)
+    assert Checkpoint(path, 3, 0.01).keeps_second_moments(Tied())
     found = Checkpoint(path, 3, 0.01).second_moments(Tied())
     assert found is not None
     assert_same(found.by_name, wanted)
@@ -113,6 +115,8 @@ def test_groups_that_fit_in_two_ways_and_other_models_are_refused(tmp_path: Path
         Checkpoint(tmp_path / "a.ckpt", 1, 0.1).second_moments(model)
     with pytest.raises(CheckpointError, match="give the model that was trained"):
         Checkpoint(tmp_path / "a.ckpt", 1, 0.1).second_moments(Tied())
+    with pytest.raises(CheckpointError, match="give the model that was trained"):
+        Checkpoint(tmp_path / "a.ckpt", 1, 0.1).keeps_second_moments(Tied())
 
 
 def test_frozen_parameters_are_left_out_where_the_optimizer_leaves_them_out(tmp_path: Path) -> None:
@@ -144,10 +148,12 @@ def test_no_moments_are_none_and_asking_the_recorder_for_them_is_refused(tmp_pat
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     CheckpointRecorder(tmp_path / "sgd", every=1).step(model, optimizer)
     assert load_checkpoints(tmp_path / "sgd")[0].second_moments(model) is None
+    assert not load_checkpoints(tmp_path / "sgd")[0].keeps_second_moments(model)
     with pytest.raises(CheckpointError, match="SGD keeps no second moments"):
         CheckpointRecorder(tmp_path / "asked", every=1, optimizer_state=True).step(model, optimizer)
     torch.save({"optimizer_states": [optimizer.state_dict()]}, tmp_path / "a.ckpt")
     assert Checkpoint(tmp_path / "a.ckpt", 1, 0.1).second_moments(model) is None
+    assert not Checkpoint(tmp_path / "a.ckpt", 1, 0.1).keeps_second_moments(model)
 
 
 def test_damaged_moments_are_named(tmp_path: Path) -> None:
@@ -159,3 +165,5 @@ def test_damaged_moments_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(CheckpointError, match=r"optimizer\.safetensors is damaged"):
         load_checkpoints(tmp_path)[0].second_moments(model)
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors is damaged"):
+        load_checkpoints(tmp_path)[0].keeps_second_moments(model)

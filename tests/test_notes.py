@@ -16,7 +16,7 @@ from gradtrace import Index, RowFilter, open_index
 from gradtrace_client.request_schemas import InfluenceRequest
 from gradtrace_client.schemas import InfluenceAnswer
 from gradtrace_indexer import delete_rows, fit_representer
-from gradtrace_indexer.build.zero_rows import zero_rows_message
+from gradtrace_indexer.build.row_check import zero_rows_message
 from gradtrace_service.answers.influence import influence
 from gradtrace_service.console import print_answer
 from tiny import ClassTask, PairTask

@@ -1,4 +1,4 @@
-"""How fast an index answers on this machine, and what its approximate searcher misses."""
+"""How fast an index answers on this machine, and its approximate searcher's recall."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def bench(path: str | Path, task: Task, *, k: int = 10, queries: int = 64, devic
     Raises:
         StoreError, CheckpointError: as `open_index`.
     """
-    own = open_index(path, task, device=device)
-    approximate = own.manifest.searcher
-    if approximate is not None and own.manifest.searcher_is_stale():
+    index = open_index(path, task, device=device)
+    approximate = index.manifest.searcher
+    if approximate is not None and index.manifest.searcher_is_stale():
         yield f"searcher {approximate.name} is of earlier rows and not in use: exact search alone is measured\n"
         approximate = None
-    exact = own if approximate is None else open_index(path, task, device=device, searcher="progressive")
-    split, examples = held_out(task, queries, own.present)
+    exact = index if approximate is None else open_index(path, task, device=device, searcher="progressive")
+    split, examples = held_out(task, queries, index.present)
     yield f"{len(examples)} {split} rows, k = {k}; times in milliseconds\n"
     yield "| searcher | queries a call | gradient | search | rest | queries/s | rows read | recall: top | bottom |"
     yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
     wanted = exact.influence(examples, k=k)  # warms up as well
     yield from _lines("progressive", exact, examples, wanted, k)
     if approximate is not None:
-        yield from _lines(approximate.name, own, examples, wanted, k)
+        yield from _lines(approximate.name, index, examples, wanted, k)
     spent = _milliseconds(lambda: exact.scores(examples[:_SCANNED])) / len(examples[:_SCANNED])
     yield f"| all scores | 1 | | {spent:.2f} | | {1e3 / spent:,.1f} | 100 % | | |"
 
@@ -50,9 +50,9 @@ def _lines(
     name: str, index: Index, examples: Sequence[Example], wanted: Sequence[InfluenceResult], k: int
 ) -> Iterator[str]:
     """One line for each size of a call."""
-    found = index.influence(examples, k=k)
-    recall = recall_of(wanted, found)
-    read = np.mean([result.rows_touched / max(1, result.rows_searched) for result in found])
+    results = index.influence(examples, k=k)
+    recall = recall_of(wanted, results)
+    read = np.mean([result.rows_touched / max(1, result.rows_searched) for result in results])
     for batch in (size for size in BATCHES if size <= len(examples)):
         calls = [examples[start : start + batch] for start in range(0, len(examples) - batch + 1, batch)]
         spent, timings = [], []
@@ -61,9 +61,9 @@ def _lines(
             timing = index.influence(call, k=k).timing
             spent.append(1e3 * (time.perf_counter() - started))
             timings.append([timing[stage] for stage in ("gradient", "search", "rest")])
-        parts = " | ".join(f"{median:.2f}" for median in np.median(timings, axis=0))
+        medians = " | ".join(f"{median:.2f}" for median in np.median(timings, axis=0))
         rate = 1e3 * batch / float(np.median(spent))
-        yield f"| {name} | {batch} | {parts} | {rate:,.1f} | {read:.1%} | {recall.top:.3f} | {recall.bottom:.3f} |"
+        yield f"| {name} | {batch} | {medians} | {rate:,.1f} | {read:.1%} | {recall.top:.3f} | {recall.bottom:.3f} |"
 
 
 def _milliseconds(work: Callable[[], object]) -> float:

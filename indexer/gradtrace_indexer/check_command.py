@@ -1,9 +1,8 @@
-"""`gradtrace check`: what a dry run of a task found, as tables on a terminal or as JSON."""
+"""`gradtrace check`: the report of a task's dry run, as tables on a terminal or as JSON."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,28 +12,35 @@ from rich.table import Table
 
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.dry_run import BuildEstimate, TaskReport, check
-from gradtrace.store.manifest import Precision
+from gradtrace_indexer.command_options import (
+    BatchOption,
+    CheckpointsOption,
+    DeviceOption,
+    DimensionsOption,
+    PrecisionOption,
+    TaskArgument,
+)
 from gradtrace_indexer.task_loading import load_task
 
 app = typer.Typer()
 
-_MOST_LAYERS = 40  # lines of a table; longer models are shown by their beginning and end
+_MOST_LAYERS = 40  # lines of a table; of longer models the first and the last layers are shown
 
 
 @app.command("check")
 def check_task(
-    task: Annotated[str, typer.Argument(help="module:attribute or path/to/file.py:attribute")],
-    checkpoints: Annotated[Path, typer.Option(help="Directory of a training's checkpoints, or a list by `select`.")],
-    dimensions: Annotated[int, typer.Option(min=1, help="Columns for each checkpoint of the planned index.")] = 2048,
-    precision: Annotated[Precision, typer.Option(help="Of its rows: 2, 1 or half a byte a value.")] = "int8",
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 128,
-    device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')] = "auto",
+    task: TaskArgument,
+    checkpoints: CheckpointsOption,
+    dimensions: DimensionsOption = 2048,
+    precision: PrecisionOption = "int8",
+    batch_size: BatchOption = 128,
+    device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Try a task on a few of its rows, in seconds, before anything is built.
 
-    Says how each layer is differentiated and why, whose labels the curvature takes, what the task's hooks give, what a
-    build would take, and what is wrong, with the remedy. Ends with exit code 1 if something is.
+    Reports how each layer is differentiated and why, at whose labels the curvature is taken, what the task's hooks
+    return, what a build would cost, and every problem with its remedy. The exit code is 1 if there is a problem.
     """
     loaded = load_task(task)
     report = check(
@@ -78,11 +84,11 @@ def _layers(report: TaskReport) -> Table:
     for name in ("layer", "type", "parameters", "path", "why"):
         table.add_column(name, justify="right" if name == "parameters" else "left", overflow="fold")
     lines = report.layers
-    left_out = max(0, len(lines) - _MOST_LAYERS)
-    shown = lines if not left_out else [*lines[: _MOST_LAYERS // 2], *lines[-_MOST_LAYERS // 2 :]]
+    omitted = max(0, len(lines) - _MOST_LAYERS)
+    shown = lines if not omitted else [*lines[: _MOST_LAYERS // 2], *lines[-_MOST_LAYERS // 2 :]]
     for number, line in enumerate(shown):
-        if left_out and number == _MOST_LAYERS // 2:
-            table.add_row(f"... {left_out} more", "", "", "", "")
+        if omitted and number == _MOST_LAYERS // 2:
+            table.add_row(f"... {omitted} more", "", "", "", "")
         table.add_row(escape(line.name), line.kind, f"{line.parameters:,}", line.path, escape(line.reason))
     return table
 

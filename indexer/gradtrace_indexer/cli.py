@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -16,11 +16,23 @@ from gradtrace.errors import CheckpointError, QueryError
 from gradtrace.methods import method_named
 from gradtrace.opening import open_index
 from gradtrace.results.display import describe
-from gradtrace.store.manifest import BasisKind, Precision, read_manifest
+from gradtrace.store.manifest import BasisKind, read_manifest
 from gradtrace.task import Task
 from gradtrace_indexer import generations
 from gradtrace_indexer.bench import bench as bench_lines
 from gradtrace_indexer.build.build import build_index
+from gradtrace_indexer.build.builder import PassOptions
+from gradtrace_indexer.command_options import (
+    BatchOption,
+    DeviceOption,
+    DimensionsOption,
+    IndexArgument,
+    PrecisionOption,
+    SkipOption,
+    TaskArgument,
+    TaskOption,
+    WorkersOption,
+)
 from gradtrace_indexer.derived.representer import fit_representer
 from gradtrace_indexer.derived.trak_kernels import DAMPING, add_kernels
 from gradtrace_indexer.description import describe_searcher, details
@@ -40,46 +52,36 @@ from gradtrace_indexer.verify import verify as verify_index
 
 app = typer.Typer()
 
-_TASK = "module:attribute or path/to/file.py:attribute"
-IndexArgument = Annotated[Path, typer.Argument(help="The index directory.")]
-TaskOption = Annotated[str, typer.Option(help=_TASK)]
-CheckpointsOption = Annotated[Path, typer.Option(help="Directory of a training's checkpoints, or a list by `select`.")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Examples a step.")]
-WorkersOption = Annotated[
-    int, typer.Option("--num-workers", min=0, help="Processes that read the training data ahead. 0: none.")
+RunsOption = Annotated[
+    list[Path],
+    typer.Option(
+        help="Directory of a training's checkpoints, or a list by `select`. Repeatable, for runs with other seeds."
+    ),
 ]
-SkipOption = Annotated[
-    bool,
-    typer.Option("--skip-bad-rows", help="Mark rows that cannot be read or have no finite gradient; do not stop."),
+SearcherOption = Annotated[
+    str | None, typer.Option(help="progressive (exact), faiss:FACTORY such as faiss:HNSW32,SQfp16, or annoy:TREES.")
 ]
-DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
+SegmentsOption = Annotated[
+    int | None, typer.Option(min=1, help="Index averaged weights of so many segments, for fast-source.")
+]
+RecordingOption = Annotated[
+    Path | None, typer.Option(help="Directory of an InfluenceRecorder: its basis, and method hydra.")
+]
 
 
 @app.command()
 def build(
-    task: Annotated[str, typer.Argument(help=_TASK)],
-    checkpoints: Annotated[
-        list[Path],
-        typer.Option(
-            help="Directory of a training's checkpoints, or a list by `select`. Repeatable, for runs with other seeds."
-        ),
-    ],
+    task: TaskArgument,
+    checkpoints: RunsOption,
     out: Annotated[Path, typer.Option(help="The index directory; an interrupted build there is resumed.")],
-    dimensions: Annotated[int, typer.Option(min=1, help="Columns kept for each checkpoint.")] = 2048,
+    dimensions: DimensionsOption = 2048,
     basis: Annotated[BasisKind, typer.Option(help="How gradients are compressed.")] = "spectral",
-    precision: Annotated[Precision, typer.Option(help="Of the stored rows: 2, 1 or half a byte a value.")] = "int8",
+    precision: PrecisionOption = "int8",
     batch_size: BatchOption = 128,
-    searcher: Annotated[
-        str | None,
-        typer.Option(help="progressive (exact), faiss:FACTORY such as faiss:HNSW32,SQfp16, or annoy:TREES."),
-    ] = None,
-    average_segments: Annotated[
-        int | None, typer.Option(min=1, help="Index averaged weights of so many segments, for fast-source.")
-    ] = None,
+    searcher: SearcherOption = None,
+    average_segments: SegmentsOption = None,
     seed: Annotated[int, typer.Option(help="Of sampled rows, labels and projections.")] = 0,
-    recording: Annotated[
-        Path | None, typer.Option(help="Directory of an InfluenceRecorder: its basis, and method hydra.")
-    ] = None,
+    recording: RecordingOption = None,
     num_workers: WorkersOption = 0,
     skip_bad_rows: SkipOption = False,
     device: DeviceOption = "auto",
@@ -120,15 +122,15 @@ def select(
     path = checkpoints / out
     if path.suffix != ".json" or path.name in ("", INDEX_NAME) or path.parent != checkpoints:
         raise CheckpointError(f"--out {out}: give a file name that ends in .json, other than {INDEX_NAME}")
-    found = load_checkpoints(checkpoints)
-    losses = mean_losses(load_task(task), found, rows, device=device)
+    candidates = load_checkpoints(checkpoints)
+    losses = mean_losses(load_task(task), candidates, rows, device=device)
     chosen = choose(losses, count)
-    for line in explained(found, losses, chosen):
+    for line in explained(candidates, losses, chosen):
         typer.echo(line)
-    path.write_text(selection_index(found, chosen, checkpoints).content(), "utf-8")
+    path.write_text(selection_index(candidates, chosen, checkpoints).content(), "utf-8")
     if plot is not None:
-        plot_selection(found, losses, chosen, plot)
-    typer.echo(f"{len(chosen)} of {len(found)} chosen; build with --checkpoints {path}")
+        plot_selection(candidates, losses, chosen, plot)
+    typer.echo(f"{len(chosen)} of {len(candidates)} chosen; build with --checkpoints {path}")
 
 
 @app.command()
@@ -140,11 +142,11 @@ def update(
         typer.Option(help="Directory of the training's checkpoints. Default: that of the index's last one."),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--watch", help="Go on until Ctrl-C, adding checkpoints as the training writes them.")
+        bool, typer.Option("--watch", help="Until Ctrl-C, add checkpoints as the training writes them.")
     ] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = INTERVAL,
     run: Annotated[
-        int | None, typer.Option(min=0, help="Which of the index's training runs went on. Default: the last.")
+        int | None, typer.Option(min=0, help="Which of the index's training runs was continued. Default: the last.")
     ] = None,
     new_run: Annotated[bool, typer.Option("--new-run", help="Add them as another run of the training.")] = False,
     batch_size: BatchOption = 128,
@@ -153,41 +155,41 @@ def update(
 ) -> None:
     """Bring an index up to date: rows that the task's data has grown by, checkpoints written since; or add another run.
 
-
-    Only what is new is computed. Readers see the old generation until the
-    new one is whole. Interrupted, it goes on where it stood when run again.
+    Only what is new is computed. Readers see the old generation until the new one is complete. Run again after an
+    interruption, it resumes.
     """
     loaded = load_task(task)
-    how: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
+    passes = PassOptions(batch_size=batch_size, num_workers=num_workers, device=device)
     if new_run and (follow or run is not None):
         raise CheckpointError("--new-run adds a whole run: leave --run and --watch out, or use them once it is there")
     if follow:
-        _follow(index, loaded, checkpoints or run_directory(index, read_manifest(index), run), run, interval, how)
+        _follow(index, loaded, checkpoints or run_directory(index, read_manifest(index), run), run, interval, passes)
         return
     if new_run:
         if checkpoints is None:
             raise CheckpointError("--new-run needs --checkpoints, the directory of the run that is to be added")
-        updated = add_run(index, loaded, load_checkpoints(checkpoints), **how)
+        updated = add_run(index, loaded, load_checkpoints(checkpoints), **passes)
     else:
-        updated = update_index(index, loaded, checkpoints, run=run, **how)
+        updated = update_index(index, loaded, checkpoints, run=run, **passes)
     typer.echo(f"{index}: {describe(updated.manifest)}")
 
 
-def _follow(index: Path, task: Task, followed: Path, run: int | None, interval: float, how: dict[str, Any]) -> None:
-    """Add checkpoints as they come to a directory, until Ctrl-C.  how: of the passes over the data"""
+def _follow(index: Path, task: Task, followed: Path, run: int | None, interval: float, passes: PassOptions) -> None:
+    """Add checkpoints as they appear in a directory, until Ctrl-C."""
     typer.echo(f"Watching {followed}; Ctrl-C ends it.")
-    told: list[str] = []
+    last = ""
 
-    def tell(error: CheckpointError) -> None:
-        if str(error) not in told[-1:]:
-            told.append(str(error))
+    def report(error: CheckpointError) -> None:
+        nonlocal last
+        if str(error) != last:
+            last = str(error)
             typer.echo(f"waiting: {error}", err=True)
 
     try:
-        for updated in watch(index, task, followed, run=run, interval=interval, on_wait=tell, **how):
+        for updated in watch(index, task, followed, run=run, interval=interval, on_wait=report, **passes):
             typer.echo(f"{index}: {describe(updated.manifest)}")
     except KeyboardInterrupt:
-        typer.echo("\nStopped; run it again to go on.")
+        typer.echo("\nStopped; run it again to continue.")
 
 
 @app.command()
@@ -202,7 +204,7 @@ def append(
     """Index the rows that the task's training data has grown by.
 
     The new examples must come after the old ones: a row's number in the data set is its id, for good. Only the new rows
-    are computed. Interrupted, it goes on where it stood when run again.
+    are computed. Run again after an interruption, it resumes.
     """
     updated = append_rows(
         index,
@@ -251,26 +253,28 @@ def representer(
 ) -> None:
     """Refit the last layer on the index's representations, for queries with the method "representer".
 
-    Run it again after rows or checkpoints came or went.
+    Run it again after rows or checkpoints were added or deleted.
     """
     manifest = fit_representer(index, l2=l2)
     typer.echo(f"{index}: {describe(manifest)}")
     if manifest.representer is not None:
-        typer.echo(f"its weights are the sum of the rows' shares but for {manifest.representer.residual:.1e} of them")
+        typer.echo(
+            f"its weights are the sum of the rows' shares up to {manifest.representer.residual:.1e} of their norm"
+        )
 
 
 @app.command()
 def rollback(
     index: IndexArgument, generation: Annotated[int, typer.Argument(help="One that `gradtrace info` lists.")]
 ) -> None:
-    """Make an index what it was at an earlier generation, as a new generation."""
+    """Publish an earlier generation of an index again, as its next one."""
     typer.echo(f"{index}: {describe(generations.roll_back(index, generation))}")
 
 
 @app.command()
 def prune(
     index: IndexArgument,
-    keep: Annotated[int, typer.Option(min=1, help="How many generations stay, the current one among them.")] = 1,
+    keep: Annotated[int, typer.Option(min=1, help="How many generations stay, including the current one.")] = 1,
 ) -> None:
     """Remove earlier generations, and the files that only they have."""
     generations.prune(index, keep)
@@ -287,7 +291,7 @@ def discard(index: IndexArgument) -> None:
 @app.command()
 def verify(
     index: IndexArgument,
-    all_generations: Annotated[bool, typer.Option("--all", help="Earlier generations, too.")] = False,
+    all_generations: Annotated[bool, typer.Option("--all", help="Also the earlier generations.")] = False,
 ) -> None:
     """Check every byte of an index against its manifest."""
     problems = verify_index(index, all_generations=all_generations)
@@ -300,7 +304,7 @@ def verify(
 
 @app.command()
 def info(index: IndexArgument) -> None:
-    """Say what an index holds: checkpoints, segments, deleted rows, sizes, and its generations."""
+    """Print what an index holds: checkpoints, shards, deleted rows, sizes, and its generations."""
     for line in details(index):
         typer.echo(line)
 
@@ -335,8 +339,7 @@ def evaluate(
     """Measure how well the methods predict what training on half of the rows does (linear datamodeling score).
 
     The task must define fit(rows, seed). Rows that are deleted from the index are in no training. Trainings are kept:
-    interrupted, it goes on where it stood when run again, and other indexes of the task are measured with the same
-    ones.
+    run again after an interruption, it resumes, and other indexes of the task are measured with the same ones.
     """
     loaded = load_task(task)
     opened = open_index(index, loaded, device=device)  # what cannot be evaluated is refused before any training
@@ -351,10 +354,10 @@ def evaluate(
 
 def _numbers(texts: Sequence[str]) -> list[int]:
     """["3,17", "100-199"] -> 3, 17, 100, 101, ... 199."""
-    found: list[int] = []
+    rows: list[int] = []
     for part in (part.strip() for text in texts for part in text.split(",")):
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(first) > int(last)):
             raise QueryError(f"{part!r} names no rows; write numbers and ranges, such as 3,17,100-199")
-        found += range(int(first), int(last or first) + 1)
-    return found
+        rows += range(int(first), int(last or first) + 1)
+    return rows

@@ -1,8 +1,8 @@
-"""The generations of an index: one is current, one may be in the making, earlier ones are kept until pruned.
+"""The generations of an index: one is current, one may be unfinished, earlier ones are kept until pruned.
 
-manifest.json is the current one, pending.json the one in the making, generations/{n}.json the earlier ones. Files are
-never changed, and no two generations that were published have different files of the same name, so a reader of any
-generation is not disturbed by those that follow.
+manifest.json is the current one, pending.json the unfinished one, generations/{n}.json the earlier ones. Files are
+never changed, and no two published generations have different files of the same name, so later generations do not
+disturb the readers of an earlier one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from gradtrace.checkpoints.second_moments import moments_path
 from gradtrace.errors import CorruptIndexError, StoreError
-from gradtrace.methods import lost_methods
+from gradtrace.methods import METHODS, available_methods
 from gradtrace.store.checksums import check_files
 from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, Manifest, Operation, read_generation, read_manifest
 from gradtrace_indexer.writing.files import sole_writer, write_file, write_manifest
@@ -36,9 +36,9 @@ _FOLDERS = (
     "averages",
     "representations",
     "representer",
-)  # nothing but files of generations is in these
+)  # all files in these belong to generations
 
-# The others change which rows there are, of which kernels are sums.
+# The others change the set of rows, of which kernels are sums.
 _KEEPING_KERNELS: tuple[Operation, ...] = (
     "add checkpoints",
     "add run",
@@ -48,35 +48,35 @@ _KEEPING_KERNELS: tuple[Operation, ...] = (
     "fit representer",
 )
 
-# They build the searcher again, as a generation of its own.
-_BRINGING_SEARCHERS: tuple[Operation, ...] = ("add checkpoints", "add run", "append rows")
+# After these the searcher is built again, as a generation of its own.
+_REBUILDING_SEARCHERS: tuple[Operation, ...] = ("add checkpoints", "add run", "append rows")
 
 
 def successor(current: Manifest, operation: Operation, **changes: Any) -> Manifest:
-    """The generation after the current one, begun: the same but for the given fields.
+    """The unfinished generation after the current one, which it copies except for the given fields.
 
-    What is derived from the rows and not carried along (a searcher's files) is to be dropped here, for every update.
+    What is derived from the rows and made stale by an operation is dropped here, for every update.
     """
     kernels = current.kernels if operation in _KEEPING_KERNELS else None
-    begun = {
+    fields = {
         "generation": current.generation + 1,
         "complete": False,
         "made_by": operation,
         "kernels": kernels,
         **changes,
     }
-    return current.model_copy(update=begun)
+    return current.model_copy(update=fields)
 
 
 def save_pending(directory: Path, manifest: Manifest) -> Manifest:
-    """Commit what an unfinished generation has so far, for a killed build or update to go on from."""
+    """Commit what an unfinished generation has so far, for a killed build or update to resume from."""
     return write_manifest(directory, PENDING_NAME, manifest)
 
 
 def publish(directory: Path, manifest: Manifest) -> Manifest:
-    """Make a generation the current one, keeping the one before, and log what it lost and how that comes back.
+    """Make a generation the current one, keep the one before, and log what is lost and how to restore it.
 
-    Killed at any moment, either is current; a pending.json that is left is known by its generation.
+    A kill at any moment leaves one of them current; a pending.json that is left over is of no newer generation.
     """
     path = directory / MANIFEST_NAME
     before = read_manifest(directory) if path.exists() else None
@@ -89,17 +89,23 @@ def publish(directory: Path, manifest: Manifest) -> Manifest:
     return published
 
 
+def lost_methods(before: Manifest, after: Manifest) -> dict[str, str]:
+    """The methods that an earlier generation has and a later one lacks, with the reason and the remedy."""
+    lacking = {name: METHODS[name].lacks(after) for name in available_methods(before)}
+    return {name: reason for name, reason in lacking.items() if reason is not None}
+
+
 def _losses(before: Manifest, after: Manifest) -> Iterator[str]:
-    """What a generation does no longer, each with the command that brings it back."""
-    for method, why in lost_methods(before, after).items():
-        yield f"no longer answers by {method}: {why}"
+    """What a generation no longer does, each with the command that restores it."""
+    for method, reason in lost_methods(before, after).items():
+        yield f"no longer answers by {method}: {reason}"
     lost_searcher = after.searcher_is_stale() and before.searcher is not None and not before.searcher_is_stale()
-    if after.searcher is not None and lost_searcher and after.made_by not in _BRINGING_SEARCHERS:
+    if after.searcher is not None and lost_searcher and after.made_by not in _REBUILDING_SEARCHERS:
         yield f"no longer uses searcher {after.searcher.name}, which is of other rows: `gradtrace build` sets it again"
 
 
 def read_pending(directory: Path) -> Manifest | None:
-    """The generation in the making, if any.
+    """The unfinished generation, if any.
 
     Raises:
         CorruptIndexError: it is damaged; `discard` helps.
@@ -112,7 +118,7 @@ def read_pending(directory: Path) -> Manifest | None:
 
 
 def unfinished(directory: Path) -> Manifest | None:
-    """As `read_pending`, for the one writer: removes what a process left that was killed just after publishing."""
+    """As `read_pending`, for the only writer: removes what is left of a process that was killed after publishing."""
     pending = read_pending(directory)
     if pending is None:
         (directory / PENDING_NAME).unlink(missing_ok=True)
@@ -121,13 +127,13 @@ def unfinished(directory: Path) -> Manifest | None:
 
 @contextmanager
 def updating(path: str | Path, operation: Operation) -> Iterator[tuple[Manifest, Manifest | None]]:
-    """Be the only writer of an index; gives its current generation, and what this operation left unfinished before.
+    """Be the only writer of an index; yields its current generation, and what this operation left unfinished before.
 
     Raises:
         StoreError: there is no index, another process is writing there, or another operation was left unfinished.
     """
     directory = Path(path)
-    read_manifest(directory)  # where there is no index, say so before anything is made
+    read_manifest(directory)  # refuses a directory without an index before anything is created in it
     with sole_writer(directory):
         current, pending = read_manifest(directory), unfinished(directory)
         if pending is not None and pending.made_by != operation:
@@ -139,7 +145,7 @@ def updating(path: str | Path, operation: Operation) -> Iterator[tuple[Manifest,
 
 
 def kept_generations(path: str | Path) -> list[Manifest]:
-    """The earlier generations that are still there, the oldest first.
+    """The earlier generations that were not pruned, the oldest first.
 
     Raises:
         CorruptIndexError: the manifest of one is damaged.
@@ -151,18 +157,18 @@ def kept_generations(path: str | Path) -> list[Manifest]:
 
 
 def roll_back(path: str | Path, generation: int) -> Manifest:
-    """Publish what an index was at an earlier generation as its next one. Returns the new manifest.
+    """Publish an earlier generation again, as the next one. Returns the new manifest.
 
     Raises:
-        StoreError: that generation was pruned, or never was, or an update is unfinished.
+        StoreError: that generation was pruned or never existed, or an update is unfinished.
         CorruptIndexError: its files are damaged.
     """
     directory = Path(path)
     with updating(directory, "roll back") as (current, _):
         kept = {manifest.generation: manifest for manifest in kept_generations(directory)}
         if generation not in kept:
-            there = ", ".join(map(str, kept)) or "none"
-            raise StoreError(f"{directory} keeps no generation {generation}; earlier generations kept: {there}")
+            numbers = ", ".join(map(str, kept)) or "none"
+            raise StoreError(f"{directory} keeps no generation {generation}; earlier generations kept: {numbers}")
         problems = check_files(directory, kept[generation], deep=True)
         if problems:
             raise CorruptIndexError(
@@ -176,7 +182,7 @@ def discard(path: str | Path) -> None:
     """Give up an unfinished build or update, and remove its files. The current generation stays as it is.
 
     Raises:
-        StoreError: there is neither, or another process is writing there.
+        StoreError: there is no index and no unfinished build, or another process is writing there.
     """
     directory = Path(path)
     if not (directory / PENDING_NAME).exists():
@@ -187,7 +193,7 @@ def discard(path: str | Path) -> None:
 
 
 def prune(path: str | Path, keep: int = 1) -> None:
-    """Remove all generations but the last `keep`, the current one among them, and files that only those had.
+    """Remove all generations but the last `keep`, which include the current one, and the files that only they name.
 
     An Index that is open on a removed generation still answers on Linux and macOS, where a mapped file stays until it
     is closed; it cannot be opened again.
@@ -206,7 +212,7 @@ def prune(path: str | Path, keep: int = 1) -> None:
 
 
 def _sweep(directory: Path) -> None:
-    """Remove the files that no generation names, also those of killed processes."""
+    """Remove the files that no generation names, such as those of killed processes."""
     pending = read_pending(directory)
     generations = [] if pending is None else [pending]
     if (directory / MANIFEST_NAME).exists():
@@ -214,7 +220,7 @@ def _sweep(directory: Path) -> None:
     named = {entry.path for manifest in generations for entry in manifest.files()}
     averages = [Path(e.file) for manifest in generations for e in manifest.checkpoints if e.kind == "average"]
     named |= {file.as_posix() for average in averages for file in (average, moments_path(average))}
-    found = [path for folder in _FOLDERS for path in (directory / folder).rglob("*") if path.is_file()]
-    for path in found:
+    files = [path for folder in _FOLDERS for path in (directory / folder).rglob("*") if path.is_file()]
+    for path in files:
         if path.relative_to(directory).as_posix() not in named:
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Examples to try an index with."""
+"""Held-out examples, to measure an index with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Split = Literal["query", "train"]
 
 
 def held_out(task: Task, count: int, present: NDArray[np.bool_]) -> tuple[Split, list[Example]]:
-    """Random examples of the query data where the task has some, else of the training rows that are `present` in an
+    """Random examples of the task's query data, or where it has none of the training rows that are `present` in an
     index; the same every time.  present: bool [training rows]"""
     split, rows = held_out_rows(task, count, present)
     return split, fetch(getattr(task, split), rows)

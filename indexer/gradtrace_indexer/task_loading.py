@@ -1,4 +1,4 @@
-"""Find a user's Task by its name on the command line: `module:attribute` or `path/to/file.py:attribute`."""
+"""Load a user's Task by its name on the command line: `module:attribute` or `path/to/file.py:attribute`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from gradtrace.errors import TaskError
 from gradtrace.task import Task
 
 _INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-_OWN = ("gradtrace", "gradtrace_indexer", "gradtrace_service", "gradtrace_client")
+_GRADTRACE = ("gradtrace", "gradtrace_indexer", "gradtrace_service", "gradtrace_client")
 
-_before_tasks: set[str] = set()  # names of the modules that were there before the first task was loaded
+_before_tasks: set[str] = set()  # names of the modules that were imported before the first task was loaded
 
 
 def load_task(spec: str, *, anew: bool = False) -> Task:
     """The task that `spec` names; a Task subclass is instantiated without arguments.
 
-    anew: run the module again, under another name, instead of taking it as it was imported before, and with it the
-        user's modules that it imports: a task and data that share nothing with an earlier one's, and see what has
-        changed on disk. Modules that cannot be run twice, and installed ones, stay as they were imported first.
+    anew: run the module again, under another name, together with the user's modules that it imports, so that the task
+        shares no data with an earlier one and sees what has changed on disk. Installed modules, and those that cannot
+        be run twice, stay as they were first imported.
 
     Raises:
         TaskError: no such file, module or attribute; an error while importing or instantiating; or not a Task.
@@ -35,17 +35,17 @@ def load_task(spec: str, *, anew: bool = False) -> Task:
     module = import_source(source, anew=anew)
     if not hasattr(module, name):
         raise TaskError(f"{source} has no {name!r}; {_tasks_in(module)}")
-    found = getattr(module, name)
-    task = _instantiate(found, spec) if inspect.isclass(found) and issubclass(found, Task) else found
+    named = getattr(module, name)
+    task = _instantiate(named, spec) if inspect.isclass(named) and issubclass(named, Task) else named
     if not isinstance(task, Task):
-        raise TaskError(f"{spec} is of type {type(found).__name__}, not a gradtrace.Task; {_tasks_in(module)}")
+        raise TaskError(f"{spec} is of type {type(named).__name__}, not a gradtrace.Task; {_tasks_in(module)}")
     return task
 
 
 def import_source(source: str, *, anew: bool = False) -> ModuleType:
     """Import a module by its dotted name, or a Python file by its path.
 
-    As when Python runs a script, the file's folder (for a module: the working directory) is on the import path.
+    As for a Python script, the file's folder (for a module: the working directory) is put on the import path.
 
     Raises:
         TaskError: there is no such file or module, or importing it failed.
@@ -61,7 +61,7 @@ def import_source(source: str, *, anew: bool = False) -> ModuleType:
         return _import_anew(source, is_file) if anew else _import(source, is_file)
     except SystemExit as error:
         raise TaskError(
-            f"importing {source} ended the program ({error}): put what is for running it as a script under "
+            f"importing {source} ended the program ({error}): put the code that runs it as a script under "
             "`if __name__ == '__main__':`"
         ) from error
     except Exception as error:  # whatever the user's code raises
@@ -92,31 +92,31 @@ def _import_anew(source: str, is_file: bool) -> ModuleType:
 
 
 def _is_helper(name: str, module: ModuleType) -> bool:
-    """Whether a module came with a task and is of the user's own code: not installed, and none of ours."""
+    """Whether a module was imported by a task and is the user's code: neither installed nor part of Gradtrace."""
     file = getattr(module, "__file__", None)
-    is_ours = name.partition(".")[0] in _OWN or name.startswith("_gradtrace_")
+    is_ours = name.partition(".")[0] in _GRADTRACE or name.startswith("_gradtrace_")
     return name not in _before_tasks and file is not None and not is_ours and not file.startswith(_INSTALLED)
 
 
 def _split(spec: str) -> tuple[str, str]:
     source, separator, name = spec.rpartition(":")
     if not separator or not source or not name.isidentifier():
-        raise TaskError(f"{spec!r} names no task; write module:attribute or path/to/file.py:attribute")
+        raise TaskError(f"{spec!r} is not a task's name; write module:attribute or path/to/file.py:attribute")
     return source, name
 
 
 def _import_file(path: Path, anew: bool = False, package: str = "") -> ModuleType:
-    """Run the file under a name that no other module has: a `types.py` must not become the standard library's.
+    """Run the file as a module with a unique name: a `types.py` must not replace the standard library's.
 
-    What is run anew takes the name of what was run anew before, which then lives only as long as something uses it.
+    A module that is run anew replaces the one that was run anew before.
     """
     name = f"_gradtrace_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}{'_anew' if anew else ''}"
     if name in sys.modules and not anew:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path.name} is no Python file")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # before running it: dataclasses look it up
+        raise ImportError(f"{path.name} is not a Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # before it runs, since dataclasses look it up
     module.__package__ = package
     try:
         spec.loader.exec_module(module)
@@ -127,11 +127,11 @@ def _import_file(path: Path, anew: bool = False, package: str = "") -> ModuleTyp
 
 
 def _import_again(name: str) -> ModuleType:
-    """Run a module's file again, beside the module."""
-    found = importlib.util.find_spec(name)
-    if found is None or found.origin is None or not found.has_location:
+    """Run a module's file again, as another module."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None or not spec.has_location:
         raise ImportError(f"{name} has no file to be read again")
-    return _import_file(Path(found.origin), anew=True, package=name if found.parent == name else found.parent or "")
+    return _import_file(Path(spec.origin), anew=True, package=name if spec.parent == name else spec.parent or "")
 
 
 def _instantiate(kind: type[Task], spec: str) -> Task:
@@ -139,8 +139,8 @@ def _instantiate(kind: type[Task], spec: str) -> Task:
         return kind()
     except Exception as error:  # whatever the user's code raises
         raise TaskError(
-            f"{spec}() failed: {type(error).__name__}: {error}; a task class is made without arguments: "
-            "give those that it needs a default, or name an instance instead"
+            f"{spec}() failed: {type(error).__name__}: {error}; a task class is instantiated without arguments: "
+            "give its parameters defaults, or name an instance instead"
         ) from error
 
 
@@ -151,6 +151,6 @@ def _tasks_in(module: ModuleType) -> str:
 
 def _is_task(value: Any) -> bool:
     if inspect.isclass(value):
-        is_ours = value.__module__.partition(".")[0] in _OWN
+        is_ours = value.__module__.partition(".")[0] in _GRADTRACE
         return issubclass(value, Task) and not inspect.isabstract(value) and not is_ours
     return isinstance(value, Task)

@@ -12,9 +12,9 @@ from gradtrace_indexer.generations import kept_generations
 
 
 def verify(path: str | Path, *, all_generations: bool = False) -> list[str]:
-    """What is wrong with an index, one sentence for each damaged or missing file; empty where all is well.
+    """The problems of an index, one sentence for each damaged or missing file; empty if it is undamaged.
 
-    all_generations: check those that are kept, too; else only the current one.
+    all_generations: check the earlier generations, too.
 
     Raises:
         StoreError: there is no index, or its manifest itself is damaged (CorruptIndexError).

@@ -8,7 +8,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from gradtrace.checkpoints.second_moments import SecondMoments, moments_sha256, read_second_moments
+from gradtrace.checkpoints.second_moments import (
+    SecondMoments,
+    keeps_second_moments,
+    moments_sha256,
+    read_second_moments,
+)
 from gradtrace.checkpoints.weights import listing, plain_names, read_state, sha256
 from gradtrace.errors import CheckpointError
 from gradtrace.store.manifest import CheckpointKind
@@ -66,6 +71,10 @@ class Checkpoint:
             CheckpointError: the file is damaged, or it is not certain which moments belong to which parameter.
         """
         return read_second_moments(self.path, model)
+
+    def keeps_second_moments(self, model: nn.Module) -> bool:
+        """Whether `second_moments` gives any, told without reading them. Raises as it does."""
+        return keeps_second_moments(self.path, model)
 
     def moments_sha256(self) -> str | None:
         """Hexadecimal SHA-256 of the file that holds the second moments; None if they were not kept.

@@ -1,15 +1,59 @@
-"""The checkpoints that an index was built from, at the place where their weights are now."""
+"""The checkpoints that an index was built from: their entries in the manifest, and where their weights are now."""
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from gradtrace.checkpoints.checkpoint import Checkpoint
 from gradtrace.errors import CheckpointError, MismatchError
-from gradtrace.store.manifest import CheckpointEntry
+from gradtrace.store.manifest import CheckpointEntry, OptimizerEntry
+from gradtrace.task import Task
 
 Directory = str | Path
+
+
+def entry_name(checkpoint: Checkpoint, run: int) -> str:
+    """A checkpoint's name in an index: its file's name, which checkpoints of other training runs may have, too."""
+    return f"run-{run}/{checkpoint.name}" if run else checkpoint.name
+
+
+def checkpoint_entries(
+    directory: Path, checkpoints: Sequence[Checkpoint], task: Task, run: int = 0
+) -> list[CheckpointEntry]:
+    """The entries of a training run's checkpoints in the manifest of the index at `directory`."""
+    return [
+        CheckpointEntry(
+            name=entry_name(checkpoint, run),
+            file=os.path.relpath(checkpoint.path.parent.resolve(), directory.resolve()) + f"/{checkpoint.name}",
+            step=checkpoint.step,
+            learning_rate=checkpoint.learning_rate,
+            learning_rate_sum=checkpoint.learning_rate_sum,
+            sha256=checkpoint.sha256(),
+            moments_sha256=checkpoint.moments_sha256(),
+            optimizer=None if checkpoint.optimizer is None else OptimizerEntry(**asdict(checkpoint.optimizer)),
+            batch_size=checkpoint.batch_size,
+            run=run,
+            kind=checkpoint.kind,
+            second_moments=has_usable_moments(checkpoint, task),
+        )
+        for checkpoint in checkpoints
+    ]
+
+
+def has_usable_moments(checkpoint: Checkpoint, task: Task) -> bool:
+    """Whether an index takes second moments from a checkpoint. Warns and returns False if it is not certain which
+    parameters they belong to."""
+    if checkpoint.optimizer is not None and checkpoint.optimizer.name == "sgd":
+        return False
+    try:
+        return checkpoint.keeps_second_moments(task.model())
+    except CheckpointError as error:
+        warnings.warn(f"{error}. The index is built without them", stacklevel=2)
+        return False
 
 
 def directories_of_runs(checkpoints: Directory | Sequence[Directory] | None, runs: int) -> Sequence[Directory | None]:

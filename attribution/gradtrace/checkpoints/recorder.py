@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,10 +19,10 @@ from gradtrace.checkpoints.checkpoints_json import INDEX_NAME, CheckpointIndex, 
 from gradtrace.checkpoints.learning_rates import stretch_sums
 from gradtrace.checkpoints.second_moments import moments_path, recorded_moments
 from gradtrace.checkpoints.selection import weakest
+from gradtrace.durable import TEMPORARY_SUFFIX, write_whole
 from gradtrace.errors import CheckpointError
 
 LOSSES_NAME = "losses.csv"
-_TEMPORARY = ".tmp"
 
 
 class CheckpointRecorder:
@@ -218,7 +216,7 @@ class CheckpointRecorder:
 
     def _remove_leftovers(self) -> None:
         """Delete what a killed training had not finished writing or deleting."""
-        for unfinished in self.directory.glob(f"step-*{_TEMPORARY}"):
+        for unfinished in self.directory.glob(f"step-*{TEMPORARY_SUFFIX}"):
             unfinished.unlink()
         listed = {Path(entry.file).stem for entry in self._index.checkpoints}
         for path in self.directory.glob("step-*.safetensors") if self.keep is not None else ():
@@ -257,23 +255,6 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
         for name, value in state.items()
         if isinstance(value, Tensor)
     }
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name; give the file its own once its bytes, and then the name itself, are on disk."""
-    temporary = path.with_name(path.name + _TEMPORARY)
-    write(temporary)
-    _sync(temporary)
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def main_group(optimizer: torch.optim.Optimizer, warn: bool) -> dict[str, Any]:

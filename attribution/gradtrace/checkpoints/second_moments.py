@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,12 @@ def recorded_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Seco
     """
     names = {id(parameter): name for name, parameter in _parameters(model)}
     by_group = [[names.get(id(parameter), "") for parameter in group["params"]] for group in optimizer.param_groups]
-    moments = _by_name(optimizer.state_dict(), by_group)
-    if moments is None:
+    entries = _entries(optimizer.state_dict(), by_group)
+    if not entries:
         raise CheckpointError(
             f"{type(optimizer).__name__} keeps no second moments (exp_avg_sq); record without optimizer_state"
         )
-    return moments
+    return _corrected(entries)
 
 
 def read_second_moments(path: Path, model: nn.Module) -> SecondMoments | None:
@@ -68,9 +69,18 @@ def read_second_moments(path: Path, model: nn.Module) -> SecondMoments | None:
     """
     file = _moments_file(path)
     if file is None or file == moments_path(path):
-        return _read_recorded(file) if file else None
-    state = _optimizer_state(file)
-    return _of_state(file, state, model) if state else None
+        return _read_record(file) if file else None
+    entries = _saved_entries(file, model)
+    return _corrected(entries) if entries else None
+
+
+def keeps_second_moments(path: Path, model: nn.Module) -> bool:
+    """Whether `read_second_moments` returns any, without reading their values. Raises as it does."""
+    file = _moments_file(path)
+    if file is not None and file == moments_path(path):
+        with _opened_record(file):
+            return True
+    return file is not None and bool(_saved_entries(file, model))
 
 
 def moments_sha256(path: Path) -> str | None:
@@ -107,40 +117,64 @@ def _has_moments(file: Path) -> bool:
         return False
 
 
-def _read_recorded(path: Path) -> SecondMoments:
+@contextmanager
+def _opened_record(path: Path) -> Iterator[tuple[Any, float, float]]:
+    """The recorder's file open, and the beta2 and eps in it."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-            by_name = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable itself)
-        return SecondMoments(by_name, float(metadata["beta2"]), float(metadata["eps"]))
+            yield file, float(metadata["beta2"]), float(metadata["eps"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it, or delete it to do without") from None
 
 
-def _of_state(path: Path, state: Any, model: nn.Module) -> SecondMoments | None:
+def _read_record(path: Path) -> SecondMoments:
+    with _opened_record(path) as (file, beta2, eps):
+        return SecondMoments({name: file.get_tensor(name) for name in file.keys()}, beta2, eps)  # noqa: SIM118
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An optimizer's state of one parameter, with its group's settings."""
+
+    state: Mapping[str, Any]
+    beta2: float
+    eps: float
+
+
+def _saved_entries(path: Path, model: nn.Module) -> dict[str, _Entry]:
+    """The entries with second moments in an optimizer's file, by parameter name."""
+    state = _optimizer_state(path)
     try:
-        return _by_name(state, _names_by_group(path, state, model))
+        return _entries(state, _names_by_group(path, state, model)) if state else {}
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is not the state dict of a PyTorch optimizer ({error!r}); save it again"
         ) from None
 
 
-def _by_name(state: Mapping[str, Any], names_by_group: Sequence[Sequence[str]]) -> SecondMoments | None:
-    """The second moments in an optimizer's state dict; None if there are none."""
-    moments: dict[str, Tensor] = {}
-    settings = set()
-    for group, names in zip(state["param_groups"], names_by_group, strict=True):
-        for number, name in zip(group["params"], names, strict=True):
-            entry = state["state"].get(number, {})
-            if "exp_avg_sq" in entry:
-                beta2 = float(group["betas"][1])
-                moment = entry.get("max_exp_avg_sq", entry["exp_avg_sq"]).float().cpu()
-                moments[name] = moment / (1 - beta2 ** float(entry["step"]))
-                settings.add((beta2, float(group["eps"])))
-    if len(settings) > 1:
+def _entries(state: Mapping[str, Any], names_by_group: Sequence[Sequence[str]]) -> dict[str, _Entry]:
+    """The entries with second moments in an optimizer's state dict, by parameter name."""
+    entries = {
+        name: _Entry(state["state"][number], float(group["betas"][1]), float(group["eps"]))
+        for group, names in zip(state["param_groups"], names_by_group, strict=True)
+        for number, name in zip(group["params"], names, strict=True)
+        if "exp_avg_sq" in state["state"].get(number, {})
+    }
+    if len({(entry.beta2, entry.eps) for entry in entries.values()}) > 1:
         raise CheckpointError("the optimizer's parameter groups differ in beta2 or eps; train them with the same ones")
-    return SecondMoments(moments, *settings.pop()) if settings else None
+    return entries
+
+
+def _corrected(entries: Mapping[str, _Entry]) -> SecondMoments:
+    """v / (1 - beta2^t) of each parameter."""
+    by_name = {
+        name: entry.state.get("max_exp_avg_sq", entry.state["exp_avg_sq"]).float().cpu()
+        / (1 - entry.beta2 ** float(entry.state["step"]))
+        for name, entry in entries.items()
+    }
+    first = next(iter(entries.values()))
+    return SecondMoments(by_name, first.beta2, first.eps)
 
 
 def _names_by_group(path: Path, state: Mapping[str, Any], model: nn.Module) -> list[list[str]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -49,15 +50,29 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of the weight file, or of a directory's weight files concatenated. Raises CheckpointError."""
-    digest = hashlib.sha256()
+    """Hexadecimal SHA-256 of the weight file, or of a directory's weight files concatenated. Raises CheckpointError.
+
+    A file is read again only if its inode, size, or time of modification or change differs from the last time.
+    """
     try:
-        for weight_file in weight_files(path):
-            with weight_file.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
+        files = tuple(file.resolve() for file in weight_files(path))
+        return _sha256(files, tuple(map(_stamp, files)))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); restore the file") from None
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    status = file.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@lru_cache(maxsize=4096)
+def _sha256(files: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

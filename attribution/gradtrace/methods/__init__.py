@@ -38,12 +38,6 @@ def available_methods(manifest: Manifest) -> list[str]:
     return [name for name, method in METHODS.items() if method.lacks(manifest) is None]
 
 
-def lost_methods(before: Manifest, after: Manifest) -> dict[str, str]:
-    """By name, the methods that an earlier generation answers by and a later one does not: what `Method.lacks` says."""
-    lacking = {name: METHODS[name].lacks(after) for name in available_methods(before)}
-    return {name: why for name, why in lacking.items() if why is not None}
-
-
 def method_named(name: str, manifest: Manifest) -> Method:
     """Raises QueryError for a name that is no method's, or a method that the index has not what it needs for."""
     if name not in METHODS:
@@ -63,6 +57,5 @@ __all__ = [
     "Weights",
     "available_methods",
     "check_options",
-    "lost_methods",
     "method_named",
 ]

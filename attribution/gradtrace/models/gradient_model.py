@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +29,7 @@ from gradtrace.models.examination import Examination, examined
 from gradtrace.models.outputs import Outputs, predictions_of
 from gradtrace.models.replay import replayed_forward
 from gradtrace.models.representations import Uses, find_representation, recorded_inputs
-from gradtrace.models.task_model import TaskModel, private_copy
+from gradtrace.models.task_model import TaskModel, copied, private_copy
 from gradtrace.task import Example, Label, Task
 
 
@@ -92,6 +94,17 @@ class GradientModel(TaskModel):
         self.plan: LayerPlan = plan_layers(self.model, examination.choice)
         collated = [sample.batch(positions).collated for positions in sample.batches]
         self.representation = find_representation(self.task, self.model, collated)
+
+    def clone(self) -> GradientModel:
+        """The same model for another thread, without another examination."""
+        clone = copy.copy(self)
+        clone.task, clone.model = private_copy(self.task), copied(self.model)
+        clone.examination = self.examination._replace(outputs=self.outputs.with_loss(clone.task.loss))
+        clone.plan = plan_layers(clone.model, self.examination.choice)
+        if self.representation is not None and self.representation.layer is not None:
+            layer = clone.model.get_submodule(self.representation.source)
+            clone.representation = replace(self.representation, layer=layer)
+        return clone
 
     @property
     def outputs(self) -> Outputs:

@@ -70,24 +70,26 @@ def _shared(value: Any) -> Iterator[Any]:
 
 
 def fresh_model(task: Task, probe: Sequence[Example]) -> nn.Module:
-    """A copy of the task's model, with the sizes of lazy modules taken from a forward pass.
-
-    Tensors that hooks of the model compute from its parameters (weight_norm, pruning) are computed anew by the copy.
-    """
+    """A copy of the task's model, with the sizes of lazy modules taken from a forward pass."""
     model = task.model()
     model = getattr(model, "_orig_mod", model)  # of torch.compile, whose layers cannot be watched
     _check_copyable(model)
+    model = copied(model)
+    if any(is_lazy(value) for value in [*model.parameters(), *model.buffers()]):
+        with torch.no_grad():
+            task.loss(model.eval(), task.collate(list(probe)))
+    return model
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Tensors that hooks compute from a model's parameters (weight_norm, pruning) are computed anew by the copy."""
     derived = {
         id(value): value.detach().clone()
         for module in model.modules()
         for value in vars(module).values()
         if isinstance(value, Tensor) and value.grad_fn is not None
     }
-    model = copy.deepcopy(model, dict(derived))
-    if any(is_lazy(value) for value in [*model.parameters(), *model.buffers()]):
-        with torch.no_grad():
-            task.loss(model.eval(), task.collate(list(probe)))
-    return model
+    return copy.deepcopy(model, dict(derived))
 
 
 def _check_copyable(model: nn.Module) -> None:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.numpy import load_file
 
 from gradtrace.basis import Basis, load_basis
-from gradtrace.checkpoints.recorder import write_whole
+from gradtrace.durable import write_whole
 from gradtrace.errors import RecordingError
 from gradtrace.store.checksums import hash_file
 from gradtrace.store.manifest import FileEntry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,20 +12,20 @@ import safetensors.torch
 from torch import Tensor
 
 from gradtrace.checkpoints import Checkpoint
+from gradtrace.checkpoints.indexed import has_usable_moments
 from gradtrace.checkpoints.learning_rates import stretch_sums
 from gradtrace.checkpoints.second_moments import SecondMoments, moments_path
 from gradtrace.errors import CheckpointError
 from gradtrace.task import Task
-from gradtrace_indexer.build.builder import second_moments
 from gradtrace_indexer.writing.files import write_file, write_through
 
 
 def with_averages(directory: Path, task: Task, checkpoints: Sequence[Checkpoint], segments: int) -> list[Checkpoint]:
-    """Averages over segments as even as can be, written to `directory/averages`, and then the last checkpoint itself.
+    """The averages of segments of nearly equal length, written to `directory/averages`; then the last checkpoint.
 
-    Buffers, such as BatchNorm's statistics, are averaged as weights are, and whole numbers taken from the segment's
-    last checkpoint. An average has the step of the last, the sum of learning rates up to there, and the mean rate of
-    the segment's steps as its learning rate; second moments are averaged where all have them.
+    Floating-point buffers, such as BatchNorm's statistics, are averaged as weights are; whole numbers are those of the
+    segment's last checkpoint. An average has that checkpoint's step and sum of learning rates, and the mean rate of the
+    segment's steps as its learning rate; second moments are averaged where all checkpoints have them.
 
     Raises:
         CheckpointError: more segments than checkpoints, or a checkpoint cannot be read.
@@ -49,19 +49,23 @@ def _average(directory: Path, task: Task, segment: Sequence[Checkpoint], rate: f
     digest = hashlib.sha256("".join(checkpoint.sha256() for checkpoint in segment).encode()).hexdigest()
     name = f"averages/steps-{segment[0].step:09d}-{last.step:09d}-{digest[:8]}.safetensors"
     if not (directory / name).exists():
-        moments = [second_moments(checkpoint, task) for checkpoint in segment]
-        kept = [found for found in moments if found is not None]
-        if len(kept) == len(segment):
-            by_name = _mean(found.by_name for found in kept)
-            mean = SecondMoments(by_name, kept[-1].beta2, kept[-1].eps)
+        if all(has_usable_moments(checkpoint, task) for checkpoint in segment):
+            moments = [*_moments(segment, task)]
+            mean = SecondMoments(_mean(each.by_name for each in moments), moments[-1].beta2, moments[-1].eps)
             write_through(directory, moments_path(Path(name)).as_posix(), mean.save)
-        state = _mean(checkpoint.load() for checkpoint in segment)
-        write_file(directory, name, safetensors.torch.save(state))
+        write_file(directory, name, safetensors.torch.save(_mean(checkpoint.load() for checkpoint in segment)))
     return replace(last, path=directory / name, learning_rate=rate, kind="average")
 
 
+def _moments(segment: Sequence[Checkpoint], task: Task) -> Iterator[SecondMoments]:
+    for checkpoint in segment:
+        moments = checkpoint.second_moments(task.model())
+        if moments is not None:
+            yield moments
+
+
 def _mean(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Of tensors by name; of whole numbers the last."""
+    """The mean of each tensor; whole numbers are those of the last state."""
     sums: dict[str, Tensor] = {}
     count = 0
     for state in states:

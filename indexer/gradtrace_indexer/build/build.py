@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from gradtrace.checkpoints import Checkpoint, load_checkpoints
+from gradtrace.checkpoints.indexed import checkpoint_entries
 from gradtrace.data.guards import check_dataset
 from gradtrace.errors import CheckpointError, RecordingError, StoreError
 from gradtrace.fingerprint import task_entry
@@ -31,14 +32,13 @@ from gradtrace.store.manifest import (
     RepresentationsEntry,
     read_manifest,
 )
-from gradtrace.store.precision import STORED_DTYPES
 from gradtrace.store.row_ids import Ids
 from gradtrace.store.shards import ShardLayout, default_levels
 from gradtrace.task import Task
 from gradtrace.user_code import check_methods
 from gradtrace_indexer.build.averages import with_averages
 from gradtrace_indexer.build.bad_rows import BadRows, Screening
-from gradtrace_indexer.build.builder import Builder, checkpoint_entries
+from gradtrace_indexer.build.builder import Builder, PassOptions
 from gradtrace_indexer.build.fit import FitSpec, RunFit, Samples, sample_rows
 from gradtrace_indexer.build.recorded import recorded_entry
 from gradtrace_indexer.generations import save_pending, unfinished
@@ -47,6 +47,8 @@ from gradtrace_indexer.writing.files import sole_writer
 
 _SHARD_BYTES = 256 << 20
 _SHARD_ROWS = 32_768
+
+Runs = Sequence[Sequence[Checkpoint]]  # the checkpoints of each training run
 
 
 def build_index(
@@ -67,61 +69,60 @@ def build_index(
     device: str = "auto",
     progress: bool = True,
 ) -> Index:
-    """Build the index of a task's training rows, or go on with an interrupted build; a finished one is just opened.
+    """Build the index of a task's training rows. An interrupted build is resumed, a finished one only opened.
 
-    Args:
-        checkpoints: in training order, or their directory; the last one is the reference of the basis. Of several
-            training runs of the task (other seeds), a sequence for each: then scores are means over the runs.
-        dimensions: columns kept for each checkpoint; at most the number of parameters.
-        precision: of the stored rows, see docs/choosing.md.
-        searcher: "progressive", "faiss:FACTORY" or "annoy:TREES", see `set_searcher`; None: the one that is there, or
-            exact search.
-        average_segments: index the averages of the weights over so many segments of each run in place of all its
-            checkpoints but the last, for `fast-source`; less to store and to compute, and nothing for methods that sum
-            over checkpoints.
-        recording: directory of an `InfluenceRecorder`; its rows are stored for the method `hydra`, and its basis,
-            dimensions and seed are those of the index, whatever else is given. The last checkpoint must hold the
-            weights that the recorded training ended with.
-        num_workers: processes that read the training data ahead, as those of PyTorch's DataLoader; 0: this one reads.
-        skip_bad_rows: where a row cannot be read, or its loss or gradient is NaN or infinite at a checkpoint, mark it
-            as deleted (`manifest.skipped` has the reason) instead of stopping.
+    checkpoints: in training order, the last one the basis's reference; or their directory; or, of several training runs
+        of the task (other seeds), a sequence for each: scores are then means over the runs.
+    average_segments: index averages of the weights over so many segments, and the last checkpoint: for `fast-source`.
+    recording: directory of an `InfluenceRecorder`, for `hydra`; its basis, dimensions and seed are then the index's.
+    skip_bad_rows: mark rows that cannot be read or have no finite gradient as deleted instead of stopping.
+    The other arguments: see `FitSpec`, `PassOptions` and, for `searcher`, `set_searcher` (None: as it is, or exact).
 
-    Raises:
-        StoreError: another build lies at `path` or is running there, or the disk is full.
+    Raises: StoreError: another build lies at `path` or is running there, or the disk is full.
         RecordingError: the recording is unfinished, damaged, or of another training.
         TaskError, CheckpointError: see their subclasses; nothing is written before the task was checked.
     """
-    directory = Path(path)
-    if precision not in STORED_DTYPES:
-        raise StoreError(f"precision must be one of {', '.join(STORED_DTYPES)}, not {precision!r}")
-    rows = check_dataset(task, skip_unreadable=skip_bad_rows)
-    if not skip_bad_rows:  # else it is not known yet which rows can be read
+    spec = FitSpec(basis, dimensions, seed, precision)
+    check_dataset(task, skip_unreadable=skip_bad_rows)
+    passes = PassOptions(batch_size=batch_size, num_workers=num_workers, device=device, progress=progress)
+    recorded = None if recording is None else read_recording(recording)
+    builder = Builder(task, Path(path), skip_bad_rows=skip_bad_rows, recording=recorded, **passes)
+    _build(builder, checkpoints, spec, average_segments, searcher)
+    if searcher is not None:
+        return set_searcher(path, task, searcher, device=device, progress=progress)
+    return open_index(path, task, device=device)
+
+
+def _build(
+    builder: Builder,
+    checkpoints: Sequence[Checkpoint] | Runs | str | Path,
+    spec: FitSpec,
+    average_segments: int | None,
+    searcher: str | None,
+) -> None:
+    """Check everything, then begin or resume the build, and publish it."""
+    task, recording, rows = builder.task, builder.recording, len(builder.task.train)
+    if not builder.skip_bad_rows:  # else it is not known yet which rows can be read
         check_methods(task, [task.train[row] for row in range(min(2, rows))])
     runs = _by_run(load_checkpoints(checkpoints) if isinstance(checkpoints, str | Path) else checkpoints)
     if searcher is not None:
         check_searcher(searcher)
-    recorded = None if recording is None else read_recording(recording)
-    builder = Builder(task, directory, device, batch_size, progress, recorded, num_workers, skip_bad_rows)
-    if recorded is not None:
+    if recording is not None:
         if len(runs) > 1:
             raise RecordingError("a recording is of one training run: give the checkpoints of that run alone")
-        basis, dimensions, seed = recorded.basis.kind, recorded.entry.requested, recorded.entry.seed
-    spec = FitSpec(basis, dimensions, seed, precision)
-    with sole_writer(directory):
+        spec = FitSpec(recording.basis.kind, recording.entry.requested, recording.entry.seed, spec.precision)
+    with sole_writer(builder.directory):
         if average_segments is not None:
-            runs = [with_averages(directory, task, own, average_segments) for own in runs]
-        manifest = _found(builder, runs, rows, spec) or _begun(builder, runs, rows, spec)
+            runs = [with_averages(builder.directory, task, run, average_segments) for run in runs]
+        manifest = _existing(builder, runs, rows, spec) or _begin(builder, runs, rows, spec)
         if not manifest.complete:
             builder.finish(manifest)
-    if searcher is not None:
-        return set_searcher(directory, task, searcher, device=device, progress=progress)
-    return open_index(directory, task, device=device)
 
 
-def _by_run(checkpoints: Sequence[Checkpoint] | Sequence[Sequence[Checkpoint]]) -> list[Sequence[Checkpoint]]:
+def _by_run(checkpoints: Sequence[Checkpoint] | Runs) -> Runs:
     """Raises CheckpointError as `check_order` for a run's, or the same weights in two runs."""
-    one = all(isinstance(checkpoint, Checkpoint) for checkpoint in checkpoints)
-    runs = cast(list[Sequence[Checkpoint]], [checkpoints] if one else list(checkpoints))
+    is_single_run = all(isinstance(checkpoint, Checkpoint) for checkpoint in checkpoints)
+    runs = cast(Runs, [checkpoints] if is_single_run else list(checkpoints))
     for run in runs:
         check_order(run)
     paths = [run[-1].path.resolve() for run in runs]
@@ -130,14 +131,15 @@ def _by_run(checkpoints: Sequence[Checkpoint] | Sequence[Sequence[Checkpoint]]) 
     return runs
 
 
-def _entries(builder: Builder, runs: Sequence[Sequence[Checkpoint]]) -> list[CheckpointEntry]:
-    found = (checkpoint_entries(builder.directory, own, builder.task, run) for run, own in enumerate(runs))
-    entries = [entry for own in found for entry in own]
+def _entries(builder: Builder, runs: Runs) -> list[CheckpointEntry]:
+    entries: list[CheckpointEntry] = []
+    for number, run in enumerate(runs):
+        entries += checkpoint_entries(builder.directory, run, builder.task, number)
     return entries if builder.recording is None else [*entries, recorded_entry(builder.recording, entries[-1])]
 
 
 def check_order(checkpoints: Sequence[Checkpoint]) -> None:
-    """Raises CheckpointError if there are none, or not in training order, or not with names of their own."""
+    """Raises CheckpointError if there are none, or not in training order, or two have the same name."""
     steps = [checkpoint.step for checkpoint in checkpoints]
     if not checkpoints or len({checkpoint.name for checkpoint in checkpoints}) < len(checkpoints):
         raise CheckpointError("checkpoints must be given, each once, with distinct file names")
@@ -145,11 +147,11 @@ def check_order(checkpoints: Sequence[Checkpoint]) -> None:
         raise CheckpointError(f"checkpoints must be given in training order; their steps are {steps}")
 
 
-def _found(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, spec: FitSpec) -> Manifest | None:
-    """The manifest of the same build, finished or not; None where there is none.
+def _existing(builder: Builder, runs: Runs, rows: int, spec: FitSpec) -> Manifest | None:
+    """The manifest of the same build, finished or not; None where the directory holds none.
 
     Raises:
-        StoreError: there is one of another thing: other arguments, or (MismatchError) another task.
+        StoreError: the directory holds another index: other arguments, or (MismatchError) another task.
     """
     directory = builder.directory
     manifest = unfinished(directory)
@@ -165,7 +167,7 @@ def _found(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, sp
         "seed": (spec.seed, manifest.basis.seed),
         "checkpoints": (_entries(builder, runs), manifest.checkpoints),
     }
-    differing = [name for name, (wanted, found) in compared.items() if wanted != found]
+    differing = [name for name, (asked, existing) in compared.items() if asked != existing]
     if differing:
         raise StoreError(
             f"{directory} already holds another index (other {', '.join(differing)}): choose another directory, remove "
@@ -175,20 +177,18 @@ def _found(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, sp
     return manifest
 
 
-def _begun(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, spec: FitSpec) -> Manifest:
+def _begin(builder: Builder, runs: Runs, rows: int, spec: FitSpec) -> Manifest:
     """Fit the bases, and commit a manifest without rows."""
     bad = BadRows({}, builder.skip_bad_rows)
     good = _screened(builder, runs, sample_rows(spec.seed, rows).tolist(), bad) if bad.skipping else np.arange(rows)
     samples = Samples(builder.task, spec.seed, rows, good)
-    fits = [builder.fit(own, f"{run}.1", spec, samples) for run, own in enumerate(runs)]
-    dimensions = check_dimensions(fits, fits[0].dimensions)
+    fits = [builder.fit(run, f"{number}.1", spec, samples) for number, run in enumerate(runs)]
+    reference, dimensions = fits[-1].reference, check_dimensions(fits, fits[0].dimensions)
     levels = default_levels(dimensions)
-    layout = ShardLayout(1024, tuple(levels), spec.precision)
     manifest = Manifest(
         generation=1,
-        made_by="build",
         complete=False,
-        task=task_entry(builder.task, fits[-1].reference, good),
+        task=task_entry(builder.task, reference, good),
         checkpoints=_entries(builder, runs),
         basis=BasisEntry(
             kind=spec.kind,
@@ -199,25 +199,26 @@ def _begun(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: int, sp
             files=[fit.basis for fit in fits],
         ),
         curvature=[],
-        fisher=_fisher(fits[-1].reference) if spec.kind == "spectral" else None,
+        fisher=_fisher(reference) if spec.kind == "spectral" else None,
         precision=spec.precision,
         column_scales=[file for fit in fits for file in fit.column_scales],
         levels=levels,
         rows=rows,
-        representations=_representations(fits[-1].reference),
-        shard_rows=max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // layout.bytes)),
+        representations=_representations(reference),
+        shard_rows=_shard_rows(levels, spec.precision),
         shards=[],
-        libraries={
-            "gradtrace": version("gradtrace"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        libraries={"gradtrace": version("gradtrace"), "torch": torch.__version__, "python": platform.python_version()},
     )
-    return save_pending(builder.directory, manifest.with_skipped(bad.found))
+    return save_pending(builder.directory, manifest.with_skipped(bad.new))
 
 
-def _screened(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: Sequence[int], bad: BadRows) -> Ids:
-    """Those of some rows that are not bad at any checkpoint; models are tried on some of these."""
+def _shard_rows(levels: Sequence[int], precision: Precision) -> int:
+    layout = ShardLayout(1024, tuple(levels), precision)
+    return max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // layout.bytes))
+
+
+def _screened(builder: Builder, runs: Runs, rows: Sequence[int], bad: BadRows) -> Ids:
+    """The rows that are not bad at any checkpoint; from now on models are examined on some of these."""
     screening = Screening(builder.task, builder.reader, rows, bad)
     checkpoints = [checkpoint for run in runs for checkpoint in run]
     for checkpoint in checkpoints:
@@ -231,7 +232,7 @@ def _screened(builder: Builder, runs: Sequence[Sequence[Checkpoint]], rows: Sequ
 
 
 def _fisher(model: GradientModel) -> FisherEntry:
-    """With a warning where the curvature is not that of the labels that the model would give."""
+    """Warns where the curvature is not that of the whole loss, at labels that the model would give."""
     outputs = model.outputs
     if outputs.source == "empirical":
         warnings.warn(
@@ -250,16 +251,16 @@ def _fisher(model: GradientModel) -> FisherEntry:
 
 
 def check_dimensions(fits: Sequence[RunFit], dimensions: int) -> int:
-    """Raises StoreError unless the bases of all runs have so many dimensions, which is returned."""
-    found = {fit.dimensions for fit in fits}
-    if found != {dimensions}:
+    """Returns the number of dimensions; raises StoreError unless the bases of all runs have it."""
+    fitted = {fit.dimensions for fit in fits}
+    if fitted != {dimensions}:
         raise StoreError(
-            f"the gradients of a training run have {min(found)} independent coordinates, those of another "
-            f"{max(dimensions, *found)}: build with dimensions={min(dimensions, *found)}"
+            f"the gradients of a training run have {min(fitted)} independent coordinates, those of another "
+            f"{max(dimensions, *fitted)}: build with dimensions={min(dimensions, *fitted)}"
         )
     return dimensions
 
 
 def _representations(model: GradientModel) -> RepresentationsEntry | None:
-    found = model.representation
-    return None if found is None else RepresentationsEntry(source=found.source, dimensions=found.dimensions)
+    known = model.representation
+    return None if known is None else RepresentationsEntry(source=known.source, dimensions=known.dimensions)

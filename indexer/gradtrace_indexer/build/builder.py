@@ -1,178 +1,126 @@
-"""What builds and updates share: computing what a generation in the making still lacks.
+"""What builds and updates share: computing what an unfinished generation lacks.
 
 That is a list of independent, idempotent tasks: the curvature of a checkpoint, and the rows of one stretch at one
-checkpoint. Each is committed before the next begins, so that what was killed goes on with the first that is missing,
-to the same bytes.
+checkpoint. Each is committed before the next begins, so a killed process resumes at the first that is missing, and
+writes the same bytes.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
 from gradtrace.basis import Basis, load_bases
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.checkpoints.indexed import indexed_checkpoint
-from gradtrace.checkpoints.second_moments import SecondMoments
 from gradtrace.data.dataset import fetch
 from gradtrace.data.sample import varied_rows
 from gradtrace.devices import pick_device
-from gradtrace.errors import CheckpointError, MismatchError, StoreError
+from gradtrace.errors import MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
 from gradtrace.models.examination import Examination
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.path_report import summary, warn_of_slow_paths
 from gradtrace.recording import Recording
-from gradtrace.store.manifest import CheckpointEntry, Manifest, OptimizerEntry, ShardEntry
+from gradtrace.store.manifest import Manifest, ShardEntry
 from gradtrace.store.precision import load_column_scales
 from gradtrace.store.row_ids import Ids, read_row_ids
 from gradtrace.store.rows import RowStore
-from gradtrace.store.shards import ShardLayout, representation_layout
+from gradtrace.store.shards import ShardLayout
 from gradtrace.task import Example, Task
 from gradtrace_indexer.build.bad_rows import BadRows, usable_ids, with_skipped_deleted
 from gradtrace_indexer.build.fit import FitSpec, RunFit, Samples, fit_run, write_curvature
 from gradtrace_indexer.build.recorded import recorded_basis
-from gradtrace_indexer.build.row_check import check_written_rows
+from gradtrace_indexer.build.row_check import check_new_rows, zero_rows_message
 from gradtrace_indexer.build.row_reader import RowReader
 from gradtrace_indexer.build.rows import RowWorkers, write_rows
-from gradtrace_indexer.build.zero_rows import zero_rows_message
 from gradtrace_indexer.generations import publish, save_pending
+from gradtrace_indexer.progress import note, progress_bar, with_progress
 from gradtrace_indexer.searchers.build import check_searcher
 from gradtrace_indexer.writing.files import write_file
+from gradtrace_indexer.writing.shard_plan import (
+    ShardTask,
+    missing_shards,
+    representation_writer,
+    shard_name,
+    with_shard,
+)
 from gradtrace_indexer.writing.shard_writer import ShardWriter
 
 _MOST_WORKERS = 8  # copies of the model
 
 
-class ShardTask(NamedTuple):
-    """Stored rows [start, stop) at one checkpoint."""
+class PassOptions(TypedDict, total=False):
+    """How training rows are read and differentiated; none of it changes what an index answers.
 
-    checkpoint: int
-    start: int
-    stop: int
-
-
-def missing_shards(manifest: Manifest) -> list[ShardTask]:
-    """The shards that an unfinished generation lacks, in the order in which they are written.
-
-    Stretches are those of the first checkpoint; rows that it does not have yet are cut into new ones.
+    batch_size: examples that go through the model together; default 128.
+    num_workers: processes that read the training data ahead, as those of PyTorch's DataLoader; 0 (default): none.
+    device: "auto" (default), "cpu", "cuda", "cuda:1" ...
+    progress: show how far it is; default True.
     """
-    stretches = manifest.stretches()
-    first = stretches[-1][1] if stretches else 0
-    stretches += [
-        (start, min(start + manifest.shard_rows, manifest.rows))
-        for start in range(first, manifest.rows, manifest.shard_rows)
-    ]
-    done = {(shard.checkpoint, shard.start) for shard in manifest.shards}
-    wanted = (ShardTask(number, *stretch) for number in range(len(manifest.checkpoints)) for stretch in stretches)
-    return [task for task in wanted if (task.checkpoint, task.start) not in done]
 
-
-def shard_name(manifest: Manifest, checkpoint: int, start: int) -> str:
-    """Of a new shard's files, without folder and ending: no other generation's shard has it."""
-    return f"{manifest.checkpoints[checkpoint].name}/{start:09d}.{manifest.generation}"
-
-
-def representation_writer(
-    directory: Path, manifest: Manifest, checkpoint: int, start: int, rows: int
-) -> ShardWriter | None:
-    """Of the representations that belong to a new shard; None where rows have none at its checkpoint."""
-    if manifest.representations is None or checkpoint not in manifest.represented:
-        return None
-    layout = representation_layout(rows, manifest.representations.dimensions)
-    return ShardWriter(directory, f"representations/{shard_name(manifest, checkpoint, start)}.rows", layout)
-
-
-def with_shard(manifest: Manifest, shard: ShardEntry) -> Manifest:
-    shards = sorted([*manifest.shards, shard], key=lambda entry: (entry.checkpoint, entry.start))
-    return manifest.model_copy(update={"shards": shards})
-
-
-def entry_name(checkpoint: Checkpoint, run: int) -> str:
-    """What an index calls a checkpoint: runs mostly give theirs the same file names."""
-    return f"run-{run}/{checkpoint.name}" if run else checkpoint.name
-
-
-def checkpoint_entries(
-    directory: Path, checkpoints: Sequence[Checkpoint], task: Task, run: int = 0
-) -> list[CheckpointEntry]:
-    return [
-        CheckpointEntry(
-            name=entry_name(checkpoint, run),
-            file=os.path.relpath(checkpoint.path.parent.resolve(), directory.resolve()) + f"/{checkpoint.name}",
-            step=checkpoint.step,
-            learning_rate=checkpoint.learning_rate,
-            learning_rate_sum=checkpoint.learning_rate_sum,
-            sha256=checkpoint.sha256(),
-            moments_sha256=checkpoint.moments_sha256(),
-            optimizer=None if checkpoint.optimizer is None else OptimizerEntry(**asdict(checkpoint.optimizer)),
-            batch_size=checkpoint.batch_size,
-            run=run,
-            kind=checkpoint.kind,
-            second_moments=second_moments(checkpoint, task) is not None,
-        )
-        for checkpoint in checkpoints
-    ]
-
-
-def second_moments(checkpoint: Checkpoint, task: Task) -> SecondMoments | None:
-    """Those kept with a checkpoint; None, with a warning, where it is not certain whose they are."""
-    if checkpoint.optimizer is not None and checkpoint.optimizer.name == "sgd":
-        return None
-    try:
-        return checkpoint.second_moments(task.model())
-    except CheckpointError as error:
-        warnings.warn(f"{error}. The index is built without them", stacklevel=2)
-        return None
+    batch_size: int
+    num_workers: int
+    device: str
+    progress: bool
 
 
 class Builder:
-    """Brings an index's unfinished generation to its end."""
+    """Brings an index's unfinished generation to its end, and owns the models that this takes.
+
+    One model is kept, the last that was made: large models of many checkpoints need not fit into memory together.
+    """
 
     def __init__(
         self,
         task: Task,
         directory: Path,
-        device: str,
-        batch_size: int,
-        progress: bool,
-        recording: Recording | None = None,
+        *,
+        batch_size: int = 128,
         num_workers: int = 0,
+        device: str = "auto",
+        progress: bool = True,
         skip_bad_rows: bool = False,
+        recording: Recording | None = None,
     ) -> None:
         """
         Args:
+            skip_bad_rows: where a row cannot be read, or its loss or gradient is NaN or infinite at a checkpoint, mark
+                it as deleted (`manifest.skipped` has the reason) instead of stopping.
             recording: where the rows of a recorded column block come from.
-            num_workers: processes that read the training data ahead; 0: this one reads it.
-            skip_bad_rows: mark rows that cannot be indexed, instead of stopping.
+            The others: see `PassOptions`.
 
         Raises:
             StoreError: batch_size < 1 or num_workers < 0.
         """
         if batch_size < 1:
             raise StoreError(f"batch_size must be at least 1, not {batch_size}")
-        self.recording = recording
         self.task, self.directory, self.device = task, directory, torch.device(pick_device(device))
-        self.batch_size, self.progress = batch_size, progress
+        self.batch_size, self.progress, self.recording = batch_size, progress, recording
         self.reader, self.skip_bad_rows = RowReader(task.train, num_workers), skip_bad_rows
         self._probe_rows: list[int] = []
         self._probe: list[Example] = []
         self._examination: Examination | None = None
-        self._told = False  # how layers are differentiated
+        self._model: GradientModel | None = None
+        self._summarised = False
 
     def model(self, checkpoint: Checkpoint) -> GradientModel:
-        """The first one is examined; what is found is right for the task's other checkpoints."""
+        """The task's model at a checkpoint. The first is examined; the others need no examination of their own."""
+        path = checkpoint.path.resolve()
+        if self._model is None or self._model.checkpoint.path.resolve() != path:
+            self._model = None  # it need not be in memory beside the next one
+            self._model = self._made(checkpoint)
+        return self._model
+
+    def _made(self, checkpoint: Checkpoint) -> GradientModel:
         if not self._probe:
             self.probe_on(np.arange(len(self.task.train)))
         model = GradientModel(
@@ -187,15 +135,16 @@ class Builder:
         if self._examination is None:
             self._examination = model.examination
             warn_of_slow_paths(model, self._probe)
-            if self.progress and not self._told:
-                self._told = True
-                tqdm.write(summary(model), file=sys.stderr)
+            if self.progress and not self._summarised:
+                self._summarised = True
+                note(summary(model))
         return model
 
     def probe_on(self, rows: Ids) -> None:
-        """Try models on some of these rows."""
+        """Examine models on some of these rows from now on."""
         self._probe_rows = varied_rows(self.task, among=rows)
-        self._probe, self._examination = fetch(self.task.train, self._probe_rows), None
+        self._probe = fetch(self.task.train, self._probe_rows)
+        self._examination = self._model = None
 
     def bases_of(self, manifest: Manifest) -> list[Basis]:
         """One for each training run."""
@@ -203,17 +152,18 @@ class Builder:
 
     def fit(self, checkpoints: Sequence[Checkpoint], name: str, spec: FitSpec, samples: Samples) -> RunFit:
         """Fit a training run's basis at these checkpoints, the last one its reference. Raises as `fit_run`."""
+        reference = self.model(checkpoints[-1])
+        basis = None if self.recording is None else recorded_basis(self.recording, reference, len(self.task.train))
 
         def models() -> Iterator[GradientModel]:
-            return map(self.model, tqdm(checkpoints, "fit", disable=not self.progress, leave=False))
+            for checkpoint in with_progress(checkpoints, "fit", len(checkpoints), self.progress):
+                yield reference if checkpoint is checkpoints[-1] else self.model(checkpoint)
 
-        reference = self.model(checkpoints[-1])
-        given = None if self.recording is None else recorded_basis(self.recording, reference, len(self.task.train))
-        return fit_run(self.directory, name, spec, reference, models, samples, given)
+        return fit_run(self.directory, name, spec, reference, models, samples, basis)
 
     def check(self, manifest: Manifest, grown: bool = False) -> GradientModel:
-        """See that the task is the index's, with or without new rows at its end, and that what is to come could be
-        opened. Returns the last checkpoint's model.
+        """Check that the task is the index's, with or without new rows at its end, and that its next generation could
+        be opened. Returns the last checkpoint's model.
 
         Raises:
             MismatchError: names what differs.
@@ -222,10 +172,10 @@ class Builder:
         """
         check_task(self.task, manifest.task, grown)
         self.probe_on(self._usable(manifest))
-        found = [indexed_checkpoint(self.directory, entry) for entry in manifest.checkpoints]
+        checkpoints = [indexed_checkpoint(self.directory, entry) for entry in manifest.checkpoints]
         if manifest.searcher is not None:
             check_searcher(manifest.searcher.name)
-        model = self.model(found[manifest.last_checkpoint])
+        model = self.model(checkpoints[manifest.last_checkpoint])
         check_probe_losses(self.task, model, manifest.task)
         return model
 
@@ -233,15 +183,12 @@ class Builder:
         """Compute what is missing, committing each part, and publish. Returns the published manifest.
 
         Raises:
-            StoreError: the disk is full; what is there is used when run again.
+            StoreError: the disk is full; what was written is used when run again.
             TaskError: a row's loss or gradient is not finite, or a row cannot be read.
             CheckpointError, MismatchError: weights that are needed are missing, or were changed since the beginning.
         """
-        bases = self.bases_of(pending)
         try:
-            written = self._with_rows(self._with_curvature(pending, bases), bases)
-            complete = with_skipped_deleted(self.directory, written)
-            check_written_rows(self.directory, complete, bases, lambda number: self._model_of(complete, number))
+            complete = with_skipped_deleted(self.directory, self._completed(pending))
             message = zero_rows_message(RowStore(self.directory, complete), complete)
             if message is not None:
                 warnings.warn(message, stacklevel=2)
@@ -249,82 +196,87 @@ class Builder:
         except MismatchError as error:
             raise MismatchError(f"{error}; or give up what is unfinished, with `gradtrace discard`") from error
 
+    def _completed(self, manifest: Manifest) -> Manifest:
+        """With the curvature and rows of all checkpoints, one after another: each needs its model in memory."""
+        bases, tasks = self.bases_of(manifest), missing_shards(manifest)
+        total = sum(task.stop - task.start for task in tasks)
+        with progress_bar("index", total, "rows", self.progress) as bar:
+            for number, entry in enumerate(manifest.checkpoints):
+                own_tasks = [task for task in tasks if task.checkpoint == number]
+                if manifest.basis.kind == "spectral" and len(manifest.curvature) <= number:
+                    bar.set_description(f"curvature at {entry.name}")
+                    manifest = self._with_curvature(manifest, number, bases[entry.run])
+                if entry.kind == "recorded":
+                    manifest = self._with_recorded_rows(manifest, own_tasks, bar)
+                    continue
+                if own_tasks:
+                    bar.set_description(f"rows at {entry.name}")
+                    manifest = self._with_rows(manifest, own_tasks, bases[entry.run], bar)
+                check_new_rows(self.directory, manifest, number, bases[entry.run], self._model_of)
+        return manifest
+
     def _model_of(self, manifest: Manifest, number: int) -> GradientModel:
         return self.model(indexed_checkpoint(self.directory, manifest.checkpoints[number]))
 
-    def _with_curvature(self, manifest: Manifest, bases: Sequence[Basis]) -> Manifest:
-        spec = manifest.basis
-        missing = manifest.checkpoints[len(manifest.curvature) :] if spec.kind == "spectral" else []
-        if not missing:
-            return manifest
+    def _with_curvature(self, manifest: Manifest, number: int, basis: Basis) -> Manifest:
+        spec, entry = manifest.basis, manifest.checkpoints[number]
         samples = Samples(self.task, spec.seed, spec.fitted_rows, self._usable(manifest))
-        for entry in tqdm(missing, "curvature", disable=not self.progress, leave=False):
-            name = f"{entry.name}.{manifest.generation}"
-            checkpoint = indexed_checkpoint(self.directory, entry)
-            moments = second_moments(checkpoint, self.task) if entry.second_moments else None
-            model = self.model(checkpoint)
-            file = write_curvature(self.directory, name, bases[entry.run], model, samples, moments)
-            manifest = save_pending(
-                self.directory, manifest.model_copy(update={"curvature": [*manifest.curvature, file]})
-            )
-        return manifest
-
-    def _with_rows(self, manifest: Manifest, bases: Sequence[Basis]) -> Manifest:
-        tasks = missing_shards(manifest)
-        total = sum(task.stop - task.start for task in tasks)
-        with tqdm(total=total, unit=" rows", desc="index", disable=not self.progress) as bar:
-            for number, of_checkpoint in groupby(tasks, key=lambda task: task.checkpoint):
-                entry = manifest.checkpoints[number]
-                represents = number in manifest.represented
-                workers = self._workers(entry, bases[entry.run], represents) if entry.kind != "recorded" else None
-                for task in of_checkpoint:
-                    bad = BadRows(manifest.skipped, self.skip_bad_rows)
-                    shard = (
-                        self._write_shard(manifest, workers, task, bar, bad)
-                        if workers
-                        else self._copy_recorded(manifest, task, bar)
-                    )
-                    manifest = save_pending(self.directory, with_shard(manifest.with_skipped(bad.found), shard))
-        return manifest
+        model = self._model_of(manifest, number)
+        moments = model.checkpoint.second_moments(self.task.model()) if entry.second_moments else None
+        file = write_curvature(self.directory, f"{entry.name}.{manifest.generation}", basis, model, samples, moments)
+        return save_pending(self.directory, manifest.model_copy(update={"curvature": [*manifest.curvature, file]}))
 
     def _usable(self, manifest: Manifest) -> Ids:
         return usable_ids(read_row_ids(self.directory, manifest).live_ids(), manifest)
 
-    def _workers(self, entry: CheckpointEntry, basis: Basis, represent: bool) -> RowWorkers:
+    def _with_rows(self, manifest: Manifest, tasks: Sequence[ShardTask], basis: Basis, bar: tqdm[Any]) -> Manifest:
+        """With the rows of these stretches, all at one checkpoint."""
+        number = tasks[0].checkpoint
+        model = self._model_of(manifest, number)
         count = min(_MOST_WORKERS, torch.get_num_threads()) if self.device.type == "cpu" else 1
-        checkpoint = indexed_checkpoint(self.directory, entry)
-        return RowWorkers([self.model(checkpoint) for _ in range(count)], basis, represent)
+        models = [model, *(model.clone() for _ in range(count - 1))]
+        workers = RowWorkers(models, basis, represent=number in manifest.represented)
+        for task in tasks:
+            bad = BadRows(manifest.skipped, self.skip_bad_rows)
+            shard = self._write_shard(manifest, workers, task, bar, bad)
+            manifest = save_pending(self.directory, with_shard(manifest.with_skipped(bad.new), shard))
+        return manifest
 
     def _write_shard(
         self, manifest: Manifest, workers: RowWorkers, task: ShardTask, bar: tqdm[Any], bad: BadRows
     ) -> ShardEntry:
         """The rows of one stretch at one checkpoint, in batches counted from its start."""
         ids = read_row_ids(self.directory, manifest).of(np.arange(task.start, task.stop))
-        layout = ShardLayout(len(ids), tuple(manifest.levels), manifest.precision)
-        name = shard_name(manifest, task.checkpoint, task.start)
-        column_scales = load_column_scales(self.directory, manifest)  # by training run
-        own = column_scales[manifest.checkpoints[task.checkpoint].run] if column_scales else None
         with ExitStack() as writers:
-            writer = writers.enter_context(ShardWriter(self.directory, f"rows/{name}.rows", layout, own))
-            second = representation_writer(self.directory, manifest, task.checkpoint, task.start, len(ids))
-            if second is not None:
-                writers.enter_context(second)
-            columns = write_rows(self.reader, workers, ids.tolist(), self.batch_size, writer, bar.update, bad, second)
-            entry, represented = writer.commit(), None if second is None else second.commit()
-        return ShardEntry(
-            **task._asdict(),
-            rows=entry,
-            representations=represented,
-            columns=write_file(self.directory, f"columns/{name}.parquet", columns.parquet()),
-        )
+            writer = writers.enter_context(self._row_writer(manifest, task))
+            represented = representation_writer(self.directory, manifest, task.checkpoint, task.start, len(ids))
+            if represented is not None:
+                writers.enter_context(represented)
+            columns = write_rows(
+                self.reader, workers, ids.tolist(), self.batch_size, writer, bar.update, bad, represented
+            )
+            rows, representations = writer.commit(), None if represented is None else represented.commit()
+        name = f"columns/{shard_name(manifest, task.checkpoint, task.start)}.parquet"
+        file = write_file(self.directory, name, columns.parquet())
+        return ShardEntry(**task._asdict(), rows=rows, representations=representations, columns=file)
 
-    def _copy_recorded(self, manifest: Manifest, task: ShardTask, bar: tqdm[Any]) -> ShardEntry:
-        """The recorded rows of one stretch, with the columns of the trained model."""
-        assert self.recording is not None  # a build without it is not the one that began
+    def _row_writer(self, manifest: Manifest, task: ShardTask) -> ShardWriter:
         layout = ShardLayout(task.stop - task.start, tuple(manifest.levels), manifest.precision)
+        scales = load_column_scales(self.directory, manifest)  # by training run
+        own_scales = scales[manifest.checkpoints[task.checkpoint].run] if scales else None
         name = f"rows/{shard_name(manifest, task.checkpoint, task.start)}.rows"
-        scales = load_column_scales(self.directory, manifest)
-        with ShardWriter(self.directory, name, layout, scales[0] if scales else None) as writer:
+        return ShardWriter(self.directory, name, layout, own_scales)
+
+    def _with_recorded_rows(self, manifest: Manifest, tasks: Sequence[ShardTask], bar: tqdm[Any]) -> Manifest:
+        for task in tasks:
+            shard = self._recorded_shard(manifest, task, bar)
+            manifest = save_pending(self.directory, with_shard(manifest, shard))
+        return manifest
+
+    def _recorded_shard(self, manifest: Manifest, task: ShardTask, bar: tqdm[Any]) -> ShardEntry:
+        """The recorded rows of one stretch, with the columns of the trained model."""
+        assert self.recording is not None  # only a build with the recording resumes one
+        with self._row_writer(manifest, task) as writer:
             for start in range(task.start, task.stop, self.batch_size):
                 rows = self.recording.hydra_rows[start : min(start + self.batch_size, task.stop)]
                 writer.append(torch.from_numpy(rows.copy()))

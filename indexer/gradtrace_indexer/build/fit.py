@@ -1,4 +1,4 @@
-"""Fit what an index keeps for life: its basis, and the curvature of each checkpoint in it."""
+"""Fit what an index keeps for life: its basis, and each checkpoint's curvature in the basis's coordinates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gradtrace.fitted.fisher_batches import fisher_batches
 from gradtrace.fitted.spectral import fit_spectral_basis
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.store.manifest import BasisKind, FileEntry, Precision
-from gradtrace.store.precision import column_scales
+from gradtrace.store.precision import STORED_DTYPES, column_scales
 from gradtrace.task import Example, Task
 from gradtrace_indexer.writing.files import write_file
 
@@ -34,13 +34,13 @@ Models = Callable[[], Iterator[GradientModel]]  # one for each checkpoint, in or
 
 
 def sample_rows(seed: int, rows: int) -> NDArray[np.int64]:
-    """Numbers of random ones of the first `rows` training rows, ascending: what `Samples` holds of them."""
+    """The numbers of randomly drawn rows among the first `rows`, ascending."""
     return np.sort(np.random.default_rng(seed).choice(rows, size=min(rows, _SAMPLE_ROWS), replace=False))
 
 
 class Samples:
-    """Random ones of the first `rows` training examples, without repetition, in batches; the same whenever they are
-    drawn again, but for deleted rows. Knows which rows it handed out last.
+    """Examples of the rows that `sample_rows` draws, in batches; the same whenever they are drawn again, except that
+    deleted rows are left out. Remembers the rows of the last batch that it gave.
 
     live: int64, ascending, the rows that are not deleted;  None: all
     """
@@ -48,8 +48,8 @@ class Samples:
     def __init__(self, task: Task, seed: int, rows: int, live: NDArray[np.int64] | None = None) -> None:
         chosen = sample_rows(seed, rows)
         if live is not None:
-            left = np.intersect1d(chosen, live)
-            chosen = left if len(left) else live[:_SAMPLE_ROWS]
+            chosen_live = np.intersect1d(chosen, live)
+            chosen = chosen_live if len(chosen_live) else live[:_SAMPLE_ROWS]
         parts = np.array_split(chosen, -(-len(chosen) // _SAMPLE_BATCH))
         self._rows: list[list[int]] = [part.tolist() for part in parts]
         self._examples = [fetch(task.train, part) for part in self._rows]
@@ -71,17 +71,30 @@ class Samples:
 
 @dataclass(frozen=True)
 class FitSpec:
-    """How gradients are to be compressed, as it was asked for. The same for all training runs of an index."""
+    """How gradients are compressed, the same for all training runs of an index.
+
+    kind: of the basis.
+    dimensions: columns kept for each checkpoint; there are no more than parameters.
+    seed: of sampled rows, labels and projections.
+    precision: of the stored rows, see docs/choosing.md.
+
+    Raises:
+        StoreError: an unknown precision.
+    """
 
     kind: BasisKind
     dimensions: int
     seed: int
     precision: Precision
 
+    def __post_init__(self) -> None:
+        if self.precision not in STORED_DTYPES:
+            raise StoreError(f"precision must be one of {', '.join(STORED_DTYPES)}, not {self.precision!r}")
+
 
 @dataclass(frozen=True)
 class RunFit:
-    """What was fitted for a training run, whose last checkpoint's model is `reference`."""
+    """What was fitted to a training run; `reference` is its last checkpoint's model."""
 
     reference: GradientModel
     dimensions: int
@@ -98,9 +111,9 @@ def fit_run(
     samples: Samples,
     basis: Basis | None = None,
 ) -> RunFit:
-    """Fit what the gradients of a training run are projected to and divided by, and write it to files of this name.
+    """Fit the basis of a training run and, for int4, the scales of its columns, and write them to files of this name.
 
-    basis: a recording's, which is to be taken as it is
+    basis: a recording's, which is taken as it is
 
     Raises:
         StoreError: as `fit_basis`, or a full disk.
@@ -108,28 +121,21 @@ def fit_run(
     """
     with samples.named_in_errors():
         if basis is None:
-            basis = fit_basis(spec.kind, spec.dimensions, spec.seed, reference, models, samples)
+            basis = fit_basis(spec, reference, models, samples)
         scales = [write_column_scales(directory, name, basis, models, samples)] if spec.precision == "int4" else []
     return RunFit(reference, basis.dimensions, write_basis(directory, name, basis), scales)
 
 
-def fit_basis(
-    kind: BasisKind,
-    dimensions: int,
-    seed: int,
-    reference: GradientModel,
-    models: Models,
-    samples: Samples,
-) -> Basis:
-    """The basis of the wanted kind; fewer dimensions if the model has fewer parameters.
+def fit_basis(spec: FitSpec, reference: GradientModel, models: Models, samples: Samples) -> Basis:
+    """The basis of this kind; fewer dimensions if the model has fewer parameters.
 
     Raises:
         StoreError: an unknown kind or no dimensions.
     """
-    layers = reference.plan.layers
-    if dimensions < 1:
-        raise StoreError(f"dimensions must be at least 1, not {dimensions}")
-    dimensions = min(dimensions, sum(layer.size for layer in layers))
+    layers, kind, seed = reference.plan.layers, spec.kind, spec.seed
+    if spec.dimensions < 1:
+        raise StoreError(f"dimensions must be at least 1, not {spec.dimensions}")
+    dimensions = min(spec.dimensions, sum(layer.size for layer in layers))
     if kind == "spectral":
         return fit_spectral_basis(
             models,

@@ -1,4 +1,4 @@
-"""What an index takes from a recording of the training."""
+"""The column block and the basis that an index takes from a recording of the training."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Before an index is published: rows of every new shard, recomputed alone by plain autograd.
+"""Checks before an index is published: a few rows of every new shard are recomputed alone, by plain autograd.
 
 A model is examined on a sample of rows before it is used. What only other rows show (a branch that few take, a loss
-that looks at its batch) would be written without an error; here it has a second chance to be seen.
+that depends on the batch) would be written without an error; this check may still find it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from gradtrace.data.batches import collate
 from gradtrace.data.dataset import fetch
 from gradtrace.errors import LossError
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.store.manifest import Manifest
+from gradtrace.store.manifest import Manifest, weights_positions
 from gradtrace.store.precision import decode, encode, load_column_scales
-from gradtrace.store.row_ids import read_row_ids
 from gradtrace.store.rows import RowStore
+from gradtrace_indexer.build.bad_rows import usable_ids
 
 _ROWS = 3  # of each shard
 _RELATIVE = 5e-3  # of a row's norm: rounding of the gradients
@@ -30,43 +30,57 @@ _OF_SHARD = 1e-4  # of the shard's largest norm: rounding of rows whose loss is 
 _NOISE = 20  # times what float32 changes in the row itself
 
 
-def check_written_rows(
-    directory: Path, manifest: Manifest, bases: Sequence[Basis], model_of: Callable[[int], GradientModel]
+def check_new_rows(
+    directory: Path,
+    manifest: Manifest,
+    checkpoint: int,
+    basis: Basis,
+    model_of: Callable[[Manifest, int], GradientModel],
 ) -> None:
-    """Compare some rows of every shard of this generation with their gradients alone.
+    """Compare rows of every new shard at one checkpoint with the gradients of their examples alone.
 
-    manifest: with all shards.  model_of: gives the model of a checkpoint, by its number.
+    manifest: unfinished, with all shards up to this checkpoint.
 
     Raises:
         LossError: rows differ; the text names them.
     """
-    store, ids = RowStore(directory, manifest), read_row_ids(directory, manifest)
+    shards = [
+        shard
+        for shard in manifest.shards
+        if shard.checkpoint == checkpoint and shard.rows.path.endswith(f".{manifest.generation}.rows")
+    ]
+    if not shards:
+        return
+    readable = manifest.model_copy(update={"checkpoints": manifest.checkpoints[: checkpoint + 1]})
+    store, entry = RowStore(directory, readable), manifest.checkpoints[checkpoint]
+    usable = usable_ids(store.row_ids.live_ids(), manifest)
     scales = load_column_scales(directory, manifest)
-    for number, entry in enumerate(manifest.checkpoints):
-        shards = [s for s in manifest.shards if s.checkpoint == number and _is_new(s.rows.path, manifest)]
-        if entry.kind == "recorded" or not shards:
-            continue
-        model = model_of(number)
-        check = _RowCheck(model, bases[entry.run], manifest, scales[entry.run] if scales else None)
-        for shard in shards:
-            draw = np.random.default_rng([number, shard.start])
-            positions = shard.start + np.sort(draw.permutation(shard.stop - shard.start)[:_ROWS])
-            positions = positions[ids.live()[positions]]
-            stored = store.gather([number], positions)[:, 0]
-            largest = float(store.norms(number)[shard.start : shard.stop].max())
-            rows = ids.of(positions).tolist()
-            differing = [
-                row for row, vector in zip(rows, stored, strict=True) if not check.agrees(row, vector, largest)
-            ]
-            if differing:
-                raise LossError(_text(entry.name, differing))
+    check = _RowCheck(model_of(manifest, checkpoint), basis, manifest, scales[entry.run] if scales else None)
+    for shard in shards:
+        draw = np.random.default_rng([checkpoint, shard.start])
+        positions = shard.start + np.sort(draw.permutation(shard.stop - shard.start)[:_ROWS])
+        positions = positions[np.isin(store.row_ids.of(positions), usable)]
+        stored = store.gather([checkpoint], positions)[:, 0]
+        largest = float(store.norms(checkpoint)[shard.start : shard.stop].max())
+        rows = store.row_ids.of(positions).tolist()
+        differing = [row for row, vector in zip(rows, stored, strict=True) if not check.agrees(row, vector, largest)]
+        if differing:
+            raise LossError(_message(entry.name, differing))
 
 
-def _is_new(path: str, manifest: Manifest) -> bool:
-    return path.endswith(f".{manifest.generation}.rows")
+def zero_rows_message(store: RowStore, manifest: Manifest) -> str | None:
+    """The likely causes where every row's gradient is zero at every checkpoint; else None. Reads only stored norms."""
+    count, positions = len(store.row_ids.ids), weights_positions(manifest.checkpoints)
+    if not count or any(np.any(store.norms(position)) for position in positions):
+        return None
+    return (
+        f"the gradients of all {count:,} training rows are zero at every checkpoint, so every score will be zero: the "
+        "loss may be saturated (exactly 0 in float32: take it in float64, or an earlier checkpoint), or it does not "
+        "depend on the trainable parameters"
+    )
 
 
-def _text(checkpoint: str, rows: Sequence[int]) -> str:
+def _message(checkpoint: str, rows: Sequence[int]) -> str:
     return (
         f"training row(s) {', '.join(map(str, rows))} have another gradient in a batch than alone, at checkpoint "
         f"{checkpoint}: nothing is published. Likely causes: a loss or a layer that looks at the other examples of the "

@@ -22,14 +22,14 @@ from gradtrace.user_code import user_line
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Stands for an example that cannot be read."""
+    """Takes the place of an example that cannot be read."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """What a worker process says in the place of a batch that cannot be sent."""
+    """Takes the place of a batch that a worker process cannot send."""
 
     reason: str
 
@@ -37,32 +37,32 @@ class _Failed:
 class RowReader:
     """Reads rows of a map-style data set, in order.
 
-    Each batch of each checkpoint is read when its turn comes, and is in no memory before and after: reading a row once
-    for all checkpoints would need the weights of all of them in memory, or the data set.
+    Rows are read again for each checkpoint: reading each once would need all checkpoints' weights, or the whole data
+    set, in memory.
     """
 
     def __init__(self, dataset: Any, workers: int = 0) -> None:
-        """workers: processes that read ahead, of which each has a copy of the data set; 0: read in this process.
+        """workers: processes that read ahead, each with a copy of the data set; 0: read in this process.
 
         Raises StoreError for a negative number."""
         if workers < 0:
             raise StoreError(f"num_workers must be 0 or more, not {workers}")
         self._dataset, self._workers = dataset, workers
-        self._stretch = _Stretch()
+        self._sampler = _GivenBatches()
         self._loader: DataLoader[Any] | None = None
 
-    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[list[Example | Unreadable]]:
+    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[list[Example | Unreadable]]:
         """The examples of each batch of rows in turn.
 
         Raises:
             DatasetError: worker processes cannot be started, died, or cannot send what they read.
         """
         if not self._workers:
-            return (_read(self._dataset, rows) for rows in parts)
-        return self._from_workers(parts)
+            return (_read(self._dataset, rows) for rows in batches)
+        return self._from_workers(batches)
 
-    def _from_workers(self, parts: Sequence[Sequence[int]]) -> Iterator[list[Example | Unreadable]]:
-        self._stretch.parts = parts
+    def _from_workers(self, batches: Sequence[Sequence[int]]) -> Iterator[list[Example | Unreadable]]:
+        self._sampler.batches = batches
         packed = self._started()
         while True:
             try:
@@ -81,12 +81,12 @@ class RowReader:
             yield batch
 
     def _started(self) -> Iterator[Tensor]:
-        """The processes stay for the next stretch."""
+        """The processes stay for the next call."""
         if self._loader is None:
             self._loader = DataLoader(
                 _PackedRows(self._dataset),
-                batch_sampler=self._stretch,
-                collate_fn=_as_it_is,
+                batch_sampler=self._sampler,
+                collate_fn=_unchanged,
                 num_workers=self._workers,
                 persistent_workers=True,
             )
@@ -102,22 +102,22 @@ class RowReader:
 _ALONE = "read in this process (num_workers=0)"
 
 
-class _Stretch:
-    """A batch sampler whose batches are given before each round."""
+class _GivenBatches:
+    """A batch sampler whose batches are set before each pass."""
 
-    parts: Sequence[Sequence[int]] = ()
+    batches: Sequence[Sequence[int]] = ()
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (list(rows) for rows in self.parts)
+        return (list(rows) for rows in self.batches)
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return len(self.batches)
 
 
 class _PackedRows(Dataset[Any]):
     """A data set as a worker process reads it: whole batches, each packed into one tensor.
 
-    A DataLoader sends each tensor by a file descriptor of its own, of which there are too few for batches of examples.
+    A DataLoader sends each tensor through a file descriptor, and processes may not have enough for batches of examples.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -127,7 +127,7 @@ class _PackedRows(Dataset[Any]):
         batch = _read(self._dataset, rows)
         try:
             return _packed(batch)
-        except Exception as error:  # whatever the examples are
+        except Exception as error:  # examples may be anything
             reason = (
                 f"the examples of rows {rows[0]} to {rows[-1]} cannot be sent from a worker process "
                 f"({type(error).__name__}: {error}): return tensors, arrays, images, numbers or text, or {_ALONE}"
@@ -135,7 +135,7 @@ class _PackedRows(Dataset[Any]):
             return _packed(_Failed(reason))
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 

@@ -1,4 +1,4 @@
-"""Fill one shard: fetch, differentiate, project, round, write, in batches counted from the shard's start."""
+"""Fill one shard: read, differentiate, project, round and write rows in batches counted from the shard's start."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from gradtrace.devices import threads
 from gradtrace.errors import LossError
 from gradtrace.models.gradient_model import Encoded, GradientModel
 from gradtrace.task import Batch, Example, Label
-from gradtrace_indexer.build.bad_rows import BadRows, finite_part
+from gradtrace_indexer.build.bad_rows import BadRows, encode_finite
 from gradtrace_indexer.build.row_reader import RowReader
 from gradtrace_indexer.writing.columns import ColumnBuffer
 from gradtrace_indexer.writing.shard_writer import ShardWriter
 
 
 class RowWorkers:
-    """Encodes batches side by side, one thread for each copy of the model; results come in order.
+    """Encodes batches in parallel, one thread for each copy of the model; results come in order.
 
     On a CPU, two batches on one core each take less time than one after the other on two cores.
 
-    represent: take representations as well
+    represent: encode representations as well
     """
 
     def __init__(self, models: Sequence[GradientModel], basis: Basis, represent: bool = False) -> None:
@@ -40,13 +40,13 @@ class RowWorkers:
         self._collate, self.label, self.checkpoint = models[0].batch, models[0].label, models[0].checkpoint.name
 
     def encode(self, batches: Iterator[list[Example]], skipping: bool) -> Generator[tuple[Encoded | None, list[int]]]:
-        """Of each batch what is encoded of it, and the positions of its examples: all, or where `skipping`, those whose
-        loss and gradient are finite (None where there is none)."""
+        """Each batch encoded, with the positions of its encoded examples: all, or where `skipping`, those whose loss
+        and gradient are finite (None where there is none)."""
         pending: deque[tuple[list[Example], Future[Encoded] | None]] = deque()
         with threads(max(1, torch.get_num_threads() // self._count)), ThreadPoolExecutor(self._count) as pool:
             for examples in batches:
                 pending.append((examples, pool.submit(self._encode, self._collate(examples)) if examples else None))
-                if len(pending) > self._count:  # one more than can be at work, so that no worker waits
+                if len(pending) > self._count:  # one more than there are workers, so that none waits
                     yield self._result(*pending.popleft(), skipping)
             while pending:
                 yield self._result(*pending.popleft(), skipping)
@@ -61,7 +61,7 @@ class RowWorkers:
         except LossError:
             if not skipping:
                 raise
-        return finite_part(lambda some: self._encode(self._collate(some)), examples)
+        return encode_finite(lambda subset: self._encode(self._collate(subset)), examples)
 
     def _encode(self, batch: Batch) -> Encoded:
         model = self._models.get()
@@ -81,41 +81,37 @@ def write_rows(
     bad: BadRows,
     representations: ShardWriter | None = None,
 ) -> ColumnBuffer:
-    """Write the gradient rows of these training rows, and the representations that workers take; returns their columns.
-
-    Bad rows are passed over and stored as zeros.
+    """Write the gradient rows of these training rows, and the representations that workers encode; returns their
+    columns. Bad rows are stored as zeros.
 
     Raises:
         LossError: a loss or gradient is NaN or infinite and bad rows are not skipped, the text names them; or more than
             half of the rows are bad.
         DatasetError: a row cannot be read and bad rows are not skipped; the text names it.
     """
-    parts = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
-    read: deque[_Read] = deque()  # what is being encoded
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    pending: deque[_ReadBatch] = deque()  # those that are being encoded
     columns = ColumnBuffer()
-    with closing(workers.encode(_examples(workers, reader, parts, bad, read), bad.skipping)) as encoded:
-        for part in parts:
+    with closing(workers.encode(_examples(workers, reader, batches, bad, pending), bad.skipping)) as results:
+        for batch in batches:
             try:
-                found, kept = next(encoded)
+                encoded, kept = next(results)
             except LossError as error:
-                raise error.naming(read[0].rows) from error
-            batch = read.popleft()
-            bad.without_finite_gradient(batch.others(kept), workers.checkpoint)
-            places = np.searchsorted(part, [batch.rows[at] for at in kept]).tolist()
-            whole = _whole(found, places, len(part), writer, representations)
-            writer.append(whole.rows)
-            if representations is not None and whole.representations is not None:
-                representations.append(whole.representations)
-            known = dict(zip(places, [batch.labels[at] for at in kept], strict=True))
-            labels = [known.get(place) for place in range(len(part))]
-            fillers = [place for place in range(len(part)) if place not in known]
-            columns.append(labels, whole.predictions, whole.losses, whole.rows.norm(dim=1), fillers)
-            on_batch(len(part))
+                raise error.naming(pending[0].rows) from error
+            read = pending.popleft()
+            bad.without_finite_gradient(read.others(kept), workers.checkpoint)
+            places = np.searchsorted(batch, [read.rows[at] for at in kept]).tolist()
+            complete = _with_zeros(encoded, places, len(batch), writer, representations)
+            writer.append(complete.rows)
+            if representations is not None and complete.representations is not None:
+                representations.append(complete.representations)
+            columns.append(complete, dict(zip(places, [read.labels[at] for at in kept], strict=True)))
+            on_batch(len(batch))
     bad.refuse_many(len(rows))
     return columns
 
 
-class _Read(NamedTuple):
+class _ReadBatch(NamedTuple):
     """The rows of a batch that are not known to be bad and could be read, and their labels."""
 
     rows: list[int]
@@ -127,31 +123,35 @@ class _Read(NamedTuple):
 
 
 def _examples(
-    workers: RowWorkers, reader: RowReader, parts: Sequence[Sequence[int]], bad: BadRows, read: deque[_Read]
+    workers: RowWorkers,
+    reader: RowReader,
+    batches: Sequence[Sequence[int]],
+    bad: BadRows,
+    pending: deque[_ReadBatch],
 ) -> Iterator[list[Example]]:
-    """The examples of each batch in turn; what they are is put at the end of `read`."""
-    wanted = [[row for row in part if row not in bad] for part in parts]
-    for part, found in zip(wanted, reader.batches(wanted), strict=True):
-        rows, examples = bad.readable(part, found)
-        read.append(_Read(rows, [workers.label(example) for example in examples]))
+    """The examples of each batch in turn; its rows and labels are added to `pending`."""
+    wanted = [[row for row in batch if row not in bad] for batch in batches]
+    for batch, content in zip(wanted, reader.batches(wanted), strict=True):
+        rows, examples = bad.readable(batch, content)
+        pending.append(_ReadBatch(rows, [workers.label(example) for example in examples]))
         yield examples
 
 
-def _whole(
-    found: Encoded | None, places: Sequence[int], count: int, writer: ShardWriter, represented: ShardWriter | None
+def _with_zeros(
+    encoded: Encoded | None, places: Sequence[int], count: int, writer: ShardWriter, represented: ShardWriter | None
 ) -> Encoded:
-    """What was encoded of a batch of `count` rows, with zeros for those that are not at `places`."""
-    if found is None:
+    """The encoded rows at their places in a batch of `count` rows, with zeros at the others."""
+    if encoded is None:
         features = None if represented is None else torch.zeros(count, represented.layout.dimensions)
         return Encoded(torch.zeros(count, writer.layout.dimensions), torch.zeros(count), None, features)
     if len(places) == count:
-        return found
+        return encoded
 
     def spread(values: Tensor | None) -> Tensor | None:
         if values is None:
             return None
-        whole = values.new_zeros(count, *values.shape[1:])
-        whole[list(places)] = values
-        return whole
+        spread_values = values.new_zeros(count, *values.shape[1:])
+        spread_values[list(places)] = values
+        return spread_values
 
-    return Encoded(*map(spread, found))  # type: ignore[arg-type]  # rows and losses are never None
+    return Encoded(*map(spread, encoded))  # type: ignore[arg-type]  # rows and losses are never None

@@ -1,4 +1,4 @@
-"""Refit the last layer on an index's representations, for the method "representer"."""
+"""Refit the last layer on an index's representations, for method `representer`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gradtrace.store.rows import RowStore, representation_store
 from gradtrace_indexer.generations import publish, successor, updating
 from gradtrace_indexer.writing.files import write_file
 
-_RESIDUAL = 1e-4  # of the decomposition, relative to the weights, at which the fit has converged
+_RESIDUAL = 1e-4  # of the decomposition, relative to the weights: the fit has converged
 _ROUNDS = 200  # of L-BFGS
 _TINY = 1e-300
 _BLOCK_ROWS = 4096
@@ -27,15 +27,15 @@ _BLOCK_ROWS = 4096
 def fit_representer(path: str | Path, *, l2: float = 0.003) -> Manifest:
     """Publish a generation with the last layer refitted to the rows' labels, and each row's share in its weights.
 
-    Offline, without the task or the model. It holds the representations of all rows in memory, 8 bytes a value, and
-    stores 4 bytes for each row and class. Rows or checkpoints that come or go make it stale: run it again.
+    Needs neither the task nor the model. The representations of all rows are held in memory, 8 bytes a value; 4 bytes
+    are stored for each row and class. An update of rows or checkpoints makes the refit stale: run it again.
 
     Args:
-        l2: the weight of the regularisation (Yeh et al. 2018; 0.003 in the authors' code). The smaller, the closer the
-            layer is to the labels, and the more of its weights rests on few rows.
+        l2: the weight of the regularisation (Yeh et al. 2018; 0.003 in the authors' code). A smaller one fits the
+            labels better, with weights that depend on fewer rows.
 
     Returns:
-        the manifest that is current now.
+        the current manifest.
 
     Raises:
         StoreError: no index, no representations or labels in it, l2 not above zero, an update unfinished or running, a
@@ -68,7 +68,7 @@ def _entry(directory: Path, manifest: Manifest, store: RowStore, l2: float) -> R
     labels, classes = _labels(directory, store, live)
     fits = [_fitted(_inputs(store, place)[live], labels, classes, l2) for place in range(store.checkpoints)]
     shares = torch.zeros(store.checkpoints, store.rows, classes or 1)
-    shares[:, live] = torch.stack([own for _, own, _ in fits]).float()
+    shares[:, live] = torch.stack([fitted for _, fitted, _ in fits]).float()
     content = {"weights": torch.stack([weights for weights, _, _ in fits]), "shares": shares}
     return RepresenterEntry(
         file=write_file(directory, f"representer/{manifest.generation}.safetensors", safetensors.torch.save(content)),
@@ -81,7 +81,7 @@ def _entry(directory: Path, manifest: Manifest, store: RowStore, l2: float) -> R
 
 
 def _labels(directory: Path, store: RowStore, live: Tensor) -> tuple[Tensor, int | None]:
-    """Of the rows that are not deleted: classes int64, with their number, or values float64. [live rows]"""
+    """The live rows' classes, int64, and the number of classes; or their values, float64, and None. [live rows]"""
     columns = store.columns(store.checkpoints - 1)
     stored, predicted = columns["label"], columns["prediction"]
     labels = torch.from_numpy(stored.astype(np.float64))[live]
@@ -91,12 +91,12 @@ def _labels(directory: Path, store: RowStore, live: Tensor) -> tuple[Tensor, int
     if stored.dtype.kind == "f" or predicts_values:
         return labels, None
     if int(labels.min()) < 0:
-        raise StoreError(f"labels of {directory} are below zero, so they are no classes: make them 0, 1, 2 ...")
+        raise StoreError(f"labels of {directory} are below zero, so they are not classes: make them 0, 1, 2 ...")
     return labels.long(), int(labels.max()) + 1
 
 
 def _inputs(store: RowStore, place: int) -> Tensor:
-    """What the layer is given for each row. float64 [rows, features + 1]"""
+    """The layer's input for each row, with a constant for the bias. float64 [rows, features + 1]"""
     return torch.cat([with_constant(rows[:, 0].double()) for _, rows in store.blocks([place], _BLOCK_ROWS)])
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from tqdm import tqdm
 
 from gradtrace.devices import pick_device
 from gradtrace.errors import StoreError
@@ -16,6 +15,7 @@ from gradtrace.fitted.trak_kernels import compute_kernel, output_of, share_at_le
 from gradtrace.store.manifest import FileEntry, KernelsEntry, Manifest, Output
 from gradtrace.store.rows import RowStore
 from gradtrace_indexer.generations import publish, save_pending, successor, updating
+from gradtrace_indexer.progress import with_progress
 from gradtrace_indexer.writing.files import write_file
 
 DAMPING = 0.3  # see docs/methods.md
@@ -25,14 +25,13 @@ _MOST_ROUNDED = 0.03  # share of the rows
 def add_kernels(path: str | Path, *, damping: float = DAMPING, device: str = "auto", progress: bool = True) -> Manifest:
     """Compute TRAK's kernels from the stored rows, and publish them as one generation.
 
-    There is one for each checkpoint, of 4 x dimensions^2 bytes. Those that are there with this damping stay. Rows that
-    come or are deleted make them all stale, so that they are gone in the next generation; a new checkpoint lacks its
-    own. An interrupted call is gone on with.
+    There is one for each checkpoint, of 4 x dimensions^2 bytes. Those that exist with this damping stay. An update that
+    adds or deletes rows drops them all; a new checkpoint has none yet. Run again after an interruption, it resumes.
 
     damping: added to each kernel's diagonal, relative to its mean.
 
     Returns:
-        the manifest that is current now.
+        the current manifest.
 
     Raises:
         StoreError: no index, another update unfinished or running, a full disk, damping not above zero, or the loss is
@@ -42,15 +41,15 @@ def add_kernels(path: str | Path, *, damping: float = DAMPING, device: str = "au
     if not 0 < damping < math.inf:
         raise StoreError(f"damping must be a number above zero, not {damping}")
     with updating(directory, "add kernels") as (current, pending):
-        begun = current if pending is None else pending
-        if begun.kernels is None or begun.kernels.damping != damping:
+        manifest = current if pending is None else pending
+        if manifest.kernels is None or manifest.kernels.damping != damping:
             output = output_of(RowStore(directory, current).columns(current.last_checkpoint))
-            begun = begun.model_copy(update={"kernels": KernelsEntry(output=output, damping=damping, files={})})
+            manifest = manifest.model_copy(update={"kernels": KernelsEntry(output=output, damping=damping, files={})})
         if pending is None:
-            if not begun.lacking_kernels():
+            if not manifest.lacking_kernels():
                 return current
-            begun = successor(begun, "add kernels")
-        return publish(directory, _with_kernels(directory, save_pending(directory, begun), device, progress))
+            manifest = successor(manifest, "add kernels")
+        return publish(directory, _with_kernels(directory, save_pending(directory, manifest), device, progress))
 
 
 def _with_kernels(directory: Path, manifest: Manifest, device: str, progress: bool) -> Manifest:
@@ -59,7 +58,8 @@ def _with_kernels(directory: Path, manifest: Manifest, device: str, progress: bo
     assert entry is not None
     store, where = RowStore(directory, manifest), torch.device(pick_device(device))
     names = [entry.name for entry in manifest.checkpoints]
-    for name in tqdm(manifest.lacking_kernels(), "kernels", disable=not progress):
+    lacking = manifest.lacking_kernels()
+    for name in with_progress(lacking, "kernels", len(lacking), progress):
         kernel = compute_kernel(store, names.index(name), entry.output, entry.damping, where)
         _warn_of_rounding(name, share_at_least(store, names.index(name), entry.output, kernel.least), entry.output)
         numbers = {name: torch.tensor(getattr(kernel, name)) for name in ("weight", "least")}

@@ -1,4 +1,4 @@
-"""How well an index's methods predict what retraining does."""
+"""How well an index's methods predict the effect of retraining."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _TIMED = 5  # queries asked one by one
 
 
 def evaluate(index: Index, examples: Sequence[Example], truth: SubsetOutputs, methods: Sequence[str]) -> Iterator[str]:
-    """A Markdown table, line by line, of each method's linear datamodeling score, and the median time of a question.
+    """A Markdown table, line by line, of each method's linear datamodeling score and median time for a query.
 
     Args:
         examples: those on which the trainings of `truth` were measured (`Retrainings.examples`).
-        methods: one that fails has the reason in its line.
+        methods: where one fails, its line gives the reason.
 
     Raises:
-        EvaluationError: trainings of `truth` had rows that are deleted from the index, of which it has no scores.
+        EvaluationError: trainings of `truth` used rows that are deleted from the index, which has no scores of them.
     """
     if truth.subsets[:, ~index.present].any():
         raise EvaluationError(
@@ -52,7 +52,7 @@ def cells(score: LinearDatamodelingScore) -> str:
 
 
 def milliseconds(index: Index, examples: Sequence[Example], method: str) -> float:
-    """Median time of asking for both ends of one query. The first is not counted: it warms up."""
+    """Median time of `Index.influence` for one query. The first call only warms up."""
     spent = []
     for example in examples[: _TIMED + 1]:
         started = time.perf_counter()

@@ -1,6 +1,6 @@
-"""What retraining says of training rows: random subsets, leaving one out, downsampling, Shapley values.
+"""The values of training rows by retraining: random subsets, leaving one out, downsampling, Shapley values.
 
-Signs are those of `Index.scores`: a row has a positive value where it lowers what is measured on the query.
+Signs are those of `Index.scores`: a row's value is positive where training on it lowers the query's measurement.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def subset_outputs(
 ) -> SubsetOutputs:
     """Train on random subsets of the rows, several times each: the ground truth of the linear datamodeling score.
 
-    More subsets or seeds of the same `seed` go on where fewer ended.
+    The first subsets and trainings are the same for larger `count` and `seeds`, so that only the others are trained.
 
-    among: int64 [n], the rows that subsets are drawn from, `np.flatnonzero(index.present)` where some are deleted;
+    among: int64 [n], the rows that subsets are drawn from, `np.flatnonzero(index.present)` where rows are deleted;
         None: all.
 
     Raises as `Retrainings.map`.
@@ -78,31 +78,31 @@ def random_subsets(
 def leave_one_out(
     retrainings: Retrainings, rows: Sequence[int] | None = None, *, seeds: int = 1, seed: int = 0
 ) -> NDArray[np.float32]:
-    """What is measured without a row, less what is measured with all of them, the mean over seeds.
+    """The measurement after training without a row, minus that after training on all rows; means over seeds.
 
     Args:
-        rows: those to leave out in turn; default: all.
+        rows: the rows that are left out, one at a time; default: all.
 
     Returns:
-        float32 [queries, rows]; NaN for rows that were not asked for. Raises as `Retrainings.map`.
+        float32 [queries, rows]; NaN for the other rows. Raises as `Retrainings.map`.
     """
-    everything = range(retrainings.rows)
-    asked = list(everything if rows is None else rows)
-    sets = [list(everything), *([other for other in everything if other != row] for row in asked)]
-    repeats = [_seed(seed, 0, repeat) for repeat in range(seeds)]  # the same for all sets: only the row differs
-    outputs = retrainings.outputs([Training(some, repeat) for some in sets for repeat in repeats])
-    means = outputs.reshape(len(sets), seeds, -1).mean(1)
+    all_rows = range(retrainings.rows)
+    left_out = list(all_rows if rows is None else rows)
+    subsets = [list(all_rows), *([other for other in all_rows if other != row] for row in left_out)]
+    repeats = [_seed(seed, 0, repeat) for repeat in range(seeds)]  # the same for all subsets: only the row differs
+    outputs = retrainings.outputs([Training(subset, repeat) for subset in subsets for repeat in repeats])
+    means = outputs.reshape(len(subsets), seeds, -1).mean(1)
     values = np.full((outputs.shape[1], retrainings.rows), np.nan, dtype=np.float32)
-    values[:, asked] = (means[1:] - means[0]).T
+    values[:, left_out] = (means[1:] - means[0]).T
     return values
 
 
 def downsampling(truth: SubsetOutputs) -> NDArray[np.float32]:
-    """Subsampled influence (Feldman and Zhang 2020, section 3.2): the mean over the models that were trained without a
-    row, less the mean over those that were trained with it.
+    """Subsampled influence (Feldman and Zhang 2020, section 3.2): the mean measurement of the models that were trained
+    without a row, minus that of those that were trained with it.
 
-    They measure whether the prediction is right, on random 70 % of the rows; here it is what the trainings measured, on
-    any fraction. A row's value on itself, from `split="train"`, estimates its memorization.
+    The paper measures accuracy with random 70 % of the rows; here the measurement is that of the trainings, with any
+    fraction. A row's value on itself, from `split="train"`, estimates its memorization.
 
     Returns:
         float32 [queries, rows]; NaN for rows that are in all of the subsets, or in none.
@@ -111,8 +111,8 @@ def downsampling(truth: SubsetOutputs) -> NDArray[np.float32]:
     means = truth.means.T.astype(np.float64)  # [queries, subsets]
     with np.errstate(invalid="ignore"):
         values = means @ (1 - inside) / (1 - inside).sum(0) - means @ inside / inside.sum(0)
-    found: NDArray[np.float32] = values.astype(np.float32)
-    return found
+    single: NDArray[np.float32] = values.astype(np.float32)
+    return single
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -132,9 +132,9 @@ def shapley(
     """Data Shapley values by truncated Monte Carlo (Ghorbani and Zou 2019, Algorithm 1).
 
     For each random permutation, models are trained on its first 0, 1, 2 ... rows with one seed; a row's marginal value
-    is by how much it lowers what is measured. The rest of a permutation counts as zero as soon as the mean over the
-    queries is as near to that of all rows as `tolerance`, a share of what training on all rows changes. Without
-    truncation (tolerance 0), the values of a query sum to that change.
+    is how much it lowers the measurement. The rest of a permutation counts as zero once the mean over the queries
+    differs from that of all rows by less than `tolerance`, a share of the change that training on all rows makes.
+    Without truncation (tolerance 0), the values of a query sum to that change.
 
     Raises:
         EvaluationError: fewer than 2 permutations, of which there is no standard error.
@@ -160,7 +160,7 @@ class Walk:
 
 
 def marginal_values(trainer: Trainer, walk: Walk) -> NDArray[np.float32]:
-    """By how much each row lowers what is measured when its turn comes. float32 [queries, rows]."""
+    """How much each row lowers the measurement when it is added in the permutation's order. float32 [queries, rows]."""
     order = walk.order.tolist()
     before, whole = trainer.output(Training([], walk.seed)), trainer.output(Training(order, walk.seed))
     near = walk.tolerance * abs(float((before - whole).mean()))
@@ -175,5 +175,5 @@ def marginal_values(trainer: Trainer, walk: Walk) -> NDArray[np.float32]:
 
 
 def _seed(seed: int, subset: int, repeat: int) -> int:
-    """Unrelated numbers for neighbours: users' seeds are small, and so are those of the runs that are explained."""
+    """A seed unrelated to those of other subsets and repeats, and to the small numbers that users choose."""
     return int(np.random.SeedSequence([seed, subset, repeat]).generate_state(1)[0])

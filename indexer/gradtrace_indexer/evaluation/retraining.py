@@ -1,4 +1,4 @@
-"""Trainings of a task on some of its rows, each done once and kept: what every kind of ground truth is made of.
+"""Trainings of a task on subsets of its rows, each done once and kept: what every kind of ground truth is made of.
 
 DIRECTORY/retrainings.json            the task, the queries and what is measured on them
 DIRECTORY/trainings/AB/ABCDEF….npy    float32 [queries], measured after one training; named by its rows and seed
@@ -17,10 +17,10 @@ import pickle
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,15 +28,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils._pytree import tree_map
-from tqdm import tqdm
 
+from gradtrace.data.batches import collate
 from gradtrace.data.dataset import content_hash, fetch
 from gradtrace.data.guards import check_dataset, check_losses
 from gradtrace.errors import MismatchError, QueryError, StoreError, TaskError
 from gradtrace.fingerprint import weightless_identity
 from gradtrace.task import Example, Task
 from gradtrace_indexer.held_out import Split
+from gradtrace_indexer.progress import with_progress
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_indexer.writing.files import sole_writer, write_file
 
@@ -63,7 +63,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """Trains and measures, or reads what was measured before; one in each process.
+    """Trains and measures, or reads what was measured before. Each process has its own.
 
     Attributes:
         queries: numbers of the examples in `split` on which the models are measured.
@@ -93,13 +93,13 @@ class Trainer:
             np.save(content, self._measured(self._trained(training)))
             write_file(path.parent, path.name, content.getvalue())
         try:
-            found: Outputs = np.load(path, allow_pickle=False)
+            outputs: Outputs = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise StoreError(f"{path} is damaged ({error}); delete it and run the same again") from error
-        return found
+        return outputs
 
     def _trained(self, training: Training) -> nn.Module:
-        """No rows at all: the model as it is before training."""
+        """Without any row, the model as it is before training."""
         if not training.rows:
             with torch.random.fork_rng():
                 torch.manual_seed(training.seed)
@@ -127,17 +127,16 @@ class Trainer:
         parts = []
         for start in range(0, len(self.queries), _MEASURED_TOGETHER):
             examples = fetch(dataset, self.queries[start : start + _MEASURED_TOGETHER])
-            batch = tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, task.collate(examples))
-            values = measure(model, batch)
+            values = measure(model, collate(task, examples, device).collated)
             check_losses(values, len(examples))
             parts.append(values.float().cpu().numpy())
         return np.concatenate(parts)
 
 
 class Retrainings:
-    """The trainings of one task in one directory. Killed at any moment, all that were finished are there again.
+    """The trainings of one task in one directory. Those that were finished survive a kill at any moment.
 
-    Ground truths of every kind share them: a training on the same rows with the same seed is never done twice.
+    All kinds of ground truth share them: a training on the same rows with the same seed is never done twice.
 
     Attributes:
         rows: number of training rows.
@@ -155,11 +154,11 @@ class Retrainings:
         workers: int = 1,
         progress: bool = True,
     ) -> None:
-        """Open a directory of trainings, or begin one.
+        """Open a directory of trainings, or create one.
 
         Args:
-            task: one that defines `fit`; by name, or where `workers` is 1 or it can be pickled, the task itself.
-            queries: numbers of examples in `split`; default: those of the directory, or all where it begins.
+            task: defines `fit`; its name, or where `workers` is 1 or it can be pickled, the task itself.
+            queries: numbers of examples in `split`; default: those of the directory, or in a new one all.
             split: "query" for the task's query data, "train" for its training rows.
             target: "loss" measures the loss even where the task defines a measurement.
             workers: processes that train at the same time, with one thread of PyTorch each; 1: this process, with all.
@@ -173,25 +172,18 @@ class Retrainings:
             raise QueryError(f'unknown target {target!r}; leave it out or pass "loss"')
         loaded = _loaded(task)
         self.rows = check_dataset(loaded)
-        dataset = getattr(loaded, split)
-        if not loaded.has_fit:
-            raise TaskError(
-                f"{type(loaded).__name__} cannot be retrained: define fit(self, rows, seed), which trains a new model "
-                "on these rows of self.train and returns it"
-            )
-        if dataset is None:
-            raise TaskError(f"{type(loaded).__name__} has no query data: define query, or measure on split='train'")
+        _check_retrainable(loaded, split)
         recorded = _recorded(Path(directory))
         if queries is None:
-            queries = recorded["queries"] if recorded else range(len(dataset))
+            queries = recorded["queries"] if recorded else range(len(getattr(loaded, split)))
         self.queries = [int(row) for row in queries]
         self.workers, self.progress, self._task = workers, progress, task
         self._trainer = Trainer(loaded, Path(directory), split, self.queries, target)
-        self._begin(_identity(self._trainer), recorded)
+        self._record_or_compare(_identity(self._trainer), recorded)
 
     @property
     def examples(self) -> list[Example]:
-        """Those on which every model is measured."""
+        """The examples on which every model is measured."""
         return fetch(getattr(self._trainer.task, self._trainer.split), self.queries)
 
     def outputs(self, trainings: Sequence[Training]) -> Outputs:
@@ -201,7 +193,7 @@ class Retrainings:
         return np.stack([self._trainer.output(training) for training in trainings])
 
     def map(self, function: Callable[[Trainer, J], R], jobs: Sequence[J], title: str) -> list[R]:
-        """What the function gives for each job, in order; the jobs run side by side.
+        """The function's result for each job, in order; `workers` jobs run at the same time.
 
         Raises:
             StoreError: another process is training in the directory, or the disk is full.
@@ -210,21 +202,13 @@ class Retrainings:
         if not jobs:
             return []
         with sole_writer(self._trainer.directory):
-            done = self._done(function, jobs)
-            results = dict(tqdm(done, title, total=len(jobs), disable=not self.progress))
-        return [results[number] for number in range(len(jobs))]
+            if self.workers == 1:
+                results: Iterator[R] = (function(self._trainer, job) for job in jobs)
+            else:
+                results = _in_processes(self.workers, self._task, self._trainer, function, jobs)
+            return list(with_progress(results, title, len(jobs), self.progress))
 
-    def _done(self, function: Callable[[Trainer, J], R], jobs: Sequence[J]) -> Iterator[tuple[int, R]]:
-        """Results with the numbers of their jobs, as they come."""
-        if self.workers == 1:
-            yield from enumerate(function(self._trainer, job) for job in jobs)
-            return
-        with _pool(self.workers, self._task, self._trainer) as pool:
-            numbers = {pool.submit(_call, function, job): number for number, job in enumerate(jobs)}
-            for future in as_completed(numbers):
-                yield numbers[future], future.result()
-
-    def _begin(self, identity: dict[str, Any], recorded: dict[str, Any] | None) -> None:
+    def _record_or_compare(self, identity: dict[str, Any], recorded: dict[str, Any] | None) -> None:
         directory = self._trainer.directory
         if recorded is None:
             write_file(directory, IDENTITY_NAME, json.dumps(identity, indent=1).encode())
@@ -237,16 +221,26 @@ class Retrainings:
             )
 
 
+def _check_retrainable(task: Task, split: Split) -> None:
+    if not task.has_fit:
+        raise TaskError(
+            f"{type(task).__name__} cannot be retrained: define fit(self, rows, seed), which trains a new model "
+            "on these rows of self.train and returns it"
+        )
+    if getattr(task, split) is None:
+        raise TaskError(f"{type(task).__name__} has no query data: define query, or measure on split='train'")
+
+
 def _recorded(directory: Path) -> dict[str, Any] | None:
     """What the trainings of a directory have in common; None where there are none yet."""
     if not (directory / "trainings").exists():
         return None
     path = directory / IDENTITY_NAME
     try:
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        recorded: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}); restore it, or train in another directory") from error
-    return found
+    return recorded
 
 
 def _identity(trainer: Trainer) -> dict[str, Any]:
@@ -276,19 +270,26 @@ def _loaded(task: Task | str) -> Task:
     return load_task(task) if isinstance(task, str) else task
 
 
-_trainer: Trainer  # of a process of the pool
+_BY_NAME = "name the task as module:attribute or path/to/file.py:attribute"
+_trainer: Trainer  # in a worker process
 
 
-@contextmanager
-def _pool(workers: int, task: Task | str, trainer: Trainer) -> Iterator[Executor]:
-    """Processes that load the task once."""
-    _check_pickles(task)
+def _in_processes(
+    workers: int, task: Task | str, trainer: Trainer, function: Callable[[Trainer, J], R], jobs: Sequence[J]
+) -> Iterator[R]:
+    """The function's results in order, from processes that each load the task once."""
+    try:
+        pickle.dumps(task)
+    except Exception as error:  # whatever the task holds
+        raise TaskError(
+            f"{type(task).__name__} cannot be sent to other processes ({error}): {_BY_NAME}, or use workers=1"
+        ) from error
     # Not forked: PyTorch's threads and CUDA do not survive that.
     context = multiprocessing.get_context("spawn")
-    others = (trainer.directory, trainer.split, trainer.queries, trainer.target)
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_process, initargs=(task, *others))
+    settings = (task, trainer.directory, trainer.split, trainer.queries, trainer.target)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=settings)
     try:
-        yield pool
+        yield from pool.map(partial(_call, function), jobs)
     except BrokenProcessPool as error:
         raise TaskError(
             f"a training process could not start or was ended from outside: {_BY_NAME}, call from under "
@@ -298,19 +299,7 @@ def _pool(workers: int, task: Task | str, trainer: Trainer) -> Iterator[Executor
         pool.shutdown(cancel_futures=True)
 
 
-_BY_NAME = "name the task as module:attribute or path/to/file.py:attribute"
-
-
-def _check_pickles(task: Task | str) -> None:
-    try:
-        pickle.dumps(task)
-    except Exception as error:  # whatever the task holds
-        raise TaskError(
-            f"{type(task).__name__} cannot be sent to other processes ({error}): {_BY_NAME}, or use workers=1"
-        ) from error
-
-
-def _start_process(task: Task | str, directory: Path, split: Split, queries: Sequence[int], target: str | None) -> None:
+def _start_worker(task: Task | str, directory: Path, split: Split, queries: Sequence[int], target: str | None) -> None:
     global _trainer
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -318,7 +307,7 @@ def _start_process(task: Task | str, directory: Path, split: Split, queries: Seq
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed cannot tell its processes to end."""
+    """A parent that is killed cannot end its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -38,15 +38,15 @@ def mean_losses(
     chosen = np.sort(np.random.default_rng(seed).choice(total, min(rows, total), replace=False)).tolist()
     parts = [fetch(task.train, chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size)]
     where = torch.device(pick_device(device))
-    found = []
+    means = []
     for checkpoint in checkpoints:
         model = GradientModel(task, checkpoint, where, parts[0][:2])
-        found.append(sum(float(model.losses(model.batch(part)).sum()) for part in parts) / len(chosen))
-    return found
+        means.append(sum(float(model.losses(model.batch(part)).sum()) for part in parts) / len(chosen))
+    return means
 
 
 def selection_index(checkpoints: Sequence[Checkpoint], chosen: Sequence[int], directory: Path) -> CheckpointIndex:
-    """What a checkpoints.json of the chosen ones holds, whose files lie in `directory`."""
+    """A checkpoints.json of the chosen ones, for `directory`, where their files are."""
     first = checkpoints[0]
     return CheckpointIndex(
         optimizer=OptimizerEntry(**dataclasses.asdict(first.optimizer)) if first.optimizer else None,

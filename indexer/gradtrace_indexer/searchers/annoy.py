@@ -6,22 +6,21 @@ import re
 import shutil
 from pathlib import Path
 
-from tqdm import tqdm
-
 from gradtrace.errors import StoreError
 from gradtrace.search.annoy import import_annoy
 from gradtrace.store.rows import RowStore
+from gradtrace_indexer.progress import progress_bar
 from gradtrace_indexer.writing.row_blocks import row_blocks
 
-_GROWTH = 1.5  # of a file that grows by steps, with the trees' own nodes
+_GROWTH = 1.5  # the file's size, with the trees' nodes, relative to that of the rows
 _NODES_PER_TREE = 400
 
 
 def annoy_parameters(trees: int, parameters: str) -> str:
-    """ "search_k=...", the parameters of the searches: chosen, where none are given.
+    """The parameters of the searches, "search_k=..."; a default where none are given.
 
     Raises:
-        StoreError: they are others.
+        StoreError: other parameters are given.
     """
     if parameters and not re.fullmatch(r"search_k=\d+", parameters):
         raise StoreError(f"annoy takes search_k=NUMBER, not {parameters!r}")
@@ -37,12 +36,12 @@ def write_annoy(store: RowStore, trees: int, path: Path, progress: bool) -> None
     columns = store.checkpoints * store.dimensions
     forest = import_annoy().AnnoyIndex(columns, "dot")
     needed, free = int(_GROWTH * 4 * store.rows * (columns + 6)), shutil.disk_usage(path.parent).free
-    if needed > free:  # Annoy writes to a mapped file: a full disk would end the process
+    if needed > free:  # Annoy writes to a mapped file: a full disk would kill the process
         raise StoreError(f"{path} may need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: make room")
     forest.set_seed(1)
     forest.on_disk_build(str(path))
     row = 0
-    with tqdm(total=store.rows, unit=" rows", desc="searcher", disable=not progress) as bar:
+    with progress_bar("searcher", store.rows, "rows", progress) as bar:
         for block in row_blocks(store):
             for vector in block:
                 forest.add_item(row, vector)

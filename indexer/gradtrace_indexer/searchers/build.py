@@ -1,4 +1,4 @@
-"""Give an index an approximate searcher: write its file, measure what it finds, name both in the manifest."""
+"""Give an index an approximate searcher: write its file, measure its recall, and enter both in the manifest."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _QUERIES = 64
 
 
 def check_searcher(name: str) -> None:
-    """Raises StoreError where no build could make this searcher, whatever the rows."""
+    """Raises StoreError where this searcher cannot be built from any rows."""
     parsed = SearcherName.parse(name)
     if parsed.kind == "faiss":
         check_factory(parsed.argument)
@@ -43,12 +43,12 @@ def check_searcher(name: str) -> None:
 
 
 def set_searcher(path: str | Path, task: Task, name: str, *, device: str = "auto", progress: bool = True) -> Index:
-    """Give a finished index the searcher of this name, in place of the one it has, and open it with that.
+    """Replace a finished index's searcher by the one of this name, and open the index with it.
 
-    name: "progressive" for exact search alone, "faiss:FACTORY" or "annoy:TREES"; see docs/searchers.md. One that is
-        there already, from the same rows and whole, stays.
+    name: "progressive" for exact search alone, "faiss:FACTORY" or "annoy:TREES"; see docs/searchers.md. An undamaged
+        searcher of that name and of the same rows stays.
 
-    The same rows and libraries give the same bytes. Until the end the index is as it was.
+    The same rows and libraries give the same bytes. The index is unchanged until the new searcher is published.
 
     Raises:
         StoreError: the index cannot be opened or written, or the searcher cannot be built.
@@ -64,7 +64,7 @@ def set_searcher(path: str | Path, task: Task, name: str, *, device: str = "auto
 
 
 def refresh_searcher(path: str | Path, task: Task, *, device: str = "auto", progress: bool = True) -> Index:
-    """After rows or checkpoints came, build the index's searcher again, if it has one; open the index."""
+    """After an update, build the index's searcher again, if it has one; open the index."""
     entry = read_manifest(Path(path)).searcher
     return set_searcher(path, task, entry.name if entry else "progressive", device=device, progress=progress)
 
@@ -112,7 +112,7 @@ def write_searcher(
 
 
 def _recall(directory: Path, index: Index, entry: SearcherEntry, queries: Sequence[Example]) -> dict[str, RecallEntry]:
-    """What the searcher finds of the exact ends, by method."""
+    """The searcher's recall at both ends, by method."""
     manifest = index.manifest.model_copy(update={"searcher": entry})
     approximate = index.with_searcher(open_searcher(directory, manifest, RowStore(directory, manifest), None, "cpu"))
     recall, refused = {}, {}
@@ -134,7 +134,7 @@ def _recall(directory: Path, index: Index, entry: SearcherEntry, queries: Sequen
 
 
 def recall_of(exact: Sequence[InfluenceResult], found: Sequence[InfluenceResult]) -> RecallEntry:
-    """Mean shares of the exact hits at either end that were found, of the same queries."""
+    """Mean share of the exact hits at each end that were found, over the same queries."""
     pairs = list(zip(exact, found, strict=True))
     return RecallEntry(
         top=mean_recall([(_scores(want.proponents), _scores(got.proponents)) for want, got in pairs]),
@@ -147,10 +147,10 @@ def _scores(hits: Sequence[Hit]) -> Floats:
 
 
 def mean_recall(pairs: Sequence[tuple[Floats, Floats]]) -> float:
-    """Mean share of the best that were found, from the (exact, found) best scores of each query, both [k].
+    """Mean share of the best rows that were found, from the (exact, found) best scores of each query, both [k].
 
-    Whatever scores as high as the last of the exact ones counts, since equals may stand for each other. A query of
-    which there is nothing to find, since no row has a score of that sign, is passed over.
+    Every row that scores at least as high as the last exact one counts, since rows with equal scores are
+    interchangeable. Queries for which no row has a score of that sign are left out.
     """
     shares = [np.count_nonzero(found >= exact.min()) / len(exact) for exact, found in pairs if len(exact)]
     return round(float(np.mean(shares)), 4) if shares else 1.0

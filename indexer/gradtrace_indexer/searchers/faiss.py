@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from gradtrace.errors import StoreError
 from gradtrace.search.faiss import import_faiss, nested_indexes
 from gradtrace.store.rows import RowStore
+from gradtrace_indexer.progress import progress_bar
 from gradtrace_indexer.writing.row_blocks import row_blocks, sampled_rows
 
 _SAMPLES_PER_LIST = 64  # rows that train an inverted list's centroid; FAISS asks for 39 at least
@@ -20,7 +19,7 @@ _SAMPLES = 65_536  # rows that train what has no inverted lists
 _RABITQ_COLUMNS = 2048
 _EF_SEARCH = 128
 
-# What FAISS takes and answers wrongly: for the first match, why, and what to do.
+# Factory strings that FAISS accepts and answers wrongly: the reason and the remedy of the first match are given.
 _REFUSED = (
     (r"(^|,)IDMap", "the ids of the rows are their positions already: leave IDMap out"),
     (r"(^|,)L2norm", "it makes all rows equally long, so that cosines are found, not inner products: leave L2norm out"),
@@ -31,13 +30,13 @@ _REFUSED = (
 
 
 def filled_index(store: RowStore, factory: str, parameters: str, progress: bool) -> tuple[Any, str]:
-    """The index of a factory string with all rows, and the parameters of its searches: chosen, where none are given.
+    """The index of a factory string with all rows, and the parameters of its searches: defaults where none are given.
 
-    Rows are read in blocks. What is in memory is the index itself and, while it is trained, a sample of the rows.
-    One thread does it all, since graphs that several threads build differ from run to run.
+    Rows are read in blocks: only the index itself and, for training, a sample of the rows are in memory. A single
+    thread is used, since graphs that several threads build differ from run to run.
 
     Raises:
-        StoreError: the factory string or the parameters are not FAISS's, or known to answer wrongly; no faiss.
+        StoreError: the factory string or the parameters are invalid or known to answer wrongly, or faiss is missing.
     """
     faiss = import_faiss()
     with _one_thread(faiss):
@@ -47,7 +46,7 @@ def filled_index(store: RowStore, factory: str, parameters: str, progress: bool)
             faiss.ParameterSpace().set_index_parameters(index, parameters)
             if not index.is_trained:
                 index.train(sampled_rows(store, _sample_size(faiss, index)))
-            with tqdm(total=store.rows, unit=" rows", desc="searcher", disable=not progress) as bar:
+            with progress_bar("searcher", store.rows, "rows", progress) as bar:
                 for block in row_blocks(store):
                     index.add(block)
                     bar.update(len(block))
@@ -67,7 +66,7 @@ def save_index(index: Any, path: Path) -> None:
 
 
 def check_factory(factory: str) -> None:
-    """Raises StoreError for a factory string that is refused whatever the rows; or faiss is not installed."""
+    """Raises StoreError for a factory string that is refused for any rows, or where faiss is not installed."""
     import_faiss()
     for pattern, reason in _REFUSED:
         if re.search(pattern, factory):
@@ -99,7 +98,7 @@ def _made_index(faiss: Any, factory: str, columns: int) -> Any:
 
 
 def _default_parameters(faiss: Any, index: Any) -> str:
-    """FAISS's own are efSearch=16 and nprobe=1; docs/searchers.md has what these find."""
+    """FAISS's own defaults are efSearch=16 and nprobe=1; the recall of these is in docs/searchers.md."""
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is not None:
         return f"nprobe={round(inverted.nlist**0.5)}"
@@ -122,5 +121,5 @@ def _one_thread(faiss: Any) -> Iterator[None]:
 
 
 def _reason(error: RuntimeError) -> str:
-    """FAISS's own words without the places in its source."""
+    """FAISS's message without its source location."""
     return str(error).rpartition("Error: ")[2] or str(error)

@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from typing_extensions import Unpack
+
 from gradtrace.basis import require_layers
 from gradtrace.checkpoints import Checkpoint
+from gradtrace.checkpoints.indexed import checkpoint_entries
 from gradtrace.data.guards import check_dataset
 from gradtrace.errors import CheckpointError
 from gradtrace.fingerprint import task_entry
@@ -16,7 +19,7 @@ from gradtrace.store.manifest import CheckpointEntry, Manifest, Operation, by_ru
 from gradtrace.store.row_ids import read_row_ids
 from gradtrace.task import Task
 from gradtrace_indexer.build.build import check_dimensions, check_order
-from gradtrace_indexer.build.builder import Builder, checkpoint_entries
+from gradtrace_indexer.build.builder import Builder, PassOptions
 from gradtrace_indexer.build.fit import FitSpec, Samples
 from gradtrace_indexer.generations import save_pending, successor, updating
 from gradtrace_indexer.searchers.build import refresh_searcher
@@ -28,20 +31,17 @@ def add_checkpoints(
     new_checkpoints: Sequence[Checkpoint],
     *,
     run: int | None = None,
-    batch_size: int = 128,
-    num_workers: int = 0,
-    device: str = "auto",
-    progress: bool = True,
+    **passes: Unpack[PassOptions],
 ) -> Index:
     """Add checkpoints of a training run that the index has, publish them as one generation, and open it.
 
-    Those that the index has already are passed over, so the whole directory of a run may be given, again and again.
+    Those that the index has are left out, so the whole directory of a run may be given again and again.
     What an interrupted call began is finished first.
 
     Args:
         new_checkpoints: in training order, later than those of the run.
         run: number of the training run, from 0; None: the last one.
-        num_workers: as in `build_index`.
+        passes: see `PassOptions`.
 
     Raises:
         StoreError: no index, another update unfinished or running, a full disk, or (MismatchError) another task.
@@ -49,62 +49,52 @@ def add_checkpoints(
             the model, or there is no such run; nothing is written then.
         TaskError: a row's loss or gradient is not finite.
     """
-    directory = Path(path)
     check_order(new_checkpoints)
-    check_dataset(task, skip_unreadable=bool(read_manifest(directory).skipped))
-    builder = Builder(task, directory, device, batch_size, progress, None, num_workers)
-    with _caught_up(builder, "add checkpoints") as current:
+    with _updated(path, task, "add checkpoints", passes) as (builder, current):
         new = _not_indexed(new_checkpoints, _entries_of(current, run))
         if new:
-            builder.finish(_begun(builder, current, new, run_number(current, run)))
-    return refresh_searcher(directory, task, device=device, progress=progress)
+            builder.finish(_begin(builder, current, new, run_number(current, run)))
+    return refresh_searcher(path, task, device=passes.get("device", "auto"), progress=builder.progress)
 
 
-def add_run(
-    path: str | Path,
-    task: Task,
-    checkpoints: Sequence[Checkpoint],
-    *,
-    batch_size: int = 128,
-    num_workers: int = 0,
-    device: str = "auto",
-    progress: bool = True,
-) -> Index:
+def add_run(path: str | Path, task: Task, checkpoints: Sequence[Checkpoint], **passes: Unpack[PassOptions]) -> Index:
     """Add another training run of the task (another seed), publish it as one generation, and open it: scores are means
     over the runs.
 
-    The run gets a basis of its own, of the index's kind, dimensions and seed. A run that the index has already is
-    passed over. What an interrupted call began is finished first.
+    The run gets a basis of its own, of the index's kind, dimensions and seed. A run that the index has stays as it is.
+    What an interrupted call began is finished first.
 
     Args:
         checkpoints: in training order; the last one is the reference of the run's basis.
-        num_workers: as in `build_index`.
+        passes: see `PassOptions`.
 
     Raises:
         StoreError: no index, another update unfinished or running, a full disk, or (MismatchError) another task.
         CheckpointError: a checkpoint does not fit the model; nothing is written then.
         TaskError: a row's loss or gradient is not finite.
     """
-    directory = Path(path)
     check_order(checkpoints)
-    check_dataset(task, skip_unreadable=bool(read_manifest(directory).skipped))
-    builder = Builder(task, directory, device, batch_size, progress, None, num_workers)
-    with _caught_up(builder, "add run") as current:
+    with _updated(path, task, "add run", passes) as (builder, current):
         if checkpoints[-1].sha256() not in {entry.sha256 for entry in current.checkpoints}:
-            builder.finish(_begun_run(builder, current, checkpoints))
-    return refresh_searcher(directory, task, device=device, progress=progress)
+            builder.finish(_begin_run(builder, current, checkpoints))
+    return refresh_searcher(path, task, device=passes.get("device", "auto"), progress=builder.progress)
 
 
 @contextmanager
-def _caught_up(builder: Builder, operation: Operation) -> Iterator[Manifest]:
-    """Be the only writer of an index; gives its generation after what this operation left unfinished before."""
-    with updating(builder.directory, operation) as (current, pending):
+def _updated(
+    path: str | Path, task: Task, operation: Operation, passes: PassOptions
+) -> Iterator[tuple[Builder, Manifest]]:
+    """Be the only writer of an index; gives its current generation, after finishing what this operation left undone."""
+    directory = Path(path)
+    check_dataset(task, skip_unreadable=bool(read_manifest(directory).skipped))
+    builder = Builder(task, directory, **passes)
+    with updating(directory, operation) as (current, pending):
         builder.check(current)
-        yield current if pending is None else builder.finish(pending)
+        yield builder, current if pending is None else builder.finish(pending)
 
 
 def run_number(manifest: Manifest, run: int | None) -> int:
-    """Which run is meant. Raises CheckpointError where the index has none of that number."""
+    """The run's number; None stands for the last. Raises CheckpointError where the index has no such run."""
     last = len(manifest.basis.files) - 1
     if run is None:
         return last
@@ -114,17 +104,17 @@ def run_number(manifest: Manifest, run: int | None) -> int:
 
 
 def still_to_come(checkpoints: Sequence[Checkpoint], manifest: Manifest, run: int | None = None) -> list[Checkpoint]:
-    """Without those that a selection left out: of steps before the run's last in the index, and not in it."""
-    known = _entries_of(manifest, run)
-    last = list(known.values())[-1].step
-    return [checkpoint for checkpoint in checkpoints if checkpoint.name in known or checkpoint.step > last]
+    """The checkpoints that the run's index has or could get: a selection may have left out some of the earlier ones."""
+    indexed = _entries_of(manifest, run)
+    last = list(indexed.values())[-1].step
+    return [checkpoint for checkpoint in checkpoints if checkpoint.name in indexed or checkpoint.step > last]
 
 
 def _entries_of(manifest: Manifest, run: int | None) -> dict[str, CheckpointEntry]:
     """The run's checkpoints in training order, by the names of their files."""
     number = run_number(manifest, run)
-    own = by_run(manifest.checkpoints, weights_positions(manifest.checkpoints))[number]
-    entries = [manifest.checkpoints[position] for position in own]
+    positions = by_run(manifest.checkpoints, weights_positions(manifest.checkpoints))[number]
+    entries = [manifest.checkpoints[position] for position in positions]
     return {Path(entry.file).name: entry for entry in entries}
 
 
@@ -145,7 +135,7 @@ def _not_indexed(checkpoints: Sequence[Checkpoint], indexed: dict[str, Checkpoin
     return new
 
 
-def _begun(builder: Builder, current: Manifest, new: Sequence[Checkpoint], run: int) -> Manifest:
+def _begin(builder: Builder, current: Manifest, new: Sequence[Checkpoint], run: int) -> Manifest:
     """Commit the next generation without the new columns, once the new weights are known to fit."""
     basis = builder.bases_of(current)[run]
     for checkpoint in new:
@@ -154,17 +144,18 @@ def _begun(builder: Builder, current: Manifest, new: Sequence[Checkpoint], run: 
     changes: dict[str, object] = {
         "checkpoints": [*current.checkpoints, *checkpoint_entries(builder.directory, new, builder.task, run)]
     }
-    if run == run_number(current, None):  # else the model that predictions are told of stays
+    if run == run_number(current, None):  # else predictions are still those of another run's model
         changes["task"] = task_entry(builder.task, model, read_row_ids(builder.directory, current).live_ids())
     manifest = successor(current, "add checkpoints", **changes)
     return save_pending(builder.directory, _without_old_representations(manifest))
 
 
-def _begun_run(builder: Builder, current: Manifest, checkpoints: Sequence[Checkpoint]) -> Manifest:
+def _begin_run(builder: Builder, current: Manifest, checkpoints: Sequence[Checkpoint]) -> Manifest:
     """Fit the run's basis, and commit the next generation without its columns."""
     live, basis, run = read_row_ids(builder.directory, current).live_ids(), current.basis, len(current.basis.files)
-    for checkpoint in checkpoints[:-1]:  # the last one's model is made for the fit
-        builder.model(checkpoint)
+    if basis.kind != "spectral":  # its fit makes every checkpoint's model; else see here that each fits
+        for checkpoint in checkpoints[:-1]:
+            builder.model(checkpoint)
     spec = FitSpec(basis.kind, basis.requested, basis.seed, current.precision)
     samples = Samples(builder.task, basis.seed, basis.fitted_rows, live)
     fit = builder.fit(checkpoints, f"{run}.{current.generation + 1}", spec, samples)
@@ -181,7 +172,7 @@ def _begun_run(builder: Builder, current: Manifest, checkpoints: Sequence[Checkp
 
 
 def _without_old_representations(manifest: Manifest) -> Manifest:
-    """Those of what was the last checkpoint count no longer."""
+    """Only the last checkpoint of each run keeps representations."""
     shards = [
         shard if shard.checkpoint in manifest.represented else shard.model_copy(update={"representations": None})
         for shard in manifest.shards

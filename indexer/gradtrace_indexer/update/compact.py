@@ -2,63 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from gradtrace.errors import CorruptIndexError
 from gradtrace.store.checksums import check_file
 from gradtrace.store.manifest import FileEntry, Manifest, ShardEntry, shard_files
 from gradtrace.store.row_ids import RowIds, read_row_ids
 from gradtrace.store.shards import Shard, ShardLayout
-from gradtrace_indexer.build.builder import representation_writer, shard_name, with_shard
 from gradtrace_indexer.generations import publish, save_pending, successor, updating
+from gradtrace_indexer.progress import progress_bar
 from gradtrace_indexer.writing.columns import gathered
 from gradtrace_indexer.writing.files import write_file, write_ids
+from gradtrace_indexer.writing.shard_plan import representation_writer, shard_name, with_shard
 from gradtrace_indexer.writing.shard_writer import ShardWriter
 
 _COPIED_ROWS = 4096  # at a time
 
 Rows = NDArray[np.int64]
-_Parts = list[tuple[ShardEntry, Rows]]  # old shards, and which of their rows are copied
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What is left of one old stretch: `rows` are numbers inside its shards, ascending."""
-
-    stretch: int
-    rows: Rows
+_Sources = list[tuple[ShardEntry, Rows]]  # old shards at one checkpoint, and the positions in each that are copied
 
 
 @dataclass
-class _Piece:
-    """A new stretch."""
+class _NewStretch:
+    """Old stretches that are merged: the number of each, and its live rows, by their ascending positions in it."""
 
-    parts: list[_Part]
-    size: int
+    live: dict[int, Rows]
+    start: int
 
-    def is_stretch(self, current: Manifest) -> bool:
-        """Whether it is an old stretch with all its rows, whose shards can be used as they are."""
-        start, stop = current.stretches()[self.parts[0].stretch]
-        return len(self.parts) == 1 and self.size == stop - start
+    @property
+    def rows(self) -> int:
+        return sum(map(len, self.live.values()))
+
+    def is_unchanged(self, current: Manifest) -> bool:
+        """Whether it is one old stretch with all its rows, whose shards can be used as they are."""
+        start, stop = current.stretches()[next(iter(self.live))]
+        return len(self.live) == 1 and self.rows == stop - start
 
 
 def compact(path: str | Path, *, progress: bool = True) -> Manifest:
     """Publish a generation whose shards hold no deleted row, small neighbours merged as far as shard_rows allows.
 
-    Answers stay the same, and so do ids. Shards that have nothing deleted and no small neighbour are used as they are.
-    The space of the others is free once earlier generations are pruned. An interrupted call is gone on with.
+    Answers stay the same, and so do ids. Shards without deleted rows and small neighbours are used as they are; the
+    space of the others is free once earlier generations are pruned. Run again after an interruption, it resumes.
 
     Returns:
-        the manifest that is current now; where there is nothing to do, it is the one that was.
+        the current manifest, unchanged where there was nothing to do.
 
     Raises:
         StoreError: no index, another update unfinished or running, or a full disk.
@@ -67,101 +61,88 @@ def compact(path: str | Path, *, progress: bool = True) -> Manifest:
     directory = Path(path)
     with updating(directory, "compact") as (current, pending):
         ids = read_row_ids(directory, current)
-        pieces = _pieces(current, ids.live())
-        if len(pieces) == len(current.stretches()) and all(piece.is_stretch(current) for piece in pieces):
+        stretches = _merged(current, ids.live())
+        if len(stretches) == len(current.stretches()) and all(new.is_unchanged(current) for new in stretches):
             return current
         if pending is None:
-            pending = _begun(directory, current, ids)
-        return publish(directory, _with_shards(directory, current, pending, pieces, progress))
+            pending = _begin(directory, current, ids)
+        return publish(directory, _with_shards(directory, current, pending, stretches, progress))
 
 
-def _pieces(current: Manifest, live: NDArray[np.bool_]) -> list[_Piece]:
+def _merged(current: Manifest, live: NDArray[np.bool_]) -> list[_NewStretch]:
     """The new stretches: neighbours are merged while they fit into shard_rows."""
-    pieces: list[_Piece] = []
+    stretches: list[_NewStretch] = []
     for number, (start, stop) in enumerate(current.stretches()):
         rows = np.flatnonzero(live[start:stop])
         if not len(rows):
             continue
-        if not pieces or pieces[-1].size + len(rows) > current.shard_rows:
-            pieces.append(_Piece([], 0))
-        pieces[-1].parts.append(_Part(number, rows))
-        pieces[-1].size += len(rows)
-    return pieces
+        if not stretches or stretches[-1].rows + len(rows) > current.shard_rows:
+            stretches.append(_NewStretch({}, stretches[-1].start + stretches[-1].rows if stretches else 0))
+        stretches[-1].live[number] = rows
+    return stretches
 
 
-def _begun(directory: Path, current: Manifest, ids: RowIds) -> Manifest:
+def _begin(directory: Path, current: Manifest, ids: RowIds) -> Manifest:
     """Commit the next generation without shards."""
-    left = ids.live_ids()
-    begun = successor(current, "compact", rows=len(left), deleted=None, shards=[])
-    if len(left) < ids.rows:
-        entry = write_ids(directory, f"row_ids/{begun.generation}.ids", left)
-        begun = begun.model_copy(update={"row_ids": entry})
-    return save_pending(directory, begun)
+    live = ids.live_ids()
+    manifest = successor(current, "compact", rows=len(live), deleted=None, shards=[])
+    if len(live) < ids.rows:
+        entry = write_ids(directory, f"row_ids/{manifest.generation}.ids", live)
+        manifest = manifest.model_copy(update={"row_ids": entry})
+    return save_pending(directory, manifest)
 
 
 def _with_shards(
-    directory: Path, current: Manifest, manifest: Manifest, pieces: list[_Piece], progress: bool
+    directory: Path, current: Manifest, manifest: Manifest, stretches: list[_NewStretch], progress: bool
 ) -> Manifest:
     """Copy the shards that the unfinished generation does not name yet, committing each."""
-    done = {(shard.checkpoint, shard.start) for shard in manifest.shards}
-    starts = list(accumulate((piece.size for piece in pieces), initial=0))
-    old = sorted(current.shards, key=lambda shard: (shard.checkpoint, shard.start))
-    stretches = len(current.stretches())
-    total = len(current.checkpoints) * starts[-1]
-    with tqdm(total=total, unit=" rows", desc="compact", disable=not progress) as bar:
+    written = {(shard.checkpoint, shard.start) for shard in manifest.shards}
+    old = {(shard.checkpoint, shard.start): shard for shard in current.shards}
+    starts = [start for start, _ in current.stretches()]
+    with progress_bar("compact", len(current.checkpoints) * manifest.rows, "rows", progress) as bar:
         for checkpoint in range(len(current.checkpoints)):
-            sources = old[checkpoint * stretches : (checkpoint + 1) * stretches]
-            for piece, start in zip(pieces, starts, strict=False):
-                if (checkpoint, start) not in done:
-                    shard = _shard(directory, current, manifest, piece, sources, start)
+            for stretch in stretches:
+                if (checkpoint, stretch.start) not in written:
+                    sources = [(old[checkpoint, starts[number]], rows) for number, rows in stretch.live.items()]
+                    if stretch.is_unchanged(current):
+                        span = {"start": stretch.start, "stop": stretch.start + stretch.rows}
+                        shard = sources[0][0].model_copy(update=span)
+                    else:
+                        shard = _copied_shard(directory, manifest, stretch.start, sources)
                     manifest = save_pending(directory, with_shard(manifest, shard))
-                bar.update(piece.size)
+                bar.update(stretch.rows)
     return manifest
 
 
-def _shard(
-    directory: Path, current: Manifest, manifest: Manifest, piece: _Piece, sources: list[ShardEntry], start: int
-) -> ShardEntry:
-    """The shard of a new stretch; `sources` are the old ones at the same checkpoint."""
-    checkpoint, stop = sources[0].checkpoint, start + piece.size
-    if piece.is_stretch(current):
-        return sources[piece.parts[0].stretch].model_copy(update={"start": start, "stop": stop})
+def _copied_shard(directory: Path, manifest: Manifest, start: int, sources: _Sources) -> ShardEntry:
+    """A new shard with these rows of old ones, at the same checkpoint."""
+    checkpoint, size = sources[0][0].checkpoint, sum(len(rows) for _, rows in sources)
     name = shard_name(manifest, checkpoint, start)
-    parts = [(sources[part.stretch], part.rows) for part in piece.parts]
-    _refuse_damage(directory, [entry for entry, _ in parts])
-    layout = ShardLayout(piece.size, tuple(manifest.levels), manifest.precision)
-    columns = gathered([(directory / entry.columns.path, rows) for entry, rows in parts])
+    _refuse_damage(directory, [entry for entry, _ in sources])
+    layout = ShardLayout(size, tuple(manifest.levels), manifest.precision)
+    file = _copied(directory, ShardWriter(directory, f"rows/{name}.rows", layout), "rows", sources)
+    represented = representation_writer(directory, manifest, checkpoint, start, size)
+    columns = gathered([(directory / entry.columns.path, rows) for entry, rows in sources])
     return ShardEntry(
         checkpoint=checkpoint,
         start=start,
-        stop=stop,
-        rows=_copied(ShardWriter(directory, f"rows/{name}.rows", layout), _opened(directory, layout, "rows", parts)),
+        stop=start + size,
+        rows=file,
+        representations=represented and _copied(directory, represented, "representations", sources),
         columns=write_file(directory, f"columns/{name}.parquet", columns),
-        representations=_representations(directory, manifest, checkpoint, start, piece.size, parts),
     )
 
 
-def _representations(
-    directory: Path, manifest: Manifest, checkpoint: int, start: int, size: int, parts: _Parts
-) -> FileEntry | None:
-    writer = representation_writer(directory, manifest, checkpoint, start, size)
-    return None if writer is None else _copied(writer, _opened(directory, writer.layout, "representations", parts))
-
-
-def _opened(
-    directory: Path, layout: ShardLayout, kind: Literal["rows", "representations"], parts: _Parts
-) -> Iterator[tuple[Shard, Rows]]:
-    """The old shards' files of one kind, in turn, and what to copy of each."""
-    for entry, rows in parts:
-        file: FileEntry = getattr(entry, kind)
-        yield Shard(directory / file.path, replace(layout, rows=entry.stop - entry.start)), rows
-
-
-def _copied(writer: ShardWriter, sources: Iterable[tuple[Shard, Rows]]) -> FileEntry:
+def _copied(
+    directory: Path, writer: ShardWriter, kind: Literal["rows", "representations"], sources: _Sources
+) -> FileEntry:
+    """The file of one kind of a new shard."""
     with writer:
-        for shard, rows in sources:
-            for some in torch.from_numpy(rows).split(_COPIED_ROWS):
-                writer.append_stored(shard, some)
+        for entry, rows in sources:
+            file: FileEntry = getattr(entry, kind)
+            shard = Shard(directory / file.path, replace(writer.layout, rows=entry.stop - entry.start))
+            for block in torch.from_numpy(rows).split(_COPIED_ROWS):
+                writer.append_stored(shard, block)
         return writer.commit()
 
 

@@ -16,13 +16,13 @@ from gradtrace_indexer.writing.files import write_ids
 
 
 def delete_rows(path: str | Path, rows: Sequence[int]) -> Manifest:
-    """Publish a generation without these rows; rows that are deleted already are passed over.
+    """Publish a generation without these rows; rows that are deleted already may be among them.
 
     The other rows keep their ids, so task.train must keep its length: leave the deleted examples in, or put others in
     their place.
 
     Returns:
-        the manifest that is current now.
+        the current manifest.
 
     Raises:
         QueryError: a row that the index never had, or no row would be left.
@@ -43,10 +43,10 @@ def delete_rows(path: str | Path, rows: Sequence[int]) -> Manifest:
 
 
 def _checked(rows: Sequence[int], ids: RowIds) -> Ids:
-    found = np.asarray(list(rows) or np.zeros(0, dtype=np.int64))
-    if not np.issubdtype(found.dtype, np.integer):
-        raise QueryError(f"rows are row numbers, not {found.dtype} values")
-    unknown = found[(found < 0) | (found >= ids.rows)]
+    numbers = np.asarray(list(rows) or np.zeros(0, dtype=np.int64))
+    if not np.issubdtype(numbers.dtype, np.integer):
+        raise QueryError(f"rows are row numbers, not {numbers.dtype} values")
+    unknown = numbers[(numbers < 0) | (numbers >= ids.rows)]
     if len(unknown):
         raise QueryError(f"there is no row {unknown[0]} to delete; rows of this index are 0 to {ids.rows - 1}")
-    return found.astype(np.int64)
+    return numbers.astype(np.int64)

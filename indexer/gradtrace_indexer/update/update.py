@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import Unpack
 
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.data.guards import check_dataset
 from gradtrace.index import Index
 from gradtrace.store.manifest import Manifest, read_manifest, trained_models
 from gradtrace.task import Task
+from gradtrace_indexer.build.builder import PassOptions
 from gradtrace_indexer.generations import discard, read_pending
 from gradtrace_indexer.update.add_checkpoints import add_checkpoints, run_number, still_to_come
 from gradtrace_indexer.update.append import append_rows
@@ -21,30 +23,21 @@ def update_index(
     checkpoints: str | Path | None = None,
     *,
     run: int | None = None,
-    batch_size: int = 128,
-    num_workers: int = 0,
-    device: str = "auto",
-    progress: bool = True,
+    **passes: Unpack[PassOptions],
 ) -> Index:
-    """Compute what is new: the rows that task.train has grown by, and the checkpoints that the training run wrote.
+    """Index the rows that task.train has grown by, and the checkpoints that the training run wrote since.
 
     What an interrupted call began is finished first.
 
     Args:
         checkpoints: directory of the training run; None: where the weights of its last checkpoint in the index lie.
-        run: of several in the index, the number of the one that went on; None: the last.
-        num_workers: as in `build_index`.
+        run: of several in the index, the number of the one that was continued; None: the last.
+        passes: see `PassOptions`.
 
     Raises:
         as `append_rows` and `add_checkpoints`.
     """
     directory = Path(path)
-    how: dict[str, Any] = {
-        "batch_size": batch_size,
-        "num_workers": num_workers,
-        "device": device,
-        "progress": progress,
-    }
     manifest = read_manifest(directory)
     written = load_checkpoints(checkpoints or run_directory(directory, manifest, run))  # a wrong path changes nothing
     grown = check_dataset(task, skip_unreadable=bool(manifest.skipped)) > manifest.task.train_rows
@@ -52,9 +45,9 @@ def update_index(
     if grown and pending is not None and pending.made_by == "add checkpoints":
         discard(directory)  # it lacks the new rows, and these must come first: checkpoints are added to all rows
     if grown or (pending is not None and pending.made_by == "append rows"):
-        append_rows(directory, task, **how)
+        append_rows(directory, task, **passes)
     new = still_to_come(written, read_manifest(directory), run)
-    return add_checkpoints(directory, task, new, run=run, **how)
+    return add_checkpoints(directory, task, new, run=run, **passes)
 
 
 def run_directory(directory: Path, manifest: Manifest, run: int | None) -> Path:

@@ -6,15 +6,17 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import Unpack
 
 from gradtrace.checkpoints import Checkpoint, load_checkpoints
+from gradtrace.checkpoints.indexed import entry_name
 from gradtrace.checkpoints.weights import weight_files
 from gradtrace.errors import CheckpointError
 from gradtrace.index import Index
 from gradtrace.store.manifest import read_manifest
 from gradtrace.task import Task
-from gradtrace_indexer.build.builder import entry_name
+from gradtrace_indexer.build.builder import PassOptions
 from gradtrace_indexer.update.add_checkpoints import add_checkpoints, run_number, still_to_come
 
 INTERVAL = 10.0  # seconds between two looks
@@ -28,18 +30,16 @@ def watch(
     checkpoints: str | Path,
     *,
     run: int | None = None,
-    batch_size: int = 128,
-    num_workers: int = 0,
-    device: str = "auto",
     interval: float = INTERVAL,
     on_wait: Callable[[CheckpointError], object] = lambda error: None,
+    **passes: Unpack[PassOptions],
 ) -> Iterator[Index]:
-    """Look into a checkpoint directory every `interval` seconds, for as long as the iterator is drawn from; gives the
-    updated index after each look that found new checkpoints.
+    """Look into a checkpoint directory every `interval` seconds; yields the updated index whenever there were new
+    checkpoints.
 
-    Weights are taken in order, once their file stayed as it was from one look to the next, so that none is read while
-    it is written. Where the directory or a file of it cannot be read yet, `on_wait` is told, and the next look tries
-    again.  run: of several in the index, the number of this one; None: the last
+    A checkpoint is added once its files were the same at two looks, so that none is read while it is written, and after
+    all earlier ones. Where the directory or a file in it cannot be read yet, `on_wait` gets the error, and the next
+    look tries again.  run: of several in the index, the number of this one; None: the last
 
     Raises:
         as `add_checkpoints`, but CheckpointError.
@@ -50,28 +50,27 @@ def watch(
         try:
             manifest = read_manifest(directory)
             number = run_number(manifest, run)
-            found = still_to_come(load_checkpoints(checkpoints), manifest, number)
-            states = {checkpoint.name: _state(checkpoint) for checkpoint in found}
-            settled = _settled(found, seen, states)
+            written = still_to_come(load_checkpoints(checkpoints), manifest, number)
+            states = {checkpoint.name: _state(checkpoint) for checkpoint in written}
+            settled = _settled(written, seen, states)
             seen = states
             indexed = {entry.name for entry in manifest.checkpoints}
             new = {entry_name(checkpoint, number) for checkpoint in settled} - indexed
             if new or (settled and manifest.searcher_is_stale()):
-                how: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
-                yield add_checkpoints(directory, task, settled, run=number, **how)
+                yield add_checkpoints(directory, task, settled, run=number, **passes)
         except CheckpointError as error:
             on_wait(error)
         time.sleep(interval)
 
 
-def _settled(found: list[Checkpoint], before: dict[str, _State], now: dict[str, _State]) -> list[Checkpoint]:
+def _settled(written: list[Checkpoint], before: dict[str, _State], now: dict[str, _State]) -> list[Checkpoint]:
     """Those before the first that changed: an earlier checkpoint cannot be added after a later one."""
-    return list(takewhile(lambda checkpoint: before.get(checkpoint.name) == now[checkpoint.name], found))
+    return list(takewhile(lambda checkpoint: before.get(checkpoint.name) == now[checkpoint.name], written))
 
 
 def _state(checkpoint: Checkpoint) -> _State:
     try:
-        found = [(file.name, file.stat()) for file in weight_files(checkpoint.path)]
+        stats = [(file.name, file.stat()) for file in weight_files(checkpoint.path)]
     except OSError as error:
         raise CheckpointError(f"{checkpoint.path} cannot be read ({error.strerror}); restore the file") from None
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

@@ -1,9 +1,9 @@
-"""What is stored of each row beside its gradient, as Parquet."""
+"""A row's label, prediction, loss, correctness and norm, stored as Parquet."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
-from torch import Tensor
 
+from gradtrace.models.gradient_model import Encoded
 from gradtrace.task import Label
 
 
@@ -26,24 +26,18 @@ class ColumnBuffer:
         self._norms: list[float] = []
         self._fillers: list[int] = []
 
-    def append(
-        self,
-        labels: Sequence[Label | None],
-        predictions: Tensor | None,
-        losses: Tensor,
-        norms: Tensor,
-        fillers: Sequence[int] = (),
-    ) -> None:
-        """One batch; each [batch].
+    def append(self, batch: Encoded, labels: Mapping[int, Label | None]) -> None:
+        """Add a batch of rows.
 
-        fillers: positions of rows that are not indexed; they get the label and prediction of another, so that columns
-            of whole numbers stay such
+        labels: by position in the batch. Rows without an entry are not indexed; they get the label and prediction of
+            another row, so that columns of whole numbers stay such.
         """
-        self._fillers += [len(self._labels) + position for position in fillers]
-        self._labels += labels
-        self._predictions += [None] * len(labels) if predictions is None else predictions.tolist()
-        self._losses += losses.tolist()
-        self._norms += norms.tolist()
+        positions = range(len(batch.rows))
+        self._fillers += [len(self._labels) + position for position in positions if position not in labels]
+        self._labels += [labels.get(position) for position in positions]
+        self._predictions += [None] * len(positions) if batch.predictions is None else batch.predictions.tolist()
+        self._losses += batch.losses.tolist()
+        self._norms += batch.rows.norm(dim=1).tolist()
 
     def parquet(self) -> bytes:
         self._fill()
@@ -57,7 +51,7 @@ class ColumnBuffer:
                 "norm": pyarrow.array(self._norms, pyarrow.float32()),
             }
         )
-        return _written(table)
+        return _content(table)
 
     def _fill(self) -> None:
         others = set(range(len(self._labels))) - set(self._fillers)
@@ -68,15 +62,15 @@ class ColumnBuffer:
 
 
 def gathered(parts: Sequence[tuple[Path, NDArray[np.int64]]]) -> bytes:
-    """Some rows of several column files, in order, as one."""
+    """The content of one column file with these rows of several, in order."""
     tables = []
     for path, rows in parts:
         with pyarrow.parquet.ParquetFile(path) as file:
             tables.append(file.read().take(rows))
-    return _written(pyarrow.concat_tables(tables, promote_options="permissive").combine_chunks())
+    return _content(pyarrow.concat_tables(tables, promote_options="permissive").combine_chunks())
 
 
-def _written(table: pyarrow.Table) -> bytes:
+def _content(table: pyarrow.Table) -> bytes:
     sink = io.BytesIO()
     pyarrow.parquet.write_table(table, sink)
     return sink.getvalue()

@@ -1,4 +1,4 @@
-"""Files of an index: written under a temporary name, synced, and only then renamed."""
+"""The files of an index: each is written whole and durably, or not at all."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gradtrace.durable import write_whole
 from gradtrace.errors import LockedIndexError, StoreError
 from gradtrace.store.checksums import hash_file
 from gradtrace.store.manifest import FileEntry, Manifest
-from gradtrace_indexer.writing.shard_writer import sync_directory
 
 
 def write_file(directory: Path, name: str, content: bytes) -> FileEntry:
@@ -23,33 +23,32 @@ def write_file(directory: Path, name: str, content: bytes) -> FileEntry:
 
 
 def write_through(directory: Path, name: str, write: Callable[[Path], object]) -> FileEntry:
-    """Have `write` write a file under the path it is given, and make it `directory/name`, durably and whole.
+    """Have `write` write a file at the path it is given, and make that file `directory/name`, durably.
 
     Raises:
         StoreError: the disk is full or the directory cannot be written.
     """
     path = directory / name
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with write_errors_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        entry = FileEntry(path=name, bytes=temporary.stat().st_size, xxh3=hash_file(temporary))
-        temporary.replace(path)
-        sync_directory(path.parent)
+        write_whole(path, write)
+        return FileEntry(path=name, bytes=path.stat().st_size, xxh3=hash_file(path))
+
+
+@contextmanager
+def write_errors_of(path: Path) -> Iterator[None]:
+    """Raise StoreError, with the remedy, where writing this file fails."""
+    try:
+        yield
     except OSError as error:
         raise StoreError(
-            f"{path} could not be written: {error.strerror}; free some space or check the directory, then run "
-            "the same again: it resumes"
+            f"{path} could not be written: {error.strerror}; free some space or check the directory, then run the "
+            "same again: it resumes"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return entry
 
 
 def write_ids(directory: Path, name: str, ids: NDArray[np.int64]) -> FileEntry:
-    """Row ids as they are stored: little-endian int64, no header."""
+    """Write row ids in their stored form: little-endian int64, without a header."""
     return write_file(directory, name, ids.astype("<i8").tobytes())
 
 

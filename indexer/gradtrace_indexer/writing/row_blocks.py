@@ -1,4 +1,4 @@
-"""The rows of a store as an approximate index takes them: all checkpoints side by side, the longest row about one."""
+"""The rows of a store as an approximate index takes them: checkpoints concatenated, scaled to norms of at most 1."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def row_blocks(store: RowStore) -> Iterator[NDArray[np.float32]]:
 
 
 def sampled_rows(store: RowStore, count: int) -> NDArray[np.float32]:
-    """Some `count` rows, always the same, of 1 GB at most. [<= count, C * D]."""
+    """At most `count` rows and 1 GB, drawn with a fixed seed. [<= count, C * D]."""
     count = min(count, store.rows, max(1, _SAMPLE_BYTES // _row_bytes(store)))
     chosen = np.sort(np.random.default_rng(0).choice(store.rows, count, replace=False))
     rows: NDArray[np.float32] = np.empty((count, store.checkpoints * store.dimensions), np.float32)
-    piece = max(1, _BLOCK_BYTES // _row_bytes(store))
-    for start in range(0, count, piece):
-        found = store.gather(range(store.checkpoints), chosen[start : start + piece])
-        rows[start : start + piece] = found.flatten(1).mul_(_factor(store)).numpy()
+    size = max(1, _BLOCK_BYTES // _row_bytes(store))
+    for start in range(0, count, size):
+        block = store.gather(range(store.checkpoints), chosen[start : start + size])
+        rows[start : start + size] = block.flatten(1).mul_(_factor(store)).numpy()
     return rows
 
 
@@ -39,7 +39,7 @@ def _row_bytes(store: RowStore) -> int:
 
 
 def _factor(store: RowStore) -> float:
-    """A power of two, so that it rounds nothing: no order changes, and float16 codes neither overflow nor vanish."""
+    """A power of two, so that scaling rounds nothing and keeps every order; float16 codes can then not overflow."""
     squares = sum(store.norms(checkpoint).astype(np.float64) ** 2 for checkpoint in range(store.checkpoints))
     longest = math.sqrt(np.max(squares, initial=0))
     return 2.0 ** -math.frexp(longest)[1]

@@ -1,41 +1,42 @@
-"""Writes one shard: under a temporary name, synced, hashed, and only then under its own."""
+"""Writes one shard under a temporary name, and renames it once it is complete and on disk."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
+from gradtrace.durable import rename_durably, temporary_path
 from gradtrace.errors import StoreError
 from gradtrace.store.checksums import hash_file
 from gradtrace.store.manifest import FileEntry
 from gradtrace.store.precision import decode, encode, tail_norms
 from gradtrace.store.shards import Shard, ShardLayout
+from gradtrace_indexer.writing.files import write_errors_of
 
 
 class ShardWriter:
-    """Takes a shard's rows batch by batch, each going straight to its place in the file, so memory stays flat.
+    """Writes a shard's rows batch by batch, each at its place in the file; no batch stays in memory.
 
     with ShardWriter(directory, "rows/a.pt/000000000.rows", layout) as writer:
         writer.append(rows)  # until layout.rows have come
         entry = writer.commit()
 
-    Leaving the block without a commit removes the temporary file. `name` is relative to the index directory. What a
-    killed process left is overwritten by the next writer of the same name.
+    Leaving the block without a commit removes the temporary file; one that a killed process left is overwritten by the
+    next writer of the same name. `name` is relative to the index directory.
     """
 
     def __init__(self, directory: Path, name: str, layout: ShardLayout, column_scales: Tensor | None = None) -> None:
         self._path = directory / name
-        self._temporary = self._path.with_name(self._path.name + ".tmp")
+        self._temporary = temporary_path(self._path)
         self._name = name
         self.layout, self._column_scales = layout, column_scales
         self._written = 0
-        with self._reporting():
+        with write_errors_of(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._temporary.open("wb", buffering=0)
             try:
@@ -48,7 +49,7 @@ class ShardWriter:
         """Encode and write the next rows, [b, D] float32.
 
         Raises:
-            StoreError: the wrong number of columns, more rows than the layout holds, a NaN coordinate, a full disk.
+            StoreError: a wrong number of columns, more rows than the layout holds, a NaN coordinate, or a full disk.
         """
         layout, first = self.layout, self._written
         if rows.ndim != 2 or rows.shape[1] != layout.dimensions or first + len(rows) > layout.rows:
@@ -61,7 +62,7 @@ class ShardWriter:
         self._append_blocks(torch.split(stored, layout.stored_widths, dim=1), scales, tails)
 
     def append_stored(self, shard: Shard, rows: Tensor) -> None:
-        """Copy some rows [b] int64 of another shard with the same levels and precision, bit for bit."""
+        """Copy rows, int64 [b], of another shard with the same levels and precision, bit for bit."""
         self._append_blocks([level[rows] for level in shard.levels], shard.scales[rows], shard.tails[rows])
 
     def _append_blocks(self, levels: Sequence[Tensor], scales: Tensor, tails: Tensor) -> None:
@@ -72,11 +73,11 @@ class ShardWriter:
         self._written += len(scales)
 
     def _write(self, block: Tensor, offset: int) -> None:
-        left = block.contiguous().cpu().view(torch.uint8).flatten().numpy().data
-        with self._reporting():
-            while left:
-                count = os.pwrite(self._file.fileno(), left, offset)
-                left, offset = left[count:], offset + count
+        remaining = block.contiguous().cpu().view(torch.uint8).flatten().numpy().data
+        with write_errors_of(self._path):
+            while remaining:
+                count = os.pwrite(self._file.fileno(), remaining, offset)
+                remaining, offset = remaining[count:], offset + count
 
     def commit(self) -> FileEntry:
         """Make the shard durable under its own name.
@@ -86,23 +87,11 @@ class ShardWriter:
         """
         if self._written != self.layout.rows:
             raise StoreError(f"{self._path} needs {self.layout.rows} rows, only {self._written} were written")
-        with self._reporting():
-            os.fsync(self._file.fileno())
+        with write_errors_of(self._path):
             self._file.close()
             entry = FileEntry(path=self._name, bytes=self.layout.bytes, xxh3=hash_file(self._temporary))
-            self._temporary.replace(self._path)
-            sync_directory(self._path.parent)
+            rename_durably(self._temporary, self._path)
         return entry
-
-    @contextmanager
-    def _reporting(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(
-                f"{self._path} could not be written: {error.strerror}; free some space or check the directory, then "
-                "run the same again: it resumes"
-            ) from error
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -115,12 +104,3 @@ class ShardWriter:
     def _discard(self) -> None:
         self._file.close()
         self._temporary.unlink(missing_ok=True)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make a rename inside a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,12 +19,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from gradtrace.errors import GradtraceError, StoreError
-from gradtrace.methods import METHODS, available_methods
 from gradtrace.store.manifest import read_manifest
 from gradtrace_client.service_schemas import Job
-from gradtrace_indexer.build.builder import missing_shards
-from gradtrace_indexer.generations import kept_generations, read_pending
+from gradtrace_indexer.generations import kept_generations, lost_methods, read_pending
 from gradtrace_indexer.writing.files import write_file
+from gradtrace_indexer.writing.shard_plan import missing_shards
 from gradtrace_service.engine.engine import DrainingError
 from gradtrace_service.engine.work import IndexUnavailableError
 from gradtrace_service.errors import FieldError, NoSuchJobError, OtherJobError
@@ -262,10 +261,8 @@ def last_complaint(stderr: str) -> str:
 
 def _lost_methods(path: Path, generation: int) -> dict[str, str]:
     """Methods that that generation answered and the current one does not, with the remedy for each."""
-    before = [kept for kept in kept_generations(path) if kept.generation == generation]  # none where it was pruned
-    now = read_manifest(path)
-    lacking = {name: METHODS[name].lacks(now) for manifest in before for name in available_methods(manifest)}
-    return {name: lacks for name, lacks in lacking.items() if lacks is not None}
+    before = next((kept for kept in kept_generations(path) if kept.generation == generation), None)
+    return {} if before is None else lost_methods(before, read_manifest(path))  # None where it was pruned
 
 
 def _now() -> datetime:
