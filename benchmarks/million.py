@@ -21,8 +21,8 @@ from torch import Tensor
 from benchmarks.derived import derived
 from benchmarks.memory import peak
 from benchmarks.search import query_vectors
-from gradtrace.search.progressive import ProgressiveSearcher
-from gradtrace.search.ranking import SearchResult, exhaustive_scores
+from gradtrace.search.exact_search import ProgressiveSearcher
+from gradtrace.search.scored_rows import SearchResult, exhaustive_scores
 from gradtrace.store.manifest import Manifest, Precision, read_manifest
 from gradtrace.store.rows import RowStore
 from gradtrace_indexer.task_loading import load_task

@@ -20,8 +20,8 @@ from benchmarks.exact import agreement, exact_tracin
 from benchmarks.search import query_vectors
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.data.dataset import fetch
-from gradtrace.search.progressive import ProgressiveSearcher
-from gradtrace.search.ranking import exhaustive_scores
+from gradtrace.search.exact_search import ProgressiveSearcher
+from gradtrace.search.scored_rows import exhaustive_scores
 from gradtrace.store.manifest import Manifest, read_manifest
 from gradtrace.store.precision import encode, load_column_scales
 from gradtrace.store.rows import RowStore

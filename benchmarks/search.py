@@ -24,8 +24,8 @@ from gradtrace import Task, load_checkpoints
 from gradtrace.basis import load_bases
 from gradtrace.data.dataset import fetch
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.search.progressive import ProgressiveSearcher
-from gradtrace.search.ranking import SearchResult, exhaustive_scores
+from gradtrace.search.exact_search import ProgressiveSearcher
+from gradtrace.search.scored_rows import SearchResult, exhaustive_scores
 from gradtrace.store.manifest import Manifest, read_manifest
 from gradtrace.store.rows import RowStore
 from gradtrace_indexer.task_loading import load_task

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.search import query_vectors, timed
 from gradtrace.search.by_name import SearcherName, open_searcher
-from gradtrace.search.ranking import SearchResult, rank
+from gradtrace.search.scored_rows import SearchResult, rank
 from gradtrace.store.manifest import SearcherEntry, read_manifest
 from gradtrace.store.rows import RowStore
 from gradtrace_indexer.searchers.build import mean_recall, write_searcher

@@ -13,7 +13,7 @@ import tiny
 from conftest import DigitsRun
 from digits_task import TASK
 from gradtrace import random_numbers
-from gradtrace.search.progressive import ProgressiveSearcher
+from gradtrace.search.exact_search import ProgressiveSearcher
 from gradtrace_indexer import build_index
 
 pytestmark = [

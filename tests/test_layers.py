@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gradtrace.data.batches import ExampleBatch, collate
 from gradtrace.data.sample import sample_of
 from gradtrace.gradients.capture import backpropagate
-from gradtrace.gradients.examination import examine
+from gradtrace.gradients.path_choice import examine
 from gradtrace.gradients.plan import GradientPath, PathChoice, plan_layers
 from gradtrace.gradients.reference import gradients_reference, stray_gradients
 from gradtrace.gradients.trainable import trainable_names

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from gradtrace.errors import QueryError
 from gradtrace.product_precision import product_error
-from gradtrace.search.progressive import ProgressiveSearcher, _extreme_positions, _Query
-from gradtrace.search.ranking import SearchResult, exhaustive_scores
+from gradtrace.search.exact_search import ProgressiveSearcher, _extreme_positions, _Query
+from gradtrace.search.scored_rows import SearchResult, exhaustive_scores
 from gradtrace.store.manifest import Precision
 from gradtrace.store.rows import RowStore
 from made_index import make_store

@@ -28,7 +28,7 @@ from gradtrace.search.annoy import AnnoySearcher
 from gradtrace.search.by_name import SearcherName
 from gradtrace.search.candidates import CandidateSearcher
 from gradtrace.search.faiss import FaissSearcher
-from gradtrace.search.ranking import SearchResult
+from gradtrace.search.scored_rows import SearchResult
 from gradtrace.store.manifest import MANIFEST_NAME, read_manifest
 from gradtrace.store.rows import RowStore
 from gradtrace_client import Client

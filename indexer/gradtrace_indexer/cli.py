@@ -33,7 +33,7 @@ from gradtrace_indexer.command_options import (
     TaskOption,
     WorkersOption,
 )
-from gradtrace_indexer.derived.representer import fit_representer
+from gradtrace_indexer.derived.representer_head import fit_representer
 from gradtrace_indexer.derived.trak_kernels import DAMPING, add_kernels
 from gradtrace_indexer.description import describe_searcher, details
 from gradtrace_indexer.evaluation.evaluate import evaluate as evaluate_lines

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gradtrace.basis import Basis
+from gradtrace.fitted.eigenbases import squares
 from gradtrace.fitted.fisher_batches import fisher_batches
-from gradtrace.fitted.spectral import squares
 from gradtrace.models.full_gradients import full_gradients
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.store.manifest import Manifest

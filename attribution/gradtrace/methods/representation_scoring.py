@@ -14,7 +14,7 @@ from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.methods.method import Floats, Scoring
 from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors
-from gradtrace.search.ranking import SearchResult, ends_of_scored
+from gradtrace.search.scored_rows import SearchResult, ends_of_scored
 from gradtrace.store.manifest import Manifest
 from gradtrace.task import Example
 

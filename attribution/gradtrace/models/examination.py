@@ -11,7 +11,7 @@ from torch import Tensor
 from gradtrace.data.batches import Measure
 from gradtrace.data.dataset import fetch
 from gradtrace.data.sample import Sample, sample_of
-from gradtrace.gradients.examination import examine
+from gradtrace.gradients.path_choice import examine
 from gradtrace.gradients.plan import PathChoice
 from gradtrace.models.outputs import Outputs, model_outputs
 from gradtrace.models.task_model import TaskModel

@@ -18,7 +18,7 @@ from gradtrace.data.guards import check_dataset
 from gradtrace.data.sample import sample_of
 from gradtrace.errors import RecordingError, UnsupportedLayerError
 from gradtrace.gradients.capture import training_hooks
-from gradtrace.gradients.examination import examine
+from gradtrace.gradients.path_choice import examine
 from gradtrace.gradients.plan import GradientPath, LayerPlan, PathChoice, plan_layers
 from gradtrace.gradients.trainable import trainable_names
 from gradtrace.recording.contributions import Contributions

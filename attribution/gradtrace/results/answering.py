@@ -22,7 +22,7 @@ from gradtrace.results.distribution import Distribution, describe, percentiles
 from gradtrace.results.hits import Hit, InfluenceResult, InfluenceResults, Recall
 from gradtrace.results.layer_shares import layer_shares
 from gradtrace.results.notes import note_on_few_rows, note_on_missing, note_on_zero
-from gradtrace.search.ranking import SearchResult
+from gradtrace.search.scored_rows import SearchResult
 from gradtrace.task import Example, Label
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtrace.search.ranking import SearchResult
+from gradtrace.search.scored_rows import SearchResult
 
 
 def note_on_zero(kind: str, queries: int, loss: float) -> str:

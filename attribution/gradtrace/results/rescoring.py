@@ -15,7 +15,7 @@ from gradtrace.methods.tracin import inverse
 from gradtrace.models.full_gradients import FullGradients, full_gradients
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.queries import Query, query_batches
-from gradtrace.search.ranking import SearchResult, both_ends
+from gradtrace.search.scored_rows import SearchResult, both_ends
 from gradtrace.task import Example
 
 CANDIDATES = 2  # so many times k rows are taken from either end of the compressed search

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.search.candidates import CandidateSearcher, unfiltered_count
-from gradtrace.search.ranking import Floats, Rows
+from gradtrace.search.scored_rows import Floats, Rows
 from gradtrace.store.rows import RowStore
 
 

@@ -14,8 +14,8 @@ import torch
 from gradtrace.errors import StoreError
 from gradtrace.search.annoy import AnnoySearcher
 from gradtrace.search.candidates import Searcher
+from gradtrace.search.exact_search import ProgressiveSearcher
 from gradtrace.search.faiss import FaissSearcher
-from gradtrace.search.progressive import ProgressiveSearcher
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.rows import RowStore
 

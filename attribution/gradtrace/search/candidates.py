@@ -20,8 +20,8 @@ from torch import Tensor
 
 from gradtrace.devices import threads
 from gradtrace.errors import QueryError
-from gradtrace.search.progressive import ProgressiveSearcher
-from gradtrace.search.ranking import Floats, Rows, SearchResult, rank
+from gradtrace.search.exact_search import ProgressiveSearcher
+from gradtrace.search.scored_rows import Floats, Rows, SearchResult, rank
 from gradtrace.store.rows import RowStore
 
 _EXTRA_HITS = 4  # beyond k, for which candidates are looked up at each end

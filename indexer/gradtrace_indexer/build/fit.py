@@ -18,9 +18,9 @@ from gradtrace.checkpoints.second_moments import SecondMoments
 from gradtrace.data.dataset import fetch
 from gradtrace.errors import LossError, StoreError
 from gradtrace.fitted.adam import preconditioner
+from gradtrace.fitted.eigenbases import fit_spectral_basis
 from gradtrace.fitted.eigenvalues import curvature
 from gradtrace.fitted.fisher_batches import fisher_batches
-from gradtrace.fitted.spectral import fit_spectral_basis
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.store.manifest import BasisKind, FileEntry, Precision
 from gradtrace.store.precision import STORED_DTYPES, column_scales

@@ -23,7 +23,7 @@ from torch import Tensor
 from gradtrace.devices import threads
 from gradtrace.errors import QueryError
 from gradtrace.product_precision import product_error
-from gradtrace.search.ranking import Doubles, EndThresholds, Floats, Rows, SearchResult, rank
+from gradtrace.search.scored_rows import Doubles, EndThresholds, Floats, Rows, SearchResult, rank
 from gradtrace.store.precision import tail_norms
 from gradtrace.store.rows import RowStore
 

@@ -18,8 +18,8 @@ from gradtrace.data.guards import check_batched_losses
 from gradtrace.data.sample import Sample
 from gradtrace.errors import LossError, UnsupportedLayerError
 from gradtrace.gradients.layouts import SHARED_LAYOUTS, Layout, fitting_layouts, preferred
+from gradtrace.gradients.path_comparison import Trial
 from gradtrace.gradients.plan import GradientPath, LayerPlan, PathChoice, first_paths, plan_layers
-from gradtrace.gradients.trial import Trial
 from gradtrace.gradients.uses import Use
 from gradtrace.layers import ModuleInputs
 
