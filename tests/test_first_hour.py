@@ -224,7 +224,7 @@ def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
         build.send_signal(signal.SIGINT)
         _, told = build.communicate(timeout=60)
     assert build.returncode == 130
-    assert told.strip() == "interrupted; a build, update or evaluation goes on where it stood when run again"
+    assert told.strip() == "interrupted; run a build, update or evaluation again to resume it"
 
 
 def test_an_update_with_a_wrong_directory_of_checkpoints_changes_nothing(tmp_path: Path) -> None:
