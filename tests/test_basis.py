@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import tiny
 from gradtrace import Checkpoint, StoreError, gradients_reference, random_numbers
 from gradtrace.basis import Basis, ChosenCoordinates, load_basis
-from gradtrace.fitted import spectral
+from gradtrace.fitted import eigenbases
 from gradtrace.fitted.eigenvalues import curvature
 from gradtrace.fitted.fisher_batches import fisher_batches
 from gradtrace.gradients.reference import vmapped_gradients
@@ -270,8 +270,8 @@ def test_curvature_of_a_squared_error_is_its_gauss_newton_matrix(tmp_path: Path,
 @pytest.mark.parametrize("case", ["linear", "linear, positions", "convolution", "grouped convolution", "embedding"])
 def test_wide_sides_are_sketched(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No matrix as wide as the layer is formed; what is kept is still a part of an orthogonal rotation."""
-    monkeypatch.setattr(spectral, "_WIDEST", 4)
-    monkeypatch.setattr(spectral, "_SKETCH", 2)
+    monkeypatch.setattr(eigenbases, "_WIDEST", 4)
+    monkeypatch.setattr(eigenbases, "_SKETCH", 2)
     decomposed: list[int] = []
     eigh = torch.linalg.eigh
 

@@ -151,14 +151,16 @@ def test_shards_that_leave_rows_out_are_refused(tmp_path: Path) -> None:
 
 
 MEASURE_READS = """
-import pathlib, resource, sys
+import pathlib, sys
 import numpy as np, torch
 sys.path.insert(0, sys.argv[2])
 from made_index import write_index
-from gradtrace.search.ranking import exhaustive_scores
+from gradtrace.search.scored_rows import exhaustive_scores
 from gradtrace.store.rows import RowStore
 
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
+sys.path.insert(0, str(pathlib.Path(sys.argv[2]).parent))
+from benchmarks.memory import peak
+
 directory = pathlib.Path(sys.argv[1])
 manifest = write_index(directory, np.ones((1, 30, 4096), np.float32), "float16", [16, 4096])
 entry = manifest.shards[0]
