@@ -19,8 +19,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gradtrace.errors import StoreError
 from gradtrace.store.manifest import Manifest, RepresenterEntry
 from gradtrace.store.tensor_files import load_tensors
+
+_RESIDUAL = 1e-4  # of the decomposition, relative to the weights: the fit has converged
+_ROUNDS = 200  # of L-BFGS
+_TINY = 1e-300
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,47 @@ def loss_slopes(outputs: Tensor, labels: Tensor, classes: int | None) -> Tensor:
 def with_constant(representations: Tensor) -> Tensor:
     """[..., features] -> [..., features + 1], the last being one: its weight is the layer's bias."""
     return torch.nn.functional.pad(representations, (0, 1), value=1.0)
+
+
+def fit_head(f: Tensor, labels: Tensor, classes: int | None, l2: float) -> tuple[Tensor, Tensor, float]:
+    """Fit the layer by L-BFGS, until its weights are the sum of the rows' shares.
+
+    Args:
+        f: float64 [n, features + 1], the representations with a constant.
+        labels: [n], int64 classes, or float64 values where `classes` is None.
+
+    Returns:
+        weights: float64 [outputs, features + 1].
+        shares: alpha, float64 [n, outputs].
+        residual: how far the sum of the shares is from the weights, relative to these.
+
+    Raises:
+        StoreError: the fit does not converge.
+    """
+    weights = torch.zeros(classes or 1, f.shape[1], dtype=torch.float64)
+    optimizer = torch.optim.LBFGS([weights], tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        outputs = f @ weights.T  # [n, outputs]
+        weights.grad = loss_slopes(outputs, labels, classes).T @ f / len(f) + 2 * l2 * weights
+        return _mean_loss(outputs, labels, classes) + l2 * weights.square().sum()
+
+    for _ in range(_ROUNDS):
+        optimizer.step(objective)  # 20 iterations
+        shares = loss_slopes(f @ weights.T, labels, classes) / (-2 * l2 * len(f))
+        residual = float((shares.T @ f - weights).norm() / weights.norm().clamp_min(_TINY))
+        if residual <= _RESIDUAL or not weights.any():
+            return weights, shares, residual
+    raise StoreError(
+        f"the refitted layer is still {residual:.1e} of its weights away from the sum of the rows' shares: choose a "
+        "larger l2"
+    )
+
+
+def _mean_loss(outputs: Tensor, labels: Tensor, classes: int | None) -> Tensor:
+    if classes is None:
+        return (outputs[:, 0] - labels).square().mean()
+    return torch.nn.functional.cross_entropy(outputs, labels)
 
 
 def load_refit(directory: Path, manifest: Manifest) -> Refit | None:

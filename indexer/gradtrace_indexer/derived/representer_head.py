@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtrace.errors import CorruptIndexError, StoreError
-from gradtrace.fitted.representer_head import loss_slopes, with_constant
+from gradtrace.fitted.representer_head import fit_head, with_constant
 from gradtrace.methods.representation_scoring import lacks_representations
 from gradtrace.store.checksums import check_files
 from gradtrace.store.manifest import Manifest, RepresenterEntry
@@ -18,9 +18,6 @@ from gradtrace.store.rows import RowStore, representation_store
 from gradtrace_indexer.generations import publish, successor, updating
 from gradtrace_indexer.writing.files import write_file
 
-_RESIDUAL = 1e-4  # of the decomposition, relative to the weights: the fit has converged
-_ROUNDS = 200  # of L-BFGS
-_TINY = 1e-300
 _BLOCK_ROWS = 4096
 
 
@@ -66,7 +63,7 @@ def _entry(directory: Path, manifest: Manifest, store: RowStore, l2: float) -> R
     """Fit at each trained model, and write the file."""
     live = torch.from_numpy(store.row_ids.live())
     labels, classes = _labels(directory, store, live)
-    fits = [_fitted(_inputs(store, place)[live], labels, classes, l2) for place in range(store.checkpoints)]
+    fits = [fit_head(_inputs(store, place)[live], labels, classes, l2) for place in range(store.checkpoints)]
     shares = torch.zeros(store.checkpoints, store.rows, classes or 1)
     shares[:, live] = torch.stack([fitted for _, fitted, _ in fits]).float()
     content = {"weights": torch.stack([weights for weights, _, _ in fits]), "shares": shares}
@@ -98,31 +95,3 @@ def _labels(directory: Path, store: RowStore, live: Tensor) -> tuple[Tensor, int
 def _inputs(store: RowStore, place: int) -> Tensor:
     """The layer's input for each row, with a constant for the bias. float64 [rows, features + 1]"""
     return torch.cat([with_constant(rows[:, 0].double()) for _, rows in store.blocks([place], _BLOCK_ROWS)])
-
-
-def _fitted(f: Tensor, labels: Tensor, classes: int | None, l2: float) -> tuple[Tensor, Tensor, float]:
-    """Weights [outputs, F], shares [n, outputs], and the residual of their decomposition, see `refit`."""
-    weights = torch.zeros(classes or 1, f.shape[1], dtype=torch.float64)
-    optimizer = torch.optim.LBFGS([weights], tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe")
-
-    def objective() -> Tensor:
-        outputs = f @ weights.T  # [n, outputs]
-        weights.grad = loss_slopes(outputs, labels, classes).T @ f / len(f) + 2 * l2 * weights
-        return _mean_loss(outputs, labels, classes) + l2 * weights.square().sum()
-
-    for _ in range(_ROUNDS):
-        optimizer.step(objective)  # 20 iterations
-        shares = loss_slopes(f @ weights.T, labels, classes) / (-2 * l2 * len(f))
-        residual = float((shares.T @ f - weights).norm() / weights.norm().clamp_min(_TINY))
-        if residual <= _RESIDUAL or not weights.any():
-            return weights, shares, residual
-    raise StoreError(
-        f"the refitted layer is still {residual:.1e} of its weights away from the sum of the rows' shares: choose a "
-        "larger l2"
-    )
-
-
-def _mean_loss(outputs: Tensor, labels: Tensor, classes: int | None) -> Tensor:
-    if classes is None:
-        return (outputs[:, 0] - labels).square().mean()
-    return torch.nn.functional.cross_entropy(outputs, labels)
