@@ -10,7 +10,12 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
+import pytest
+
+import tiny
+from gradtrace_indexer import build_index, progress
 from gradtrace_indexer.progress import LINE_SECONDS
 
 SCRIPT = """
@@ -54,6 +59,20 @@ def test_a_log_gets_a_line_for_each_interval() -> None:
     lines = piped(0.0)
     assert all(re.fullmatch(LINE, line) for line in lines[:-1]), lines
     assert len(lines) > 500
+
+
+def test_the_log_of_a_build_says_which_checkpoint_it_is_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the next line that is due, without one of its own for each checkpoint."""
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    task = tiny.PairTask(tiny.mlp, tiny.classes(30))
+    build_index(task, tiny.checkpoints(task, tmp_path), tmp_path / "index", batch_size=10)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "rows/s" in line]
+    assert re.fullmatch(r"rows at 2\.pt: 100% 60/60 \[.*rows/s\]", lines[-1]), lines
+    monkeypatch.setattr(progress, "LINE_SECONDS", 1e6)
+    build_index(task, tiny.checkpoints(task, tmp_path), tmp_path / "other", batch_size=10)
+    assert len([line for line in capsys.readouterr().err.splitlines() if "rows/s" in line]) == 2
 
 
 def test_a_terminal_has_a_bar_that_is_redrawn() -> None:

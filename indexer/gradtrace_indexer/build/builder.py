@@ -204,13 +204,13 @@ class Builder:
             for number, entry in enumerate(manifest.checkpoints):
                 own_tasks = [task for task in tasks if task.checkpoint == number]
                 if manifest.basis.kind == "spectral" and len(manifest.curvature) <= number:
-                    bar.set_description(f"curvature at {entry.name}")
+                    bar.set_description_str(f"curvature at {entry.name}", refresh=False)
                     manifest = self._with_curvature(manifest, number, bases[entry.run])
                 if entry.kind == "recorded":
                     manifest = self._with_recorded_rows(manifest, own_tasks, bar)
                     continue
                 if own_tasks:
-                    bar.set_description(f"rows at {entry.name}")
+                    bar.set_description_str(f"rows at {entry.name}", refresh=False)
                     manifest = self._with_rows(manifest, own_tasks, bases[entry.run], bar)
                 check_new_rows(self.directory, manifest, number, bases[entry.run], self._model_of)
         return manifest
