@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
+from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
 
 import digits_task
@@ -74,7 +76,7 @@ def index(digits_index: DigitsRun) -> Index:
 @pytest.fixture(scope="module")
 def url(digits_index: DigitsRun) -> Iterator[str]:
     """Of a service over the index of the digits."""
-    with serving(create_app(digits_index.open())) as address:
+    with serving_when_ready(create_app(digits_index.open())) as address:
         yield address
 
 
@@ -104,6 +106,14 @@ def program(*words: str, **pipes: Any) -> Iterator[subprocess.Popen[str]]:
         except BaseException:
             process.kill()
             raise
+
+
+@contextmanager
+def serving_when_ready(app: FastAPI) -> Iterator[str]:
+    """The address of a service once it says that it is ready, which takes a slow machine a while."""
+    with serving(app) as address:
+        wait_until(lambda: httpx.get(f"{address}/readyz", timeout=60).status_code == 200)
+        yield address
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 180) -> None:

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from conftest import DigitsRun
+from conftest import DigitsRun, serving_when_ready
 from gradtrace_client import AuthenticationError, BusyError, Client, ForbiddenError
 from gradtrace_client.problem_schemas import Problem
 from gradtrace_service import cli
@@ -59,7 +59,7 @@ def guarded(digits_index: DigitsRun, tmp_path_factory: pytest.TempPathFactory) -
     query, admin = add_key(keys, "reader", [Scope.query]), add_key(keys, "keeper", [Scope.admin])
     shutil.copytree(digits_index.index, out / "index")
     hosted = [Hosted("index", out / "index", digits_index.task, [digits_index.checkpoints])]
-    with serving(create_service(hosted, Settings(api_key_file=keys, audit_log=audit))) as url:
+    with serving_when_ready(create_service(hosted, Settings(api_key_file=keys, audit_log=audit))) as url:
         yield Guarded(url, keys, audit, query, admin)
 
 
