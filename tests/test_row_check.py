@@ -94,6 +94,22 @@ def test_a_gate_that_is_closed_at_one_checkpoint(tmp_path: Path, gates: tuple[fl
     np.testing.assert_allclose(index.scores(rows[:2]), expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
 
 
+class GuardedGate(GatedSequences):
+    """Runs with a gate that is closed, and with no other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool(self.gate != 0):
+            raise ValueError("the gate is open")
+        return super().forward(x)
+
+
+def test_a_model_that_runs_at_its_own_weights_alone(tmp_path: Path) -> None:
+    task = PairTask(GuardedGate, tiny.classes(40, (5, 5)))
+    found = tiny.checkpoints(task, tmp_path / "checkpoints", 1)
+    torch.save({**found[0].load(), "gate": torch.tensor(0.0)}, found[0].path)
+    tiny.build_index(task, found, tmp_path / "index", progress=False, basis="none", precision="float16")
+
+
 def flat_gradient(model: nn.Module, task: PairTask, row: tuple[Tensor, int]) -> Tensor:
     loss = task.loss(model, (row[0][None], torch.tensor([row[1]])))
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss.sum(), list(model.parameters()))])

@@ -46,7 +46,8 @@ def examine(model: nn.Module, measured: Sequence[tuple[Measure, Sample]], names:
         trials.append(Trial(model, measure, finite, names))
     choice = _chosen(PathChoice(first_paths(model, names)), trials)
     if any(map(Trial.has_zero_gradients, trials)):
-        with _perturbed(model, names), suppress(LossError, UnsupportedLayerError):
+        # Other weights than the trained ones may be impossible for the model: then what was found at these stands.
+        with _perturbed(model, names), suppress(Exception):
             return _chosen(choice, [Trial(model, trial.measure, trial.sample, names) for trial in trials])
     return choice
 
