@@ -93,7 +93,7 @@ class Index(IndexDisplay):
         """
         scoring = self.scoring(method, **options)
         question = Question(k, self._allowed(filter), rescore, aggregate, include)
-        recall = None if target or any(options.values()) else self._recall(method, question)
+        recall = None if target else self._recall(method, question, options)
         answering = Answering(self.contents, self._stored_columns, methods.METHODS[method], scoring, question, recall)
         with (stopwatch := Stopwatch())("gradient"):
             queries = self._resolved(examples, target)
@@ -228,11 +228,11 @@ class Index(IndexDisplay):
                 raise QueryError("this is one example where a list of examples is asked for: pass [example]") from error
             raise
 
-    def _recall(self, method: str, question: Question) -> Recall | None:
+    def _recall(self, method: str, question: Question, options: methods.MethodOptions) -> Recall | None:
         """As it was measured: with so many hits, by the method's default options, at all checkpoints and rows."""
         entry, allowed = self.manifest.searcher, question.allowed
         measured = entry and entry.k == question.k and entry.recall.get(method)
-        unusual = question.rescore or question.aggregate
+        unusual = question.rescore or question.aggregate or any(value is not None for value in options.values())
         if not measured or unusual or not (allowed is None or np.array_equal(allowed, self._row_ids.live())):
             return None
         return Recall(measured.top, measured.bottom)
