@@ -148,9 +148,11 @@ def _module_hooks(plan: LayerPlan, capture: Capture) -> Iterator[None]:
         if not capture.watching:
             return output
         layer = plan.whole_modules[module]
-        known = plan.batched.get(layer.name)
-        add = lambda inputs, tensor: capture.add([(layer, inputs)], tensor)  # noqa: E731
-        return ModuleInputs.map_outputs(args, kwargs, output, add, known)
+
+        def add(inputs: ModuleInputs, tensor: Tensor) -> Tensor:
+            return capture.add([(layer, inputs)], tensor)
+
+        return ModuleInputs.map_outputs(args, kwargs, output, add, plan.batched.get(layer.name))
 
     with ExitStack() as hooks:
         for module in plan.modules:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradtrace.errors import SharedPositionsError, UnsupportedLayerError
@@ -58,21 +60,23 @@ class Use:
                 "examples are not in the first dimension, as they were in the sample of rows that the model was "
                 "examined on: freeze it, or let it see whole batches"
             )
-        reorder: Callable[[Tensor], Tensor]
-        if batch == 1:
-            reorder = lambda values: values.unsqueeze(0)  # noqa: E731
-        elif self.fits:
-            reorder = lambda values: examples_first(values, self.layout, batch)  # noqa: E731
-        else:
-            position_owners = self.owners(batch)
-            if bool(position_owners.mixed.any()):
-                raise SharedPositionsError(
-                    f"examples of a batch share positions of layer {self.layer.name} (equal ones computed once?), "
-                    "which the sample of rows did not show: choose batch_size=1"
-                )
-            grouping = Grouping(position_owners, batch)
-            reorder = lambda values: grouping(self._flat(values))  # noqa: E731
+        reorder = self._reordering(batch)
         return self.layer.factors(_by_example(inputs, reorder, batch), reorder(d))
+
+    def _reordering(self, batch: int) -> Callable[[Tensor], Tensor]:
+        """From values in the layer's layout to [batch, instances, ...]."""
+        if batch == 1:
+            return partial(torch.unsqueeze, dim=0)
+        if self.fits:
+            return partial(examples_first, layout=self.layout, batch=batch)
+        position_owners = self.owners(batch)
+        if bool(position_owners.mixed.any()):
+            raise SharedPositionsError(
+                f"examples of a batch share positions of layer {self.layer.name} (equal ones computed once?), "
+                "which the sample of rows did not show: choose batch_size=1"
+            )
+        grouping = Grouping(position_owners, batch)
+        return lambda values: grouping(self._flat(values))
 
     def _flat(self, values: Tensor) -> Tensor:
         """The leading dimensions flattened into one: [positions, ...]."""
