@@ -65,7 +65,7 @@ def planned_gradients(choice: PathChoice, model: nn.Module, task: Task, batch: E
 
     backpropagate(model, task.loss, batch, plan, add)
     strays: dict[Layer, list[Tensor]] = {}
-    for layer, _, gradient in stray_gradients(model, task.loss, batch, plan):
+    for layer, gradient in stray_gradients(model, task.loss, batch, plan.strays):
         strays.setdefault(layer, []).append(gradient)
     sums |= {layer: torch.cat(parts) for layer, parts in strays.items()}
     return {name: value for layer, total in sums.items() for name, value in layer.parameter_gradients(total).items()}

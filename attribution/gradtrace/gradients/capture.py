@@ -67,7 +67,7 @@ class Capture:
     @property
     def needs_colors(self) -> bool:
         # A checkpointed segment may have scattered uses that the forward pass does not show.
-        scattered = self._plan.whole_graph and Layout.SCATTERED in self._plan.layouts.values()
+        scattered = self._plan.choice.whole_graph and Layout.SCATTERED in self._plan.choice.layouts.values()
         return self._batch > 1 and (scattered or any(not use.fits for use in self.uses))
 
     def begin_gradients(self) -> None:
@@ -152,7 +152,7 @@ def _module_hooks(plan: LayerPlan, capture: Capture) -> Iterator[None]:
         def add(inputs: ModuleInputs, tensor: Tensor) -> Tensor:
             return capture.add([(layer, inputs)], tensor)
 
-        return ModuleInputs.map_outputs(args, kwargs, output, add, plan.batched.get(layer.name))
+        return ModuleInputs.map_outputs(args, kwargs, output, add, plan.choice.batched.get(layer.name))
 
     with ExitStack() as hooks:
         for module in plan.modules:
@@ -230,7 +230,7 @@ def _run(
         both_passes.enter_context(torch.enable_grad())
         both_passes.enter_context(_module_hooks(plan, capture))
         # The backward pass runs checkpointed segments again, and calls in them are uses as well.
-        calls = both_passes if plan.whole_graph else forward
+        calls = both_passes if plan.choice.whole_graph else forward
         if plan.parameters:
             calls.enter_context(ParameterCalls(plan.parameters, capture))
         losses = measure(model, batch.collated)
@@ -241,9 +241,9 @@ def _run(
             capture.phase = "colors"
             degree = getattr(measure, "degree", 1.0)  # gradients scale with this power of an example's weight
             weights = colors(len(batch), losses.device) ** (1 / degree)
-            _differentiate((losses * weights.to(losses.dtype)).sum(), token, plan.whole_graph, keep=True)
+            _differentiate((losses * weights.to(losses.dtype)).sum(), token, plan.choice.whole_graph, keep=True)
         capture.begin_gradients()
-        _differentiate(losses.sum(), token, plan.whole_graph)
+        _differentiate(losses.sum(), token, plan.choice.whole_graph)
     return losses.detach(), capture.uses
 
 

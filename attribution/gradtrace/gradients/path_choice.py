@@ -46,7 +46,7 @@ def examine(model: nn.Module, measured: Sequence[tuple[Measure, Sample]], names:
         trials.append(Trial(model, measure, finite, names))
     choice = _chosen(PathChoice(first_paths(model, names)), trials)
     if any(map(Trial.has_zero_gradients, trials)):
-        # Other weights than the trained ones may be impossible for the model: then what was found at these stands.
+        # The model may be undefined at other weights than the trained ones: then the choice at these stands.
         with _perturbed(model, names), suppress(Exception):
             return _chosen(choice, [Trial(model, trial.measure, trial.sample, names) for trial in trials])
     return choice
@@ -137,27 +137,24 @@ def _wrong_in_float64(choice: PathChoice, trials: Sequence[Trial], wrong: dict[s
 
 def _with_slower_paths(model: nn.Module, choice: PathChoice, wrong: Mapping[str, str]) -> PathChoice:
     """The choice with the next path for every parameter in `wrong`, and for those that share a layer with one."""
-    paths, reasons, layouts = dict(choice.paths), dict(choice.reasons), dict(choice.layouts)
-    layers = plan_layers(model, choice).layers
-    for layer in layers:
-        causes = [wrong[name] for name in layer.names if name in wrong]
-        for name in layer.names if causes else ():
-            paths[name], reasons[name] = _slower_path(name, paths[name], causes[0]), causes[0]
+    causes, layouts = dict(wrong), dict(choice.layouts)  # no layer on its path may fit a parameter in `wrong`
+    for layer in plan_layers(model, choice).layers:
+        of_layer = [wrong[name] for name in layer.names if name in wrong]
+        if of_layer:
+            causes |= dict.fromkeys(layer.names, of_layer[0])
             layouts.pop(layer.name, None)
-    planned = {name for layer in layers for name in layer.names}
-    for name in wrong.keys() - planned:  # no layer on this path fits the parameter
-        paths[name], reasons[name] = _slower_path(name, paths[name], wrong[name]), wrong[name]
-    return replace(choice, paths=paths, reasons=reasons, layouts=layouts)
+    slower = {name: _slower_path(name, choice.paths[name], reason) for name, reason in causes.items()}
+    return replace(choice, paths={**choice.paths, **slower}, reasons={**choice.reasons, **causes}, layouts=layouts)
 
 
 def _slower_path(name: str, path: GradientPath, reason: str) -> GradientPath:
-    slower = path.next
-    if slower is None:
+    paths = list(GradientPath)
+    if path is paths[-1]:
         raise UnsupportedLayerError(
             f"the gradients of {name} differ from autograd's even one example at a time ({reason}): the model changes "
             "between calls. Is something random in its forward, or does it keep a state?"
         )
-    return slower
+    return paths[paths.index(path) + 1]
 
 
 def _batched_arguments(uses: Iterable[Use]) -> dict[str, tuple[bool, ...]]:

@@ -144,7 +144,7 @@ class _BatchGradients:
         self._strays: dict[str, list[Tensor]] = {}
         for path, strays in plan.strays.items():
             try:
-                for layer, _, gradient in stray_gradients(model, measure, batch, plan.with_strays(path)):
+                for layer, gradient in stray_gradients(model, measure, batch, {path: strays}):
                     self._strays.setdefault(layer.names[0], []).append(gradient)
             except Exception as error:
                 if path is GradientPath.ALONE:

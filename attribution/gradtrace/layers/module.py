@@ -105,12 +105,6 @@ class ModuleLayer(Layer):
     def leading_dimensions(self, output: Tensor) -> tuple[int, ...]:
         return tuple(output.shape[:1])
 
-    def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
-        raise NotImplementedError("a module has no factors, only a whole gradient")
-
-    def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
-        raise NotImplementedError("a module has no factors, only a whole gradient")
-
     def gradient(self, x: Any, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
         """[batch, 1, 1, size], float32, or float64 where d is."""
         inputs: ModuleInputs = x

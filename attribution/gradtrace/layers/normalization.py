@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradtrace.layers.base import IDENTITY, Bases, Layer, register
+from gradtrace.layers.base import IDENTITY, Bases, Layer, register, wide, with_ones
 
 
 class NormalizationLayer(Layer):
@@ -30,20 +30,17 @@ class NormalizationLayer(Layer):
 
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
         a = self.by_channel(self.normalized(x)).transpose(1, 2).unsqueeze(-1)  # [batch, channels, positions, 1]
-        return torch.cat([a, torch.ones_like(a)], dim=-1) if self.has_bias else a
+        return with_ones(a) if self.has_bias else a
 
     def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
-        return self.by_channel(_wide(d)).transpose(1, 2).unsqueeze(-1)
+        return self.by_channel(wide(d)).transpose(1, 2).unsqueeze(-1)
 
     def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
-        d = self.by_channel(_wide(d))  # [batch, positions, channels]
+        d = self.by_channel(wide(d))  # [batch, positions, channels]
         sums = [(d * self.by_channel(self.normalized(x))).sum(1)]
         if self.has_bias:
             sums.append(d.sum(1))
         return torch.stack(sums, dim=-1).unsqueeze(2)  # [batch, channels, 1, 2]
-
-    def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
-        return self.gradient(x, d).flatten(1).index_select(1, kept)
 
 
 @register(nn.LayerNorm, nn.RMSNorm)
@@ -54,8 +51,8 @@ class LayerNormLayer(NormalizationLayer):
         norm = cast("nn.LayerNorm | nn.RMSNorm", self.module)
         shape = list(norm.normalized_shape)
         if isinstance(norm, nn.LayerNorm):
-            return F.layer_norm(_wide(x), shape, eps=norm.eps)
-        return F.rms_norm(_wide(x), shape, eps=norm.eps)
+            return F.layer_norm(wide(x), shape, eps=norm.eps)
+        return F.rms_norm(wide(x), shape, eps=norm.eps)
 
     def leading_dimensions(self, output: Tensor) -> tuple[int, ...]:
         norm = cast("nn.LayerNorm | nn.RMSNorm", self.module)
@@ -81,7 +78,7 @@ class ChannelNormLayer(NormalizationLayer):
 class GroupNormLayer(ChannelNormLayer):
     def normalized(self, x: Tensor) -> Tensor:
         norm = cast(nn.GroupNorm, self.module)
-        return F.group_norm(_wide(x), norm.num_groups, eps=norm.eps)
+        return F.group_norm(wide(x), norm.num_groups, eps=norm.eps)
 
 
 @register(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -95,7 +92,7 @@ class BatchNormLayer(ChannelNormLayer):
         """Mean and 1 / standard deviation, each [channels]."""
         norm = cast(nn.BatchNorm1d, self.module)
         if norm.training:  # five times as fast as torch.var_mean
-            _, mean, scale = torch.native_batch_norm(_wide(x), None, None, None, None, True, 0.0, norm.eps)
+            _, mean, scale = torch.native_batch_norm(wide(x), None, None, None, None, True, 0.0, norm.eps)
             return mean, scale
         mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
         return mean, (variance + norm.eps).rsqrt()
@@ -107,13 +104,9 @@ class BatchNormLayer(ChannelNormLayer):
 
     def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
         mean, scale = self._statistics(x)
-        d, x = self.by_channel(_wide(d)), self.by_channel(_wide(x))  # [batch, positions, channels]
+        d, x = self.by_channel(wide(d)), self.by_channel(wide(x))  # [batch, positions, channels]
         total = d.sum(1)
         sums = [((d * x).sum(1) - mean * total) * scale]
         if self.has_bias:
             sums.append(total)
         return torch.stack(sums, dim=-1).unsqueeze(2)  # [batch, channels, 1, 2]
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype.itemsize < 4 else x

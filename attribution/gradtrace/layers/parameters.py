@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradtrace.layers.base import IDENTITY, Bases, Layer, Uses, rotate
+from gradtrace.layers.base import IDENTITY, Bases, Layer, Uses, real_values, rotate
+from gradtrace.layers.embedding import numbers_among, sum_by_token
 from gradtrace.layers.linear import LinearLayer, joined, positions
 
 
@@ -43,6 +43,10 @@ class ParameterLayer(Layer):
         first, end = rows
         return d if end - first == d.shape[-1] == self.outputs else F.pad(d, (first, self.outputs - end))
 
+    def weight_gradient(self, weight: Tensor) -> Tensor:
+        parameter = self.module.get_parameter(self.names[0]).detach()
+        return weight.reshape(len(weight), *real_values(parameter).shape)
+
 
 class MatrixLayer(ParameterLayer, LinearLayer):
     """W [out, in] in calls x W^T."""
@@ -53,9 +57,6 @@ class MatrixLayer(ParameterLayer, LinearLayer):
     def factors(self, inputs: CallInputs, d: Tensor) -> tuple[Tensor, Tensor]:
         assert inputs.values is not None
         return inputs.values, self.padded(d, inputs.rows)
-
-    def weight_gradient(self, weight: Tensor) -> Tensor:
-        return weight.squeeze(1)
 
 
 class BiasLayer(ParameterLayer):
@@ -80,14 +81,8 @@ class BiasLayer(ParameterLayer):
     def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
         return positions(d).sum((1, 2))[..., None, None]  # [batch, out, 1, 1]
 
-    def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
-        return self.gradient(x, d).flatten(1).index_select(1, kept)
-
     def merged(self, uses: Uses) -> Uses:
         return joined(uses)
-
-    def weight_gradient(self, weight: Tensor) -> Tensor:
-        return weight.flatten(1)
 
 
 class TableLayer(ParameterLayer):
@@ -130,7 +125,7 @@ class TableLayer(ParameterLayer):
         a = self.input_factors(x, bases.inputs)[:, 0]  # [batch, positions, r]
         if d.is_floating_point():
             return (positions(d)[:, 0].mT @ a).unsqueeze(1)  # [batch, 1, tokens, r]
-        return _sum_by_token(d.reshape(len(d), -1), a, self.outputs).unsqueeze(1)
+        return sum_by_token(d, a, self.outputs).unsqueeze(1)
 
     def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
         if bases.outputs is not None:
@@ -141,9 +136,8 @@ class TableLayer(ParameterLayer):
         if d.is_floating_point():
             sums = positions(d)[:, 0].index_select(2, tokens).mT @ a  # [batch, tokens, r]
         else:
-            rows = torch.full((self.outputs,), len(tokens), device=d.device)  # all other tokens share an extra row
-            rows[tokens] = torch.arange(len(tokens), device=d.device)
-            sums = _sum_by_token(rows[d.reshape(len(d), -1)], a, len(tokens) + 1)
+            # all other tokens share an extra row
+            sums = sum_by_token(numbers_among(tokens, self.outputs)[d], a, len(tokens) + 1)
         return sums.flatten(1).index_select(1, row * r + kept % r)
 
     def merged(self, uses: Uses) -> Uses:
@@ -152,12 +146,8 @@ class TableLayer(ParameterLayer):
         merged = joined(products) if products else []
         return merged + ([(x, d.squeeze(-1)) for x, d in joined(lookups)] if lookups else [])
 
-    def squared_sum(self, uses: Uses, bases: Bases) -> Tensor:
-        sums = (
-            reduce(torch.add, (self.gradient(x[examples], d[examples], bases) for x, d in uses))
-            for examples in self.slices(uses[0][0])
-        )
-        return reduce(Tensor.add_, (gradient.square().sum(0) for gradient in sums))
+    def _rotated_gradient(self, x: Tensor, d: Tensor, bases: Bases) -> Tensor:
+        return self.gradient(x, d, bases)  # a table has more rows than there are positions to rotate
 
     def inner_products(self, left: Uses, right: Uses) -> Tensor:
         """sum_pq (x_p . y_q) (d_p . e_q) over the positions p, q of both examples; no table is formed."""
@@ -180,15 +170,6 @@ class TableLayer(ParameterLayer):
         else:
             outputs = (d_tokens[:, None] == e_tokens).to(inputs.dtype)
         return (inputs * outputs).sum(0).view(len(y), -1).sum(1)
-
-    def weight_gradient(self, weight: Tensor) -> Tensor:
-        return weight.squeeze(1)
-
-
-def _sum_by_token(tokens: Tensor, values: Tensor, count: int) -> Tensor:
-    """Sum values [batch, positions, n] over the positions of each token. [batch, count, n]"""
-    sums = values.new_zeros(len(tokens), count, values.shape[2])
-    return sums.scatter_add_(1, tokens.unsqueeze(2).expand(-1, -1, values.shape[2]), values)
 
 
 def parameter_layer(module: nn.Module, name: str, is_table: bool) -> ParameterLayer | None:

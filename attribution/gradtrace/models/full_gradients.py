@@ -82,6 +82,6 @@ def full_gradients(model: GradientModel, batch: ExampleBatch, measure: Measure |
     uses: dict[Layer, Uses] = {}
     losses = model.backpropagate(batch, lambda layer, x, d: uses.setdefault(layer, []).append((x, d)), measure)
     strays: dict[Layer, list[Tensor]] = {}
-    for layer, _, gradient in stray_gradients(model.model, measure or model.task.loss, batch, model.plan):
+    for layer, gradient in stray_gradients(model.model, measure or model.task.loss, batch, model.plan.strays):
         strays.setdefault(layer, []).append(gradient)
     return FullGradients(uses, {layer: torch.cat(parts) for layer, parts in strays.items()}, losses)

@@ -148,7 +148,7 @@ class GradientModel(TaskModel):
         coordinates: dict[str, Tensor] = {}
         losses = self.backpropagate(batch, partial(basis.add_use, coordinates), measure)
         strays: dict[str, list[Tensor]] = {}
-        for layer, _, gradient in stray_gradients(self.model, measure, batch, self.plan):
+        for layer, gradient in stray_gradients(self.model, measure, batch, self.plan.strays):
             if layer.name in basis.layers:
                 strays.setdefault(layer.name, []).append(basis.layers[layer.name].of_gradient(gradient))
         rows = basis.assemble(coordinates | {name: torch.cat(parts) for name, parts in strays.items()}, len(losses))
