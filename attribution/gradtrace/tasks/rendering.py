@@ -34,7 +34,13 @@ def rendered(task: Task, example: Example) -> dict[str, Any]:
 def _json_value(value: Any, path: str) -> Any:
     """path: of the value, such as `MyTask.render["features"][2]`, for messages"""
     if isinstance(value, np.generic | np.ndarray | Tensor):
-        return _json_value(_as_list(value, path), path)
+        if len(value.shape) > 1:
+            raise TaskError(
+                f"{path} is a {type(value).__name__} of shape {list(value.shape)}: return its .tolist() where it "
+                "is small, an image as a data URL, by gradtrace.tasks.payload.encode_image(uint8 [height, width, "
+                "channels])"
+            )
+        return _json_value(value.tolist(), path)
     if isinstance(value, str):
         return value if value.isascii() else value.encode(errors="replace").decode()
     if isinstance(value, float):
@@ -45,25 +51,12 @@ def _json_value(value: Any, path: str) -> Any:
         return {_key(key, path): _json_value(item, f"{path}[{key!r}]") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_json_value(item, f"{path}[{index}]") for index, item in enumerate(value)]
-    raise TaskError(f"{path} is {type(value).__name__}, which JSON cannot hold: {_remedy(value)}")
-
-
-def _as_list(value: np.generic | np.ndarray[Any, Any] | Tensor, path: str) -> Any:
-    if len(value.shape) > 1:
-        raise TaskError(
-            f"{path} is a {type(value).__name__} of shape {list(value.shape)}: return its .tolist() where it is "
-            "small, an image as a data URL, by gradtrace.tasks.payload.encode_image(uint8 [height, width, channels])"
-        )
-    return value.tolist()
+    binary = isinstance(value, bytes | bytearray)
+    remedy = "text, such as base64.b64encode(value).decode()" if binary else "texts, numbers, lists and dicts of them"
+    raise TaskError(f"{path} is {type(value).__name__}, which JSON cannot hold: return {remedy}")
 
 
 def _key(key: Any, path: str) -> str:
     if not isinstance(key, str):
         raise TaskError(f"{path} has the key {key!r}, and keys of JSON objects are texts: use str(key)")
     return key
-
-
-def _remedy(value: Any) -> str:
-    if isinstance(value, bytes | bytearray):
-        return "return text, such as base64.b64encode(value).decode()"
-    return "return texts, numbers, lists and dicts of them"
