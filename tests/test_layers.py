@@ -14,9 +14,8 @@ from gradtrace.data.batches import ExampleBatch, collate
 from gradtrace.data.sample import sample_of
 from gradtrace.gradients.capture import backpropagate
 from gradtrace.gradients.path_choice import examine
-from gradtrace.gradients.plan import GradientPath, PathChoice, plan_layers
+from gradtrace.gradients.plan import GradientPath, PathChoice, plan_layers, trainable_names
 from gradtrace.gradients.reference import gradients_reference, stray_gradients
-from gradtrace.gradients.trainable import trainable_names
 from gradtrace.layers import Layer
 from gradtrace.task import Task
 

@@ -6,7 +6,7 @@ Parameters never require a gradient, so that no weight gradient is formed, neith
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -60,8 +60,7 @@ class Capture:
         self._rerun_uses: dict[Layer, deque[Use]] = defaultdict(deque)
         self._in_callback = False  # on_use may run modules to differentiate them: these are not uses
 
-    @property
-    def watching(self) -> bool:
+    def is_watching(self) -> bool:
         return torch.is_grad_enabled() and not self._in_callback
 
     @property
@@ -135,17 +134,32 @@ def _repeated(values: Tensor, batch: int, has_batch: bool) -> Tensor:
     return (values if has_batch else values.unsqueeze(0)).expand(batch, *values.shape[int(has_batch) :])
 
 
+def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The input of a call of a module that takes one."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+@contextmanager
+def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    """While open, `hook` is called with (module, args, kwargs, output) after each call of one of the modules; it
+    returns the output for the model to use, or None to leave it."""
+    with ExitStack() as handles:
+        for module in modules:
+            handles.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        yield
+
+
 @contextmanager
 def _module_hooks(plan: LayerPlan, capture: Capture) -> Iterator[None]:
     """While open, `capture` receives the uses of the plan's modules."""
 
     def layer_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        if not capture.watching or not isinstance(output, Tensor):  # a subclass may return something else
+        if not capture.is_watching() or not isinstance(output, Tensor):  # a subclass may return something else
             return output
-        return capture.add([(plan.modules[module], args[0] if args else next(iter(kwargs.values())))], output)
+        return capture.add([(plan.modules[module], first_argument(args, kwargs))], output)
 
     def module_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not capture.watching:
+        if not capture.is_watching():
             return output
         layer = plan.whole_modules[module]
 
@@ -154,11 +168,7 @@ def _module_hooks(plan: LayerPlan, capture: Capture) -> Iterator[None]:
 
         return ModuleInputs.map_outputs(args, kwargs, output, add, plan.choice.batched.get(layer.name))
 
-    with ExitStack() as hooks:
-        for module in plan.modules:
-            hooks.callback(module.register_forward_hook(layer_hook, with_kwargs=True).remove)
-        for module in plan.whole_modules:
-            hooks.callback(module.register_forward_hook(module_hook, with_kwargs=True).remove)
+    with hooked(plan.modules, layer_hook), hooked(plan.whole_modules, module_hook):
         yield
 
 
@@ -170,15 +180,13 @@ def training_hooks(layers: Mapping[nn.Module, Layer], on_use: OnUse, token: Tens
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return output
-        x = (args[0] if args else next(iter(kwargs.values()))).detach()
+        x = first_argument(args, kwargs).detach()
         if not output.requires_grad:
             output = _GraphStart.apply(output, token)  # type: ignore[no-untyped-call]
         output.register_hook(lambda d: on_use(layers[module], x, d))
         return output
 
-    with ExitStack() as hooks:
-        for module in layers:
-            hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+    with hooked(layers, hook):
         yield
 
 
@@ -232,7 +240,7 @@ def _run(
         # The backward pass runs checkpointed segments again, and calls in them are uses as well.
         calls = both_passes if plan.choice.whole_graph else forward
         if plan.parameters:
-            calls.enter_context(ParameterCalls(plan.parameters, capture))
+            calls.enter_context(ParameterCalls(plan.parameters, capture.is_watching, capture.add))
         losses = measure(model, batch.collated)
         if not losses.requires_grad:  # the losses depend on no layer
             return losses, []

@@ -1,7 +1,8 @@
-"""The plan of a model's gradients: the path on which each parameter is differentiated, and the layers on each path."""
+"""The plan of a model's gradients: which parameters are attributed, the path of each, and the layers on each path."""
 
 from __future__ import annotations
 
+import fnmatch
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from enum import Enum
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from gradtrace.errors import TaskError, UnsupportedLayerError
 from gradtrace.gradients.layouts import Layout
 from gradtrace.layers import Layer, ModuleLayer, ParameterLayer, layer_type_of, parameter_layer, real_values
 
@@ -85,6 +87,50 @@ class LayerPlan:
 
     def layout(self, layer: Layer) -> Layout:
         return self.choice.layouts.get(layer.name, Layout.FIRST)
+
+
+def trainable_names(model: nn.Module, patterns: Sequence[str] | None = None) -> list[str]:
+    """Names of the parameters that require a gradient and that the patterns choose.
+
+    patterns: see `Task.layers`; None: all
+
+    Raises:
+        TaskError: there is no such parameter, or a pattern fits no parameter.
+        UnsupportedLayerError: the model or one of its modules is TorchScript or compiled.
+    """
+    for name, module in model.named_modules():
+        scripted = type(module).__module__.startswith("torch.jit")
+        if scripted or hasattr(module, "_orig_mod"):
+            kind = "TorchScript (torch.jit.script or torch.jit.trace)" if scripted else "compiled (torch.compile)"
+            raise UnsupportedLayerError(
+                f"{name or 'the model'} is {kind}, so that its layers cannot be watched: return the eager Python "
+                "module from Task.model; the weights of checkpoints fit both"
+            )
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not names:
+        raise TaskError("no parameter of the model requires a gradient: nothing can be attributed")
+    return names if patterns is None else _chosen_names(names, patterns)
+
+
+def _chosen_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    if isinstance(patterns, str) or not patterns:
+        raise TaskError(f'layers must be a list of patterns such as ["encoder.*", "!*.bias"], not {patterns!r}')
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern.removeprefix("!")):
+            raise TaskError(
+                f"layers: {pattern!r} fits no parameter that requires a gradient; they are {', '.join(names[:8])}"
+                + " ..." * (len(names) > 8)
+            )
+    included = [pattern for pattern in patterns if not pattern.startswith("!")] or ["*"]
+    excluded = [pattern.removeprefix("!") for pattern in patterns if pattern.startswith("!")]
+    chosen = [name for name in names if _fits(name, included) and not _fits(name, excluded)]
+    if not chosen:
+        raise TaskError(f"layers: the patterns {list(patterns)} leave no parameter")
+    return chosen
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def first_paths(model: nn.Module, trainable: Sequence[str]) -> dict[str, GradientPath]:

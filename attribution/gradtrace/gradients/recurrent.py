@@ -1,11 +1,12 @@
 """PyTorch's recurrent layers written step by step with `F.linear`, whose calls give the factors of gradients.
 
-The functions replace those of torch._VF and take the same arguments. Dropout is ignored: it is inactive in eval mode.
+`REPLACEMENTS` of functions of torch._VF take the same arguments. Dropout is ignored: it is inactive in eval mode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,12 +41,8 @@ def _gru_step(gates: Tensor, state: State, weights: Sequence[Tensor]) -> State:
     return ((1 - update) * new + update * h,)
 
 
-def _tanh_step(gates: Tensor, state: State, weights: Sequence[Tensor]) -> State:
-    return ((gates + F.linear(state[0], weights[1], _bias(weights, 3))).tanh(),)
-
-
-def _relu_step(gates: Tensor, state: State, weights: Sequence[Tensor]) -> State:
-    return ((gates + F.linear(state[0], weights[1], _bias(weights, 3))).relu(),)
+def _rnn_step(activation: Callable[[Tensor], Tensor], gates: Tensor, state: State, weights: Sequence[Tensor]) -> State:
+    return (activation(gates + F.linear(state[0], weights[1], _bias(weights, 3))),)
 
 
 def _forwards(
@@ -81,7 +78,7 @@ def _backwards(
 def _layers(
     x: Tensor,
     split: Callable[[Tensor], Sequence[Tensor]],
-    join: Callable[[Sequence[Tensor]], Tensor],
+    join: Callable[[list[Tensor]], Tensor],
     hidden: State,
     weights: Sequence[Tensor],
     has_biases: bool,
@@ -116,37 +113,39 @@ def _sequence(step: Step) -> Callable[..., tuple[Tensor, ...]]:
     def run(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
         # (sizes,) hidden, weights, has_biases, layers, dropout, training, bidirectional (, batch_first)
         packed = isinstance(args[2], list | tuple)
-        sizes, (hidden, weights, has_biases, layers, _dropout, _training, bidirectional, *rest) = (
-            (args[0], args[1:]) if packed else (None, args)
-        )
+        hidden, weights, has_biases, layers, _dropout, _training, bidirectional = args[packed : packed + 7]
+        split: Callable[[Tensor], Sequence[Tensor]]
+        join: Callable[[list[Tensor]], Tensor]
+        if packed:
+            split, join = partial(torch.split, split_size_or_sections=args[0].tolist()), torch.cat
+        else:
+            time = 1 if args[7] else 0
+            split, join = partial(torch.unbind, dim=time), partial(torch.stack, dim=time)
         state = tuple(hidden) if isinstance(hidden, list | tuple) else (hidden,)
-        options = (state, weights, has_biases, layers, bidirectional, step)
-        if sizes is not None:
-            lengths = sizes.tolist()
-            return _layers(x, lambda sequence: sequence.split(lengths), lambda steps: torch.cat(list(steps)), *options)
-        time = 1 if rest[0] else 0  # batch_first
-        return _layers(
-            x, lambda sequence: sequence.unbind(time), lambda steps: torch.stack(list(steps), dim=time), *options
-        )
+        return _layers(x, split, join, state, weights, has_biases, layers, bidirectional, step)
 
     return run
 
 
-lstm, gru = _sequence(_lstm_step), _sequence(_gru_step)
-rnn_tanh, rnn_relu = _sequence(_tanh_step), _sequence(_relu_step)
+def _cell(step: Step) -> Callable[..., Tensor | State]:
+    """The replacement of a function of torch._VF for a single time step."""
 
-
-def lstm_cell(x: Tensor, state: State, *weights: Tensor | None) -> State:
-    present = [weight for weight in weights if weight is not None]
-    return _lstm_step(F.linear(x, present[0], _bias(present, 2)), tuple(state), present)
-
-
-def _cell(step: Step) -> Callable[..., Tensor]:
-    def run(x: Tensor, h: Tensor, *weights: Tensor | None) -> Tensor:
+    def run(x: Tensor, hidden: Any, *weights: Tensor | None) -> Tensor | State:
         present = [weight for weight in weights if weight is not None]
-        return step(F.linear(x, present[0], _bias(present, 2)), (h,), present)[0]
+        several = isinstance(hidden, list | tuple)
+        state = step(F.linear(x, present[0], _bias(present, 2)), tuple(hidden) if several else (hidden,), present)
+        return state if several else state[0]
 
     return run
 
 
-gru_cell, rnn_tanh_cell, rnn_relu_cell = _cell(_gru_step), _cell(_tanh_step), _cell(_relu_step)
+_STEPS: dict[str, Step] = {
+    "lstm": _lstm_step,
+    "gru": _gru_step,
+    "rnn_tanh": partial(_rnn_step, torch.tanh),
+    "rnn_relu": partial(_rnn_step, torch.relu),
+}
+REPLACEMENTS: dict[Any, Callable[..., Any]] = {
+    **{getattr(torch._VF, name): _sequence(step) for name, step in _STEPS.items()},
+    **{getattr(torch._VF, f"{name}_cell"): _cell(step) for name, step in _STEPS.items()},
+}

@@ -98,10 +98,6 @@ class ModuleLayer(Layer):
         self._values = [real_values(module.get_parameter(name).detach()) for name in local_names]
         super().__init__(module, names, (1, 1, sum(values.numel() for values in self._values)))
 
-    @property
-    def has_bias(self) -> bool:
-        return False
-
     def leading_dimensions(self, output: Tensor) -> tuple[int, ...]:
         return tuple(output.shape[:1])
 

@@ -47,16 +47,16 @@ class NormalizationLayer(Layer):
 class LayerNormLayer(NormalizationLayer):
     """LayerNorm and RMSNorm: normalised over the last dimensions, each element of which is a channel."""
 
+    module: nn.LayerNorm | nn.RMSNorm
+
     def normalized(self, x: Tensor) -> Tensor:
-        norm = cast("nn.LayerNorm | nn.RMSNorm", self.module)
-        shape = list(norm.normalized_shape)
-        if isinstance(norm, nn.LayerNorm):
-            return F.layer_norm(wide(x), shape, eps=norm.eps)
-        return F.rms_norm(wide(x), shape, eps=norm.eps)
+        shape = list(self.module.normalized_shape)
+        if isinstance(self.module, nn.LayerNorm):
+            return F.layer_norm(wide(x), shape, eps=self.module.eps)
+        return F.rms_norm(wide(x), shape, eps=self.module.eps)
 
     def leading_dimensions(self, output: Tensor) -> tuple[int, ...]:
-        norm = cast("nn.LayerNorm | nn.RMSNorm", self.module)
-        return tuple(output.shape[: -len(norm.normalized_shape)])
+        return tuple(output.shape[: -len(self.module.normalized_shape)])
 
     def by_channel(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], -1, self.groups)
@@ -76,9 +76,10 @@ class ChannelNormLayer(NormalizationLayer):
 
 @register(nn.GroupNorm)
 class GroupNormLayer(ChannelNormLayer):
+    module: nn.GroupNorm
+
     def normalized(self, x: Tensor) -> Tensor:
-        norm = cast(nn.GroupNorm, self.module)
-        return F.group_norm(wide(x), norm.num_groups, eps=norm.eps)
+        return F.group_norm(wide(x), self.module.num_groups, eps=self.module.eps)
 
 
 @register(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

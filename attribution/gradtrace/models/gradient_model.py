@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,10 +27,11 @@ from gradtrace.gradients.reference import autograd_gradients, stray_gradients
 from gradtrace.layers import Layer, real_values
 from gradtrace.models.examination import Examination, examined
 from gradtrace.models.outputs import Outputs, predictions_of
-from gradtrace.models.replay import replayed_forward
 from gradtrace.models.representations import Uses, find_representation, recorded_inputs
 from gradtrace.models.task_model import TaskModel, copied, private_copy
 from gradtrace.task import Example, Label, Task
+
+_Call = tuple[tuple[Any, ...], dict[str, Any], Tensor, int]  # args, kwargs, output, version of the output
 
 
 class Encoded(NamedTuple):
@@ -133,12 +134,9 @@ class GradientModel(TaskModel):
         for position in range(len(batch)):
             value, gradients = autograd_gradients(self.model, measure, batch.alone(position), names)
             check_losses(value, 1)
-            known = {name: real_values(own).float() for name, own in gradients.items() if own is not None}
-            coordinates = {
-                layer.name: basis.layers[layer.name].of_gradient(layer.from_parameters(known)[None])
-                for layer in self.plan.layers
-                if layer.name in basis.layers
-            }
+            present = {name: real_values(value).float() for name, value in gradients.items() if value is not None}
+            coordinates: dict[str, Tensor] = {}
+            basis.add_whole(coordinates, {layer: layer.from_parameters(present)[None] for layer in self.plan.layers})
             rows.append(basis.assemble(coordinates, 1))
             losses.append(value.detach().float())
         check_finite(torch.cat(rows), "gradient")
@@ -160,7 +158,7 @@ class GradientModel(TaskModel):
         with ExitStack() as passes:
             uses = passes.enter_context(recorded_inputs(self._represented_layers())) if represent else []
             if self.task.has_predict:
-                passes.enter_context(replayed_forward(self.model))
+                passes.enter_context(_replayed_forward(self.model))
             recording = self.outputs.recording()
             rows, losses = self.encode(basis, batch, recording)
             known = None if recording is None else predictions_of(recording.calls)
@@ -240,3 +238,35 @@ def open_models(
         for checkpoint in checkpoints[:-1]
     ]
     return [*others, last]
+
+
+@contextmanager
+def _replayed_forward(model: nn.Module) -> Iterator[None]:
+    """While open, the model answers its first call with gradients once more from memory when gradients are off.
+
+    Only its `forward` is replaced meanwhile, so that a task finds everything else of the model as it is.
+    """
+    forward = model.forward
+    first: list[_Call] = []
+
+    def replay(*args: Any, **kwargs: Any) -> Any:
+        if first and not torch.is_grad_enabled() and _is_call(first[0], args, kwargs):
+            return first[0][2]
+        output = forward(*args, **kwargs)
+        if not first and torch.is_grad_enabled() and isinstance(output, Tensor):
+            first.append((args, kwargs, output.detach(), output._version))
+        return output
+
+    model.forward = replay
+    try:
+        yield
+    finally:
+        del model.__dict__["forward"]
+
+
+def _is_call(call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether it had these very arguments, and its output was not changed in place since."""
+    old_args, old_kwargs, output, version = call
+    same = len(args) == len(old_args) and all(a is b for a, b in zip(args, old_args, strict=True))
+    same = same and kwargs.keys() == old_kwargs.keys() and all(kwargs[k] is old_kwargs[k] for k in kwargs)
+    return same and output._version == version

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from gradtrace.data.batches import ExampleBatch, Measure, collate
 from gradtrace.errors import UnsupportedLayerError
-from gradtrace.gradients.trainable import trainable_names
+from gradtrace.gradients.plan import trainable_names
 from gradtrace.task import Batch, Example, Task
 
 MeasureName = Literal["loss", "measurement", "prediction"]  # the last: the negative predicted value

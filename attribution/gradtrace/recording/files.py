@@ -25,12 +25,8 @@ from gradtrace.errors import RecordingError
 from gradtrace.store.checksums import hash_file
 from gradtrace.store.manifest import FileEntry
 
-RECORDING_NAME, ROWS_NAME, BASIS_NAME, PROBES_NAME = (
-    "recording.json",
-    "rows.f32",
-    "basis.safetensors",
-    "probes.safetensors",
-)
+RECORDING_NAME, ROWS_NAME = "recording.json", "rows.f32"
+BASIS_NAME, PROBES_NAME = "basis.safetensors", "probes.safetensors"
 _FORMAT = 1
 
 

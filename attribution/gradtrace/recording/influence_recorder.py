@@ -19,8 +19,7 @@ from gradtrace.data.sample import sample_of
 from gradtrace.errors import RecordingError, UnsupportedLayerError
 from gradtrace.gradients.capture import training_hooks
 from gradtrace.gradients.path_choice import examine
-from gradtrace.gradients.plan import GradientPath, LayerPlan, PathChoice, plan_layers
-from gradtrace.gradients.trainable import trainable_names
+from gradtrace.gradients.plan import GradientPath, LayerPlan, PathChoice, plan_layers, trainable_names
 from gradtrace.recording.contributions import Contributions
 from gradtrace.recording.files import (
     BASIS_NAME,
@@ -32,9 +31,8 @@ from gradtrace.recording.files import (
     read_recording,
     write_recording,
 )
-from gradtrace.recording.momentum import SgdStep, sgd_step
+from gradtrace.recording.hydra import HydraRows, SgdStep, sgd_step
 from gradtrace.recording.probes import Probes
-from gradtrace.recording.rows import HydraRows
 from gradtrace.task import Example, Task
 
 _SAMPLE = 16  # examples of the first batch, on which the model is examined
