@@ -17,11 +17,13 @@ from gradtrace.data.batches import Measure
 from gradtrace.data.guards import check_batched_losses
 from gradtrace.data.sample import Sample
 from gradtrace.errors import LossError, UnsupportedLayerError
-from gradtrace.gradients.layouts import SHARED_LAYOUTS, Layout, fitting_layouts, preferred
+from gradtrace.gradients.layouts import SHARED_LAYOUTS, Layout, Use, fitting_layouts, preferred
 from gradtrace.gradients.path_comparison import Trial
 from gradtrace.gradients.plan import GradientPath, LayerPlan, PathChoice, first_paths, plan_layers
-from gradtrace.gradients.uses import Use
 from gradtrace.layers import ModuleInputs
+
+# In messages of PyTorch where the backward pass must follow the whole graph, see `capture`
+_PARTIAL_GRAPH = ("not have been used in the graph", "heckpoint", "does not require grad")
 
 
 def examine(model: nn.Module, measured: Sequence[tuple[Measure, Sample]], names: Sequence[str]) -> PathChoice:
@@ -95,7 +97,8 @@ def _attempt(choice: PathChoice, trials: Sequence[Trial]) -> tuple[PathChoice, d
     try:
         observed = [trial.observed(plan) for trial in trials]
     except Exception as error:  # caused by the path: the model runs without it
-        if not choice.whole_graph and isinstance(error, RuntimeError) and _needs_whole_graph(str(error)):
+        partial_graph = isinstance(error, RuntimeError) and any(text in str(error) for text in _PARTIAL_GRAPH)
+        if partial_graph and not choice.whole_graph:
             return replace(choice, whole_graph=True), {}
         return choice, _suspects(plan, error)
     if not choice.whole_graph and any(map(Trial.misses_layers, trials, [plan] * len(trials), observed)):
@@ -167,10 +170,6 @@ def _batched_arguments(uses: Iterable[Use]) -> dict[str, tuple[bool, ...]]:
             same = len(in_use) == len(in_earlier)
             batched[use.layer.name] = tuple(map(bool.__and__, in_use, in_earlier)) if same else ()
     return batched
-
-
-def _needs_whole_graph(message: str) -> bool:
-    return "not have been used in the graph" in message or "heckpoint" in message or "does not require grad" in message
 
 
 def _layouts(plan: LayerPlan, batches: Iterable[tuple[Sequence[Use], int]]) -> dict[str, Layout]:

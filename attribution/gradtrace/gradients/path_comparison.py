@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +15,9 @@ from gradtrace.data.guards import rounding
 from gradtrace.data.sample import Sample
 from gradtrace.errors import LossError
 from gradtrace.gradients.capture import observed_uses
-from gradtrace.gradients.layouts import Layout
+from gradtrace.gradients.layouts import Layout, Use
 from gradtrace.gradients.plan import GradientPath, LayerPlan
 from gradtrace.gradients.reference import autograd_gradients, stray_gradients
-from gradtrace.gradients.uses import Use
 from gradtrace.layers import Layer, real_values
 
 # Differences that count as rounding, besides `rounding` relative to the gradient itself:
@@ -51,12 +50,9 @@ class Trial:
                 "the loss does not depend on any layer of the model: was it computed under torch.no_grad(), detached, "
                 "or from another model than the one passed in?"
             )
-        finite = {name: [norm for norm in norms if np.isfinite(norm)] for name, norms in self._norms.items()}
-        largest = max((max(norms, default=0.0) for norms in finite.values()), default=0.0)
-        self._tolerances = {
-            name: _SHARE_OF_LARGEST * max(norms, default=0.0) + _SHARE_OF_OTHERS * largest
-            for name, norms in finite.items()
-        }
+        largest = {name: max(filter(math.isfinite, norms), default=0.0) for name, norms in self._norms.items()}
+        of_others = _SHARE_OF_OTHERS * max(largest.values())
+        self._tolerances = {name: _SHARE_OF_LARGEST * norm + of_others for name, norm in largest.items()}
 
     def has_zero_gradients(self) -> bool:
         """Whether the losses depend on a parameter whose gradient is zero for every row."""
@@ -101,9 +97,8 @@ class Trial:
                 break  # for a large model the smallest batch suffices
             gradients = _BatchGradients(self.model, self.measure, self.sample.batch(positions), plan, uses)
             for place, position in enumerate(positions):
-                expected = self.reference(position)
-                actual, failures = gradients.of_example(place)
-                reasons |= failures
+                expected, actual = self.reference(position), gradients.of_example(place)
+                reasons |= gradients.failures
                 computed |= actual.keys()
                 for name in self.names:
                     if not self._agrees(name, actual.get(name), expected[name]):
@@ -116,7 +111,7 @@ class Trial:
 
     def _agrees(self, name: str, actual: Tensor | None, expected: Tensor | None) -> bool:
         size = 0.0 if expected is None else _norm(expected)
-        if not np.isfinite(size):
+        if not math.isfinite(size):
             return True  # the build refuses such a row, by its number
         if actual is None or expected is None:
             difference = size if actual is None else _norm(actual)
@@ -128,12 +123,15 @@ class Trial:
 
 
 class _BatchGradients:
-    """The gradients of a batch on the paths of a plan, formed for one example and one layer at a time."""
+    """The gradients of a batch on the paths of a plan, formed for one example and one layer at a time.
+
+    failures: by parameter name, why its gradients could not be computed
+    """
 
     def __init__(
         self, model: nn.Module, measure: Measure, batch: ExampleBatch, plan: LayerPlan, uses: Sequence[Use]
     ) -> None:
-        self._batch, self._failures = batch, dict[str, str]()
+        self.failures: dict[str, str] = {}
         self._sides: dict[Layer, list[tuple[Any, Tensor]]] = {}
         for use in uses:
             if use.layer.takes_instances or (use.layout is Layout.FIRST and use.fits):
@@ -153,11 +151,10 @@ class _BatchGradients:
                     self._fail(stray, f"torch.func.vmap fails: {error}")
 
     def _fail(self, layer: Layer, reason: str) -> None:
-        self._failures |= dict.fromkeys(layer.names, reason)
+        self.failures |= dict.fromkeys(layer.names, reason)
 
-    def of_example(self, place: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The gradients of the example at this place of the batch, and the reasons why others could not be computed;
-        both by parameter name."""
+    def of_example(self, place: int) -> dict[str, Tensor]:
+        """The gradients of the example at this place of the batch, by parameter name."""
         example, gradients = slice(place, place + 1), dict[str, Tensor]()
         for layer, sides in self._sides.items():
             try:
@@ -169,7 +166,7 @@ class _BatchGradients:
                 self._fail(layer, f"torch.func.vmap of its module fails: {error}")
         for name, slices in self._strays.items():
             gradients[name] = torch.cat(slices)[example]
-        return gradients, self._failures
+        return gradients
 
 
 def _norm(values: Tensor) -> float:

@@ -45,34 +45,24 @@ def _rnn_step(activation: Callable[[Tensor], Tensor], gates: Tensor, state: Stat
     return (activation(gates + F.linear(state[0], weights[1], _bias(weights, 3))),)
 
 
-def _forwards(
-    gates: Sequence[Tensor], state: State, step: Step, weights: Sequence[Tensor]
-) -> tuple[list[Tensor], State]:
-    """Outputs of each time step, and the last state. gates: of each step, [examples of that length or more, n]; the
-    longest examples come first."""
-    outputs, last_states = [], []
-    for step_gates in gates:
-        running = len(step_gates)
-        if running < len(state[0]):
-            last_states.append(tuple(values[running:] for values in state))
-            state = tuple(values[:running] for values in state)
-        state = step(step_gates, state, weights)
-        outputs.append(state[0])
-    return outputs, tuple(torch.cat(values) for values in zip(state, *reversed(last_states), strict=True))
-
-
-def _backwards(
+def _outputs(
     gates: Sequence[Tensor], initial: State, step: Step, weights: Sequence[Tensor]
 ) -> tuple[list[Tensor], State]:
-    """As `_forwards`, from the last time step to the first."""
-    outputs, state = [], tuple(values[:0] for values in initial)
-    for step_gates in reversed(gates):
-        if len(step_gates) > len(state[0]):
-            starting = (values[len(state[0]) : len(step_gates)] for values in initial)
+    """Outputs of each time step, and the last state. gates: of each step, in either direction of time, for as many of
+    the examples as are of that length or more; the longest examples come first."""
+    outputs, ended = [], []
+    state = tuple(values[:0] for values in initial)
+    for step_gates in gates:
+        running, count = len(state[0]), len(step_gates)
+        if count > running:
+            starting = (values[running:count] for values in initial)
             state = tuple(torch.cat(values) for values in zip(state, starting, strict=True))
+        elif count < running:
+            ended.append(tuple(values[count:] for values in state))
+            state = tuple(values[:count] for values in state)
         state = step(step_gates, state, weights)
         outputs.append(state[0])
-    return outputs[::-1], state
+    return outputs, tuple(torch.cat(values) for values in zip(state, *reversed(ended), strict=True))
 
 
 def _layers(
@@ -100,8 +90,9 @@ def _layers(
             chosen = weights[number * per_direction : (number + 1) * per_direction]
             gates = split(F.linear(x, chosen[0], chosen[2] if has_biases else None))
             initial = tuple(values[number] for values in hidden)
-            outputs, state = (_backwards if direction else _forwards)(gates, initial, step, chosen)
-            results.append(join(outputs))
+            order = slice(None, None, -1 if direction else 1)  # of time
+            outputs, state = _outputs(gates[order], initial, step, chosen)
+            results.append(join(outputs[order]))
             last_states.append(state)
         x = torch.cat(results, dim=-1)
     return x, *(torch.stack(values) for values in zip(*last_states, strict=True))

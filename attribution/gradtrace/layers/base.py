@@ -45,7 +45,7 @@ class Layer:
     `names` are the full names of the parameters, weight first.
     """
 
-    rotates = True  # False: no basis on either side (normalisation layers, stray parameters)
+    rotates = True  # False: no basis on either side, and no factors (normalisation layers, stray parameters)
     rotates_inputs = True  # False: a basis on the output side only (embeddings)
     rotates_outputs = True  # False: a basis on the input side only (tables that are also an output layer)
     takes_instances = True  # False: inputs must be [batch, ...] as the module takes them, not [batch, instances, ...]

@@ -25,9 +25,7 @@ class EmbeddingLayer(Layer):
 
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
         tokens = x.reshape(x.shape[0], 1, -1)
-        if basis is None:
-            return nn.functional.one_hot(tokens, self.inputs).float()
-        return basis[0][tokens]  # [batch, 1, positions, r]
+        return nn.functional.one_hot(tokens, self.inputs).float() if basis is None else basis[0][tokens]
 
     def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
         return rotate(positions(d), basis)

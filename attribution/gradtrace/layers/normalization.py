@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradtrace.layers.base import IDENTITY, Bases, Layer, register, wide, with_ones
+from gradtrace.layers.base import IDENTITY, Bases, Layer, register, wide
 
 
 class NormalizationLayer(Layer):
@@ -27,13 +27,6 @@ class NormalizationLayer(Layer):
     def by_channel(self, x: Tensor) -> Tensor:
         """x as [batch, positions, channels]."""
         raise NotImplementedError
-
-    def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
-        a = self.by_channel(self.normalized(x)).transpose(1, 2).unsqueeze(-1)  # [batch, channels, positions, 1]
-        return with_ones(a) if self.has_bias else a
-
-    def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
-        return self.by_channel(wide(d)).transpose(1, 2).unsqueeze(-1)
 
     def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
         d = self.by_channel(wide(d))  # [batch, positions, channels]

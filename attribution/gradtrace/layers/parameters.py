@@ -27,7 +27,8 @@ class CallInputs:
     rows: tuple[int, int]
     padding: int | None = None
 
-    def changed(self, change: Callable[[Tensor], Tensor]) -> CallInputs:
+    def changed(self, change: Callable[[Tensor], Tensor], count: int) -> CallInputs:
+        """The inputs with `change` applied, which then have `count` entries."""
         return self if self.values is None else replace(self, values=change(self.values))
 
 
@@ -40,8 +41,8 @@ class ParameterLayer(Layer):
 
     def padded(self, d: Tensor, rows: tuple[int, int]) -> Tensor:
         """Gradients at the outputs of the given rows, padded with zeros. [..., end - first] -> [..., all rows]."""
-        first, end = rows
-        return d if end - first == d.shape[-1] == self.outputs else F.pad(d, (first, self.outputs - end))
+        (first, end), count = rows, self.groups * self.outputs
+        return d if end - first == d.shape[-1] == count else F.pad(d, (first, count - end))
 
     def weight_gradient(self, weight: Tensor) -> Tensor:
         parameter = self.module.get_parameter(self.names[0]).detach()
@@ -68,15 +69,8 @@ class BiasLayer(ParameterLayer):
         super().__init__(module, [name], (module.get_parameter(name).numel(), 1, 1))
 
     def factors(self, inputs: CallInputs, d: Tensor) -> tuple[Tensor, Tensor]:
-        first, end = inputs.rows
-        d = d if end - first == self.groups else F.pad(d, (first, self.groups - end))
+        d = self.padded(d, inputs.rows)
         return d, d
-
-    def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
-        return torch.ones_like(self.output_factors(x, None))
-
-    def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
-        return positions(d).transpose(1, 3)  # [batch, out, positions, 1]
 
     def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
         return positions(d).sum((1, 2))[..., None, None]  # [batch, out, 1, 1]

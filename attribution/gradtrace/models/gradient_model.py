@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -102,9 +101,6 @@ class GradientModel(TaskModel):
         clone.task, clone.model = private_copy(self.task), copied(self.model)
         clone.examination = self.examination._replace(outputs=self.outputs.with_loss(clone.task.loss))
         clone.plan = plan_layers(clone.model, self.examination.choice)
-        if self.representation is not None and self.representation.layer is not None:
-            layer = clone.model.get_submodule(self.representation.source)
-            clone.representation = replace(self.representation, layer=layer)
         return clone
 
     @property
@@ -177,8 +173,7 @@ class GradientModel(TaskModel):
         return self._representations(uses, batch), losses
 
     def _represented_layers(self) -> list[nn.Module]:
-        found = self.representation
-        return [] if found is None or found.layer is None else [found.layer]
+        return [] if self.representation is None else self.representation.layers(self.model)
 
     def _representations(self, uses: Uses, batch: ExampleBatch) -> Tensor:
         """uses: of the represented layer; the first is that of the forward pass."""

@@ -21,15 +21,14 @@ Uses = list[tuple[nn.Module, Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Representation:
-    """How a model's last hidden representations are had.
-
-    source: the name of the layer whose input they are, or TASK_HOOK
-    layer: that layer; None: the task gives them
-    """
+    """Where a model's last hidden representations come from. source: the layer whose input they are, or TASK_HOOK"""
 
     source: str
     dimensions: int
-    layer: nn.Module | None
+
+    def layers(self, model: nn.Module) -> list[nn.Module]:
+        """The layer in a model, whose input they are."""
+        return [] if self.source == TASK_HOOK else [model.get_submodule(self.source)]
 
 
 def find_representation(task: Task, model: nn.Module, batches: Sequence[Batch]) -> Representation | None:
@@ -41,22 +40,22 @@ def find_representation(task: Task, model: nn.Module, batches: Sequence[Batch]) 
     Raises:
         TaskError: task.representation gives something else than [batch, features].
     """
-    found = [_representation(task, model, batch) for batch in batches]
-    return found[0] if all(one == found[0] for one in found) else None
+    by_batch = {_representation(task, model, batch) for batch in batches}
+    return by_batch.pop() if len(by_batch) == 1 else None
 
 
 def _representation(task: Task, model: nn.Module, batch: Batch) -> Representation | None:
     with recorded_inputs(m for m in model.modules() if isinstance(m, nn.Linear)) as uses:
         count = len(values_of(task.loss, model, batch))
     if task.has_representation:
-        return Representation(TASK_HOOK, _given(task, model, batch, count).shape[1], None)
+        return Representation(TASK_HOOK, _given(task, model, batch, count).shape[1])
     if not uses:
         return None
     layer, x = uses[-1]
     if x.shape[:-1] != (count,) or [module for module, _ in uses].count(layer) > 1:
         return None
     source = next(name for name, module in model.named_modules() if module is layer)
-    return Representation(source, x.shape[1], layer)
+    return Representation(source, x.shape[1])
 
 
 def _given(task: Task, model: nn.Module, batch: Batch, count: int) -> Tensor:

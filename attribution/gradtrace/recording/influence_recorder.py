@@ -17,7 +17,7 @@ from gradtrace.data.dataset import content_hash, fetch
 from gradtrace.data.guards import check_dataset
 from gradtrace.data.sample import sample_of
 from gradtrace.errors import RecordingError, UnsupportedLayerError
-from gradtrace.gradients.capture import training_hooks
+from gradtrace.gradients.capture import root, training_hooks
 from gradtrace.gradients.path_choice import examine
 from gradtrace.gradients.plan import GradientPath, LayerPlan, PathChoice, plan_layers, trainable_names
 from gradtrace.recording.contributions import Contributions
@@ -127,10 +127,9 @@ class InfluenceRecorder:
                 contributions.check_sum(model)
             self._record(numbers, contributions, sgd_step(stepped))
 
-        token = torch.zeros(0, device=next(model.parameters()).device, requires_grad=True)
         handle = optimizer.register_step_pre_hook(before_step)
         try:
-            with training_hooks(plan.modules, contributions.add, token):
+            with training_hooks(plan.modules, contributions.add, root(next(model.parameters()).device)):
                 yield
         finally:
             handle.remove()

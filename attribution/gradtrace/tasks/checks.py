@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from gradtrace.task import Example, Task
@@ -22,11 +23,8 @@ class HookCheck(NamedTuple):
 
 def check_hooks(task: Task, examples: Sequence[Example]) -> list[HookCheck]:
     """Try `label`, `render` and `parse` on one or more training examples. Does not raise."""
-    return [
-        _checked(task, "label", _label, examples),
-        _checked(task, "render", _rendering, examples),
-        _checked(task, "parse", _parsed, examples),
-    ]
+    hooks = {"label": _label, "render": _rendering, "parse": _parsed}
+    return [_checked(task, hook, check, examples) for hook, check in hooks.items()]
 
 
 def _checked(task: Task, hook: str, check: Callable[[Task, Example], str], examples: Sequence[Example]) -> HookCheck:
@@ -70,15 +68,10 @@ def _parsed(task: Task, example: Example) -> str:
         reason = f"{type(error).__name__}: {_shortened(str(error))}"
         return f"not tried: what render gives is not what requests hold ({reason})"
     task.collate([parsed, example])  # both must stack into one batch
-    return "reads what render gives, with and without a label" if _parses(task, payload) else "needs a label"
-
-
-def _parses(task: Task, payload: dict[str, Any]) -> bool:
-    try:
+    with suppress(Exception):
         task.parse(payload)
-    except Exception:
-        return False
-    return True
+        return "reads what render gives, with and without a label"
+    return "needs a label"
 
 
 def _shortened(value: Any) -> str:

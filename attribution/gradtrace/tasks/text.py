@@ -74,7 +74,11 @@ class TextClassification(Classification):
         if ("text" in payload) == ("token_ids" in payload):
             raise QueryError('give either "text" or "token_ids"')
         if "text" in payload:
-            text = self._text(payload["text"])
+            text = payload["text"]
+            if not isinstance(text, str):
+                raise QueryError('"text" is a string')
+            if len(text) > MAX_CHARACTERS:
+                raise QueryError(f'"text" has {len(text):,} characters, more than the {MAX_CHARACTERS:,} that are read')
             ids = self._ids(text)
             return text if isinstance(self.train[0][0], str) else ids
         return self._checked_ids(payload["token_ids"])
@@ -84,13 +88,6 @@ class TextClassification(Classification):
             return {"text": example[0]}
         ids = example[0].tolist()
         return {"token_ids": ids} if self.decode is None else {"text": self.decode(ids)}
-
-    def _text(self, text: Any) -> str:
-        if not isinstance(text, str):
-            raise QueryError('"text" is a string')
-        if len(text) > MAX_CHARACTERS:
-            raise QueryError(f'"text" has {len(text):,} characters, more than the {MAX_CHARACTERS:,} that are read')
-        return text
 
     def _ids(self, text: str) -> Tensor:
         """int64 [length]"""
