@@ -37,7 +37,7 @@ class _GraphStart(torch.autograd.Function):
         return None, grads[0].new_zeros(0)
 
 
-def root(device: torch.device) -> Tensor:
+def _root(device: torch.device) -> Tensor:
     """An empty tensor, the root of the graph where a layer's output requires no gradient."""
     return torch.zeros(0, device=device, requires_grad=True)
 
@@ -50,7 +50,7 @@ class Capture:
 
     def __init__(self, plan: LayerPlan, batch: ExampleBatch, on_use: Callable[[Use], None] | None = None) -> None:
         """on_use: called as soon as a use has its gradient, which is then discarded; None: uses keep it."""
-        self.plan, self.token = plan, root(batch.device)
+        self.plan, self.token = plan, _root(batch.device)
         self.uses: list[Use] = []
         self.phase: Literal["forward", "colors", "gradients"] = "forward"
         self._batch, self._uniform, self._on_use = len(batch), batch.uniform, on_use
@@ -165,16 +165,16 @@ def _module_hooks(capture: Capture) -> Iterator[None]:
 
 
 @contextmanager
-def training_hooks(layers: Mapping[nn.Module, Layer], on_use: OnUse, token: Tensor) -> Iterator[None]:
+def training_hooks(layers: Mapping[nn.Module, Layer], on_use: OnUse) -> Iterator[None]:
     """While open, the backward pass of a training step calls `on_use` for every use of every module in `layers`, with
-    inputs and gradients in the module's own layout. token: see `root`"""
+    inputs and gradients in the module's own layout."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return output
         x = first_argument(args, kwargs).detach()
         if not output.requires_grad:
-            output = _GraphStart.apply(output, token)  # type: ignore[no-untyped-call]
+            output = _GraphStart.apply(output, _root(output.device))  # type: ignore[no-untyped-call]
         output.register_hook(lambda d: on_use(layers[module], x, d))
         return output
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -95,10 +96,9 @@ class Trial:
             compared += len(positions) * self._size
             if compared > _COMPARED and len(positions) > min(map(len, self.sample.batches)):
                 break  # for a large model the smallest batch suffices
-            gradients = _BatchGradients(self.model, self.measure, self.sample.batch(positions), plan, uses)
-            for place, position in enumerate(positions):
-                expected, actual = self.reference(position), gradients.of_example(place)
-                reasons |= gradients.failures
+            by_example = _gradients(self, self.sample.batch(positions), plan, uses, reasons)
+            for position, actual in zip(positions, by_example, strict=True):
+                expected = self.reference(position)
                 computed |= actual.keys()
                 for name in self.names:
                     if not self._agrees(name, actual.get(name), expected[name]):
@@ -122,51 +122,39 @@ class Trial:
         return difference <= rounding(dtype) * size + self._tolerances[name]
 
 
-class _BatchGradients:
-    """The gradients of a batch on the paths of a plan, formed for one example and one layer at a time.
+def _gradients(
+    trial: Trial, batch: ExampleBatch, plan: LayerPlan, uses: Sequence[Use], reasons: dict[str, str]
+) -> Iterator[dict[str, Tensor]]:
+    """The gradients of one example of the batch after another on the plan's paths, by parameter name.
 
-    failures: by parameter name, why its gradients could not be computed
+    reasons: by parameter name, why its gradients cannot be computed; filled in
     """
-
-    def __init__(
-        self, model: nn.Module, measure: Measure, batch: ExampleBatch, plan: LayerPlan, uses: Sequence[Use]
-    ) -> None:
-        self.failures: dict[str, str] = {}
-        self._sides: dict[Layer, list[tuple[Any, Tensor]]] = {}
-        for use in uses:
-            if use.layer.takes_instances or (use.layout is Layout.FIRST and use.fits):
-                self._sides.setdefault(use.layer, []).append(use.examples_first(len(batch)))
-            else:
-                self._fail(use.layer, "examples are not in the first dimension of its input")
-        self._sides = {layer: layer.merged(sides) for layer, sides in self._sides.items()}
-        self._strays: dict[str, list[Tensor]] = {}
-        for path, strays in plan.strays.items():
-            try:
-                for layer, gradient in stray_gradients(model, measure, batch, {path: strays}):
-                    self._strays.setdefault(layer.names[0], []).append(gradient)
-            except Exception as error:
-                if path is GradientPath.ALONE:
-                    raise
-                for stray in strays:
-                    self._fail(stray, f"torch.func.vmap fails: {error}")
-
-    def _fail(self, layer: Layer, reason: str) -> None:
-        self.failures |= dict.fromkeys(layer.names, reason)
-
-    def of_example(self, place: int) -> dict[str, Tensor]:
-        """The gradients of the example at this place of the batch, by parameter name."""
+    sides: dict[Layer, list[tuple[Any, Tensor]]] = {}
+    for use in uses:
+        if use.layer.takes_instances or (use.layout is Layout.FIRST and use.fits):
+            sides.setdefault(use.layer, []).append(use.examples_first(len(batch)))
+        else:
+            reasons |= dict.fromkeys(use.layer.names, "examples are not in the first dimension of its input")
+    sides = {layer: layer.merged(of_layer) for layer, of_layer in sides.items()}
+    slices: dict[str, list[Tensor]] = {}  # of the gradients of stray parameters
+    for path, strays in plan.strays.items():
+        try:
+            for layer, gradient in stray_gradients(trial.model, trial.measure, batch, {path: strays}):
+                slices.setdefault(layer.names[0], []).append(gradient)
+        except Exception as error:
+            if path is GradientPath.ALONE:
+                raise
+            reasons |= {stray.names[0]: f"torch.func.vmap fails: {error}" for stray in strays}
+    for place in range(len(batch)):
         example, gradients = slice(place, place + 1), dict[str, Tensor]()
-        for layer, sides in self._sides.items():
+        for layer, of_layer in sides.items():
             try:
-                total = sum(layer.gradient(x[example], d[example]) for x, d in sides)
-                assert isinstance(total, Tensor)
+                total = reduce(torch.add, (layer.gradient(x[example], d[example]) for x, d in of_layer))
                 for name, gradient in layer.parameter_gradients(total).items():
                     gradients[name] = gradients[name] + gradient if name in gradients else gradient
             except Exception as error:
-                self._fail(layer, f"torch.func.vmap of its module fails: {error}")
-        for name, slices in self._strays.items():
-            gradients[name] = torch.cat(slices)[example]
-        return gradients
+                reasons |= dict.fromkeys(layer.names, f"torch.func.vmap of its module fails: {error}")
+        yield gradients | {name: torch.cat(of_stray)[example] for name, of_stray in slices.items()}
 
 
 def _norm(values: Tensor) -> float:

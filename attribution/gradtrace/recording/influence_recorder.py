@@ -17,10 +17,10 @@ from gradtrace.data.dataset import content_hash, fetch
 from gradtrace.data.guards import check_dataset
 from gradtrace.data.sample import sample_of
 from gradtrace.errors import RecordingError, UnsupportedLayerError
-from gradtrace.gradients.capture import root, training_hooks
+from gradtrace.gradients.capture import training_hooks
 from gradtrace.gradients.path_choice import examine
 from gradtrace.gradients.plan import GradientPath, LayerPlan, PathChoice, plan_layers, trainable_names
-from gradtrace.recording.contributions import Contributions
+from gradtrace.recording.contributions import Contributions, Probes
 from gradtrace.recording.files import (
     BASIS_NAME,
     PROBES_NAME,
@@ -32,7 +32,6 @@ from gradtrace.recording.files import (
     write_recording,
 )
 from gradtrace.recording.hydra import HydraRows, SgdStep, sgd_step
-from gradtrace.recording.probes import Probes
 from gradtrace.task import Example, Task
 
 _SAMPLE = 16  # examples of the first batch, on which the model is examined
@@ -129,7 +128,7 @@ class InfluenceRecorder:
 
         handle = optimizer.register_step_pre_hook(before_step)
         try:
-            with training_hooks(plan.modules, contributions.add, root(next(model.parameters()).device)):
+            with training_hooks(plan.modules, contributions.add):
                 yield
         finally:
             handle.remove()
