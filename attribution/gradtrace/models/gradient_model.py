@@ -26,7 +26,7 @@ from gradtrace.gradients.reference import autograd_gradients, stray_gradients
 from gradtrace.layers import Layer, real_values
 from gradtrace.models.examination import Examination, examined
 from gradtrace.models.outputs import Outputs, predictions_of
-from gradtrace.models.representations import Uses, find_representation, recorded_inputs
+from gradtrace.models.representations import TASK_HOOK, Uses, find_representation, recorded_inputs
 from gradtrace.models.task_model import TaskModel, copied, private_copy
 from gradtrace.task import Example, Label, Task
 
@@ -145,7 +145,7 @@ class GradientModel(TaskModel):
         for layer, gradient in stray_gradients(self.model, measure, batch, self.plan.strays):
             if layer.name in basis.layers:
                 strays.setdefault(layer.name, []).append(basis.layers[layer.name].of_gradient(gradient))
-        rows = basis.assemble(coordinates | {name: torch.cat(parts) for name, parts in strays.items()}, len(losses))
+        rows = basis.assemble(coordinates | {name: torch.cat(slices) for name, slices in strays.items()}, len(losses))
         check_finite(rows, "gradient")
         return rows, losses
 
@@ -173,14 +173,16 @@ class GradientModel(TaskModel):
         return self._representations(uses, batch), losses
 
     def _represented_layers(self) -> list[nn.Module]:
-        return [] if self.representation is None else self.representation.layers(self.model)
+        if self.representation is None or self.representation.source == TASK_HOOK:
+            return []
+        return [self.model.get_submodule(self.representation.source)]
 
     def _representations(self, uses: Uses, batch: ExampleBatch) -> Tensor:
         """uses: of the represented layer; the first is that of the forward pass."""
         with torch.no_grad():
-            found = (uses[0][1] if uses else self.task.representation(self.model, batch.collated)).float()
-        check_finite(found, "representation")
-        return found
+            values = (uses[0][1] if uses else self.task.representation(self.model, batch.collated)).float()
+        check_finite(values, "representation")
+        return values
 
     @property
     def predicts(self) -> bool:

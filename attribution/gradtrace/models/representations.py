@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradtrace.data.batches import values_of
 from gradtrace.errors import TaskError
+from gradtrace.gradients.capture import first_argument
 from gradtrace.task import Batch, Task
 
 TASK_HOOK = "Task.representation"
@@ -25,10 +26,6 @@ class Representation:
 
     source: str
     dimensions: int
-
-    def layers(self, model: nn.Module) -> list[nn.Module]:
-        """The layer in a model, whose input they are."""
-        return [] if self.source == TASK_HOOK else [model.get_submodule(self.source)]
 
 
 def find_representation(task: Task, model: nn.Module, batches: Sequence[Batch]) -> Representation | None:
@@ -60,13 +57,13 @@ def _representation(task: Task, model: nn.Module, batch: Batch) -> Representatio
 
 def _given(task: Task, model: nn.Module, batch: Batch, count: int) -> Tensor:
     with torch.no_grad():
-        found = task.representation(model, batch)
-    if found.dim() != 2 or len(found) != count or not found.is_floating_point():
+        given = task.representation(model, batch)
+    if given.dim() != 2 or len(given) != count or not given.is_floating_point():
         raise TaskError(
-            f"{type(task).__name__}.representation gives {list(found.shape)} values of {found.dtype} for {count} "
+            f"{type(task).__name__}.representation gives {list(given.shape)} values of {given.dtype} for {count} "
             "examples: return one vector for each, [batch, features], in floating point"
         )
-    return found
+    return given
 
 
 @contextmanager
@@ -75,7 +72,7 @@ def recorded_inputs(layers: Iterable[nn.Module]) -> Iterator[Uses]:
     uses: Uses = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        uses.append((module, (args[0] if args else next(iter(kwargs.values()))).detach()))
+        uses.append((module, first_argument(args, kwargs).detach()))
 
     with ExitStack() as hooks:
         for layer in layers:
