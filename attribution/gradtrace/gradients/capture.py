@@ -187,7 +187,7 @@ def backpropagate(model: nn.Module, measure: Measure, batch: ExampleBatch, plan:
 
     Returns the losses [batch], detached.
     """
-    if not plan.captures:  # the gradients of all parameters come from the whole model, not from layers
+    if not plan.used_layers:  # the gradients of all parameters come from the whole model, not from layers
         return values_of(measure, model, batch.collated)
 
     repeated: dict[Layer, list[tuple[Any, Tensor]]] = defaultdict(list)
@@ -210,7 +210,7 @@ def backpropagate(model: nn.Module, measure: Measure, batch: ExampleBatch, plan:
 def observed_uses(model: nn.Module, measure: Measure, batch: ExampleBatch, plan: LayerPlan) -> list[Use]:
     """Every use of the plan's layers that the loss depends on, with its `gradient` and, for two examples or more, its
     `colored` gradient."""
-    if not plan.captures:
+    if not plan.used_layers:
         return []
     capture = Capture(plan, batch)
     _run(model, measure, batch, capture, color=True)

@@ -120,9 +120,9 @@ def owners(gradients: Tensor, colored: Tensor, batch: int) -> Owners:
     return Owners(example, certain, is_mixed & certain, squares > 0)
 
 
-def fitting_layouts(position_owners: Owners, shape: Sequence[int], batch: int) -> set[Layout]:
-    """The fixed layouts of leading dimensions `shape` that assign every certain position to its owner."""
-    fitting = set()
+def fitting_layouts(position_owners: Owners, shape: Sequence[int], batch: int) -> list[Layout]:
+    """The fixed layouts of leading dimensions `shape` that assign every certain position to its owner, simplest first."""
+    fitting = []
     example = position_owners.example
     for layout in _FIXED:
         if not fits(layout, shape, batch):
@@ -130,17 +130,11 @@ def fitting_layouts(position_owners: Owners, shape: Sequence[int], batch: int) -
         numbers = torch.arange(example.numel(), device=example.device).view(*shape)
         by_example = examples_first(numbers, layout, batch).reshape(batch, -1)  # position numbers of each example
         expected = torch.empty_like(example)
-        expected[by_example.flatten()] = torch.arange(batch, device=expected.device).repeat_interleave(
-            by_example.shape[1]
-        )
+        owner = torch.arange(batch, device=expected.device).repeat_interleave(by_example.shape[1])
+        expected[by_example.flatten()] = owner
         if bool((expected == example)[position_owners.certain].all()):
-            fitting.add(layout)
+            fitting.append(layout)
     return fitting
-
-
-def preferred(layouts: set[Layout]) -> Layout:
-    """The simplest of these fixed layouts; SCATTERED if there are none."""
-    return next((layout for layout in _FIXED if layout in layouts), Layout.SCATTERED)
 
 
 def gathering(position_owners: Owners, batch: int) -> Callable[[Tensor], Tensor]:

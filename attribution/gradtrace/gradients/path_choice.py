@@ -17,7 +17,7 @@ from gradtrace.data.batches import Measure
 from gradtrace.data.guards import check_batched_losses
 from gradtrace.data.sample import Sample
 from gradtrace.errors import LossError, UnsupportedLayerError
-from gradtrace.gradients.layouts import SHARED_LAYOUTS, Layout, Use, fitting_layouts, preferred
+from gradtrace.gradients.layouts import SHARED_LAYOUTS, Layout, Use, fitting_layouts
 from gradtrace.gradients.path_comparison import Trial
 from gradtrace.gradients.plan import GradientPath, LayerPlan, PathChoice, first_paths, plan_layers
 from gradtrace.layers import ModuleInputs
@@ -177,7 +177,7 @@ def _layouts(plan: LayerPlan, batches: Iterable[tuple[Sequence[Use], int]]) -> d
 
     batches: (the uses in a batch, the size of the batch)
     """
-    fitting: dict[str, set[Layout]] = {}  # that fit all uses so far
+    fitting: dict[str, list[Layout]] = {}  # that fit all uses so far, simplest first
     used_alone: set[str] = set()
     known_shared = {layer.name: plan.layout(layer) for layer in plan.layers if plan.layout(layer) in SHARED_LAYOUTS}
     newly_shared: set[str] = set()
@@ -195,9 +195,9 @@ def _layouts(plan: LayerPlan, batches: Iterable[tuple[Sequence[Use], int]]) -> d
                 newly_shared.add(name)
                 continue
             layouts = fitting_layouts(owners, use.leading, batch)
-            fitting[name] = fitting[name] & layouts if name in fitting else layouts
+            fitting[name] = [layout for layout in fitting.get(name, layouts) if layout in layouts]
     names = {layer.name for layer in plan.used_layers} - (used_alone - fitting.keys())
-    chosen = {name: preferred(fitting.get(name, set())) for name in names}
+    chosen = {name: [*fitting.get(name, []), Layout.SCATTERED][0] for name in names}
     chosen |= {name: Layout.SHARED_FIRST if batch_of_one[name] else Layout.SHARED for name in newly_shared}
     chosen |= known_shared
     return {name: layout for name, layout in chosen.items() if layout is not Layout.FIRST}

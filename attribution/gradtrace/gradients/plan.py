@@ -22,8 +22,8 @@ class GradientPath(str, Enum):
 
     FACTORS = "factors"  # from input and output gradient of a module of a known type
     CALLS = "calls"  # from input and output gradient of function calls: attention, recurrence, tied weights
-    MODULE = "module"  # by torch.func.vmap over one module
-    VMAP = "vmap"  # by torch.func.vmap over the whole model
+    MODULE = "vmap of the module"  # by torch.func.vmap over one module
+    VMAP = "vmap of the model"  # by torch.func.vmap over the whole model
     ALONE = "one by one"  # by autograd of the whole model, one example at a time
 
 
@@ -74,11 +74,6 @@ class LayerPlan:
     whole_modules: Mapping[nn.Module, Layer]
     strays: Strays
     choice: PathChoice
-
-    @property
-    def captures(self) -> bool:
-        """Whether the gradients of any layer come from its uses."""
-        return bool(self.modules or self.parameters or self.whole_modules)
 
     @property
     def used_layers(self) -> set[Layer]:

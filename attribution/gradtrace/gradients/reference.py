@@ -40,8 +40,7 @@ class Measured(nn.Module):
 
     def __init__(self, model: nn.Module, measure: Measure) -> None:
         super().__init__()
-        self.model = model
-        self.measure = measure
+        self.model, self.measure = model, measure
 
     def forward(self, batch: Batch) -> Tensor:
         return self.measure(self.model, batch)
@@ -118,21 +117,12 @@ def stray_gradients(
                 gradients = vmapped_gradients(model, measure, piece.collated, names, start)
             else:
                 of_example = measure_at(measure, torch.tensor([start], device=batch.device))
-                gradients = _gradients_alone(model, of_example, piece, names)
+                zeros = {name: torch.zeros_like(model.get_parameter(name)) for name in names}
+                present = autograd_gradients(model, of_example, piece, names)[1]
+                gradients = {name: (zeros[name] if value is None else value)[None] for name, value in present.items()}
             for layer in layers:
                 gradient = real_values(gradients[layer.names[0]])
                 yield layer, gradient.reshape(len(gradient), 1, 1, -1).float()
-
-
-def _gradients_alone(
-    model: nn.Module, measure: Measure, example: ExampleBatch, names: Sequence[str]
-) -> dict[str, Tensor]:
-    """As `autograd_gradients`, each [1, *shape]; zeros where the loss does not depend on the parameter."""
-    gradients = autograd_gradients(model, measure, example, names)[1]
-    return {
-        name: torch.zeros_like(model.get_parameter(name))[None] if gradient is None else gradient[None]
-        for name, gradient in gradients.items()
-    }
 
 
 def gradients_reference(

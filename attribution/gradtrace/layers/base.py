@@ -97,13 +97,11 @@ class Layer:
         """Per-example gradient, sum_p (U_outputs^T d_p) (U_inputs^T a_p)^T. [batch, groups, out or s, in or r]."""
         a = self.input_factors(x, bases.inputs)  # [batch, groups, positions, r]
         positions, r = a.shape[2:]
-        if bases.outputs is not None and self._rotates_last(positions, r, bases.outputs.shape[2]):
+        s = self.outputs if bases.outputs is None else bases.outputs.shape[2]
+        # where it takes fewer multiplications to rotate the sum over positions than to rotate the d_p first
+        if bases.outputs is not None and (positions + s) * self.outputs * r < positions * s * (self.outputs + r):
             return rotate(_sum_over_positions(a, self.output_factors(d, None)), bases.outputs).transpose(2, 3)
         return _sum_over_positions(a, self.output_factors(d, bases.outputs)).transpose(2, 3)
-
-    def _rotates_last(self, positions: int, r: int, s: int) -> bool:
-        """Whether it takes fewer multiplications to rotate the sum over positions than to rotate the d_p first."""
-        return (positions + s) * self.outputs * r < positions * s * (self.outputs + r)
 
     def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
         """The kept coordinates of the per-example gradient. [batch, k].

@@ -44,9 +44,8 @@ class TaskModel:
 
     def measure(self, name: MeasureName) -> Measure:
         """What is explained of a query, by this model's own copy of the task."""
-        if name == "prediction":
-            return self._negative_prediction
-        return self.task.measurement if name == "measurement" else self.task.loss
+        measures: dict[MeasureName, Measure] = {"loss": self.task.loss, "measurement": self.task.measurement}
+        return measures.get(name, self._negative_prediction)
 
     def _negative_prediction(self, model: nn.Module, batch: Batch) -> Tensor:
         return -self.task.predict(model, batch).flatten()

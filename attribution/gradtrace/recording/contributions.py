@@ -1,5 +1,5 @@
-"""Contributions: each row's part of the gradient of a training step, from hooks in the step's own passes; and probes,
-whose losses they lower: TracIn by step (Pruthi et al. 2020)."""
+"""Each row's contribution to the gradient of a training step, from hooks in the step's own passes; and probes, whose
+losses they lower: TracIn by step (Pruthi et al. 2020)."""
 
 from __future__ import annotations
 
@@ -71,10 +71,12 @@ class Contributions:
         Raises:
             RecordingError: they do not.
         """
-        sums = {layer: _summed(layer, uses) for layer, uses in self._uses.items()}
-        sums |= {layer: whole.sum(0, keepdim=True) for layer, whole in self._whole.items()}
+        sums = {layer: whole.sum(0) for layer, whole in self._whole.items()}  # each [groups, out, in]
+        for layer, uses in self._uses.items():
+            by_slice = (layer.gradient(x[rows], d[rows]).sum(0) for x, d in uses for rows in layer.slices(x))
+            sums[layer] = reduce(torch.add, by_slice)
         for layer, total in sums.items():
-            for name, contributed in layer.parameter_gradients(total).items():
+            for name, contributed in layer.parameter_gradients(total[None]).items():
                 gradient = model.get_parameter(name).grad
                 if gradient is None or not _close(contributed[0], gradient):
                     raise RecordingError(
@@ -82,12 +84,6 @@ class Contributions:
                         "takes: recording allows no clipping, no loss scaling, no accumulation over several batches, "
                         "and no penalty in the loss (weight_decay of the optimizer is followed)"
                     )
-
-
-def _summed(layer: Layer, uses: Uses) -> Tensor:
-    """The layer's gradient, summed over the batch. [1, groups, out, in]."""
-    sums = (layer.gradient(x[rows], d[rows]).sum(0, keepdim=True) for x, d in uses for rows in layer.slices(x))
-    return reduce(torch.add, sums)
 
 
 def _close(contributed: Tensor, gradient: Tensor) -> bool:
