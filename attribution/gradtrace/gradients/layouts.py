@@ -121,7 +121,7 @@ def owners(gradients: Tensor, colored: Tensor, batch: int) -> Owners:
 
 
 def fitting_layouts(position_owners: Owners, shape: Sequence[int], batch: int) -> list[Layout]:
-    """The fixed layouts of leading dimensions `shape` that assign every certain position to its owner, simplest first."""
+    """The fixed layouts of leading dimensions `shape` that give every certain position to its owner, simplest first."""
     fitting = []
     example = position_owners.example
     for layout in _FIXED:

@@ -229,12 +229,11 @@ def open_models(
     Raises as `GradientModel`."""
     probe_rows = varied_rows(task, among=rows)
     probe = fetch(task.train, probe_rows)
-    last = GradientModel(task, checkpoints[-1], device, probe, rows=probe_rows)
-    others = [
-        GradientModel(task, checkpoint, device, probe, rows=probe_rows, examination=last.examination)
-        for checkpoint in checkpoints[:-1]
-    ]
-    return [*others, last]
+    models: list[GradientModel] = []
+    for checkpoint in reversed(checkpoints):
+        examination = models[0].examination if models else None
+        models.append(GradientModel(task, checkpoint, device, probe, rows=probe_rows, examination=examination))
+    return models[::-1]
 
 
 @contextmanager

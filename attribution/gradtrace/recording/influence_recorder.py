@@ -196,8 +196,7 @@ class InfluenceRecorder:
             self._hydra = HydraRows(self.directory, self.rows, self._basis.dimensions, momentum=step.momentum > 0)
         if self._restored is not None and self._hydra is not None:
             self._hydra.restore(self._restored["hydra"])
-        resumed = self._restored is not None
-        self._probes.begin(model, shadow_model, plan_layers(shadow_model, choice), plan, resumed=resumed)
+        self._probes.begin(model, shadow_model, plan_layers(shadow_model, choice), plan, self._restored is not None)
         self._plan, self._model = plan, model
         return plan
 
