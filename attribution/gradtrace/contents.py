@@ -12,7 +12,7 @@ from gradtrace.basis import Basis
 from gradtrace.fitted.representer_head import Refit
 from gradtrace.fitted.trak_kernels import Kernel
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.search.candidates import Searcher
+from gradtrace.search.by_name import Searcher
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.rows import RowStore
 from gradtrace.task import Task

@@ -19,7 +19,7 @@ from gradtrace.results.answering import Aggregate, Answering, Include, Question,
 from gradtrace.results.groups import GroupInfluences, RowGroups
 from gradtrace.results.hits import InfluenceResults, Recall
 from gradtrace.results.index_display import IndexDisplay
-from gradtrace.search.candidates import Searcher
+from gradtrace.search.by_name import Searcher
 from gradtrace.store.row_filter import RowFilter
 from gradtrace.task import Example, Label
 

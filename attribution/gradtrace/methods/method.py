@@ -18,7 +18,7 @@ from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.methods.options import MethodOptions
 from gradtrace.models.queries import Query
-from gradtrace.search.candidates import Searcher
+from gradtrace.search.by_name import Searcher
 from gradtrace.search.scored_rows import SearchResult, exhaustive_scores
 from gradtrace.store.manifest import CheckpointEntry, CheckpointKind, Manifest
 from gradtrace.store.rows import RowStore

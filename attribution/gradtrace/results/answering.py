@@ -101,7 +101,7 @@ class _Draft:
     @property
     def positions(self) -> NDArray[np.int64]:
         """Those of both ends, ascending."""
-        return np.union1d(self.hits.top_rows, self.hits.bottom_rows)
+        return np.union1d(self.hits.top.rows, self.hits.bottom.rows)
 
     def share_by_layer(self, positions: NDArray[np.int64], layers: Mapping[str, NDArray[np.float64]]) -> None:
         """layers: by name the shares [m] in the scores of the rows at `positions` [m]."""
@@ -185,8 +185,8 @@ class Answering:
             batch = slice(start, start + QUERY_BATCH)
             for draft, scores in zip(drafts[batch], self._scoring.scores(vectors[batch]), strict=True):
                 if draft.rows_rescored:
-                    scores[draft.hits.top_rows] = draft.hits.top_scores
-                    scores[draft.hits.bottom_rows] = draft.hits.bottom_scores
+                    scores[draft.hits.top.rows] = draft.hits.top.scores
+                    scores[draft.hits.bottom.rows] = draft.hits.bottom.scores
                 present = scores[self._row_ids.live()]
                 draft.distribution = describe(present)
                 shares = percentiles(present, scores[draft.positions]).tolist()
@@ -203,8 +203,8 @@ class Answering:
 
     def _result(self, draft: _Draft) -> InfluenceResult:
         hits = draft.hits
-        proponents = self._hits(draft, hits.top_rows, hits.top_scores, hits.top_parts, 1)
-        opponents = self._hits(draft, hits.bottom_rows, hits.bottom_scores, hits.bottom_parts, -1)
+        proponents = self._hits(draft, hits.top.rows, hits.top.scores, hits.top.parts, 1)
+        opponents = self._hits(draft, hits.bottom.rows, hits.bottom.scores, hits.bottom.parts, -1)
         return InfluenceResult(
             proponents=proponents,
             opponents=opponents,

@@ -39,6 +39,6 @@ def _missing(count: int, k: int, name: str, wanted: str, found: SearchResult, re
 
 def note_on_few_rows(found: SearchResult, k: int) -> str | None:
     """Of scores whose sign says nothing: why there are fewer than k at either end."""
-    if len(found.top_rows) >= k:
+    if len(found.top.rows) >= k:
         return None
-    return f"only {len(found.top_rows)} of {k} rows at either end: no more were searched"
+    return f"only {len(found.top.rows)} of {k} rows at either end: no more were searched"

@@ -63,7 +63,7 @@ def rescored(
     results = []
     for start in range(0, len(groups), _RESULTS_TOGETHER):
         some = slice(start, start + _RESULTS_TOGETHER)
-        rows = [np.union1d(one.top_rows, one.bottom_rows) for one in found[some]]
+        rows = [np.union1d(one.top.rows, one.bottom.rows) for one in found[some]]
         union = np.unique(np.concatenate(rows))
         queries = [query for group in groups[some] for query in group]
         scores = _scores(models, weights, normalized, queries, examples(union))
@@ -78,7 +78,7 @@ def rescored(
 
 def _best(found: SearchResult, rows: Rows, by_layer: Mapping[str, Doubles], k: int) -> Rescored:
     """by_layer: float64 [C, m];  rows: [m], ascending."""
-    parts = sum(by_layer.values(), np.zeros((found.top_parts.shape[1], len(rows)))).T  # [m, C]
+    parts = sum(by_layer.values(), np.zeros((found.top.parts.shape[1], len(rows)))).T  # [m, C]
     counts = {"touched": found.rows_touched, "searched": found.rows_searched}
     ends = both_ends(rows, parts, k, exact=found.exact, **counts)
     return Rescored(ends, rows, {name: layer.sum(axis=0) for name, layer in by_layer.items()})

@@ -13,13 +13,14 @@ import torch
 
 from gradtrace.errors import StoreError
 from gradtrace.search.annoy import AnnoySearcher
-from gradtrace.search.candidates import Searcher
+from gradtrace.search.candidates import CandidateSearcher
 from gradtrace.search.exact_search import ProgressiveSearcher
 from gradtrace.search.faiss import FaissSearcher
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.rows import RowStore
 
 Kind = Literal["progressive", "faiss", "annoy"]
+Searcher = ProgressiveSearcher | CandidateSearcher  # `ProgressiveSearcher.search` says what each searches for
 
 
 @dataclass(frozen=True, slots=True)
