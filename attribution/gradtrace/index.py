@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +16,21 @@ from gradtrace.contents import IndexContents
 from gradtrace.data.dataset import fetch
 from gradtrace.errors import GradtraceError, QueryError
 from gradtrace.models.queries import QUERY_BATCH, Query, is_one_example, require_labels, resolve_queries
-from gradtrace.results.answering import Aggregate, Answering, Include, Question, Stopwatch, check_aggregate
+from gradtrace.results.answering import Aggregate, Answering, Include, Stopwatch, check_aggregate
+from gradtrace.results.display import describe, frame, table_html
 from gradtrace.results.groups import GroupInfluences, RowGroups
 from gradtrace.results.hits import InfluenceResults, Recall
-from gradtrace.results.index_display import IndexDisplay
 from gradtrace.search.by_name import Searcher
 from gradtrace.store.row_filter import RowFilter
 from gradtrace.task import Example, Label
 
+if TYPE_CHECKING:
+    import pandas
+
 _SCORES_TOGETHER = 1 << 25  # scores of all rows on some queries that are held at a time
 
 
-class Index(IndexDisplay):
+class Index:
     """A read-only index with its task and the models of all its checkpoints. One thread at a time may use it.
 
     Attributes:
@@ -42,9 +46,9 @@ class Index(IndexDisplay):
         self.contents = contents
         self.task, self.manifest, store = contents.task, contents.manifest, contents.store
         self.directory = contents.directory
-        for one in (store, contents.representations):
-            if one is not None:
-                one.open_all()  # an open index answers even when its generation is pruned
+        for rows in (store, contents.representations):
+            if rows is not None:
+                rows.open_all()  # an open index answers even when its generation is pruned
         self._row_ids = store.row_ids
         self.rows, self.present = self._row_ids.rows, self._row_ids.present
         self.methods = tuple(methods.available_methods(self.manifest))
@@ -91,10 +95,20 @@ class Index(IndexDisplay):
             QueryError: something asked for does not exist.
             LossError: a query's loss is NaN or infinite.
         """
-        scoring = self.scoring(method, **options)
-        question = Question(k, self._allowed(filter), rescore, aggregate, include)
-        recall = None if target else self._recall(method, question, options)
-        answering = Answering(self.contents, self._stored_columns, methods.METHODS[method], scoring, question, recall)
+        scoring, allowed = self.scoring(method, **options), self._allowed(filter)
+        changed = target or rescore or aggregate or any(value is not None for value in options.values())
+        answering = Answering(
+            contents=self.contents,
+            columns=self._stored_columns,
+            method=methods.METHODS[method],
+            scoring=scoring,
+            k=k,
+            allowed=allowed,
+            rescore=rescore,
+            aggregate=aggregate,
+            include=include,
+            recall=None if changed else self._recall(method, k, allowed),
+        )
         with (stopwatch := Stopwatch())("gradient"):
             queries = self._resolved(examples, target)
             vectors, losses = scoring.query_vectors(queries)
@@ -172,8 +186,8 @@ class Index(IndexDisplay):
         groups = RowGroups(self._stored_columns, by, self._allowed(filter))
         vectors, _ = scoring.query_vectors(self._resolved(examples, target))
         vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
-        some = vectors.split(max(1, _SCORES_TOGETHER // scoring.store.rows))
-        return [groups.influence(own) for part in some for own in scoring.scores(part)]
+        together = max(1, _SCORES_TOGETHER // scoring.store.rows)
+        return [groups.influence(scores) for part in vectors.split(together) for scores in scoring.scores(part)]
 
     def self_influence(
         self,
@@ -228,11 +242,31 @@ class Index(IndexDisplay):
                 raise QueryError("this is one example where a list of examples is asked for: pass [example]") from error
             raise
 
-    def _recall(self, method: str, question: Question, options: methods.MethodOptions) -> Recall | None:
-        """As it was measured: with so many hits, by the method's default options, at all checkpoints and rows."""
-        entry, allowed = self.manifest.searcher, question.allowed
-        measured = entry and entry.k == question.k and entry.recall.get(method)
-        unusual = question.rescore or question.aggregate or any(value is not None for value in options.values())
-        if not measured or unusual or not (allowed is None or np.array_equal(allowed, self._row_ids.live())):
+    def _recall(self, method: str, k: int, allowed: NDArray[np.bool_] | None) -> Recall | None:
+        """The searcher's, if it was measured for this k and all rows (with the method's default options)."""
+        entry = self.manifest.searcher
+        measured = entry and entry.k == k and entry.recall.get(method)
+        if not measured or not (allowed is None or np.array_equal(allowed, self._row_ids.live())):
             return None
         return Recall(measured.top, measured.bottom)
+
+    def __repr__(self) -> str:
+        return f"<Index {self.directory}: {describe(self.manifest)}; methods {', '.join(self.methods)}>"
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A line for each training row: its columns at the last checkpoint, and whether it is `present`, not deleted.
+
+        Raises:
+            MissingLibraryError: pandas is not installed.
+        """
+        table = frame([])
+        for name, column in {"row": np.arange(self.rows), "present": self.present, **self.columns}.items():
+            table[name] = column
+        return table
+
+    def _repr_html_(self) -> str:
+        entries = self.manifest.checkpoints
+        checkpoints = [[escape(entry.name), str(entry.step), f"{entry.learning_rate:g}"] for entry in entries]
+        table = table_html("Checkpoints", ("name", "step", "learning rate"), checkpoints)
+        title, methods_line = escape(f"{self.directory}: {describe(self.manifest)}"), escape(", ".join(self.methods))
+        return f"<div><p>{title}<br>Methods: {methods_line}</p>{table}</div>"

@@ -32,7 +32,7 @@ def frame(records: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
 
 def table_text(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Columns of text, aligned on the right."""
-    table = [list(heads), *(list(line) for line in lines)]
+    table = [heads, *lines]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     aligned = ("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in table)
     return "\n".join(line.rstrip() for line in aligned)

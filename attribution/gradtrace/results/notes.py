@@ -13,32 +13,26 @@ def note_on_zero(kind: str, queries: int, loss: float) -> str:
     return f"the {kind} of this query is zero at every checkpoint used{certain}, so every score is zero"
 
 
-def note_on_missing(found: SearchResult, proponents: int, opponents: int, k: int, rescored: int) -> str | None:
+def note_on_missing(ends: SearchResult, proponents: int, opponents: int, k: int, rescored: int) -> str | None:
     """Why there are fewer than k proponents or opponents; None where there are k of each.
 
     rescored: rows of which full gradients were taken; 0: none
     """
-    texts = [
-        _missing(count, k, name, f"{sign} score", found, rescored)
-        for count, name, sign in ((proponents, "proponents", "positive"), (opponents, "opponents", "negative"))
-        if count < k
-    ]
+    searched = f"{rescored:,} rows rescored" if rescored else f"{ends.rows_searched:,} rows searched"
+    texts = []
+    for count, name, sign in ((proponents, "proponents", "positive"), (opponents, "opponents", "negative")):
+        if count >= k:
+            continue
+        if rescored or ends.exact:
+            reason = f"{'no other' if count else 'none'} of the {searched} has a {sign} score"
+        else:
+            reason = f"the approximate search found no{' other' if count else ''} row with a {sign} score"
+        texts.append(f"only {count} of {k} {name}: {reason}" if count else f"no {name}: {reason}")
     return "; ".join(texts) or None
 
 
-def _missing(count: int, k: int, name: str, wanted: str, found: SearchResult, rescored: int) -> str:
-    other = "no other" if count else "none"
-    if rescored:
-        reason = f"{other} of the {rescored:,} rows rescored has a {wanted}"
-    elif found.exact:
-        reason = f"{other} of the {found.rows_searched:,} rows searched has a {wanted}"
-    else:
-        reason = f"the approximate search found no{' other' if count else ''} row with a {wanted}"
-    return f"only {count} of {k} {name}: {reason}" if count else f"no {name}: {reason}"
-
-
-def note_on_few_rows(found: SearchResult, k: int) -> str | None:
+def note_on_few_rows(ends: SearchResult, k: int) -> str | None:
     """Of scores whose sign says nothing: why there are fewer than k at either end."""
-    if len(found.top.rows) >= k:
+    if len(ends.top.rows) >= k:
         return None
-    return f"only {len(found.top.rows)} of {k} rows at either end: no more were searched"
+    return f"only {len(ends.top.rows)} of {k} rows at either end: no more were searched"
