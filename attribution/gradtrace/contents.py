@@ -24,7 +24,7 @@ class IndexContents:
     curvature: as `load_curvature` returns it
     kernels: TRAK's, by checkpoint, on that device
     representations: see `representation_store`;  refit: of the last layer, if there is one for these rows
-    adam_factors: see `methods.tracin_adam`, by checkpoint, those that were asked for so far
+    adam_factors: see `fitted.adam.adam_factors`, by checkpoint, of those that were queried so far
     """
 
     directory: Path
@@ -41,10 +41,10 @@ class IndexContents:
     adam_factors: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def basis_of(self, checkpoint: int) -> Basis:
-        """In whose coordinates the rows at a checkpoint are: those of its training run's weights."""
+        """The basis of the rows at a checkpoint: its training run's."""
         return self.bases[self.manifest.checkpoints[checkpoint].run]
 
     @property
     def last_model(self) -> GradientModel:
-        """What the index says of a prediction is of this one."""
+        """The model after the last checkpoint; its losses and predictions are the ones reported."""
         return self.models[self.manifest.last_checkpoint]

@@ -207,7 +207,7 @@ class Index:
             QueryError: there is no such method, this index does not answer by it, or not with these options.
         """
         known = methods.method_named(method, self.manifest)
-        methods.check_options(method, known.options, options)
+        known.check_options(options)
         return known.scoring(self.contents, options)
 
     def try_queries(
