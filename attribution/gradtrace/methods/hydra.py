@@ -27,8 +27,8 @@ class Hydra(Method):
     options = ()
     forecasts = True
     meaning = (
-        "Score: how much what is explained would fall, in its own unit, if the row counted twice in the whole training, to "
-        "first order and without the curvature of the loss"
+        "Score: how much what is explained would fall, in its own unit, if the row counted twice in the whole "
+        "training, to first order and without the curvature of the loss"
     )
 
     def lacks(self, manifest: Manifest) -> str | None:

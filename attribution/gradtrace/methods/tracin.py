@@ -45,18 +45,17 @@ class _GradientProduct(Method):
 
     options = ("checkpoints", "weights")
     default_weights = "equal"
+    along_training = False  # by default at all checkpoints; else at the trained models
 
     def meaning_with(self, options: MethodOptions) -> str:
         return f"{_MEANINGS[options.get('weights') or self.default_weights]}. Of several training runs, the mean"
 
     def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
         entries = contents.manifest.checkpoints
-        chosen = chosen_checkpoints(entries, options, self.default_checkpoints(entries))
+        default = weights_positions(entries) if self.along_training else trained_models(entries)
+        chosen = chosen_checkpoints(entries, options, default)
         weights = checkpoint_weights(entries, chosen, options.get("weights") or self.default_weights)
         return _ProductScoring(contents, chosen, weights)
-
-    def default_checkpoints(self, entries: Sequence[CheckpointEntry]) -> list[int]:
-        return trained_models(entries)
 
 
 class TracIn(_GradientProduct):
@@ -64,9 +63,7 @@ class TracIn(_GradientProduct):
 
     name = "tracin"
     default_weights = "learning_rate"
-
-    def default_checkpoints(self, entries: Sequence[CheckpointEntry]) -> list[int]:
-        return weights_positions(entries)
+    along_training = True
 
 
 class TracInAdam(TracIn):
@@ -165,19 +162,17 @@ class _CosineScoring(_ProductScoring):
         return coordinates * inverse(coordinates.flatten(1).norm(dim=1))[:, None, None]
 
     def row_scale(self) -> Tensor:
-        total = self._total_norms()
+        """1 / norm over all blocks, 0 for rows without a direction. float32 [stored rows]"""
+        total = torch.from_numpy(np.sqrt((self.row_norms().astype(np.float64) ** 2).sum(0)))
         return torch.where(total > _NO_DIRECTION * total.max(), inverse(total), 0).float()
 
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:
         return self.reweighted(super().row_vectors(examples))
 
     def self_influence(self) -> Floats:
-        total = self._total_norms()
-        directed: Floats = (total > _NO_DIRECTION * total.max()).float().numpy()
-        return directed
-
-    def _total_norms(self) -> Tensor:
-        return torch.from_numpy(np.sqrt((self.row_norms().astype(np.float64) ** 2).sum(0)))
+        """1; 0 for rows without a direction. float32 [stored rows]"""
+        scores: Floats = (self.row_scale() > 0).float().numpy()
+        return scores
 
 
 def checkpoint_weights(entries: Sequence[CheckpointEntry], chosen: Sequence[int], weights: str) -> Doubles:

@@ -15,15 +15,13 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from gradtrace.contents import IndexContents
-from gradtrace.data.dataset import fetch
 from gradtrace.errors import QueryError
 from gradtrace.methods.method import Method, Scoring
 from gradtrace.models.queries import QUERY_BATCH, Query
 from gradtrace.results import rescoring
 from gradtrace.results.hits import Distribution, Hit, InfluenceResult, InfluenceResults, Recall
-from gradtrace.results.notes import note_on_few_rows, note_on_missing, note_on_zero
 from gradtrace.search.scored_rows import RankingEnd, SearchResult
-from gradtrace.task import Example, Label
+from gradtrace.task import Label
 
 T = TypeVar("T")
 
@@ -150,20 +148,12 @@ class Answering:
         return [values] if self.aggregate else [[value] for value in values]
 
     def _rescore(self, drafts: Sequence[_Draft]) -> None:
-        weights = self.scoring.full_gradient_weights
-        assert weights is not None  # else the question was refused
-        models = [self.contents.models[block] for block in self.scoring.blocks]
         groups, ends = [draft.queries for draft in drafts], [draft.ends for draft in drafts]
-        exact = rescoring.rescored(
-            models, weights, self.scoring.normalized, groups, ends, self.k, self._training_examples
-        )
+        exact = rescoring.rescored(self.contents, self.scoring, groups, ends, self.k)
         for draft, rescored in zip(drafts, exact, strict=True):
             draft.ends, draft.rows_rescored = rescored.ends, len(rescored.rows)
             if "layers" in self.include:
                 draft.share_by_layer(rescored.rows, rescored.layers)
-
-    def _training_examples(self, positions: NDArray[np.int64]) -> list[Example]:
-        return fetch(self.contents.task.train, self.contents.store.row_ids.of(positions).tolist())
 
     def _add_percentiles(self, drafts: Sequence[_Draft], vectors: Tensor) -> None:
         """percentile: the share of all rows with a lower score, in percent."""
@@ -245,10 +235,10 @@ class Answering:
     def _note(self, draft: _Draft, proponents: int, opponents: int) -> str | None:
         if not bool(draft.vector.any()):  # then every score is zero
             kind = "gradient" if self.method.compares_gradients else "representation"
-            return note_on_zero(kind, len(draft.queries), float(np.mean(draft.losses)))
+            return _note_on_zero(kind, len(draft.queries), float(np.mean(draft.losses)))
         if not self.method.signed:
-            return note_on_few_rows(draft.ends, self.k)
-        return note_on_missing(draft.ends, proponents, opponents, self.k, draft.rows_rescored)
+            return _note_on_few_rows(draft.ends, self.k)
+        return _note_on_missing(draft.ends, proponents, opponents, self.k, draft.rows_rescored)
 
 
 def _common(values: Sequence[Label | None]) -> Label | None:
@@ -260,3 +250,36 @@ def _python_value(value: Any) -> Any:
     """A column's value as a Python number; None where it is not known."""
     value = value.item() if hasattr(value, "item") else value
     return None if value is None or value != value else value
+
+
+def _note_on_zero(kind: str, queries: int, loss: float) -> str:
+    """kind: what of the query is zero, "gradient" or "representation";  loss: the query's, or the mean of several"""
+    if queries > 1:
+        return f"the {kind}s of these {queries} queries add up to zero at every checkpoint used, so every score is zero"
+    certain = " (its loss is 0: the model is certain, saturated)" if loss == 0 and kind == "gradient" else ""
+    return f"the {kind} of this query is zero at every checkpoint used{certain}, so every score is zero"
+
+
+def _note_on_missing(ends: SearchResult, proponents: int, opponents: int, k: int, rescored: int) -> str | None:
+    """Why there are fewer than k proponents or opponents; None where there are k of each.
+
+    rescored: rows of which full gradients were taken; 0: none
+    """
+    searched = f"{rescored:,} rows rescored" if rescored else f"{ends.rows_searched:,} rows searched"
+    texts = []
+    for count, name, sign in ((proponents, "proponents", "positive"), (opponents, "opponents", "negative")):
+        if count >= k:
+            continue
+        if rescored or ends.exact:
+            reason = f"{'no other' if count else 'none'} of the {searched} has a {sign} score"
+        else:
+            reason = f"the approximate search found no{' other' if count else ''} row with a {sign} score"
+        texts.append(f"only {count} of {k} {name}: {reason}" if count else f"no {name}: {reason}")
+    return "; ".join(texts) or None
+
+
+def _note_on_few_rows(ends: SearchResult, k: int) -> str | None:
+    """Of scores whose sign says nothing: why there are fewer than k at either end."""
+    if len(ends.top.rows) >= k:
+        return None
+    return f"only {len(ends.top.rows)} of {k} rows at either end: no more were searched"

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from gradtrace.contents import IndexContents
+from gradtrace.data.dataset import fetch
 from gradtrace.errors import QueryError
+from gradtrace.methods.method import Scoring
 from gradtrace.methods.tracin import inverse
 from gradtrace.models.full_gradients import full_gradients
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.queries import Query, query_batches
-from gradtrace.search.scored_rows import SearchResult, both_ends
+from gradtrace.search.scored_rows import Doubles, Rows, SearchResult, both_ends
 from gradtrace.task import Example
 
 CANDIDATES = 2  # so many times k rows are taken from either end of the compressed search
 
 _ROW_BATCH = 64
 _RESULTS_TOGETHER = 16  # candidates that their queries share are differentiated once; others are multiplied in vain
-
-Rows = NDArray[np.int64]
-Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +41,18 @@ class Rescored:
 
 
 def rescored(
-    models: Sequence[GradientModel],
-    weights: Doubles,
-    normalized: bool,
+    contents: IndexContents,
+    scoring: Scoring,
     groups: Sequence[Sequence[Query]],
     compressed: Sequence[SearchResult],
     k: int,
-    examples: Callable[[Rows], Sequence[Example]],
 ) -> list[Rescored]:
     """Score what the compressed search found by full gradients, and keep the best k at either end.
 
     Args:
-        models: of the chosen checkpoints.
-        weights: float64 [models], of their inner products.
-        normalized: divide by the norms of query and row.
+        scoring: of a method with `full_gradient_weights`.
         groups: for each result its queries, of whose scores the mean is taken.
         compressed: for each result both ends by its compressed scores.
-        examples: reads the training examples of rows [m].
 
     Raises:
         LossError: a loss is NaN or infinite.
@@ -69,12 +63,13 @@ def rescored(
         candidates = [np.union1d(result.top.rows, result.bottom.rows) for result in compressed[together]]
         union = np.unique(np.concatenate(candidates))
         queries = [query for group in groups[together] for query in group]
-        scores = _scores(models, weights, normalized, queries, examples(union))
+        examples = fetch(contents.task.train, contents.store.row_ids.of(union).tolist())
+        scores = _scores([contents.models[block] for block in scoring.blocks], scoring, queries, examples)
         first = 0
         for group, rows, result in zip(groups[together], candidates, compressed[together], strict=True):
             asked, at = slice(first, first + len(group)), np.searchsorted(union, rows)
             by_layer = {name: layer[:, asked, at].mean(1).numpy() for name, layer in scores.items()}  # [C, m]
-            parts = sum(by_layer.values(), np.zeros((len(models), len(rows)))).T  # [m, C]
+            parts = sum(by_layer.values(), np.zeros((len(scoring.blocks), len(rows)))).T  # [m, C]
             top, bottom = both_ends(rows, parts, k)
             shares = {name: layer.sum(axis=0) for name, layer in by_layer.items()}
             results.append(Rescored(replace(result, top=top, bottom=bottom), rows, shares))
@@ -83,13 +78,12 @@ def rescored(
 
 
 def _scores(
-    models: Sequence[GradientModel],
-    weights: Doubles,
-    normalized: bool,
-    queries: Sequence[Query],
-    examples: Sequence[Example],
+    models: Sequence[GradientModel], scoring: Scoring, queries: Sequence[Query], examples: Sequence[Example]
 ) -> dict[str, Tensor]:
-    """Every query's score on every training example by layer and checkpoint. Each float64 [C, queries, examples]."""
+    """Every query's score on every training example by layer and checkpoint. Each float64 [C, queries, examples].
+
+    models: at the scoring's blocks
+    """
     zeros = partial(torch.zeros, dtype=torch.float64)
     products: dict[str, Tensor] = defaultdict(partial(zeros, len(models), len(queries), len(examples)))
     query_squares, row_squares = zeros(len(models), len(queries)), zeros(len(models), len(examples))
@@ -107,11 +101,12 @@ def _scores(
                 row_gradients = full_gradients(model, model.batch(examples[rows]))
                 for name, layer in query_gradients.inner_products(row_gradients).items():
                     products[name][checkpoint, numbers, rows] = layer.double().cpu()
-                if normalized:
+                if scoring.normalized:
                     query_squares[checkpoint, numbers] = query_gradients.squared_norms().cpu()
                     row_squares[checkpoint, rows] = row_gradients.squared_norms().cpu()
-    factors = torch.from_numpy(weights)[:, None, None]
-    if normalized:  # over all checkpoints together, as the rows of an index are
+    assert scoring.full_gradient_weights is not None  # else the question was refused
+    factors = torch.from_numpy(scoring.full_gradient_weights)[:, None, None]
+    if scoring.normalized:  # over all checkpoints together, as the rows of an index are
         query_norms, row_norms = query_squares.sum(0).sqrt(), row_squares.sum(0).sqrt()
         factors = factors * inverse(query_norms)[:, None] * inverse(row_norms)
     return {name: values * factors for name, values in products.items()}

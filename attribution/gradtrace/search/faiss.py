@@ -38,7 +38,8 @@ class FaissSearcher(CandidateSearcher):
         super().__init__(store, device)
         faiss = self._faiss = import_faiss()
         try:
-            on_cpu = self._on_cpu = _map_index(faiss, path)  # kept: FAISS frees inner indexes with the outermost
+            # Mapped: IO_FLAG_MMAP would map inverted lists only. Kept: FAISS frees inner indexes with the outermost.
+            on_cpu = self._on_cpu = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
             faiss.ParameterSpace().set_index_parameters(on_cpu, parameters)
         except RuntimeError as error:
             raise CorruptIndexError(
@@ -103,8 +104,3 @@ def _keeps_values(faiss: Any, index: Any) -> bool:
         index = faiss.downcast_index(inner)
     kinds = (faiss.IndexFlat, faiss.IndexScalarQuantizer, faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer)
     return isinstance(index, kinds)
-
-
-def _map_index(faiss: Any, path: Path) -> Any:
-    """Open without reading the whole file. (IO_FLAG_MMAP would map inverted lists only, and read rows and graphs.)"""
-    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
