@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from gradtrace.store.rows import RowStore
 from gradtrace.task import Task
 
 
-@dataclass(slots=True)
+@dataclass
 class IndexContents:
     """models: of every checkpoint, in the manifest's order;  bases: of every training run, on the models' device
     curvature: as `load_curvature` returns it
@@ -44,7 +45,7 @@ class IndexContents:
         """The basis of the rows at a checkpoint: its training run's."""
         return self.bases[self.manifest.checkpoints[checkpoint].run]
 
-    @property
+    @cached_property
     def last_model(self) -> GradientModel:
         """The model after the last checkpoint; its losses and predictions are the ones reported."""
         return self.models[self.manifest.last_checkpoint]

@@ -225,6 +225,8 @@ class Index:
 
     def _allowed(self, row_filter: RowFilter | Mapping[str, Any] | None) -> NDArray[np.bool_] | None:
         """Which stored rows may be found; None: all. [stored rows]"""
+        if row_filter is None:
+            return self._row_ids.allowed(None)
         return self._row_ids.allowed(RowFilter.of(row_filter).mask(self.rows, self.columns, self.task.class_names))
 
     def _resolved(self, examples: Sequence[Example], target: str | None) -> list[Query]:
