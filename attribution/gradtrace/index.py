@@ -190,10 +190,7 @@ class Index:
         return [groups.influence(scores) for part in vectors.split(together) for scores in scoring.scores(part)]
 
     def self_influence(
-        self,
-        *,
-        method: str = "tracin",
-        **options: Unpack[methods.MethodOptions],
+        self, *, method: str = "tracin", **options: Unpack[methods.MethodOptions]
     ) -> NDArray[np.float32]:
         """The score of each training row on itself; high ones are worth a look for wrong labels. float32 [rows];
         minus infinity for deleted rows, so that they come last."""

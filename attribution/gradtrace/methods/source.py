@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -13,9 +12,10 @@ from gradtrace.contents import IndexContents
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, MethodOptions, chosen_checkpoints
 from gradtrace.search.scored_rows import Doubles
-from gradtrace.store.manifest import CheckpointEntry, CheckpointKind, Manifest, by_run, trained_models
+from gradtrace.store.manifest import CheckpointEntry, CheckpointKind, Manifest, OptimizerEntry, by_run, trained_models
 
 _SEGMENTS = 3
+_PLAIN_SGD = OptimizerEntry(name="sgd", momentum=0.0, weight_decay=0.0)  # where the optimizer is not known
 
 
 class Source(Method):
@@ -63,8 +63,8 @@ class Source(Method):
         runs = by_run(entries, chosen)
         factors = torch.zeros(len(entries), contents.bases[0].dimensions)
         for run in by_run(entries, available):
-            segments = (options.get("segments") or _SEGMENTS) if self.kind == "weights" else None
-            factors[run] = torch.from_numpy(unrolled(_course(contents, run), segments)).float()
+            segments = None if self.kind == "average" else options.get("segments") or _SEGMENTS
+            factors[run] = torch.from_numpy(_run_factors(contents, run, segments)).float()
         trained = trained_models(entries)
         query_at = [trained[entries[block].run] for block in chosen]
         return GradientScoring(contents, chosen, factors[chosen] / len(runs), query_at)
@@ -94,43 +94,33 @@ class FastSource(Source):
         return super().lacks(manifest)
 
 
-@dataclass(frozen=True, slots=True)
-class Course:
-    """A training as SOURCE sees it, at its checkpoints in order.
-
-    lengths: sum of the learning rates of the steps since the previous checkpoint, eta K. float64 [checkpoints]
-    eigenvalues: of the curvature, with the weight decay that is part of the loss. float64 [checkpoints, dimensions]
-    gains: diagonal of the optimizer's preconditioner P. float64 [checkpoints, dimensions]
-    decays: weight decay that is not part of the loss (AdamW's). float64 [checkpoints]
-    """
-
-    lengths: Doubles
-    eigenvalues: Doubles
-    gains: Doubles
-    decays: Doubles
-
-
-def unrolled(course: Course, segments: int | None) -> Doubles:
+def unrolled(lengths: Doubles, eigenvalues: Doubles, gains: Doubles, decays: Doubles, segments: int | None) -> Doubles:
     """Factors of a query's coordinates for the rows of each checkpoint. float64 [checkpoints, dimensions].
 
-    For segment l, with exponent x_l = eta_l K_l H_l: exp(-x_L) ... exp(-x_(l+1)) eta_l K_l (1 - exp(-x_l)) / x_l,
-    divided among its checkpoints.
+    For segment l, with x_l = eta_l K_l (P_l H_l + decay_l), the factor is
+    exp(-x_L) ... exp(-x_(l+1)) eta_l K_l P_l (1 - exp(-x_l)) / x_l, divided evenly among the segment's checkpoints.
 
-    segments: their number, of as equal sizes as possible; None: each checkpoint is a segment
+    Args:
+        lengths: eta K, the sum of the learning rates of the steps since the previous checkpoint. float64 [checkpoints]
+        eigenvalues: H, with the weight decay that is part of the loss. float64 [checkpoints, dimensions]
+        gains: P, the diagonal of the optimizer's preconditioner. float64 [checkpoints, dimensions]
+        decays: weight decay that is not part of the loss (AdamW's). float64 [checkpoints]
+        segments: their number, of as equal sizes as possible; None: each checkpoint is a segment.
     """
-    factors = np.empty_like(course.eigenvalues)
+    factors = np.empty_like(eigenvalues)
     decay_after = np.ones(factors.shape[1])  # exp(-x) of the later segments, multiplied
     count = min(segments or len(factors), len(factors))
     for segment in reversed(np.array_split(np.arange(len(factors)), count)):
-        length, gain = course.lengths[segment].sum(), course.gains[segment].mean(0)
-        exponent = length * (gain * course.eigenvalues[segment].mean(0) + course.decays[segment].mean())
+        length, gain = lengths[segment].sum(), gains[segment].mean(0)
+        exponent = length * (gain * eigenvalues[segment].mean(0) + decays[segment].mean())
         share = np.divide(-np.expm1(-exponent), exponent, out=np.ones_like(exponent), where=exponent > 0)
         factors[segment] = decay_after * gain * length * share / len(segment)
         decay_after = decay_after * np.exp(-exponent)
     return factors
 
 
-def _course(contents: IndexContents, blocks: list[int]) -> Course:
+def _run_factors(contents: IndexContents, blocks: list[int], segments: int | None) -> Doubles:
+    """As `unrolled`, of the checkpoints of a training run."""
     entries = [contents.manifest.checkpoints[block] for block in blocks]
     curvature = [contents.curvature[block] for block in blocks]
     eigenvalues = torch.stack([checkpoint["eigenvalues"] for checkpoint in curvature]).double().numpy()
@@ -138,16 +128,18 @@ def _course(contents: IndexContents, blocks: list[int]) -> Course:
     for number, entry in enumerate(entries):
         if not _is_sgd(entry):
             gains[number] = curvature[number]["preconditioner"]
-    decays = np.array([entry.optimizer.weight_decay if entry.optimizer else 0.0 for entry in entries])
-    momenta = np.array([entry.optimizer.momentum if entry.optimizer else 0.0 for entry in entries])
-    decoupled = np.array(["adamw" in entry.optimizer.name if entry.optimizer else False for entry in entries])
-    return Course(
+    optimizers = [entry.optimizer or _PLAIN_SGD for entry in entries]
+    decays = np.array([optimizer.weight_decay for optimizer in optimizers])
+    momenta = np.array([optimizer.momentum for optimizer in optimizers])
+    decoupled = np.array(["adamw" in optimizer.name for optimizer in optimizers])
+    return unrolled(
         lengths=stretch_sums(entries) / (1 - momenta),
         eigenvalues=eigenvalues + np.where(decoupled, 0.0, decays)[:, None],
         gains=gains,
         decays=np.where(decoupled, decays, 0.0),
+        segments=segments,
     )
 
 
 def _is_sgd(entry: CheckpointEntry) -> bool:
-    return entry.optimizer is None or entry.optimizer.name.startswith("sgd")
+    return (entry.optimizer or _PLAIN_SGD).name.startswith("sgd")

@@ -15,7 +15,7 @@ from gradtrace.fitted.trak_kernels import output_weights, stored_weights
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, MethodOptions, chosen_checkpoints
 from gradtrace.models.task_model import MeasureName
-from gradtrace.store.manifest import CheckpointEntry, KernelsEntry, Manifest
+from gradtrace.store.manifest import CheckpointEntry, Manifest
 
 
 class Trak(Method):
@@ -46,15 +46,14 @@ class Trak(Method):
         return f"it has no kernel of {lacking[0]}: run `gradtrace kernels` on it, {when}"
 
     def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
-        entries, kernels = contents.manifest.checkpoints, contents.manifest.kernels
-        assert kernels is not None  # else `lacks` refused
-        chosen = chosen_checkpoints(entries, options, list(contents.kernels))
-        return _TrakScoring(contents, kernels, chosen)
+        entries = contents.manifest.checkpoints
+        return _TrakScoring(contents, chosen_checkpoints(entries, options, list(contents.kernels)))
 
 
 class _TrakScoring(GradientScoring):
-    def __init__(self, contents: IndexContents, entry: KernelsEntry, blocks: list[int]) -> None:
-        self._output, self._kernels = entry.output, [contents.kernels[block] for block in blocks]
+    def __init__(self, contents: IndexContents, blocks: list[int]) -> None:
+        assert contents.manifest.kernels is not None  # else `lacks` refused
+        self._output, self._kernels = contents.manifest.kernels.output, [contents.kernels[block] for block in blocks]
         sizes = 1 / torch.tensor([kernel.weight for kernel in self._kernels])
         factors = run_means(contents.manifest.checkpoints, blocks) * sizes / sizes.mean()
         super().__init__(contents, blocks, factors[:, None])

@@ -236,8 +236,9 @@ class Answering:
         if not bool(draft.vector.any()):  # then every score is zero
             kind = "gradient" if self.method.compares_gradients else "representation"
             return _note_on_zero(kind, len(draft.queries), float(np.mean(draft.losses)))
-        if not self.method.signed:
-            return _note_on_few_rows(draft.ends, self.k)
+        count = len(draft.ends.top.rows)
+        if not self.method.signed:  # the sign of a score says nothing
+            return f"only {count} of {self.k} rows at either end: no more were searched" if count < self.k else None
         return _note_on_missing(draft.ends, proponents, opponents, self.k, draft.rows_rescored)
 
 
@@ -276,10 +277,3 @@ def _note_on_missing(ends: SearchResult, proponents: int, opponents: int, k: int
             reason = f"the approximate search found no{' other' if count else ''} row with a {sign} score"
         texts.append(f"only {count} of {k} {name}: {reason}" if count else f"no {name}: {reason}")
     return "; ".join(texts) or None
-
-
-def _note_on_few_rows(ends: SearchResult, k: int) -> str | None:
-    """Of scores whose sign says nothing: why there are fewer than k at either end."""
-    if len(ends.top.rows) >= k:
-        return None
-    return f"only {len(ends.top.rows)} of {k} rows at either end: no more were searched"

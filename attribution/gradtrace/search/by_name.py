@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 
@@ -19,7 +18,6 @@ from gradtrace.search.faiss import FaissSearcher
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.rows import RowStore
 
-Kind = Literal["progressive", "faiss", "annoy"]
 Searcher = ProgressiveSearcher | CandidateSearcher  # `ProgressiveSearcher.search` says what each searches for
 
 
@@ -27,11 +25,12 @@ Searcher = ProgressiveSearcher | CandidateSearcher  # `ProgressiveSearcher.searc
 class SearcherName:
     """KIND[:ARGUMENT[;PARAMETERS]], such as faiss:IVF1024,Flat;nprobe=32
 
+    kind: "progressive", "faiss" or "annoy"
     argument: FAISS's factory string, or Annoy's number of trees
     parameters: search parameters; empty: the build chooses them
     """
 
-    kind: Kind
+    kind: str
     argument: str
     parameters: str
 
@@ -46,7 +45,7 @@ class SearcherName:
                 f"there is no searcher {name!r}: choose progressive, faiss:FACTORY such as faiss:HNSW32,SQfp16, or "
                 "annoy:TREES such as annoy:50"
             )
-        return cls(next(known for known in get_args(Kind) if known == kind), argument, parameters)
+        return cls(kind, argument, parameters)
 
 
 def open_searcher(

@@ -11,6 +11,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.devices import threads
+from gradtrace.errors import StoreError
 from gradtrace.search.exact_search import ProgressiveSearcher
 from gradtrace.search.scored_rows import Floats, Rows, SearchResult, check_search, rank
 from gradtrace.store.rows import RowStore
@@ -29,6 +32,17 @@ _ATTEMPTS, _GROWTH = 3, 4  # each attempt looks up so many times as many candida
 def unfiltered_count(count: int, allowed: NDArray[np.bool_]) -> int:
     """How many rows to look up in an index that cannot filter, so that about `count` of them are allowed."""
     return min(len(allowed), math.ceil(count * len(allowed) / np.count_nonzero(allowed)))
+
+
+def import_library(searcher: str, name: str, install: str) -> Any:
+    """The module of a searcher's library. Raises StoreError if it is not installed; `install` is the remedy."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise StoreError(
+            f"{searcher} searcher needs the {name} library ({error}): {install}; "
+            'searcher="progressive" needs no library'
+        ) from None
 
 
 class CandidateSearcher(ABC):

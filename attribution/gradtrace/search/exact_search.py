@@ -217,9 +217,8 @@ class ProgressiveSearcher:
 
     def _full_scores(self, query: _Query, rows: Rows) -> Floats:
         """[m] float32, right within the bounds of rounding."""
-        scores: Floats = torch.mv(
-            self._store.gather(query.checkpoints, rows).flatten(1), query.vectors.flatten()
-        ).numpy()
+        values = self._store.gather(query.checkpoints, rows).flatten(1)  # [m, C * D]
+        scores: Floats = torch.mv(values, query.vectors.flatten()).numpy()
         return scores if query.row_scale is None else scores * query.row_scale[rows]
 
     def _read_next_level(self, query: _Query, survivors: _Survivors, levels_read: list[int]) -> None:

@@ -10,22 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradtrace.errors import CorruptIndexError, StoreError
-from gradtrace.search.candidates import CandidateSearcher, unfiltered_count
+from gradtrace.errors import CorruptIndexError
+from gradtrace.search.candidates import CandidateSearcher, import_library, unfiltered_count
 from gradtrace.search.scored_rows import Floats, Rows
 from gradtrace.store.rows import RowStore
 
 
 def import_faiss() -> Any:
     """The faiss module. Raises StoreError if it is not installed."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise StoreError(
-            f"a FAISS searcher needs the faiss library ({error}): pip install gradtrace[cpu], or gradtrace[gpu] on a "
-            'machine with CUDA; searcher="progressive" needs neither'
-        ) from None
-    return faiss
+    install = "pip install gradtrace[cpu], or gradtrace[gpu] on a machine with CUDA"
+    return import_library("a FAISS", "faiss", install)
 
 
 class FaissSearcher(CandidateSearcher):
@@ -66,10 +60,9 @@ class FaissSearcher(CandidateSearcher):
             return None
 
     def _nearest(self, vectors: Floats, count: int, allowed: NDArray[np.bool_] | None) -> list[Rows]:
-        selection = None
-        if allowed is not None:
-            selection = self._selection(allowed)
-            count = count if selection is not None else unfiltered_count(count, allowed)
+        selection = None if allowed is None else self._selection(allowed)
+        if allowed is not None and selection is None:
+            count = unfiltered_count(count, allowed)
         _, nearest = self._index.search(vectors, count, params=selection)  # int64, padded with -1
         return [rows[rows >= 0] for rows in nearest]
 
