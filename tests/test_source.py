@@ -24,7 +24,7 @@ from gradtrace.methods.source import unrolled
 from gradtrace_indexer import add_checkpoints, build_index, prune
 from tiny import ClassTask, PairTask
 
-Doubles = Doubles
+Doubles = NDArray[np.float64]
 RATE, STEPS = 2e-3, 600  # so small a rate that steps are nearly a flow, as the theory takes them
 BEST = torch.tensor([1.0, -2.0, 0.5, 0.0, 1.5]).double()
 POINTS = torch.stack([x for x, _ in tiny.classes(30)]).double() * torch.tensor([1.0, 0.3, 2.0, 0.1, 0.6])

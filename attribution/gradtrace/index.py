@@ -60,7 +60,7 @@ class Index:
         return Index(replace(self.contents, searcher=searcher))
 
     def label(self, example: Example) -> Label | None:
-        """The task's label of an example, as whole number where it is a class."""
+        """The task's label of an example, an integer if it is a class."""
         return self.contents.last_model.label(example)
 
     def influence(
@@ -81,7 +81,7 @@ class Index:
         Args:
             examples: items of the kind that `task.train[i]` returns; one without a label is explained for the model's
                 own prediction.
-            method: one of `methods`; docs/methods.md tells what each estimates.
+            method: one of `methods`; docs/methods.md says what each estimates.
             options: the method's own, see `methods.MethodOptions`.
             filter: which rows may be found, a RowFilter or its conditions as a dict: {"labels": [3]}.
             target: "loss" explains the loss even where the task defines a measurement.
@@ -124,8 +124,8 @@ class Index:
     ) -> NDArray[np.float32]:
         """The score of every training row for each example. float32 [queries, rows].
 
-        Deleted rows have no influence: their score is 0, in the middle of every order, or, of `repsim`, where more
-        alike is all that scores say, minus infinity. `present` tells them apart.
+        Deleted rows have no influence: their score is 0, in the middle of every order; by `repsim`, whose scores only
+        say how alike rows are, it is minus infinity. `present` is False for them.
 
         Raises as `influence`.
         """
@@ -145,8 +145,8 @@ class Index:
         """The score that training examples have, or would have were they rows of the index (Pruthi et al. 2020, Remark
         3.5). float32 [queries, training examples].
 
-        Their vectors are computed here and not rounded, so that for real rows these scores are those of `scores()` but
-        for the index's rounding.
+        Their vectors are computed here and not rounded, so for rows of the index these scores differ from `scores()`
+        only by the index's rounding.
 
         Args:
             train_examples: with labels; items of the kind that `task.train[i]` returns.
@@ -187,7 +187,7 @@ class Index:
         vectors, _ = scoring.query_vectors(self._resolved(examples, target))
         vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
         together = max(1, _SCORES_TOGETHER // scoring.store.rows)
-        return [groups.influence(scores) for part in vectors.split(together) for scores in scoring.scores(part)]
+        return [groups.influence(scores) for batch in vectors.split(together) for scores in scoring.scores(batch)]
 
     def self_influence(
         self, *, method: str = "tracin", **options: Unpack[methods.MethodOptions]
@@ -215,8 +215,8 @@ class Index:
         target: str | None = None,
         **options: Unpack[methods.MethodOptions],
     ) -> None:
-        """Take examples as far as their query vectors, to see whether they can be asked about. Raises as `influence`,
-        or whatever the task and the model raise of an example that they cannot take."""
+        """Compute the examples' query vectors, to see whether they can be asked about. Raises as `influence`, or
+        whatever the task and the model raise for an example that they cannot take."""
         scoring = self.scoring(method, **options)
         scoring.query_vectors(self._resolved(examples, target))
 
@@ -231,8 +231,8 @@ class Index:
             raise QueryError("no example to explain")
         last = self.contents.last_model
         try:
-            parts = (examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH))
-            return [query for part in parts for query in resolve_queries(last, part, target)]
+            batches = (examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH))
+            return [query for batch in batches for query in resolve_queries(last, batch, target)]
         except GradtraceError:
             raise
         except Exception as error:

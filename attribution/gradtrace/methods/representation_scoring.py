@@ -49,10 +49,10 @@ class RepresentationScoring(Scoring):
         """Query vectors, from [queries, blocks, features] float64."""
 
     @abstractmethod
-    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
         """Each query vector's inner products [b] with the vectors of the rows [b, features] that begin at `start`.
 
-        place: of the model among the blocks
+        position: of the model among the blocks
         """
 
     def query_vectors(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
@@ -74,16 +74,16 @@ class RepresentationScoring(Scoring):
         """The models' parts of each row's score. float32 [queries, stored rows, blocks]."""
         parts = torch.empty(len(vectors), self.store.rows, len(self.blocks))
         for start, rows in self._rows():
-            for place in range(len(self.blocks)):
-                products = self._products(list(vectors[:, place]), rows[:, place], place, start)
-                parts[:, start : start + len(rows), place] = torch.stack(products)
+            for position in range(len(self.blocks)):
+                products = self._products(list(vectors[:, position]), rows[:, position], position, start)
+                parts[:, start : start + len(rows), position] = torch.stack(products)
         return parts
 
     def _rows(self) -> Iterator[tuple[int, Tensor]]:
         """All stored rows in order, as (first row, [b, blocks, features] float64)."""
-        places = range(len(self.blocks))
+        blocks = range(len(self.blocks))
         size = max(1, _BLOCK_VALUES // (self.store.dimensions * len(self.blocks)))
-        return ((start, rows.double()) for start, rows in self.store.blocks(places, size))
+        return ((start, rows.double()) for start, rows in self.store.blocks(blocks, size))
 
     def _represented(self, examples: Sequence[Example], what: str = "query") -> tuple[Tensor, list[float]]:
         """Representations float64 [examples, blocks, features], and losses at the last checkpoint.

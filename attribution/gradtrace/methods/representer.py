@@ -50,7 +50,7 @@ class Representer(Method):
 
 
 class _RepresenterScoring(RepresentationScoring):
-    """Query vectors hold f_q in the place of the query's class, zeros in the others: [classes * (features + 1)]."""
+    """A query vector is f_q at the query's output j and zero at the others: [outputs * (features + 1)]."""
 
     def __init__(self, contents: IndexContents) -> None:
         super().__init__(contents)
@@ -65,13 +65,13 @@ class _RepresenterScoring(RepresentationScoring):
         vectors[range(len(f)), :, outputs] = f
         return vectors.flatten(2)
 
-    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
-        f, shares = with_constant(rows), self._refit.shares[place, start : start + len(rows)]  # [b, F + 1], [b, C]
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
+        f, shares = with_constant(rows), self._refit.shares[position, start : start + len(rows)]  # [b, F + 1], [b, C]
         products = []
         for vector in vectors:
-            classes = vector.view(self._outputs, -1)  # [outputs, F + 1], mostly all zero but one
-            asked = classes.any(1).nonzero().flatten()
-            products.append((f @ classes[asked].T * shares[:, asked]).sum(1))
+            by_output = vector.view(self._outputs, -1)  # [outputs, F + 1], for a single query zero but for its class
+            used = by_output.any(1).nonzero().flatten()
+            products.append((f @ by_output[used].T * shares[:, used]).sum(1))
         return products
 
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:

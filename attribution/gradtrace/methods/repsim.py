@@ -57,7 +57,7 @@ class _Dot(RepresentationScoring):
         """[..., features] float64 -> [..., size of a query vector]."""
         return representations
 
-    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
         return [rows @ vector for vector in vectors]
 
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:
@@ -75,7 +75,7 @@ class _Cosine(_Dot):
 
     _row_side = _query_side
 
-    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
         scale = inverse(torch.linalg.vector_norm(rows, dim=1))  # of the products: there are fewer than values
         return [(rows @ vector).mul_(scale) for vector in vectors]
 
@@ -91,7 +91,7 @@ class _Distance(_Dot):
         square = representations.square().sum(-1, keepdim=True)
         return torch.cat([2 * representations, -torch.ones_like(square), -square], dim=-1)
 
-    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
         squares = torch.linalg.vector_norm(rows, dim=1).square_()
         return [(rows @ v[:-2]).mul_(2).sub_(v[-2]).sub_(squares * v[-1]) for v in vectors]
 

@@ -1,4 +1,4 @@
-"""From what a search found to the answer: rescoring, percentiles and shares by layer are added to the hits."""
+"""From a search's result to the answer: hits with rescoring, percentiles and shares by layer, and notes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Include = Literal["layers", "percentiles"]
 
 
 def check_aggregate(aggregate: str | None) -> None:
-    """Raises QueryError for one that is not known."""
+    """Raises QueryError for an unknown aggregate."""
     if aggregate not in (None, *get_args(Aggregate)):
         raise QueryError(f'unknown aggregate {aggregate!r}; leave it out or pass "mean"')
 
@@ -50,9 +50,9 @@ class Stopwatch:
 
 @dataclass(slots=True)
 class _Draft:
-    """The hits for the mean of several queries, mostly of a single one, and what was asked for beside their scores.
+    """A result in preparation: the hits of a query, or of the mean of several, and what else was asked for.
 
-    Rows go by their positions in the store. layers: by position, by name of the layer. percentiles: by position.
+    Rows are given by their positions in the store. layers: by position, by layer name.  percentiles: by position
     """
 
     queries: Sequence[Query]
@@ -123,7 +123,7 @@ class Answering:
     def answer(
         self, queries: Sequence[Query], vectors: Tensor, losses: Sequence[float], stopwatch: Stopwatch
     ) -> InfluenceResults:
-        """Search with query vectors [queries, blocks, dimensions], and say all that was asked for of the hits."""
+        """Search with query vectors [queries, blocks, dimensions], and add to the hits what was asked for."""
         if self.aggregate:
             vectors = vectors.mean(0, keepdim=True)
         with stopwatch("search"):
@@ -209,10 +209,10 @@ class Answering:
         )
 
     def _hits(self, draft: _Draft, end: RankingEnd, sign: int) -> list[Hit]:
-        """Scores with another sign than the end's do not belong there."""
+        """The hits of an end, without scores of the other sign."""
         belongs = sign * end.scores > 0 if self.method.signed else slice(None)
         names = [self.contents.manifest.checkpoints[block].name for block in self.scoring.blocks]
-        positions = end.rows[belongs]
+        positions = end.rows[belongs]  # [m]
         return [
             Hit(
                 row=row,
@@ -243,12 +243,12 @@ class Answering:
 
 
 def _common(values: Sequence[Label | None]) -> Label | None:
-    """What all values are; None where they differ."""
+    """The value that all of them are; None if they differ."""
     return values[0] if all(value == values[0] for value in values) else None
 
 
 def _python_value(value: Any) -> Any:
-    """A column's value as a Python number; None where it is not known."""
+    """A column's value as a Python number; None if it is unknown (None or NaN)."""
     value = value.item() if hasattr(value, "item") else value
     return None if value is None or value != value else value
 

@@ -67,7 +67,7 @@ class RowGroups:
             raise QueryError(f"there is no column {by!r} to group by; the index has {', '.join(columns)}")
         self._rows = np.arange(len(columns[by])) if allowed is None else np.flatnonzero(allowed)
         column = columns[by][self._rows]
-        # Unknown values are NaN here, which np.unique takes for one value and puts last.
+        # Unknown values are NaN here, which np.unique counts as equal and puts last.
         values, self._numbers = np.unique(column.astype(np.float64), return_inverse=True)
         if len(values) > MAX_GROUPS:
             raise QueryError(
@@ -87,7 +87,7 @@ class RowGroups:
 
 
 def _plain(value: float, kind: type[int]) -> Label | None:
-    """As a whole number, or true or false, where it is one; None for NaN."""
+    """An integer or a bool, if the value is whole; None for NaN."""
     if value != value:
         return None
     return kind(value) if value.is_integer() else value

@@ -1,4 +1,4 @@
-"""Rescoring: full, uncompressed gradients of a search's candidates, recomputed at query time, and scores from them."""
+"""Rescoring: scores of a search's candidates from full, uncompressed gradients, recomputed at query time."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from gradtrace.models.queries import Query, query_batches
 from gradtrace.search.scored_rows import Doubles, Rows, SearchResult, both_ends
 from gradtrace.task import Example
 
-CANDIDATES = 2  # so many times k rows are taken from either end of the compressed search
+CANDIDATES = 2  # the compressed search returns this many times k rows at either end
 
 _ROW_BATCH = 64
-_RESULTS_TOGETHER = 16  # candidates that their queries share are differentiated once; others are multiplied in vain
+_RESULTS_TOGETHER = 16  # shared candidates are differentiated once, but all pairs of query and candidate multiplied
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def rescored(
     compressed: Sequence[SearchResult],
     k: int,
 ) -> list[Rescored]:
-    """Score what the compressed search found by full gradients, and keep the best k at either end.
+    """Score the compressed search's candidates by full gradients, and keep the best k at either end.
 
     Args:
         scoring: of a method with `full_gradient_weights`.

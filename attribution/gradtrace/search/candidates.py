@@ -26,7 +26,7 @@ from gradtrace.search.scored_rows import Floats, Rows, SearchResult, check_searc
 from gradtrace.store.rows import RowStore
 
 _EXTRA_HITS = 4  # beyond k, for which candidates are looked up at each end
-_ATTEMPTS, _GROWTH = 3, 4  # each attempt looks up so many times as many candidates; after the last, search is exact
+_ATTEMPTS, _GROWTH = 3, 4  # each attempt looks up 4 times as many candidates; after the last, search is exact
 
 
 def unfiltered_count(count: int, allowed: NDArray[np.bool_]) -> int:

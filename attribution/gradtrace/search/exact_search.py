@@ -79,7 +79,7 @@ class _Survivors:
 
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """One query: as given, for exact scores, and scaled to a norm of about 1, for bounds that float32 can hold."""
+    """A query as given, for exact scores, and scaled to a norm of about 1, for bounds that float32 can hold."""
 
     exact: Doubles  # [C, D]
     vectors: Tensor  # [C, D] float32, the query divided by a power of two
