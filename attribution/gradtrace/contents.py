@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.basis import Basis
@@ -44,6 +46,11 @@ class IndexContents:
     def basis_of(self, checkpoint: int) -> Basis:
         """The basis of the rows at a checkpoint: its training run's."""
         return self.bases[self.manifest.checkpoints[checkpoint].run]
+
+    @cached_property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """label, prediction, loss, correct and norm at the last checkpoint, each [stored rows]."""
+        return self.store.columns(self.manifest.last_checkpoint)
 
     @cached_property
     def last_model(self) -> GradientModel:

@@ -52,8 +52,7 @@ class Index:
         self._row_ids = store.row_ids
         self.rows, self.present = self._row_ids.rows, self._row_ids.present
         self.methods = tuple(methods.available_methods(self.manifest))
-        self._stored_columns = store.columns(self.manifest.last_checkpoint)
-        self.columns: dict[str, NDArray[Any]] = self._row_ids.columns(self._stored_columns)
+        self.columns: dict[str, NDArray[Any]] = self._row_ids.columns(contents.columns)
 
     def with_searcher(self, searcher: Searcher) -> Index:
         """The same index, searched by another searcher."""
@@ -79,8 +78,7 @@ class Index:
         """The k strongest proponents and opponents of each example, fewer where fewer have a score of that sign.
 
         Args:
-            examples: items of the kind that `task.train[i]` returns; one without a label is explained for the model's
-                own prediction.
+            examples: items like `task.train[i]`; without a label, the loss at the model's prediction is explained.
             method: one of `methods`; docs/methods.md says what each estimates.
             options: the method's own, see `methods.MethodOptions`.
             filter: which rows may be found, a RowFilter or its conditions as a dict: {"labels": [3]}.
@@ -97,18 +95,9 @@ class Index:
         """
         scoring, allowed = self.scoring(method, **options), self._allowed(filter)
         changed = target or rescore or aggregate or any(value is not None for value in options.values())
-        answering = Answering(
-            contents=self.contents,
-            columns=self._stored_columns,
-            method=methods.METHODS[method],
-            scoring=scoring,
-            k=k,
-            allowed=allowed,
-            rescore=rescore,
-            aggregate=aggregate,
-            include=include,
-            recall=None if changed else self._recall(method, k, allowed),
-        )
+        recall = None if changed else self._recall(method, k, allowed)
+        known = methods.METHODS[method]
+        answering = Answering(self.contents, known, scoring, k, allowed, rescore, aggregate, include, recall)
         with (stopwatch := Stopwatch())("gradient"):
             queries = self._resolved(examples, target)
             vectors, losses = scoring.query_vectors(queries)
@@ -183,7 +172,7 @@ class Index:
         """
         scoring = self.scoring(method, **options)
         check_aggregate(aggregate)
-        groups = RowGroups(self._stored_columns, by, self._allowed(filter))
+        groups = RowGroups(self.contents.columns, by, self._allowed(filter))
         vectors, _ = scoring.query_vectors(self._resolved(examples, target))
         vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
         together = max(1, _SCORES_TOGETHER // scoring.store.rows)

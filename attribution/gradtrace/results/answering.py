@@ -80,7 +80,6 @@ class _Draft:
 class Answering:
     """One question about one method's scores; `Index.influence` describes what can be asked for.
 
-    columns: label, prediction, loss and correct at the last checkpoint, each [stored rows].
     allowed: bool [stored rows] that may be hits; None: all.
     recall: of the index's searcher for this question, where it is approximate and was measured.
 
@@ -89,7 +88,6 @@ class Answering:
     """
 
     contents: IndexContents
-    columns: Mapping[str, NDArray[Any]]
     method: Method
     scoring: Scoring
     k: int
@@ -212,16 +210,17 @@ class Answering:
         """The hits of an end, without scores of the other sign."""
         belongs = sign * end.scores > 0 if self.method.signed else slice(None)
         names = [self.contents.manifest.checkpoints[block].name for block in self.scoring.blocks]
+        columns = self.contents.columns
         positions = end.rows[belongs]  # [m]
         return [
             Hit(
                 row=row,
                 score=score,
                 parts=dict(zip(names, parts, strict=True)),
-                loss=float(self.columns["loss"][position]),
+                loss=float(columns["loss"][position]),
                 layers=draft.layers.get(position),
                 percentile=draft.percentiles.get(position),
-                **{name: _python_value(self.columns[name][position]) for name in ("label", "prediction", "correct")},
+                **{name: _python_value(columns[name][position]) for name in ("label", "prediction", "correct")},
             )
             for position, row, score, parts in zip(
                 positions.tolist(),
