@@ -78,7 +78,7 @@ class Index:
         """The k strongest proponents and opponents of each example, fewer where fewer have a score of that sign.
 
         Args:
-            examples: items like `task.train[i]`; without a label, the loss at the model's prediction is explained.
+            examples: items like `task.train[i]`; one without a label is explained for the model's own prediction.
             method: one of `methods`; docs/methods.md says what each estimates.
             options: the method's own, see `methods.MethodOptions`.
             filter: which rows may be found, a RowFilter or its conditions as a dict: {"labels": [3]}.
