@@ -119,10 +119,10 @@ def scan(store: RowStore, queries: Tensor) -> Iterable[NDArray[np.float32]]:
 
 def found(result: SearchResult, scores: NDArray[np.float32]) -> float:
     """Share of both ends of these scores that the search found. Scores that differ by rounding alone count as equal."""
-    k, order = len(result.top_rows), np.sort(scores)
+    k, order = len(result.top.rows), np.sort(scores)
     slack = 1e-5 * float(np.abs(scores).max())
-    top = scores[result.top_rows] >= order[-k] - slack
-    bottom = scores[result.bottom_rows] <= order[k - 1] + slack
+    top = scores[result.top.rows] >= order[-k] - slack
+    bottom = scores[result.bottom.rows] <= order[k - 1] + slack
     return float(np.concatenate([top, bottom]).mean())
 
 

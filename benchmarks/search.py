@@ -93,8 +93,8 @@ def compare(store: RowStore, vectors: Tensor, checkpoints: list[int], k: int) ->
 
 def check(result: SearchResult, scores: NDArray[np.float32]) -> None:
     """The search has found the ends of these scores, up to float32 rounding."""
-    k, ascending = len(result.top_rows), np.sort(scores)
-    for found, end in ((result.top_scores, ascending[::-1][:k]), (result.bottom_scores, ascending[:k])):
+    k, ascending = len(result.top.rows), np.sort(scores)
+    for found, end in ((result.top.scores, ascending[::-1][:k]), (result.bottom.scores, ascending[:k])):
         if not np.allclose(found, end, rtol=1e-4, atol=1e-5 * np.abs(scores).max()):
             sys.exit(f"the search found {found}, the product {end}")
 

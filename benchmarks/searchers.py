@@ -168,25 +168,14 @@ class Product:
         rows = np.arange(self._store.rows) if allowed is None else np.flatnonzero(allowed)
         some = torch.stack(parts).sum(0)[rows]
         ends = torch.cat([some.topk(2 * k).indices, some.topk(2 * k, largest=False).indices]).unique().numpy()
-        count = len(rows)
-        return [
-            rank(
-                self._store,
-                query.double().numpy(),
-                checkpoints,
-                rows[ends],
-                k,
-                exact=True,
-                touched=count,
-                searched=count,
-            )
-        ]
+        ranking = rank(self._store, query.double().numpy(), checkpoints, rows[ends], k)
+        return [SearchResult(*ranking, exact=True, rows_touched=len(rows), rows_searched=len(rows))]
 
 
 def _recall(exact: Sequence[SearchResult], found: Sequence[SearchResult]) -> str:
     pairs = list(zip(exact, found, strict=True))
-    top = mean_recall([(want.top_scores, got.top_scores) for want, got in pairs])
-    bottom = mean_recall([(-want.bottom_scores, -got.bottom_scores) for want, got in pairs])
+    top = mean_recall([(want.top.scores, got.top.scores) for want, got in pairs])
+    bottom = mean_recall([(-want.bottom.scores, -got.bottom.scores) for want, got in pairs])
     return f"{top:.3f} | {bottom:.3f}" + (" (exact)" if all(got.exact for got in found) else "")
 
 

@@ -45,8 +45,8 @@ def test_tf32_costs_the_search_no_hit(digits_index: DigitsRun) -> None:
     finally:
         torch.set_float32_matmul_precision("highest")
     for one, other in zip(found, ProgressiveSearcher(store).search(vectors, blocks, 10), strict=True):
-        assert one.top_rows.tolist() == other.top_rows.tolist()
-        assert one.bottom_rows.tolist() == other.bottom_rows.tolist()
+        assert one.top.rows.tolist() == other.top.rows.tolist()
+        assert one.bottom.rows.tolist() == other.bottom.rows.tolist()
 
 
 @pytest.mark.parametrize("method", ["tracin", "cosine"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradtrace.errors import QueryError
-from gradtrace.product_precision import product_error
-from gradtrace.search.exact_search import ProgressiveSearcher, _extreme_positions, _Query
+from gradtrace.search.exact_search import ProgressiveSearcher, extreme_positions, product_error
 from gradtrace.search.scored_rows import SearchResult, exhaustive_scores
 from gradtrace.store.manifest import Precision
 from gradtrace.store.rows import RowStore
@@ -54,11 +55,8 @@ def check(result: SearchResult, brute: Brute, k: int) -> None:
     assert result.exact
     assert result.rows_searched == brute.allowed.sum()
     assert result.rows_touched <= result.rows_searched
-    ends = [
-        (result.top_rows, result.top_scores, result.top_parts, -1),
-        (result.bottom_rows, result.bottom_scores, result.bottom_parts, 1),
-    ]
-    for rows, scores, parts, sign in ends:
+    for end, sign in ((result.top, -1), (result.bottom, 1)):
+        rows, scores, parts = end.rows, end.scores, end.parts
         assert rows.tolist() == brute.end(k, sign)
         assert (rows.dtype, scores.dtype, parts.dtype) == (np.int64, np.float32, np.float32)
         size = np.abs(brute.parts[rows]).max(initial=0) * 1e-6
@@ -204,8 +202,9 @@ def test_a_query_gets_the_same_answer_alone_and_in_a_batch(store: RowStore, quer
     together = searcher.search(queries, [0, 2, 1], 5)
     for query, batched in zip(queries, together, strict=True):
         (alone,) = ProgressiveSearcher(store).search(query[None], [0, 2, 1], 5)
-        for field in ("top_rows", "top_scores", "top_parts", "bottom_rows", "bottom_scores", "bottom_parts"):
-            np.testing.assert_array_equal(getattr(alone, field), getattr(batched, field))
+        for end, batched_end in ((alone.top, batched.top), (alone.bottom, batched.bottom)):
+            for field in ("rows", "scores", "parts"):
+                np.testing.assert_array_equal(getattr(end, field), getattr(batched_end, field))
 
 
 @pytest.mark.parametrize("precision", ["float16", "int4"])
@@ -222,7 +221,7 @@ def test_it_is_exact_among_many_rows(tmp_path: Path, precision: Precision) -> No
 def test_extremes_hold_the_very_highest_and_lowest() -> None:
     for count in (1, 20, 1000):
         values = np.random.default_rng(count).standard_normal(100_000).astype(np.float32)
-        found = _extreme_positions(values, count)
+        found = extreme_positions(values, count)
         assert {values.argmax(), values.argmin()} <= set(found)
         assert len(found) == 2 * count
         assert (np.diff(found) > 0).all()
@@ -233,8 +232,8 @@ def test_neither_tiny_nor_huge_queries_lose_a_hit(store: RowStore, queries: torc
     query = (queries[0].double() * size).float()
     (result,) = ProgressiveSearcher(store).search(query[None], [0, 1, 2], 10)
     brute = brute_force(store, query, [0, 1, 2])
-    assert result.top_rows.tolist() == brute.end(10, -1)
-    assert result.bottom_rows.tolist() == brute.end(10, 1)
+    assert result.top.rows.tolist() == brute.end(10, -1)
+    assert result.bottom.rows.tolist() == brute.end(10, 1)
 
 
 @pytest.mark.parametrize("size", [1e-36, 1e-25, 1e27])
@@ -243,22 +242,22 @@ def test_neither_tiny_nor_huge_rows_lose_a_hit(tmp_path: Path, queries: torch.Te
     store = make_store(tmp_path, rows, "float16", [8, 24, 96])
     (result,) = ProgressiveSearcher(store).search(queries[:1], [0, 1, 2], 10)
     brute = brute_force(store, queries[0], [0, 1, 2])
-    assert result.top_rows.tolist() == brute.end(10, -1)
-    assert result.bottom_rows.tolist() == brute.end(10, 1)
+    assert result.top.rows.tolist() == brute.end(10, -1)
+    assert result.bottom.rows.tolist() == brute.end(10, 1)
 
 
 def test_a_zero_query_scores_zero_and_the_first_rows_win(store: RowStore) -> None:
     allowed = np.arange(store.rows) >= 100
     (result,) = ProgressiveSearcher(store).search(torch.zeros(1, 2, 96), [0, 1], 4, allowed=allowed)
-    assert result.top_rows.tolist() == result.bottom_rows.tolist() == [100, 101, 102, 103]
-    assert not result.top_scores.any()
-    assert not result.bottom_parts.any()
+    assert result.top.rows.tolist() == result.bottom.rows.tolist() == [100, 101, 102, 103]
+    assert not result.top.scores.any()
+    assert not result.bottom.parts.any()
 
 
 def test_an_empty_index_has_no_hits(tmp_path: Path) -> None:
     store = make_store(tmp_path, np.zeros((1, 0, 4), np.float32))
     (result,) = ProgressiveSearcher(store).search(torch.ones(1, 1, 4), [0], 3)
-    assert len(result.top_rows) == len(result.bottom_rows) == result.rows_searched == 0
+    assert len(result.top.rows) == len(result.bottom.rows) == result.rows_searched == 0
 
 
 def test_impossible_searches_are_refused(store: RowStore, queries: torch.Tensor) -> None:
@@ -289,16 +288,13 @@ def cut(values: torch.Tensor, bits: int) -> torch.Tensor:
     return (values.contiguous().view(torch.int32) >> (23 - bits) << (23 - bits)).view(torch.float32)
 
 
-class Rounding(ProgressiveSearcher):
-    """Its first level comes from a device that cuts operands to 10 bits."""
+class CutProducts(TorchDispatchMode):
+    """PyTorch as on a device that cuts the operands of matrix products to 10 bits."""
 
-    def _first_level(self, queries: Sequence[_Query]) -> torch.Tensor:
-        full, self._first = self._first, cut(self._first, 10)
-        cut_queries = [replace(query, vectors=cut(query.vectors, 10)) for query in queries]
-        try:
-            return super()._first_level(cut_queries)
-        finally:
-            self._first = full
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operation.overloadpacket.__name__ in ("mv", "mm", "addmv", "addmv_", "addmm", "addmm_"):
+            args = (*args[:-2], cut(args[-2], 10), cut(args[-1], 10))
+        return operation(*args, **(kwargs or {}))
 
 
 @pytest.fixture
@@ -319,19 +315,20 @@ def test_products_of_rounded_operands_lose_no_hit(
     aside -= (aside @ query)[:, None] * query / (query @ query)
     rows = (query * (1 + 1e-4 * generator.standard_normal(3000))[:, None] + 0.5 * aside).astype(np.float32)[None]
     store = make_store(tmp_path, np.concatenate([rows, -rows], axis=1))
-    searcher = Rounding(store)
+    searcher = ProgressiveSearcher(store)
     queries = torch.from_numpy(query).float().expand(2 if together else 1, 1, 8)
     stored = torch.cat([block for _, block in store.blocks([0], 1000)])[:, 0].double().numpy()
     scores = stored @ queries[0, 0].double().numpy()
     best, worst = np.argsort(-scores, kind="stable")[:10], np.argsort(scores, kind="stable")[:10]
 
-    def exact(found: SearchResult) -> bool:
-        return np.array_equal(found.top_rows, best) and np.array_equal(found.bottom_rows, worst)
+    def exact(result: SearchResult) -> bool:
+        return np.array_equal(result.top.rows, best) and np.array_equal(result.bottom.rows, worst)
 
-    products("highest")
-    assert not exact(searcher.search(queries, [0], 10)[0])  # so the rounding is there, and was not told
-    products("high")
-    assert all(exact(found) for found in searcher.search(queries, [0], 10))
+    with CutProducts():
+        products("highest")
+        assert not exact(searcher.search(queries, [0], 10)[0])  # the operands are cut, and the searcher cannot know
+        products("high")
+        assert all(exact(result) for result in searcher.search(queries, [0], 10))
 
 
 @pytest.mark.parametrize(("precision", "bits"), [("highest", 23), ("high", 10), ("medium", 7)])

@@ -65,16 +65,16 @@ def opened(store: RowStore, directory: Path, name: str) -> CandidateSearcher:
 
 def recall(results: list[SearchResult], brutes: list[Brute], k: int) -> tuple[float, float]:
     """Shares of the true k best and k worst rows, by their ids."""
-    top = [np.isin(brute.end(k, -1), result.top_rows).mean() for result, brute in zip(results, brutes, strict=True)]
+    top = [np.isin(brute.end(k, -1), result.top.rows).mean() for result, brute in zip(results, brutes, strict=True)]
     bottom = [
-        np.isin(brute.end(k, 1), result.bottom_rows).mean() for result, brute in zip(results, brutes, strict=True)
+        np.isin(brute.end(k, 1), result.bottom.rows).mean() for result, brute in zip(results, brutes, strict=True)
     ]
     return float(np.mean(top)), float(np.mean(bottom))
 
 
 def check_scores(result: SearchResult, brute: Brute, k: int) -> None:
     """As many distinct, admitted hits as there can be, in order, each with its exact score."""
-    for rows, scores, sign in ((result.top_rows, result.top_scores, -1), (result.bottom_rows, result.bottom_scores, 1)):
+    for rows, scores, sign in ((result.top.rows, result.top.scores, -1), (result.bottom.rows, result.bottom.scores, 1)):
         assert rows.dtype == np.int64
         assert len(rows) == len(set(rows.tolist())) == min(k, brute.allowed.sum())
         assert brute.allowed[rows].all()
@@ -131,8 +131,8 @@ def test_a_query_gets_the_same_answer_alone_and_in_a_batch(
 ) -> None:
     for query, batched in zip(queries, searcher.search(queries, CHECKPOINTS, 5), strict=True):
         (alone,) = searcher.search(query[None], CHECKPOINTS, 5)
-        np.testing.assert_array_equal(alone.top_rows, batched.top_rows)
-        np.testing.assert_array_equal(alone.bottom_scores, batched.bottom_scores)
+        np.testing.assert_array_equal(alone.top.rows, batched.top.rows)
+        np.testing.assert_array_equal(alone.bottom.scores, batched.bottom.scores)
 
 
 def test_scaled_rows_are_searched_exactly(store: RowStore, queries: torch.Tensor, searcher: CandidateSearcher) -> None:
@@ -140,7 +140,7 @@ def test_scaled_rows_are_searched_exactly(store: RowStore, queries: torch.Tensor
     scale = torch.from_numpy(1 / store.norms(0))
     (result,) = searcher.search(queries[:1, :1], [0], 10, row_scale=scale)
     assert result.exact
-    assert result.top_rows.tolist() == brute_force(store, queries[0, :1], [0], scale).end(10, -1)
+    assert result.top.rows.tolist() == brute_force(store, queries[0, :1], [0], scale).end(10, -1)
 
 
 @pytest.mark.parametrize("k", [1, 700, 5000])
@@ -150,12 +150,12 @@ def test_any_number_of_hits(store: RowStore, queries: torch.Tensor, searcher: Ca
     check_scores(result, brute, k)
     if k == 5000:  # more than there are
         assert result.exact
-        assert result.top_rows.tolist() == brute.end(k, -1)
+        assert result.top.rows.tolist() == brute.end(k, -1)
 
 
 def test_queries_that_are_zero_or_not_finite(store: RowStore, searcher: CandidateSearcher) -> None:
     (result,) = searcher.search(torch.zeros(1, 3, 96), CHECKPOINTS, 3, allowed=np.arange(store.rows) > 9)
-    assert result.top_rows.tolist() == result.bottom_rows.tolist() == [10, 11, 12]
+    assert result.top.rows.tolist() == result.bottom.rows.tolist() == [10, 11, 12]
     with pytest.raises(QueryError, match="NaN"):
         searcher.search(torch.full((1, 3, 96), torch.nan), CHECKPOINTS, 3)
     with pytest.raises(QueryError, match="at least 1"):
@@ -178,7 +178,7 @@ def test_odd_rows(tmp_path: Path, name: str, case: str) -> None:
     brute = brute_force(store, query, CHECKPOINTS)
     check_scores(result, brute, 3)
     best = np.sort(brute.scores[brute.allowed])[::-1][:3]
-    np.testing.assert_allclose(result.top_scores, best, rtol=1e-5)
+    np.testing.assert_allclose(result.top.scores, best, rtol=1e-5)
 
 
 def test_exact_search_takes_over_where_too_few_candidates_turn_up(
@@ -187,7 +187,7 @@ def test_exact_search_takes_over_where_too_few_candidates_turn_up(
     searcher = opened(store, tmp_path, "faiss:IVF300,Flat;nprobe=1")
     (result,) = searcher.search(queries[:1], CHECKPOINTS, 200)
     assert result.exact
-    assert result.top_rows.tolist() == brute_force(store, queries[0], CHECKPOINTS).end(200, -1)
+    assert result.top.rows.tolist() == brute_force(store, queries[0], CHECKPOINTS).end(200, -1)
 
 
 @pytest.mark.parametrize("factory", ["Flat", "HNSW16", "HNSW16,SQfp16", "IVF16,Flat", "IVF16,SQ8"])

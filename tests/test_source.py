@@ -20,7 +20,7 @@ from gradtrace.checkpoints.learning_rates import stretch_sums
 from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.checkpoints.second_moments import SecondMoments
 from gradtrace.fitted.adam import preconditioner
-from gradtrace.methods.source import Course, unrolled
+from gradtrace.methods.source import unrolled
 from gradtrace_indexer import add_checkpoints, build_index, prune
 from tiny import ClassTask, PairTask
 
@@ -87,6 +87,15 @@ def unrolled_influence(start: Tensor, data: Data = DATA, **settings: float | Ten
     return torch.stack([-len(weights) * torch.autograd.grad(loss, weights, retain_graph=True)[0] for loss in losses])
 
 
+class Course(NamedTuple):
+    """A training as `unrolled` takes it."""
+
+    lengths: Doubles
+    eigenvalues: Doubles
+    gains: Doubles
+    decays: Doubles
+
+
 def gradients(weights: Tensor, data: Data = DATA) -> tuple[Tensor, Tensor]:
     """Of queries and rows. [queries, 5], [rows, 5]."""
     x, y = torch.stack([x for x, _ in QUERIES]).double(), torch.stack([y for _, y in QUERIES]).double()
@@ -97,7 +106,7 @@ def source(
     path: list[Tensor], steps: list[int], course: Course, segments: int, axes: Tensor, data: Data = DATA
 ) -> Tensor:
     """Scores by exact gradients in the eigenvectors of the curvature. [queries, rows]."""
-    factors = torch.from_numpy(unrolled(course, segments))
+    factors = torch.from_numpy(unrolled(*course, segments))
     query = gradients(path[-1], data)[0] @ axes
     rows = [gradients(path[step], data)[1] @ axes for step in steps]
     return sum(query * f @ row.T for f, row in zip(factors, rows, strict=True))  # type: ignore[return-value]
@@ -209,11 +218,11 @@ def test_a_preconditioner_and_decay_beside_the_loss(beside: float) -> None:
 def test_one_segment_is_an_influence_function_of_damping_one_over_rate_times_steps() -> None:
     """(1 - exp(-t l)) / l is 1 / (l + 1 / t) where t l is large or small, and at most 1.3 times that between."""
     length, eigenvalues = 7.0, torch.logspace(-9, 5, 200).double()
-    factors = unrolled(Course(np.array([length]), eigenvalues[None].numpy(), np.ones((1, 200)), np.zeros(1)), 1)[0]
+    factors = unrolled(np.array([length]), eigenvalues[None].numpy(), np.ones((1, 200)), np.zeros(1), 1)[0]
     ratio = factors * (eigenvalues.numpy() + 1 / length)
     assert ((ratio >= 1 - 1e-9) & (ratio < 1.3)).all()
     assert ratio[[0, -1]] == pytest.approx(1, rel=1e-5)
-    forever = unrolled(Course(np.array([1e9]), np.array([[0.0, 1e-3, 2.0]]), np.ones((1, 3)), np.zeros(1)), 1)[0]
+    forever = unrolled(np.array([1e9]), np.array([[0.0, 1e-3, 2.0]]), np.ones((1, 3)), np.zeros(1), 1)[0]
     np.testing.assert_allclose(forever, [1e9, 1e3, 0.5])
 
 

@@ -26,9 +26,8 @@ from gradtrace.gradients.reference import gradients_reference
 from gradtrace.index import Index
 from gradtrace.opening import open_index
 from gradtrace.recording import InfluenceRecorder, Recording, read_recording
-from gradtrace.results.distribution import Distribution
 from gradtrace.results.groups import GroupInfluence, GroupInfluences
-from gradtrace.results.hits import Hit, InfluenceResult, InfluenceResults, Recall
+from gradtrace.results.hits import Distribution, Hit, InfluenceResult, InfluenceResults, Recall
 from gradtrace.store.row_filter import RowFilter
 from gradtrace.task import Task
 

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.basis import Basis
 from gradtrace.fitted.representer_head import Refit
 from gradtrace.fitted.trak_kernels import Kernel
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.search.candidates import Searcher
+from gradtrace.search.by_name import Searcher
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.rows import RowStore
 from gradtrace.task import Task
 
 
-@dataclass(slots=True)
+@dataclass
 class IndexContents:
     """models: of every checkpoint, in the manifest's order;  bases: of every training run, on the models' device
     curvature: as `load_curvature` returns it
     kernels: TRAK's, by checkpoint, on that device
     representations: see `representation_store`;  refit: of the last layer, if there is one for these rows
-    adam_factors: see `methods.tracin_adam`, by checkpoint, those that were asked for so far
+    adam_factors: see `fitted.adam.adam_factors`, by checkpoint, of those that were queried so far
     """
 
     directory: Path
@@ -41,10 +44,15 @@ class IndexContents:
     adam_factors: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def basis_of(self, checkpoint: int) -> Basis:
-        """In whose coordinates the rows at a checkpoint are: those of its training run's weights."""
+        """The basis of the rows at a checkpoint: its training run's."""
         return self.bases[self.manifest.checkpoints[checkpoint].run]
 
-    @property
+    @cached_property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """label, prediction, loss, correct and norm at the last checkpoint, each [stored rows]."""
+        return self.store.columns(self.manifest.last_checkpoint)
+
+    @cached_property
     def last_model(self) -> GradientModel:
-        """What the index says of a prediction is of this one."""
+        """The model after the last checkpoint; its losses and predictions are the ones reported."""
         return self.models[self.manifest.last_checkpoint]

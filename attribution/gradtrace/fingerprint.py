@@ -104,10 +104,8 @@ def check_probe_losses(task: Task, model: GradientModel, entry: TaskEntry) -> No
     Raises:
         MismatchError: names the row.
     """
-    if not entry.probe.rows:  # all of them were deleted from the index
-        return
     losses = _losses(model, [task.train[row] for row in entry.probe.rows], entry.probe.rows)
-    tolerance = _LOSS_TOLERANCE * max(map(abs, entry.probe.losses)) + _LOSS_ROUNDING
+    tolerance = _LOSS_TOLERANCE * max(map(abs, entry.probe.losses), default=0) + _LOSS_ROUNDING
     for row, now, then in zip(entry.probe.rows, losses, entry.probe.losses, strict=True):
         if abs(now - then) > tolerance:
             raise MismatchError(
@@ -130,8 +128,8 @@ def _losses(model: GradientModel, examples: Sequence[Example], rows: Sequence[in
 
 def _probe_positions(count: int) -> list[int]:
     """Up to `_PROBE_ROWS` evenly spaced positions from 0 to count - 1."""
-    positions = np.linspace(0, count - 1, min(count, _PROBE_ROWS)).round().astype(int)
-    return [int(position) for position in np.unique(positions)]
+    positions: list[int] = np.unique(np.linspace(0, count - 1, min(count, _PROBE_ROWS)).round().astype(int)).tolist()
+    return positions
 
 
 def _parameters_sha256(model: nn.Module) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +16,21 @@ from gradtrace.contents import IndexContents
 from gradtrace.data.dataset import fetch
 from gradtrace.errors import GradtraceError, QueryError
 from gradtrace.models.queries import QUERY_BATCH, Query, is_one_example, require_labels, resolve_queries
-from gradtrace.results.answering import Aggregate, Answering, Include, Question, Stopwatch, check_aggregate
+from gradtrace.results.answering import Aggregate, Answering, Include, Stopwatch, check_aggregate
+from gradtrace.results.display import describe, frame, table_html
 from gradtrace.results.groups import GroupInfluences, RowGroups
 from gradtrace.results.hits import InfluenceResults, Recall
-from gradtrace.results.index_display import IndexDisplay
-from gradtrace.search.candidates import Searcher
+from gradtrace.search.by_name import Searcher
 from gradtrace.store.row_filter import RowFilter
 from gradtrace.task import Example, Label
+
+if TYPE_CHECKING:
+    import pandas
 
 _SCORES_TOGETHER = 1 << 25  # scores of all rows on some queries that are held at a time
 
 
-class Index(IndexDisplay):
+class Index:
     """A read-only index with its task and the models of all its checkpoints. One thread at a time may use it.
 
     Attributes:
@@ -42,21 +46,20 @@ class Index(IndexDisplay):
         self.contents = contents
         self.task, self.manifest, store = contents.task, contents.manifest, contents.store
         self.directory = contents.directory
-        for one in (store, contents.representations):
-            if one is not None:
-                one.open_all()  # an open index answers even when its generation is pruned
+        for rows in (store, contents.representations):
+            if rows is not None:
+                rows.open_all()  # an open index answers even when its generation is pruned
         self._row_ids = store.row_ids
         self.rows, self.present = self._row_ids.rows, self._row_ids.present
         self.methods = tuple(methods.available_methods(self.manifest))
-        self._stored_columns = store.columns(self.manifest.last_checkpoint)
-        self.columns: dict[str, NDArray[Any]] = self._row_ids.columns(self._stored_columns)
+        self.columns: dict[str, NDArray[Any]] = self._row_ids.columns(contents.columns)
 
     def with_searcher(self, searcher: Searcher) -> Index:
         """The same index, searched by another searcher."""
         return Index(replace(self.contents, searcher=searcher))
 
     def label(self, example: Example) -> Label | None:
-        """The task's label of an example, as whole number where it is a class."""
+        """The task's label of an example, an integer if it is a class."""
         return self.contents.last_model.label(example)
 
     def influence(
@@ -75,9 +78,8 @@ class Index(IndexDisplay):
         """The k strongest proponents and opponents of each example, fewer where fewer have a score of that sign.
 
         Args:
-            examples: items of the kind that `task.train[i]` returns; one without a label is explained for the model's
-                own prediction.
-            method: one of `methods`; docs/methods.md tells what each estimates.
+            examples: items like `task.train[i]`; one without a label is explained for the model's own prediction.
+            method: one of `methods`; docs/methods.md says what each estimates.
             options: the method's own, see `methods.MethodOptions`.
             filter: which rows may be found, a RowFilter or its conditions as a dict: {"labels": [3]}.
             target: "loss" explains the loss even where the task defines a measurement.
@@ -91,10 +93,11 @@ class Index(IndexDisplay):
             QueryError: something asked for does not exist.
             LossError: a query's loss is NaN or infinite.
         """
-        scoring = self.scoring(method, **options)
-        question = Question(k, self._allowed(filter), rescore, aggregate, include)
-        recall = None if target else self._recall(method, question, options)
-        answering = Answering(self.contents, self._stored_columns, methods.METHODS[method], scoring, question, recall)
+        scoring, allowed = self.scoring(method, **options), self._allowed(filter)
+        changed = target or rescore or aggregate or any(value is not None for value in options.values())
+        recall = None if changed else self._recall(method, k, allowed)
+        known = methods.METHODS[method]
+        answering = Answering(self.contents, known, scoring, k, allowed, rescore, aggregate, include, recall)
         with (stopwatch := Stopwatch())("gradient"):
             queries = self._resolved(examples, target)
             vectors, losses = scoring.query_vectors(queries)
@@ -110,8 +113,8 @@ class Index(IndexDisplay):
     ) -> NDArray[np.float32]:
         """The score of every training row for each example. float32 [queries, rows].
 
-        Deleted rows have no influence: their score is 0, in the middle of every order, or, of `repsim`, where more
-        alike is all that scores say, minus infinity. `present` tells them apart.
+        Deleted rows have no influence: their score is 0, in the middle of every order; by `repsim`, whose scores only
+        say how alike rows are, it is minus infinity. `present` is False for them.
 
         Raises as `influence`.
         """
@@ -131,8 +134,8 @@ class Index(IndexDisplay):
         """The score that training examples have, or would have were they rows of the index (Pruthi et al. 2020, Remark
         3.5). float32 [queries, training examples].
 
-        Their vectors are computed here and not rounded, so that for real rows these scores are those of `scores()` but
-        for the index's rounding.
+        Their vectors are computed here and not rounded, so for rows of the index these scores differ from `scores()`
+        only by the index's rounding.
 
         Args:
             train_examples: with labels; items of the kind that `task.train[i]` returns.
@@ -169,17 +172,14 @@ class Index(IndexDisplay):
         """
         scoring = self.scoring(method, **options)
         check_aggregate(aggregate)
-        groups = RowGroups(self._stored_columns, by, self._allowed(filter))
+        groups = RowGroups(self.contents.columns, by, self._allowed(filter))
         vectors, _ = scoring.query_vectors(self._resolved(examples, target))
         vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
-        some = vectors.split(max(1, _SCORES_TOGETHER // scoring.store.rows))
-        return [groups.influence(own) for part in some for own in scoring.scores(part)]
+        together = max(1, _SCORES_TOGETHER // scoring.store.rows)
+        return [groups.influence(scores) for batch in vectors.split(together) for scores in scoring.scores(batch)]
 
     def self_influence(
-        self,
-        *,
-        method: str = "tracin",
-        **options: Unpack[methods.MethodOptions],
+        self, *, method: str = "tracin", **options: Unpack[methods.MethodOptions]
     ) -> NDArray[np.float32]:
         """The score of each training row on itself; high ones are worth a look for wrong labels. float32 [rows];
         minus infinity for deleted rows, so that they come last."""
@@ -193,7 +193,7 @@ class Index(IndexDisplay):
             QueryError: there is no such method, this index does not answer by it, or not with these options.
         """
         known = methods.method_named(method, self.manifest)
-        methods.check_options(method, known.options, options)
+        known.check_options(options)
         return known.scoring(self.contents, options)
 
     def try_queries(
@@ -204,13 +204,15 @@ class Index(IndexDisplay):
         target: str | None = None,
         **options: Unpack[methods.MethodOptions],
     ) -> None:
-        """Take examples as far as their query vectors, to see whether they can be asked about. Raises as `influence`,
-        or whatever the task and the model raise of an example that they cannot take."""
+        """Compute the examples' query vectors, to see whether they can be asked about. Raises as `influence`, or
+        whatever the task and the model raise for an example that they cannot take."""
         scoring = self.scoring(method, **options)
         scoring.query_vectors(self._resolved(examples, target))
 
     def _allowed(self, row_filter: RowFilter | Mapping[str, Any] | None) -> NDArray[np.bool_] | None:
         """Which stored rows may be found; None: all. [stored rows]"""
+        if row_filter is None:
+            return self._row_ids.allowed(None)
         return self._row_ids.allowed(RowFilter.of(row_filter).mask(self.rows, self.columns, self.task.class_names))
 
     def _resolved(self, examples: Sequence[Example], target: str | None) -> list[Query]:
@@ -218,8 +220,8 @@ class Index(IndexDisplay):
             raise QueryError("no example to explain")
         last = self.contents.last_model
         try:
-            parts = (examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH))
-            return [query for part in parts for query in resolve_queries(last, part, target)]
+            batches = (examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH))
+            return [query for batch in batches for query in resolve_queries(last, batch, target)]
         except GradtraceError:
             raise
         except Exception as error:
@@ -228,11 +230,31 @@ class Index(IndexDisplay):
                 raise QueryError("this is one example where a list of examples is asked for: pass [example]") from error
             raise
 
-    def _recall(self, method: str, question: Question, options: methods.MethodOptions) -> Recall | None:
-        """As it was measured: with so many hits, by the method's default options, at all checkpoints and rows."""
-        entry, allowed = self.manifest.searcher, question.allowed
-        measured = entry and entry.k == question.k and entry.recall.get(method)
-        unusual = question.rescore or question.aggregate or any(value is not None for value in options.values())
-        if not measured or unusual or not (allowed is None or np.array_equal(allowed, self._row_ids.live())):
+    def _recall(self, method: str, k: int, allowed: NDArray[np.bool_] | None) -> Recall | None:
+        """The searcher's, if it was measured for this k and all rows (with the method's default options)."""
+        entry = self.manifest.searcher
+        measured = entry and entry.k == k and entry.recall.get(method)
+        if not measured or not (allowed is None or np.array_equal(allowed, self._row_ids.live())):
             return None
         return Recall(measured.top, measured.bottom)
+
+    def __repr__(self) -> str:
+        return f"<Index {self.directory}: {describe(self.manifest)}; methods {', '.join(self.methods)}>"
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A line for each training row: its columns at the last checkpoint, and whether it is `present`, not deleted.
+
+        Raises:
+            MissingLibraryError: pandas is not installed.
+        """
+        table = frame([])
+        for name, column in {"row": np.arange(self.rows), "present": self.present, **self.columns}.items():
+            table[name] = column
+        return table
+
+    def _repr_html_(self) -> str:
+        entries = self.manifest.checkpoints
+        checkpoints = [[escape(entry.name), str(entry.step), f"{entry.learning_rate:g}"] for entry in entries]
+        table = table_html("Checkpoints", ("name", "step", "learning rate"), checkpoints)
+        title, methods_line = escape(f"{self.directory}: {describe(self.manifest)}"), escape(", ".join(self.methods))
+        return f"<div><p>{title}<br>Methods: {methods_line}</p>{table}</div>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ def user_line(error: BaseException) -> str | None:
 
     The user's code is what Gradtrace called and what is neither in Gradtrace nor in an installed library.
     """
-    for cause in _causes(error):
+    cause: BaseException | None = error
+    while cause is not None:  # the error, its cause, the cause's cause ..., as far as a traceback shows them
         if isinstance(cause, SyntaxError) and cause.text:  # its message names file and line
             return f"`{cause.text.strip()}`"
         frames = traceback.extract_tb(cause.__traceback__)
@@ -37,30 +38,18 @@ def user_line(error: BaseException) -> str | None:
             frame = user_frames[-1]
             where = "" if frame.name == "<module>" else f", in {frame.name}"
             return f"{Path(frame.filename).name}, line {frame.lineno}{where}: `{frame.line}`"
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, then its cause, the cause's cause ..., as far as a traceback shows them."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
-
-
 def _is_users(filename: str) -> bool:
-    return Path(filename).is_file() and not _is_in(filename, [*_libraries(), *_gradtrace()])
+    libraries = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return Path(filename).is_file() and not _is_in(filename, [*libraries, *_gradtrace()])
 
 
 def _is_in(filename: str, folders: Iterable[Path]) -> bool:
     path = Path(filename).resolve()
     return any(path.is_relative_to(folder) for folder in folders)
-
-
-@functools.cache
-def _libraries() -> list[Path]:
-    """Folders of Python and of installed packages."""
-    return [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 
 @functools.cache

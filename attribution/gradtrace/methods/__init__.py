@@ -5,13 +5,11 @@ from __future__ import annotations
 from gradtrace.errors import QueryError
 from gradtrace.methods.hydra import Hydra
 from gradtrace.methods.influence import Influence
-from gradtrace.methods.method import Method, Scoring
-from gradtrace.methods.options import MethodOptions, Similarity, Weights, check_options
+from gradtrace.methods.method import Method, MethodOptions, Scoring, Similarity, Weights
 from gradtrace.methods.representer import Representer
 from gradtrace.methods.repsim import RepSim
 from gradtrace.methods.source import FastSource, Source
-from gradtrace.methods.tracin import Cosine, GradDot, TracIn
-from gradtrace.methods.tracin_adam import TracInAdam
+from gradtrace.methods.tracin import Cosine, GradDot, TracIn, TracInAdam
 from gradtrace.methods.trak import Trak
 from gradtrace.store.manifest import Manifest
 
@@ -39,7 +37,7 @@ def available_methods(manifest: Manifest) -> list[str]:
 
 
 def method_named(name: str, manifest: Manifest) -> Method:
-    """Raises QueryError for a name that is no method's, or a method that the index has not what it needs for."""
+    """Raises QueryError for an unknown method, or one whose prerequisites this index lacks."""
     if name not in METHODS:
         raise QueryError(f"unknown method {name!r}; this index offers {', '.join(available_methods(manifest))}")
     lacking = METHODS[name].lacks(manifest)
@@ -56,6 +54,5 @@ __all__ = [
     "Similarity",
     "Weights",
     "available_methods",
-    "check_options",
     "method_named",
 ]

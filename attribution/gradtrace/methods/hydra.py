@@ -1,4 +1,4 @@
-"""HyDRA: how the trained model's loss on the query moves with each row's weight in training."""
+"""HyDRA: the derivative of the trained model's loss on the query by each row's weight in training."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from torch import Tensor
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.methods.gradient_scoring import GradientScoring
-from gradtrace.methods.method import Method
-from gradtrace.methods.options import MethodOptions
+from gradtrace.methods.method import Method, MethodOptions
 from gradtrace.store.manifest import Manifest
 from gradtrace.task import Example
 
@@ -19,14 +18,18 @@ from gradtrace.task import Example
 class Hydra(Method):
     """HyDRA, Chen et al. 2021, the fast version without Hessian: - grad l(z', theta_T) . d theta_T / d w_z.
 
-    w_z is the weight of row z in the training loss, and d theta_T / d w_z is followed through the whole training,
-    momentum and weight decay included, as `gradtrace.recording.hydra` tells (Bae et al. 2024, Equation 35). It is
-    the block of kind "recorded", from a recording of the training.
+    w_z is the weight of row z in the training loss. `gradtrace.recording.hydra` computes d theta_T / d w_z over the
+    whole training, momentum and weight decay included (Bae et al. 2024, Equation 35); the index holds it as the block
+    of kind "recorded".
     """
 
     name = "hydra"
     options = ()
     forecasts = True
+    meaning = (
+        "Score: how much what is explained would fall, in its own unit, if the row counted twice in the whole "
+        "training, to first order and without the curvature of the loss"
+    )
 
     def lacks(self, manifest: Manifest) -> str | None:
         if any(entry.kind == "recorded" for entry in manifest.checkpoints):
@@ -36,20 +39,10 @@ class Hydra(Method):
             "with recording=... (`gradtrace build --recording DIR`)"
         )
 
-    def meaning(self, options: MethodOptions) -> str:
-        return (
-            "Score: how much what is explained would fall, in its own unit, if the row counted twice in the whole "
-            "training, to first order and without the curvature of the loss"
-        )
-
     def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
-        entries = contents.manifest.checkpoints
-        recorded = next(position for position, entry in enumerate(entries) if entry.kind == "recorded")
-        trained = next(
-            position
-            for position, entry in enumerate(entries)
-            if entry.kind == "weights" and entry.sha256 == entries[recorded].sha256
-        )
+        kinds = [(entry.kind, entry.sha256) for entry in contents.manifest.checkpoints]
+        recorded = [kind for kind, _ in kinds].index("recorded")
+        trained = kinds.index(("weights", kinds[recorded][1]))
         return _HydraScoring(contents, [recorded], torch.ones(1, 1), query_at=[trained])
 
 

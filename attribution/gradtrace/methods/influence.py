@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from gradtrace.contents import IndexContents
 from gradtrace.methods.gradient_scoring import GradientScoring
-from gradtrace.methods.method import Method, chosen_checkpoints, lacks_curvature
-from gradtrace.methods.options import MethodOptions
-from gradtrace.store.manifest import Manifest, by_run, trained_models
+from gradtrace.methods.method import Method, MethodOptions, chosen_checkpoints
+from gradtrace.store.manifest import by_run, trained_models
 
 _DAMPING = 1.0  # chosen by measurement: docs/methods.md
 
@@ -19,7 +17,7 @@ _DAMPING = 1.0  # chosen by measurement: docs/methods.md
 class Influence(Method):
     """Influence functions, Koh and Liang 2017, Equation 2: q . H^-1 g, for gradients q of the query and g of the row.
 
-    H is the Fisher information by its EK-FAC approximation, damped (Grosse et al. 2023, Section 2.2; George et al.
+    H is the Fisher information in its EK-FAC approximation, damped (Grosse et al. 2023, Section 2.2; George et al.
     2018): diagonal in spectral coordinates, with the corrected eigenvalues lambda. Each layer is damped by its own
     mean eigenvalue times `damping`:
 
@@ -33,31 +31,19 @@ class Influence(Method):
     options: ClassVar[tuple[str, ...]] = ("checkpoints", "damping")
     forecasts = True
     uses_curvature = True
-
-    def lacks(self, manifest: Manifest) -> str | None:
-        return lacks_curvature(manifest)
-
-    def meaning(self, options: MethodOptions) -> str:
-        return (
-            "Score: how much what is explained would rise, in its own unit, had the model been trained to its optimum "
-            "without the row, times the number of training rows: to first order, where the model as it is stands at "
-            "its optimum. Of several checkpoints of a run, their sum; of several runs, the mean"
-        )
+    meaning = (
+        "Score: how much what is explained would rise, in its own unit, had the model been trained to its optimum "
+        "without the row, times the number of training rows: to first order, where the model as it is stands at its "
+        "optimum. Of several checkpoints of a run, their sum; of several runs, the mean"
+    )
 
     def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
         entries = contents.manifest.checkpoints
-        chosen = chosen_checkpoints(entries, options.get("checkpoints"), trained_models(entries))
-        damping = options.get("damping") or _DAMPING
-        curvature = damped_curvature(contents, chosen, damping)
-        inverse = torch.where(curvature > 0, 1 / curvature, 0)  # a layer that no sample used has no curvature
+        chosen = chosen_checkpoints(entries, options, trained_models(entries))
+        damping, damped = options.get("damping") or _DAMPING, []
+        for checkpoint in chosen:
+            curvature, layers = contents.curvature[checkpoint], contents.basis_of(checkpoint).layer_of_columns()
+            damped.append(curvature["eigenvalues"].double() + damping * curvature["layer_means"].double()[layers])
+        eigenvalues = torch.stack(damped)  # [checkpoints, D]
+        inverse = torch.where(eigenvalues > 0, 1 / eigenvalues, 0)  # a layer that no sample used has no curvature
         return GradientScoring(contents, chosen, (inverse / len(by_run(entries, chosen))).float())
-
-
-def damped_curvature(contents: IndexContents, checkpoints: list[int], damping: float) -> Tensor:
-    """What influence functions divide each coordinate by. float64 [checkpoints, dimensions]."""
-    rows = []
-    for checkpoint in checkpoints:
-        found = contents.curvature[checkpoint]
-        means = found["layer_means"].double()[contents.basis_of(checkpoint).layer_of_columns()]
-        rows.append(found["eigenvalues"].double() + damping * means)
-    return torch.stack(rows)

@@ -1,4 +1,4 @@
-"""What every method of attribution is: a way to turn a query into vectors whose inner products with rows are scores.
+"""The interface of every method of attribution: queries become vectors whose inner products with rows are scores.
 
 Positive scores are proponents: training on that row lowers what is explained.
 """
@@ -7,40 +7,57 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from gradtrace.basis import Basis
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
-from gradtrace.methods.options import MethodOptions
 from gradtrace.models.queries import Query
-from gradtrace.search.candidates import Searcher
-from gradtrace.search.scored_rows import SearchResult, exhaustive_scores
+from gradtrace.search.by_name import Searcher
+from gradtrace.search.scored_rows import Doubles, Floats, SearchResult, exhaustive_scores
 from gradtrace.store.manifest import CheckpointEntry, CheckpointKind, Manifest
 from gradtrace.store.rows import RowStore
 from gradtrace.task import Example
 
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
+Weights = Literal["learning_rate", "learning_rate_steps", "equal"]
+Similarity = Literal["cosine", "dot", "l2"]
+
+
+class MethodOptions(TypedDict, total=False):
+    """Options of methods; None, like leaving an option out, is the method's default.
+
+    checkpoints: names of those that are used.
+    weights: of the checkpoints, for the methods that sum over them: one of `Weights`.
+    damping: of the inverse curvature, relative to each layer's mean eigenvalue.
+    segments: number of segments of the training, with one curvature each.
+    similarity: how representations are compared: one of `Similarity`.
+    """
+
+    checkpoints: Sequence[str] | None
+    weights: str | None
+    damping: float | None
+    segments: int | None
+    similarity: str | None
 
 
 class Scoring(ABC):
-    """One request's method with its checkpoints and options, over an open index.
+    """A method with its options, bound to an open index.
 
-    score(row) = row_scale[row] * sum over column blocks c of <query vector[c], row[c]>, unless `search` and `scores`
-    are a method's own
+    score(row) = row_scale[row] * sum over column blocks c of <query vector[c], row[c]>, unless a subclass defines
+    `search` and `scores` itself
 
     Attributes:
         store, searcher: the rows that are scored.
-        blocks: their column blocks that count; positions in the manifest's checkpoints. A score's parts are theirs.
-        bases: in whose coordinates the rows are, one for each block; None where they are no gradients.
-        full_gradient_weights: float64 [blocks]; scores are sums by these weights of inner products of the gradients
-            of query and row, each at its block's checkpoint, so that full gradients can rescore them. None: they
-            are something else.
+        blocks: the column blocks that are summed over; positions in the manifest's checkpoints. A hit's `parts` are
+            the terms of this sum.
+        bases: the basis of each block's rows; None: rows are not gradients.
+        full_gradient_weights: float64 [blocks]; scores are sums with these weights of inner products of the gradients
+            of query and row, each at its block's checkpoint, so full gradients can rescore them. None: they are not.
         normalized: scores are divided by the norms of query and row, each over all blocks together.
     """
 
@@ -57,16 +74,16 @@ class Scoring(ABC):
         of several queries' vectors must give the means of their scores.
 
         Raises:
-            LossError: a loss or a gradient is NaN or infinite.
+            LossError: a loss or a gradient is NaN or infinite; `positions` are the numbers of these queries.
         """
 
     @abstractmethod
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:
-        """What training examples have as rows, before rounding and times their scale: [n, blocks, dimensions]. Their
-        scores are the inner products with query vectors, summed over the blocks.
+        """The rows that training examples would have in the index, times their scale and not rounded: [n, blocks,
+        dimensions]. Scores are their inner products with query vectors, summed over the blocks.
 
         Raises:
-            QueryError: the method has rows of real training examples alone.
+            QueryError: the method has rows only for examples that were trained on.
             LossError: a loss or a gradient is NaN or infinite.
         """
 
@@ -75,16 +92,16 @@ class Scoring(ABC):
         return self.searcher.search(vectors, self.blocks, k, row_scale=self.row_scale(), allowed=allowed)
 
     def scores(self, vectors: Tensor) -> Floats:
-        """Of every row for each query vector. [queries, stored rows]"""
+        """Of every row for each query vector. float32 [queries, stored rows]"""
         return exhaustive_scores(self.store, vectors, self.blocks, self.row_scale())
 
     def row_scale(self) -> Tensor | None:
-        """Float32 [stored rows], finite; None: one."""
+        """float32 [stored rows], finite; None: 1 for all."""
         return None
 
     @abstractmethod
     def self_influence(self) -> Floats:
-        """The score of each row on itself. [stored rows]
+        """The score of each row on itself. float32 [stored rows]
 
         Raises:
             QueryError: the method has none.
@@ -95,16 +112,18 @@ class Method(ABC):
     """A method of attribution.
 
     name: in requests
-    options: fields of Options that it takes
-    sign: what a positive and a negative score say, as sentences, if `meaning` does not
-    signed: whether positive scores are proponents and negative ones opponents; else the ends are what they are
-    compares_gradients: whether scores are made of gradients, in the coordinates of the index
+    options: the fields of MethodOptions that it takes
+    meaning: what a score is, with its unit, as a sentence without a full stop
+    sign: what a positive and a negative score mean, as sentences; empty if `meaning` says so
+    signed: whether positive scores are proponents and negative ones opponents
+    compares_gradients: whether scores are made of gradients, in the coordinates of the index; else of representations
     uses_curvature: whether scores depend on the Fisher information in the index
-    forecasts: whether scores estimate what training without the row would do
+    forecasts: whether scores estimate the effect of training without the row
     """
 
     name: ClassVar[str]
     options: ClassVar[tuple[str, ...]]
+    meaning: ClassVar[str]
     sign: ClassVar[str] = (
         "Positive: a proponent, training on the row lowered what is explained. Negative: an opponent, it raised it. "
     )
@@ -113,41 +132,66 @@ class Method(ABC):
     forecasts: ClassVar[bool] = False
     uses_curvature: ClassVar[bool] = False
 
-    @abstractmethod
     def lacks(self, manifest: Manifest) -> str | None:
-        """What an index would need to answer by this method, and how it gets it; None where it can."""
+        """What an index lacks to answer by this method, and the command that adds it; None if it lacks nothing."""
+        if self.uses_curvature and len(manifest.curvature) < len(manifest.checkpoints):
+            return "it has no curvature; build it with basis='spectral' (`gradtrace build --basis spectral`)"
+        if not self.compares_gradients and manifest.representations is None:
+            return (
+                "it holds no last hidden representations, since the model's last fully connected layer is not given "
+                "one vector for each example, or since it was built by an earlier release; define representation(self, "
+                "model, batch) in the task if need be, and build it again (`gradtrace build`)"
+            )
+        return None
 
-    @abstractmethod
-    def meaning(self, options: MethodOptions) -> str:
-        """What a score is, with its unit, as a sentence without a full stop."""
+    def meaning_with(self, options: MethodOptions) -> str:
+        """`meaning` with these options."""
+        return self.meaning
 
     @abstractmethod
     def scoring(self, contents: IndexContents, options: MethodOptions) -> Scoring:
-        """Bind the method to an index that lacks nothing. `options` were checked for their names.
+        """Bind the method to an index that lacks nothing, with options that `check_options` accepts.
 
         Raises:
             QueryError: an option's value does not fit the index.
         """
 
-
-def lacks_curvature(manifest: Manifest) -> str | None:
-    """As `Method.lacks`, of the methods that need the curvature at every checkpoint."""
-    if len(manifest.curvature) < len(manifest.checkpoints):
-        return "it has no curvature; build it with basis='spectral' (`gradtrace build --basis spectral`)"
-    return None
+    def check_options(self, options: MethodOptions) -> None:
+        """
+        Raises:
+            TypeError: no method has such an option.
+            QueryError: this method does not take an option, or an option does not take this value.
+        """
+        names = MethodOptions.__annotations__
+        unknown = [name for name in options if name not in names]
+        if unknown:
+            raise TypeError(f"unknown option {unknown[0]!r}; options are {', '.join(names)}")
+        foreign = [name for name, value in options.items() if value is not None and name not in self.options]
+        if foreign:
+            taken = ", ".join(self.options) or "none"
+            raise QueryError(f"method {self.name!r} takes no {foreign[0]}: leave it out ({self.name!r} takes {taken})")
+        for name, value, values in (
+            ("weights", options.get("weights"), get_args(Weights)),
+            ("similarity", options.get("similarity"), get_args(Similarity)),
+        ):
+            if value is not None and value not in values:
+                raise QueryError(f"unknown {name} {value!r}; choose from {', '.join(values)}")
+        damping, segments = options.get("damping"), options.get("segments")
+        if damping is not None and not 0 < damping < float("inf"):
+            raise QueryError(f"damping must be a number above zero, not {damping}")
+        if segments is not None and segments < 1:
+            raise QueryError(f"segments must be at least 1, not {segments}")
 
 
 def chosen_checkpoints(
-    entries: Sequence[CheckpointEntry],
-    names: Sequence[str] | None,
-    default: list[int],
-    kind: CheckpointKind = "weights",
+    entries: Sequence[CheckpointEntry], options: MethodOptions, default: list[int], kind: CheckpointKind = "weights"
 ) -> list[int]:
-    """Positions of the checkpoints that a request names, all of a kind, in training order.
+    """Positions of the checkpoints that the options name, all of one kind, in training order.
 
     Raises:
         QueryError: an unknown or repeated name, or none at all.
     """
+    names = options.get("checkpoints")
     if names is None:
         return default
     known = {entry.name: position for position, entry in enumerate(entries) if entry.kind == kind}

@@ -12,21 +12,20 @@ from torch import Tensor
 
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
-from gradtrace.methods.method import Floats, Scoring
+from gradtrace.methods.method import Scoring
 from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors
-from gradtrace.search.scored_rows import SearchResult, ends_of_scored
-from gradtrace.store.manifest import Manifest
+from gradtrace.search.scored_rows import Floats, SearchResult, ends_of_scored
 from gradtrace.task import Example
 
 _BLOCK_VALUES = 1 << 18  # float64 values of stored rows that are held at a time: they stay in the processor's cache
-_TOGETHER = 16  # queries that share a pass over the rows
+_QUERIES_PER_PASS = 16  # that share a pass over the rows
 
 
 class RepresentationScoring(Scoring):
-    """Scores are sums over the trained models of inner products of vectors made of representations.
+    """Scores are means over the trained models of inner products of vectors made of representations.
 
-    A row is scored for each query by itself, so that a batch changes no score, and rounded to float32, so that equal
-    rows are equal.
+    Each query is multiplied with the rows by itself, so that scores do not depend on the batch; they are rounded to
+    float32, so that equal rows score equally.
 
     Raises:
         QueryError: the task's representations are no longer those of the index.
@@ -37,17 +36,23 @@ class RepresentationScoring(Scoring):
         self.store, self.blocks = contents.representations, contents.manifest.represented
         self._contents = contents
         self._models = [contents.models[block] for block in self.blocks]
-        _check_source(contents)
+        entry, current = contents.manifest.representations, contents.last_model.representation
+        if entry and (current is None or (current.source, current.dimensions) != (entry.source, entry.dimensions)):
+            now = "none" if current is None else f"{current.dimensions} features of {current.source}"
+            raise QueryError(
+                f"the index holds {entry.dimensions} features of {entry.source} for each row, the task now gives "
+                f"{now}: put Task.representation back, or build the index again"
+            )
 
     @abstractmethod
     def _query_side(self, representations: Tensor, queries: Sequence[Query]) -> Tensor:
         """Query vectors, from [queries, blocks, features] float64."""
 
     @abstractmethod
-    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
         """Each query vector's inner products [b] with the vectors of the rows [b, features] that begin at `start`.
 
-        place: of the model among the blocks
+        position: of the model among the blocks
         """
 
     def query_vectors(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
@@ -57,60 +62,39 @@ class RepresentationScoring(Scoring):
     def search(self, vectors: Tensor, k: int, allowed: NDArray[np.bool_] | None) -> list[SearchResult]:
         return [
             ends_of_scored(parts.numpy().astype(np.float64), k, allowed)
-            for some in vectors.split(_TOGETHER)
-            for parts in self._parts(some)
+            for batch in vectors.split(_QUERIES_PER_PASS)
+            for parts in self._parts(batch)
         ]
 
     def scores(self, vectors: Tensor) -> Floats:
-        scores: Floats = torch.cat([self._parts(some).sum(2) for some in vectors.split(_TOGETHER)]).numpy()
+        scores: Floats = torch.cat([self._parts(batch).sum(2) for batch in vectors.split(_QUERIES_PER_PASS)]).numpy()
         return scores
 
     def _parts(self, vectors: Tensor) -> Tensor:
         """The models' parts of each row's score. float32 [queries, stored rows, blocks]."""
         parts = torch.empty(len(vectors), self.store.rows, len(self.blocks))
         for start, rows in self._rows():
-            for place in range(len(self.blocks)):
-                found = self._products(list(vectors[:, place]), rows[:, place], place, start)
-                parts[:, start : start + len(rows), place] = torch.stack(found)
+            for position in range(len(self.blocks)):
+                products = self._products(list(vectors[:, position]), rows[:, position], position, start)
+                parts[:, start : start + len(rows), position] = torch.stack(products)
         return parts
 
     def _rows(self) -> Iterator[tuple[int, Tensor]]:
         """All stored rows in order, as (first row, [b, blocks, features] float64)."""
-        places = range(len(self.blocks))
+        blocks = range(len(self.blocks))
         size = max(1, _BLOCK_VALUES // (self.store.dimensions * len(self.blocks)))
-        return ((start, rows.double()) for start, rows in self.store.blocks(places, size))
+        return ((start, rows.double()) for start, rows in self.store.blocks(blocks, size))
 
     def _represented(self, examples: Sequence[Example], what: str = "query") -> tuple[Tensor, list[float]]:
         """Representations float64 [examples, blocks, features], and losses at the last checkpoint.
 
-        what: the examples are, in errors
+        what: the examples' name in errors
         """
         features, losses = [], []
         for start in range(0, len(examples), QUERY_BATCH):
-            part = examples[start : start + QUERY_BATCH]
-            with named_in_errors(range(start, start + len(part)), what):
-                found = [model.represent(model.batch(part)) for model in self._models]
-            features.append(torch.stack([one.cpu().double() for one, _ in found], dim=1))
-            losses += found[-1][1].tolist()
+            batch = examples[start : start + QUERY_BATCH]
+            with named_in_errors(range(start, start + len(batch)), what):
+                represented = [model.represent(model.batch(batch)) for model in self._models]
+            features.append(torch.stack([values.cpu().double() for values, _ in represented], dim=1))
+            losses += represented[-1][1].tolist()
         return torch.cat(features), losses
-
-
-def lacks_representations(manifest: Manifest) -> str | None:
-    """What to do where an index has no representations; None where it has them."""
-    if manifest.representations is not None:
-        return None
-    return (
-        "it holds no last hidden representations, since the model's last fully connected layer is not given one "
-        "vector for each example, or since it was built by an earlier release; define representation(self, model, "
-        "batch) in the task if need be, and build it again (`gradtrace build`)"
-    )
-
-
-def _check_source(contents: IndexContents) -> None:
-    entry, found = contents.manifest.representations, contents.last_model.representation
-    if entry is not None and (found is None or (found.source, found.dimensions) != (entry.source, entry.dimensions)):
-        now = "none" if found is None else f"{found.dimensions} features of {found.source}"
-        raise QueryError(
-            f"the index holds {entry.dimensions} features of {entry.source} for each row, the task now gives {now}: "
-            "put Task.representation back, or build the index again"
-        )

@@ -1,4 +1,4 @@
-"""Representer points: each row's share in what the refitted last layer says of a class."""
+"""Representer points: each row's term in the output of the refitted last layer for a class."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.fitted.representer_head import loss_slopes, with_constant
-from gradtrace.methods.method import Floats, Method
-from gradtrace.methods.options import MethodOptions
-from gradtrace.methods.representation_scoring import RepresentationScoring, lacks_representations
+from gradtrace.methods.method import Method, MethodOptions
+from gradtrace.methods.representation_scoring import RepresentationScoring
 from gradtrace.models.queries import Query
+from gradtrace.search.scored_rows import Floats
 from gradtrace.store.manifest import Manifest
 from gradtrace.task import Example, Label
 
@@ -22,17 +22,22 @@ from gradtrace.task import Example, Label
 class Representer(Method):
     """Yeh et al. 2018, Theorem 3.1: alpha_ij <f_i, f_q>, the row's term in the refitted layer's output j for the query.
 
-    j is the query's label, or the predicted one where it has none; the predicted value has one output. The layer is
-    fitted to the rows' labels (Section 3.1 of the paper), see `refit`.
+    j is the query's label, or the predicted label if it has none; a layer that predicts values has one output.
+    `fitted.representer_head` fits the layer to the rows' labels (Section 3.1 of the paper).
     """
 
     name = "representer"
     options = ()
     sign = ""
     compares_gradients = False
+    meaning = (
+        "Score: the row's term in the last layer's output for the query's class (its label, or the predicted one; for "
+        "values the predicted value), with that layer refitted under L2 regularisation. The terms of all rows sum to "
+        "that output: positive raised it, negative lowered it. Of several runs, the mean over their models"
+    )
 
     def lacks(self, manifest: Manifest) -> str | None:
-        if lacking := lacks_representations(manifest):
+        if lacking := super().lacks(manifest):
             return lacking
         if manifest.representer is None:
             return "no last layer was refitted on its representations: run `gradtrace representer` on it"
@@ -40,19 +45,12 @@ class Representer(Method):
             return "its last layer was refitted on other rows or checkpoints: run `gradtrace representer` on it again"
         return None
 
-    def meaning(self, options: MethodOptions) -> str:
-        return (
-            "Score: the row's term in the last layer's output for the query's class (its label, or the predicted one; "
-            "for values the predicted value), with that layer refitted under L2 regularisation. The terms of all rows "
-            "sum to that output: positive raised it, negative lowered it. Of several runs, the mean over their models"
-        )
-
     def scoring(self, contents: IndexContents, options: MethodOptions) -> RepresentationScoring:
         return _RepresenterScoring(contents)
 
 
 class _RepresenterScoring(RepresentationScoring):
-    """Query vectors hold f_q in the place of the query's class, zeros in the others: [classes * (features + 1)]."""
+    """A query vector is f_q at the query's output j and zero at the others: [outputs * (features + 1)]."""
 
     def __init__(self, contents: IndexContents) -> None:
         super().__init__(contents)
@@ -67,30 +65,27 @@ class _RepresenterScoring(RepresentationScoring):
         vectors[range(len(f)), :, outputs] = f
         return vectors.flatten(2)
 
-    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
-        f, shares = (
-            with_constant(rows),
-            self._refit.shares[place, start : start + len(rows)],
-        )  # [b, F + 1], [b, C]
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
+        f, shares = with_constant(rows), self._refit.shares[position, start : start + len(rows)]  # [b, F + 1], [b, C]
         products = []
         for vector in vectors:
-            classes = vector.view(self._outputs, -1)  # [outputs, F + 1], mostly all zero but one
-            asked = classes.any(1).nonzero().flatten()
-            products.append((f @ classes[asked].T * shares[:, asked]).sum(1))
+            by_output = vector.view(self._outputs, -1)  # [outputs, F + 1], for a single query zero but for its class
+            used = by_output.any(1).nonzero().flatten()
+            products.append((f @ by_output[used].T * shares[:, used]).sum(1))
         return products
 
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:
-        """As if these had been among the fitted rows, and the layer as it is."""
+        """As if the layer had been fitted to these examples too, and were the same."""
         entry = self._refit.entry
         f = with_constant(self._represented(examples, "training example")[0])  # [n, blocks, F + 1]
         labels = self._labels([self._contents.last_model.label(example) for example in examples])
         outputs = torch.einsum("nbf,bof->nbo", f, self._refit.weights)
-        slopes = torch.stack([loss_slopes(one, labels, entry.classes) for one in outputs.unbind(1)], dim=1)
+        slopes = torch.stack([loss_slopes(phi, labels, entry.classes) for phi in outputs.unbind(1)], dim=1)
         shares = slopes / (-2 * entry.l2 * entry.fitted_rows)
         return (shares[..., None] * f[:, :, None]).flatten(2)
 
     def self_influence(self) -> Floats:
-        """For its own class."""
+        """alpha_ij <f_i, f_i> for the row's class j. float32 [stored rows]"""
         stored = self.store.columns(0)["label"]
         outputs = torch.zeros(len(stored), dtype=torch.int64)
         if self._refit.entry.classes is not None:
@@ -108,7 +103,7 @@ class _RepresenterScoring(RepresentationScoring):
         return torch.tensor(labels, dtype=torch.float64)
 
     def _output(self, label: Label | None) -> int:
-        """Which output of the layer is asked for. Raises QueryError if it has none for this class."""
+        """The layer's output for a label. Raises QueryError if it has none."""
         classes = self._refit.entry.classes
         if classes is None:
             return 0

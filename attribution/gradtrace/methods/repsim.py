@@ -1,4 +1,4 @@
-"""Similarity of last hidden representations."""
+"""RepSim: similarity of last hidden representations."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from gradtrace.contents import IndexContents
-from gradtrace.methods.method import Floats, Method
-from gradtrace.methods.options import MethodOptions
-from gradtrace.methods.representation_scoring import RepresentationScoring, lacks_representations
+from gradtrace.methods.method import Method, MethodOptions
+from gradtrace.methods.representation_scoring import RepresentationScoring
 from gradtrace.methods.tracin import inverse
 from gradtrace.models.queries import Query
-from gradtrace.store.manifest import Manifest
+from gradtrace.search.scored_rows import Floats
 from gradtrace.task import Example
 
 _MEANINGS = {
@@ -24,7 +23,8 @@ _MEANINGS = {
 
 
 class RepSim(Method):
-    """How alike the trained model represents row and query: cos(f_i, f_q), <f_i, f_q> or -|f_i - f_q|^2.
+    """Similarity of the trained model's representations f of row i and query: cos(f_i, f_q), <f_i, f_q> or
+    -|f_i - f_q|^2.
 
     Hanawa et al. 2021, Section 3.1, with the last hidden layer as representation. The distance is squared, so that the
     mean of several queries' scores is the score of one vector.
@@ -36,15 +36,11 @@ class RepSim(Method):
     signed = False
     compares_gradients = False
 
-    def lacks(self, manifest: Manifest) -> str | None:
-        return lacks_representations(manifest)
-
-    def meaning(self, options: MethodOptions) -> str:
-        meaning = _MEANINGS[options.get("similarity") or "cosine"]
+    def meaning_with(self, options: MethodOptions) -> str:
         return (
-            f"Score: {meaning}, at the trained model, of several runs the mean. "
-            "High is alike; the lowest are the least alike, which says nothing of harm: they are no opponents in the "
-            "sense of a cause"
+            f"Score: {_MEANINGS[options.get('similarity') or 'cosine']}, at the trained model, of several runs the "
+            "mean. High is alike; the lowest are the least alike, which says nothing of harm: they are no opponents in "
+            "the sense of a cause"
         )
 
     def scoring(self, contents: IndexContents, options: MethodOptions) -> RepresentationScoring:
@@ -52,7 +48,7 @@ class RepSim(Method):
 
 
 class _Dot(RepresentationScoring):
-    """A score is the inner product of what `_query_side` and `_row_side` make of the two representations."""
+    """A score is the inner product of `_query_side` and `_row_side` of the two representations."""
 
     def _query_side(self, representations: Tensor, queries: Sequence[Query] = ()) -> Tensor:
         return representations
@@ -61,9 +57,8 @@ class _Dot(RepresentationScoring):
         """[..., features] float64 -> [..., size of a query vector]."""
         return representations
 
-    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
-        side = self._row_side(rows)
-        return [side @ vector for vector in vectors]
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
+        return [rows @ vector for vector in vectors]
 
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:
         return self._row_side(self._represented(examples, "training example")[0])
@@ -78,10 +73,9 @@ class _Cosine(_Dot):
     def _query_side(self, representations: Tensor, queries: Sequence[Query] = ()) -> Tensor:
         return representations * inverse(representations.norm(dim=-1))[..., None]
 
-    def _row_side(self, representations: Tensor) -> Tensor:
-        return self._query_side(representations)
+    _row_side = _query_side
 
-    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
         scale = inverse(torch.linalg.vector_norm(rows, dim=1))  # of the products: there are fewer than values
         return [(rows @ vector).mul_(scale) for vector in vectors]
 
@@ -97,7 +91,7 @@ class _Distance(_Dot):
         square = representations.square().sum(-1, keepdim=True)
         return torch.cat([2 * representations, -torch.ones_like(square), -square], dim=-1)
 
-    def _products(self, vectors: Sequence[Tensor], rows: Tensor, place: int, start: int) -> list[Tensor]:
+    def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
         squares = torch.linalg.vector_norm(rows, dim=1).square_()
         return [(rows @ v[:-2]).mul_(2).sub_(v[-2]).sub_(squares * v[-1]) for v in vectors]
 

@@ -1,8 +1,7 @@
-"""SOURCE: attribution by approximately unrolling the training, in segments of one curvature and one gradient each."""
+"""SOURCE: approximate unrolled differentiation of the training, in segments of one curvature and one gradient each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -11,11 +10,12 @@ import torch
 from gradtrace.checkpoints.learning_rates import stretch_sums
 from gradtrace.contents import IndexContents
 from gradtrace.methods.gradient_scoring import GradientScoring
-from gradtrace.methods.method import Doubles, Method, chosen_checkpoints, lacks_curvature
-from gradtrace.methods.options import MethodOptions
-from gradtrace.store.manifest import CheckpointEntry, CheckpointKind, Manifest, by_run, trained_models
+from gradtrace.methods.method import Method, MethodOptions, chosen_checkpoints
+from gradtrace.search.scored_rows import Doubles
+from gradtrace.store.manifest import CheckpointEntry, CheckpointKind, Manifest, OptimizerEntry, by_run, trained_models
 
 _SEGMENTS = 3
+_PLAIN_SGD = OptimizerEntry(name="sgd", momentum=0.0, weight_decay=0.0)  # where the optimizer is not known
 
 
 class Source(Method):
@@ -38,9 +38,14 @@ class Source(Method):
     forecasts = True
     uses_curvature = True
     kind: ClassVar[CheckpointKind] = "weights"
+    meaning = (
+        "Score: how much what is explained would rise, in its own unit, had the training gone without the row, times "
+        "the number of training rows: an estimate from the training's course. Where the index does not know the "
+        "optimizer, it is taken for SGD without momentum and weight decay. Of several training runs, the mean"
+    )
 
     def lacks(self, manifest: Manifest) -> str | None:
-        if lacking := lacks_curvature(manifest):
+        if lacking := super().lacks(manifest):
             return lacking
         for entry in manifest.checkpoints:
             if entry.kind == self.kind and not (_is_sgd(entry) or entry.second_moments):
@@ -51,27 +56,18 @@ class Source(Method):
                 )
         return None
 
-    def meaning(self, options: MethodOptions) -> str:
-        return (
-            "Score: how much what is explained would rise, in its own unit, had the training gone without the row, "
-            "times the number of training rows: an estimate from the training's course. Where the index does not know "
-            "the optimizer, it is taken for SGD without momentum and weight decay. Of several training runs, the mean"
-        )
-
     def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
         entries = contents.manifest.checkpoints
         available = [block for block, entry in enumerate(entries) if entry.kind == self.kind]
-        chosen = chosen_checkpoints(entries, options.get("checkpoints"), available, self.kind)
+        chosen = chosen_checkpoints(entries, options, available, self.kind)
         runs = by_run(entries, chosen)
         factors = torch.zeros(len(entries), contents.bases[0].dimensions)
         for run in by_run(entries, available):
-            factors[run] = torch.from_numpy(unrolled(_course(contents, run), self.segments(options))).float()
+            segments = None if self.kind == "average" else options.get("segments") or _SEGMENTS
+            factors[run] = torch.from_numpy(_run_factors(contents, run, segments)).float()
         trained = trained_models(entries)
         query_at = [trained[entries[block].run] for block in chosen]
         return GradientScoring(contents, chosen, factors[chosen] / len(runs), query_at)
-
-    def segments(self, options: MethodOptions) -> int | None:
-        return options.get("segments") or _SEGMENTS
 
 
 class FastSource(Source):
@@ -97,61 +93,53 @@ class FastSource(Source):
                 )
         return super().lacks(manifest)
 
-    def segments(self, options: MethodOptions) -> int | None:
-        return None
 
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """What SOURCE needs to know of a training, at its checkpoints in order.
-
-    lengths: sum of the learning rate over the steps since the checkpoint before. float64 [checkpoints]
-    eigenvalues: of the curvature, the weight decay in the loss among it. float64 [checkpoints, dimensions]
-    gains: of the optimizer's preconditioner. float64 [checkpoints, dimensions]
-    decays: weight decay beside the loss (AdamW's). float64 [checkpoints]
-    """
-
-    lengths: Doubles
-    eigenvalues: Doubles
-    gains: Doubles
-    decays: Doubles
-
-
-def unrolled(course: Course, segments: int | None) -> Doubles:
+def unrolled(lengths: Doubles, eigenvalues: Doubles, gains: Doubles, decays: Doubles, segments: int | None) -> Doubles:
     """Factors of a query's coordinates for the rows of each checkpoint. float64 [checkpoints, dimensions].
 
-    segments: as even as can be; None: each checkpoint is one
+    For segment l, with x_l = eta_l K_l (P_l H_l + decay_l), the factor is
+    exp(-x_L) ... exp(-x_(l+1)) eta_l K_l P_l (1 - exp(-x_l)) / x_l, divided evenly among the segment's checkpoints.
+
+    Args:
+        lengths: eta K, the sum of the learning rates of the steps since the previous checkpoint. float64 [checkpoints]
+        eigenvalues: H, with the weight decay that is part of the loss. float64 [checkpoints, dimensions]
+        gains: P, the diagonal of the optimizer's preconditioner. float64 [checkpoints, dimensions]
+        decays: weight decay that is not part of the loss (AdamW's). float64 [checkpoints]
+        segments: their number, of as equal sizes as possible; None: each checkpoint is a segment.
     """
-    factors = np.empty_like(course.eigenvalues)
-    after = np.ones(factors.shape[1])  # what the later segments leave of a change
+    factors = np.empty_like(eigenvalues)
+    decay_after = np.ones(factors.shape[1])  # exp(-x) of the later segments, multiplied
     count = min(segments or len(factors), len(factors))
-    for part in reversed(np.array_split(np.arange(len(factors)), count)):
-        length, gain = course.lengths[part].sum(), course.gains[part].mean(0)
-        exponent = length * (gain * course.eigenvalues[part].mean(0) + course.decays[part].mean())
+    for segment in reversed(np.array_split(np.arange(len(factors)), count)):
+        length, gain = lengths[segment].sum(), gains[segment].mean(0)
+        exponent = length * (gain * eigenvalues[segment].mean(0) + decays[segment].mean())
         share = np.divide(-np.expm1(-exponent), exponent, out=np.ones_like(exponent), where=exponent > 0)
-        factors[part] = after * gain * length * share / len(part)
-        after = after * np.exp(-exponent)
+        factors[segment] = decay_after * gain * length * share / len(segment)
+        decay_after = decay_after * np.exp(-exponent)
     return factors
 
 
-def _course(contents: IndexContents, blocks: list[int]) -> Course:
+def _run_factors(contents: IndexContents, blocks: list[int], segments: int | None) -> Doubles:
+    """As `unrolled`, of the checkpoints of a training run."""
     entries = [contents.manifest.checkpoints[block] for block in blocks]
-    found = [contents.curvature[block] for block in blocks]
-    eigenvalues = torch.stack([one["eigenvalues"] for one in found]).double().numpy()
+    curvature = [contents.curvature[block] for block in blocks]
+    eigenvalues = torch.stack([checkpoint["eigenvalues"] for checkpoint in curvature]).double().numpy()
     gains = np.ones_like(eigenvalues)
     for number, entry in enumerate(entries):
         if not _is_sgd(entry):
-            gains[number] = found[number]["preconditioner"]
-    decays = np.array([entry.optimizer.weight_decay if entry.optimizer else 0.0 for entry in entries])
-    momenta = np.array([entry.optimizer.momentum if entry.optimizer else 0.0 for entry in entries])
-    beside = np.array(["adamw" in entry.optimizer.name if entry.optimizer else False for entry in entries])
-    return Course(
+            gains[number] = curvature[number]["preconditioner"]
+    optimizers = [entry.optimizer or _PLAIN_SGD for entry in entries]
+    decays = np.array([optimizer.weight_decay for optimizer in optimizers])
+    momenta = np.array([optimizer.momentum for optimizer in optimizers])
+    decoupled = np.array(["adamw" in optimizer.name for optimizer in optimizers])
+    return unrolled(
         lengths=stretch_sums(entries) / (1 - momenta),
-        eigenvalues=eigenvalues + np.where(beside, 0.0, decays)[:, None],
+        eigenvalues=eigenvalues + np.where(decoupled, 0.0, decays)[:, None],
         gains=gains,
-        decays=np.where(beside, decays, 0.0),
+        decays=np.where(decoupled, decays, 0.0),
+        segments=segments,
     )
 
 
 def _is_sgd(entry: CheckpointEntry) -> bool:
-    return entry.optimizer is None or entry.optimizer.name.startswith("sgd")
+    return (entry.optimizer or _PLAIN_SGD).name.startswith("sgd")

@@ -1,8 +1,9 @@
-"""TracIn, and the inner product and cosine of gradients at the trained model."""
+"""TracIn, also as Adam trains, and the inner product and cosine of gradients at the trained model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -10,14 +11,17 @@ from torch import Tensor
 
 from gradtrace.checkpoints.learning_rates import stretch_sums
 from gradtrace.contents import IndexContents
-from gradtrace.errors import QueryError
+from gradtrace.data.batches import ExampleBatch
+from gradtrace.errors import MismatchError, QueryError
+from gradtrace.fitted.adam import adam_factors, encode_preconditioned
 from gradtrace.methods.gradient_scoring import GradientScoring
-from gradtrace.methods.method import Doubles, Floats, Method, chosen_checkpoints
-from gradtrace.methods.options import MethodOptions
+from gradtrace.methods.method import Method, MethodOptions, chosen_checkpoints
+from gradtrace.models.task_model import MeasureName
+from gradtrace.search.scored_rows import Doubles, Floats
 from gradtrace.store.manifest import CheckpointEntry, Manifest, by_run, trained_models, weights_positions
 from gradtrace.task import Example
 
-_NO_DIRECTION = 2.0**-100  # rows so much smaller than the largest are taken for zero: float32 holds no more of them
+_NO_DIRECTION = 2.0**-100  # rows with norms this small relative to the largest count as zero: float32 underflows
 
 _MEANINGS = {
     "learning_rate": (
@@ -41,23 +45,17 @@ class _GradientProduct(Method):
 
     options = ("checkpoints", "weights")
     default_weights = "equal"
+    along_training = False  # by default at all checkpoints; else at the trained models
 
-    def lacks(self, manifest: Manifest) -> str | None:
-        return None
-
-    def meaning(self, options: MethodOptions) -> str:
+    def meaning_with(self, options: MethodOptions) -> str:
         return f"{_MEANINGS[options.get('weights') or self.default_weights]}. Of several training runs, the mean"
 
     def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
         entries = contents.manifest.checkpoints
-        chosen = chosen_checkpoints(entries, options.get("checkpoints"), self.default_checkpoints(entries))
-        return _ProductScoring(contents, chosen, checkpoint_weights(entries, chosen, self.weights(options)))
-
-    def weights(self, options: MethodOptions) -> str:
-        return options.get("weights") or self.default_weights
-
-    def default_checkpoints(self, entries: Sequence[CheckpointEntry]) -> list[int]:
-        return trained_models(entries)
+        default = weights_positions(entries) if self.along_training else trained_models(entries)
+        chosen = chosen_checkpoints(entries, options, default)
+        weights = checkpoint_weights(entries, chosen, options.get("weights") or self.default_weights)
+        return _ProductScoring(contents, chosen, weights)
 
 
 class TracIn(_GradientProduct):
@@ -65,9 +63,37 @@ class TracIn(_GradientProduct):
 
     name = "tracin"
     default_weights = "learning_rate"
+    along_training = True
 
-    def default_checkpoints(self, entries: Sequence[CheckpointEntry]) -> list[int]:
-        return weights_positions(entries)
+
+class TracInAdam(TracIn):
+    """sum_i lr_i <P_i grad(q, theta_i), grad(z, theta_i)>, P_i = 1 / (sqrt(v^_i) + eps) for each weight.
+
+    TracInCP (Pruthi et al. 2020, Section 3.3) with the step of Adam (Kingma and Ba 2015, Algorithm 1) in place of that
+    of SGD, with constant second moments v^ and without momentum. The query's whole gradient is multiplied by P before
+    it is compressed, so that rows stay as they are.
+    """
+
+    name = "tracin-adam"
+
+    def lacks(self, manifest: Manifest) -> str | None:
+        for entry in manifest.checkpoints:
+            if entry.kind == "weights" and entry.moments_sha256 is None:
+                return (
+                    f"checkpoint {entry.name} has no second moments of Adam's beside it: record with "
+                    "CheckpointRecorder(optimizer_state=True), then build the index (`gradtrace build`)"
+                )
+        return None
+
+    def meaning_with(self, options: MethodOptions) -> str:
+        return (
+            f"{super().meaning_with(options)}. Adam's steps stand for those of SGD: each weight's product of gradients "
+            "is divided by the root of its second moment"
+        )
+
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
+        product = super().scoring(contents, options)
+        return _AdamScoring(contents, product.blocks, product.factors)
 
 
 class GradDot(_GradientProduct):
@@ -81,17 +107,34 @@ class Cosine(_GradientProduct):
 
     name = "cosine"
 
-    def meaning(self, options: MethodOptions) -> str:
+    def meaning_with(self, options: MethodOptions) -> str:
         return "Score: cosine between the gradients of row and query, from -1 to 1"
 
-    def weights(self, options: MethodOptions) -> str:
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
         if options.get("weights") not in (None, "equal"):
             raise QueryError("method 'cosine' weighs its checkpoints equally; leave weights out")
-        return "equal"
+        blocks = super().scoring(contents, options).blocks
+        return _CosineScoring(contents, blocks, np.ones(len(blocks)))
 
-    def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
-        product = super().scoring(contents, options)
-        return _CosineScoring(contents, product.blocks, np.ones(len(product.blocks)))
+
+class _AdamScoring(GradientScoring):
+    def encode(self, checkpoint: int, batch: ExampleBatch, measure: MeasureName) -> tuple[Tensor, Tensor]:
+        contents, model = self._contents, self._contents.models[checkpoint]
+        if checkpoint not in contents.adam_factors:
+            if model.checkpoint.moments_sha256() != contents.manifest.checkpoints[checkpoint].moments_sha256:
+                raise MismatchError(
+                    f"the second moments beside {model.checkpoint.path} are not those that were there when the index "
+                    "was built: restore that file, or rebuild the index"
+                )
+            contents.adam_factors[checkpoint] = adam_factors(model)
+        factors, basis = contents.adam_factors[checkpoint], contents.basis_of(checkpoint)
+        return encode_preconditioned(model, basis, batch, model.measure(measure), factors)
+
+    def self_influence(self) -> NoReturn:
+        raise QueryError(
+            "method 'tracin-adam' has no self-influence: the stored rows are compressed before Adam's second moments "
+            "could divide them. Ask with the training example as a query"
+        )
 
 
 class _ProductScoring(GradientScoring):
@@ -102,7 +145,7 @@ class _ProductScoring(GradientScoring):
         self.full_gradient_weights: Doubles = weights
 
     def row_norms(self) -> Floats:
-        """[blocks, stored rows]; zero for deleted rows, which must not set the measure for the others."""
+        """[blocks, stored rows]; zero for deleted rows, to which the others must not be compared."""
         norms = np.stack([self.store.norms(block) for block in self.blocks])
         norms[:, ~self.store.row_ids.live()] = 0
         return norms
@@ -119,19 +162,17 @@ class _CosineScoring(_ProductScoring):
         return coordinates * inverse(coordinates.flatten(1).norm(dim=1))[:, None, None]
 
     def row_scale(self) -> Tensor:
-        total = self._total_norms()
+        """1 / norm over all blocks, 0 for rows without a direction. float32 [stored rows]"""
+        total = torch.from_numpy(np.sqrt((self.row_norms().astype(np.float64) ** 2).sum(0)))
         return torch.where(total > _NO_DIRECTION * total.max(), inverse(total), 0).float()
 
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:
         return self.reweighted(super().row_vectors(examples))
 
     def self_influence(self) -> Floats:
-        total = self._total_norms()
-        directed: Floats = (total > _NO_DIRECTION * total.max()).float().numpy()
-        return directed
-
-    def _total_norms(self) -> Tensor:
-        return torch.from_numpy(np.sqrt((self.row_norms().astype(np.float64) ** 2).sum(0)))
+        """1; 0 for rows without a direction. float32 [stored rows]"""
+        scores: Floats = (self.row_scale() > 0).float().numpy()
+        return scores
 
 
 def checkpoint_weights(entries: Sequence[CheckpointEntry], chosen: Sequence[int], weights: str) -> Doubles:

@@ -32,7 +32,7 @@ def frame(records: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
 
 def table_text(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Columns of text, aligned on the right."""
-    table = [list(heads), *(list(line) for line in lines)]
+    table = [heads, *lines]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     aligned = ("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in table)
     return "\n".join(line.rstrip() for line in aligned)
@@ -46,7 +46,7 @@ def table_html(title: str, heads: Sequence[str], lines: Iterable[Sequence[str]])
 
 
 def label_text(label: Label | None, task: Task | None) -> str:
-    """A label in words: its name where it has one."""
+    """A label in words: its class name, if it has one."""
     if label is None:
         return "none"
     name = None if task is None else task.label_name(label)
@@ -54,7 +54,7 @@ def label_text(label: Label | None, task: Task | None) -> str:
 
 
 def training_example_html(task: Task, row: int) -> str:
-    """How the task shows a training row; why not, where it cannot."""
+    """A training row as the task renders it; if that fails, the error."""
     try:
         return example_html(task.render(task.train[row]))
     except Exception as error:  # whatever the user's code raises: a notebook shows the rest

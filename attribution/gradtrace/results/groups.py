@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ class GroupInfluences(list[GroupInfluence]):
 
     def to_pandas(self) -> pandas.DataFrame:
         """A line for each group. Raises MissingLibraryError where pandas is not installed."""
-        return frame([{name: getattr(group, name) for name in _HEADS} for group in self])
+        return frame([asdict(group) for group in self])
 
     def __repr__(self) -> str:
         return table_text(_HEADS, self._lines()) if self else "[]"
@@ -67,7 +67,7 @@ class RowGroups:
             raise QueryError(f"there is no column {by!r} to group by; the index has {', '.join(columns)}")
         self._rows = np.arange(len(columns[by])) if allowed is None else np.flatnonzero(allowed)
         column = columns[by][self._rows]
-        # Unknown values are NaN here, which np.unique takes for one value and puts last.
+        # Unknown values are NaN here, which np.unique counts as equal and puts last.
         values, self._numbers = np.unique(column.astype(np.float64), return_inverse=True)
         if len(values) > MAX_GROUPS:
             raise QueryError(
@@ -81,13 +81,13 @@ class RowGroups:
     def influence(self, scores: NDArray[np.float32]) -> GroupInfluences:
         """By group, the largest sum first.  scores: [stored rows] of one query; summed in float64."""
         sums = np.bincount(self._numbers, weights=scores[self._rows], minlength=len(self._values))
-        found = zip(self._values, self._counts.tolist(), sums.tolist(), strict=True)
-        groups = [GroupInfluence(value, count, total, total / count) for value, count, total in found]
+        totals = zip(self._values, self._counts.tolist(), sums.tolist(), strict=True)
+        groups = [GroupInfluence(value, count, total, total / count) for value, count, total in totals]
         return GroupInfluences(sorted(groups, key=lambda group: -group.sum))
 
 
 def _plain(value: float, kind: type[int]) -> Label | None:
-    """As a whole number, or true or false, where it is one; None for NaN."""
+    """An integer or a bool, if the value is whole; None for NaN."""
     if value != value:
         return None
     return kind(value) if value.is_integer() else value

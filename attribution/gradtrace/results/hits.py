@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gradtrace.results.display import frame, label_text, table_html, table_text, training_example_html
-from gradtrace.results.distribution import Distribution
 from gradtrace.task import Label, Task
 
 if TYPE_CHECKING:
     import pandas
+
+_QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
+_HEADS = ("row", "score", "label", "prediction", "loss")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -30,8 +35,8 @@ class Hit:
     percentile: float | None = None  # share of all rows of the index with a lower score, in %; where asked for
 
     def __repr__(self) -> str:
-        told = f"row={self.row}, score={self.score:+.4g}, label={self.label}, prediction={self.prediction}"
-        return f"Hit({told}, loss={self.loss:.4g})"
+        labels = f"label={self.label}, prediction={self.prediction}"
+        return f"Hit(row={self.row}, score={self.score:+.4g}, {labels}, loss={self.loss:.4g})"
 
     def record(self) -> dict[str, Any]:
         """Its values by name, each checkpoint's part as `part:NAME` and each layer's share as `layer:NAME`."""
@@ -47,6 +52,25 @@ class Recall:
 
     top: float
     bottom: float
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """The scores of all rows of the index on one query, whatever its filter.
+
+    quantiles: by percentage ("0" is the lowest score, "50" the median, "100" the highest)
+    """
+
+    mean: float
+    std: float
+    quantiles: dict[str, float]
+
+    @classmethod
+    def of(cls, scores: NDArray[np.float32]) -> Distribution:
+        """scores: [rows]."""
+        values = np.percentile(scores, _QUANTILES)
+        quantiles = {str(share): float(value) for share, value in zip(_QUANTILES, values, strict=True)}
+        return cls(float(scores.mean(dtype=np.float64)), float(scores.std(dtype=np.float64)), quantiles)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -89,45 +113,37 @@ class InfluenceResult:
         return frame(self._records())
 
     def __repr__(self) -> str:
-        ends = (
-            (name, self._lines(hits)) for name, hits in (("proponents", self.proponents), ("opponents", self.opponents))
+        tables = (
+            f"{name}:\n{table_text(_HEADS, map(self._cells, hits))}" if hits else f"{name}: none"
+            for name, hits in (("proponents", self.proponents), ("opponents", self.opponents))
         )
-        tables = (f"{name}:\n{table_text(_HEADS, lines)}" if lines else f"{name}: none" for name, lines in ends)
         return "\n".join([self._title(), *tables])
 
     def _repr_html_(self) -> str:
         heads = _HEADS if self.task is None else (*_HEADS, "example")
-        tables = [
-            table_html(title, heads, map(self._html_cells, hits, self._lines(hits)))
+        tables = (
+            table_html(title, heads, map(self._html_cells, hits))
             for title, hits in (("Proponents", self.proponents), ("Opponents", self.opponents))
-        ]
+        )
         return f"<div><p>{escape(self._title())}</p>{''.join(tables)}</div>"
 
     def _title(self) -> str:
-        asked = f"mean of {self.queries} queries" if self.queries > 1 else "query"
-        told = f"label {label_text(self.label, self.task)}, predicted {label_text(self.prediction, self.task)}"
-        how = "exact" if self.exact else "approximate"
+        queries = f"mean of {self.queries} queries" if self.queries > 1 else "query"
+        labels = f"label {label_text(self.label, self.task)}, predicted {label_text(self.prediction, self.task)}"
+        search = "exact" if self.exact else "approximate"
         return (
-            f"{self.method} of {asked}: {told}, loss {self.loss:.4g}; explained: {self.target}; {how} search of "
+            f"{self.method} of {queries}: {labels}, loss {self.loss:.4g}; explained: {self.target}; {search} search of "
             f"{self.rows_searched:,} rows"
         )
 
-    def _lines(self, hits: Sequence[Hit]) -> list[list[str]]:
-        """The cells under `_HEADS`."""
-        return [
-            [
-                str(hit.row),
-                f"{hit.score:+.4g}",
-                label_text(hit.label, self.task),
-                label_text(hit.prediction, self.task),
-                f"{hit.loss:.4g}",
-            ]
-            for hit in hits
-        ]
+    def _cells(self, hit: Hit) -> list[str]:
+        """The texts under `_HEADS`."""
+        label, prediction = label_text(hit.label, self.task), label_text(hit.prediction, self.task)
+        return [str(hit.row), f"{hit.score:+.4g}", label, prediction, f"{hit.loss:.4g}"]
 
-    def _html_cells(self, hit: Hit, cells: Sequence[str]) -> list[str]:
-        shown = [] if self.task is None else [training_example_html(self.task, hit.row)]
-        return [*map(escape, cells), *shown]
+    def _html_cells(self, hit: Hit) -> list[str]:
+        example = [] if self.task is None else [training_example_html(self.task, hit.row)]
+        return [*map(escape, self._cells(hit)), *example]
 
     def _records(self) -> list[dict[str, Any]]:
         return [
@@ -135,9 +151,6 @@ class InfluenceResult:
             for side, hits in (("proponent", self.proponents), ("opponent", self.opponents))
             for rank, hit in enumerate(hits, 1)
         ]
-
-
-_HEADS = ("row", "score", "label", "prediction", "loss")
 
 
 class InfluenceResults(list[InfluenceResult]):

@@ -1,30 +1,31 @@
-"""Rescoring: full, uncompressed gradients of a search's candidates, recomputed at query time, and scores from them."""
+"""Rescoring: scores of a search's candidates from full, uncompressed gradients, recomputed at query time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from gradtrace.contents import IndexContents
+from gradtrace.data.dataset import fetch
 from gradtrace.errors import QueryError
+from gradtrace.methods.method import Scoring
 from gradtrace.methods.tracin import inverse
-from gradtrace.models.full_gradients import FullGradients, full_gradients
+from gradtrace.models.full_gradients import full_gradients
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.queries import Query, query_batches
-from gradtrace.search.scored_rows import SearchResult, both_ends
+from gradtrace.search.scored_rows import Doubles, Rows, SearchResult, both_ends
 from gradtrace.task import Example
 
-CANDIDATES = 2  # so many times k rows are taken from either end of the compressed search
+CANDIDATES = 2  # the compressed search returns this many times k rows at either end
 
 _ROW_BATCH = 64
-_RESULTS_TOGETHER = 16  # candidates that their queries share are differentiated once; others are multiplied in vain
-
-Rows = NDArray[np.int64]
-Doubles = NDArray[np.float64]
+_RESULTS_TOGETHER = 16  # shared candidates are differentiated once, but all pairs of query and candidate multiplied
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,106 +35,78 @@ class Rescored:
     rows: int64 [m], ascending;  layers: by name float64 [m], summing to the scores
     """
 
-    found: SearchResult
+    ends: SearchResult
     rows: Rows
     layers: Mapping[str, Doubles]
 
 
 def rescored(
-    models: Sequence[GradientModel],
-    weights: Doubles,
-    normalized: bool,
+    contents: IndexContents,
+    scoring: Scoring,
     groups: Sequence[Sequence[Query]],
-    found: Sequence[SearchResult],
+    compressed: Sequence[SearchResult],
     k: int,
-    examples: Callable[[Rows], Sequence[Example]],
 ) -> list[Rescored]:
-    """Score what the compressed search found by full gradients, and keep the best k at either end.
+    """Score the compressed search's candidates by full gradients, and keep the best k at either end.
 
     Args:
-        models: of the chosen checkpoints.
-        weights: float64 [models], of their inner products.
-        normalized: divide by the norms of query and row.
+        scoring: of a method with `full_gradient_weights`.
         groups: for each result its queries, of whose scores the mean is taken.
-        examples: reads the training examples of rows [m].
+        compressed: for each result both ends by its compressed scores.
 
     Raises:
         LossError: a loss is NaN or infinite.
     """
     results = []
     for start in range(0, len(groups), _RESULTS_TOGETHER):
-        some = slice(start, start + _RESULTS_TOGETHER)
-        rows = [np.union1d(one.top_rows, one.bottom_rows) for one in found[some]]
-        union = np.unique(np.concatenate(rows))
-        queries = [query for group in groups[some] for query in group]
-        scores = _scores(models, weights, normalized, queries, examples(union))
+        together = slice(start, start + _RESULTS_TOGETHER)
+        candidates = [np.union1d(result.top.rows, result.bottom.rows) for result in compressed[together]]
+        union = np.unique(np.concatenate(candidates))
+        queries = [query for group in groups[together] for query in group]
+        examples = fetch(contents.task.train, contents.store.row_ids.of(union).tolist())
+        scores = _scores([contents.models[block] for block in scoring.blocks], scoring, queries, examples)
         first = 0
-        for group, own, one in zip(groups[some], rows, found[some], strict=True):
-            mine, at = slice(first, first + len(group)), np.searchsorted(union, own)
-            by_layer = {name: layer[:, mine, at].mean(1).numpy() for name, layer in scores.items()}  # [C, m]
-            results.append(_best(one, own, by_layer, k))
+        for group, rows, result in zip(groups[together], candidates, compressed[together], strict=True):
+            asked, at = slice(first, first + len(group)), np.searchsorted(union, rows)
+            by_layer = {name: layer[:, asked, at].mean(1).numpy() for name, layer in scores.items()}  # [C, m]
+            parts = sum(by_layer.values(), np.zeros((len(scoring.blocks), len(rows)))).T  # [m, C]
+            top, bottom = both_ends(rows, parts, k)
+            shares = {name: layer.sum(axis=0) for name, layer in by_layer.items()}
+            results.append(Rescored(replace(result, top=top, bottom=bottom), rows, shares))
             first += len(group)
     return results
 
 
-def _best(found: SearchResult, rows: Rows, by_layer: Mapping[str, Doubles], k: int) -> Rescored:
-    """by_layer: float64 [C, m];  rows: [m], ascending."""
-    parts = sum(by_layer.values(), np.zeros((found.top_parts.shape[1], len(rows)))).T  # [m, C]
-    counts = {"touched": found.rows_touched, "searched": found.rows_searched}
-    ends = both_ends(rows, parts, k, exact=found.exact, **counts)
-    return Rescored(ends, rows, {name: layer.sum(axis=0) for name, layer in by_layer.items()})
-
-
 def _scores(
-    models: Sequence[GradientModel],
-    weights: Doubles,
-    normalized: bool,
-    queries: Sequence[Query],
-    examples: Sequence[Example],
+    models: Sequence[GradientModel], scoring: Scoring, queries: Sequence[Query], examples: Sequence[Example]
 ) -> dict[str, Tensor]:
-    """Every query's score on every training example by layer and checkpoint. Each float64 [C, queries, examples]."""
-    pairs = _Pairs(len(models), len(queries), len(examples), normalized)
+    """Every query's score on every training example by layer and checkpoint. Each float64 [C, queries, examples].
+
+    models: at the scoring's blocks
+    """
+    zeros = partial(torch.zeros, dtype=torch.float64)
+    products: dict[str, Tensor] = defaultdict(partial(zeros, len(models), len(queries), len(examples)))
+    query_squares, row_squares = zeros(len(models), len(queries)), zeros(len(models), len(examples))
     for checkpoint, model in enumerate(models):
-        for mine, measure in query_batches(model, queries):
+        for numbers, measure in query_batches(model, queries):
             if measure == "measurement" and not model.examination.measurement:
                 raise QueryError(
                     "the measurement could not be tried on training examples, nor on task.query: leave rescore out, or "
                     "give the task a query data set that has what it needs"
                 )
-            asked_batch = model.batch([queries[number].example for number in mine])
-            asked = full_gradients(model, asked_batch, model.measure(measure))
+            batch = model.batch([queries[number].example for number in numbers])
+            query_gradients = full_gradients(model, batch, model.measure(measure))
             for start in range(0, len(examples), _ROW_BATCH):
-                some = range(start, min(start + _ROW_BATCH, len(examples)))
-                others = full_gradients(model, model.batch([examples[number] for number in some]))
-                pairs.add(checkpoint, mine, asked, some, others)
-    return pairs.scores(torch.from_numpy(weights))
-
-
-class _Pairs:
-    """Inner products of the gradients of queries and rows at every checkpoint, and their norms where wanted."""
-
-    def __init__(self, checkpoints: int, queries: int, rows: int, normalized: bool) -> None:
-        self._shape, self._normalized = (checkpoints, queries, rows), normalized
-        self._by_layer: dict[str, Tensor] = {}  # each [C, queries, rows], float64 as all
-        self._query_squares = torch.zeros(checkpoints, queries, dtype=torch.float64)
-        self._row_squares = torch.zeros(checkpoints, rows, dtype=torch.float64)
-
-    def add(
-        self, checkpoint: int, mine: Sequence[int], asked: FullGradients, some: Sequence[int], others: FullGradients
-    ) -> None:
-        """The products of the queries `mine` with the rows `some`."""
-        for name, products in asked.inner_products(others).items():
-            if name not in self._by_layer:
-                self._by_layer[name] = torch.zeros(self._shape, dtype=torch.float64)
-            self._by_layer[name][checkpoint, mine, some[0] : some[-1] + 1] = products.double().cpu()
-        if self._normalized:
-            self._query_squares[checkpoint, mine] = asked.squared_norms().cpu()
-            self._row_squares[checkpoint, some] = others.squared_norms().cpu()
-
-    def scores(self, weights: Tensor) -> dict[str, Tensor]:
-        """weights: float64 [C]. Each float64 [C, queries, rows]."""
-        factors = weights[:, None, None]
-        if self._normalized:  # over all checkpoints together, as the rows of an index are
-            norms = [squares.sum(0).sqrt() for squares in (self._query_squares, self._row_squares)]
-            factors = factors * inverse(norms[0])[:, None] * inverse(norms[1])
-        return {name: products * factors for name, products in self._by_layer.items()}
+                rows = slice(start, start + _ROW_BATCH)
+                row_gradients = full_gradients(model, model.batch(examples[rows]))
+                for name, layer in query_gradients.inner_products(row_gradients).items():
+                    products[name][checkpoint, numbers, rows] = layer.double().cpu()
+                if scoring.normalized:
+                    query_squares[checkpoint, numbers] = query_gradients.squared_norms().cpu()
+                    row_squares[checkpoint, rows] = row_gradients.squared_norms().cpu()
+    assert scoring.full_gradient_weights is not None  # else the question was refused
+    factors = torch.from_numpy(scoring.full_gradient_weights)[:, None, None]
+    if scoring.normalized:  # over all checkpoints together, as the rows of an index are
+        query_norms, row_norms = query_squares.sum(0).sqrt(), row_squares.sum(0).sqrt()
+        factors = factors * inverse(query_norms)[:, None] * inverse(row_norms)
+    return {name: values * factors for name, values in products.items()}

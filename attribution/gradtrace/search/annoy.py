@@ -9,22 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradtrace.errors import CorruptIndexError, StoreError
-from gradtrace.search.candidates import CandidateSearcher, unfiltered_count
+from gradtrace.errors import CorruptIndexError
+from gradtrace.search.candidates import CandidateSearcher, import_library, unfiltered_count
 from gradtrace.search.scored_rows import Floats, Rows
 from gradtrace.store.rows import RowStore
 
 
 def import_annoy() -> Any:
     """The annoy module. Raises StoreError if it is not installed."""
-    try:
-        import annoy
-    except ImportError as error:
-        raise StoreError(
-            f"an Annoy searcher needs the annoy library ({error}): pip install gradtrace[annoy] (it needs a C++ "
-            'compiler); searcher="progressive" does not'
-        ) from None
-    return annoy
+    return import_library("an Annoy", "annoy", "pip install gradtrace[annoy] (it needs a C++ compiler)")
 
 
 class AnnoySearcher(CandidateSearcher):

@@ -7,30 +7,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 
 from gradtrace.errors import StoreError
 from gradtrace.search.annoy import AnnoySearcher
-from gradtrace.search.candidates import Searcher
+from gradtrace.search.candidates import CandidateSearcher
 from gradtrace.search.exact_search import ProgressiveSearcher
 from gradtrace.search.faiss import FaissSearcher
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.rows import RowStore
 
-Kind = Literal["progressive", "faiss", "annoy"]
+Searcher = ProgressiveSearcher | CandidateSearcher  # `ProgressiveSearcher.search` says what each searches for
 
 
 @dataclass(frozen=True, slots=True)
 class SearcherName:
     """KIND[:ARGUMENT[;PARAMETERS]], such as faiss:IVF1024,Flat;nprobe=32
 
+    kind: "progressive", "faiss" or "annoy"
     argument: FAISS's factory string, or Annoy's number of trees
     parameters: search parameters; empty: the build chooses them
     """
 
-    kind: Kind
+    kind: str
     argument: str
     parameters: str
 
@@ -45,7 +45,7 @@ class SearcherName:
                 f"there is no searcher {name!r}: choose progressive, faiss:FACTORY such as faiss:HNSW32,SQfp16, or "
                 "annoy:TREES such as annoy:50"
             )
-        return cls(next(known for known in get_args(Kind) if known == kind), argument, parameters)
+        return cls(kind, argument, parameters)
 
 
 def open_searcher(

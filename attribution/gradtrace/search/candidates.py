@@ -11,7 +11,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Protocol
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,34 +20,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.devices import threads
-from gradtrace.errors import QueryError
+from gradtrace.errors import StoreError
 from gradtrace.search.exact_search import ProgressiveSearcher
-from gradtrace.search.scored_rows import Floats, Rows, SearchResult, rank
+from gradtrace.search.scored_rows import Floats, Rows, SearchResult, check_search, rank
 from gradtrace.store.rows import RowStore
 
 _EXTRA_HITS = 4  # beyond k, for which candidates are looked up at each end
-_ATTEMPTS, _GROWTH = 3, 4  # each attempt looks up so many times as many candidates; after the last, search is exact
-
-
-class Searcher(Protocol):
-    """Finds the rows at both ends of each query's ranking."""
-
-    def search(
-        self,
-        queries: Tensor,
-        checkpoints: Sequence[int],
-        k: int,
-        *,
-        row_scale: Tensor | None = None,
-        allowed: NDArray[np.bool_] | None = None,
-    ) -> list[SearchResult]:
-        """As `ProgressiveSearcher.search`."""
-        ...
+_ATTEMPTS, _GROWTH = 3, 4  # each attempt looks up 4 times as many candidates; after the last, search is exact
 
 
 def unfiltered_count(count: int, allowed: NDArray[np.bool_]) -> int:
     """How many rows to look up in an index that cannot filter, so that about `count` of them are allowed."""
     return min(len(allowed), math.ceil(count * len(allowed) / np.count_nonzero(allowed)))
+
+
+def import_library(searcher: str, name: str, install: str) -> Any:
+    """The module of a searcher's library. Raises StoreError if it is not installed; `install` is the remedy."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise StoreError(
+            f"{searcher} searcher needs the {name} library ({error}): {install}; "
+            'searcher="progressive" needs no library'
+        ) from None
 
 
 class CandidateSearcher(ABC):
@@ -81,8 +77,7 @@ class CandidateSearcher(ABC):
         allowed: NDArray[np.bool_] | None = None,
     ) -> list[SearchResult]:
         """As `ProgressiveSearcher.search`, query by query, so that answers do not depend on the batch."""
-        if k < 1:
-            raise QueryError(f"k must be at least 1, not {k}")
+        check_search(queries, k)
         if row_scale is not None:
             return self._exact.search(queries, checkpoints, k, row_scale=row_scale, allowed=allowed)
         with threads(1):
@@ -90,13 +85,11 @@ class CandidateSearcher(ABC):
 
     def _search(self, query: Tensor, checkpoints: list[int], k: int, allowed: NDArray[np.bool_] | None) -> SearchResult:
         exact, norm = query.double().numpy(), float(query.double().norm())
-        if not math.isfinite(norm):
-            raise QueryError("the query's gradient has coordinates that are NaN or infinite")
         rows = np.arange(self._store.rows) if allowed is None else np.flatnonzero(allowed)
         count = self._candidates_per_hit * (k + _EXTRA_HITS)
         if norm == 0 or len(rows) <= 2 * count:
-            scored, searched = (rows if norm else rows[:k]), len(rows)  # if all scores are zero, the lowest rows win
-            return rank(self._store, exact, checkpoints, scored, k, exact=True, touched=len(scored), searched=searched)
+            scored = rows if norm else rows[:k]  # if all scores are zero, the lowest rows win
+            return SearchResult(*rank(self._store, exact, checkpoints, scored, k), True, len(scored), len(rows))
         candidates = None
         if len(rows) >= self._smallest_share * self._store.rows:
             vector = torch.zeros(self._store.checkpoints, self._store.dimensions)
@@ -104,8 +97,7 @@ class CandidateSearcher(ABC):
             candidates = self._candidates(vector.flatten().numpy(), count, k, allowed)
         if candidates is None:
             return self._exact.search(query[None], checkpoints, k, allowed=allowed)[0]
-        touched = len(candidates)
-        return rank(self._store, exact, checkpoints, candidates, k, exact=False, touched=touched, searched=len(rows))
+        return SearchResult(*rank(self._store, exact, checkpoints, candidates, k), False, len(candidates), len(rows))
 
     def _candidates(self, vector: Floats, count: int, k: int, allowed: NDArray[np.bool_] | None) -> Rows | None:
         """Rows that may be at either end, ascending; None if the index proposes fewer than k for one of the ends."""

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from gradtrace.devices import threads
 from gradtrace.errors import QueryError
-from gradtrace.product_precision import product_error
-from gradtrace.search.scored_rows import Doubles, EndThresholds, Floats, Rows, SearchResult, rank
+from gradtrace.search.scored_rows import Doubles, EndThresholds, Floats, Rows, SearchResult, check_search, rank
 from gradtrace.store.precision import tail_norms
 from gradtrace.store.rows import RowStore
 
@@ -33,6 +32,26 @@ _FINAL_ROWS = 16  # survivors beyond 2 k that are cheaper to score exactly than 
 _UNDERFLOW = 2.0**-100  # more than float32 underflow can hide in a sum of products with a query of norm about 1
 _LARGEST_NORM = 2.0**110  # leaves room to add bounds up
 _QUERIES_PER_PASS = 16  # that share a pass over the first level: a third of the time for each; more gain little
+
+# Errors of matrix products by PyTorch's names of precisions. An operand that is truncated to 10 bits errs by up to
+# 2^-10, relatively: two operands by twice as much, and the .1 covers the product of both errors. "none": not set.
+_PRODUCT_ERRORS = {"ieee": 0.0, "highest": 0.0, "none": 0.0, "tf32": 2.1 * 2.0**-10, "high": 2.1 * 2.0**-10}
+_LARGEST_PRODUCT_ERROR = 2.1 * 2.0**-7  # bfloat16: "bf16", "medium"
+
+
+def product_error(device: str | torch.device) -> float:
+    """A bound of the error that rounded operands add to a matrix product, relative to the sum of the absolute values of
+    its terms. 0 in full float32.
+
+    It follows the current `torch.set_float32_matmul_precision` and `torch.backends.*.matmul.fp32_precision`, which a
+    task's file may set for its training in the same process.
+    """
+    backend = torch.backends.cuda if torch.device(device).type == "cuda" else torch.backends.mkldnn
+    try:
+        precision = backend.matmul.fp32_precision
+    except (AttributeError, AssertionError):  # PyTorch before 2.9
+        precision = torch.get_float32_matmul_precision()
+    return _PRODUCT_ERRORS.get(precision, _LARGEST_PRODUCT_ERROR)
 
 
 @dataclass(slots=True)
@@ -60,7 +79,7 @@ class _Survivors:
 
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """One query: as given, for exact scores, and scaled to a norm of about 1, for bounds that float32 can hold."""
+    """A query as given, for exact scores, and scaled to a norm of about 1, for bounds that float32 can hold."""
 
     exact: Doubles  # [C, D]
     vectors: Tensor  # [C, D] float32, the query divided by a power of two
@@ -115,8 +134,7 @@ class ProgressiveSearcher:
         Raises:
             QueryError: a query or a scale is not finite, or k < 1.
         """
-        if k < 1:
-            raise QueryError(f"k must be at least 1, not {k}")
+        check_search(queries, k)
         scale = None if row_scale is None else row_scale.cpu().numpy()
         with np.errstate(over="ignore", invalid="ignore"):
             scaled_norms = self._largest_norms * (1 if scale is None else np.abs(scale))
@@ -133,10 +151,7 @@ class ProgressiveSearcher:
         return results
 
     def _prepare(self, query: Tensor, checkpoints: list[int], row_scale: Floats | None) -> _Query:
-        norm = float(query.double().norm())
-        if not math.isfinite(norm):
-            raise QueryError("the query's gradient has coordinates that are NaN or infinite")
-        vectors = (query.double() / 2.0 ** math.frexp(norm)[1]).float()
+        vectors = (query.double() / 2.0 ** math.frexp(float(query.double().norm()))[1]).float()
         tails = torch.nn.functional.pad(tail_norms(vectors, self._store.levels), (0, 1))
         error = self._summation_error + max(product_error(self._first.device), product_error("cpu"))
         return _Query(query.double().numpy(), vectors, tails.numpy(), checkpoints, row_scale, error)
@@ -156,23 +171,26 @@ class ProgressiveSearcher:
         """sums: [all rows], the first level's part of all scores;  rows: [m], those that may be returned, ascending."""
         enough = 2 * k + _FINAL_ROWS
         if not query.tails.any():  # every score is zero, and the lowest rows win at both ends
-            return self._rank(query, rows[:k], k, 0, len(rows))
+            ends = rank(self._store, query.exact, query.checkpoints, rows[:k], k)
+            return SearchResult(*ends, exact=True, rows_touched=0, rows_searched=len(rows))
         bounds = self._first_bounds(query, sums)
         partial, slack, rounding = (values if len(values) == len(rows) else values[rows] for values in bounds)
         thresholds, seeds = EndThresholds(k), rows[:0]
         if len(rows) > enough:
-            seeds = _extreme_positions(partial, k + _SEED_ROWS)
+            seeds = extreme_positions(partial, k + _SEED_ROWS)
             scores = self._full_scores(query, rows[seeds])
             thresholds.tighten(scores - rounding[seeds], scores + rounding[seeds])
         reach = thresholds.within_reach(partial - slack, partial + slack)
         keep = np.flatnonzero(reach)
         touched = len(keep) + int(np.count_nonzero(~reach[seeds]))
-        survivors = self._survivors(query, rows[keep], partial[keep], rounding[keep])
+        unread = (self._unread_bounds(query, place, 1, rows[keep]) for place in range(len(query.checkpoints)))
+        survivors = _Survivors(rows[keep], partial[keep], np.stack([*unread, rounding[keep]]))
         levels_read = [1] * len(query.checkpoints)
         while len(survivors.rows) > enough and survivors.slack[:-1].any():
             self._read_next_level(query, survivors, levels_read)
             survivors.prune(thresholds)
-        return self._rank(query, survivors.rows, k, touched, len(rows))
+        ends = rank(self._store, query.exact, query.checkpoints, survivors.rows, k, query.row_scale)
+        return SearchResult(*ends, exact=True, rows_touched=touched, rows_searched=len(rows))
 
     def _first_bounds(self, query: _Query, sums: Tensor) -> tuple[Floats, Floats, Floats]:
         """After the first level: partial scores, bounds of what is missing of them, bounds of rounding. Each [rows]."""
@@ -192,10 +210,6 @@ class ProgressiveSearcher:
         sums: Floats = torch.mv(torch.from_numpy(self._tails[:, level]).T, torch.from_numpy(weights)).numpy()
         return sums
 
-    def _survivors(self, query: _Query, rows: Rows, partial: Floats, rounding: Floats) -> _Survivors:
-        unread = (self._unread_bounds(query, place, 1, rows) for place in range(len(query.checkpoints)))
-        return _Survivors(rows, partial, np.stack([*unread, rounding]))
-
     def _unread_bounds(self, query: _Query, place: int, level: int, rows: Rows) -> Floats:
         """Bounds of the scores' part from `level` on, at the checkpoint at this place of the query. [m]."""
         bounds: Floats = self._tails[query.checkpoints[place], level][rows] * query.tails[place, level]
@@ -203,9 +217,8 @@ class ProgressiveSearcher:
 
     def _full_scores(self, query: _Query, rows: Rows) -> Floats:
         """[m] float32, right within the bounds of rounding."""
-        scores: Floats = torch.mv(
-            self._store.gather(query.checkpoints, rows).flatten(1), query.vectors.flatten()
-        ).numpy()
+        values = self._store.gather(query.checkpoints, rows).flatten(1)  # [m, C * D]
+        scores: Floats = torch.mv(values, query.vectors.flatten()).numpy()
         return scores if query.row_scale is None else scores * query.row_scale[rows]
 
     def _read_next_level(self, query: _Query, survivors: _Survivors, levels_read: list[int]) -> None:
@@ -219,21 +232,8 @@ class ProgressiveSearcher:
         survivors.slack[place] = self._unread_bounds(query, place, level + 1, rows)
         levels_read[place] += 1
 
-    def _rank(self, query: _Query, rows: Rows, k: int, touched: int, searched: int) -> SearchResult:
-        return rank(
-            self._store,
-            query.exact,
-            query.checkpoints,
-            rows,
-            k,
-            row_scale=query.row_scale,
-            exact=True,
-            touched=touched,
-            searched=searched,
-        )
 
-
-def _extreme_positions(values: Floats, count: int) -> Rows:
+def extreme_positions(values: Floats, count: int) -> Rows:
     """Positions of `count` high and as many low values, ascending; all positions where there are fewer values.
 
     Not the `count` most extreme ones: only the maximum and the minimum of each block of values compete, since a full

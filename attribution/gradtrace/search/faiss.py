@@ -10,22 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradtrace.errors import CorruptIndexError, StoreError
-from gradtrace.search.candidates import CandidateSearcher, unfiltered_count
+from gradtrace.errors import CorruptIndexError
+from gradtrace.search.candidates import CandidateSearcher, import_library, unfiltered_count
 from gradtrace.search.scored_rows import Floats, Rows
 from gradtrace.store.rows import RowStore
 
 
 def import_faiss() -> Any:
     """The faiss module. Raises StoreError if it is not installed."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise StoreError(
-            f"a FAISS searcher needs the faiss library ({error}): pip install gradtrace[cpu], or gradtrace[gpu] on a "
-            'machine with CUDA; searcher="progressive" needs neither'
-        ) from None
-    return faiss
+    install = "pip install gradtrace[cpu], or gradtrace[gpu] on a machine with CUDA"
+    return import_library("a FAISS", "faiss", install)
 
 
 class FaissSearcher(CandidateSearcher):
@@ -38,7 +32,8 @@ class FaissSearcher(CandidateSearcher):
         super().__init__(store, device)
         faiss = self._faiss = import_faiss()
         try:
-            on_cpu = self._on_cpu = _map_index(faiss, path)  # kept: FAISS frees inner indexes with the outermost
+            # Mapped: IO_FLAG_MMAP would map inverted lists only. Kept: FAISS frees inner indexes with the outermost.
+            on_cpu = self._on_cpu = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
             faiss.ParameterSpace().set_index_parameters(on_cpu, parameters)
         except RuntimeError as error:
             raise CorruptIndexError(
@@ -65,10 +60,9 @@ class FaissSearcher(CandidateSearcher):
             return None
 
     def _nearest(self, vectors: Floats, count: int, allowed: NDArray[np.bool_] | None) -> list[Rows]:
-        selection = None
-        if allowed is not None:
-            selection = self._selection(allowed)
-            count = count if selection is not None else unfiltered_count(count, allowed)
+        selection = None if allowed is None else self._selection(allowed)
+        if allowed is not None and selection is None:
+            count = unfiltered_count(count, allowed)
         _, nearest = self._index.search(vectors, count, params=selection)  # int64, padded with -1
         return [rows[rows >= 0] for rows in nearest]
 
@@ -103,8 +97,3 @@ def _keeps_values(faiss: Any, index: Any) -> bool:
         index = faiss.downcast_index(inner)
     kinds = (faiss.IndexFlat, faiss.IndexScalarQuantizer, faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer)
     return isinstance(index, kinds)
-
-
-def _map_index(faiss: Any, path: Path) -> Any:
-    """Open without reading the whole file. (IO_FLAG_MMAP would map inverted lists only, and read rows and graphs.)"""
-    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)

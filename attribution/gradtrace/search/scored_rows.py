@@ -25,18 +25,23 @@ _BLOCK_VALUES = 1 << 23  # float32 values of whole rows that are held at a time
 
 
 @dataclass(frozen=True, slots=True)
-class SearchResult:
-    """Both ends of one query's ranking, most extreme first; of equal scores the lower row comes first.
+class RankingEnd:
+    """Rows at one end of a ranking, the most extreme first; of equal scores the lower row comes first.
 
     rows: int64 [<= k];  scores: float32 [<= k];  parts: float32 [<= k, checkpoints], summing to the scores
     """
 
-    top_rows: Rows
-    top_scores: Floats
-    top_parts: Floats
-    bottom_rows: Rows
-    bottom_scores: Floats
-    bottom_parts: Floats
+    rows: Rows
+    scores: Floats
+    parts: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Both ends of one query's ranking."""
+
+    top: RankingEnd
+    bottom: RankingEnd
     exact: bool
     rows_touched: int  # rows of which more than the first level was read
     rows_searched: int
@@ -62,65 +67,53 @@ class EndThresholds:
 
 
 def rank(
-    store: RowStore,
-    query: Doubles,
-    checkpoints: Sequence[int],
-    rows: Rows,
-    k: int,
-    *,
-    row_scale: Floats | None = None,
-    exact: bool,
-    touched: int,
-    searched: int,
-) -> SearchResult:
-    """Score the given rows in float64 and return both ends of their ranking.
+    store: RowStore, query: Doubles, checkpoints: Sequence[int], rows: Rows, k: int, row_scale: Floats | None = None
+) -> tuple[RankingEnd, RankingEnd]:
+    """Score the given rows in float64: top and bottom of their ranking.
 
     query: [C, D], C = len(checkpoints);  rows: [m], ascending;  row_scale: [all rows]
-    exact, touched, searched: copied into the result
     """
+    score_parts = np.zeros((len(rows), len(checkpoints)))
     chunk = max(1, _BLOCK_VALUES // (store.dimensions * len(checkpoints)))
-    starts = range(0, len(rows), chunk)
-    products = [_checkpoint_products(store, query, checkpoints, rows[start : start + chunk]) for start in starts]
-    score_parts = np.concatenate(products) if products else np.zeros((0, len(checkpoints)))
+    for start in range(0, len(rows), chunk):
+        values = store.gather(checkpoints, rows[start : start + chunk]).numpy().astype(np.float64)  # [m, C, D]
+        values *= query
+        score_parts[start : start + chunk] = values.sum(axis=2)  # row by row, so that equal rows score equally
     if row_scale is not None:
         score_parts *= row_scale[rows].astype(np.float64)[:, None]
-    return both_ends(rows, score_parts, k, exact=exact, touched=touched, searched=searched)
+    return both_ends(rows, score_parts, k)
 
 
-def both_ends(rows: Rows, score_parts: Doubles, k: int, *, exact: bool, touched: int, searched: int) -> SearchResult:
+def both_ends(rows: Rows, score_parts: Doubles, k: int) -> tuple[RankingEnd, RankingEnd]:
     """The k best and the k worst of scored rows.
 
     rows: [m], ascending, so that a stable sort puts the lower of two equally scored rows first
     score_parts: [m, C], summing to the scores
     """
     scores = score_parts.sum(axis=1)
-    top, bottom = np.argsort(-scores, kind="stable")[:k], np.argsort(scores, kind="stable")[:k]
-    return SearchResult(
-        top_rows=rows[top],
-        top_scores=scores[top].astype(np.float32),
-        top_parts=score_parts[top].astype(np.float32),
-        bottom_rows=rows[bottom],
-        bottom_scores=scores[bottom].astype(np.float32),
-        bottom_parts=score_parts[bottom].astype(np.float32),
-        exact=exact,
-        rows_touched=touched,
-        rows_searched=searched,
-    )
+
+    def end(keys: Doubles) -> RankingEnd:
+        order = np.argsort(keys, kind="stable")[:k]
+        return RankingEnd(rows[order], scores[order].astype(np.float32), score_parts[order].astype(np.float32))
+
+    return end(-scores), end(scores)
+
+
+def check_search(queries: Tensor, k: int) -> None:
+    """Raises QueryError for a query that is not finite, or k < 1."""
+    if k < 1:
+        raise QueryError(f"k must be at least 1, not {k}")
+    if not queries.isfinite().all():
+        raise QueryError("the query's gradient has coordinates that are NaN or infinite")
 
 
 def ends_of_scored(score_parts: Doubles, k: int, allowed: NDArray[np.bool_] | None) -> SearchResult:
-    """The k best and the k worst of all rows, whose scores are known. score_parts: [rows, C], summing to the scores.
-
-    Raises:
-        QueryError: k < 1.
-    """
-    if k < 1:
-        raise QueryError(f"k must be at least 1, not {k}")
+    """The k best and the k worst of all rows, whose scores are known. score_parts: [rows, C], summing to the scores."""
     rows = np.arange(len(score_parts)) if allowed is None else np.flatnonzero(allowed)
     scores, thresholds = score_parts[rows].sum(axis=1), EndThresholds(k)
     thresholds.tighten(scores, scores)
     at_the_ends = rows[thresholds.within_reach(scores, scores)]  # to sort fewer rows
-    return both_ends(at_the_ends, score_parts[at_the_ends], k, exact=True, touched=len(rows), searched=len(rows))
+    return SearchResult(*both_ends(at_the_ends, score_parts[at_the_ends], k), True, len(rows), len(rows))
 
 
 def exhaustive_scores(
@@ -139,11 +132,3 @@ def exhaustive_scores(
         scores *= row_scale.cpu()
     result: Floats = scores.numpy()
     return result
-
-
-def _checkpoint_products(store: RowStore, query: Doubles, checkpoints: Sequence[int], rows: Rows) -> Doubles:
-    """<query[c], row[c]> of each checkpoint c, [m, C] float64. Summed row by row, so that equal rows score equally."""
-    values = store.gather(checkpoints, rows).numpy().astype(np.float64)  # [m, C, D]
-    values *= query
-    products: Doubles = values.sum(axis=2)
-    return products

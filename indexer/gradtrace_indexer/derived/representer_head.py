@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.fitted.representer_head import fit_head, with_constant
-from gradtrace.methods.representation_scoring import lacks_representations
+from gradtrace.methods import METHODS
 from gradtrace.store.checksums import check_files
 from gradtrace.store.manifest import Manifest, RepresenterEntry
 from gradtrace.store.rows import RowStore, representation_store
@@ -55,7 +55,7 @@ def _whole_store(directory: Path, current: Manifest) -> RowStore:
         raise CorruptIndexError(f"{directory} is damaged: {'; '.join(problems)}. Restore the files, or rebuild it")
     store = representation_store(directory, current)
     if store is None:
-        raise StoreError(f"{directory} cannot answer by 'representer': {lacks_representations(current)}")
+        raise StoreError(f"{directory} cannot answer by 'representer': {METHODS['representer'].lacks(current)}")
     return store
 
 

@@ -18,4 +18,4 @@ def convention(
     computed = "" if not scored_by.compares_gradients else _FULL if rescored else _COMPRESSED
     curvature = f" Curvature: {fisher.sentence}." if scored_by.uses_curvature and fisher is not None else ""
     limits = "" if scored_by.forecasts else _LIMITS
-    return f"{scored_by.sign}{scored_by.meaning(options or MethodOptions())}{computed}.{limits}{curvature}"
+    return f"{scored_by.sign}{scored_by.meaning_with(options or MethodOptions())}{computed}.{limits}{curvature}"
