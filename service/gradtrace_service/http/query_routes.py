@@ -1,4 +1,4 @@
-"""Queries to an index, over HTTP."""
+"""Queries to an index, and the list of indexes, over HTTP."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gradtrace_client.request_schemas import (
     SelfInfluenceRequest,
 )
 from gradtrace_client.schemas import ExampleAnswer, IndexDetails, InfluenceAnswer, SelfInfluenceAnswer, Split
+from gradtrace_client.service_schemas import Indexes
 from gradtrace_service.answers import documents, groups_and_pairs, rows
 from gradtrace_service.answers import influence as answers
 from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.work import Work
 from gradtrace_service.http.problems import error_responses
-from gradtrace_service.ops.timings import server_timing
-from gradtrace_service.ops.tracing import trace_stages
+from gradtrace_service.ops.timings import server_timing, trace_stages
 
 T = TypeVar("T")
 
@@ -99,6 +99,12 @@ async def example(
 async def index_details(engine: Workers, choice: Choice) -> IndexDetails:
     """What the index holds, and what may be asked of it."""
     return await engine.run(Work(choice.index, documents.index_details))
+
+
+@router.get("/indexes", responses=error_responses(500))
+def indexes(request: Request) -> Indexes:
+    """The indexes that requests may name; the first is the default."""
+    return Indexes(indexes=request.app.state.summaries())
 
 
 def _batch_key(request: InfluenceRequest) -> str:
