@@ -30,7 +30,7 @@ from conftest import DigitsRun, wait_until
 from gradtrace import Index
 from gradtrace.store.manifest import read_manifest
 from gradtrace_client import BusyError, Client, InfluenceAnswer, InvalidRequestError
-from gradtrace_client.problem_schemas import Problem
+from gradtrace_client.service_schemas import Problem
 from gradtrace_indexer import delete_rows
 from gradtrace_service.answers.rendering import RenderedRows
 from gradtrace_service.app import create_app, create_service

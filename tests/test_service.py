@@ -24,10 +24,10 @@ from conftest import DigitsRun
 from gradtrace import Index
 from gradtrace.methods import METHODS
 from gradtrace_client import AsyncClient, Client, Hit, InfluenceAnswer, InvalidRequestError, NotFoundError, ServiceError
-from gradtrace_client.problem_schemas import Problem
 from gradtrace_client.request_schemas import MAX_K, MAX_QUERIES
+from gradtrace_client.service_schemas import Problem
 from gradtrace_indexer import delete_rows
-from gradtrace_service.answers.conventions import convention
+from gradtrace_service.answers.documents import convention
 from gradtrace_service.app import create_app
 from gradtrace_service.engine.engine import Engine, QueueFullError
 from gradtrace_service.engine.work import Work, each_alone

@@ -18,10 +18,9 @@ from gradtrace_service.answers.questions import (
     check_names,
     options_of,
     parsed_examples,
-    queries_beside_training,
     queries_of,
+    row_examples,
     row_filter_of,
-    train_row_examples,
 )
 from gradtrace_service.answers.unfit_queries import named_refusals
 from gradtrace_service.engine.work import each_alone
@@ -69,7 +68,7 @@ def pairs(index: Index, request: PairsRequest, waited_ms: float) -> PairsAnswer:
     """Answer POST /influence/pairs. Raises as `groups`."""
     started = time.perf_counter()
     check_names(index, request.method, request.checkpoints)
-    queries, train = queries_beside_training(index, request), _training_examples(index, request)
+    queries, train = queries_of(index, request), _training_examples(index, request)
     with named_refusals(index, request, [*train, *queries]):
         scores = index.pairs(
             [row.example for row in train],
@@ -94,7 +93,7 @@ def _training_examples(index: Index, request: PairsRequest) -> list[AskedExample
             require_labels(index.task, [asked.example])
         except QueryError as error:
             raise FieldError(asked.field, str(error)) from error
-    return given + train_row_examples(index, request.train_rows or [])
+    return given + row_examples(index, "train", request.train_rows or [])
 
 
 def _asked(index: Index, examples: Sequence[AskedExample]) -> Asked:

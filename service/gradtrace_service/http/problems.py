@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradtrace.errors import DatasetError, QueryError, TaskError
-from gradtrace_client.problem_schemas import FieldProblem, Problem, field_problems
+from gradtrace_client.service_schemas import FieldProblem, Problem, field_problems
 from gradtrace_service.engine.engine import (
     DeadlineError,
     DrainingError,

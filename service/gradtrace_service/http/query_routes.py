@@ -92,7 +92,7 @@ async def example(
     split: Split, row: Annotated[int, Path(ge=0, lt=2**53)], engine: Workers, choice: Choice
 ) -> ExampleAnswer:
     """One row of the training or the query data set, for display."""
-    return await engine.run(Work(choice.index, rows.example, rows.ExampleRequest(split, row)))
+    return await engine.run(Work(choice.index, rows.example, (split, row)))
 
 
 @router.get("/index", responses=error_responses(422, 429, 500, 503, 504))

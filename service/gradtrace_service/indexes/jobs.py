@@ -44,12 +44,11 @@ class JobRunner:
 
     def __init__(self, hosted: Sequence[Hosted]) -> None:
         self._hosted: Mapping[str, Hosted] = {index.name: index for index in hosted}
-        self._jobs: dict[str, Job] = {}  # in the order in which they were started: clocks may be set back
+        kept = sorted((job for index in hosted for job in _kept_jobs(index)), key=lambda job: job.created)
+        self._jobs = {job.id: job for job in kept}  # then in the order of their starts: clocks may be set back
         self._running: dict[str, asyncio.Task[None]] = {}  # by index: an index has one writer
         self._changed = asyncio.Condition()
         self._draining = False
-        for job in sorted((job for index in hosted for job in _kept_jobs(index)), key=lambda job: job.created):
-            self._jobs[job.id] = job
         for index in hosted:
             self._forget_old(index.name)
 
