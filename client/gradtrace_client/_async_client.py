@@ -152,8 +152,7 @@ class AsyncClient:
     ) -> GroupsAnswer:
         """Sums of the scores of training rows that share a value of the column `by`.
 
-        Exactly one of `example`, and of `examples`, `query_rows` and `train_rows` in the options, gives the queries, as
-        in `influence`.
+        Give the queries by `example`, or by one of the options `examples`, `query_rows` and `train_rows`.
         """
         body = request_json(GroupsRequest, example=example, by=by, **options)
         return await self._send("POST", "/influence/groups", GroupsAnswer, json=body)
@@ -168,10 +167,10 @@ class AsyncClient:
     ) -> PairsAnswer:
         """The scores of training examples, which need not be in the training set, on each query.
 
-        Exactly one of `example`, and of `examples` and `query_rows` in the options, gives the queries.
+        Give the queries by `example`, or by one of the options `examples` and `query_rows`.
         """
-        given = {"train_examples": train_examples, "train_rows": train_rows, "example": example}
-        body = request_json(PairsRequest, **given, **options)
+        arguments = {"train_examples": train_examples, "train_rows": train_rows, "example": example}
+        body = request_json(PairsRequest, **arguments, **options)
         return await self._send("POST", "/influence/pairs", PairsAnswer, json=body)
 
     async def self_influence(

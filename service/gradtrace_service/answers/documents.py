@@ -12,7 +12,7 @@ from gradtrace.methods import METHODS, MethodOptions
 from gradtrace.store.manifest import FisherEntry
 from gradtrace_client import schemas
 from gradtrace_client.request_schemas import Question
-from gradtrace_client.schemas import IndexDetails, IndexInfo
+from gradtrace_client.schemas import IndexDetails, IndexInfo, Timing
 from gradtrace_service.answers.questions import options_of, split_size
 from gradtrace_service.answers.rendering import Renderer
 from gradtrace_service.engine.work import each_alone
@@ -55,6 +55,12 @@ def convention(
     curvature = f" Curvature: {fisher.sentence}." if scored_by.uses_curvature and fisher is not None else ""
     limits = "" if scored_by.forecasts else _LIMITS
     return f"{scored_by.sign}{scored_by.meaning(options or MethodOptions())}{computed}.{limits}{curvature}"
+
+
+def timing(waited_ms: float, batch: int = 1, gradient: float = 0.0, search: float = 0.0, render: float = 0.0) -> Timing:
+    """Milliseconds of stages that follow each other, and their sum."""
+    total = waited_ms + gradient + search + render
+    return Timing(queue=waited_ms, batch=batch, gradient=gradient, search=search, render=render, total=total)
 
 
 def index_info(index: Index) -> IndexInfo:

@@ -10,7 +10,6 @@ from gradtrace import Index, QueryError, Task
 from gradtrace.models.queries import require_labels
 from gradtrace_client.group_and_pair_schemas import Asked, Group, GroupInfluence, GroupsAnswer, PairsAnswer
 from gradtrace_client.request_schemas import GroupsRequest, PairsRequest
-from gradtrace_client.schemas import Timing
 from gradtrace_service.answers import documents
 from gradtrace_service.answers.questions import (
     AskedExample,
@@ -59,7 +58,7 @@ def groups(index: Index, request: GroupsRequest, waited_ms: float) -> GroupsAnsw
             GroupInfluence(query=_asked(index, examples), groups=[_group(group, classes) for group in influence])
             for examples, influence in zip(asked, influences, strict=True)
         ],
-        timing_ms=_timing(waited_ms, len(queries), search=milliseconds_since(started)),
+        timing_ms=documents.timing(waited_ms, len(queries), search=milliseconds_since(started)),
     )
 
 
@@ -82,7 +81,7 @@ def pairs(index: Index, request: PairsRequest, waited_ms: float) -> PairsAnswer:
         queries=[_asked(index, [query]) for query in queries],
         train=[_asked(index, [row]) for row in train],
         scores=scores.tolist(),
-        timing_ms=_timing(waited_ms, len(queries), gradient=milliseconds_since(started)),
+        timing_ms=documents.timing(waited_ms, len(queries), gradient=milliseconds_since(started)),
     )
 
 
@@ -107,8 +106,3 @@ def _asked(index: Index, examples: Sequence[AskedExample]) -> Asked:
 def _group(group: gradtrace.GroupInfluence, classes: Task | None) -> Group:
     """classes: the task that names the groups, where they are classes"""
     return documents.document(Group, group, group_name=None if classes is None else classes.label_name(group.group))
-
-
-def _timing(waited_ms: float, batch: int, gradient: float = 0.0, search: float = 0.0) -> Timing:
-    total = waited_ms + gradient + search
-    return Timing(queue=waited_ms, batch=batch, gradient=gradient, search=search, render=0.0, total=total)

@@ -13,7 +13,7 @@ import gradtrace
 from gradtrace import Index, RowFilter, Task
 from gradtrace.task import Label
 from gradtrace_client.request_schemas import SelfInfluenceRequest
-from gradtrace_client.schemas import ExampleAnswer, SelfInfluenceAnswer, Split, Timing
+from gradtrace_client.schemas import ExampleAnswer, SelfInfluenceAnswer, Split
 from gradtrace_service.answers import documents
 from gradtrace_service.answers.questions import check_names, options_of, why_absent
 from gradtrace_service.answers.rendering import rendered_rows, renderer
@@ -43,13 +43,7 @@ def self_influence(index: Index, request: SelfInfluenceRequest, waited_ms: float
         **documents.head(index, request),
         rows_total=len(rows),
         results=hits,
-        timing_ms=Timing(
-            queue=waited_ms,
-            gradient=0.0,
-            search=search_ms,
-            render=milliseconds_since(searched),
-            total=waited_ms + milliseconds_since(started),
-        ),
+        timing_ms=documents.timing(waited_ms, search=search_ms, render=milliseconds_since(searched)),
     )
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,15 @@ def hosted(indexes: Sequence[str], tasks: Sequence[str], settings: Settings) -> 
     ]
 
 
+def known_name(hosted: Mapping[str, Hosted], name: str | None) -> str:
+    """The name, None meaning the first index. Raises FieldError where no index has it."""
+    if name is None:
+        return next(iter(hosted))
+    if name not in hosted:
+        raise FieldError("index", f"there is no index {name!r}; this service has {', '.join(hosted)}")
+    return name
+
+
 class Catalog:
     """Open indexes by name, for one worker.
 
@@ -170,10 +179,7 @@ class Catalog:
             IndexUnavailableError: it cannot be opened. The next attempt is made when its manifest has changed, or some
                 seconds later: other files may have been repaired.
         """
-        if name is None:
-            name = next(iter(self._hosted))
-        if name not in self._hosted:
-            raise FieldError("index", f"there is no index {name!r}; this service has {', '.join(self._hosted)}")
+        name = known_name(self._hosted, name)
         with self._lock:
             if name in self._next:
                 self._open[name] = self._next.pop(name)
