@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pytest
@@ -36,13 +36,16 @@ from gradtrace_client import (
     ClientError,
     DeadlineError,
     ForbiddenError,
+    GroupsOptions,
     InfluenceAnswer,
     InfluenceOptions,
     InvalidRequestError,
     NotFoundError,
+    PairsOptions,
     ProtocolError,
     QuestionOptions,
     SelfInfluenceAnswer,
+    SelfInfluenceOptions,
     ServiceError,
     UnreachableError,
 )
@@ -150,7 +153,9 @@ def test_the_synchronous_client_is_up_to_date() -> None:
 
 def test_the_options_are_the_fields_of_a_question_and_each_is_explained() -> None:
     assert list(QuestionOptions.__annotations__) == list(Question.model_fields)
-    for options, inherited in ((QuestionOptions, set()), (InfluenceOptions, set(QuestionOptions.__annotations__))):
+    bases = dict.fromkeys((InfluenceOptions, PairsOptions, SelfInfluenceOptions), QuestionOptions)
+    for options, base in {QuestionOptions: TypedDict, GroupsOptions: PairsOptions, **bases}.items():
+        inherited = getattr(base, "__annotations__", {}).keys()
         explained = re.findall(r"^(\w+): ", inspect.getdoc(options) or "", re.MULTILINE)
         assert set(explained) == options.__annotations__.keys() - inherited
     with (

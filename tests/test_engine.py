@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from conftest import DigitsRun, wait_until
 from gradtrace import Index
 from gradtrace.store.manifest import read_manifest
 from gradtrace_client import BusyError, Client, InfluenceAnswer, InvalidRequestError
-from gradtrace_client.problem_schemas import Problem
+from gradtrace_client.service_schemas import Problem
 from gradtrace_indexer import delete_rows
 from gradtrace_service.answers.rendering import RenderedRows
 from gradtrace_service.app import create_app, create_service
@@ -223,7 +222,7 @@ def test_what_takes_too_long_is_told_and_dropped(digits_index: DigitsRun, monkey
             late = [httpx.post(f"{url}/influence", json={"query_rows": [row]}) for row in range(2)]
         assert [response.status_code for response in late] == [504, 504]
         assert "longer" in Problem.model_validate_json(late[1].content).detail
-        app.state.engine.limits = replace(app.state.engine.limits, deadline=60.0)
+        app.state.engine.settings = Settings()
         assert httpx.post(f"{url}/influence", json={"query_rows": [2]}).status_code == 200
     assert computed() == 2  # the one that the worker had taken, and the last
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import shutil
@@ -205,7 +206,7 @@ def test_of_jobs_that_seem_to_run_on_one_index_the_latest_is_resumed(run: Digits
 def test_nothing_is_started_while_the_service_ends(run: DigitsRun) -> None:
     app = create_service([Hosted("index", run.index, run.task)], Settings())
     with serving(app) as url:
-        app.state.jobs._draining = True
+        asyncio.run(app.state.jobs.drain())
         refused = httpx.post(f"{url}/reindex", json={})
     assert (refused.status_code, refused.json()["type"]) == (503, "urn:gradtrace:problem:draining")
 

@@ -33,8 +33,7 @@ from gradtrace_service import app as app_module
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.indexes.catalog import Hosted
 from gradtrace_service.ops.logs import log_config
-from gradtrace_service.ops.timings import server_timing, stages
-from gradtrace_service.ops.tracing import tracer_provider
+from gradtrace_service.ops.timings import server_timing, stages, tracer_provider
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 

@@ -21,7 +21,7 @@ from gradtrace.models.outputs import Outputs
 from gradtrace.store.manifest import read_manifest
 from gradtrace_indexer import add_kernels
 from gradtrace_indexer.description import details
-from gradtrace_service.answers.conventions import convention
+from gradtrace_service.answers.documents import convention
 from tiny import ClassTask, PairTask, ValueTask
 
 Predict = Callable[[nn.Module, Any], Tensor]

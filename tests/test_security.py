@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 from conftest import DigitsRun, serving_when_ready
 from gradtrace_client import AuthenticationError, BusyError, Client, ForbiddenError
-from gradtrace_client.problem_schemas import Problem
+from gradtrace_client.service_schemas import Problem
 from gradtrace_service import cli
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.http.access import OPEN, RateLimit, network

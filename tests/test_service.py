@@ -24,15 +24,14 @@ from conftest import DigitsRun
 from gradtrace import Index
 from gradtrace.methods import METHODS
 from gradtrace_client import AsyncClient, Client, Hit, InfluenceAnswer, InvalidRequestError, NotFoundError, ServiceError
-from gradtrace_client.problem_schemas import Problem
 from gradtrace_client.request_schemas import MAX_K, MAX_QUERIES
+from gradtrace_client.service_schemas import Problem
 from gradtrace_indexer import delete_rows
-from gradtrace_service.answers.conventions import convention
+from gradtrace_service.answers.documents import convention
 from gradtrace_service.app import create_app
-from gradtrace_service.engine.engine import Engine, Limits, QueueFullError
+from gradtrace_service.engine.engine import Engine, QueueFullError
 from gradtrace_service.engine.work import Work, each_alone
 from gradtrace_service.engine.workers import answer_batch, thread_worker
-from gradtrace_service.indexes.catalog import FixedIndex
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 
@@ -422,7 +421,7 @@ def test_the_app_answers_in_process(digits_index: DigitsRun) -> None:
 
 
 def test_one_thread_owns_the_index_and_a_full_queue_refuses(index: Index) -> None:
-    engine = Engine(thread_worker(FixedIndex(index)), answer_batch, limits=Limits(queue_size=2))
+    engine = Engine(thread_worker(lambda name: index), answer_batch, settings=Settings(queue_size=2))
     release = threading.Event()
 
     async def crowd() -> list[Any]:

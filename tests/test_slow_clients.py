@@ -18,7 +18,7 @@ import uvicorn.protocols.http.auto
 
 from conftest import DigitsRun, wait_until
 from gradtrace_service.app import create_app
-from gradtrace_service.http import body_limit
+from gradtrace_service.http import request_reading
 from gradtrace_service.server import serving
 
 HEAD = b"POST /influence HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -36,7 +36,7 @@ def address(
     module, name = request.param.split(".")
     reader = getattr(pytest.importorskip(f"uvicorn.protocols.http.{module}", exc_type=ImportError), name)
     monkeypatch.setattr(uvicorn.protocols.http.auto, "AutoHTTPProtocol", reader)
-    monkeypatch.setattr(body_limit, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(request_reading, "PATIENCE_SECONDS", 1.0)
     with serving(create_app(digits_index.open())) as url:
         yield httpx.URL(url).host, httpx.URL(url).port or 0
 
@@ -105,7 +105,7 @@ def test_no_whole_body_in_time_is_told(address: Address) -> None:
 
 
 def test_a_slow_body_that_arrives_in_time_is_answered(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_limit, "PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(request_reading, "PATIENCE_SECONDS", 60.0)
     with socket.create_connection(address, timeout=60) as connection:
         for part in (HEAD % len(BODY), BODY[:9], BODY[9:]):
             connection.sendall(part)

@@ -16,7 +16,13 @@ from gradtrace_client._errors import (
     ServiceError,
     UnreachableError,
 )
-from gradtrace_client._options import InfluenceOptions, QuestionOptions
+from gradtrace_client._options import (
+    GroupsOptions,
+    InfluenceOptions,
+    PairsOptions,
+    QuestionOptions,
+    SelfInfluenceOptions,
+)
 from gradtrace_client._sync_client import Client
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.request_schemas import RowFilter
@@ -40,6 +46,7 @@ __all__ = [
     "ExampleAnswer",
     "ForbiddenError",
     "GroupsAnswer",
+    "GroupsOptions",
     "Hit",
     "IndexDetails",
     "Indexes",
@@ -53,11 +60,13 @@ __all__ = [
     "NotFoundError",
     "NotTakenOverError",
     "PairsAnswer",
+    "PairsOptions",
     "ProblemError",
     "ProtocolError",
     "QuestionOptions",
     "RowFilter",
     "SelfInfluenceAnswer",
+    "SelfInfluenceOptions",
     "ServiceError",
     "UnreachableError",
 ]

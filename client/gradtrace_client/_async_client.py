@@ -14,25 +14,21 @@ from pydantic import ValidationError
 from tenacity import AsyncRetrying
 from typing_extensions import Self, Unpack
 
-from gradtrace_client._connection import LIMITS, TIMEOUT, checked_url, request_headers
+from gradtrace_client._connection import LIMITS, TIMEOUT, checked_url, request_headers, retry_policy
 from gradtrace_client._errors import BusyError, DeadlineError, ForbiddenError, JobFailedError, NotTakenOverError
-from gradtrace_client._options import InfluenceOptions, QuestionOptions
+from gradtrace_client._options import GroupsOptions, InfluenceOptions, PairsOptions, SelfInfluenceOptions
 from gradtrace_client._progress_bar import progress_bar
 from gradtrace_client._requests import query_pages, request_json
 from gradtrace_client._responses import Answer, failed_request, parse_answer
-from gradtrace_client._retries import retry_policy
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.request_schemas import (
     MAX_K,
     Aggregate,
     GroupsRequest,
     InfluenceRequest,
-    Order,
     PairsRequest,
     ReindexRequest,
-    RowFilter,
     SelfInfluenceRequest,
-    Target,
 )
 from gradtrace_client.schemas import (
     ExampleAnswer,
@@ -151,28 +147,14 @@ class AsyncClient:
         self,
         example: Mapping[str, Any] | None = None,
         *,
-        examples: Sequence[Mapping[str, Any]] | None = None,
-        query_rows: Sequence[int] | None = None,
-        train_rows: Sequence[int] | None = None,
         by: str = "label",
-        filter: RowFilter | Mapping[str, Any] | None = None,  # noqa: A002
-        target: Target | None = None,
-        aggregate: Aggregate | None = None,
-        **options: Unpack[QuestionOptions],
+        **options: Unpack[GroupsOptions],
     ) -> GroupsAnswer:
-        """Sums of the scores of training rows that share a value of the column `by`. Queries are as in `influence`."""
-        body = request_json(
-            GroupsRequest,
-            example=example,
-            examples=examples,
-            query_rows=query_rows,
-            train_rows=train_rows,
-            by=by,
-            filter=filter,
-            target=target,
-            aggregate=aggregate,
-            **options,
-        )
+        """Sums of the scores of training rows that share a value of the column `by`.
+
+        Give the queries by `example`, or by one of the options `examples`, `query_rows` and `train_rows`.
+        """
+        body = request_json(GroupsRequest, example=example, by=by, **options)
         return await self._send("POST", "/influence/groups", GroupsAnswer, json=body)
 
     async def pairs(
@@ -181,68 +163,37 @@ class AsyncClient:
         *,
         train_rows: Sequence[int] | None = None,
         example: Mapping[str, Any] | None = None,
-        examples: Sequence[Mapping[str, Any]] | None = None,
-        query_rows: Sequence[int] | None = None,
-        target: Target | None = None,
-        **options: Unpack[QuestionOptions],
+        **options: Unpack[PairsOptions],
     ) -> PairsAnswer:
         """The scores of training examples, which need not be in the training set, on each query.
 
-        Exactly one of `example`, `examples` and `query_rows` gives the queries.
+        Give the queries by `example`, or by one of the options `examples` and `query_rows`.
         """
-        body = request_json(
-            PairsRequest,
-            train_examples=train_examples,
-            train_rows=train_rows,
-            example=example,
-            examples=examples,
-            query_rows=query_rows,
-            target=target,
-            **options,
-        )
+        arguments = {"train_examples": train_examples, "train_rows": train_rows, "example": example}
+        body = request_json(PairsRequest, **arguments, **options)
         return await self._send("POST", "/influence/pairs", PairsAnswer, json=body)
 
     async def self_influence(
-        self,
-        *,
-        k: int = 10,
-        offset: int = 0,
-        order: Order = "descending",
-        labels: Sequence[int | float] | None = None,
-        examples: bool = True,
-        **options: Unpack[QuestionOptions],
+        self, *, k: int = 10, offset: int = 0, **options: Unpack[SelfInfluenceOptions]
     ) -> SelfInfluenceAnswer:
         """One page of the training rows, ordered by their influence on themselves: mislabelled and unusual rows first.
 
         Args:
             k: Rows in the answer.
             offset: Rows skipped before the first.
-            order: `descending` starts with the largest score.
-            labels: Only rows with one of these labels.
-            examples: Whether the answer carries the rendered examples.
-            options: `QuestionOptions`: index, method, checkpoints ...
+            options: See `SelfInfluenceOptions`: order, labels, examples, index, method, checkpoints ...
         """
-        params = request_json(
-            SelfInfluenceRequest, k=k, offset=offset, order=order, labels=labels, examples=examples, **options
-        )
+        params = request_json(SelfInfluenceRequest, k=k, offset=offset, **options)
         return await self._send("GET", "/self-influence", SelfInfluenceAnswer, params=params)
 
     async def stream_self_influence(
-        self,
-        *,
-        page: int = MAX_K,
-        order: Order = "descending",
-        labels: Sequence[int | float] | None = None,
-        examples: bool = True,
-        **options: Unpack[QuestionOptions],
+        self, *, page: int = MAX_K, **options: Unpack[SelfInfluenceOptions]
     ) -> AsyncIterator[Hit]:
         """All training rows, ordered by their influence on themselves, in bounded memory. Arguments as in
         `self_influence`; `page`: rows in a request, at most 1,000."""
         offset, rows = 0, 1
         while offset < rows:
-            answer = await self.self_influence(
-                k=page, offset=offset, order=order, labels=labels, examples=examples, **options
-            )
+            answer = await self.self_influence(k=page, offset=offset, **options)
             for hit in answer.results:
                 yield hit
             offset, rows = offset + page, answer.rows_total

@@ -17,8 +17,7 @@ ClientError
 
 from __future__ import annotations
 
-from gradtrace_client.problem_schemas import FieldProblem, Problem
-from gradtrace_client.service_schemas import Job
+from gradtrace_client.service_schemas import FieldProblem, Job, Problem
 
 
 class ClientError(Exception):
@@ -61,20 +60,8 @@ class ProblemError(ClientError):
         unmentioned = (error for error in problem.errors if error.detail not in problem.detail)
         fields = "".join(f"\n  {error.field or 'request'}: {error.detail}" for error in unmentioned)
         super().__init__(f"{problem.title}: {problem.detail}{fields}{versions}")
-        self.problem = problem
+        self.problem, self.status, self.detail, self.errors = problem, problem.status, problem.detail, problem.errors
         self.retry_after = retry_after
-
-    @property
-    def status(self) -> int:
-        return self.problem.status
-
-    @property
-    def detail(self) -> str:
-        return self.problem.detail
-
-    @property
-    def errors(self) -> list[FieldProblem]:
-        return self.problem.errors
 
 
 class InvalidRequestError(ProblemError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from gradtrace_client.request_schemas import Include, RowFilter, Similarity, Target, Weights
+from gradtrace_client.request_schemas import Aggregate, Include, Order, RowFilter, Similarity, Target, Weights
 
 
 class QuestionOptions(TypedDict, total=False):
@@ -47,3 +47,42 @@ class InfluenceOptions(QuestionOptions, total=False):
     target: Target | None
     rescore: bool
     include: Iterable[Include]
+
+
+class PairsOptions(QuestionOptions, total=False):
+    """The options of `pairs`: the `QuestionOptions`, and those below. Each may be left out.
+
+    examples: Several queries in the task's own form.
+    query_rows: Queries, as rows of the task's query data set.
+    target: `loss` explains the loss even if the task defines another measurement.
+    """
+
+    examples: Sequence[Mapping[str, Any]] | None
+    query_rows: Sequence[int] | None
+    target: Target | None
+
+
+class GroupsOptions(PairsOptions, total=False):
+    """The options of `groups`: the `PairsOptions`, and those below. Each may be left out.
+
+    train_rows: Queries, as rows of the training data set.
+    filter: Which training rows are summed, as a `RowFilter` or a dict of its fields. Default: all.
+    aggregate: `mean` gives one result, whose sums are of the mean scores over the queries.
+    """
+
+    train_rows: Sequence[int] | None
+    filter: RowFilter | Mapping[str, Any] | None
+    aggregate: Aggregate | None
+
+
+class SelfInfluenceOptions(QuestionOptions, total=False):
+    """The options of `self_influence`: the `QuestionOptions`, and those below. Each may be left out.
+
+    order: `descending` (default) starts with the largest score, `ascending` with the smallest.
+    labels: Only rows with one of these labels.
+    examples: Whether the answer carries the rendered examples. Default: True.
+    """
+
+    order: Order
+    labels: Sequence[int | float] | None
+    examples: bool

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from gradtrace_client._errors import not_sent
-from gradtrace_client.problem_schemas import FieldProblem, field_problems
 from gradtrace_client.request_schemas import MAX_K, MAX_QUERIES
+from gradtrace_client.service_schemas import FieldProblem, field_problems
 
 
 def request_json(schema: type[BaseModel], **fields: Any) -> dict[str, Any]:

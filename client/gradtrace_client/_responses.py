@@ -11,8 +11,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from gradtrace_client._errors import ClientError, ProtocolError, UnreachableError, problem_error
-from gradtrace_client.problem_schemas import Problem
-from gradtrace_client.service_schemas import VERSION_HEADER
+from gradtrace_client.service_schemas import VERSION_HEADER, Problem
 
 Answer = TypeVar("Answer", bound=BaseModel)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from gradtrace_client._display import frame, label_text, note_html, table_html
-from gradtrace_client.schemas import AnswerSchema, IndexInfo, Label, Split, Timing
+from gradtrace_client.schemas import AnswerSchema, Label, ScoresAnswer, Split, Timing
 
 if TYPE_CHECKING:
     import pandas
@@ -49,12 +49,9 @@ class GroupInfluence(AnswerSchema):
     groups: list[Group]
 
 
-class GroupsAnswer(AnswerSchema):
+class GroupsAnswer(ScoresAnswer):
     """`results` are in the order of the queries, or one result for their mean."""
 
-    index: IndexInfo
-    method: str
-    convention: str
     by: str
     results: list[GroupInfluence]
     timing_ms: Timing
@@ -78,12 +75,9 @@ class GroupsAnswer(AnswerSchema):
         return "".join(tables) + note_html(self.convention)
 
 
-class PairsAnswer(AnswerSchema):
+class PairsAnswer(ScoresAnswer):
     """`scores[i][j]`: influence of training example j on query i; `train_examples` come before `train_rows`."""
 
-    index: IndexInfo
-    method: str
-    convention: str
     queries: list[Asked]
     train: list[Asked]
     scores: list[list[float]]

@@ -169,16 +169,19 @@ class Recall(AnswerSchema):
     bottom: float
 
 
-class InfluenceAnswer(AnswerSchema):
+class ScoresAnswer(AnswerSchema):
+    index: IndexInfo
+    method: str
+    convention: str = Field(description="Sign and unit of the scores.")
+
+
+class InfluenceAnswer(ScoresAnswer):
     """`results` are in the order of the queries, or one result for their mean.
 
     `exact`: the hits are those that scoring every stored row would give. `rescored`: scores were computed from full
     gradients instead of stored rows.
     """
 
-    index: IndexInfo
-    method: str
-    convention: str = Field(description="Sign and unit of the scores.")
     exact: bool
     recall: Recall | None = Field(
         None,
@@ -196,12 +199,9 @@ class InfluenceAnswer(AnswerSchema):
         return "".join(result._repr_html_() for result in self.results) + note_html(self.convention)
 
 
-class SelfInfluenceAnswer(AnswerSchema):
+class SelfInfluenceAnswer(ScoresAnswer):
     """`rows_total`: number of rows with the requested labels; `results` is one page of them."""
 
-    index: IndexInfo
-    method: str
-    convention: str
     rows_total: int
     results: list[Hit]
     timing_ms: Timing

@@ -14,18 +14,19 @@ from fastapi import FastAPI
 
 from gradtrace import Index
 from gradtrace_service.answers.influence import warm_up
-from gradtrace_service.engine.engine import Engine, Limits
-from gradtrace_service.engine.work import Work
+from gradtrace_service.engine.engine import Engine
+from gradtrace_service.engine.work import IndexByName, Work
 from gradtrace_service.engine.workers import ProcessWorkers, answer_batch, answer_batch_elsewhere, thread_worker
-from gradtrace_service.http import index_routes, job_routes, ops_routes, query_routes
+from gradtrace_service.errors import FieldError
+from gradtrace_service.http import job_routes, ops_routes, query_routes
 from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.middlewares import add_middlewares, guarded
 from gradtrace_service.http.problems import add_problem_handlers
-from gradtrace_service.indexes.catalog import Catalog, FixedIndex, Hosted
+from gradtrace_service.indexes.catalog import Catalog, Hosted, Summaries, summaries, summary
 from gradtrace_service.indexes.jobs import JobRunner
 from gradtrace_service.ops.audit import AuditLog
 from gradtrace_service.ops.logs import log_config
-from gradtrace_service.ops.tracing import tracer_provider
+from gradtrace_service.ops.timings import tracer_provider
 from gradtrace_service.settings import DEFAULTS, Settings
 
 _TRY_AGAIN_SECONDS = 5
@@ -40,10 +41,10 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     """
     settings, metrics = settings or DEFAULTS, Metrics()
     engine = Engine(
-        thread_worker(FixedIndex(index)), answer_batch, limits=_limits(settings), observer=metrics.batch_answered
+        thread_worker(partial(_only_index, index)), answer_batch, settings=settings, observer=metrics.batch_answered
     )
     metrics.watch(engine)
-    return _app(engine, settings, metrics, partial(index_routes.open_index_summary, index))
+    return _app(engine, settings, metrics, lambda: [summary(None, index.manifest, loaded=True)])
 
 
 def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
@@ -53,34 +54,40 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
         GradtraceError: the first index cannot be opened (with processes, the log tells).
     """
     memory = None if settings.memory_limit_mb is None else settings.memory_limit_mb << 20
-    indexes = partial(Catalog, hosted, memory)
     catalog = None
     if settings.processes:
-        workers: Executor = ProcessWorkers(settings.processes, indexes, log_config(settings))
+        begin = partial(_catalog_lookup, hosted, memory)
+        workers: Executor = ProcessWorkers(settings.processes, begin, log_config(settings))
         answer, slots = answer_batch_elsewhere, settings.processes
     else:
-        catalog = indexes()
+        catalog = Catalog(hosted, memory)
         try:
             catalog.open_default()  # so that whoever starts the service learns now what is wrong with it
         except BaseException:
             catalog.close()
             raise
-        workers, answer, slots = thread_worker(catalog), answer_batch, 1
+        workers, answer, slots = thread_worker(catalog.get), answer_batch, 1
     metrics, jobs = Metrics(), JobRunner(hosted)
-    engine = Engine(workers, answer, slots, _limits(settings), metrics.batch_answered)
+    engine = Engine(workers, answer, slots, settings, metrics.batch_answered)
     metrics.watch(engine, hosted, jobs)
-    return _app(engine, settings, metrics, partial(index_routes.hosted_summaries, hosted, catalog), jobs)
+    return _app(engine, settings, metrics, partial(summaries, hosted, catalog), jobs)
 
 
-def _limits(settings: Settings) -> Limits:
-    return Limits(settings.queue_size, settings.batch_size, settings.batch_wait_ms, settings.deadline_seconds)
+def _only_index(index: Index, name: str | None) -> Index:
+    if name is not None:
+        raise FieldError("index", f"there is no index {name!r}; this service has one, without a name: leave it out")
+    return index
+
+
+def _catalog_lookup(hosted: list[Hosted], memory: int | None) -> IndexByName:
+    return Catalog(hosted, memory).get
 
 
 def _app(
     engine: Engine,
     settings: Settings,
     metrics: Metrics,
-    summaries: index_routes.Summaries,
+    summaries: Summaries,
     jobs: JobRunner | None = None,
 ) -> FastAPI:
     tracing = tracer_provider(settings.otel_endpoint)
@@ -97,7 +104,7 @@ def _app(
     add_middlewares(app, settings, metrics)
     add_problem_handlers(app)
     job_routers = [] if jobs is None else [job_routes.router]
-    for router in (query_routes.router, index_routes.router, *job_routers, ops_routes.metrics_router):
+    for router in (query_routes.router, *job_routers, ops_routes.metrics_router):
         app.include_router(router, **guarded(settings))
     app.include_router(ops_routes.open_router)
     return app

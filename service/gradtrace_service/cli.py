@@ -22,8 +22,8 @@ from gradtrace_service.app import create_app, create_service
 from gradtrace_service.console import print_answer
 from gradtrace_service.demo import Dataset, run_demo
 from gradtrace_service.flags import with_flags
+from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.indexes.catalog import Hosted, hosted
-from gradtrace_service.key_commands import app as key_commands
 from gradtrace_service.server import answer_local_names_alone, refuse_public, refuse_taken, serve_until_told, serving
 from gradtrace_service.settings import Settings, read_settings
 
@@ -36,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.registered_commands += [*check_command.registered_commands, *indexer_commands.registered_commands]
+key_commands = typer.Typer(help="API keys of a service; docs/security.md explains them.", no_args_is_help=True)
 app.add_typer(key_commands, name="key")
 
 HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
@@ -61,13 +62,8 @@ IncludeOption = Annotated[
 KeyOption = Annotated[str | None, typer.Option(envvar="GRADTRACE_API_KEY")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")]
 
-_SPELLED = {
-    "index",
-    *SOURCES,
-    "checkpoints",
-    "filter",
-    "include",
-}  # fields of a request that need a flag of another kind
+# Fields of a request that need a flag of another kind.
+_SPELLED = {"index", *SOURCES, "checkpoints", "filter", "include"}
 
 _QUERY_HELP = """Ask which training rows made the model predict that.
 
@@ -200,6 +196,20 @@ def demo(
         refuse_public(host)
     refuse_taken(host, port)
     run_demo(dataset, out or Path("runs") / dataset.value, host=host, port=port, once=once)
+
+
+@key_commands.command()
+def new(
+    scope: Annotated[list[Scope], typer.Option(help="What it is for. Repeatable.")],
+    name: Annotated[str, typer.Option(help="Its name in logs and refusals; not a secret.")],
+    file: Annotated[Path, typer.Option(help="File of keys, as for `serve --api-key-file`; created if missing.")],
+) -> None:
+    """Make a key: it is printed, this once, and its hash is added to the file.
+
+    A service that uses the file takes the key at once. To revoke a key, delete its line.
+    """
+    typer.echo(add_key(file, name, scope))
+    typer.echo(f"Keep it now: {file} holds only its hash.", err=True)
 
 
 def _ask(source: str, task: str | None, api_key: str | None, fields: dict[str, Any]) -> InfluenceAnswer:

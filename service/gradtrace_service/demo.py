@@ -37,48 +37,35 @@ def run_demo(dataset: Dataset, out: Path, *, host: str, port: int, once: bool) -
     """Train, build, serve and ask; go on serving until Ctrl-C unless `once`. What `out` already holds is reused.
 
     Raises:
-        GradtraceError: a stage failed.
+        GradtraceError: a stage failed, or the index there belongs to other data or checkpoints.
         OSError: the port is taken.
     """
     folder = _examples_folder() / dataset.value
     spec = f"{folder / 'task.py'}:TASK"
     task = load_task(spec)
-    _train(folder, task, out)
-    _build(task, out)
+    if (out / "checkpoints").is_dir():
+        typer.echo(f"Checkpoints: those in {out / 'checkpoints'}")
+    else:
+        with _stage("Training"):
+            _train(folder, task, out)
+    with _stage("Index"):
+        build_index(task, gradtrace.load_checkpoints(out / "checkpoints"), out / "index")
     hosted = Hosted(dataset.value, out / "index", spec)
     with serving(create_service([hosted], DEFAULTS), host, port) as url:
-        _ask(url)
+        with _stage("Asking"), Client(url) as client:
+            answer = client.influence(query_rows=[0], k=5)
+        print_answer(answer)
         typer.echo(f"\nServing at {url}; the API is described at {url}/docs")
         if not once:
             _wait_for_interrupt()
 
 
 def _train(folder: Path, task: Task, out: Path) -> None:
-    if (out / "checkpoints").is_dir():
-        typer.echo(f"Checkpoints: those in {out / 'checkpoints'}")
-        return
-    with _stage("Training"):
-        unfinished = out / "training"  # renamed at the end, so that an interrupted run is not taken for a complete one
-        shutil.rmtree(unfinished, ignore_errors=True)
-        import_source(str(folder / "train.py")).train(task, unfinished)
-        (unfinished / "checkpoints").rename(out / "checkpoints")
-        shutil.rmtree(unfinished)
-
-
-def _build(task: Task, out: Path) -> None:
-    """Build or resume the index in `out`, where needed.
-
-    Raises:
-        GradtraceError: the index there belongs to other data or checkpoints.
-    """
-    with _stage("Index"):
-        build_index(task, gradtrace.load_checkpoints(out / "checkpoints"), out / "index")
-
-
-def _ask(url: str) -> None:
-    with _stage("Asking"), Client(url) as client:
-        answer = client.influence(query_rows=[0], k=5)
-    print_answer(answer)
+    unfinished = out / "training"  # renamed at the end, so that an interrupted run is not taken for a complete one
+    shutil.rmtree(unfinished, ignore_errors=True)
+    import_source(str(folder / "train.py")).train(task, unfinished)
+    (unfinished / "checkpoints").rename(out / "checkpoints")
+    shutil.rmtree(unfinished)
 
 
 def _examples_folder() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Collection
 from types import UnionType
@@ -28,10 +27,6 @@ def with_flags(model: type[BaseModel], names: Collection[str]) -> Callable[[Call
     ]
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
-        def flagged(**values: Any) -> None:
-            command(**values)
-
         signature = inspect.signature(command, eval_str=True)
         spelled = [
             parameter
@@ -39,9 +34,9 @@ def with_flags(model: type[BaseModel], names: Collection[str]) -> Callable[[Call
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         ]
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in spelled] + flags
-        flagged.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        flagged.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return flagged
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
 
     return decorated
 

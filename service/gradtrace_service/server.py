@@ -10,9 +10,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
 import uvicorn
@@ -96,7 +95,7 @@ def serve_until_told(app: FastAPI, settings: Settings) -> None:
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
     )
-    server = _DrainingServer(config, partial(drain, app), settings.drain_seconds)
+    server = _DrainingServer(config, app, settings.drain_seconds)
     with suppress(KeyboardInterrupt):
         server.run()
     if not server.started:  # the log says why
@@ -108,14 +107,14 @@ def serve_until_told(app: FastAPI, settings: Settings) -> None:
 class _DrainingServer(uvicorn.Server):
     """Listens on while the last answers are computed: new requests, and /readyz, are answered with 503."""
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], Coroutine[None, None, None]], seconds: int) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, seconds: int) -> None:
         super().__init__(config)
-        self._drain, self._seconds = drain, seconds
+        self._app, self._seconds = app, seconds
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Called once should_exit is set; a second Ctrl-C sets force_exit."""
         ends = time.monotonic() + self._seconds
-        draining = asyncio.ensure_future(self._drain())
+        draining = asyncio.ensure_future(drain(self._app))
         while not (draining.done() or self.force_exit) and time.monotonic() < ends:
             await asyncio.wait([draining], timeout=0.1)
         self.config.timeout_graceful_shutdown = max(1, int(ends - time.monotonic()))  # to send the answers

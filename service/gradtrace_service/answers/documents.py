@@ -1,4 +1,4 @@
-"""Parts that several answers have in common, filled from the library's results."""
+"""Parts that several answers have in common, filled from the library's results; among them what the numbers mean."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from pydantic import BaseModel
 
 import gradtrace
 from gradtrace import Index, Task
+from gradtrace.methods import METHODS, MethodOptions
+from gradtrace.store.manifest import FisherEntry
 from gradtrace_client import schemas
 from gradtrace_client.request_schemas import Question
-from gradtrace_client.schemas import IndexDetails, IndexInfo
-from gradtrace_service.answers.conventions import convention
+from gradtrace_client.schemas import IndexDetails, IndexInfo, Timing
 from gradtrace_service.answers.questions import options_of, split_size
 from gradtrace_service.answers.rendering import Renderer
 from gradtrace_service.engine.work import each_alone
 
 Schema = TypeVar("Schema", bound=BaseModel)
+
+_COMPRESSED = "; computed in the index's compressed coordinates"
+_FULL = "; computed from full gradients, for rows that the search in the index's compressed coordinates found"
+_LIMITS = " It is not a forecast of what removing the row would do."
 
 
 def document(schema: type[Schema], result: object, **fields: Any) -> Schema:
@@ -39,6 +44,23 @@ def head(index: Index, request: Question, rescored: bool = False) -> dict[str, A
     """The fields of every answer about scores: which index, which method, and what its numbers mean."""
     meaning = convention(request.method, options_of(request), rescored, index.manifest.fisher)
     return {"index": index_info(index), "method": request.method, "convention": meaning}
+
+
+def convention(
+    method: str, options: MethodOptions | None = None, rescored: bool = False, fisher: FisherEntry | None = None
+) -> str:
+    """Sign and unit of a method's scores, in words. fisher: what the curvature of the index is, see its manifest"""
+    scored_by = METHODS[method]
+    computed = "" if not scored_by.compares_gradients else _FULL if rescored else _COMPRESSED
+    curvature = f" Curvature: {fisher.sentence}." if scored_by.uses_curvature and fisher is not None else ""
+    limits = "" if scored_by.forecasts else _LIMITS
+    return f"{scored_by.sign}{scored_by.meaning_with(options or MethodOptions())}{computed}.{limits}{curvature}"
+
+
+def timing(waited_ms: float, batch: int = 1, gradient: float = 0.0, search: float = 0.0, render: float = 0.0) -> Timing:
+    """Milliseconds of stages that follow each other, and their sum."""
+    total = waited_ms + gradient + search + render
+    return Timing(queue=waited_ms, batch=batch, gradient=gradient, search=search, render=render, total=total)
 
 
 def index_info(index: Index) -> IndexInfo:

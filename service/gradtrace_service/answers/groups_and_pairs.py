@@ -10,7 +10,6 @@ from gradtrace import Index, QueryError, Task
 from gradtrace.models.queries import require_labels
 from gradtrace_client.group_and_pair_schemas import Asked, Group, GroupInfluence, GroupsAnswer, PairsAnswer
 from gradtrace_client.request_schemas import GroupsRequest, PairsRequest
-from gradtrace_client.schemas import Timing
 from gradtrace_service.answers import documents
 from gradtrace_service.answers.questions import (
     AskedExample,
@@ -18,10 +17,9 @@ from gradtrace_service.answers.questions import (
     check_names,
     options_of,
     parsed_examples,
-    queries_beside_training,
     queries_of,
+    row_examples,
     row_filter_of,
-    train_row_examples,
 )
 from gradtrace_service.answers.unfit_queries import named_refusals
 from gradtrace_service.engine.work import each_alone
@@ -60,7 +58,7 @@ def groups(index: Index, request: GroupsRequest, waited_ms: float) -> GroupsAnsw
             GroupInfluence(query=_asked(index, examples), groups=[_group(group, classes) for group in influence])
             for examples, influence in zip(asked, influences, strict=True)
         ],
-        timing_ms=_timing(waited_ms, len(queries), search=milliseconds_since(started)),
+        timing_ms=documents.timing(waited_ms, len(queries), search=milliseconds_since(started)),
     )
 
 
@@ -69,7 +67,7 @@ def pairs(index: Index, request: PairsRequest, waited_ms: float) -> PairsAnswer:
     """Answer POST /influence/pairs. Raises as `groups`."""
     started = time.perf_counter()
     check_names(index, request.method, request.checkpoints)
-    queries, train = queries_beside_training(index, request), _training_examples(index, request)
+    queries, train = queries_of(index, request), _training_examples(index, request)
     with named_refusals(index, request, [*train, *queries]):
         scores = index.pairs(
             [row.example for row in train],
@@ -83,7 +81,7 @@ def pairs(index: Index, request: PairsRequest, waited_ms: float) -> PairsAnswer:
         queries=[_asked(index, [query]) for query in queries],
         train=[_asked(index, [row]) for row in train],
         scores=scores.tolist(),
-        timing_ms=_timing(waited_ms, len(queries), gradient=milliseconds_since(started)),
+        timing_ms=documents.timing(waited_ms, len(queries), gradient=milliseconds_since(started)),
     )
 
 
@@ -94,7 +92,7 @@ def _training_examples(index: Index, request: PairsRequest) -> list[AskedExample
             require_labels(index.task, [asked.example])
         except QueryError as error:
             raise FieldError(asked.field, str(error)) from error
-    return given + train_row_examples(index, request.train_rows or [])
+    return given + row_examples(index, "train", request.train_rows or [])
 
 
 def _asked(index: Index, examples: Sequence[AskedExample]) -> Asked:
@@ -108,8 +106,3 @@ def _asked(index: Index, examples: Sequence[AskedExample]) -> Asked:
 def _group(group: gradtrace.GroupInfluence, classes: Task | None) -> Group:
     """classes: the task that names the groups, where they are classes"""
     return documents.document(Group, group, group_name=None if classes is None else classes.label_name(group.group))
-
-
-def _timing(waited_ms: float, batch: int, gradient: float = 0.0, search: float = 0.0) -> Timing:
-    total = waited_ms + gradient + search
-    return Timing(queue=waited_ms, batch=batch, gradient=gradient, search=search, render=0.0, total=total)

@@ -90,8 +90,7 @@ def _search_and_render(index: Index, questions: Sequence[_Question]) -> list[Inf
     started, request = time.perf_counter(), questions[0].request
     queries = [query for question in questions for query in question.queries]
     results = _search(index, request, [query.example for query in queries])
-    spent, rendering_started = results.timing, time.perf_counter()
-    remaining = iter(results)
+    rendering_started, remaining = time.perf_counter(), iter(results)
     rendered = [
         [_result(index, request, group, next(remaining)) for group in question.groups] for question in questions
     ]
@@ -102,28 +101,24 @@ def _search_and_render(index: Index, questions: Sequence[_Question]) -> list[Inf
         "recall": next((result.recall for result in results if result.recall), None),
         "rescored": request.rescore,
     }
-    timing = Timing(
-        queue=0.0,
-        batch=len(queries),
-        gradient=spent["gradient"],
-        search=spent["search"],
-        rescore=spent["rescore"],
-        rescore_per_row=spent["rescore"] / rows_rescored if rows_rescored else None,
-        percentiles=spent["percentiles"],
-        render=milliseconds_since(rendering_started),
-        total=milliseconds_since(started),
-    )
+    timing: dict[str, Any] = {
+        **results.timing,
+        "batch": len(queries),
+        "rescore_per_row": results.timing["rescore"] / rows_rescored if rows_rescored else None,
+        "render": milliseconds_since(rendering_started),
+    }
+    answering_ms = milliseconds_since(started)
     return [
         InfluenceAnswer.model_validate(
-            {**shared, "results": results_of_one, "timing_ms": _with_queue(timing, question.waited_ms)},
+            {
+                **shared,
+                "results": results_of_one,
+                "timing_ms": Timing(**timing, queue=question.waited_ms, total=question.waited_ms + answering_ms),
+            },
             from_attributes=True,
         )
         for question, results_of_one in zip(questions, rendered, strict=True)
     ]
-
-
-def _with_queue(timing: Timing, waited_ms: float) -> Timing:
-    return timing.model_copy(update={"queue": waited_ms, "total": waited_ms + timing.total})
 
 
 def _search(index: Index, request: InfluenceRequest, examples: list[Any]) -> gradtrace.InfluenceResults:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from gradtrace import Index, RowFilter, Task
 from gradtrace.errors import GradtraceError
@@ -41,71 +41,58 @@ def check_known(field: str, name: str, known: Collection[str]) -> None:
         raise FieldError(field, f"there is no {name!r}; this index has {', '.join(known)}")
 
 
-def queries_of(index: Index, request: Queries) -> list[AskedExample]:
+def queries_of(index: Index, request: Queries | PairsRequest) -> list[AskedExample]:
     """The queries of a request. Raises FieldError for a row that does not exist or an example the task cannot read."""
-    if request.train_rows is not None:
-        return train_row_examples(index, request.train_rows)
-    return queries_beside_training(index, request)
-
-
-def queries_beside_training(index: Index, request: Queries | PairsRequest) -> list[AskedExample]:
-    """Those given as examples or as rows of the query data. Raises as `queries_of`."""
-    task = index.task
     if request.query_rows is not None:
-        return row_examples("query", task.query, request.query_rows)
+        return row_examples(index, "query", request.query_rows)
+    if request.train_rows is not None and isinstance(request, Queries):  # those of pairs are the other side
+        return row_examples(index, "train", request.train_rows)
     if request.example is not None:
-        return parsed_examples(task, [request.example], "example")
-    return parsed_examples(task, request.examples or [], "examples")
+        return parsed_examples(index.task, [request.example], "example")
+    return parsed_examples(index.task, request.examples or [], "examples")
 
 
 def parsed_examples(task: Task, payloads: Sequence[Payload], field: str) -> list[AskedExample]:
     """Raises FieldError for an example that the task cannot read."""
     fields = [field] if field == "example" else [f"{field}[{at}]" for at in range(len(payloads))]
-    return [AskedExample(parsed(task, payload, name), name) for payload, name in zip(payloads, fields, strict=True)]
-
-
-def train_row_examples(index: Index, rows: Sequence[int]) -> list[AskedExample]:
-    """Raises FieldError for a row of `train_rows` that is not there or was deleted."""
-    examples = row_examples("train", index.task.train, rows)
-    for position, row in enumerate(rows):
-        if not index.present[row]:
-            raise FieldError(f"train_rows[{position}]", absent_row(index, row))
+    examples = []
+    for payload, name in zip(payloads, fields, strict=True):
+        try:
+            examples.append(AskedExample(task.parse(payload), name))
+        except GradtraceError as error:
+            raise FieldError(name, str(error)) from error
+        except Exception as error:  # whatever the user's parse raises on an unexpected payload
+            raise FieldError(name, f"{type(task).__name__} cannot read it: {type(error).__name__}: {error}") from error
     return examples
 
 
-def row_examples(split: Split, dataset: Any, rows: Sequence[int]) -> list[AskedExample]:
-    size = 0 if dataset is None else len(dataset)
+def row_examples(index: Index, split: Split, rows: Sequence[int]) -> list[AskedExample]:
+    """Raises FieldError for a row that is not there or was deleted."""
     for position, row in enumerate(rows):
-        if row >= size:
-            raise FieldError(f"{split}_rows[{position}]", missing_row(split, row, size))
+        if (reason := why_absent(index, split, row)) is not None:
+            raise FieldError(f"{split}_rows[{position}]", reason)
+    dataset = getattr(index.task, split)
     return [AskedExample(dataset[row], f"{split}_rows[{at}]", split, row) for at, row in enumerate(rows)]
 
 
-def absent_row(index: Index, row: int) -> str:
+def why_absent(index: Index, split: Split, row: int) -> str | None:
+    """Why a row of a data set cannot be asked about; None where it can."""
+    size = split_size(index, split)
+    if size == 0:
+        return f"the task has no {split} data set; ask by example or by train_rows"
+    if row >= size:
+        return f"there is no row {row} in the {split} data set; its rows are 0 to {size - 1}"
+    if split == "query" or index.present[row]:
+        return None
     reason = index.manifest.skipped.get(row)
     why = "was deleted from the index" if reason is None else f"is not in the index, which left bad rows out: {reason}"
     return f"row {row} of the training data {why}"
-
-
-def missing_row(split: Split, row: int, size: int) -> str:
-    if size == 0:
-        return f"the task has no {split} data set; ask by example or by train_rows"
-    return f"there is no row {row} in the {split} data set; its rows are 0 to {size - 1}"
 
 
 def split_size(index: Index, split: Split) -> int:
     if split == "train":
         return index.rows
     return 0 if index.task.query is None else len(index.task.query)
-
-
-def parsed(task: Task, payload: Payload, field: str) -> Example:
-    try:
-        return task.parse(payload)
-    except GradtraceError as error:
-        raise FieldError(field, str(error)) from error
-    except Exception as error:  # whatever the user's parse raises on an unexpected payload
-        raise FieldError(field, f"{type(task).__name__} cannot read it: {type(error).__name__}: {error}") from error
 
 
 def options_of(request: Question) -> MethodOptions:

@@ -14,7 +14,7 @@ from gradtrace.errors import TaskError
 from gradtrace.task import Example
 from gradtrace.tasks.hooks import rendered
 from gradtrace_client.schemas import Payload
-from gradtrace_service.engine.memory import is_out_of_memory
+from gradtrace_service.engine.work import is_out_of_memory
 
 Renderer = Callable[[int], Payload | None]  # training row -> its rendering, None where it was not asked for
 

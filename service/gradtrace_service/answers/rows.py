@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,20 +13,13 @@ import gradtrace
 from gradtrace import Index, RowFilter, Task
 from gradtrace.task import Label
 from gradtrace_client.request_schemas import SelfInfluenceRequest
-from gradtrace_client.schemas import ExampleAnswer, SelfInfluenceAnswer, Split, Timing
+from gradtrace_client.schemas import ExampleAnswer, SelfInfluenceAnswer, Split
 from gradtrace_service.answers import documents
-from gradtrace_service.answers.questions import absent_row, check_names, missing_row, options_of, split_size
+from gradtrace_service.answers.questions import check_names, options_of, why_absent
 from gradtrace_service.answers.rendering import rendered_rows, renderer
 from gradtrace_service.engine.work import each_alone
 from gradtrace_service.errors import NoSuchRowError
 from gradtrace_service.ops.timings import milliseconds_since
-
-
-class ExampleRequest(NamedTuple):
-    """The address of GET /examples/{split}/{row}."""
-
-    split: Split
-    row: int
 
 
 @each_alone
@@ -50,29 +43,20 @@ def self_influence(index: Index, request: SelfInfluenceRequest, waited_ms: float
         **documents.head(index, request),
         rows_total=len(rows),
         results=hits,
-        timing_ms=Timing(
-            queue=waited_ms,
-            gradient=0.0,
-            search=search_ms,
-            render=milliseconds_since(searched),
-            total=waited_ms + milliseconds_since(started),
-        ),
+        timing_ms=documents.timing(waited_ms, search=search_ms, render=milliseconds_since(searched)),
     )
 
 
 @each_alone
-def example(index: Index, request: ExampleRequest, waited_ms: float) -> ExampleAnswer:
-    """Answer GET /examples/{split}/{row}.
+def example(index: Index, request: tuple[Split, int], waited_ms: float) -> ExampleAnswer:
+    """Answer GET /examples/{split}/{row}, of which `request` holds the split and the row.
 
     Raises:
         NoSuchRowError: the split has no such row.
     """
     split, row = request
-    size = split_size(index, split)
-    if row >= size:
-        raise NoSuchRowError("row", missing_row(split, row, size))
-    if split == "train" and not index.present[row]:
-        raise NoSuchRowError("row", absent_row(index, row))
+    if (reason := why_absent(index, split, row)) is not None:
+        raise NoSuchRowError("row", reason)
     if split == "train":
         hit = documents.hit(index.task, _stored_hit(index, row, 0.0), renderer(index, True))
         return documents.document(ExampleAnswer, hit, split=split)
@@ -83,10 +67,7 @@ def example(index: Index, request: ExampleRequest, waited_ms: float) -> ExampleA
         row=row,
         label=label,
         label_name=index.task.label_name(label),
-        prediction=None,
-        prediction_name=None,
-        loss=None,
-        correct=None,
+        **dict.fromkeys(("prediction", "prediction_name", "loss", "correct")),
         example=rendered_rows(index).example(query),
     )
 

@@ -12,7 +12,7 @@ from gradtrace import Index
 from gradtrace.errors import DatasetError, QueryError, TaskError
 from gradtrace_client.request_schemas import PairsRequest, Queries
 from gradtrace_service.answers.questions import AskedExample, options_of
-from gradtrace_service.engine.memory import is_out_of_memory
+from gradtrace_service.engine.work import is_out_of_memory
 from gradtrace_service.errors import FieldError
 
 T = TypeVar("T")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from gradtrace_service.engine.work import REFUSALS, Outcome, Work
+from gradtrace_service.settings import DEFAULTS, Settings
 
 T = TypeVar("T")
 
@@ -45,17 +46,6 @@ class WorkerLostError(Exception):
     """The process that computed the answer was killed. The request may be sent again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """queue_size: requests that may wait;  batch_size: queries that are answered in one pass;  batch_wait_ms: how long
-    a free worker waits for more of them;  deadline: seconds from arrival to answer"""
-
-    queue_size: int = 256
-    batch_size: int = 16
-    batch_wait_ms: float = 0.0
-    deadline: float = 60.0
-
-
 @dataclass(eq=False, slots=True)
 class _Waiting:
     work: Work[Any]
@@ -70,6 +60,7 @@ class Engine:
         workers: each of its threads or processes owns its indexes: an Index is not thread-safe, nor is a user's Task.
         answer: what they run on a list of (work, time of arrival), giving an outcome for each.
         slots: number of workers.
+        settings: `queue_size`, `batch_size`, `batch_wait_ms` and `deadline_seconds` are used.
 
     Attributes:
         computing: requests that workers have taken and not answered yet.
@@ -80,10 +71,10 @@ class Engine:
         workers: Executor,
         answer: Callable[[list[tuple[Work[Any], float]]], list[Outcome]],
         slots: int = 1,
-        limits: Limits | None = None,
+        settings: Settings = DEFAULTS,
         observer: Observer | None = None,
     ) -> None:
-        self.limits = limits or Limits()
+        self.settings = settings
         self.workers, self._answer, self._observer = workers, answer, observer
         self.slots = self._free = slots
         self._queue: deque[_Waiting] = deque()
@@ -109,15 +100,15 @@ class Engine:
         """
         if self.draining:
             raise DrainingError
-        if len(self._queue) >= self.limits.queue_size:
+        if len(self._queue) >= self.settings.queue_size:
             self._queue = deque(waiting for waiting in self._queue if not waiting.answer.done())
-        if len(self._queue) >= self.limits.queue_size:
+        if len(self._queue) >= self.settings.queue_size:
             raise QueueFullError
         waiting = _Waiting(work, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._dispatch()
         try:
-            return cast(T, await asyncio.wait_for(waiting.answer, self.limits.deadline))
+            return cast(T, await asyncio.wait_for(waiting.answer, self.settings.deadline_seconds))
         except asyncio.TimeoutError:
             raise DeadlineError from None
 
@@ -136,8 +127,8 @@ class Engine:
             running.add_done_callback(self._running.discard)
 
     async def _serve_batch(self) -> None:
-        if self.limits.batch_wait_ms:
-            await asyncio.sleep(self.limits.batch_wait_ms / 1000.0)
+        if self.settings.batch_wait_ms:
+            await asyncio.sleep(self.settings.batch_wait_ms / 1000.0)
         try:
             batch = self._take_batch()
             if batch:
@@ -150,7 +141,7 @@ class Engine:
         """Remove from the queue the oldest request, and those that can be answered with it and fit into its batch."""
         batch: list[_Waiting] = []
         left: list[_Waiting] = []
-        room = self.limits.batch_size
+        room = self.settings.batch_size
         while self._queue and room > 0:
             waiting = self._queue.popleft()
             if waiting.answer.done():

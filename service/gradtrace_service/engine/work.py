@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
+
+import torch
 
 from gradtrace import Index
 from gradtrace.errors import QueryError, StoreError, TaskError
-from gradtrace_service.engine.memory import is_out_of_memory, release_memory
 
 T = TypeVar("T")
 
+IndexByName = Callable[[str | None], Index]  # raises FieldError, IndexUnavailableError
 Outcome = Any  # a work's answer, or the exception that refuses it
 Handler = Callable[[Index, Sequence[Any], Sequence[float]], Sequence[T | Exception]]
+
+# PyTorch's allocator for CPUs, and C++ libraries, raise a RuntimeError that only its text tells apart.
+_PHRASES = ("can't allocate memory", "out of memory", "bad_alloc")
 
 
 class IndexUnavailableError(StoreError):
@@ -27,13 +33,6 @@ class OutOfMemoryError(Exception):
 
 # Errors whose text is for the caller.
 REFUSALS = (QueryError, TaskError, IndexUnavailableError, OutOfMemoryError)
-
-
-class Indexes(Protocol):
-    """Open indexes by name."""
-
-    def get(self, name: str | None) -> Index:
-        """Raises FieldError for a name that is not there, IndexUnavailableError for an index that cannot be opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +64,27 @@ def each_alone(answer: Callable[[Index, Any, float], T]) -> Handler[T]:
     return handler
 
 
-def answer(indexes: Indexes, works: list[tuple[Work[Any], float]], now: Callable[[], float]) -> list[Outcome]:
-    """Answer the works of one batch, each with (its time of arrival). A work that fails fails alone."""
-    waited_ms = [(now() - arrived) * 1000.0 for _, arrived in works]
-    return _answer(indexes, [work for work, _ in works], waited_ms)
-
-
-def _answer(indexes: Indexes, works: Sequence[Work[Any]], waited_ms: Sequence[float]) -> list[Outcome]:
+def answer(index_by_name: IndexByName, works: Sequence[Work[Any]], waited_ms: Sequence[float]) -> list[Outcome]:
+    """Answer the works of one batch, which name the same index and handler. A work that fails fails alone."""
     first = works[0]
     try:
-        return list(first.handler(indexes.get(first.index), [work.request for work in works], waited_ms))
+        return list(first.handler(index_by_name(first.index), [work.request for work in works], waited_ms))
     except Exception as error:  # handed to the caller, or to the log
         failure = OutOfMemoryError(str(error)) if is_out_of_memory(error) else error
-    if isinstance(failure, OutOfMemoryError):
-        release_memory()
+    if isinstance(failure, OutOfMemoryError):  # only now: a live traceback keeps every frame's tensors
+        gc.collect()
+        torch.cuda.empty_cache()  # does nothing where CUDA is not in use
     if len(works) == 1:
         return [failure]
-    del failure  # its traceback holds the tensors of every frame
+    del failure
     # One of the requests is at fault, or together they need too much memory.
-    alone = (_answer(indexes, [work], [waited]) for work, waited in zip(works, waited_ms, strict=True))
+    alone = (answer(index_by_name, [work], [waited]) for work, waited in zip(works, waited_ms, strict=True))
     return [outcome for outcomes in alone for outcome in outcomes]
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether this error, or one that it was raised from, means that memory ran out."""
+    if error is None:
+        return False
+    by_text = isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or by_text or is_out_of_memory(error.__cause__)

@@ -17,16 +17,16 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
-from gradtrace_service.engine.work import REFUSALS, Indexes, Outcome, Work, answer
+from gradtrace_service.engine.work import REFUSALS, IndexByName, Outcome, Work, answer
 
-_owned = threading.local()  # `indexes`: those of the worker that runs on this thread
+_owned = threading.local()  # `index_by_name`: gives the indexes of the worker that runs on this thread
 
 _log = logging.getLogger(__name__)
 
 
-def thread_worker(indexes: Indexes) -> Executor:
+def thread_worker(index_by_name: IndexByName) -> Executor:
     """One thread of this process."""
-    return ThreadPoolExecutor(1, "gradtrace-index", _own, (lambda: indexes,))
+    return ThreadPoolExecutor(1, "gradtrace-index", _own, (index_by_name,))
 
 
 class ProcessWorkers(Executor):
@@ -35,11 +35,13 @@ class ProcessWorkers(Executor):
 
     When one is killed, everything that is being computed fails with BrokenProcessPool; new processes are started for
     the next request.
+
+    begin: called in each process; gives its indexes
     """
 
-    def __init__(self, count: int, indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> None:
+    def __init__(self, count: int, begin: Callable[[], IndexByName], log_config: dict[str, Any]) -> None:
         context = multiprocessing.get_context("spawn")
-        self._start = partial(ProcessPoolExecutor, count, context, _begin_process, (indexes, log_config))
+        self._start = partial(ProcessPoolExecutor, count, context, _begin_process, (begin, log_config))
         self._pool = self._start()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -54,11 +56,11 @@ class ProcessWorkers(Executor):
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
 
 
-def _begin_process(indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> None:
+def _begin_process(begin: Callable[[], IndexByName], log_config: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them all; the service ends its workers itself
     logging.config.dictConfig(log_config)
     threading.Thread(target=_end_with_parent, name="gradtrace-parent", daemon=True).start()
-    _own(indexes)
+    _own(begin())
 
 
 def _end_with_parent() -> None:
@@ -69,13 +71,14 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _own(indexes: Callable[[], Indexes]) -> None:
-    _owned.indexes = indexes()
+def _own(index_by_name: IndexByName) -> None:
+    _owned.index_by_name = index_by_name
 
 
 def answer_batch(works: list[tuple[Work[Any], float]]) -> list[Outcome]:
     """Answer the works of a batch; runs on a worker."""
-    return answer(_owned.indexes, works, time.perf_counter)
+    now = time.perf_counter()  # a clock that all processes share
+    return answer(_owned.index_by_name, [work for work, _ in works], [(now - arrived) * 1000.0 for _, arrived in works])
 
 
 def answer_batch_elsewhere(works: list[tuple[Work[Any], float]]) -> list[Outcome]:

@@ -14,7 +14,7 @@ from starlette.types import Scope as Connection
 
 from gradtrace_service.http.api_keys import ApiKey, KeyFile, Scope
 from gradtrace_service.http.problems import problem
-from gradtrace_service.ops.audit import AuditedCall
+from gradtrace_service.ops.audit import audited
 
 OPEN = frozenset(("/", "/docs", "/openapi.json", "/healthz", "/readyz"))  # reveal nothing about any index
 _MINUTE = 60.0
@@ -72,14 +72,10 @@ class Access:
         key = self._key(scope)
         needed = Scope.admin if scope["path"].lstrip("/").partition("/")[0] in self._admin else Scope.query
         answering = self._too_many(scope, key) or self._not_allowed(key, needed) or self._app
-        if needed is not Scope.admin:
+        if needed is Scope.admin:
+            await audited(answering, key.name if key else None, scope, receive, send)
+        else:
             await answering(scope, receive, send)
-            return
-        call = AuditedCall(scope, send, key.name if key else None)
-        try:
-            await answering(scope, receive, call.send)
-        finally:
-            call.end()
 
     def _key(self, scope: Connection) -> ApiKey | None:
         scheme, _, token = Headers(scope=scope).get("Authorization", "").partition(" ")

@@ -30,52 +30,35 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, answer = time.perf_counter(), _Answer()
+        started = time.perf_counter()
+        status, is_problem, problem = _GONE, False, None
 
         async def watched_send(message: Message) -> None:
-            answer.watch(message)
+            nonlocal status, is_problem, problem
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                is_problem = Headers(raw=message["headers"]).get("content-type") == "application/problem+json"
+            elif is_problem and problem is None:
+                with suppress(ValueError, KeyError):  # one message holds the whole document
+                    problem = json.loads(message["body"])["type"]
             await send(message)
 
         try:
             await self._app(scope, receive, watched_send)
-        except Exception:
-            answer.failed()  # the handler outside all middlewares answers with 500
-            raise
         finally:
-            self._report(scope, answer, time.perf_counter() - started)
+            self._report(scope, status, problem, time.perf_counter() - started)
 
-    def _report(self, scope: Scope, answer: _Answer, seconds: float) -> None:
+    def _report(self, scope: Scope, status: int, problem: str | None, seconds: float) -> None:
         # Callers must not be able to add time series: hence the route's template, and only methods that exist.
         endpoint = getattr(scope.get("route"), "path", "(none)")
         method = scope["method"] if scope["method"] in _METHODS else "(other)"
-        self._metrics.requested(method, endpoint, answer.status, seconds, answer.problem)
+        self._metrics.requested(method, endpoint, status, seconds, problem)
         fields = {
             "method": scope["method"],
             "path": scope["path"],
-            "status": answer.status,
+            "status": status,
             "milliseconds": round(seconds * 1000.0, 3),
             "client": (scope.get("client") or ("",))[0],
-            "problem": answer.problem,
+            "problem": problem,
         }
         _log.info("%(method)s %(path)r %(status)d %(milliseconds).1f ms", fields, extra=fields)
-
-
-class _Answer:
-    """The status and the problem of an answer, read from the messages that send it."""
-
-    def __init__(self) -> None:
-        self.status = _GONE
-        self.problem: str | None = None
-        self._is_problem = False
-
-    def watch(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            self._is_problem = Headers(raw=message["headers"]).get("content-type") == "application/problem+json"
-        elif self._is_problem and self.problem is None:
-            with suppress(ValueError, KeyError):  # one message holds the whole document
-                self.problem = json.loads(message["body"])["type"]
-
-    def failed(self) -> None:
-        if self.status == _GONE:
-            self.status, self.problem = 500, "urn:gradtrace:problem:failure"

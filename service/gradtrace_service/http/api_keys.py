@@ -14,10 +14,10 @@ import secrets
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gradtrace_service.indexes.catalog import file_stamp
 from gradtrace_service.settings import SettingsError
 
 _PREFIX = "gradtrace_"  # lets people and scanners for leaked secrets recognise it
@@ -54,7 +54,7 @@ class KeyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._state = self._look()
+        self._stamp = file_stamp(path)
         self._keys = read_keys(path)
         self._complaint = ""  # the last error logged for a file that cannot be read
 
@@ -67,20 +67,12 @@ class KeyFile:
                 match = entry
         return match
 
-    def _look(self) -> Any:
-        """A value that changes whenever the file does."""
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
-
     def _follow(self) -> None:
-        state = self._look()
-        if state == self._state:
+        stamp = file_stamp(self._path)
+        if stamp == self._stamp:
             return
         try:
-            self._keys, self._state, self._complaint = read_keys(self._path), state, ""
+            self._keys, self._stamp, self._complaint = read_keys(self._path), stamp, ""
         except SettingsError as error:  # the next request tries again: a failure may pass
             if str(error) != self._complaint:
                 _log.error("%s; the previous keys stay valid", error)

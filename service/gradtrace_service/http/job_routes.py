@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.sse import EventSourceResponse
@@ -17,8 +17,7 @@ router = APIRouter()
 
 
 def _jobs(request: Request) -> JobRunner:
-    jobs: JobRunner = request.app.state.jobs
-    return jobs
+    return cast(JobRunner, request.app.state.jobs)
 
 
 OfflineJobs = Annotated[JobRunner, Depends(_jobs)]

@@ -6,7 +6,6 @@ answers carry their times and the rows they touched. docs/operations.md describe
 
 from __future__ import annotations
 
-from collections import Counter as Tally
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -58,15 +57,16 @@ class Metrics:
 
     def watch(self, engine: Engine, hosted: Sequence[Hosted] = (), jobs: JobRunner | None = None) -> None:
         """At each scrape, read the length of the queue, the published generations and the jobs."""
-        waiting = prometheus.Gauge(
-            "gradtrace_queue_length", "Requests that no worker has taken yet.", registry=self._registry
-        )
-        waiting.set_function(lambda: engine.waiting)
+        gauge = partial(prometheus.Gauge, registry=self._registry)
+        queue_length = gauge("gradtrace_queue_length", "Requests that no worker has taken yet.")
+        queue_length.set_function(lambda: engine.waiting)
         if hosted:
             self._default_index = hosted[0].name
             self._registry.register(_Published(hosted))
         if jobs is not None:
-            self._registry.register(_Jobs(jobs))
+            states = gauge("gradtrace_jobs", "Re-index jobs that are kept, by state.", ["state"])
+            for state in get_args(Job.model_fields["state"].annotation):
+                states.labels(state).set_function(partial(_count_jobs, jobs, state))
 
     def batch_answered(
         self, works: Sequence[Work[Any]], waited: Sequence[float], took: float, outcomes: Sequence[Outcome]
@@ -126,13 +126,5 @@ class _Published(Collector):
         yield published
 
 
-class _Jobs(Collector):
-    def __init__(self, jobs: JobRunner) -> None:
-        self._jobs = jobs
-
-    def collect(self) -> Iterator[Metric]:
-        states = Tally(job.state for job in self._jobs.all())
-        jobs = GaugeMetricFamily("gradtrace_jobs", "Re-index jobs that are kept, by state.", labels=["state"])
-        for state in get_args(Job.model_fields["state"].annotation):
-            jobs.add_metric([state], states[state])
-        yield jobs
+def _count_jobs(jobs: JobRunner, state: str) -> int:
+    return sum(job.state == state for job in jobs.all())

@@ -1,4 +1,4 @@
-"""What a request passes on its way to the routes: ids, log, headers, keys and limits."""
+"""What a request passes on its way to the routes: ids, log, keys and limits; and the headers of every answer."""
 
 from __future__ import annotations
 
@@ -8,24 +8,35 @@ from typing import Any
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gradtrace_client.service_schemas import VERSION_HEADER
 from gradtrace_service.http import job_routes
 from gradtrace_service.http.access import Access, RateLimit
 from gradtrace_service.http.access_log import AccessLog
 from gradtrace_service.http.api_keys import KeyFile
-from gradtrace_service.http.body_limit import BodyLimit
-from gradtrace_service.http.disconnects import CancelOnDisconnect
-from gradtrace_service.http.headers import AnswerHeaders
 from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.problems import AnswerFailures, error_responses
+from gradtrace_service.http.request_reading import RequestReading
 from gradtrace_service.settings import Settings
 
 _REQUEST_ID = "X-Request-ID"
-_KNOWN_ID = re.compile(
-    r"[\w.:/+=@-]{1,128}", re.ASCII
-)  # what others use as ids, and nothing that could forge a log line
+# What others use as ids, and nothing that could forge a log line.
+_KNOWN_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",  # answers hold training data
+}
+_NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+_POLICIES = {  # FastAPI's page holds an inline script, and takes the rest from this CDN
+    "/docs": "default-src 'none'; connect-src 'self'; img-src data: https://fastapi.tiangolo.com; "
+    "script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+}
 _BEARER = HTTPBearer(auto_error=False, description="An API key, made by `gradtrace key new`.")
 
 
@@ -35,8 +46,7 @@ def add_middlewares(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     Raises:
         SettingsError: the file of keys cannot be read.
     """
-    app.add_middleware(CancelOnDisconnect)
-    app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_mb * 2**20))
+    app.add_middleware(RequestReading, max_bytes=int(settings.max_body_mb * 2**20))
     app.add_middleware(
         Access,
         keys=None if settings.api_key_file is None else KeyFile(settings.api_key_file),
@@ -64,3 +74,22 @@ def guarded(settings: Settings) -> dict[str, Any]:
     if settings.api_key_file is None:
         return {"responses": error_responses(429)}
     return {"responses": error_responses(401, 403, 429), "dependencies": [Security(_BEARER)]}
+
+
+class AnswerHeaders:
+    """ASGI middleware: adds the headers that a route has not set itself."""
+
+    def __init__(self, app: ASGIApp, version: str) -> None:
+        self._app = app
+        self._headers = _HEADERS | {VERSION_HEADER: version}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("Content-Security-Policy", _POLICIES.get(scope["path"], _NOTHING))
+                for name, value in self._headers.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)

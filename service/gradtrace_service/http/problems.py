@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradtrace.errors import DatasetError, QueryError, TaskError
-from gradtrace_client.problem_schemas import FieldProblem, Problem, field_problems
+from gradtrace_client.service_schemas import FieldProblem, Problem, field_problems
 from gradtrace_service.engine.engine import (
     DeadlineError,
     DrainingError,
@@ -26,40 +26,26 @@ from gradtrace_service.engine.engine import (
 from gradtrace_service.engine.work import IndexUnavailableError, OutOfMemoryError
 from gradtrace_service.errors import FieldError, NotReadyError
 
-RETRY_AFTER_SECONDS = 1
 _MEDIA_TYPE = "application/problem+json"
 _REMEDIES = {  # for refusals for which the framework gives only a status phrase
     400: "the body cannot be read as JSON; send one JSON object",
     404: "there is nothing at this address; /docs lists the addresses",
     405: "this address takes other methods; the Allow header and /docs list them",
 }
-_AGAIN = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-_STATES: dict[type[Exception], tuple[int, str, str, Mapping[str, str]]] = {  # of the service, which refuse any request
-    QueueFullError: (429, "busy", "too many requests are waiting; send this one again later", _AGAIN),
+_STATES: dict[type[Exception], tuple[int, str, str]] = {  # of the service, which refuse any request
+    QueueFullError: (429, "busy", "too many requests are waiting; send this one again later"),
     DeadlineError: (
         504,
         "deadline",
-        "the answer took longer than a request may take; ask for less, or later when there is less load",
-        {},
+        "the answer took longer than a request may take; ask for less, or at a quiet time",
     ),
-    NotReadyError: (503, "starting", "the service is loading its index; ask again soon", _AGAIN),
-    DrainingError: (
-        503,
-        "draining",
-        "the service is shutting down; send the request again, to the one that takes its place",
-        {**_AGAIN, "Connection": "close"},
-    ),
-    WorkerLostError: (
-        503,
-        "worker-lost",
-        "the process that computed the answer was killed; send the request again",
-        _AGAIN,
-    ),
+    NotReadyError: (503, "starting", "the service is loading its index; ask again soon"),
+    DrainingError: (503, "draining", "the service is shutting down; send the request again, to its successor"),
+    WorkerLostError: (503, "worker-lost", "the process that computed the answer was killed; send the request again"),
     IndexUnavailableError: (
         503,
         "index-unavailable",
         "the index cannot be opened as it is now; the service's log says why, and it is tried again once repaired",
-        _AGAIN,
     ),
 }
 
@@ -137,7 +123,10 @@ def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _state(request: Request, error: Exception) -> Response:
-    status, kind, detail, headers = _STATES[type(error)]
+    status, kind, detail = _STATES[type(error)]
+    headers = {"Connection": "close"} if isinstance(error, DrainingError) else {}
+    if status in (429, 503):
+        headers["Retry-After"] = "1"
     return problem(status, kind, detail, headers=headers)
 
 

@@ -1,4 +1,4 @@
-"""Queries to an index, over HTTP."""
+"""Queries to an index, and the list of indexes, over HTTP."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gradtrace_client.request_schemas import (
     SelfInfluenceRequest,
 )
 from gradtrace_client.schemas import ExampleAnswer, IndexDetails, InfluenceAnswer, SelfInfluenceAnswer, Split
+from gradtrace_client.service_schemas import Indexes
 from gradtrace_service.answers import documents, groups_and_pairs, rows
 from gradtrace_service.answers import influence as answers
 from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.work import Work
 from gradtrace_service.http.problems import error_responses
-from gradtrace_service.ops.timings import server_timing
-from gradtrace_service.ops.tracing import trace_stages
+from gradtrace_service.ops.timings import server_timing, trace_stages
 
 T = TypeVar("T")
 
@@ -92,13 +92,19 @@ async def example(
     split: Split, row: Annotated[int, Path(ge=0, lt=2**53)], engine: Workers, choice: Choice
 ) -> ExampleAnswer:
     """One row of the training or the query data set, for display."""
-    return await engine.run(Work(choice.index, rows.example, rows.ExampleRequest(split, row)))
+    return await engine.run(Work(choice.index, rows.example, (split, row)))
 
 
 @router.get("/index", responses=error_responses(422, 429, 500, 503, 504))
 async def index_details(engine: Workers, choice: Choice) -> IndexDetails:
     """What the index holds, and what may be asked of it."""
     return await engine.run(Work(choice.index, documents.index_details))
+
+
+@router.get("/indexes", responses=error_responses(500))
+def indexes(request: Request) -> Indexes:
+    """The indexes that requests may name; the first is the default."""
+    return Indexes(indexes=request.app.state.summaries())
 
 
 def _batch_key(request: InfluenceRequest) -> str:

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ import psutil
 import gradtrace
 from gradtrace import Index
 from gradtrace.errors import GradtraceError, MismatchError, QueryError, StoreError, TaskError
-from gradtrace.store.manifest import MANIFEST_NAME, read_manifest
+from gradtrace.store.manifest import MANIFEST_NAME, Manifest, read_manifest
+from gradtrace_client.service_schemas import IndexSummary
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_service.answers.rendering import try_rendering
 from gradtrace_service.engine.work import IndexUnavailableError
@@ -35,6 +36,8 @@ _RESTART = (
     ". The task was loaded anew, with the modules beside it. If the data on disk is right, an installed module, or one "
     "that cannot be imported twice, still holds the old data: restart the service"
 )
+
+Summaries = Callable[[], list[IndexSummary]]
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +77,14 @@ class Hosted:
         except Exception as error:
             raise TaskError(f"{self.task}: {_described(error)}") from error
 
+    def manifest(self) -> Manifest | None:
+        """None, and an error in the log, where it cannot be read."""
+        try:
+            return read_manifest(self.path)
+        except GradtraceError as error:
+            _log.error("index %s: %s", self.name, error)
+            return None
+
     def state(self) -> Any:
         """A value that changes when another generation is published, or a file of this one is damaged or repaired.
 
@@ -81,7 +92,7 @@ class Hosted:
             StoreError: there is no manifest, or it is damaged.
         """
         files = [entry.path for entry in read_manifest(self.path).files()]
-        return [_stamp(self.path / name) for name in (MANIFEST_NAME, *files)]
+        return [file_stamp(self.path / name) for name in (MANIFEST_NAME, *files)]
 
 
 def _described(error: Exception) -> str:
@@ -92,7 +103,8 @@ def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def file_stamp(path: Path) -> tuple[int, int, int] | None:
+    """A value that changes whenever the file does; None where there is no file."""
     try:
         status = path.stat()
     except OSError:
@@ -126,16 +138,13 @@ def hosted(indexes: Sequence[str], tasks: Sequence[str], settings: Settings) -> 
     ]
 
 
-class FixedIndex:
-    """One open index, which does not change."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-
-    def get(self, name: str | None) -> Index:
-        if name is not None:
-            raise FieldError("index", f"there is no index {name!r}; this service has one, without a name: leave it out")
-        return self._index
+def known_name(hosted: Mapping[str, Hosted], name: str | None) -> str:
+    """The name, None meaning the first index. Raises FieldError where no index has it."""
+    if name is None:
+        return next(iter(hosted))
+    if name not in hosted:
+        raise FieldError("index", f"there is no index {name!r}; this service has {', '.join(hosted)}")
+    return name
 
 
 class Catalog:
@@ -170,10 +179,7 @@ class Catalog:
             IndexUnavailableError: it cannot be opened. The next attempt is made when its manifest has changed, or some
                 seconds later: other files may have been repaired.
         """
-        if name is None:
-            name = next(iter(self._hosted))
-        if name not in self._hosted:
-            raise FieldError("index", f"there is no index {name!r}; this service has {', '.join(self._hosted)}")
+        name = known_name(self._hosted, name)
         with self._lock:
             if name in self._next:
                 self._open[name] = self._next.pop(name)
@@ -272,3 +278,18 @@ class Catalog:
     def close(self) -> None:
         self._stopped.set()
         self._follower.join()
+
+
+def summaries(hosted: Sequence[Hosted], catalog: Catalog | None) -> list[IndexSummary]:
+    """What the manifests say, without opening an index. catalog: None if the workers are processes"""
+    return [
+        summary(index.name, index.manifest(), None if catalog is None else catalog.is_open(index.name))
+        for index in hosted
+    ]
+
+
+def summary(name: str | None, manifest: Manifest | None, loaded: bool | None) -> IndexSummary:
+    if manifest is None:
+        return IndexSummary(name=name, generation=None, task=None, rows=None, loaded=loaded)
+    task = manifest.task
+    return IndexSummary(name=name, generation=manifest.generation, task=task.name, rows=task.train_rows, loaded=loaded)

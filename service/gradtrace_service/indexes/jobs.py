@@ -26,8 +26,8 @@ from gradtrace_indexer.writing.files import write_file
 from gradtrace_indexer.writing.shard_plan import missing_shards
 from gradtrace_service.engine.engine import DrainingError
 from gradtrace_service.engine.work import IndexUnavailableError
-from gradtrace_service.errors import FieldError, NoSuchJobError, OtherJobError
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.errors import NoSuchJobError, OtherJobError
+from gradtrace_service.indexes.catalog import Hosted, known_name
 
 _ATTEMPTS = 5
 _KEPT_JOBS = 100  # of an index, that have ended; older ones are forgotten
@@ -44,12 +44,11 @@ class JobRunner:
 
     def __init__(self, hosted: Sequence[Hosted]) -> None:
         self._hosted: Mapping[str, Hosted] = {index.name: index for index in hosted}
-        self._jobs: dict[str, Job] = {}  # in the order in which they were started: clocks may be set back
+        kept = sorted((job for index in hosted for job in _kept_jobs(index)), key=lambda job: job.created)
+        self._jobs = {job.id: job for job in kept}  # then in the order of their starts: clocks may be set back
         self._running: dict[str, asyncio.Task[None]] = {}  # by index: an index has one writer
         self._changed = asyncio.Condition()
         self._draining = False
-        for job in sorted((job for index in hosted for job in _kept_jobs(index)), key=lambda job: job.created):
-            self._jobs[job.id] = job
         for index in hosted:
             self._forget_old(index.name)
 
@@ -75,9 +74,7 @@ class JobRunner:
         """
         if self._draining:
             raise DrainingError
-        index = next(iter(self._hosted)) if index is None else index
-        if index not in self._hosted:
-            raise FieldError("index", f"there is no index {index!r}; this service has {', '.join(self._hosted)}")
+        index = known_name(self._hosted, index)
         if index in self._running:
             running = next(job for job in self._jobs.values() if job.index == index and job.state == "running")
             if running.roll_back_to != roll_back_to:

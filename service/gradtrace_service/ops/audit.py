@@ -10,7 +10,7 @@ from pathlib import Path
 
 from asgi_correlation_id import correlation_id
 from starlette.datastructures import Headers
-from starlette.types import Message, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _audit = logging.getLogger("gradtrace.audit")
 
@@ -32,37 +32,36 @@ class AuditLog:
         self._handler.close()
 
 
-class AuditedCall:
-    """One call: its caller and what it asks for are logged together with the status, as soon as that is known.
+async def audited(app: ASGIApp, key: str | None, scope: Scope, receive: Receive, send: Send) -> None:
+    """Log the caller of `app` and what it asks for together with the status, as soon as that is known; the call of a
+    caller that left before its answer is logged without one.
 
     key: the name of the caller's key, None without one
     """
+    logged = False
 
-    def __init__(self, scope: Scope, send: Send, key: str | None) -> None:
-        self._scope, self._send, self._key = scope, send, key
-        self._logged = False
-
-    async def send(self, message: Message) -> None:
-        """Takes the place of ASGI's `send`."""
-        if message["type"] == "http.response.start":
-            self._log(message["status"], Headers(raw=message["headers"]).get("location"))
-        await self._send(message)
-
-    def end(self) -> None:
-        """Log the call of a caller that left before its answer, without a status."""
-        if not self._logged:
-            self._log(None, None)
-
-    def _log(self, status: int | None, location: str | None) -> None:
-        self._logged = True
+    def log(status: int | None, location: str | None) -> None:
+        nonlocal logged
+        logged = True
         line = {
             "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-            "key": self._key,
-            "client": (self._scope["client"] or [None])[0],
-            "method": self._scope["method"],
-            "path": self._scope["path"],
+            "key": key,
+            "client": (scope["client"] or [None])[0],
+            "method": scope["method"],
+            "path": scope["path"],
             "status": status,
             "location": location,  # of the job that the call started; its file has the details
             "request_id": correlation_id.get(),
         }
         _audit.info(json.dumps(line))
+
+    async def logged_send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            log(message["status"], Headers(raw=message["headers"]).get("location"))
+        await send(message)
+
+    try:
+        await app(scope, receive, logged_send)
+    finally:
+        if not logged:
+            log(None, None)
