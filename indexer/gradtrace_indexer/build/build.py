@@ -11,6 +11,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.checkpoints.indexed import checkpoint_entries
@@ -21,6 +22,7 @@ from gradtrace.index import Index
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.opening import open_index
 from gradtrace.recording import read_recording
+from gradtrace.recording.files import ROWS_NAME
 from gradtrace.store.manifest import (
     MANIFEST_NAME,
     BasisEntry,
@@ -40,7 +42,6 @@ from gradtrace_indexer.build.averages import with_averages
 from gradtrace_indexer.build.bad_rows import BadRows, Screening
 from gradtrace_indexer.build.builder import Builder, PassOptions
 from gradtrace_indexer.build.fit import FitSpec, RunFit, Samples, sample_rows
-from gradtrace_indexer.build.recorded import recorded_entry
 from gradtrace_indexer.generations import save_pending, unfinished
 from gradtrace_indexer.searchers.build import check_searcher, set_searcher
 from gradtrace_indexer.writing.files import sole_writer
@@ -59,15 +60,12 @@ def build_index(
     dimensions: int = 2048,
     basis: BasisKind = "spectral",
     precision: Precision = "int8",
-    batch_size: int = 128,
     seed: int = 0,
     searcher: str | None = None,
     average_segments: int | None = None,
     recording: str | Path | None = None,
-    num_workers: int = 0,
     skip_bad_rows: bool = False,
-    device: str = "auto",
-    progress: bool = True,
+    **passes: Unpack[PassOptions],
 ) -> Index:
     """Build the index of a task's training rows. An interrupted build is resumed, a finished one only opened.
 
@@ -84,12 +82,12 @@ def build_index(
     """
     spec = FitSpec(basis, dimensions, seed, precision)
     check_dataset(task, skip_unreadable=skip_bad_rows)
-    passes = PassOptions(batch_size=batch_size, num_workers=num_workers, device=device, progress=progress)
     recorded = None if recording is None else read_recording(recording)
     builder = Builder(task, Path(path), skip_bad_rows=skip_bad_rows, recording=recorded, **passes)
     _build(builder, checkpoints, spec, average_segments, searcher)
+    device = passes.get("device", "auto")
     if searcher is not None:
-        return set_searcher(path, task, searcher, device=device, progress=progress)
+        return set_searcher(path, task, searcher, device=device, progress=builder.progress)
     return open_index(path, task, device=device)
 
 
@@ -135,7 +133,11 @@ def _entries(builder: Builder, runs: Runs) -> list[CheckpointEntry]:
     entries: list[CheckpointEntry] = []
     for number, run in enumerate(runs):
         entries += checkpoint_entries(builder.directory, run, builder.task, number)
-    return entries if builder.recording is None else [*entries, recorded_entry(builder.recording, entries[-1])]
+    if builder.recording is not None:  # of a training that ended with the weights of the last checkpoint
+        file = next(file for file in builder.recording.entry.files if file.path == ROWS_NAME)
+        recorded = {"name": "recording", "kind": "recorded", "recording": file.xxh3}
+        entries.append(entries[-1].model_copy(update=recorded))
+    return entries
 
 
 def check_order(checkpoints: Sequence[Checkpoint]) -> None:
@@ -184,7 +186,11 @@ def _begin(builder: Builder, runs: Runs, rows: int, spec: FitSpec) -> Manifest:
     samples = Samples(builder.task, spec.seed, rows, good)
     fits = [builder.fit(run, f"{number}.1", spec, samples) for number, run in enumerate(runs)]
     reference, dimensions = fits[-1].reference, check_dimensions(fits, fits[0].dimensions)
-    levels = default_levels(dimensions)
+    levels, representation = default_levels(dimensions), reference.representation
+    represented = representation and RepresentationsEntry(
+        source=representation.source, dimensions=representation.dimensions
+    )
+    bytes_of_1024_rows = ShardLayout(1024, tuple(levels), spec.precision).bytes
     manifest = Manifest(
         generation=1,
         complete=False,
@@ -204,17 +210,12 @@ def _begin(builder: Builder, runs: Runs, rows: int, spec: FitSpec) -> Manifest:
         column_scales=[file for fit in fits for file in fit.column_scales],
         levels=levels,
         rows=rows,
-        representations=_representations(reference),
-        shard_rows=_shard_rows(levels, spec.precision),
+        representations=represented,
+        shard_rows=max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // bytes_of_1024_rows)),
         shards=[],
         libraries={"gradtrace": version("gradtrace"), "torch": torch.__version__, "python": platform.python_version()},
     )
     return save_pending(builder.directory, manifest.with_skipped(bad.new))
-
-
-def _shard_rows(levels: Sequence[int], precision: Precision) -> int:
-    layout = ShardLayout(1024, tuple(levels), precision)
-    return max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // layout.bytes))
 
 
 def _screened(builder: Builder, runs: Runs, rows: Sequence[int], bad: BadRows) -> Ids:
@@ -259,8 +260,3 @@ def check_dimensions(fits: Sequence[RunFit], dimensions: int) -> int:
             f"{max(dimensions, *fitted)}: build with dimensions={min(dimensions, *fitted)}"
         )
     return dimensions
-
-
-def _representations(model: GradientModel) -> RepresentationsEntry | None:
-    known = model.representation
-    return None if known is None else RepresentationsEntry(source=known.source, dimensions=known.dimensions)

@@ -99,7 +99,7 @@ def write_rows(
             except LossError as error:
                 raise error.naming(pending[0].rows) from error
             read = pending.popleft()
-            bad.without_finite_gradient(read.others(kept), workers.checkpoint)
+            bad.add_all_but(kept, read.rows, workers.checkpoint)
             places = np.searchsorted(batch, [read.rows[at] for at in kept]).tolist()
             complete = _with_zeros(encoded, places, len(batch), writer, representations)
             writer.append(complete.rows)
@@ -116,10 +116,6 @@ class _ReadBatch(NamedTuple):
 
     rows: list[int]
     labels: list[Label | None]
-
-    def others(self, kept: Sequence[int]) -> list[int]:
-        """The rows that are not at these positions."""
-        return [row for at, row in enumerate(self.rows) if at not in set(kept)]
 
 
 def _examples(
