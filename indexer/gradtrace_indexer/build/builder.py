@@ -51,17 +51,17 @@ from gradtrace_indexer.build.row_check import check_new_rows, zero_rows_message
 from gradtrace_indexer.build.row_reader import RowReader
 from gradtrace_indexer.build.rows import RowWorkers, write_rows
 from gradtrace_indexer.generations import publish, save_pending
-from gradtrace_indexer.progress import note, progress_bar, with_progress
+from gradtrace_indexer.progress import note, progress_bar
 from gradtrace_indexer.searchers.build import check_searcher
 from gradtrace_indexer.writing.files import write_file
-from gradtrace_indexer.writing.shard_plan import (
+from gradtrace_indexer.writing.shard_writer import (
     ShardTask,
+    ShardWriter,
     missing_shards,
     representation_writer,
     shard_name,
     with_shard,
 )
-from gradtrace_indexer.writing.shard_writer import ShardWriter
 
 _MOST_WORKERS = 8  # copies of the model
 
@@ -166,7 +166,7 @@ class Builder:
         reference, directory = self.model(checkpoints[-1]), self.directory
 
         def models() -> Iterator[GradientModel]:
-            for checkpoint in with_progress(checkpoints, "fit", len(checkpoints), self.progress):
+            for checkpoint in progress_bar("fit", len(checkpoints), shown=self.progress, items=checkpoints):
                 yield reference if checkpoint is checkpoints[-1] else self.model(checkpoint)
 
         with samples.named_in_errors():
@@ -216,7 +216,7 @@ class Builder:
         """With the curvature and rows of all checkpoints, one after another: each needs its model in memory."""
         bases, tasks = self.bases_of(manifest), missing_shards(manifest)
         total = sum(task.stop - task.start for task in tasks)
-        with progress_bar("index", total, "rows", self.progress) as bar:
+        with progress_bar("index", total, " rows", self.progress) as bar:
             for number, entry in enumerate(manifest.checkpoints):
                 own_tasks = [task for task in tasks if task.checkpoint == number]
                 if manifest.basis.kind == "spectral" and len(manifest.curvature) <= number:
@@ -285,8 +285,8 @@ class Builder:
 
     def _with_recorded_rows(self, manifest: Manifest, tasks: Sequence[ShardTask], bar: tqdm[Any]) -> Manifest:
         """With the recorded rows of these stretches, and the columns of the trained model."""
-        assert self.recording is not None  # only a build with the recording resumes one
         for task in tasks:
+            assert self.recording is not None  # only a build with the recording resumes one
             with self._row_writer(manifest, task) as writer:
                 for start in range(task.start, task.stop, self.batch_size):
                     rows = self.recording.hydra_rows[start : min(start + self.batch_size, task.stop)]

@@ -15,7 +15,7 @@ from gradtrace.fitted.trak_kernels import compute_kernel, output_of, share_at_le
 from gradtrace.store.manifest import FileEntry, KernelsEntry, Manifest, Output
 from gradtrace.store.rows import RowStore
 from gradtrace_indexer.generations import publish, save_pending, successor, updating
-from gradtrace_indexer.progress import with_progress
+from gradtrace_indexer.progress import progress_bar
 from gradtrace_indexer.writing.files import write_file
 
 DAMPING = 0.3  # see docs/methods.md
@@ -59,7 +59,7 @@ def _with_kernels(directory: Path, manifest: Manifest, device: str, progress: bo
     store, where = RowStore(directory, manifest), torch.device(pick_device(device))
     names = [entry.name for entry in manifest.checkpoints]
     lacking = manifest.lacking_kernels()
-    for name in with_progress(lacking, "kernels", len(lacking), progress):
+    for name in progress_bar("kernels", len(lacking), shown=progress, items=lacking):
         kernel = compute_kernel(store, names.index(name), entry.output, entry.damping, where)
         _warn_of_rounding(name, share_at_least(store, names.index(name), entry.output, kernel.least), entry.output)
         numbers = {name: torch.tensor(getattr(kernel, name)) for name in ("weight", "least")}

@@ -36,7 +36,7 @@ from gradtrace.errors import MismatchError, QueryError, StoreError, TaskError
 from gradtrace.fingerprint import weightless_identity
 from gradtrace.task import Example, Task
 from gradtrace_indexer.held_out import Split
-from gradtrace_indexer.progress import with_progress
+from gradtrace_indexer.progress import progress_bar
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_indexer.writing.files import sole_writer, write_file
 
@@ -206,7 +206,7 @@ class Retrainings:
                 results: Iterator[R] = (function(self._trainer, job) for job in jobs)
             else:
                 results = _in_processes(self.workers, self._task, self._trainer, function, jobs)
-            return list(with_progress(results, title, len(jobs), self.progress))
+            return list(progress_bar(title, len(jobs), shown=self.progress, items=results))
 
     def _record_or_compare(self, identity: dict[str, Any], recorded: dict[str, Any] | None) -> None:
         directory = self._trainer.directory

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradtrace.errors import QueryError
+from gradtrace.errors import QueryError, StoreError
 from gradtrace.index import Index
 from gradtrace.methods import METHODS
 from gradtrace.opening import open_index
@@ -25,12 +25,12 @@ from gradtrace.store.rows import RowStore
 from gradtrace.task import Example, Task
 from gradtrace_indexer.generations import publish, successor, updating
 from gradtrace_indexer.held_out import held_out
-from gradtrace_indexer.searchers.annoy import annoy_parameters, write_annoy
-from gradtrace_indexer.searchers.faiss import check_factory, filled_index, save_index
+from gradtrace_indexer.searchers.files import check_factory, filled_index, save_index, write_annoy
 from gradtrace_indexer.writing.files import write_through
 
 _K = 10
 _QUERIES = 64
+_NODES_PER_TREE = 400  # that Annoy inspects for a query
 
 
 def check_searcher(name: str) -> None:
@@ -105,7 +105,9 @@ def write_searcher(
     """
     if name.kind == "annoy":
         trees = int(name.argument)
-        parameters = annoy_parameters(trees, name.parameters)
+        parameters = name.parameters or f"search_k={_NODES_PER_TREE * trees}"
+        if not re.fullmatch(r"search_k=\d+", parameters):
+            raise StoreError(f"annoy takes search_k=NUMBER, not {parameters!r}")
         return write_through(directory, file, lambda path: write_annoy(store, trees, path, progress)), parameters
     index, parameters = filled_index(store, name.argument, name.parameters, progress)
     return write_through(directory, file, lambda path: save_index(index, path)), parameters

@@ -19,8 +19,7 @@ from gradtrace_indexer.generations import publish, save_pending, successor, upda
 from gradtrace_indexer.progress import progress_bar
 from gradtrace_indexer.writing.columns import gathered
 from gradtrace_indexer.writing.files import write_file, write_ids
-from gradtrace_indexer.writing.shard_plan import representation_writer, shard_name, with_shard
-from gradtrace_indexer.writing.shard_writer import ShardWriter
+from gradtrace_indexer.writing.shard_writer import ShardWriter, representation_writer, shard_name, with_shard
 
 _COPIED_ROWS = 4096  # at a time
 
@@ -99,7 +98,7 @@ def _with_shards(
     written = {(shard.checkpoint, shard.start) for shard in manifest.shards}
     old = {(shard.checkpoint, shard.start): shard for shard in current.shards}
     starts = [start for start, _ in current.stretches()]
-    with progress_bar("compact", len(current.checkpoints) * manifest.rows, "rows", progress) as bar:
+    with progress_bar("compact", len(current.checkpoints) * manifest.rows, " rows", progress) as bar:
         for checkpoint in range(len(current.checkpoints)):
             for stretch in stretches:
                 if (checkpoint, stretch.start) not in written:
