@@ -19,7 +19,6 @@ from gradtrace.results.display import describe
 from gradtrace.store.manifest import BasisKind, read_manifest
 from gradtrace.task import Task
 from gradtrace_indexer import generations
-from gradtrace_indexer.bench import bench as bench_lines
 from gradtrace_indexer.build.build import build_index
 from gradtrace_indexer.build.builder import PassOptions
 from gradtrace_indexer.command_options import (
@@ -36,19 +35,16 @@ from gradtrace_indexer.command_options import (
 from gradtrace_indexer.derived.representer_head import fit_representer
 from gradtrace_indexer.derived.trak_kernels import DAMPING, add_kernels
 from gradtrace_indexer.description import describe_searcher, details
-from gradtrace_indexer.evaluation.evaluate import evaluate as evaluate_lines
+from gradtrace_indexer.evaluation import evaluate as evaluation
 from gradtrace_indexer.evaluation.ground_truth import subset_outputs
 from gradtrace_indexer.evaluation.retraining import Retrainings
 from gradtrace_indexer.evaluation.select import explained, mean_losses, plot_selection, selection_index
 from gradtrace_indexer.held_out import held_out_rows
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_indexer.update.add_checkpoints import add_run
-from gradtrace_indexer.update.append import append_rows
 from gradtrace_indexer.update.compact import compact as compact_index
-from gradtrace_indexer.update.delete import delete_rows
-from gradtrace_indexer.update.update import run_directory, update_index
-from gradtrace_indexer.update.watch import INTERVAL, watch
-from gradtrace_indexer.verify import verify as verify_index
+from gradtrace_indexer.update.rows import append_rows, delete_rows
+from gradtrace_indexer.update.update import INTERVAL, run_directory, update_index, watch
 
 app = typer.Typer()
 
@@ -294,7 +290,7 @@ def verify(
     all_generations: Annotated[bool, typer.Option("--all", help="Also the earlier generations.")] = False,
 ) -> None:
     """Check every byte of an index against its manifest."""
-    problems = verify_index(index, all_generations=all_generations)
+    problems = generations.verify(index, all_generations=all_generations)
     for problem in problems:
         typer.echo(problem)
     if problems:
@@ -318,7 +314,7 @@ def bench(
     device: DeviceOption = "auto",
 ) -> None:
     """Measure how fast an index answers here, one query at a time and many, and what an approximate searcher misses."""
-    for line in bench_lines(index, load_task(task), k=k, queries=queries, device=device):
+    for line in evaluation.bench(index, load_task(task), k=k, queries=queries, device=device):
         typer.echo(line)
 
 
@@ -348,7 +344,7 @@ def evaluate(
     split, numbers = held_out_rows(loaded, queries, opened.present)
     retrainings = Retrainings(task, truth, queries=sorted(numbers) if queries else None, split=split, workers=workers)
     outputs = subset_outputs(retrainings, subsets, seeds, among=np.flatnonzero(opened.present))
-    for line in evaluate_lines(opened, retrainings.examples, outputs, method or opened.methods):
+    for line in evaluation.evaluate(opened, retrainings.examples, outputs, method or opened.methods):
         typer.echo(line)
 
 

@@ -147,7 +147,7 @@ def _begin(builder: Builder, current: Manifest, new: Sequence[Checkpoint], run: 
     if run == run_number(current, None):  # else predictions are still those of another run's model
         changes["task"] = task_entry(builder.task, model, read_row_ids(builder.directory, current).live_ids())
     manifest = successor(current, "add checkpoints", **changes)
-    return save_pending(builder.directory, _without_old_representations(manifest))
+    return save_pending(builder.directory, manifest)
 
 
 def _begin_run(builder: Builder, current: Manifest, checkpoints: Sequence[Checkpoint]) -> Manifest:
@@ -168,13 +168,4 @@ def _begin_run(builder: Builder, current: Manifest, checkpoints: Sequence[Checkp
         column_scales=[*current.column_scales, *fit.column_scales],
         task=task_entry(builder.task, fit.reference, live),
     )
-    return save_pending(builder.directory, _without_old_representations(manifest))
-
-
-def _without_old_representations(manifest: Manifest) -> Manifest:
-    """Only the last checkpoint of each run keeps representations."""
-    shards = [
-        shard if shard.checkpoint in manifest.represented else shard.model_copy(update={"representations": None})
-        for shard in manifest.shards
-    ]
-    return manifest.model_copy(update={"shards": shards})
+    return save_pending(builder.directory, manifest)
