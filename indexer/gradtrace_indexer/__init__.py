@@ -1,8 +1,7 @@
 """The offline room: the only one that writes an index."""
 
 from gradtrace_indexer.build.build import build_index
-from gradtrace_indexer.derived.representer_head import fit_representer
-from gradtrace_indexer.derived.trak_kernels import add_kernels
+from gradtrace_indexer.derived import add_kernels, fit_representer
 from gradtrace_indexer.evaluation.ground_truth import (
     ShapleyValues,
     SubsetOutputs,

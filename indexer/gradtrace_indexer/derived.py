@@ -1,7 +1,10 @@
-"""Refit the last layer on an index's representations, for method `representer`."""
+"""What is computed from the rows of a finished index: TRAK's kernels, and the last layer refitted on the
+representations."""
 
 from __future__ import annotations
 
+import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +12,78 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from gradtrace.devices import pick_device
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.fitted.representer_head import fit_head, with_constant
+from gradtrace.fitted.trak_kernels import compute_kernel, output_of, share_at_least
 from gradtrace.methods.representation_scoring import lacks_representations
 from gradtrace.store.checksums import check_files
-from gradtrace.store.manifest import Manifest, RepresenterEntry
+from gradtrace.store.manifest import KernelsEntry, Manifest, Output, RepresenterEntry
 from gradtrace.store.rows import RowStore, representation_store
-from gradtrace_indexer.generations import publish, successor, updating
+from gradtrace_indexer.generations import publish, save_pending, successor, updating
+from gradtrace_indexer.progress import progress_bar
 from gradtrace_indexer.writing.files import write_file
 
+DAMPING = 0.3  # see docs/methods.md
+_MOST_ROUNDED = 0.03  # share of the rows
 _BLOCK_ROWS = 4096
+
+
+def add_kernels(path: str | Path, *, damping: float = DAMPING, device: str = "auto", progress: bool = True) -> Manifest:
+    """Compute TRAK's kernels from the stored rows, and publish them as one generation.
+
+    There is one for each checkpoint, of 4 x dimensions^2 bytes. Those that exist with this damping stay. An update that
+    adds or deletes rows drops them all; a new checkpoint has none yet. Run again after an interruption, it resumes.
+
+    damping: added to each kernel's diagonal, relative to its mean.
+
+    Returns:
+        the current manifest.
+
+    Raises:
+        StoreError: no index, another update unfinished or running, a full disk, damping not above zero, or the loss is
+            neither -log p of a class nor a squared error.
+    """
+    directory = Path(path)
+    if not 0 < damping < math.inf:
+        raise StoreError(f"damping must be a number above zero, not {damping}")
+    with updating(directory, "add kernels") as (current, pending):
+        manifest = current if pending is None else pending
+        if manifest.kernels is None or manifest.kernels.damping != damping:
+            output = output_of(RowStore(directory, current).columns(current.last_checkpoint))
+            manifest = manifest.model_copy(update={"kernels": KernelsEntry(output=output, damping=damping, files={})})
+        if pending is None:
+            if not manifest.lacking_kernels():
+                return current
+            manifest = successor(manifest, "add kernels")
+        return publish(directory, _with_kernels(directory, save_pending(directory, manifest), device, progress))
+
+
+def _with_kernels(directory: Path, manifest: Manifest, device: str, progress: bool) -> Manifest:
+    """Compute what is missing, committing each."""
+    store, where = RowStore(directory, manifest), torch.device(pick_device(device))
+    positions = {entry.name: position for position, entry in enumerate(manifest.checkpoints)}
+    lacking = manifest.lacking_kernels()
+    for name in progress_bar("kernels", len(lacking), shown=progress, items=lacking):
+        assert manifest.kernels is not None
+        entry, position = manifest.kernels, positions[name]
+        kernel = compute_kernel(store, position, entry.output, entry.damping, where)
+        _warn_of_rounding(name, share_at_least(store, position, entry.output, kernel.least), entry.output)
+        numbers = {"weight": torch.tensor(kernel.weight), "least": torch.tensor(kernel.least)}
+        content = safetensors.torch.save({"inverse": kernel.inverse, **numbers})
+        file = write_file(directory, f"kernels/{name}.{manifest.generation}.safetensors", content)
+        kernels = entry.model_copy(update={"files": {**entry.files, name: file}})
+        manifest = save_pending(directory, manifest.model_copy(update={"kernels": kernels}))
+    return manifest
+
+
+def _warn_of_rounding(checkpoint: str, share: float, output: Output) -> None:
+    if output == "log odds" and share > _MOST_ROUNDED:
+        warnings.warn(
+            f"{share:.0%} of the rows have losses at {checkpoint} that are rounded to zero or next to it, so that TRAK "
+            "cannot tell their 1 - p: take the loss in float64, as F.cross_entropy(logits.double(), ...), and rebuild",
+            stacklevel=2,
+        )
 
 
 def fit_representer(path: str | Path, *, l2: float = 0.003) -> Manifest:
@@ -40,7 +105,7 @@ def fit_representer(path: str | Path, *, l2: float = 0.003) -> Manifest:
         CorruptIndexError: files of the index are damaged.
     """
     directory = Path(path)
-    if not 0 < l2 < float("inf"):
+    if not 0 < l2 < math.inf:
         raise StoreError(f"l2 must be a number above zero, not {l2}")
     with updating(directory, "fit representer") as (current, _):
         store = _whole_store(directory, current)
