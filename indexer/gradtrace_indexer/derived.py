@@ -108,20 +108,14 @@ def fit_representer(path: str | Path, *, l2: float = 0.003) -> Manifest:
     if not 0 < l2 < math.inf:
         raise StoreError(f"l2 must be a number above zero, not {l2}")
     with updating(directory, "fit representer") as (current, _):
-        store = _whole_store(directory, current)
+        if problems := check_files(directory, current, deep=True):
+            raise CorruptIndexError(f"{directory} is damaged: {'; '.join(problems)}. Restore the files, or rebuild it")
+        store = representation_store(directory, current)
+        if store is None:
+            raise StoreError(f"{directory} cannot answer by 'representer': {lacks_representations(current)}")
         after = successor(current, "fit representer")
         entry = _entry(directory, after, store, l2)
         return publish(directory, after.model_copy(update={"representer": entry}))
-
-
-def _whole_store(directory: Path, current: Manifest) -> RowStore:
-    problems = check_files(directory, current, deep=True)
-    if problems:
-        raise CorruptIndexError(f"{directory} is damaged: {'; '.join(problems)}. Restore the files, or rebuild it")
-    store = representation_store(directory, current)
-    if store is None:
-        raise StoreError(f"{directory} cannot answer by 'representer': {lacks_representations(current)}")
-    return store
 
 
 def _entry(directory: Path, manifest: Manifest, store: RowStore, l2: float) -> RepresenterEntry:

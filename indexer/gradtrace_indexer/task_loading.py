@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,8 +58,14 @@ def import_source(source: str, *, anew: bool = False) -> ModuleType:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     _before_tasks.update(() if _before_tasks else sys.modules)
+
+    def run() -> ModuleType:
+        if is_file:
+            return _import_file(Path(source).resolve(), anew)
+        return _import_again(source) if anew else importlib.import_module(source)
+
     try:
-        return _import_anew(source, is_file) if anew else _import(source, is_file)
+        return _without_helpers(run) if anew else run()
     except SystemExit as error:
         raise TaskError(
             f"importing {source} ended the program ({error}): put the code that runs it as a script under "
@@ -68,27 +75,18 @@ def import_source(source: str, *, anew: bool = False) -> ModuleType:
         raise TaskError(f"importing {source} failed: {type(error).__name__}: {error}") from error
 
 
-def _import(source: str, is_file: bool) -> ModuleType:
-    return _import_file(Path(source).resolve()) if is_file else importlib.import_module(source)
-
-
-def _import_anew(source: str, is_file: bool) -> ModuleType:
-    def run() -> ModuleType:
-        return _import_file(Path(source).resolve(), anew=True) if is_file else _import_again(source)
-
+def _without_helpers(run: Callable[[], ModuleType]) -> ModuleType:
+    """Run a module while the user's modules that it imports count as not imported."""
     helpers = {name: module for name, module in list(sys.modules.items()) if _is_helper(name, module)}
     for name in helpers:
         del sys.modules[name]
     try:
         return run()
-    except Exception:
+    except BaseException as error:
         sys.modules.update(helpers)
-        if not helpers:
+        if not helpers or not isinstance(error, Exception):
             raise
-        return run()  # a module may refuse to be run twice, as when it registers something
-    except BaseException:
-        sys.modules.update(helpers)
-        raise
+    return run()  # a module may refuse to be run twice, as when it registers something
 
 
 def _is_helper(name: str, module: ModuleType) -> bool:

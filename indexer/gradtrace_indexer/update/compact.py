@@ -117,7 +117,9 @@ def _copied_shard(directory: Path, manifest: Manifest, start: int, sources: _Sou
     """A new shard with these rows of old ones, at the same checkpoint."""
     checkpoint, size = sources[0][0].checkpoint, sum(len(rows) for _, rows in sources)
     name = shard_name(manifest, checkpoint, start)
-    _refuse_damage(directory, [entry for entry, _ in sources])
+    for source in (file for entry, _ in sources for file in shard_files(entry)):
+        if problem := check_file(directory, source, deep=True):  # its copy would have a checksum that fits
+            raise CorruptIndexError(f"{directory} is damaged: {problem}. Restore the file, or rebuild the index")
     layout = ShardLayout(size, tuple(manifest.levels), manifest.precision)
     file = _copied(directory, ShardWriter(directory, f"rows/{name}.rows", layout), "rows", sources)
     represented = representation_writer(directory, manifest, checkpoint, start, size)
@@ -143,10 +145,3 @@ def _copied(
             for block in torch.from_numpy(rows).split(_COPIED_ROWS):
                 writer.append_stored(shard, block)
         return writer.commit()
-
-
-def _refuse_damage(directory: Path, entries: list[ShardEntry]) -> None:
-    """A damaged value must not be copied: its new file would have a checksum that fits."""
-    for file in (file for entry in entries for file in shard_files(entry)):
-        if problem := check_file(directory, file, deep=True):
-            raise CorruptIndexError(f"{directory} is damaged: {problem}. Restore the file, or rebuild the index")
