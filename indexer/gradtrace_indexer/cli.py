@@ -238,14 +238,8 @@ def append(
     The new examples must come after the old ones: a row's number in the data set is its id, for good. Only the new rows
     are computed. Run again after an interruption, it resumes.
     """
-    updated = append_rows(
-        index,
-        load_task(task),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        skip_bad_rows=skip_bad_rows,
-        device=device,
-    )
+    passes = PassOptions(batch_size=batch_size, num_workers=num_workers, device=device)
+    updated = append_rows(index, load_task(task), skip_bad_rows=skip_bad_rows, **passes)
     typer.echo(f"{index}: {describe(updated.manifest)}")
 
 

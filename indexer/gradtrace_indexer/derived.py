@@ -18,7 +18,7 @@ from gradtrace.fitted.representer_head import fit_head, with_constant
 from gradtrace.fitted.trak_kernels import compute_kernel, output_of, share_at_least
 from gradtrace.methods.representation_scoring import lacks_representations
 from gradtrace.store.checksums import check_files
-from gradtrace.store.manifest import KernelsEntry, Manifest, Output, RepresenterEntry
+from gradtrace.store.manifest import KernelsEntry, Manifest, RepresenterEntry
 from gradtrace.store.rows import RowStore, representation_store
 from gradtrace_indexer.generations import publish, save_pending, successor, updating
 from gradtrace_indexer.progress import progress_bar
@@ -68,22 +68,20 @@ def _with_kernels(directory: Path, manifest: Manifest, device: str, progress: bo
         assert manifest.kernels is not None
         entry, position = manifest.kernels, positions[name]
         kernel = compute_kernel(store, position, entry.output, entry.damping, where)
-        _warn_of_rounding(name, share_at_least(store, position, entry.output, kernel.least), entry.output)
+        share = share_at_least(store, position, entry.output, kernel.least)
+        if entry.output == "log odds" and share > _MOST_ROUNDED:
+            warnings.warn(
+                f"{share:.0%} of the rows have losses at {name} that are rounded to zero or next to it, so that TRAK "
+                "cannot tell their 1 - p: take the loss in float64, as F.cross_entropy(logits.double(), ...), and "
+                "rebuild",
+                stacklevel=3,
+            )
         numbers = {"weight": torch.tensor(kernel.weight), "least": torch.tensor(kernel.least)}
         content = safetensors.torch.save({"inverse": kernel.inverse, **numbers})
         file = write_file(directory, f"kernels/{name}.{manifest.generation}.safetensors", content)
         kernels = entry.model_copy(update={"files": {**entry.files, name: file}})
         manifest = save_pending(directory, manifest.model_copy(update={"kernels": kernels}))
     return manifest
-
-
-def _warn_of_rounding(checkpoint: str, share: float, output: Output) -> None:
-    if output == "log odds" and share > _MOST_ROUNDED:
-        warnings.warn(
-            f"{share:.0%} of the rows have losses at {checkpoint} that are rounded to zero or next to it, so that TRAK "
-            "cannot tell their 1 - p: take the loss in float64, as F.cross_entropy(logits.double(), ...), and rebuild",
-            stacklevel=2,
-        )
 
 
 def fit_representer(path: str | Path, *, l2: float = 0.003) -> Manifest:

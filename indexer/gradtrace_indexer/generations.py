@@ -39,15 +39,8 @@ _FOLDERS = (
     "representer",
 )  # all files in these belong to generations
 
-# The others change the set of rows, of which kernels are sums.
-_KEEPING_KERNELS: tuple[Operation, ...] = (
-    "add checkpoints",
-    "add run",
-    "compact",
-    "set searcher",
-    "add kernels",
-    "fit representer",
-)
+# These change the set of rows, of which kernels are sums.
+_DROPPING_KERNELS: tuple[Operation, ...] = ("append rows", "delete rows")
 
 # After these the searcher is built again, as a generation of its own.
 _REBUILDING_SEARCHERS: tuple[Operation, ...] = ("add checkpoints", "add run", "append rows")
@@ -59,7 +52,7 @@ def successor(current: Manifest, operation: Operation, **changes: Any) -> Manife
     What is derived from the rows and made stale by an operation is dropped here, for every update: kernels, and the
     representations at checkpoints that are no longer the last of their run.
     """
-    kernels = current.kernels if operation in _KEEPING_KERNELS else None
+    kernels = None if operation in _DROPPING_KERNELS else current.kernels
     fixed = {"generation": current.generation + 1, "complete": False, "made_by": operation, "kernels": kernels}
     after = current.model_copy(update=fixed | changes)
     shards = [

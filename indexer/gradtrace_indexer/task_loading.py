@@ -32,12 +32,20 @@ def load_task(spec: str, *, anew: bool = False) -> Task:
     Raises:
         TaskError: no such file, module or attribute; an error while importing or instantiating; or not a Task.
     """
-    source, name = _split(spec)
+    source, _, name = spec.rpartition(":")
+    if not source or not name.isidentifier():
+        raise TaskError(f"{spec!r} is not a task's name; write module:attribute or path/to/file.py:attribute")
     module = import_source(source, anew=anew)
     if not hasattr(module, name):
         raise TaskError(f"{source} has no {name!r}; {_tasks_in(module)}")
     named = getattr(module, name)
-    task = _instantiate(named, spec) if inspect.isclass(named) and issubclass(named, Task) else named
+    try:
+        task = named() if inspect.isclass(named) and issubclass(named, Task) else named
+    except Exception as error:  # whatever the user's code raises
+        raise TaskError(
+            f"{spec}() failed: {type(error).__name__}: {error}; a task class is instantiated without arguments: "
+            "give its parameters defaults, or name an instance instead"
+        ) from error
     if not isinstance(task, Task):
         raise TaskError(f"{spec} is of type {type(named).__name__}, not a gradtrace.Task; {_tasks_in(module)}")
     return task
@@ -96,13 +104,6 @@ def _is_helper(name: str, module: ModuleType) -> bool:
     return name not in _before_tasks and file is not None and not is_ours and not file.startswith(_INSTALLED)
 
 
-def _split(spec: str) -> tuple[str, str]:
-    source, separator, name = spec.rpartition(":")
-    if not separator or not source or not name.isidentifier():
-        raise TaskError(f"{spec!r} is not a task's name; write module:attribute or path/to/file.py:attribute")
-    return source, name
-
-
 def _import_file(path: Path, anew: bool = False, package: str = "") -> ModuleType:
     """Run the file as a module with a unique name: a `types.py` must not replace the standard library's.
 
@@ -130,16 +131,6 @@ def _import_again(name: str) -> ModuleType:
     if spec is None or spec.origin is None or not spec.has_location:
         raise ImportError(f"{name} has no file to be read again")
     return _import_file(Path(spec.origin), anew=True, package=name if spec.parent == name else spec.parent or "")
-
-
-def _instantiate(kind: type[Task], spec: str) -> Task:
-    try:
-        return kind()
-    except Exception as error:  # whatever the user's code raises
-        raise TaskError(
-            f"{spec}() failed: {type(error).__name__}: {error}; a task class is instantiated without arguments: "
-            "give its parameters defaults, or name an instance instead"
-        ) from error
 
 
 def _tasks_in(module: ModuleType) -> str:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradtrace.basis import two_sided_basis
 from gradtrace.checkpoints.checkpoint import Checkpoint, load_into
@@ -151,7 +151,16 @@ class Screening:
         model = fresh_model(self._task, next((examples for _, examples in self._batches if examples), []))
         load_into(model, checkpoint)
         model.eval().to(device)
-        self._keep(lambda examples: self._finite(model, examples, device), checkpoint.name)
+
+        def finite(examples: list[Example]) -> list[int]:
+            with torch.no_grad():
+                losses = self._task.loss(model, collate(self._task, examples, device).collated)
+            if not isinstance(losses, Tensor) or losses.shape != (len(examples),):
+                return list(range(len(examples)))  # refused with a better message where gradients are taken
+            positions: list[int] = (losses.abs() <= LARGEST_VALUE).nonzero().flatten().tolist()
+            return positions
+
+        self._keep(finite, checkpoint.name)
 
     def by_gradients(self, model: GradientModel) -> None:
         """By coordinates in a few random directions, which are finite where the gradient is."""
@@ -168,11 +177,3 @@ class Screening:
             self._bad.add_all_but(kept, rows, checkpoint)
             self._batches[number] = [rows[at] for at in kept], [examples[at] for at in kept]
         self._bad.refuse_many(self._count)
-
-    def _finite(self, model: nn.Module, examples: list[Example], device: torch.device) -> list[int]:
-        with torch.no_grad():
-            losses = self._task.loss(model, collate(self._task, examples, device).collated)
-        if not isinstance(losses, Tensor) or losses.shape != (len(examples),):
-            return list(range(len(examples)))  # refused with a better message where gradients are taken
-        finite: list[int] = (losses.abs() <= LARGEST_VALUE).nonzero().flatten().tolist()
-        return finite

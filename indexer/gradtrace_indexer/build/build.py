@@ -6,6 +6,7 @@ import platform
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -130,9 +131,8 @@ def _by_run(checkpoints: Sequence[Checkpoint] | Runs) -> Runs:
 
 
 def _entries(builder: Builder, runs: Runs) -> list[CheckpointEntry]:
-    entries: list[CheckpointEntry] = []
-    for number, run in enumerate(runs):
-        entries += checkpoint_entries(builder.directory, run, builder.task, number)
+    by_run = [checkpoint_entries(builder.directory, run, builder.task, number) for number, run in enumerate(runs)]
+    entries = list(chain.from_iterable(by_run))
     if builder.recording is not None:  # of a training that ended with the weights of the last checkpoint
         file = next(file for file in builder.recording.entry.files if file.path == ROWS_NAME)
         recorded = {"name": "recording", "kind": "recorded", "recording": file.xxh3}
@@ -221,7 +221,7 @@ def _begin(builder: Builder, runs: Runs, rows: int, spec: FitSpec) -> Manifest:
 def _screened(builder: Builder, runs: Runs, rows: Sequence[int], bad: BadRows) -> Ids:
     """The rows that are not bad at any checkpoint; from now on models are examined on some of these."""
     screening = Screening(builder.task, builder.reader, rows, bad)
-    checkpoints = [checkpoint for run in runs for checkpoint in run]
+    checkpoints = list(chain.from_iterable(runs))
     for checkpoint in checkpoints:
         screening.by_losses(checkpoint, builder.device)
     builder.probe_on(np.array(screening.good))

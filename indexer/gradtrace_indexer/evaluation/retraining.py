@@ -65,9 +65,7 @@ class Training:
 class Trainer:
     """Trains and measures, or reads what was measured before. Each process has its own.
 
-    Attributes:
-        queries: numbers of the examples in `split` on which the models are measured.
-        target: "loss" measures the loss even where the task defines a measurement.
+    Its attributes are the arguments of `Retrainings`.
     """
 
     task: Task

@@ -68,10 +68,7 @@ def add_run(path: str | Path, task: Task, checkpoints: Sequence[Checkpoint], **p
         checkpoints: in training order; the last one is the reference of the run's basis.
         passes: see `PassOptions`.
 
-    Raises:
-        StoreError: no index, another update unfinished or running, a full disk, or (MismatchError) another task.
-        CheckpointError: a checkpoint does not fit the model; nothing is written then.
-        TaskError: a row's loss or gradient is not finite.
+    Raises as `add_checkpoints`, but that a run's checkpoints may be of any step, and have any names.
     """
     check_order(checkpoints)
     with _updated(path, task, "add run", passes) as (builder, current):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import torch
@@ -71,15 +70,13 @@ class ShardWriter:
         layout, first = self.layout, self._written
         blocks = zip(layout.level_offsets, levels, strict=True)
         for offset, block in [*blocks, (layout.scales_offset, scales[:, None]), (layout.tails_offset, tails)]:
-            self._write(block, offset + first * block.shape[1] * block.element_size())
+            position = offset + first * block.shape[1] * block.element_size()
+            remaining = block.contiguous().cpu().view(torch.uint8).flatten().numpy().data
+            with write_errors_of(self._path):
+                while remaining:
+                    count = os.pwrite(self._file.fileno(), remaining, position)
+                    remaining, position = remaining[count:], position + count
         self._written += len(scales)
-
-    def _write(self, block: Tensor, offset: int) -> None:
-        remaining = block.contiguous().cpu().view(torch.uint8).flatten().numpy().data
-        with write_errors_of(self._path):
-            while remaining:
-                count = os.pwrite(self._file.fileno(), remaining, offset)
-                remaining, offset = remaining[count:], offset + count
 
     def commit(self) -> FileEntry:
         """Make the shard durable under its own name.
@@ -98,9 +95,7 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._discard()
 
     def _discard(self) -> None:
