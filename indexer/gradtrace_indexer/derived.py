@@ -30,15 +30,12 @@ _BLOCK_ROWS = 4096
 
 
 def add_kernels(path: str | Path, *, damping: float = DAMPING, device: str = "auto", progress: bool = True) -> Manifest:
-    """Compute TRAK's kernels from the stored rows, and publish them as one generation.
+    """Compute TRAK's kernels from the stored rows, and publish them as one generation. Returns the current manifest.
 
     There is one for each checkpoint, of 4 x dimensions^2 bytes. Those that exist with this damping stay. An update that
     adds or deletes rows drops them all; a new checkpoint has none yet. Run again after an interruption, it resumes.
 
     damping: added to each kernel's diagonal, relative to its mean.
-
-    Returns:
-        the current manifest.
 
     Raises:
         StoreError: no index, another update unfinished or running, a full disk, damping not above zero, or the loss is
@@ -86,6 +83,7 @@ def _with_kernels(directory: Path, manifest: Manifest, device: str, progress: bo
 
 def fit_representer(path: str | Path, *, l2: float = 0.003) -> Manifest:
     """Publish a generation with the last layer refitted to the rows' labels, and each row's share in its weights.
+    Returns the current manifest.
 
     Needs neither the task nor the model. The representations of all rows are held in memory, 8 bytes a value; 4 bytes
     are stored for each row and class. An update of rows or checkpoints makes the refit stale: run it again.
@@ -93,9 +91,6 @@ def fit_representer(path: str | Path, *, l2: float = 0.003) -> Manifest:
     Args:
         l2: the weight of the regularisation (Yeh et al. 2018; 0.003 in the authors' code). A smaller one fits the
             labels better, with weights that depend on fewer rows.
-
-    Returns:
-        the current manifest.
 
     Raises:
         StoreError: no index, no representations or labels in it, l2 not above zero, an update unfinished or running, a
@@ -120,7 +115,10 @@ def _entry(directory: Path, manifest: Manifest, store: RowStore, l2: float) -> R
     """Fit at each trained model, and write the file."""
     live = torch.from_numpy(store.row_ids.live())
     labels, classes = _labels(directory, store, live)
-    fits = [fit_head(_inputs(store, place)[live], labels, classes, l2) for place in range(store.checkpoints)]
+    fits = []
+    for place in range(store.checkpoints):  # of the layer's input, with a constant for the bias
+        inputs = torch.cat([with_constant(rows[:, 0].double()) for _, rows in store.blocks([place], _BLOCK_ROWS)])
+        fits.append(fit_head(inputs[live], labels, classes, l2))  # inputs: float64 [rows, features + 1]
     shares = torch.zeros(store.checkpoints, store.rows, classes or 1)
     shares[:, live] = torch.stack([fitted for _, fitted, _ in fits]).float()
     content = {"weights": torch.stack([weights for weights, _, _ in fits]), "shares": shares}
@@ -147,8 +145,3 @@ def _labels(directory: Path, store: RowStore, live: Tensor) -> tuple[Tensor, int
     if int(labels.min()) < 0:
         raise StoreError(f"labels of {directory} are below zero, so they are not classes: make them 0, 1, 2 ...")
     return labels.long(), int(labels.max()) + 1
-
-
-def _inputs(store: RowStore, place: int) -> Tensor:
-    """The layer's input for each row, with a constant for the bias. float64 [rows, features + 1]"""
-    return torch.cat([with_constant(rows[:, 0].double()) for _, rows in store.blocks([place], _BLOCK_ROWS)])

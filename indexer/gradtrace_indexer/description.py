@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gradtrace.dry_run import BuildEstimate, TaskReport
+from gradtrace.dry_run import TaskReport
 from gradtrace.errors import IncompleteIndexError
 from gradtrace.results.display import describe
 from gradtrace.store.manifest import CheckpointKind, Manifest, SearcherEntry, read_manifest
@@ -121,7 +121,13 @@ def print_report(report: TaskReport, console: Console) -> None:
     if report.hooks:
         console.print(_hooks(report))
     if report.estimate is not None:
-        console.print(_estimate(report.estimate))
+        estimate, minutes = report.estimate, report.estimate.seconds / 60
+        duration = f"{minutes:.0f} min" if minutes >= 2 else f"{estimate.seconds:.0f} s"
+        console.print(
+            f"[bold]A build[/bold] would take about {duration} ({estimate.rows_per_second:,.0f} rows a second and "
+            f"checkpoint), {estimate.memory_bytes / 1e9:.1f} GB of memory and {estimate.disk_bytes / 1e6:,.0f} MB of "
+            "disk"
+        )
     for note in report.notes:
         console.print(f"[yellow]Note:[/yellow] {escape(note)}")
     for problem in report.problems:
@@ -134,13 +140,13 @@ def _layers(report: TaskReport) -> Table:
     table = Table(title="Layers", title_justify="left")
     for name in ("layer", "type", "parameters", "path", "why"):
         table.add_column(name, justify="right" if name == "parameters" else "left", overflow="fold")
-    lines = report.layers
-    omitted = max(0, len(lines) - _MOST_LAYERS)
-    shown = lines if not omitted else [*lines[: _MOST_LAYERS // 2], *lines[-_MOST_LAYERS // 2 :]]
-    for number, line in enumerate(shown):
-        if omitted and number == _MOST_LAYERS // 2:
-            table.add_row(f"... {omitted} more", "", "", "", "")
-        table.add_row(escape(line.name), line.kind, f"{line.parameters:,}", line.path, escape(line.reason))
+    half = _MOST_LAYERS // 2
+    omitted = range(half, len(report.layers) - half)
+    for number, line in enumerate(report.layers):
+        if number not in omitted:
+            table.add_row(escape(line.name), line.kind, f"{line.parameters:,}", line.path, escape(line.reason))
+        elif number == half:
+            table.add_row(f"... {len(omitted)} more")
     return table
 
 
@@ -151,12 +157,3 @@ def _hooks(report: TaskReport) -> Table:
     for hook in report.hooks:
         table.add_row(hook.hook, escape(hook.outcome), style="red" if hook.problem else None)
     return table
-
-
-def _estimate(estimate: BuildEstimate) -> str:
-    minutes = estimate.seconds / 60
-    duration = f"{minutes:.0f} min" if minutes >= 2 else f"{estimate.seconds:.0f} s"
-    return (
-        f"[bold]A build[/bold] would take about {duration} ({estimate.rows_per_second:,.0f} rows a second and "
-        f"checkpoint), {estimate.memory_bytes / 1e9:.1f} GB of memory and {estimate.disk_bytes / 1e6:,.0f} MB of disk"
-    )

@@ -214,9 +214,8 @@ def _sweep(directory: Path) -> None:
     named = {entry.path for manifest in generations for entry in manifest.files()}
     averages = [Path(e.file) for manifest in generations for e in manifest.checkpoints if e.kind == "average"]
     named |= {file.as_posix() for average in averages for file in (average, moments_path(average))}
-    files = [path for folder in _FOLDERS for path in (directory / folder).rglob("*") if path.is_file()]
-    for path in files:
-        if path.relative_to(directory).as_posix() not in named:
+    for path in [path for folder in _FOLDERS for path in (directory / folder).rglob("*")]:
+        if path.is_file() and path.relative_to(directory).as_posix() not in named:
             path.unlink(missing_ok=True)
 
 

@@ -65,9 +65,6 @@ def _mean(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     for state in states:
         count += 1
         for name, value in state.items():
-            added = value.is_floating_point() and name in sums
-            sums[name] = sums[name] + value.double() if added else value
-    return {
-        name: (sums[name] / count).to(last.dtype) if last.is_floating_point() else last.clone()
-        for name, last in state.items()
-    }
+            if value.is_floating_point():
+                sums[name] = sums.get(name, 0) + value.double()
+    return {name: (sums[name] / count).to(last.dtype) if name in sums else last.clone() for name, last in state.items()}

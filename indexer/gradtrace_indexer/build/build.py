@@ -44,7 +44,7 @@ from gradtrace_indexer.build.bad_rows import BadRows, Screening
 from gradtrace_indexer.build.builder import Builder, PassOptions
 from gradtrace_indexer.build.fit import FitSpec, RunFit, Samples, sample_rows
 from gradtrace_indexer.generations import save_pending, unfinished
-from gradtrace_indexer.searchers.build import check_searcher, set_searcher
+from gradtrace_indexer.searchers import check_searcher, set_searcher
 from gradtrace_indexer.writing.files import sole_writer
 
 _SHARD_BYTES = 256 << 20
@@ -55,7 +55,7 @@ Runs = Sequence[Sequence[Checkpoint]]  # the checkpoints of each training run
 
 def build_index(
     task: Task,
-    checkpoints: Sequence[Checkpoint] | Sequence[Sequence[Checkpoint]] | str | Path,
+    checkpoints: Sequence[Checkpoint] | Runs | str | Path,
     path: str | Path,
     *,
     dimensions: int = 2048,
@@ -85,7 +85,9 @@ def build_index(
     check_dataset(task, skip_unreadable=skip_bad_rows)
     recorded = None if recording is None else read_recording(recording)
     builder = Builder(task, Path(path), skip_bad_rows=skip_bad_rows, recording=recorded, **passes)
-    _build(builder, checkpoints, spec, average_segments, searcher)
+    if searcher is not None:
+        check_searcher(searcher)
+    _build(builder, checkpoints, spec, average_segments)
     device = passes.get("device", "auto")
     if searcher is not None:
         return set_searcher(path, task, searcher, device=device, progress=builder.progress)
@@ -93,19 +95,13 @@ def build_index(
 
 
 def _build(
-    builder: Builder,
-    checkpoints: Sequence[Checkpoint] | Runs | str | Path,
-    spec: FitSpec,
-    average_segments: int | None,
-    searcher: str | None,
+    builder: Builder, checkpoints: Sequence[Checkpoint] | Runs | str | Path, spec: FitSpec, average_segments: int | None
 ) -> None:
     """Check everything, then begin or resume the build, and publish it."""
     task, recording, rows = builder.task, builder.recording, len(builder.task.train)
     if not builder.skip_bad_rows:  # else it is not known yet which rows can be read
         check_methods(task, [task.train[row] for row in range(min(2, rows))])
     runs = _by_run(load_checkpoints(checkpoints) if isinstance(checkpoints, str | Path) else checkpoints)
-    if searcher is not None:
-        check_searcher(searcher)
     if recording is not None:
         if len(runs) > 1:
             raise RecordingError("a recording is of one training run: give the checkpoints of that run alone")

@@ -52,7 +52,7 @@ from gradtrace_indexer.build.row_reader import RowReader
 from gradtrace_indexer.build.rows import RowWorkers, write_rows
 from gradtrace_indexer.generations import publish, save_pending
 from gradtrace_indexer.progress import note, progress_bar
-from gradtrace_indexer.searchers.build import check_searcher
+from gradtrace_indexer.searchers import check_searcher
 from gradtrace_indexer.writing.files import write_file
 from gradtrace_indexer.writing.shard_writer import (
     ShardTask,

@@ -166,12 +166,7 @@ def write_column_scales(directory: Path, name: str, basis: Basis, models: Models
 
 
 def write_curvature(
-    directory: Path,
-    name: str,
-    basis: Basis,
-    model: GradientModel,
-    samples: Samples,
-    moments: SecondMoments | None,
+    directory: Path, name: str, basis: Basis, model: GradientModel, samples: Samples, moments: SecondMoments | None
 ) -> FileEntry:
     """Eigenvalues at one checkpoint in the spectral coordinates, and the preconditioner of its second moments."""
     with samples.named_in_errors():

@@ -111,16 +111,11 @@ class _PackedRows(Dataset[Any]):
 def _read(dataset: Any, rows: Sequence[int]) -> list[Example | DatasetError]:
     try:
         return fetch(dataset, rows)
-    except DatasetError:
-        return [_read_alone(dataset, row) for row in rows]
-
-
-def _read_alone(dataset: Any, row: int) -> Example | DatasetError:
-    try:
-        return fetch(dataset, [row])[0]
     except DatasetError as error:
+        if len(rows) > 1:
+            return [example for row in rows for example in _read(dataset, [row])]
         line = user_line(error)
-        return DatasetError(f"{error} ({line})" if line else str(error))
+        return [DatasetError(f"{error} ({line})" if line else str(error))]
 
 
 class _Pickler(pickle.Pickler):

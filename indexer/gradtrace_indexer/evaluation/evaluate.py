@@ -17,7 +17,7 @@ from gradtrace.results.hits import InfluenceResult
 from gradtrace.task import Example, Task
 from gradtrace_indexer.evaluation.ground_truth import SubsetOutputs
 from gradtrace_indexer.held_out import held_out
-from gradtrace_indexer.searchers.build import recall_of
+from gradtrace_indexer.searchers import recall_of
 
 _TIMED = 5  # queries asked one by one
 _BATCHES = (1, 8, 64)

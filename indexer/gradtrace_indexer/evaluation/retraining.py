@@ -168,7 +168,7 @@ class Retrainings:
         """
         if target not in (None, "loss"):
             raise QueryError(f'unknown target {target!r}; leave it out or pass "loss"')
-        loaded = _loaded(task)
+        loaded = load_task(task) if isinstance(task, str) else task
         self.rows = check_dataset(loaded)
         _check_retrainable(loaded, split)
         recorded = _recorded(Path(directory))
@@ -264,10 +264,6 @@ def _code(function: Callable[..., Any]) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
-def _loaded(task: Task | str) -> Task:
-    return load_task(task) if isinstance(task, str) else task
-
-
 _BY_NAME = "name the task as module:attribute or path/to/file.py:attribute"
 _trainer: Trainer  # in a worker process
 
@@ -301,7 +297,8 @@ def _start_worker(task: Task | str, directory: Path, split: Split, queries: Sequ
     global _trainer
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _trainer = Trainer(_loaded(task), directory, split, queries, target)
+    loaded = load_task(task) if isinstance(task, str) else task
+    _trainer = Trainer(loaded, directory, split, queries, target)
 
 
 def _end_with_parent() -> None:

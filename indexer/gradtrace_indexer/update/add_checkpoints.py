@@ -22,7 +22,7 @@ from gradtrace_indexer.build.build import check_dimensions, check_order
 from gradtrace_indexer.build.builder import Builder, PassOptions
 from gradtrace_indexer.build.fit import FitSpec, Samples
 from gradtrace_indexer.generations import save_pending, successor, updating
-from gradtrace_indexer.searchers.build import refresh_searcher
+from gradtrace_indexer.searchers import refresh_searcher
 
 
 def add_checkpoints(

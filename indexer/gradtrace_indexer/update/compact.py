@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradtrace.errors import CorruptIndexError
 from gradtrace.store.checksums import check_file
 from gradtrace.store.manifest import FileEntry, Manifest, ShardEntry, shard_files
-from gradtrace.store.row_ids import RowIds, read_row_ids
+from gradtrace.store.row_ids import read_row_ids
 from gradtrace.store.shards import Shard, ShardLayout
 from gradtrace_indexer.generations import publish, save_pending, successor, updating
 from gradtrace_indexer.progress import progress_bar
@@ -49,9 +49,7 @@ def compact(path: str | Path, *, progress: bool = True) -> Manifest:
 
     Answers stay the same, and so do ids. Shards without deleted rows and small neighbours are used as they are; the
     space of the others is free once earlier generations are pruned. Run again after an interruption, it resumes.
-
-    Returns:
-        the current manifest, unchanged where there was nothing to do.
+    Returns the current manifest, unchanged where there was nothing to do.
 
     Raises:
         StoreError: no index, another update unfinished or running, or a full disk.
@@ -64,7 +62,12 @@ def compact(path: str | Path, *, progress: bool = True) -> Manifest:
         if len(stretches) == len(current.stretches()) and all(new.is_unchanged(current) for new in stretches):
             return current
         if pending is None:
-            pending = _begin(directory, current, ids)
+            live = ids.live_ids()
+            pending = successor(current, "compact", rows=len(live), deleted=None, shards=[])
+            if len(live) < ids.rows:
+                entry = write_ids(directory, f"row_ids/{pending.generation}.ids", live)
+                pending = pending.model_copy(update={"row_ids": entry})
+            save_pending(directory, pending)
         return publish(directory, _with_shards(directory, current, pending, stretches, progress))
 
 
@@ -79,16 +82,6 @@ def _merged(current: Manifest, live: NDArray[np.bool_]) -> list[_NewStretch]:
             stretches.append(_NewStretch({}, stretches[-1].start + stretches[-1].rows if stretches else 0))
         stretches[-1].live[number] = rows
     return stretches
-
-
-def _begin(directory: Path, current: Manifest, ids: RowIds) -> Manifest:
-    """Commit the next generation without shards."""
-    live = ids.live_ids()
-    manifest = successor(current, "compact", rows=len(live), deleted=None, shards=[])
-    if len(live) < ids.rows:
-        entry = write_ids(directory, f"row_ids/{manifest.generation}.ids", live)
-        manifest = manifest.model_copy(update={"row_ids": entry})
-    return save_pending(directory, manifest)
 
 
 def _with_shards(

@@ -18,7 +18,7 @@ from gradtrace.store.row_ids import Ids, RowIds, read_row_ids
 from gradtrace.task import Task
 from gradtrace_indexer.build.builder import Builder, PassOptions
 from gradtrace_indexer.generations import publish, save_pending, successor, updating
-from gradtrace_indexer.searchers.build import refresh_searcher
+from gradtrace_indexer.searchers import refresh_searcher
 from gradtrace_indexer.writing.files import write_ids
 
 
@@ -70,12 +70,10 @@ def _begin(builder: Builder, current: Manifest, last: GradientModel, rows: int) 
 
 def delete_rows(path: str | Path, rows: Sequence[int]) -> Manifest:
     """Publish a generation without these rows, whose space `compact` reclaims. They may include deleted ones.
+    Returns the current manifest.
 
     The other rows keep their ids, so task.train must keep its length: leave the deleted examples in, or put others in
     their place.
-
-    Returns:
-        the current manifest.
 
     Raises:
         QueryError: a row that the index never had, or no row would be left.

@@ -45,8 +45,7 @@ def update_index(
         run: of several in the index, the number of the one that was continued; None: the last.
         passes: see `PassOptions`.
 
-    Raises:
-        as `append_rows` and `add_checkpoints`.
+    Raises as `append_rows` and `add_checkpoints`.
     """
     directory = Path(path)
     manifest = read_manifest(directory)
@@ -84,8 +83,7 @@ def watch(
     all earlier ones. Where the directory or a file in it cannot be read yet, `on_wait` gets the error, and the next
     look tries again.  run: of several in the index, the number of this one; None: the last
 
-    Raises:
-        as `add_checkpoints`, but CheckpointError.
+    Raises as `add_checkpoints`, but for CheckpointError.
     """
     directory = Path(path)
     seen: dict[str, _State] = {}
