@@ -148,22 +148,22 @@ def _recall(directory: Path, index: Index, entry: SearcherEntry, queries: Sequen
         if not METHODS[method].compares_gradients:  # scores of other rows than the searcher's: always exact
             continue
         try:
-            found = approximate.influence(queries, k=_K, method=method)
+            results = approximate.influence(queries, k=_K, method=method)
         except QueryError as error:  # not every method can explain every query
             refused[method] = str(error)
             continue
-        if all(result.exact for result in found):  # scaled rows are searched exactly
+        if all(result.exact for result in results):  # scaled rows are searched exactly
             continue
-        recall[method] = recall_of(index.influence(queries, k=_K, method=method), found)
+        recall[method] = recall_of(index.influence(queries, k=_K, method=method), results)
     for reason in dict.fromkeys(refused.values()):
         names = ", ".join(method for method, other in refused.items() if other == reason)
         warnings.warn(f"no recall of the searcher was measured for {names}: {reason}", stacklevel=4)
     return recall
 
 
-def recall_of(exact: Sequence[InfluenceResult], found: Sequence[InfluenceResult]) -> RecallEntry:
-    """Mean share of the exact hits at each end that were found, over the same queries."""
-    pairs = list(zip(exact, found, strict=True))
+def recall_of(exact: Sequence[InfluenceResult], approximate: Sequence[InfluenceResult]) -> RecallEntry:
+    """Mean share of the exact hits at each end that the approximate results have, over the same queries."""
+    pairs = list(zip(exact, approximate, strict=True))
     return RecallEntry(
         top=mean_recall([(_scores(want.proponents), _scores(got.proponents)) for want, got in pairs]),
         bottom=mean_recall([(-_scores(want.opponents), -_scores(got.opponents)) for want, got in pairs]),
@@ -175,12 +175,12 @@ def _scores(hits: Sequence[Hit]) -> Floats:
 
 
 def mean_recall(pairs: Sequence[tuple[Floats, Floats]]) -> float:
-    """Mean share of the best rows that were found, from the (exact, found) best scores of each query, both [k].
+    """Mean share of the best rows that were returned, from the (exact, approximate) best scores of each query, [k] each.
 
     Every row that scores at least as high as the last exact one counts, since rows with equal scores are
     interchangeable. Queries for which no row has a score of that sign are left out.
     """
-    shares = [np.count_nonzero(found >= exact.min()) / len(exact) for exact, found in pairs if len(exact)]
+    shares = [np.count_nonzero(got >= exact.min()) / len(exact) for exact, got in pairs if len(exact)]
     return round(float(np.mean(shares)), 4) if shares else 1.0
 
 

@@ -136,9 +136,9 @@ class Screening:
 
     def __init__(self, task: Task, reader: RowReader, rows: Sequence[int], bad: BadRows) -> None:
         self._task, self._bad, self._count = task, bad, len(rows)
-        parts = [rows[start : start + _SCREENED_TOGETHER] for start in range(0, len(rows), _SCREENED_TOGETHER)]
+        batches = [rows[start : start + _SCREENED_TOGETHER] for start in range(0, len(rows), _SCREENED_TOGETHER)]
         self._batches = [
-            bad.readable(part, examples) for part, examples in zip(parts, reader.batches(parts), strict=True)
+            bad.readable(batch, examples) for batch, examples in zip(batches, reader.batches(batches), strict=True)
         ]
 
     @property

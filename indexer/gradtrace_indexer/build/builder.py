@@ -218,16 +218,16 @@ class Builder:
         total = sum(task.stop - task.start for task in tasks)
         with progress_bar("index", total, " rows", self.progress) as bar:
             for number, entry in enumerate(manifest.checkpoints):
-                own_tasks = [task for task in tasks if task.checkpoint == number]
+                missing = [task for task in tasks if task.checkpoint == number]
                 if manifest.basis.kind == "spectral" and len(manifest.curvature) <= number:
                     bar.set_description_str(f"curvature at {entry.name}", refresh=False)
                     manifest = self._with_curvature(manifest, number, bases[entry.run])
                 if entry.kind == "recorded":
-                    manifest = self._with_recorded_rows(manifest, own_tasks, bar)
+                    manifest = self._with_recorded_rows(manifest, missing, bar)
                     continue
-                if own_tasks:
+                if missing:
                     bar.set_description_str(f"rows at {entry.name}", refresh=False)
-                    manifest = self._with_rows(manifest, own_tasks, bases[entry.run], bar)
+                    manifest = self._with_rows(manifest, missing, bases[entry.run], bar)
                 check_new_rows(self.directory, manifest, number, bases[entry.run], self._model_of)
         return manifest
 
@@ -279,9 +279,9 @@ class Builder:
     def _row_writer(self, manifest: Manifest, task: ShardTask) -> ShardWriter:
         layout = ShardLayout(task.stop - task.start, tuple(manifest.levels), manifest.precision)
         scales = load_column_scales(self.directory, manifest)  # by training run
-        own_scales = scales[manifest.checkpoints[task.checkpoint].run] if scales else None
+        run_scales = scales[manifest.checkpoints[task.checkpoint].run] if scales else None
         name = f"rows/{shard_name(manifest, task.checkpoint, task.start)}.rows"
-        return ShardWriter(self.directory, name, layout, own_scales)
+        return ShardWriter(self.directory, name, layout, run_scales)
 
     def _with_recorded_rows(self, manifest: Manifest, tasks: Sequence[ShardTask], bar: tqdm[Any]) -> Manifest:
         """With the recorded rows of these stretches, and the columns of the trained model."""

@@ -52,9 +52,9 @@ class Samples:
         if live is not None:
             chosen_live = np.intersect1d(chosen, live)
             chosen = chosen_live if len(chosen_live) else live[:_SAMPLE_ROWS]
-        parts = np.array_split(chosen, -(-len(chosen) // _SAMPLE_BATCH))
-        self._rows: list[list[int]] = [part.tolist() for part in parts]
-        self._examples = [fetch(task.train, part) for part in self._rows]
+        batches = np.array_split(chosen, -(-len(chosen) // _SAMPLE_BATCH))
+        self._rows: list[list[int]] = [batch.tolist() for batch in batches]
+        self._examples = [fetch(task.train, batch) for batch in self._rows]
         self._last = self._rows[0]
 
     def __iter__(self) -> Iterator[list[Example]]:

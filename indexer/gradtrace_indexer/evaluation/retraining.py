@@ -122,13 +122,13 @@ class Trainer:
         device = next(model.parameters()).device
         measure = task.loss if self.target == "loss" else task.measurement
         model.eval()
-        parts = []
+        by_batch = []
         for start in range(0, len(self.queries), _MEASURED_TOGETHER):
             examples = fetch(dataset, self.queries[start : start + _MEASURED_TOGETHER])
             values = measure(model, collate(task, examples, device).collated)
             check_losses(values, len(examples))
-            parts.append(values.float().cpu().numpy())
-        return np.concatenate(parts)
+            by_batch.append(values.float().cpu().numpy())
+        return np.concatenate(by_batch)
 
 
 class Retrainings:
@@ -297,8 +297,7 @@ def _start_worker(task: Task | str, directory: Path, split: Split, queries: Sequ
     global _trainer
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    loaded = load_task(task) if isinstance(task, str) else task
-    _trainer = Trainer(loaded, directory, split, queries, target)
+    _trainer = Trainer(load_task(task) if isinstance(task, str) else task, directory, split, queries, target)
 
 
 def _end_with_parent() -> None:

@@ -67,7 +67,7 @@ def compact(path: str | Path, *, progress: bool = True) -> Manifest:
             if len(live) < ids.rows:
                 entry = write_ids(directory, f"row_ids/{pending.generation}.ids", live)
                 pending = pending.model_copy(update={"row_ids": entry})
-            save_pending(directory, pending)
+            pending = save_pending(directory, pending)
         return publish(directory, _with_shards(directory, current, pending, stretches, progress))
 
 

@@ -64,10 +64,10 @@ class ColumnBuffer:
                 self._labels[row], self._predictions[row] = self._labels[known], self._predictions[known]
 
 
-def gathered(parts: Sequence[tuple[Path, NDArray[np.int64]]]) -> bytes:
+def gathered(sources: Sequence[tuple[Path, NDArray[np.int64]]]) -> bytes:
     """The content of one column file with these rows of several, in order."""
     tables = []
-    for path, rows in parts:
+    for path, rows in sources:
         with pyarrow.parquet.ParquetFile(path) as file:
             tables.append(file.read().take(rows))
     return _content(pyarrow.concat_tables(tables, promote_options="permissive").combine_chunks())
