@@ -175,7 +175,7 @@ def _scores(hits: Sequence[Hit]) -> Floats:
 
 
 def mean_recall(pairs: Sequence[tuple[Floats, Floats]]) -> float:
-    """Mean share of the best rows that were returned, from the (exact, approximate) best scores of each query, [k] each.
+    """Mean share of the best rows that were returned, from each query's (exact, approximate) best scores, both [k].
 
     Every row that scores at least as high as the last exact one counts, since rows with equal scores are
     interchangeable. Queries for which no row has a score of that sign are left out.
