@@ -28,7 +28,7 @@ from gradtrace.search.by_name import SearcherName, open_searcher
 from gradtrace.search.scored_rows import SearchResult, rank
 from gradtrace.store.manifest import SearcherEntry, read_manifest
 from gradtrace.store.rows import RowStore
-from gradtrace_indexer.searchers.build import mean_recall, write_searcher
+from gradtrace_indexer.searchers import mean_recall, write_searcher
 from gradtrace_indexer.task_loading import load_task
 
 PRODUCT = "float32 product"

@@ -27,7 +27,7 @@ from gradtrace_indexer import (
 )
 from gradtrace_indexer.description import details
 from gradtrace_indexer.update.add_checkpoints import still_to_come
-from gradtrace_indexer.update.watch import _state
+from gradtrace_indexer.update.update import _state
 from gradtrace_service.answers.documents import index_info
 from gradtrace_service.app import create_app
 from tiny import ClassTask

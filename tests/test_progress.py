@@ -21,12 +21,12 @@ from gradtrace_indexer.progress import LINE_SECONDS
 SCRIPT = """
 from gradtrace_indexer import progress
 progress.LINE_SECONDS = {seconds}
-with progress.progress_bar("index", 2000, "rows") as bar:
+with progress.progress_bar("index", 2000, " rows") as bar:
     for _ in range(1000):
         bar.update(2)
-for _ in progress.with_progress(range(3), "kernels", 3):
+for _ in progress.progress_bar("kernels", 3, items=range(3)):
     pass
-with progress.progress_bar("hidden", 10, "rows", shown=False) as bar:
+with progress.progress_bar("hidden", 10, " rows", shown=False) as bar:
     bar.update(10)
 progress.note("a line of its own")
 """

@@ -33,8 +33,7 @@ from gradtrace.store.manifest import MANIFEST_NAME, read_manifest
 from gradtrace.store.rows import RowStore
 from gradtrace_client import Client
 from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, delete_rows, set_searcher, verify
-from gradtrace_indexer.searchers.build import mean_recall, write_searcher
-from gradtrace_indexer.searchers.faiss import filled_index
+from gradtrace_indexer.searchers import filled_index, mean_recall, write_searcher
 from gradtrace_indexer.writing.files import write_manifest
 from gradtrace_service.app import create_app
 from gradtrace_service.cli import app

@@ -9,7 +9,7 @@ import torch
 
 import tiny
 from gradtrace import CheckpointError
-from gradtrace_indexer.update.watch import watch
+from gradtrace_indexer.update.update import watch
 from tiny import ClassTask
 
 
@@ -54,7 +54,7 @@ def test_checkpoints_are_added_as_they_come(tmp_path: Path, monkeypatch: pytest.
         assert seconds == 7
         next(looks)()
 
-    monkeypatch.setattr("gradtrace_indexer.update.watch.time.sleep", sleep)
+    monkeypatch.setattr("gradtrace_indexer.update.update.time.sleep", sleep)
     updates = watch(tmp_path / "index", task, directory, interval=7, on_wait=lambda error: waited.append(str(error)))
     assert [entry.name for entry in next(updates).manifest.checkpoints] == ["1.pt", "2.pt", "3.pt"]
     assert [entry.name for entry in next(updates).manifest.checkpoints] == ["1.pt", "2.pt", "3.pt", "4.pt"]
@@ -77,7 +77,7 @@ def test_weights_that_never_fit_are_told(tmp_path: Path, monkeypatch: pytest.Mon
         assert "does not fit" in str(error)
         raise StopError
 
-    monkeypatch.setattr("gradtrace_indexer.update.watch.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("gradtrace_indexer.update.update.time.sleep", lambda seconds: None)
     with pytest.raises(StopError):
         next(watch(tmp_path / "index", task, directory, on_wait=stop))
     assert tiny.files(tmp_path / "index") == before

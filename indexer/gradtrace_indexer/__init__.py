@@ -1,8 +1,7 @@
 """The offline room: the only one that writes an index."""
 
 from gradtrace_indexer.build.build import build_index
-from gradtrace_indexer.derived.representer_head import fit_representer
-from gradtrace_indexer.derived.trak_kernels import add_kernels
+from gradtrace_indexer.derived import add_kernels, fit_representer
 from gradtrace_indexer.evaluation.ground_truth import (
     ShapleyValues,
     SubsetOutputs,
@@ -12,13 +11,11 @@ from gradtrace_indexer.evaluation.ground_truth import (
     subset_outputs,
 )
 from gradtrace_indexer.evaluation.retraining import Retrainings
-from gradtrace_indexer.generations import discard, kept_generations, prune, roll_back
-from gradtrace_indexer.searchers.build import set_searcher
+from gradtrace_indexer.generations import discard, kept_generations, prune, roll_back, verify
+from gradtrace_indexer.searchers import set_searcher
 from gradtrace_indexer.update.add_checkpoints import add_checkpoints, add_run
-from gradtrace_indexer.update.append import append_rows
 from gradtrace_indexer.update.compact import compact
-from gradtrace_indexer.update.delete import delete_rows
-from gradtrace_indexer.verify import verify
+from gradtrace_indexer.update.rows import append_rows, delete_rows
 
 __all__ = [
     "Retrainings",

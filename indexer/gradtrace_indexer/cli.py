@@ -1,14 +1,17 @@
-"""The offline commands: build and select, what changes an index, and what looks after it."""
+"""The offline commands: check, build and select, what changes an index, and what looks after it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
+from rich.console import Console
 
+from gradtrace import dry_run
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.checkpoints.checkpoints_json import INDEX_NAME
 from gradtrace.checkpoints.selection import choose
@@ -16,42 +19,40 @@ from gradtrace.errors import CheckpointError, QueryError
 from gradtrace.methods import method_named
 from gradtrace.opening import open_index
 from gradtrace.results.display import describe
-from gradtrace.store.manifest import BasisKind, read_manifest
+from gradtrace.store.manifest import BasisKind, Precision, read_manifest
 from gradtrace.task import Task
 from gradtrace_indexer import generations
-from gradtrace_indexer.bench import bench as bench_lines
 from gradtrace_indexer.build.build import build_index
 from gradtrace_indexer.build.builder import PassOptions
-from gradtrace_indexer.command_options import (
-    BatchOption,
-    DeviceOption,
-    DimensionsOption,
-    IndexArgument,
-    PrecisionOption,
-    SkipOption,
-    TaskArgument,
-    TaskOption,
-    WorkersOption,
-)
-from gradtrace_indexer.derived.representer_head import fit_representer
-from gradtrace_indexer.derived.trak_kernels import DAMPING, add_kernels
-from gradtrace_indexer.description import describe_searcher, details
-from gradtrace_indexer.evaluation.evaluate import evaluate as evaluate_lines
+from gradtrace_indexer.derived import DAMPING, add_kernels, fit_representer
+from gradtrace_indexer.description import describe_searcher, details, print_report
+from gradtrace_indexer.evaluation import evaluate as evaluation
 from gradtrace_indexer.evaluation.ground_truth import subset_outputs
 from gradtrace_indexer.evaluation.retraining import Retrainings
 from gradtrace_indexer.evaluation.select import explained, mean_losses, plot_selection, selection_index
 from gradtrace_indexer.held_out import held_out_rows
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_indexer.update.add_checkpoints import add_run
-from gradtrace_indexer.update.append import append_rows
 from gradtrace_indexer.update.compact import compact as compact_index
-from gradtrace_indexer.update.delete import delete_rows
-from gradtrace_indexer.update.update import run_directory, update_index
-from gradtrace_indexer.update.watch import INTERVAL, watch
-from gradtrace_indexer.verify import verify as verify_index
+from gradtrace_indexer.update.rows import append_rows, delete_rows
+from gradtrace_indexer.update.update import INTERVAL, run_directory, update_index, watch
 
 app = typer.Typer()
 
+_TASK = "module:attribute or path/to/file.py:attribute"
+TaskArgument = Annotated[str, typer.Argument(help=_TASK)]
+TaskOption = Annotated[str, typer.Option(help=_TASK)]
+IndexArgument = Annotated[Path, typer.Argument(help="The index directory.")]
+CheckpointsOption = Annotated[Path, typer.Option(help="Directory of a training's checkpoints, or a list by `select`.")]
+DimensionsOption = Annotated[int, typer.Option(min=1, help="Columns kept for each checkpoint.")]
+PrecisionOption = Annotated[Precision, typer.Option(help="Of the stored rows: 2, 1 or half a byte a value.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Examples a step.")]
+DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that read the training data ahead. 0: none.")]
+SkipOption = Annotated[
+    bool,
+    typer.Option("--skip-bad-rows", help="Mark rows that cannot be read or have no finite gradient; do not stop."),
+]
 RunsOption = Annotated[
     list[Path],
     typer.Option(
@@ -67,6 +68,37 @@ SegmentsOption = Annotated[
 RecordingOption = Annotated[
     Path | None, typer.Option(help="Directory of an InfluenceRecorder: its basis, and method hydra.")
 ]
+
+
+@app.command()
+def check(
+    task: TaskArgument,
+    checkpoints: CheckpointsOption,
+    dimensions: DimensionsOption = 2048,
+    precision: PrecisionOption = "int8",
+    batch_size: BatchOption = 128,
+    device: DeviceOption = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Try a task on a few of its rows, in seconds, before anything is built.
+
+    Reports how each layer is differentiated and why, at whose labels the curvature is taken, what the task's hooks
+    return, what a build would cost, and every problem with its remedy. The exit code is 1 if there is a problem.
+    """
+    report = dry_run.check(
+        load_task(task),
+        load_checkpoints(checkpoints),
+        dimensions=dimensions,
+        precision=precision,
+        batch_size=batch_size,
+        device=device,
+    )
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=1))
+    else:
+        print_report(report, Console())
+    if not report.ok:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -206,14 +238,8 @@ def append(
     The new examples must come after the old ones: a row's number in the data set is its id, for good. Only the new rows
     are computed. Run again after an interruption, it resumes.
     """
-    updated = append_rows(
-        index,
-        load_task(task),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        skip_bad_rows=skip_bad_rows,
-        device=device,
-    )
+    passes = PassOptions(batch_size=batch_size, num_workers=num_workers, device=device)
+    updated = append_rows(index, load_task(task), skip_bad_rows=skip_bad_rows, **passes)
     typer.echo(f"{index}: {describe(updated.manifest)}")
 
 
@@ -294,7 +320,7 @@ def verify(
     all_generations: Annotated[bool, typer.Option("--all", help="Also the earlier generations.")] = False,
 ) -> None:
     """Check every byte of an index against its manifest."""
-    problems = verify_index(index, all_generations=all_generations)
+    problems = generations.verify(index, all_generations=all_generations)
     for problem in problems:
         typer.echo(problem)
     if problems:
@@ -318,7 +344,7 @@ def bench(
     device: DeviceOption = "auto",
 ) -> None:
     """Measure how fast an index answers here, one query at a time and many, and what an approximate searcher misses."""
-    for line in bench_lines(index, load_task(task), k=k, queries=queries, device=device):
+    for line in evaluation.bench(index, load_task(task), k=k, queries=queries, device=device):
         typer.echo(line)
 
 
@@ -348,7 +374,7 @@ def evaluate(
     split, numbers = held_out_rows(loaded, queries, opened.present)
     retrainings = Retrainings(task, truth, queries=sorted(numbers) if queries else None, split=split, workers=workers)
     outputs = subset_outputs(retrainings, subsets, seeds, among=np.flatnonzero(opened.present))
-    for line in evaluate_lines(opened, retrainings.examples, outputs, method or opened.methods):
+    for line in evaluation.evaluate(opened, retrainings.examples, outputs, method or opened.methods):
         typer.echo(line)
 
 

@@ -1,10 +1,15 @@
-"""What an index holds, in words."""
+"""What an index holds, and what a dry run of a task shows, in words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gradtrace.dry_run import TaskReport
 from gradtrace.errors import IncompleteIndexError
 from gradtrace.results.display import describe
 from gradtrace.store.manifest import CheckpointKind, Manifest, SearcherEntry, read_manifest
@@ -17,6 +22,8 @@ _KINDS: dict[CheckpointKind, str] = {
     "average": ", the average of a segment's weights",
     "recorded": ", the recording of the training up to it",
 }
+
+_MOST_LAYERS = 40  # lines of a table; of longer models the first and the last layers are shown
 
 
 def describe_searcher(manifest: Manifest, entry: SearcherEntry) -> str:
@@ -100,3 +107,53 @@ def _refit(manifest: Manifest) -> str:
 
 def _megabytes(manifest: Manifest) -> str:
     return f"{sum(entry.bytes for entry in manifest.files()) / 1e6:,.1f} MB"
+
+
+def print_report(report: TaskReport, console: Console) -> None:
+    """Of a dry run: tables of the layers and the task's hooks, the cost of a build, and every problem."""
+    console.print(
+        f"[bold]{escape(report.task)}[/bold]: {report.rows:,} training rows, {report.checkpoints} checkpoints, "
+        f"{report.parameters:,} parameters"
+    )
+    if report.layers:
+        console.print(_layers(report))
+        console.print(f"[bold]Labels of the curvature[/bold] ({report.labels}): {escape(report.law)}")
+    if report.hooks:
+        console.print(_hooks(report))
+    if report.estimate is not None:
+        estimate, minutes = report.estimate, report.estimate.seconds / 60
+        duration = f"{minutes:.0f} min" if minutes >= 2 else f"{estimate.seconds:.0f} s"
+        console.print(
+            f"[bold]A build[/bold] would take about {duration} ({estimate.rows_per_second:,.0f} rows a second and "
+            f"checkpoint), {estimate.memory_bytes / 1e9:.1f} GB of memory and {estimate.disk_bytes / 1e6:,.0f} MB of "
+            "disk"
+        )
+    for note in report.notes:
+        console.print(f"[yellow]Note:[/yellow] {escape(note)}")
+    for problem in report.problems:
+        console.print(f"[red]Problem:[/red] {escape(problem)}")
+    if report.ok:
+        console.print("[green]Ready to build.[/green]")
+
+
+def _layers(report: TaskReport) -> Table:
+    table = Table(title="Layers", title_justify="left")
+    for name in ("layer", "type", "parameters", "path", "why"):
+        table.add_column(name, justify="right" if name == "parameters" else "left", overflow="fold")
+    half = _MOST_LAYERS // 2
+    omitted = range(half, len(report.layers) - half)
+    for number, line in enumerate(report.layers):
+        if number not in omitted:
+            table.add_row(escape(line.name), line.kind, f"{line.parameters:,}", line.path, escape(line.reason))
+        elif number == half:
+            table.add_row(f"... {len(omitted)} more")
+    return table
+
+
+def _hooks(report: TaskReport) -> Table:
+    table = Table(title="What the task gives", title_justify="left")
+    table.add_column("hook")
+    table.add_column("on three training examples", overflow="fold")
+    for hook in report.hooks:
+        table.add_row(hook.hook, escape(hook.outcome), style="red" if hook.problem else None)
+    return table

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from gradtrace.checkpoints.second_moments import moments_path
-from gradtrace.errors import CorruptIndexError, StoreError
+from gradtrace.errors import CorruptIndexError, IncompleteIndexError, StoreError
 from gradtrace.methods import METHODS, available_methods
 from gradtrace.store.checksums import check_files
 from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, Manifest, Operation, read_generation, read_manifest
+from gradtrace.store.rows import RowStore
 from gradtrace_indexer.writing.files import sole_writer, write_file, write_manifest
 
 _log = logging.getLogger(__name__)
@@ -38,15 +39,8 @@ _FOLDERS = (
     "representer",
 )  # all files in these belong to generations
 
-# The others change the set of rows, of which kernels are sums.
-_KEEPING_KERNELS: tuple[Operation, ...] = (
-    "add checkpoints",
-    "add run",
-    "compact",
-    "set searcher",
-    "add kernels",
-    "fit representer",
-)
+# These change the set of rows, of which kernels are sums.
+_DROPPING_KERNELS: tuple[Operation, ...] = ("append rows", "delete rows")
 
 # After these the searcher is built again, as a generation of its own.
 _REBUILDING_SEARCHERS: tuple[Operation, ...] = ("add checkpoints", "add run", "append rows")
@@ -55,17 +49,17 @@ _REBUILDING_SEARCHERS: tuple[Operation, ...] = ("add checkpoints", "add run", "a
 def successor(current: Manifest, operation: Operation, **changes: Any) -> Manifest:
     """The unfinished generation after the current one, which it copies except for the given fields.
 
-    What is derived from the rows and made stale by an operation is dropped here, for every update.
+    What is derived from the rows and made stale by an operation is dropped here, for every update: kernels, and the
+    representations at checkpoints that are no longer the last of their run.
     """
-    kernels = current.kernels if operation in _KEEPING_KERNELS else None
-    fields = {
-        "generation": current.generation + 1,
-        "complete": False,
-        "made_by": operation,
-        "kernels": kernels,
-        **changes,
-    }
-    return current.model_copy(update=fields)
+    kernels = None if operation in _DROPPING_KERNELS else current.kernels
+    fixed = {"generation": current.generation + 1, "complete": False, "made_by": operation, "kernels": kernels}
+    after = current.model_copy(update=fixed | changes)
+    shards = [
+        shard if shard.checkpoint in after.represented else shard.model_copy(update={"representations": None})
+        for shard in after.shards
+    ]
+    return after.model_copy(update={"shards": shards})
 
 
 def save_pending(directory: Path, manifest: Manifest) -> Manifest:
@@ -220,7 +214,34 @@ def _sweep(directory: Path) -> None:
     named = {entry.path for manifest in generations for entry in manifest.files()}
     averages = [Path(e.file) for manifest in generations for e in manifest.checkpoints if e.kind == "average"]
     named |= {file.as_posix() for average in averages for file in (average, moments_path(average))}
-    files = [path for folder in _FOLDERS for path in (directory / folder).rglob("*") if path.is_file()]
-    for path in files:
-        if path.relative_to(directory).as_posix() not in named:
+    for path in [path for folder in _FOLDERS for path in (directory / folder).rglob("*")]:
+        if path.is_file() and path.relative_to(directory).as_posix() not in named:
             path.unlink(missing_ok=True)
+
+
+def verify(path: str | Path, *, all_generations: bool = False) -> list[str]:
+    """The problems of an index, one sentence for each damaged or missing file; empty if it is undamaged.
+
+    all_generations: check the earlier generations, too.
+
+    Raises:
+        StoreError: there is no index, or its manifest itself is damaged (CorruptIndexError).
+    """
+    directory = Path(path)
+    try:
+        current = read_manifest(directory)
+    except IncompleteIndexError:
+        return ["the build was interrupted: run it again to resume"]
+    problems = _problems(directory, current)
+    for kept in kept_generations(directory) if all_generations else []:
+        problems += [f"generation {kept.generation}: {problem}" for problem in _problems(directory, kept)]
+    return problems
+
+
+def _problems(directory: Path, manifest: Manifest) -> list[str]:
+    problems = check_files(directory, manifest, deep=True)
+    try:
+        RowStore(directory, manifest)
+    except CorruptIndexError as error:
+        return problems or [str(error)]
+    return problems

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
 LINE_SECONDS = 10.0
-
-T = TypeVar("T")
 
 
 class _Lines:
@@ -24,23 +22,16 @@ class _Lines:
         sys.stderr.flush()
 
 
-def progress_bar(title: str, total: int, unit: str = "", shown: bool = True) -> tqdm[Any]:
-    """To be used as a context, and told with `update(n)` of every `n` units that are done."""
-    return tqdm(total=total, **_settings(title, unit, shown))
-
-
-def with_progress(items: Iterable[T], title: str, total: int, shown: bool = True) -> Iterable[T]:
-    """The same items; each counts as done when the next one is asked for."""
-    return tqdm(items, total=total, **_settings(title, "", shown))
-
-
-def _settings(title: str, unit: str, shown: bool) -> dict[str, Any]:
-    settings: dict[str, Any] = {"desc": title, "unit": f" {unit}" if unit else "it", "disable": not shown}
-    if sys.stderr.isatty():
-        return settings
-    counts = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
-    bar_format = "{desc}: {percentage:.0f}% " + counts
-    return settings | {"file": _Lines(), "bar_format": bar_format, "mininterval": LINE_SECONDS, "miniters": 1}
+def progress_bar(
+    title: str, total: int, unit: str = "it", shown: bool = True, items: Iterable[Any] | None = None
+) -> tqdm[Any]:
+    """A context that is told with `update(n)` of every `n` units that are done; or, over `items`, an iterator that
+    counts each as done when the next one is asked for."""
+    settings: dict[str, Any] = {}
+    if not sys.stderr.isatty():
+        bar_format = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
+        settings = {"file": _Lines(), "bar_format": bar_format, "mininterval": LINE_SECONDS, "miniters": 1}
+    return tqdm(items, total=total, desc=title, unit=unit, disable=not shown, **settings)
 
 
 def note(text: str) -> None:

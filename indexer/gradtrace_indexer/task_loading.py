@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,12 +32,20 @@ def load_task(spec: str, *, anew: bool = False) -> Task:
     Raises:
         TaskError: no such file, module or attribute; an error while importing or instantiating; or not a Task.
     """
-    source, name = _split(spec)
+    source, _, name = spec.rpartition(":")
+    if not source or not name.isidentifier():
+        raise TaskError(f"{spec!r} is not a task's name; write module:attribute or path/to/file.py:attribute")
     module = import_source(source, anew=anew)
     if not hasattr(module, name):
         raise TaskError(f"{source} has no {name!r}; {_tasks_in(module)}")
     named = getattr(module, name)
-    task = _instantiate(named, spec) if inspect.isclass(named) and issubclass(named, Task) else named
+    try:
+        task = named() if inspect.isclass(named) and issubclass(named, Task) else named
+    except Exception as error:  # whatever the user's code raises
+        raise TaskError(
+            f"{spec}() failed: {type(error).__name__}: {error}; a task class is instantiated without arguments: "
+            "give its parameters defaults, or name an instance instead"
+        ) from error
     if not isinstance(task, Task):
         raise TaskError(f"{spec} is of type {type(named).__name__}, not a gradtrace.Task; {_tasks_in(module)}")
     return task
@@ -57,8 +66,14 @@ def import_source(source: str, *, anew: bool = False) -> ModuleType:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     _before_tasks.update(() if _before_tasks else sys.modules)
+
+    def run() -> ModuleType:
+        if is_file:
+            return _import_file(Path(source).resolve(), anew)
+        return _import_again(source) if anew else importlib.import_module(source)
+
     try:
-        return _import_anew(source, is_file) if anew else _import(source, is_file)
+        return _without_helpers(run) if anew else run()
     except SystemExit as error:
         raise TaskError(
             f"importing {source} ended the program ({error}): put the code that runs it as a script under "
@@ -68,27 +83,18 @@ def import_source(source: str, *, anew: bool = False) -> ModuleType:
         raise TaskError(f"importing {source} failed: {type(error).__name__}: {error}") from error
 
 
-def _import(source: str, is_file: bool) -> ModuleType:
-    return _import_file(Path(source).resolve()) if is_file else importlib.import_module(source)
-
-
-def _import_anew(source: str, is_file: bool) -> ModuleType:
-    def run() -> ModuleType:
-        return _import_file(Path(source).resolve(), anew=True) if is_file else _import_again(source)
-
+def _without_helpers(run: Callable[[], ModuleType]) -> ModuleType:
+    """Run a module while the user's modules that it imports count as not imported."""
     helpers = {name: module for name, module in list(sys.modules.items()) if _is_helper(name, module)}
     for name in helpers:
         del sys.modules[name]
     try:
         return run()
-    except Exception:
+    except BaseException as error:
         sys.modules.update(helpers)
-        if not helpers:
+        if not helpers or not isinstance(error, Exception):
             raise
-        return run()  # a module may refuse to be run twice, as when it registers something
-    except BaseException:
-        sys.modules.update(helpers)
-        raise
+    return run()  # a module may refuse to be run twice, as when it registers something
 
 
 def _is_helper(name: str, module: ModuleType) -> bool:
@@ -96,13 +102,6 @@ def _is_helper(name: str, module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
     is_ours = name.partition(".")[0] in _GRADTRACE or name.startswith("_gradtrace_")
     return name not in _before_tasks and file is not None and not is_ours and not file.startswith(_INSTALLED)
-
-
-def _split(spec: str) -> tuple[str, str]:
-    source, separator, name = spec.rpartition(":")
-    if not separator or not source or not name.isidentifier():
-        raise TaskError(f"{spec!r} is not a task's name; write module:attribute or path/to/file.py:attribute")
-    return source, name
 
 
 def _import_file(path: Path, anew: bool = False, package: str = "") -> ModuleType:
@@ -132,16 +131,6 @@ def _import_again(name: str) -> ModuleType:
     if spec is None or spec.origin is None or not spec.has_location:
         raise ImportError(f"{name} has no file to be read again")
     return _import_file(Path(spec.origin), anew=True, package=name if spec.parent == name else spec.parent or "")
-
-
-def _instantiate(kind: type[Task], spec: str) -> Task:
-    try:
-        return kind()
-    except Exception as error:  # whatever the user's code raises
-        raise TaskError(
-            f"{spec}() failed: {type(error).__name__}: {error}; a task class is instantiated without arguments: "
-            "give its parameters defaults, or name an instance instead"
-        ) from error
 
 
 def _tasks_in(module: ModuleType) -> str:

@@ -16,7 +16,6 @@ from gradtrace.errors import GradtraceError, LockedIndexError, QueryError
 from gradtrace.user_code import user_line
 from gradtrace_client import Client, ClientError, InfluenceAnswer
 from gradtrace_client.request_schemas import SOURCES, InfluenceRequest
-from gradtrace_indexer.check_command import app as check_command
 from gradtrace_indexer.cli import app as indexer_commands
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.console import print_answer
@@ -35,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.registered_commands += [*check_command.registered_commands, *indexer_commands.registered_commands]
+app.registered_commands += indexer_commands.registered_commands
 key_commands = typer.Typer(help="API keys of a service; docs/security.md explains them.", no_args_is_help=True)
 app.add_typer(key_commands, name="key")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,18 +50,12 @@ def _average(directory: Path, task: Task, segment: Sequence[Checkpoint], rate: f
     name = f"averages/steps-{segment[0].step:09d}-{last.step:09d}-{digest[:8]}.safetensors"
     if not (directory / name).exists():
         if all(has_usable_moments(checkpoint, task) for checkpoint in segment):
-            moments = [*_moments(segment, task)]
+            kept = [checkpoint.second_moments(task.model()) for checkpoint in segment]
+            moments = [each for each in kept if each is not None]
             mean = SecondMoments(_mean(each.by_name for each in moments), moments[-1].beta2, moments[-1].eps)
             write_through(directory, moments_path(Path(name)).as_posix(), mean.save)
         write_file(directory, name, safetensors.torch.save(_mean(checkpoint.load() for checkpoint in segment)))
     return replace(last, path=directory / name, learning_rate=rate, kind="average")
-
-
-def _moments(segment: Sequence[Checkpoint], task: Task) -> Iterator[SecondMoments]:
-    for checkpoint in segment:
-        moments = checkpoint.second_moments(task.model())
-        if moments is not None:
-            yield moments
 
 
 def _mean(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -71,9 +65,6 @@ def _mean(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     for state in states:
         count += 1
         for name, value in state.items():
-            added = value.is_floating_point() and name in sums
-            sums[name] = sums[name] + value.double() if added else value
-    return {
-        name: (sums[name] / count).to(last.dtype) if last.is_floating_point() else last.clone()
-        for name, last in state.items()
-    }
+            if value.is_floating_point():
+                sums[name] = sums.get(name, 0) + value.double()
+    return {name: (sums[name] / count).to(last.dtype) if name in sums else last.clone() for name, last in state.items()}

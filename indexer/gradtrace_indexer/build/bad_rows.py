@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradtrace.basis import two_sided_basis
 from gradtrace.checkpoints.checkpoint import Checkpoint, load_into
@@ -25,7 +25,7 @@ from gradtrace.store.manifest import Manifest
 from gradtrace.store.precision import LARGEST_VALUE
 from gradtrace.store.row_ids import Ids, read_row_ids
 from gradtrace.task import Example, Task
-from gradtrace_indexer.build.row_reader import RowReader, Unreadable
+from gradtrace_indexer.build.row_reader import RowReader
 from gradtrace_indexer.writing.files import write_ids
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class BadRows:
         return row in self._known or row in self.new
 
     def readable(
-        self, rows: Sequence[int], examples: Sequence[Example | Unreadable]
+        self, rows: Sequence[int], examples: Sequence[Example | DatasetError]
     ) -> tuple[list[int], list[Example]]:
         """The rows of a batch that could be read, and their examples.
 
@@ -60,15 +60,17 @@ class BadRows:
             DatasetError: one could not, and bad rows are not skipped.
         """
         for row, example in zip(rows, examples, strict=True):
-            if isinstance(example, Unreadable):
+            if isinstance(example, DatasetError):
                 if not self.skipping:
-                    raise DatasetError(example.reason)
-                self.new[row] = example.reason[:_REASON_CHARACTERS]
+                    raise example
+                self.new[row] = str(example)[:_REASON_CHARACTERS]
         good = [(row, example) for row, example in zip(rows, examples, strict=True) if row not in self.new]
         return [row for row, _ in good], [example for _, example in good]
 
-    def without_finite_gradient(self, rows: Sequence[int], checkpoint: str) -> None:
-        self.new |= dict.fromkeys(rows, f"its loss or gradient is NaN or infinite at {checkpoint}")
+    def add_all_but(self, kept: Sequence[int], rows: Sequence[int], checkpoint: str) -> None:
+        """Those of these rows whose loss or gradient is not finite: all but the ones at the positions `kept`."""
+        bad = [row for position, row in enumerate(rows) if position not in set(kept)]
+        self.new |= dict.fromkeys(bad, f"its loss or gradient is NaN or infinite at {checkpoint}")
 
     def refuse_many(self, rows: int) -> None:
         """Raises LossError if more than half of this number of rows turned out to be bad."""
@@ -134,9 +136,9 @@ class Screening:
 
     def __init__(self, task: Task, reader: RowReader, rows: Sequence[int], bad: BadRows) -> None:
         self._task, self._bad, self._count = task, bad, len(rows)
-        parts = [rows[start : start + _SCREENED_TOGETHER] for start in range(0, len(rows), _SCREENED_TOGETHER)]
+        batches = [rows[start : start + _SCREENED_TOGETHER] for start in range(0, len(rows), _SCREENED_TOGETHER)]
         self._batches = [
-            bad.readable(part, examples) for part, examples in zip(parts, reader.batches(parts), strict=True)
+            bad.readable(batch, examples) for batch, examples in zip(batches, reader.batches(batches), strict=True)
         ]
 
     @property
@@ -149,7 +151,16 @@ class Screening:
         model = fresh_model(self._task, next((examples for _, examples in self._batches if examples), []))
         load_into(model, checkpoint)
         model.eval().to(device)
-        self._keep(lambda examples: self._finite(model, examples, device), checkpoint.name)
+
+        def finite(examples: list[Example]) -> list[int]:
+            with torch.no_grad():
+                losses = self._task.loss(model, collate(self._task, examples, device).collated)
+            if not isinstance(losses, Tensor) or losses.shape != (len(examples),):
+                return list(range(len(examples)))  # refused with a better message where gradients are taken
+            positions: list[int] = (losses.abs() <= LARGEST_VALUE).nonzero().flatten().tolist()
+            return positions
+
+        self._keep(finite, checkpoint.name)
 
     def by_gradients(self, model: GradientModel) -> None:
         """By coordinates in a few random directions, which are finite where the gradient is."""
@@ -163,14 +174,6 @@ class Screening:
     def _keep(self, finite: Callable[[list[Example]], list[int]], checkpoint: str) -> None:
         for number, (rows, examples) in enumerate(self._batches):
             kept = finite(examples) if examples else []
-            self._bad.without_finite_gradient([row for at, row in enumerate(rows) if at not in set(kept)], checkpoint)
+            self._bad.add_all_but(kept, rows, checkpoint)
             self._batches[number] = [rows[at] for at in kept], [examples[at] for at in kept]
         self._bad.refuse_many(self._count)
-
-    def _finite(self, model: nn.Module, examples: list[Example], device: torch.device) -> list[int]:
-        with torch.no_grad():
-            losses = self._task.loss(model, collate(self._task, examples, device).collated)
-        if not isinstance(losses, Tensor) or losses.shape != (len(examples),):
-            return list(range(len(examples)))  # refused with a better message where gradients are taken
-        finite: list[int] = (losses.abs() <= LARGEST_VALUE).nonzero().flatten().tolist()
-        return finite

@@ -6,11 +6,13 @@ import platform
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.checkpoints.indexed import checkpoint_entries
@@ -21,6 +23,7 @@ from gradtrace.index import Index
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.opening import open_index
 from gradtrace.recording import read_recording
+from gradtrace.recording.files import ROWS_NAME
 from gradtrace.store.manifest import (
     MANIFEST_NAME,
     BasisEntry,
@@ -40,9 +43,8 @@ from gradtrace_indexer.build.averages import with_averages
 from gradtrace_indexer.build.bad_rows import BadRows, Screening
 from gradtrace_indexer.build.builder import Builder, PassOptions
 from gradtrace_indexer.build.fit import FitSpec, RunFit, Samples, sample_rows
-from gradtrace_indexer.build.recorded import recorded_entry
 from gradtrace_indexer.generations import save_pending, unfinished
-from gradtrace_indexer.searchers.build import check_searcher, set_searcher
+from gradtrace_indexer.searchers import check_searcher, set_searcher
 from gradtrace_indexer.writing.files import sole_writer
 
 _SHARD_BYTES = 256 << 20
@@ -53,21 +55,18 @@ Runs = Sequence[Sequence[Checkpoint]]  # the checkpoints of each training run
 
 def build_index(
     task: Task,
-    checkpoints: Sequence[Checkpoint] | Sequence[Sequence[Checkpoint]] | str | Path,
+    checkpoints: Sequence[Checkpoint] | Runs | str | Path,
     path: str | Path,
     *,
     dimensions: int = 2048,
     basis: BasisKind = "spectral",
     precision: Precision = "int8",
-    batch_size: int = 128,
     seed: int = 0,
     searcher: str | None = None,
     average_segments: int | None = None,
     recording: str | Path | None = None,
-    num_workers: int = 0,
     skip_bad_rows: bool = False,
-    device: str = "auto",
-    progress: bool = True,
+    **passes: Unpack[PassOptions],
 ) -> Index:
     """Build the index of a task's training rows. An interrupted build is resumed, a finished one only opened.
 
@@ -84,29 +83,25 @@ def build_index(
     """
     spec = FitSpec(basis, dimensions, seed, precision)
     check_dataset(task, skip_unreadable=skip_bad_rows)
-    passes = PassOptions(batch_size=batch_size, num_workers=num_workers, device=device, progress=progress)
     recorded = None if recording is None else read_recording(recording)
     builder = Builder(task, Path(path), skip_bad_rows=skip_bad_rows, recording=recorded, **passes)
-    _build(builder, checkpoints, spec, average_segments, searcher)
     if searcher is not None:
-        return set_searcher(path, task, searcher, device=device, progress=progress)
+        check_searcher(searcher)
+    _build(builder, checkpoints, spec, average_segments)
+    device = passes.get("device", "auto")
+    if searcher is not None:
+        return set_searcher(path, task, searcher, device=device, progress=builder.progress)
     return open_index(path, task, device=device)
 
 
 def _build(
-    builder: Builder,
-    checkpoints: Sequence[Checkpoint] | Runs | str | Path,
-    spec: FitSpec,
-    average_segments: int | None,
-    searcher: str | None,
+    builder: Builder, checkpoints: Sequence[Checkpoint] | Runs | str | Path, spec: FitSpec, average_segments: int | None
 ) -> None:
     """Check everything, then begin or resume the build, and publish it."""
     task, recording, rows = builder.task, builder.recording, len(builder.task.train)
     if not builder.skip_bad_rows:  # else it is not known yet which rows can be read
         check_methods(task, [task.train[row] for row in range(min(2, rows))])
     runs = _by_run(load_checkpoints(checkpoints) if isinstance(checkpoints, str | Path) else checkpoints)
-    if searcher is not None:
-        check_searcher(searcher)
     if recording is not None:
         if len(runs) > 1:
             raise RecordingError("a recording is of one training run: give the checkpoints of that run alone")
@@ -132,10 +127,13 @@ def _by_run(checkpoints: Sequence[Checkpoint] | Runs) -> Runs:
 
 
 def _entries(builder: Builder, runs: Runs) -> list[CheckpointEntry]:
-    entries: list[CheckpointEntry] = []
-    for number, run in enumerate(runs):
-        entries += checkpoint_entries(builder.directory, run, builder.task, number)
-    return entries if builder.recording is None else [*entries, recorded_entry(builder.recording, entries[-1])]
+    by_run = [checkpoint_entries(builder.directory, run, builder.task, number) for number, run in enumerate(runs)]
+    entries = list(chain.from_iterable(by_run))
+    if builder.recording is not None:  # of a training that ended with the weights of the last checkpoint
+        file = next(file for file in builder.recording.entry.files if file.path == ROWS_NAME)
+        recorded = {"name": "recording", "kind": "recorded", "recording": file.xxh3}
+        entries.append(entries[-1].model_copy(update=recorded))
+    return entries
 
 
 def check_order(checkpoints: Sequence[Checkpoint]) -> None:
@@ -184,7 +182,11 @@ def _begin(builder: Builder, runs: Runs, rows: int, spec: FitSpec) -> Manifest:
     samples = Samples(builder.task, spec.seed, rows, good)
     fits = [builder.fit(run, f"{number}.1", spec, samples) for number, run in enumerate(runs)]
     reference, dimensions = fits[-1].reference, check_dimensions(fits, fits[0].dimensions)
-    levels = default_levels(dimensions)
+    levels, representation = default_levels(dimensions), reference.representation
+    represented = representation and RepresentationsEntry(
+        source=representation.source, dimensions=representation.dimensions
+    )
+    bytes_of_1024_rows = ShardLayout(1024, tuple(levels), spec.precision).bytes
     manifest = Manifest(
         generation=1,
         complete=False,
@@ -204,23 +206,18 @@ def _begin(builder: Builder, runs: Runs, rows: int, spec: FitSpec) -> Manifest:
         column_scales=[file for fit in fits for file in fit.column_scales],
         levels=levels,
         rows=rows,
-        representations=_representations(reference),
-        shard_rows=_shard_rows(levels, spec.precision),
+        representations=represented,
+        shard_rows=max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // bytes_of_1024_rows)),
         shards=[],
         libraries={"gradtrace": version("gradtrace"), "torch": torch.__version__, "python": platform.python_version()},
     )
     return save_pending(builder.directory, manifest.with_skipped(bad.new))
 
 
-def _shard_rows(levels: Sequence[int], precision: Precision) -> int:
-    layout = ShardLayout(1024, tuple(levels), precision)
-    return max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // layout.bytes))
-
-
 def _screened(builder: Builder, runs: Runs, rows: Sequence[int], bad: BadRows) -> Ids:
     """The rows that are not bad at any checkpoint; from now on models are examined on some of these."""
     screening = Screening(builder.task, builder.reader, rows, bad)
-    checkpoints = [checkpoint for run in runs for checkpoint in run]
+    checkpoints = list(chain.from_iterable(runs))
     for checkpoint in checkpoints:
         screening.by_losses(checkpoint, builder.device)
     builder.probe_on(np.array(screening.good))
@@ -259,8 +256,3 @@ def check_dimensions(fits: Sequence[RunFit], dimensions: int) -> int:
             f"{max(dimensions, *fitted)}: build with dimensions={min(dimensions, *fitted)}"
         )
     return dimensions
-
-
-def _representations(model: GradientModel) -> RepresentationsEntry | None:
-    known = model.representation
-    return None if known is None else RepresentationsEntry(source=known.source, dimensions=known.dimensions)

@@ -37,23 +37,31 @@ from gradtrace.store.rows import RowStore
 from gradtrace.store.shards import ShardLayout
 from gradtrace.task import Example, Task
 from gradtrace_indexer.build.bad_rows import BadRows, usable_ids, with_skipped_deleted
-from gradtrace_indexer.build.fit import FitSpec, RunFit, Samples, fit_run, write_curvature
-from gradtrace_indexer.build.recorded import recorded_basis
+from gradtrace_indexer.build.fit import (
+    FitSpec,
+    RunFit,
+    Samples,
+    fit_basis,
+    recorded_basis,
+    write_basis,
+    write_column_scales,
+    write_curvature,
+)
 from gradtrace_indexer.build.row_check import check_new_rows, zero_rows_message
 from gradtrace_indexer.build.row_reader import RowReader
 from gradtrace_indexer.build.rows import RowWorkers, write_rows
 from gradtrace_indexer.generations import publish, save_pending
-from gradtrace_indexer.progress import note, progress_bar, with_progress
-from gradtrace_indexer.searchers.build import check_searcher
+from gradtrace_indexer.progress import note, progress_bar
+from gradtrace_indexer.searchers import check_searcher
 from gradtrace_indexer.writing.files import write_file
-from gradtrace_indexer.writing.shard_plan import (
+from gradtrace_indexer.writing.shard_writer import (
     ShardTask,
+    ShardWriter,
     missing_shards,
     representation_writer,
     shard_name,
     with_shard,
 )
-from gradtrace_indexer.writing.shard_writer import ShardWriter
 
 _MOST_WORKERS = 8  # copies of the model
 
@@ -114,16 +122,12 @@ class Builder:
 
     def model(self, checkpoint: Checkpoint) -> GradientModel:
         """The task's model at a checkpoint. The first is examined; the others need no examination of their own."""
-        path = checkpoint.path.resolve()
-        if self._model is None or self._model.checkpoint.path.resolve() != path:
-            self._model = None  # it need not be in memory beside the next one
-            self._model = self._made(checkpoint)
-        return self._model
-
-    def _made(self, checkpoint: Checkpoint) -> GradientModel:
+        if self._model is not None and self._model.checkpoint.path.resolve() == checkpoint.path.resolve():
+            return self._model
         if not self._probe:
             self.probe_on(np.arange(len(self.task.train)))
-        model = GradientModel(
+        self._model = None  # it need not be in memory beside the next one
+        self._model = model = GradientModel(
             self.task,
             checkpoint,
             self.device,
@@ -151,15 +155,27 @@ class Builder:
         return [basis.to(self.device) for basis in load_bases(self.directory, manifest)]
 
     def fit(self, checkpoints: Sequence[Checkpoint], name: str, spec: FitSpec, samples: Samples) -> RunFit:
-        """Fit a training run's basis at these checkpoints, the last one its reference. Raises as `fit_run`."""
-        reference = self.model(checkpoints[-1])
-        basis = None if self.recording is None else recorded_basis(self.recording, reference, len(self.task.train))
+        """Fit a training run's basis at these checkpoints, the last one its reference, or take the recording's; and,
+        for int4, the scales of its columns. Both are written to files of this name.
+
+        Raises:
+            StoreError: as `fit_basis`, or a full disk.
+            RecordingError: as `recorded_basis`.
+            LossError: a loss or gradient of the samples is NaN or infinite.
+        """
+        reference, directory = self.model(checkpoints[-1]), self.directory
 
         def models() -> Iterator[GradientModel]:
-            for checkpoint in with_progress(checkpoints, "fit", len(checkpoints), self.progress):
+            for checkpoint in progress_bar("fit", len(checkpoints), shown=self.progress, items=checkpoints):
                 yield reference if checkpoint is checkpoints[-1] else self.model(checkpoint)
 
-        return fit_run(self.directory, name, spec, reference, models, samples, basis)
+        with samples.named_in_errors():
+            if self.recording is None:
+                basis = fit_basis(spec, reference, models, samples)
+            else:
+                basis = recorded_basis(self.recording, reference, len(self.task.train))
+            scales = [write_column_scales(directory, name, basis, models, samples)] if spec.precision == "int4" else []
+        return RunFit(reference, basis.dimensions, write_basis(directory, name, basis), scales)
 
     def check(self, manifest: Manifest, grown: bool = False) -> GradientModel:
         """Check that the task is the index's, with or without new rows at its end, and that its next generation could
@@ -200,18 +216,18 @@ class Builder:
         """With the curvature and rows of all checkpoints, one after another: each needs its model in memory."""
         bases, tasks = self.bases_of(manifest), missing_shards(manifest)
         total = sum(task.stop - task.start for task in tasks)
-        with progress_bar("index", total, "rows", self.progress) as bar:
+        with progress_bar("index", total, " rows", self.progress) as bar:
             for number, entry in enumerate(manifest.checkpoints):
-                own_tasks = [task for task in tasks if task.checkpoint == number]
+                missing = [task for task in tasks if task.checkpoint == number]
                 if manifest.basis.kind == "spectral" and len(manifest.curvature) <= number:
                     bar.set_description_str(f"curvature at {entry.name}", refresh=False)
                     manifest = self._with_curvature(manifest, number, bases[entry.run])
                 if entry.kind == "recorded":
-                    manifest = self._with_recorded_rows(manifest, own_tasks, bar)
+                    manifest = self._with_recorded_rows(manifest, missing, bar)
                     continue
-                if own_tasks:
+                if missing:
                     bar.set_description_str(f"rows at {entry.name}", refresh=False)
-                    manifest = self._with_rows(manifest, own_tasks, bases[entry.run], bar)
+                    manifest = self._with_rows(manifest, missing, bases[entry.run], bar)
                 check_new_rows(self.directory, manifest, number, bases[entry.run], self._model_of)
         return manifest
 
@@ -263,25 +279,22 @@ class Builder:
     def _row_writer(self, manifest: Manifest, task: ShardTask) -> ShardWriter:
         layout = ShardLayout(task.stop - task.start, tuple(manifest.levels), manifest.precision)
         scales = load_column_scales(self.directory, manifest)  # by training run
-        own_scales = scales[manifest.checkpoints[task.checkpoint].run] if scales else None
+        run_scales = scales[manifest.checkpoints[task.checkpoint].run] if scales else None
         name = f"rows/{shard_name(manifest, task.checkpoint, task.start)}.rows"
-        return ShardWriter(self.directory, name, layout, own_scales)
+        return ShardWriter(self.directory, name, layout, run_scales)
 
     def _with_recorded_rows(self, manifest: Manifest, tasks: Sequence[ShardTask], bar: tqdm[Any]) -> Manifest:
+        """With the recorded rows of these stretches, and the columns of the trained model."""
         for task in tasks:
-            shard = self._recorded_shard(manifest, task, bar)
+            assert self.recording is not None  # only a build with the recording resumes one
+            with self._row_writer(manifest, task) as writer:
+                for start in range(task.start, task.stop, self.batch_size):
+                    rows = self.recording.hydra_rows[start : min(start + self.batch_size, task.stop)]
+                    writer.append(torch.from_numpy(rows.copy()))
+                    bar.update(len(rows))
+                entry = writer.commit()
+            trained = (manifest.last_checkpoint, task.start)
+            columns = next(shard.columns for shard in manifest.shards if (shard.checkpoint, shard.start) == trained)
+            shard = ShardEntry(**task._asdict(), rows=entry, columns=columns)
             manifest = save_pending(self.directory, with_shard(manifest, shard))
         return manifest
-
-    def _recorded_shard(self, manifest: Manifest, task: ShardTask, bar: tqdm[Any]) -> ShardEntry:
-        """The recorded rows of one stretch, with the columns of the trained model."""
-        assert self.recording is not None  # only a build with the recording resumes one
-        with self._row_writer(manifest, task) as writer:
-            for start in range(task.start, task.stop, self.batch_size):
-                rows = self.recording.hydra_rows[start : min(start + self.batch_size, task.stop)]
-                writer.append(torch.from_numpy(rows.copy()))
-                bar.update(len(rows))
-            entry = writer.commit()
-        trained = (manifest.last_checkpoint, task.start)
-        columns = next(shard.columns for shard in manifest.shards if (shard.checkpoint, shard.start) == trained)
-        return ShardEntry(**task._asdict(), rows=entry, columns=columns)

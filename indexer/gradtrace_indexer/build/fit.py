@@ -13,15 +13,17 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from gradtrace.basis import Basis, dense_basis, identity_basis, two_sided_basis
+from gradtrace.basis import Basis, dense_basis, identity_basis, require_layers, two_sided_basis
 from gradtrace.checkpoints.second_moments import SecondMoments
 from gradtrace.data.dataset import fetch
-from gradtrace.errors import LossError, StoreError
+from gradtrace.errors import LossError, RecordingError, StoreError
 from gradtrace.fitted.adam import preconditioner
 from gradtrace.fitted.eigenbases import fit_spectral_basis
 from gradtrace.fitted.eigenvalues import curvature
 from gradtrace.fitted.fisher_batches import fisher_batches
 from gradtrace.models.gradient_model import GradientModel
+from gradtrace.recording import Recording
+from gradtrace.recording.influence_recorder import weights_sha256
 from gradtrace.store.manifest import BasisKind, FileEntry, Precision
 from gradtrace.store.precision import STORED_DTYPES, column_scales
 from gradtrace.task import Example, Task
@@ -50,9 +52,9 @@ class Samples:
         if live is not None:
             chosen_live = np.intersect1d(chosen, live)
             chosen = chosen_live if len(chosen_live) else live[:_SAMPLE_ROWS]
-        parts = np.array_split(chosen, -(-len(chosen) // _SAMPLE_BATCH))
-        self._rows: list[list[int]] = [part.tolist() for part in parts]
-        self._examples = [fetch(task.train, part) for part in self._rows]
+        batches = np.array_split(chosen, -(-len(chosen) // _SAMPLE_BATCH))
+        self._rows: list[list[int]] = [batch.tolist() for batch in batches]
+        self._examples = [fetch(task.train, batch) for batch in self._rows]
         self._last = self._rows[0]
 
     def __iter__(self) -> Iterator[list[Example]]:
@@ -102,30 +104,6 @@ class RunFit:
     column_scales: list[FileEntry]  # one for int4, else none
 
 
-def fit_run(
-    directory: Path,
-    name: str,
-    spec: FitSpec,
-    reference: GradientModel,
-    models: Models,
-    samples: Samples,
-    basis: Basis | None = None,
-) -> RunFit:
-    """Fit the basis of a training run and, for int4, the scales of its columns, and write them to files of this name.
-
-    basis: a recording's, which is taken as it is
-
-    Raises:
-        StoreError: as `fit_basis`, or a full disk.
-        LossError: a loss or gradient of the samples is NaN or infinite.
-    """
-    with samples.named_in_errors():
-        if basis is None:
-            basis = fit_basis(spec, reference, models, samples)
-        scales = [write_column_scales(directory, name, basis, models, samples)] if spec.precision == "int4" else []
-    return RunFit(reference, basis.dimensions, write_basis(directory, name, basis), scales)
-
-
 def fit_basis(spec: FitSpec, reference: GradientModel, models: Models, samples: Samples) -> Basis:
     """The basis of this kind; fewer dimensions if the model has fewer parameters.
 
@@ -158,6 +136,18 @@ def fit_basis(spec: FitSpec, reference: GradientModel, models: Models, samples: 
     raise StoreError(f"unknown basis {kind!r}; choose spectral, two-sided, gaussian, rademacher or none")
 
 
+def recorded_basis(recording: Recording, reference: GradientModel, rows: int) -> Basis:
+    """Raises RecordingError if the recording is not of the training that ended with the reference's weights."""
+    if recording.entry.rows != rows or recording.entry.weights_sha256 != weights_sha256(reference.model):
+        raise RecordingError(
+            f"{recording.directory} records a training on {recording.entry.rows} rows that ended, after "
+            f"{recording.entry.steps} steps, with other weights than those of the last checkpoint, or on other than "
+            f"{rows} rows: save a checkpoint after the last recorded step, and give checkpoints up to it"
+        )
+    require_layers(recording.basis, reference.plan.layers)
+    return recording.basis
+
+
 def write_basis(directory: Path, name: str, basis: Basis) -> FileEntry:
     return write_file(directory, f"bases/{name}.safetensors", safetensors.torch.save(basis.tensors()))
 
@@ -176,12 +166,7 @@ def write_column_scales(directory: Path, name: str, basis: Basis, models: Models
 
 
 def write_curvature(
-    directory: Path,
-    name: str,
-    basis: Basis,
-    model: GradientModel,
-    samples: Samples,
-    moments: SecondMoments | None,
+    directory: Path, name: str, basis: Basis, model: GradientModel, samples: Samples, moments: SecondMoments | None
 ) -> FileEntry:
     """Eigenvalues at one checkpoint in the spectral coordinates, and the preconditioner of its second moments."""
     with samples.named_in_errors():

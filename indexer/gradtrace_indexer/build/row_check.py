@@ -100,15 +100,13 @@ class _RowCheck:
     def agrees(self, row: int, stored: Tensor, largest: float) -> bool:
         """Whether a stored row [dimensions] is what the example's gradient alone gives."""
         try:
-            exact = self._row(self.model, row, double=False)
+            exact = self._row(row)
         except LossError:
             return True  # a bad row: marked where that was asked for, else the build has ended before
         if self._near(stored, exact, _OF_SHARD * largest):
             return True
         try:
-            double = copy.copy(self.model)
-            double.model = copy.deepcopy(self.model.model).double()
-            exacter = self._row(double, row, double=True)
+            exacter = self._row(row, double=True)
         except Exception:  # the model or the loss is made for its own precision
             return False
         noise = float((exacter - exact).norm())  # losses near zero are differences of larger numbers
@@ -120,7 +118,11 @@ class _RowCheck:
         allowed = 3 * float(rounding.norm()) + _RELATIVE * float(exact.norm()) + slack
         return float((stored - exact).norm()) <= allowed
 
-    def _row(self, model: GradientModel, row: int, double: bool) -> Tensor:
-        """float32 [dimensions]"""
+    def _row(self, row: int, double: bool = False) -> Tensor:
+        """float32 [dimensions], computed in float64 if `double`."""
+        model = self.model
+        if double:
+            model = copy.copy(model)
+            model.model = copy.deepcopy(model.model).double()
         example = collate(model.task, fetch(model.task.train, [row]), model.device, double)
         return model.encode_by_autograd(self.basis, example, model.task.loss)[0][0].cpu()

@@ -5,33 +5,18 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from gradtrace.data.dataset import fetch
 from gradtrace.errors import DatasetError, StoreError
 from gradtrace.task import Example
 from gradtrace.user_code import user_line
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """Takes the place of an example that cannot be read."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """Takes the place of a batch that a worker process cannot send."""
-
-    reason: str
 
 
 class RowReader:
@@ -48,11 +33,11 @@ class RowReader:
         if workers < 0:
             raise StoreError(f"num_workers must be 0 or more, not {workers}")
         self._dataset, self._workers = dataset, workers
-        self._sampler = _GivenBatches()
+        self._batches: list[list[int]] = []  # the loader's batch sampler, filled before each pass
         self._loader: DataLoader[Any] | None = None
 
-    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[list[Example | Unreadable]]:
-        """The examples of each batch of rows in turn.
+    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[list[Example | DatasetError]]:
+        """The examples of each batch of rows in turn; in place of one that cannot be read, an error that tells why.
 
         Raises:
             DatasetError: worker processes cannot be started, died, or cannot send what they read.
@@ -61,23 +46,23 @@ class RowReader:
             return (_read(self._dataset, rows) for rows in batches)
         return self._from_workers(batches)
 
-    def _from_workers(self, batches: Sequence[Sequence[int]]) -> Iterator[list[Example | Unreadable]]:
-        self._sampler.batches = batches
+    def _from_workers(self, batches: Sequence[Sequence[int]]) -> Iterator[list[Example | DatasetError]]:
+        self._batches[:] = map(list, batches)
         packed = self._started()
         while True:
             try:
-                content = next(packed)
-            except StopIteration:
-                return
+                content = next(packed, None)
             except (RuntimeError, OSError) as error:
                 raise DatasetError(
                     f"a worker process that reads the training data ended ({str(error).splitlines()[0]}): it ran out "
                     f"of memory, out of shared memory (in a container, give it more: --shm-size) or crashed; use fewer "
                     f"workers, or {_ALONE}"
                 ) from error
-            batch = _unpacked(content)
-            if isinstance(batch, _Failed):
-                raise DatasetError(batch.reason)
+            if content is None:
+                return
+            batch = pickle.loads(content.numpy().data)
+            if isinstance(batch, DatasetError):
+                raise batch
             yield batch
 
     def _started(self) -> Iterator[Tensor]:
@@ -85,8 +70,8 @@ class RowReader:
         if self._loader is None:
             self._loader = DataLoader(
                 _PackedRows(self._dataset),
-                batch_sampler=self._sampler,
-                collate_fn=_unchanged,
+                batch_sampler=self._batches,
+                collate_fn=default_convert,
                 num_workers=self._workers,
                 persistent_workers=True,
             )
@@ -100,18 +85,6 @@ class RowReader:
 
 
 _ALONE = "read in this process (num_workers=0)"
-
-
-class _GivenBatches:
-    """A batch sampler whose batches are set before each pass."""
-
-    batches: Sequence[Sequence[int]] = ()
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (list(rows) for rows in self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 class _PackedRows(Dataset[Any]):
@@ -128,30 +101,21 @@ class _PackedRows(Dataset[Any]):
         try:
             return _packed(batch)
         except Exception as error:  # examples may be anything
-            reason = (
+            refusal = DatasetError(
                 f"the examples of rows {rows[0]} to {rows[-1]} cannot be sent from a worker process "
                 f"({type(error).__name__}: {error}): return tensors, arrays, images, numbers or text, or {_ALONE}"
             )
-            return _packed(_Failed(reason))
+            return _packed(refusal)
 
 
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
-def _read(dataset: Any, rows: Sequence[int]) -> list[Example | Unreadable]:
+def _read(dataset: Any, rows: Sequence[int]) -> list[Example | DatasetError]:
     try:
         return fetch(dataset, rows)
-    except DatasetError:
-        return [_read_alone(dataset, row) for row in rows]
-
-
-def _read_alone(dataset: Any, row: int) -> Example | Unreadable:
-    try:
-        return fetch(dataset, [row])[0]
     except DatasetError as error:
+        if len(rows) > 1:
+            return [example for row in rows for example in _read(dataset, [row])]
         line = user_line(error)
-        return Unreadable(f"{error}" + (f" ({line})" if line else ""))
+        return [DatasetError(f"{error} ({line})" if line else str(error))]
 
 
 class _Pickler(pickle.Pickler):
@@ -173,7 +137,3 @@ def _packed(value: Any) -> Tensor:
     content = io.BytesIO()
     _Pickler(content, protocol=5).dump(value)
     return torch.frombuffer(bytearray(content.getbuffer()), dtype=torch.uint8)
-
-
-def _unpacked(content: Tensor) -> Any:
-    return pickle.loads(content.numpy().data)

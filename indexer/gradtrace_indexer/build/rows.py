@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from queue import SimpleQueue
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,31 +36,39 @@ class RowWorkers:
         for model in models:
             self._models.put(model)
         self._basis, self._represent, self._count = basis, represent, len(models)
-        self._collate, self.label, self.checkpoint = models[0].batch, models[0].label, models[0].checkpoint.name
+        self._collate, self._label, self._checkpoint = models[0].batch, models[0].label, models[0].checkpoint.name
 
-    def encode(self, batches: Iterator[list[Example]], skipping: bool) -> Generator[tuple[Encoded | None, list[int]]]:
-        """Each batch encoded, with the positions of its encoded examples: all, or where `skipping`, those whose loss
-        and gradient are finite (None where there is none)."""
-        pending: deque[tuple[list[Example], Future[Encoded] | None]] = deque()
+    def encode(
+        self, batches: Iterable[tuple[list[int], list[Example]]], bad: BadRows
+    ) -> Generator[tuple[Encoded | None, dict[int, Label | None]]]:
+        """Each batch, given as row numbers and examples, encoded (None: no row of it), and the labels of the encoded
+        rows by number. Rows without a finite loss and gradient are left out and added to `bad`, where it skips.
+
+        Raises:
+            LossError: a loss or gradient is NaN or infinite and bad rows are not skipped; the text names the rows.
+        """
+        pending: deque[tuple[list[int], list[Example], Future[Encoded] | None]] = deque()
         with threads(max(1, torch.get_num_threads() // self._count)), ThreadPoolExecutor(self._count) as pool:
-            for examples in batches:
-                pending.append((examples, pool.submit(self._encode, self._collate(examples)) if examples else None))
+            for rows, examples in batches:
+                future = pool.submit(self._encode, self._collate(examples)) if examples else None
+                pending.append((rows, examples, future))
                 if len(pending) > self._count:  # one more than there are workers, so that none waits
-                    yield self._result(*pending.popleft(), skipping)
+                    yield self._result(*pending.popleft(), bad)
             while pending:
-                yield self._result(*pending.popleft(), skipping)
+                yield self._result(*pending.popleft(), bad)
 
     def _result(
-        self, examples: list[Example], future: Future[Encoded] | None, skipping: bool
-    ) -> tuple[Encoded | None, list[int]]:
-        if future is None:
-            return None, []
+        self, rows: list[int], examples: list[Example], future: Future[Encoded] | None, bad: BadRows
+    ) -> tuple[Encoded | None, dict[int, Label | None]]:
+        encoded, kept = None, list(range(len(rows)))
         try:
-            return future.result(), list(range(len(examples)))
-        except LossError:
-            if not skipping:
-                raise
-        return encode_finite(lambda subset: self._encode(self._collate(subset)), examples)
+            encoded = future.result() if future is not None else None
+        except LossError as error:
+            if not bad.skipping:
+                raise error.naming(rows) from error
+            encoded, kept = encode_finite(lambda subset: self._encode(self._collate(subset)), examples)
+        bad.add_all_but(kept, rows, self._checkpoint)
+        return encoded, {rows[position]: self._label(examples[position]) for position in kept}
 
     def _encode(self, batch: Batch) -> Encoded:
         model = self._models.get()
@@ -90,51 +97,20 @@ def write_rows(
         DatasetError: a row cannot be read and bad rows are not skipped; the text names it.
     """
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    pending: deque[_ReadBatch] = deque()  # those that are being encoded
+    wanted = [[row for row in batch if row not in bad] for batch in batches]
+    read = map(bad.readable, wanted, reader.batches(wanted))
     columns = ColumnBuffer()
-    with closing(workers.encode(_examples(workers, reader, batches, bad, pending), bad.skipping)) as results:
-        for batch in batches:
-            try:
-                encoded, kept = next(results)
-            except LossError as error:
-                raise error.naming(pending[0].rows) from error
-            read = pending.popleft()
-            bad.without_finite_gradient(read.others(kept), workers.checkpoint)
-            places = np.searchsorted(batch, [read.rows[at] for at in kept]).tolist()
+    with closing(workers.encode(read, bad)) as results:
+        for batch, (encoded, labels) in zip(batches, results, strict=True):
+            places = np.searchsorted(batch, list(labels)).tolist()
             complete = _with_zeros(encoded, places, len(batch), writer, representations)
             writer.append(complete.rows)
             if representations is not None and complete.representations is not None:
                 representations.append(complete.representations)
-            columns.append(complete, dict(zip(places, [read.labels[at] for at in kept], strict=True)))
+            columns.append(complete, dict(zip(places, labels.values(), strict=True)))
             on_batch(len(batch))
     bad.refuse_many(len(rows))
     return columns
-
-
-class _ReadBatch(NamedTuple):
-    """The rows of a batch that are not known to be bad and could be read, and their labels."""
-
-    rows: list[int]
-    labels: list[Label | None]
-
-    def others(self, kept: Sequence[int]) -> list[int]:
-        """The rows that are not at these positions."""
-        return [row for at, row in enumerate(self.rows) if at not in set(kept)]
-
-
-def _examples(
-    workers: RowWorkers,
-    reader: RowReader,
-    batches: Sequence[Sequence[int]],
-    bad: BadRows,
-    pending: deque[_ReadBatch],
-) -> Iterator[list[Example]]:
-    """The examples of each batch in turn; its rows and labels are added to `pending`."""
-    wanted = [[row for row in batch if row not in bad] for batch in batches]
-    for batch, content in zip(wanted, reader.batches(wanted), strict=True):
-        rows, examples = bad.readable(batch, content)
-        pending.append(_ReadBatch(rows, [workers.label(example) for example in examples]))
-        yield examples
 
 
 def _with_zeros(
@@ -150,8 +126,7 @@ def _with_zeros(
     def spread(values: Tensor | None) -> Tensor | None:
         if values is None:
             return None
-        spread_values = values.new_zeros(count, *values.shape[1:])
-        spread_values[list(places)] = values
-        return spread_values
+        at = torch.tensor(places, device=values.device)
+        return values.new_zeros(count, *values.shape[1:]).index_copy(0, at, values)
 
     return Encoded(*map(spread, encoded))  # type: ignore[arg-type]  # rows and losses are never None

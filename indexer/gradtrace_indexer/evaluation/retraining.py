@@ -36,7 +36,7 @@ from gradtrace.errors import MismatchError, QueryError, StoreError, TaskError
 from gradtrace.fingerprint import weightless_identity
 from gradtrace.task import Example, Task
 from gradtrace_indexer.held_out import Split
-from gradtrace_indexer.progress import with_progress
+from gradtrace_indexer.progress import progress_bar
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_indexer.writing.files import sole_writer, write_file
 
@@ -65,9 +65,7 @@ class Training:
 class Trainer:
     """Trains and measures, or reads what was measured before. Each process has its own.
 
-    Attributes:
-        queries: numbers of the examples in `split` on which the models are measured.
-        target: "loss" measures the loss even where the task defines a measurement.
+    Its attributes are the arguments of `Retrainings`.
     """
 
     task: Task
@@ -124,13 +122,13 @@ class Trainer:
         device = next(model.parameters()).device
         measure = task.loss if self.target == "loss" else task.measurement
         model.eval()
-        parts = []
+        by_batch = []
         for start in range(0, len(self.queries), _MEASURED_TOGETHER):
             examples = fetch(dataset, self.queries[start : start + _MEASURED_TOGETHER])
             values = measure(model, collate(task, examples, device).collated)
             check_losses(values, len(examples))
-            parts.append(values.float().cpu().numpy())
-        return np.concatenate(parts)
+            by_batch.append(values.float().cpu().numpy())
+        return np.concatenate(by_batch)
 
 
 class Retrainings:
@@ -170,7 +168,7 @@ class Retrainings:
         """
         if target not in (None, "loss"):
             raise QueryError(f'unknown target {target!r}; leave it out or pass "loss"')
-        loaded = _loaded(task)
+        loaded = load_task(task) if isinstance(task, str) else task
         self.rows = check_dataset(loaded)
         _check_retrainable(loaded, split)
         recorded = _recorded(Path(directory))
@@ -206,7 +204,7 @@ class Retrainings:
                 results: Iterator[R] = (function(self._trainer, job) for job in jobs)
             else:
                 results = _in_processes(self.workers, self._task, self._trainer, function, jobs)
-            return list(with_progress(results, title, len(jobs), self.progress))
+            return list(progress_bar(title, len(jobs), shown=self.progress, items=results))
 
     def _record_or_compare(self, identity: dict[str, Any], recorded: dict[str, Any] | None) -> None:
         directory = self._trainer.directory
@@ -266,10 +264,6 @@ def _code(function: Callable[..., Any]) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
-def _loaded(task: Task | str) -> Task:
-    return load_task(task) if isinstance(task, str) else task
-
-
 _BY_NAME = "name the task as module:attribute or path/to/file.py:attribute"
 _trainer: Trainer  # in a worker process
 
@@ -303,7 +297,7 @@ def _start_worker(task: Task | str, directory: Path, split: Split, queries: Sequ
     global _trainer
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _trainer = Trainer(_loaded(task), directory, split, queries, target)
+    _trainer = Trainer(load_task(task) if isinstance(task, str) else task, directory, split, queries, target)
 
 
 def _end_with_parent() -> None:

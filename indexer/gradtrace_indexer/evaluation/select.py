@@ -36,12 +36,12 @@ def mean_losses(
     """
     total = check_dataset(task)
     chosen = np.sort(np.random.default_rng(seed).choice(total, min(rows, total), replace=False)).tolist()
-    parts = [fetch(task.train, chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size)]
+    batches = [fetch(task.train, chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size)]
     where = torch.device(pick_device(device))
     means = []
     for checkpoint in checkpoints:
-        model = GradientModel(task, checkpoint, where, parts[0][:2])
-        means.append(sum(float(model.losses(model.batch(part)).sum()) for part in parts) / len(chosen))
+        model = GradientModel(task, checkpoint, where, batches[0][:2])
+        means.append(sum(float(model.losses(model.batch(batch)).sum()) for batch in batches) / len(chosen))
     return means
 
 

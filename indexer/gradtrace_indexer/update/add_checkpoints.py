@@ -22,7 +22,7 @@ from gradtrace_indexer.build.build import check_dimensions, check_order
 from gradtrace_indexer.build.builder import Builder, PassOptions
 from gradtrace_indexer.build.fit import FitSpec, Samples
 from gradtrace_indexer.generations import save_pending, successor, updating
-from gradtrace_indexer.searchers.build import refresh_searcher
+from gradtrace_indexer.searchers import refresh_searcher
 
 
 def add_checkpoints(
@@ -68,10 +68,7 @@ def add_run(path: str | Path, task: Task, checkpoints: Sequence[Checkpoint], **p
         checkpoints: in training order; the last one is the reference of the run's basis.
         passes: see `PassOptions`.
 
-    Raises:
-        StoreError: no index, another update unfinished or running, a full disk, or (MismatchError) another task.
-        CheckpointError: a checkpoint does not fit the model; nothing is written then.
-        TaskError: a row's loss or gradient is not finite.
+    Raises as `add_checkpoints`, but that a run's checkpoints may be of any step, and have any names.
     """
     check_order(checkpoints)
     with _updated(path, task, "add run", passes) as (builder, current):
@@ -147,7 +144,7 @@ def _begin(builder: Builder, current: Manifest, new: Sequence[Checkpoint], run: 
     if run == run_number(current, None):  # else predictions are still those of another run's model
         changes["task"] = task_entry(builder.task, model, read_row_ids(builder.directory, current).live_ids())
     manifest = successor(current, "add checkpoints", **changes)
-    return save_pending(builder.directory, _without_old_representations(manifest))
+    return save_pending(builder.directory, manifest)
 
 
 def _begin_run(builder: Builder, current: Manifest, checkpoints: Sequence[Checkpoint]) -> Manifest:
@@ -168,13 +165,4 @@ def _begin_run(builder: Builder, current: Manifest, checkpoints: Sequence[Checkp
         column_scales=[*current.column_scales, *fit.column_scales],
         task=task_entry(builder.task, fit.reference, live),
     )
-    return save_pending(builder.directory, _without_old_representations(manifest))
-
-
-def _without_old_representations(manifest: Manifest) -> Manifest:
-    """Only the last checkpoint of each run keeps representations."""
-    shards = [
-        shard if shard.checkpoint in manifest.represented else shard.model_copy(update={"representations": None})
-        for shard in manifest.shards
-    ]
-    return manifest.model_copy(update={"shards": shards})
+    return save_pending(builder.directory, manifest)

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from gradtrace.errors import CorruptIndexError
 from gradtrace.store.checksums import check_file
 from gradtrace.store.manifest import FileEntry, Manifest, ShardEntry, shard_files
-from gradtrace.store.row_ids import RowIds, read_row_ids
+from gradtrace.store.row_ids import read_row_ids
 from gradtrace.store.shards import Shard, ShardLayout
 from gradtrace_indexer.generations import publish, save_pending, successor, updating
 from gradtrace_indexer.progress import progress_bar
 from gradtrace_indexer.writing.columns import gathered
 from gradtrace_indexer.writing.files import write_file, write_ids
-from gradtrace_indexer.writing.shard_plan import representation_writer, shard_name, with_shard
-from gradtrace_indexer.writing.shard_writer import ShardWriter
+from gradtrace_indexer.writing.shard_writer import ShardWriter, representation_writer, shard_name, with_shard
 
 _COPIED_ROWS = 4096  # at a time
 
@@ -50,9 +49,7 @@ def compact(path: str | Path, *, progress: bool = True) -> Manifest:
 
     Answers stay the same, and so do ids. Shards without deleted rows and small neighbours are used as they are; the
     space of the others is free once earlier generations are pruned. Run again after an interruption, it resumes.
-
-    Returns:
-        the current manifest, unchanged where there was nothing to do.
+    Returns the current manifest, unchanged where there was nothing to do.
 
     Raises:
         StoreError: no index, another update unfinished or running, or a full disk.
@@ -65,7 +62,12 @@ def compact(path: str | Path, *, progress: bool = True) -> Manifest:
         if len(stretches) == len(current.stretches()) and all(new.is_unchanged(current) for new in stretches):
             return current
         if pending is None:
-            pending = _begin(directory, current, ids)
+            live = ids.live_ids()
+            pending = successor(current, "compact", rows=len(live), deleted=None, shards=[])
+            if len(live) < ids.rows:
+                entry = write_ids(directory, f"row_ids/{pending.generation}.ids", live)
+                pending = pending.model_copy(update={"row_ids": entry})
+            pending = save_pending(directory, pending)
         return publish(directory, _with_shards(directory, current, pending, stretches, progress))
 
 
@@ -82,16 +84,6 @@ def _merged(current: Manifest, live: NDArray[np.bool_]) -> list[_NewStretch]:
     return stretches
 
 
-def _begin(directory: Path, current: Manifest, ids: RowIds) -> Manifest:
-    """Commit the next generation without shards."""
-    live = ids.live_ids()
-    manifest = successor(current, "compact", rows=len(live), deleted=None, shards=[])
-    if len(live) < ids.rows:
-        entry = write_ids(directory, f"row_ids/{manifest.generation}.ids", live)
-        manifest = manifest.model_copy(update={"row_ids": entry})
-    return save_pending(directory, manifest)
-
-
 def _with_shards(
     directory: Path, current: Manifest, manifest: Manifest, stretches: list[_NewStretch], progress: bool
 ) -> Manifest:
@@ -99,7 +91,7 @@ def _with_shards(
     written = {(shard.checkpoint, shard.start) for shard in manifest.shards}
     old = {(shard.checkpoint, shard.start): shard for shard in current.shards}
     starts = [start for start, _ in current.stretches()]
-    with progress_bar("compact", len(current.checkpoints) * manifest.rows, "rows", progress) as bar:
+    with progress_bar("compact", len(current.checkpoints) * manifest.rows, " rows", progress) as bar:
         for checkpoint in range(len(current.checkpoints)):
             for stretch in stretches:
                 if (checkpoint, stretch.start) not in written:
@@ -118,7 +110,9 @@ def _copied_shard(directory: Path, manifest: Manifest, start: int, sources: _Sou
     """A new shard with these rows of old ones, at the same checkpoint."""
     checkpoint, size = sources[0][0].checkpoint, sum(len(rows) for _, rows in sources)
     name = shard_name(manifest, checkpoint, start)
-    _refuse_damage(directory, [entry for entry, _ in sources])
+    for source in (file for entry, _ in sources for file in shard_files(entry)):
+        if problem := check_file(directory, source, deep=True):  # its copy would have a checksum that fits
+            raise CorruptIndexError(f"{directory} is damaged: {problem}. Restore the file, or rebuild the index")
     layout = ShardLayout(size, tuple(manifest.levels), manifest.precision)
     file = _copied(directory, ShardWriter(directory, f"rows/{name}.rows", layout), "rows", sources)
     represented = representation_writer(directory, manifest, checkpoint, start, size)
@@ -144,10 +138,3 @@ def _copied(
             for block in torch.from_numpy(rows).split(_COPIED_ROWS):
                 writer.append_stored(shard, block)
         return writer.commit()
-
-
-def _refuse_damage(directory: Path, entries: list[ShardEntry]) -> None:
-    """A damaged value must not be copied: its new file would have a checksum that fits."""
-    for file in (file for entry in entries for file in shard_files(entry)):
-        if problem := check_file(directory, file, deep=True):
-            raise CorruptIndexError(f"{directory} is damaged: {problem}. Restore the file, or rebuild the index")

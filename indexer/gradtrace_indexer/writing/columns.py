@@ -41,13 +41,16 @@ class ColumnBuffer:
 
     def parquet(self) -> bytes:
         self._fill()
-        pairs = zip(self._labels, self._predictions, strict=True)
+        correct = [  # known only where both are classes
+            label == prediction if isinstance(label, int) and isinstance(prediction, int) else None
+            for label, prediction in zip(self._labels, self._predictions, strict=True)
+        ]
         table = pyarrow.table(
             {
                 "label": _numbers(self._labels),
                 "prediction": _numbers(self._predictions),
                 "loss": pyarrow.array(self._losses, pyarrow.float32()),
-                "correct": pyarrow.array([_correct(*pair) for pair in pairs], pyarrow.bool_()),
+                "correct": pyarrow.array(correct, pyarrow.bool_()),
                 "norm": pyarrow.array(self._norms, pyarrow.float32()),
             }
         )
@@ -61,10 +64,10 @@ class ColumnBuffer:
                 self._labels[row], self._predictions[row] = self._labels[known], self._predictions[known]
 
 
-def gathered(parts: Sequence[tuple[Path, NDArray[np.int64]]]) -> bytes:
+def gathered(sources: Sequence[tuple[Path, NDArray[np.int64]]]) -> bytes:
     """The content of one column file with these rows of several, in order."""
     tables = []
-    for path, rows in parts:
+    for path, rows in sources:
         with pyarrow.parquet.ParquetFile(path) as file:
             tables.append(file.read().take(rows))
     return _content(pyarrow.concat_tables(tables, promote_options="permissive").combine_chunks())
@@ -79,8 +82,3 @@ def _content(table: pyarrow.Table) -> bytes:
 def _numbers(values: Sequence[Label | None]) -> Any:
     whole = all(value is None or isinstance(value, int) for value in values)
     return pyarrow.array(values, pyarrow.int64() if whole else pyarrow.float64())
-
-
-def _correct(label: Label | None, prediction: Label | None) -> bool | None:
-    """Known only where both are classes."""
-    return label == prediction if isinstance(label, int) and isinstance(prediction, int) else None

@@ -1,11 +1,12 @@
-"""Writes one shard under a temporary name, and renames it once it is complete and on disk."""
+"""The shards that a generation needs, what their files are called, and writing each under a temporary name until it is
+complete and on disk."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +14,9 @@ from torch import Tensor
 from gradtrace.durable import rename_durably, temporary_path
 from gradtrace.errors import StoreError
 from gradtrace.store.checksums import hash_file
-from gradtrace.store.manifest import FileEntry
+from gradtrace.store.manifest import FileEntry, Manifest, ShardEntry
 from gradtrace.store.precision import decode, encode, tail_norms
-from gradtrace.store.shards import Shard, ShardLayout
+from gradtrace.store.shards import Shard, ShardLayout, representation_layout
 from gradtrace_indexer.writing.files import write_errors_of
 
 
@@ -69,15 +70,13 @@ class ShardWriter:
         layout, first = self.layout, self._written
         blocks = zip(layout.level_offsets, levels, strict=True)
         for offset, block in [*blocks, (layout.scales_offset, scales[:, None]), (layout.tails_offset, tails)]:
-            self._write(block, offset + first * block.shape[1] * block.element_size())
+            position = offset + first * block.shape[1] * block.element_size()
+            remaining = block.contiguous().cpu().view(torch.uint8).flatten().numpy().data
+            with write_errors_of(self._path):
+                while remaining:
+                    count = os.pwrite(self._file.fileno(), remaining, position)
+                    remaining, position = remaining[count:], position + count
         self._written += len(scales)
-
-    def _write(self, block: Tensor, offset: int) -> None:
-        remaining = block.contiguous().cpu().view(torch.uint8).flatten().numpy().data
-        with write_errors_of(self._path):
-            while remaining:
-                count = os.pwrite(self._file.fileno(), remaining, offset)
-                remaining, offset = remaining[count:], offset + count
 
     def commit(self) -> FileEntry:
         """Make the shard durable under its own name.
@@ -96,11 +95,53 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._discard()
 
     def _discard(self) -> None:
         self._file.close()
         self._temporary.unlink(missing_ok=True)
+
+
+class ShardTask(NamedTuple):
+    """Stored rows [start, stop) at one checkpoint."""
+
+    checkpoint: int
+    start: int
+    stop: int
+
+
+def missing_shards(manifest: Manifest) -> list[ShardTask]:
+    """The shards that an unfinished generation lacks, in the order in which they are written.
+
+    Every checkpoint has the stretches of the first one; rows that are new there are cut into stretches of shard_rows.
+    """
+    stretches = manifest.stretches()
+    cut = stretches[-1][1] if stretches else 0
+    stretches += [
+        (start, min(start + manifest.shard_rows, manifest.rows))
+        for start in range(cut, manifest.rows, manifest.shard_rows)
+    ]
+    written = {(shard.checkpoint, shard.start) for shard in manifest.shards}
+    needed = (ShardTask(number, *stretch) for number in range(len(manifest.checkpoints)) for stretch in stretches)
+    return [task for task in needed if (task.checkpoint, task.start) not in written]
+
+
+def shard_name(manifest: Manifest, checkpoint: int, start: int) -> str:
+    """Path of a new shard's files inside their folders, without suffix; unique among all generations."""
+    return f"{manifest.checkpoints[checkpoint].name}/{start:09d}.{manifest.generation}"
+
+
+def representation_writer(
+    directory: Path, manifest: Manifest, checkpoint: int, start: int, rows: int
+) -> ShardWriter | None:
+    """Writes the representations that belong to a new shard; None where its checkpoint has none."""
+    if manifest.representations is None or checkpoint not in manifest.represented:
+        return None
+    layout = representation_layout(rows, manifest.representations.dimensions)
+    return ShardWriter(directory, f"representations/{shard_name(manifest, checkpoint, start)}.rows", layout)
+
+
+def with_shard(manifest: Manifest, shard: ShardEntry) -> Manifest:
+    shards = sorted([*manifest.shards, shard], key=lambda entry: (entry.checkpoint, entry.start))
+    return manifest.model_copy(update={"shards": shards})

@@ -23,7 +23,7 @@ from gradtrace.store.manifest import read_manifest
 from gradtrace_client.service_schemas import Job
 from gradtrace_indexer.generations import kept_generations, lost_methods, read_pending
 from gradtrace_indexer.writing.files import write_file
-from gradtrace_indexer.writing.shard_plan import missing_shards
+from gradtrace_indexer.writing.shard_writer import missing_shards
 from gradtrace_service.engine.engine import DrainingError
 from gradtrace_service.engine.work import IndexUnavailableError
 from gradtrace_service.errors import NoSuchJobError, OtherJobError

@@ -1,23 +1,24 @@
-"""Append the training rows that a data set has grown by."""
+"""Append the training rows that a data set has grown by, or delete rows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from typing_extensions import Unpack
 
 from gradtrace.data.guards import check_dataset
-from gradtrace.errors import StoreError
-from gradtrace.fingerprint import task_entry
+from gradtrace.errors import QueryError, StoreError
+from gradtrace.fingerprint import task_entry, without_probes
 from gradtrace.index import Index
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.store.manifest import Manifest, read_manifest
-from gradtrace.store.row_ids import read_row_ids
+from gradtrace.store.row_ids import Ids, RowIds, read_row_ids
 from gradtrace.task import Task
 from gradtrace_indexer.build.builder import Builder, PassOptions
-from gradtrace_indexer.generations import save_pending, successor, updating
-from gradtrace_indexer.searchers.build import refresh_searcher
+from gradtrace_indexer.generations import publish, save_pending, successor, updating
+from gradtrace_indexer.searchers import refresh_searcher
 from gradtrace_indexer.writing.files import write_ids
 
 
@@ -65,3 +66,38 @@ def _begin(builder: Builder, current: Manifest, last: GradientModel, rows: int) 
         entry = write_ids(builder.directory, f"row_ids/{manifest.generation}.ids", ids)
         manifest = manifest.model_copy(update={"row_ids": entry})
     return save_pending(builder.directory, manifest)
+
+
+def delete_rows(path: str | Path, rows: Sequence[int]) -> Manifest:
+    """Publish a generation without these rows, whose space `compact` reclaims. They may include deleted ones.
+    Returns the current manifest.
+
+    The other rows keep their ids, so task.train must keep its length: leave the deleted examples in, or put others in
+    their place.
+
+    Raises:
+        QueryError: a row that the index never had, or no row would be left.
+        StoreError: no index, an update unfinished or running, or a full disk.
+    """
+    directory = Path(path)
+    with updating(directory, "delete rows") as (current, _):
+        ids = read_row_ids(directory, current)
+        deleted = np.union1d(ids.deleted, np.intersect1d(_checked(rows, ids), ids.ids))
+        if len(deleted) == len(ids.deleted):
+            return current
+        if len(deleted) == len(ids.ids):
+            raise QueryError(f"no row of {directory} would be left; remove the directory if that is meant")
+        after = successor(current, "delete rows")
+        entry = write_ids(directory, f"deleted/{after.generation}.ids", deleted)
+        task = without_probes(current.task, deleted.tolist())
+        return publish(directory, after.model_copy(update={"deleted": entry, "task": task}))
+
+
+def _checked(rows: Sequence[int], ids: RowIds) -> Ids:
+    numbers = np.asarray(list(rows) or np.zeros(0, dtype=np.int64))
+    if not np.issubdtype(numbers.dtype, np.integer):
+        raise QueryError(f"rows are row numbers, not {numbers.dtype} values")
+    unknown = numbers[(numbers < 0) | (numbers >= ids.rows)]
+    if len(unknown):
+        raise QueryError(f"there is no row {unknown[0]} to delete; rows of this index are 0 to {ids.rows - 1}")
+    return numbers.astype(np.int64)

@@ -1,1 +1,0 @@
-"""Building, measuring and setting the searcher of an index."""
