@@ -17,10 +17,10 @@ from torch.func import functional_call, jacrev
 from gradtrace import random_numbers
 from gradtrace.gradients.reference import vmapped_gradients
 from gradtrace.labels import laws as output_laws
+from gradtrace.labels.interception import differentiable
 from gradtrace.labels.laws import Draws, Law
-from gradtrace.labels.loss_examination import Probe, examined_outputs
-from gradtrace.labels.loss_outputs import LossOutputs, SeededLoss
-from gradtrace.labels.loss_watching import differentiable
+from gradtrace.labels.loss_analysis import Probe, examined_outputs
+from gradtrace.labels.sampled_gradients import LossOutputs, SeededLoss
 
 pytestmark = pytest.mark.unit
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gradtrace.data.batches import ExampleBatch, Measure
 from gradtrace.labels.laws import Categorical
-from gradtrace.labels.loss_outputs import LossOutputs
+from gradtrace.labels.sampled_gradients import LossOutputs
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.predicted_labels import MOST_CLASSES, class_probabilities, drawn_labels, labelled
 from gradtrace.task import Example

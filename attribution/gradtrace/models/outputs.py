@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from gradtrace.data.batches import Measure, values_of
 from gradtrace.errors import TaskError
+from gradtrace.labels.call_readers import LossCall
+from gradtrace.labels.interception import RecordedLoss
 from gradtrace.labels.laws import BERNOULLI, BERNOULLI_PROBABILITY, Categorical
-from gradtrace.labels.loss_calls import LossCall
-from gradtrace.labels.loss_examination import Probe, examined_outputs
-from gradtrace.labels.loss_outputs import LossOutputs
-from gradtrace.labels.loss_watching import RecordedLoss
+from gradtrace.labels.loss_analysis import Probe, examined_outputs
+from gradtrace.labels.sampled_gradients import LossOutputs
 from gradtrace.models.predicted_labels import MOST_CLASSES, unusable_predictions
 from gradtrace.models.task_model import TaskModel
 from gradtrace.store.manifest import FisherEntry, FisherSource

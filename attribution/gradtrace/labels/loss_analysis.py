@@ -1,18 +1,19 @@
-"""The examination of a task's loss: the outputs of the model that it takes, and the laws of their labels."""
+"""Analysis of a task's loss: which calls of loss functions it is a weighted sum of, and the laws of their labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gradtrace.data.batches import Measure
+from gradtrace.labels.call_readers import LossCall
+from gradtrace.labels.interception import CallInterceptor, differentiable
 from gradtrace.labels.laws import Categorical, Law
-from gradtrace.labels.loss_calls import LossCall
-from gradtrace.labels.loss_outputs import LossOutputs
-from gradtrace.labels.loss_watching import ScaledElements, differentiable
+from gradtrace.labels.sampled_gradients import LossOutputs
 from gradtrace.task import Batch
 
 _ROUNDING = 2e-3  # deviation from linearity, relative to the largest loss, that counts as rounding
@@ -23,8 +24,7 @@ class _NoLawError(Exception):
     """The loss is not a weighted sum of losses whose law is known. The text gives the reason."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Evaluation:
+class _Evaluation(NamedTuple):
     """An evaluation of the loss, with the elements of its calls detached from the model.
 
     calls: the calls of loss functions
@@ -54,9 +54,17 @@ class Probe:
 
     def evaluated(self, handwritten: bool, factor: float = 1.0, batch: Batch = None) -> _Evaluation:
         """Evaluate with the elements' losses multiplied by `factor`. batch: None: all the examples"""
-        with ScaledElements(self.model, handwritten, factor) as scaled:
+        calls: list[LossCall] = []
+        leaves: list[Tensor] = []
+
+        def scaled(call: LossCall, compute: Callable[[], Tensor]) -> Tensor:
+            calls.append(call)
+            leaves.append((call.elements * factor).requires_grad_())
+            return call.reduce(leaves[-1])
+
+        with CallInterceptor(self.model, handwritten, scaled):
             losses = self.loss(self.model, self.batch if batch is None else batch)
-        return _Evaluation(scaled.calls, scaled.leaves, losses)
+        return _Evaluation(calls, leaves, losses)
 
 
 def examined_outputs(probe: Probe) -> LossOutputs | str:
@@ -78,7 +86,7 @@ def _outputs_or_reason(probe: Probe, handwritten: bool) -> LossOutputs | str:
     except _NoLawError as error:
         return str(error)
     except Exception as error:  # the user's code may fail on scaled losses
-        return f"it fails while it is watched, {type(error).__name__}: {error}"
+        return f"it fails while it is analysed, {type(error).__name__}: {error}"
 
 
 def _outputs(probe: Probe, handwritten: bool) -> LossOutputs:
