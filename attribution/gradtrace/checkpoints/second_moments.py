@@ -58,15 +58,7 @@ def recorded_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Seco
 
 
 def read_second_moments(path: Path, model: nn.Module) -> SecondMoments | None:
-    """The second moments that were saved with the checkpoint at `path`; None if they were not.
-
-    They are beside the recorder's weight file, in a framework's directory, or in Lightning's file.
-
-    model: the model that was trained
-
-    Raises:
-        CheckpointError: the file is damaged, or it is not certain which moments belong to which parameter.
-    """
+    """As `Checkpoint.second_moments`, from the recorder's file, a framework's directory, or Lightning's file."""
     file = _moments_file(path)
     if file is None or file == moments_path(path):
         return _read_record(file) if file else None
@@ -75,7 +67,7 @@ def read_second_moments(path: Path, model: nn.Module) -> SecondMoments | None:
 
 
 def keeps_second_moments(path: Path, model: nn.Module) -> bool:
-    """Whether `read_second_moments` returns any, without reading their values. Raises as it does."""
+    """As `Checkpoint.keeps_second_moments`."""
     file = _moments_file(path)
     if file is not None and file == moments_path(path):
         with _opened_record(file):
@@ -84,11 +76,7 @@ def keeps_second_moments(path: Path, model: nn.Module) -> bool:
 
 
 def moments_sha256(path: Path) -> str | None:
-    """Hexadecimal SHA-256 of the file with the second moments of the checkpoint at `path`; None if it has none.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
+    """As `Checkpoint.moments_sha256`."""
     file = _moments_file(path)
     if file is None or (file != moments_path(path) and not _has_moments(file)):
         return None

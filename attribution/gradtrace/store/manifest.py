@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from gradtrace.errors import CorruptIndexError, IncompleteIndexError, StoreError
 
@@ -54,10 +55,15 @@ class FileEntry(_Entry):
     xxh3: str
 
 
-class OptimizerEntry(_Entry):
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """The settings of the optimizer that methods need. `name` is its class name in lower case ("sgd", "adamw")."""
+
     name: str
-    momentum: float
-    weight_decay: float
+    momentum: FiniteFloat = 0.0
+    weight_decay: FiniteFloat = 0.0
+
+    __pydantic_config__ = ConfigDict(extra="forbid", revalidate_instances="always")
 
 
 class CheckpointEntry(_Entry):
@@ -71,7 +77,7 @@ class CheckpointEntry(_Entry):
     moments_sha256: str | None = None  # of the file with the optimizer's second moments, if they were kept
     run: int = 0  # number of the training run; a run's checkpoints are in the order of training
     kind: CheckpointKind = "weights"
-    optimizer: OptimizerEntry | None = None
+    optimizer: Optimizer | None = None
     batch_size: int | None = None
     learning_rate_sum: float | None = None  # over all steps from the training's first to this one; None: unknown
     second_moments: bool = False  # whether Adam's were kept; the curvature file then holds a preconditioner

@@ -29,14 +29,10 @@ class AccelerateReader(Reader):
             )
         state = read_file(path / _OPTIMIZER, lazily=True)
         group = main_group(path / _OPTIMIZER, state)
-        scheduled = _scheduled(path)
+        scheduler = path / "scheduler.bin"
+        scheduled = read_file(scheduler).get("last_epoch") if scheduler.is_file() else None
         step = _step(path, state, scheduled)
         return Reading(Checkpoint(path, step, float(group["lr"]), described(path, group)), next_rate(group, scheduled))
-
-
-def _scheduled(path: Path) -> Any:
-    scheduler = path / "scheduler.bin"
-    return read_file(scheduler).get("last_epoch") if scheduler.is_file() else None
 
 
 def _step(path: Path, optimizer: Mapping[str, Any], scheduled: Any) -> int:

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtrace.checkpoints.checkpoint import Checkpoint, Optimizer
+from gradtrace.checkpoints.checkpoint import Checkpoint
 from gradtrace.errors import CheckpointError
+from gradtrace.store.manifest import Optimizer
 
 Group = Mapping[str, Any]  # a parameter group of an optimizer, with its settings
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from gradtrace.checkpoints.checkpoint import Checkpoint
 from gradtrace.checkpoints.checkpoints_json import how_to_write
@@ -20,7 +19,13 @@ class LightningReader(Reader):
         return sorted(directory.glob("*.ckpt"), key=lambda path: (path.stem.startswith("last"), path.name))
 
     def read(self, path: Path) -> Reading:
-        content = _content(path)
+        try:
+            content = read_file(path, lazily=True)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error} In Lightning, hyperparameters are saved beside the weights: leave objects out of them "
+                "(self.save_hyperparameters(ignore=[...])), or use gradtrace.integrations.lightning.RecorderCallback"
+            ) from None
         if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
             raise CheckpointError(f"{path} is not Lightning's; {how_to_write(path.parent)}")
         states = content.get("optimizer_states") or []
@@ -33,13 +38,3 @@ class LightningReader(Reader):
         checkpoint = Checkpoint(path, content["global_step"], float(group["lr"]), described(path, group))
         schedules = content.get("lr_schedulers") or []
         return Reading(checkpoint, next_rate(group, schedules[0].get("last_epoch") if len(schedules) == 1 else None))
-
-
-def _content(path: Path) -> Any:
-    try:
-        return read_file(path, lazily=True)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{error} In Lightning, hyperparameters are saved beside the weights: leave objects out of them "
-            "(self.save_hyperparameters(ignore=[...])), or use gradtrace.integrations.lightning.RecorderCallback"
-        ) from None
