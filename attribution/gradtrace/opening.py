@@ -18,7 +18,7 @@ from gradtrace.data.guards import check_dataset
 from gradtrace.devices import pick_device
 from gradtrace.errors import CorruptIndexError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.fitted.eigenvalues import load_curvature
+from gradtrace.fitted.ekfac import load_curvature
 from gradtrace.fitted.representer_head import load_refit
 from gradtrace.fitted.trak_kernels import load_kernels
 from gradtrace.index import Index

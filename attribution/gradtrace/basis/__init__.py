@@ -2,8 +2,15 @@
 
 How a basis is fitted to a model is in `fitted`."""
 
-from gradtrace.basis.basis import Basis, load_bases, load_basis, require_layers
-from gradtrace.basis.layer_bases import ChosenCoordinates, DenseProjection, LayerBasis
+from gradtrace.basis.basis import (
+    Basis,
+    ChosenCoordinates,
+    DenseProjection,
+    LayerBasis,
+    load_bases,
+    load_basis,
+    require_layers,
+)
 from gradtrace.basis.unfitted import dense_basis, identity_basis, two_sided_basis
 
 __all__ = [

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from gradtrace import random_numbers
-from gradtrace.basis.basis import Basis
-from gradtrace.basis.layer_bases import ChosenCoordinates, DenseProjection, LayerBasis
+from gradtrace.basis.basis import Basis, ChosenCoordinates, DenseProjection, LayerBasis
 from gradtrace.layers import IDENTITY, Bases, Layer
 from gradtrace.store.manifest import BasisKind
 
@@ -31,12 +30,10 @@ def _all_coordinates(layer: Layer, start: int) -> ChosenCoordinates:
 def dense_basis(layers: Sequence[Layer], kind: BasisKind, dimensions: int, seed: int) -> Basis:
     """One dense random projection of all parameters together (Pruthi et al. 2020, Appendix E)."""
     columns = torch.arange(dimensions)
-    return Basis(
-        kind,
-        dimensions,
-        seed,
-        {layer.name: DenseProjection(kind, seed, number, layer.size, columns) for number, layer in enumerate(layers)},
-    )
+    layer_bases: dict[str, LayerBasis] = {
+        layer.name: DenseProjection(kind, seed, number, layer.size, columns) for number, layer in enumerate(layers)
+    }
+    return Basis(kind, dimensions, seed, layer_bases)
 
 
 def two_sided_basis(layers: Sequence[Layer], dimensions: int, seed: int) -> Basis:

@@ -16,11 +16,8 @@ from gradtrace.task import Example, Task
 
 SAMPLE_ROWS = 16
 _CANDIDATES = 64  # rows that are read to choose from
-_SIZES = (
-    7,
-    3,
-    2,
-)  # of smaller batches of the sample. A dimension that has the batch's size in all of them is the batch
+# Sizes of smaller batches of the sample. A dimension that has the batch's size in all of them is the batch's.
+_SIZES = (7, 3, 2)
 
 
 @dataclass(frozen=True, eq=False)

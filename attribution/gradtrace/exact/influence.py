@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from gradtrace.data.batches import Measure
 from gradtrace.data.dataset import fetch
 from gradtrace.data.guards import check_dataset
 from gradtrace.errors import CurvatureError, TaskError
-from gradtrace.exact.conjugate_gradients import conjugate_gradients
 from gradtrace.gradients.reference import Measured, attention_by_matrices, in_float64, vmapped_gradients
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.task import Batch, Example, Task
@@ -216,3 +215,50 @@ def _within(modules: Sequence[str], trainable: Sequence[str]) -> list[str]:
             f"as {', '.join(list(owners)[:10])}"
         )
     return found
+
+
+def conjugate_gradients(
+    products: Callable[[Tensor], Tensor], sides: Tensor, tolerance: float, iterations: int
+) -> Tensor:
+    """Solve A x = b for every row b of `sides` [k, p], A symmetric positive definite (Hestenes and Stiefel 1952).
+
+    Args:
+        products: [k, p] -> [k, p], A times each row.
+        tolerance: largest |b - A x| / |b| of any row.
+        iterations: the most products to take.
+
+    Raises:
+        CurvatureError: A is not positive definite, or `iterations` do not reach the tolerance.
+    """
+    x = torch.zeros_like(sides)
+    residual, direction = sides.clone(), sides.clone()
+    square = residual.square().sum(1)
+    enough = square * tolerance**2
+    for _ in range(iterations):
+        unsolved = square > enough
+        if not bool(unsolved.any()):
+            return x
+        product = products(direction)
+        curvature = (direction * product).sum(1)
+        _check_positive(curvature[unsolved], direction[unsolved])
+        step = torch.where(unsolved, square / curvature, 0)[:, None]
+        x += step * direction
+        residual -= step * product
+        before, square = square, residual.square().sum(1)
+        direction = residual + torch.where(unsolved, square / before, 0)[:, None] * direction
+    worst = float((square / sides.square().sum(1)).sqrt().nan_to_num().max())
+    if worst <= tolerance:
+        return x
+    raise CurvatureError(
+        f"{iterations} iterations of conjugate gradients leave a relative residual of {worst:.1e}, {tolerance:.1e} was "
+        "asked for: allow more iterations, or raise the damping, which makes the curvature better conditioned"
+    )
+
+
+def _check_positive(curvature: Tensor, direction: Tensor) -> None:
+    lowest = float((curvature / direction.square().sum(1)).min())
+    if not lowest > 0:
+        raise CurvatureError(
+            f"the damped curvature is not positive definite ({lowest:.2e} along one direction): the weights are at no "
+            "minimum of the mean loss. Train on, raise the damping well above this, or take gauss_newton=True"
+        )

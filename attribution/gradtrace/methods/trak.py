@@ -68,7 +68,7 @@ class _TrakScoring(GradientScoring):
         """Of the loss's gradient, its part that is the output's."""
         rows, values = super().encode(at, batch, measure)
         if measure == "loss":
-            least = self._kernels[self.blocks.index(at)].least
+            least = self._kernels[self.blocks.index(at)].smallest_weight
             rows = rows / output_weights(values, self._output, least)[:, None]
         return rows, values
 
@@ -79,7 +79,7 @@ class _TrakScoring(GradientScoring):
     def self_influence(self) -> Floats:
         scores = torch.zeros(self.store.rows)
         blocks = zip(self.blocks, self._kernels, strict=True)
-        weights = [stored_weights(self.store, block, self._output, own.least) for block, own in blocks]
+        weights = [stored_weights(self.store, block, self._output, own.smallest_weight) for block, own in blocks]
         for start, rows in self.store.blocks(self.blocks, _BLOCK_ROWS):
             some = slice(start, start + len(rows))
             outputs = rows / torch.stack([own[some] for own in weights], dim=1)[:, :, None]

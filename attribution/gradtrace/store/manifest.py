@@ -322,7 +322,12 @@ def read_generation(directory: Path, name: str) -> Manifest:
         raise StoreError(f"no index at {directory}: {name} is missing; build one with `gradtrace build`") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
-    _check_format(path, content)
+    try:
+        version = json.loads(content)["format"]  # before the schema, which another format may not have
+    except (ValueError, KeyError, TypeError):
+        version = FORMAT_VERSION  # damaged: validation against the schema tells where
+    if version != FORMAT_VERSION:
+        raise StoreError(f"{path} has format {version}; this release reads {FORMAT_VERSION}: rebuild the index")
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
@@ -333,13 +338,3 @@ def read_generation(directory: Path, name: str) -> Manifest:
             f"{path} is damaged: its checksum does not match its content; restore it or rebuild the index"
         )
     return manifest
-
-
-def _check_format(path: Path, content: bytes) -> None:
-    """Raises StoreError for another format. To be called first: another format may have another schema."""
-    try:
-        version = json.loads(content)["format"]
-    except (ValueError, KeyError, TypeError):
-        return  # damaged: validation against the schema tells where
-    if version != FORMAT_VERSION:
-        raise StoreError(f"{path} has format {version}; this release reads {FORMAT_VERSION}: rebuild the index")

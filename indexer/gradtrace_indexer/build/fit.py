@@ -18,8 +18,7 @@ from gradtrace.checkpoints.second_moments import SecondMoments
 from gradtrace.data.dataset import fetch
 from gradtrace.errors import LossError, StoreError
 from gradtrace.fitted.adam import preconditioner
-from gradtrace.fitted.eigenbases import fit_spectral_basis
-from gradtrace.fitted.eigenvalues import curvature
+from gradtrace.fitted.ekfac import curvature, fit_spectral_basis
 from gradtrace.fitted.fisher_batches import fisher_batches
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.store.manifest import BasisKind, FileEntry, Precision

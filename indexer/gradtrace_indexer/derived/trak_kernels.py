@@ -11,7 +11,7 @@ import torch
 
 from gradtrace.devices import pick_device
 from gradtrace.errors import StoreError
-from gradtrace.fitted.trak_kernels import compute_kernel, output_of, share_at_least
+from gradtrace.fitted.trak_kernels import compute_kernel, output_kind, share_at_smallest
 from gradtrace.store.manifest import FileEntry, KernelsEntry, Manifest, Output
 from gradtrace.store.rows import RowStore
 from gradtrace_indexer.generations import publish, save_pending, successor, updating
@@ -43,7 +43,7 @@ def add_kernels(path: str | Path, *, damping: float = DAMPING, device: str = "au
     with updating(directory, "add kernels") as (current, pending):
         manifest = current if pending is None else pending
         if manifest.kernels is None or manifest.kernels.damping != damping:
-            output = output_of(RowStore(directory, current).columns(current.last_checkpoint))
+            output = output_kind(RowStore(directory, current).columns(current.last_checkpoint))
             manifest = manifest.model_copy(update={"kernels": KernelsEntry(output=output, damping=damping, files={})})
         if pending is None:
             if not manifest.lacking_kernels():
@@ -61,8 +61,10 @@ def _with_kernels(directory: Path, manifest: Manifest, device: str, progress: bo
     lacking = manifest.lacking_kernels()
     for name in with_progress(lacking, "kernels", len(lacking), progress):
         kernel = compute_kernel(store, names.index(name), entry.output, entry.damping, where)
-        _warn_of_rounding(name, share_at_least(store, names.index(name), entry.output, kernel.least), entry.output)
-        numbers = {name: torch.tensor(getattr(kernel, name)) for name in ("weight", "least")}
+        _warn_of_rounding(
+            name, share_at_smallest(store, names.index(name), entry.output, kernel.smallest_weight), entry.output
+        )
+        numbers = {"weight": torch.tensor(kernel.weight), "least": torch.tensor(kernel.smallest_weight)}
         content = safetensors.torch.save({"inverse": kernel.inverse, **numbers})
         file = write_file(directory, f"kernels/{name}.{manifest.generation}.safetensors", content)
         manifest = save_pending(directory, _with_kernel(manifest, name, file))

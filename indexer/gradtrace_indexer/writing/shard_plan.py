@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gradtrace.store.manifest import Manifest, ShardEntry
-from gradtrace.store.shards import representation_layout
+from gradtrace.store.shards import REPRESENTATION_PRECISION, ShardLayout
 from gradtrace_indexer.writing.shard_writer import ShardWriter
 
 
@@ -45,7 +45,7 @@ def representation_writer(
     """Writes the representations that belong to a new shard; None where its checkpoint has none."""
     if manifest.representations is None or checkpoint not in manifest.represented:
         return None
-    layout = representation_layout(rows, manifest.representations.dimensions)
+    layout = ShardLayout(rows, (manifest.representations.dimensions,), REPRESENTATION_PRECISION)
     return ShardWriter(directory, f"representations/{shard_name(manifest, checkpoint, start)}.rows", layout)
 
 
