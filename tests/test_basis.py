@@ -334,8 +334,8 @@ def test_random_projections_keep_inner_products_in_expectation(kind: BasisKind, 
 def test_dense_projection_is_the_same_in_small_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit = Fit(ClassTask(*MODELS["linear"]), tmp_path, 1)
     whole = fit.encode(fit.basis("gaussian", 8))
-    monkeypatch.setattr("gradtrace.basis.basis._DENSE_BLOCK", 24)
-    monkeypatch.setattr("gradtrace.basis.basis._DENSE_CACHE", 0)
+    monkeypatch.setattr("gradtrace.basis._DENSE_BLOCK", 24)
+    monkeypatch.setattr("gradtrace.basis._DENSE_CACHE", 0)
     basis = fit.basis("gaussian", 8)
     for _ in range(2):
         torch.testing.assert_close(fit.encode(basis), whole, rtol=1e-5, atol=1e-6)

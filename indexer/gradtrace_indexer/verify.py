@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gradtrace.errors import CorruptIndexError, IncompleteIndexError
-from gradtrace.store.checksums import check_files
+from gradtrace.store.index_files import check_files
 from gradtrace.store.manifest import Manifest, read_manifest
 from gradtrace.store.rows import RowStore
 from gradtrace_indexer.generations import kept_generations

@@ -12,13 +12,10 @@ from gradtrace.checkpoints.checkpoint import Checkpoint
 from gradtrace.checkpoints.checkpoints_json import FileEntry
 from gradtrace.store.manifest import CheckpointEntry, by_run, weights_positions
 
-Doubles = NDArray[np.float64]
-
-
 Rated = Checkpoint | CheckpointEntry | FileEntry
 
 
-def stretch_sums(run: Sequence[Rated]) -> Doubles:
+def stretch_sums(run: Sequence[Rated]) -> NDArray[np.float64]:
     """The sum of the learning rates of all steps since the previous checkpoint, or since step 0 for the first.
 
     float64 [len(run)].  run: checkpoints of one training, in order of their steps

@@ -43,7 +43,8 @@ class Sample:
         return Sample(rows, self.examples.chosen(positions), [batch for batch in batches if batch])
 
     def in_float64(self) -> Sample:
-        return replace(self, examples=self.examples.in_float64())
+        batch = self.examples
+        return replace(self, examples=collate(batch.task, batch.examples, batch.device, float64=True))
 
 
 def sample_of(

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradtrace.errors import StoreError
+from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import Manifest, RepresenterEntry
-from gradtrace.store.tensor_files import load_tensors
 
 _RESIDUAL = 1e-4  # |sum_i alpha_i f_i - weights| / |weights| at which the fit has converged
 _ROUNDS = 200  # of L-BFGS

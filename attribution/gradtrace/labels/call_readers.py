@@ -57,10 +57,19 @@ class LossCall:
     reduce: Callable[[Tensor], Tensor]
 
     @property
-    def distributions(self) -> int:
+    def law(self) -> Law:
+        """The law of the first part, the only one unless a variance is predicted as well."""
+        return self.parts[0].law
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes of a label; None if the law is not categorical."""
+        return self.parts[0].outputs.shape[self.law.dim] if isinstance(self.law, Categorical) else None
+
+    @property
+    def labels(self) -> int:
         """How many labels the call has a law for."""
-        law = self.parts[0].law
-        return self.elements.sum(law.dim).numel() if isinstance(law, Categorical) else self.elements.numel()
+        return self.elements.sum(self.law.dim).numel() if isinstance(self.law, Categorical) else self.elements.numel()
 
 
 Reader = Callable[[Arguments], LossCall | None]  # None: the call is not one whose law is known
@@ -78,10 +87,8 @@ def _is_normalized(values: Tensor, dim: int) -> bool:
 
 def _elements(function: Callable[..., Tensor], arguments: Arguments) -> Tensor:
     """The losses without reduction and without graph."""
-    unreduced = {**arguments, "reduction": "none"}
-    for name in ("size_average", "reduce"):
-        if name in unreduced:
-            unreduced[name] = None
+    deprecated = {name: None for name in ("size_average", "reduce") if name in arguments}
+    unreduced = {**arguments, **deprecated, "reduction": "none"}
     with torch.no_grad():
         return function(**unreduced)
 
@@ -317,6 +324,9 @@ _ERROR_READERS: dict[Any, tuple[Reader, Sequence[str]]] = {
 }
 
 
+_signature = cache(inspect.signature)
+
+
 def read_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], handwritten: bool) -> LossCall | None:
     """The call, if it is one of a loss function on outputs that require a gradient and its law is known; else None.
 
@@ -336,8 +346,3 @@ def read_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], han
     if not any(tensor.requires_grad and tensor.is_floating_point() for tensor in tensors):
         return None
     return reader(arguments)
-
-
-@cache
-def _signature(function: Any) -> inspect.Signature:
-    return inspect.signature(function)

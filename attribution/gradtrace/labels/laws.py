@@ -49,7 +49,6 @@ class Independent:
     information: Callable[[Tensor], Tensor]
     second: bool = False
     threshold: float | None = None
-    one_draw_is_exact = True
 
     def roots(self, outputs: Tensor, draws: Draws) -> Tensor:
         """s, one for each draw, in the shape of `outputs`."""
@@ -73,7 +72,6 @@ class Categorical:
     dim: int
     normalized: bool
     name = "categorical"
-    one_draw_is_exact = False
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         return outputs.exp() if self.normalized else outputs.softmax(self.dim)

@@ -88,7 +88,7 @@ class SeededLoss:
 
         def with_draws(call: LossCall, compute: Callable[[], Tensor]) -> Tensor:
             elements = call.elements
-            draws = self._draws(next(numbers), call.distributions, elements.device)
+            draws = self._draws(next(numbers), call.labels, elements.device)
             for part in call.parts:
                 elements = _add_draw(part, elements, draws)
             return call.reduce(elements)

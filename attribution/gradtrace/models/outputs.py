@@ -13,7 +13,7 @@ from gradtrace.errors import TaskError
 from gradtrace.labels.call_readers import LossCall
 from gradtrace.labels.interception import RecordedLoss
 from gradtrace.labels.laws import BERNOULLI, BERNOULLI_PROBABILITY, Categorical
-from gradtrace.labels.loss_analysis import Probe, examined_outputs
+from gradtrace.labels.loss_analysis import LossSample, analyse_loss
 from gradtrace.labels.sampled_gradients import LossOutputs
 from gradtrace.models.predicted_labels import MOST_CLASSES, unusable_predictions
 from gradtrace.models.task_model import TaskModel
@@ -108,8 +108,8 @@ def model_outputs(model: TaskModel, examples: Sequence[Example]) -> Outputs:
     examples = _finite(model, examples)
     predicted = _predicted(model, examples)
     batch = model.collated(examples)
-    found = examined_outputs(
-        Probe(model.task.loss, model.model, model.trainable, batch, lambda: model.collated(examples[:1]))
+    found = analyse_loss(
+        LossSample(model.task.loss, model.model, model.trainable, batch, lambda: model.collated(examples[:1]))
     )
     if isinstance(found, LossOutputs):
         return _from_loss(found, model, examples, predicted)
@@ -155,7 +155,7 @@ def _from_predictions(predicted: Tensor) -> Outputs:
 
 def _from_loss(found: LossOutputs, model: TaskModel, examples: Sequence[Example], predicted: Tensor | None) -> Outputs:
     law = found.law
-    exact = law is not None and (law.one_draw_is_exact or (found.classes or 0) <= MOST_CLASSES)
+    exact = law is not None and (not isinstance(law, Categorical) or (found.classes or 0) <= MOST_CLASSES)
     several = "" if law is not None else "several labels an example: "
     how = "labels drawn" if not exact else "exact expectation" + " over the classes" * isinstance(law, Categorical)
     beside = "; other terms of the loss are left out" if found.has_other_terms else ""

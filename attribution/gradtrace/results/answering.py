@@ -178,7 +178,7 @@ class Answering:
                 draft.share_by_layer(rescored.rows, rescored.layers)
 
     def _training_examples(self, positions: NDArray[np.int64]) -> list[Example]:
-        return fetch(self._contents.task.train, self._row_ids.of(positions).tolist())
+        return fetch(self._contents.task.train, self._row_ids.ids[positions].tolist())
 
     def _add_percentiles(self, drafts: Sequence[_Draft], vectors: Tensor) -> None:
         for start in range(0, len(drafts), QUERY_BATCH):
@@ -237,7 +237,7 @@ class Answering:
             belongs = sign * scores > 0
             positions, scores, parts = positions[belongs], scores[belongs], parts[belongs]
         names = [self._contents.manifest.checkpoints[block].name for block in self._scoring.blocks]
-        rows = self._row_ids.of(positions).tolist()
+        rows = self._row_ids.ids[positions].tolist()
         return [
             Hit(
                 row=row,

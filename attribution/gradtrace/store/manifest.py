@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -277,10 +278,8 @@ class Manifest(_Entry):
 
 def by_run(entries: Sequence[CheckpointEntry], positions: Iterable[int]) -> list[list[int]]:
     """The given positions of checkpoints, ascending, in one list for each training run."""
-    runs: dict[int, list[int]] = {}
-    for position in sorted(positions, key=lambda position: (entries[position].run, position)):
-        runs.setdefault(entries[position].run, []).append(position)
-    return list(runs.values())
+    ordered = sorted(positions, key=lambda position: (entries[position].run, position))
+    return [list(run) for _, run in groupby(ordered, key=lambda position: entries[position].run)]
 
 
 def weights_positions(entries: Sequence[CheckpointEntry]) -> list[int]:

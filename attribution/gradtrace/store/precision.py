@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradtrace.errors import StoreError
+from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import Manifest, Precision
-from gradtrace.store.tensor_files import load_tensors
 
 STORED_DTYPES: dict[Precision, torch.dtype] = {
     "float16": torch.float16,

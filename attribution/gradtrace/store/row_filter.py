@@ -36,7 +36,7 @@ class RowFilter:
         """Raises QueryError for a condition of the wrong type."""
         for name in ("labels", "rows", "exclude_rows"):
             if getattr(self, name) is not None:
-                _require_list(name, getattr(self, name))
+                _check_list(name, getattr(self, name))
         if not isinstance(self.correct_only, bool | np.bool_):
             raise QueryError(f"correct_only of a filter is True or False, not {self.correct_only!r}")
         conditions = {} if self.where is None else self.where
@@ -104,25 +104,20 @@ def _meets(
     values = columns[name].astype(np.float64)  # unknown: NaN, which compares false
     names = class_names if name in ("label", "prediction") else None
     met = ~np.isnan(values)
-    if "min" in condition:
-        met &= values >= _bound(name, condition["min"])
-    if "max" in condition:
-        met &= values <= _bound(name, condition["max"])
+    for end, compare in (("min", np.greater_equal), ("max", np.less_equal)):
+        if end in condition:
+            if not isinstance(condition[end], Real):
+                raise QueryError(f"min and max of the filter's condition on {name} are numbers, not {condition[end]!r}")
+            met &= compare(values, float(condition[end]))
     if "in" in condition:
-        _require_list(f'"in" of the condition on {name}', condition["in"])
+        _check_list(f'"in" of the condition on {name}', condition["in"])
         met &= np.isin(values, _numbers(condition["in"], names))
     return met
 
 
-def _require_list(name: str, values: Any) -> None:
+def _check_list(name: str, values: Any) -> None:
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise QueryError(f"{name} of a filter is a list, not {values!r}")
-
-
-def _bound(name: str, value: Any) -> float:
-    if not isinstance(value, Real):
-        raise QueryError(f"min and max of the filter's condition on {name} are numbers, not {value!r}")
-    return float(value)
 
 
 def _numbers(values: Sequence[Label | str], class_names: Sequence[str] | None) -> list[Label]:

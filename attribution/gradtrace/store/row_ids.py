@@ -36,10 +36,6 @@ class RowIds:
         self.ids, self.deleted = ids, deleted
         self._identity = len(ids) == rows and not len(deleted)  # positions are ids, and nothing is deleted
 
-    def of(self, positions: NDArray[np.int64]) -> Ids:
-        """The ids at these positions, in the same shape."""
-        return self.ids[positions]
-
     def live(self) -> NDArray[np.bool_]:
         """Which positions hold rows that are not deleted. bool [stored rows]."""
         return self.present[self.ids]

@@ -126,7 +126,8 @@ class RowStore:
             return self.gather(checkpoints, ascending)[order.argsort()]
         if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= self.rows):
             raise QueryError(f"rows must lie in 0 to {self.rows - 1}; got {int(rows[0])} to {int(rows[-1])}")
-        levels = [self._buffer(len(checkpoints), len(rows), width) for width in self._layout.stored_widths]
+        shapes = [(len(checkpoints), len(rows), width) for width in self._layout.stored_widths]
+        levels = [torch.empty(shape, dtype=self._layout.dtype).numpy() for shape in shapes]
         scales = np.empty((len(checkpoints), len(rows)), dtype=np.float32)
         for number, places, local in self._by_shard(rows.numpy()):
             for position, checkpoint in enumerate(checkpoints):
@@ -141,10 +142,6 @@ class RowStore:
             decode(torch.from_numpy(levels[number]), torch.from_numpy(scales), broadcast, target)
         return out.transpose(0, 1)
 
-    def _buffer(self, *shape: int) -> NDArray[Any]:
-        """An uninitialised array of stored values."""
-        return np.empty(shape, dtype=str(self._layout.dtype).removeprefix("torch."))
-
     def products(self, checkpoint: int, rows: Tensor, level: int, vector: Tensor) -> Tensor:
         """<row's columns of one level, vector>. float32 [m].
 
@@ -158,7 +155,7 @@ class RowStore:
             self._expect([checkpoint], scan=True)
         out, scales = torch.empty(len(rows)), np.empty(len(rows), dtype=np.float32)
         step = min(len(rows), max(1, _PIECE_VALUES // len(vector)))
-        stored = self._buffer(step, self._layout.stored_widths[level])
+        stored = torch.empty(step, self._layout.stored_widths[level], dtype=self._layout.dtype).numpy()
         codes = torch.empty(step, len(vector))
         for start in range(0, len(rows), max(1, step)):
             piece = slice(start, min(start + step, len(rows)))
@@ -167,8 +164,8 @@ class RowStore:
                 shard = self._shard(checkpoint, number)
                 shard.level_arrays[level].take(local, axis=0, out=stored[places], mode="clip")
                 shard.scale_array.take(local, out=scales[piece][places], mode="clip")
-            piece_codes = torch.from_numpy(stored[:count])
-            codes[:count].copy_(piece_codes if column_scales is None else unpack(piece_codes, len(vector)))
+            packed = torch.from_numpy(stored[:count])
+            codes[:count].copy_(packed if column_scales is None else unpack(packed, len(vector)))
             torch.mv(codes[:count], vector, out=out[piece])
         if scan:
             self._expect([checkpoint], scan=False)

@@ -76,26 +76,15 @@ class ShardLayout:
         return STORED_DTYPES[self.precision]
 
     @cached_property
-    def _ends(self) -> list[int]:
+    def offsets(self) -> list[int]:
+        """Where the blocks begin: the values of each level, the scales, the tail norms; and where the file ends."""
         values = [self.rows * width * self.dtype.itemsize for width in self.stored_widths]
         sizes = [*values, self.rows * 4, self.rows * len(self.levels) * 4]
-        return list(accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes))
-
-    @cached_property
-    def level_offsets(self) -> list[int]:
-        return [0, *self._ends[: len(self.levels) - 1]]
-
-    @property
-    def scales_offset(self) -> int:
-        return self._ends[-3]
-
-    @property
-    def tails_offset(self) -> int:
-        return self._ends[-2]
+        return list(accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0))
 
     @property
     def bytes(self) -> int:
-        return self._ends[-1]
+        return self.offsets[-1]
 
 
 class Shard:
@@ -109,12 +98,13 @@ class Shard:
     def __init__(self, path: Path, layout: ShardLayout) -> None:
         self._map = _map_file(path, layout.bytes)
         self.layout = layout
+        *level_offsets, scales_offset, tails_offset, _ = layout.offsets
         self.levels = [
             self._view(layout.dtype, offset, layout.rows, width)
-            for offset, width in zip(layout.level_offsets, layout.stored_widths, strict=True)
+            for offset, width in zip(level_offsets, layout.stored_widths, strict=True)
         ]
-        self.scales = self._view(torch.float32, layout.scales_offset, layout.rows)
-        self.tails = self._view(torch.float32, layout.tails_offset, layout.rows, len(layout.levels))
+        self.scales = self._view(torch.float32, scales_offset, layout.rows)
+        self.tails = self._view(torch.float32, tails_offset, layout.rows, len(layout.levels))
         self.level_arrays: list[NDArray[Any]] = [level.numpy() for level in self.levels]
         self.scale_array: NDArray[np.float32] = self.scales.numpy()
         self.expect(scan=False)
@@ -127,9 +117,9 @@ class Shard:
         """Tell the operating system how the later levels are read next: from end to end, with read-ahead, in a scan;
         else row by row, without."""
         if len(self.layout.levels) > 1:
-            start = self.layout.level_offsets[1] // mmap.PAGESIZE * mmap.PAGESIZE
+            start = self.layout.offsets[1] // mmap.PAGESIZE * mmap.PAGESIZE
             advice = mmap.MADV_NORMAL if scan else mmap.MADV_RANDOM
-            self._map.madvise(advice, start, self.layout.scales_offset - start)
+            self._map.madvise(advice, start, self.layout.offsets[-3] - start)
 
 
 def _map_file(path: Path, size: int) -> mmap.mmap:

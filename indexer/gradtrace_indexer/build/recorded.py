@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtrace.basis import Basis, require_layers
+from gradtrace.basis import Basis, check_layers
 from gradtrace.errors import RecordingError
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.recording import Recording
@@ -25,5 +25,5 @@ def recorded_basis(recording: Recording, reference: GradientModel, rows: int) ->
             f"{recording.entry.steps} steps, with other weights than those of the last checkpoint, or on other than "
             f"{rows} rows: save a checkpoint after the last recorded step, and give checkpoints up to it"
         )
-    require_layers(recording.basis, reference.plan.layers)
+    check_layers(recording.basis, reference.plan.layers)
     return recording.basis

@@ -12,7 +12,7 @@ from torch import Tensor
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.fitted.representer_head import fit_head, with_constant
 from gradtrace.methods.representation_scoring import lacks_representations
-from gradtrace.store.checksums import check_files
+from gradtrace.store.index_files import check_files
 from gradtrace.store.manifest import Manifest, RepresenterEntry
 from gradtrace.store.rows import RowStore, representation_store
 from gradtrace_indexer.generations import publish, successor, updating

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtrace.durable import rename_durably, temporary_path
 from gradtrace.errors import StoreError
-from gradtrace.store.checksums import hash_file
+from gradtrace.store.index_files import hash_file
 from gradtrace.store.manifest import FileEntry
 from gradtrace.store.precision import decode, encode, tail_norms
 from gradtrace.store.shards import Shard, ShardLayout
@@ -67,8 +67,7 @@ class ShardWriter:
 
     def _append_blocks(self, levels: Sequence[Tensor], scales: Tensor, tails: Tensor) -> None:
         layout, first = self.layout, self._written
-        blocks = zip(layout.level_offsets, levels, strict=True)
-        for offset, block in [*blocks, (layout.scales_offset, scales[:, None]), (layout.tails_offset, tails)]:
+        for offset, block in zip(layout.offsets[:-1], [*levels, scales[:, None], tails], strict=True):
             self._write(block, offset + first * block.shape[1] * block.element_size())
         self._written += len(scales)
 

@@ -1,9 +1,13 @@
-"""Bases: of a layer, to turn its per-example gradient into columns of a row; of an index, with those of all layers."""
+"""The basis: the coordinates of gradients that an index keeps, and how gradients are brought into them.
+
+A layer's basis turns its per-example gradient into columns of a row; an index's basis has those of all layers. Bases
+without fitting are made here: the identity, and random projections. How a basis is fitted to a model is in `fitted`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,9 +16,9 @@ from torch import Tensor
 
 from gradtrace import random_numbers
 from gradtrace.errors import MismatchError
-from gradtrace.layers import Bases, Layer
+from gradtrace.layers import IDENTITY, Bases, Layer
+from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import BasisKind, Manifest
-from gradtrace.store.tensor_files import load_tensors
 
 _DENSE_BLOCK = 1 << 24  # elements of a dense projection that are drawn at a time
 _DENSE_CACHE = 1 << 27  # elements of a dense projection that are kept instead of drawn again (512 MB)
@@ -152,8 +156,7 @@ class Basis:
                 coordinates[layer.name] = self.layers[layer.name].of_gradient(gradient)
 
     def to(self, device: torch.device) -> Basis:
-        layers = {name: layer.to(device) for name, layer in self.layers.items()}
-        return Basis(self.kind, self.dimensions, self.seed, layers)
+        return replace(self, layers={name: layer.to(device) for name, layer in self.layers.items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """The content of a basis's file, by "layer name/key". The manifest holds kind, dimensions and seed."""
@@ -184,20 +187,19 @@ def load_basis(path: Path, kind: BasisKind, dimensions: int, seed: int) -> Basis
     for full_key, value in tensors.items():
         name, _, key = full_key.rpartition("/")
         by_layer.setdefault(name, {})[key] = value
-    return Basis(kind, dimensions, seed, {name: _layer_basis(kind, seed, read) for name, read in by_layer.items()})
+    layers: dict[str, LayerBasis] = {}
+    for name, of_layer in by_layer.items():  # as `LayerBasis.tensors` gave them
+        if "stream" in of_layer:
+            stream, size = of_layer["stream"].tolist()
+            entries = "rademacher" if kind == "rademacher" else "gaussian"
+            layers[name] = DenseProjection(entries, seed, stream, size, of_layer["columns"])
+        else:
+            bases = Bases(of_layer.get("inputs"), of_layer.get("outputs"))
+            layers[name] = ChosenCoordinates(bases, of_layer["kept"], of_layer["columns"])
+    return Basis(kind, dimensions, seed, layers)
 
 
-def _layer_basis(kind: BasisKind, seed: int, tensors: Mapping[str, Tensor]) -> LayerBasis:
-    """The inverse of `LayerBasis.tensors`."""
-    if "stream" in tensors:
-        stream, size = tensors["stream"].tolist()
-        entries = "rademacher" if kind == "rademacher" else "gaussian"
-        return DenseProjection(entries, seed, stream, size, tensors["columns"])
-    bases = Bases(tensors.get("inputs"), tensors.get("outputs"))
-    return ChosenCoordinates(bases, tensors["kept"], tensors["columns"])
-
-
-def require_layers(basis: Basis, layers: Sequence[Layer]) -> None:
+def check_layers(basis: Basis, layers: Sequence[Layer]) -> None:
     """Raises MismatchError if the basis projects a layer that the model does not have."""
     missing = set(basis.layers) - {layer.name for layer in layers}
     if missing:
@@ -205,3 +207,59 @@ def require_layers(basis: Basis, layers: Sequence[Layer]) -> None:
             f"the basis of the index covers layers that the model does not have: {', '.join(sorted(missing))}; open "
             "the index with the model that it was built from"
         )
+
+
+def identity_basis(layers: Sequence[Layer], seed: int) -> Basis:
+    """No compression: every parameter of every layer, in order ("none")."""
+    layer_bases: dict[str, LayerBasis] = {}
+    start = 0
+    for layer in layers:
+        layer_bases[layer.name] = _all_coordinates(layer, start)
+        start += layer.size
+    return Basis("none", start, seed, layer_bases)
+
+
+def _all_coordinates(layer: Layer, start: int) -> ChosenCoordinates:
+    """start: the first of the columns that they become"""
+    return ChosenCoordinates(IDENTITY, torch.arange(layer.size), torch.arange(start, start + layer.size))
+
+
+def dense_basis(layers: Sequence[Layer], kind: BasisKind, dimensions: int, seed: int) -> Basis:
+    """One dense random projection of all parameters together (Pruthi et al. 2020, Appendix E)."""
+    columns = torch.arange(dimensions)
+    layer_bases: dict[str, LayerBasis] = {
+        layer.name: DenseProjection(kind, seed, number, layer.size, columns) for number, layer in enumerate(layers)
+    }
+    return Basis(kind, dimensions, seed, layer_bases)
+
+
+def two_sided_basis(layers: Sequence[Layer], dimensions: int, seed: int) -> Basis:
+    """Random projections of both sides of each layer's gradient (Pruthi et al. 2020, Appendix F).
+
+    vec(U_outputs^T G U_inputs), with Gaussian U_inputs [in, r] of variance 1/r and U_outputs [out, s] of variance 1/s,
+    preserves inner products of gradients in expectation. Every layer gets an equal share of the dimensions, or all its
+    coordinates if these are fewer. Norms and stray parameters, which have one side only, and grouped convolutions get a
+    dense projection. `dimensions` is rounded down to what the layers' r s sum to.
+    """
+    layer_bases: dict[str, LayerBasis] = {}
+    start = 0
+    for number, layer in enumerate(sorted(layers, key=lambda layer: layer.size)):
+        share = (dimensions - start) // (len(layers) - number)
+        layer_basis = _two_sided_layer(layer, share, start, seed, number)
+        layer_bases[layer.name] = layer_basis
+        start += len(layer_basis.columns)
+    return Basis("two-sided", start, seed, layer_bases)
+
+
+def _two_sided_layer(layer: Layer, share: int, start: int, seed: int, number: int) -> LayerBasis:
+    """share: dimensions at most.  start: the first column.  number: of the layer, for the streams of random numbers"""
+    if layer.size <= share:
+        return _all_coordinates(layer, start)
+    if not layer.rotates or layer.groups > 1:
+        return DenseProjection("gaussian", seed, 2 * number, layer.size, torch.arange(start, start + share))
+    s = min(layer.outputs, max(1, int(share**0.5)))
+    r = min(layer.inputs, max(1, share // s))
+    s = min(layer.outputs, max(1, share // r))
+    inputs = random_numbers.gaussian(seed, 2 * number, 0, layer.inputs * r).view(1, layer.inputs, r) / r**0.5
+    outputs = random_numbers.gaussian(seed, 2 * number + 1, 0, layer.outputs * s).view(1, layer.outputs, s) / s**0.5
+    return ChosenCoordinates(Bases(inputs, outputs), torch.arange(s * r), torch.arange(start, start + s * r))
