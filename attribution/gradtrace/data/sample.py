@@ -1,4 +1,4 @@
-"""Samples of training rows to examine a model on: of different sizes and labels, in several batches."""
+"""Samples of training rows to check a model on: of different sizes and labels, in several batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIZES = (7, 3, 2)
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Training rows to examine a model on.
+    """Training rows to check a model on.
 
     rows: their numbers, for messages
     batches: the batches in which they go through the model, as positions in `rows`

@@ -92,8 +92,8 @@ def _outputs_or_reason(sample: LossSample, handwritten: bool) -> LossOutputs | s
 def _outputs(sample: LossSample, handwritten: bool) -> LossOutputs:
     with differentiable(sample.model, sample.names) as parameters:
         unscaled = sample.evaluated(handwritten)
-        weights = _weights(unscaled)
-        if not any(weights):
+        used = _weighted_calls(unscaled)
+        if not used:
             raise _NoLawError(_NO_FUNCTION)
         doubled = sample.evaluated(handwritten, 2.0)
         _check_linear(unscaled.losses, doubled.losses, sample.evaluated(handwritten, 0.5).losses)
@@ -101,7 +101,6 @@ def _outputs(sample: LossSample, handwritten: bool) -> LossOutputs:
         in_batch = len(unscaled.calls)
         for_one = in_batch if in_batch == 1 else len(sample.evaluated(handwritten, batch=sample.alone()).calls)
     example_by_example = in_batch == for_one * len(unscaled.losses) > for_one
-    used = [(call, weight) for call, weight in zip(unscaled.calls, weights, strict=True) if weight is not None]
     in_order = example_by_example or in_batch == for_one
     law = _single_law(used, in_batch, len(unscaled.losses)) if in_order else None
     return LossOutputs(
@@ -110,10 +109,10 @@ def _outputs(sample: LossSample, handwritten: bool) -> LossOutputs:
         calls=for_one if example_by_example else in_batch,
         example_by_example=example_by_example,
         has_other_terms=has_other_terms,
-        functions=list(dict.fromkeys(_description(call) for call, _ in used)),
+        functions=list(dict.fromkeys(_description(call) for call, _, _ in used)),
         law=law,
         classes=unscaled.calls[0].classes if law else None,
-        targets=_targets([call for call, _ in used]) if law else None,
+        targets=_targets([call for call, _, _ in used]) if law else None,
     )
 
 
@@ -151,29 +150,29 @@ def _gradient(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
     return torch.cat([(torch.zeros_like(values) if g is None else g).flatten().float() for g, values in pairs])
 
 
-def _weights(evaluation: _Evaluation) -> list[tuple[Tensor, Tensor] | None]:
-    """For each call, d losses.sum() / d elements, and d sum_i (1 + i) losses[i] / d elements; None for calls that the
-    losses do not depend on."""
+def _weighted_calls(evaluation: _Evaluation) -> list[tuple[LossCall, Tensor, Tensor]]:
+    """The calls that the losses depend on, with the gradients of sum_i losses_i and of sum_i (1 + i) losses_i."""
     leaves, losses = evaluation.leaves, evaluation.losses
     if not (leaves and losses.requires_grad):
-        return [None] * len(evaluation.calls)
+        return []
     factors = torch.arange(1, len(losses) + 1, device=losses.device).to(losses.dtype)
     sums = (losses.sum(), (factors * losses).sum())
     equal, numbered = (torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True) for total in sums)
-    return [None if e is None or n is None else (e, n) for e, n in zip(equal, numbered, strict=True)]
+    weighted = zip(evaluation.calls, equal, numbered, strict=True)
+    return [(call, e, n) for call, e, n in weighted if e is not None and n is not None]
 
 
-def _single_law(used: Sequence[tuple[LossCall, tuple[Tensor, Tensor]]], calls: int, examples: int) -> Law | None:
+def _single_law(used: Sequence[tuple[LossCall, Tensor, Tensor]], calls: int, examples: int) -> Law | None:
     """The law of every example's label, if each example has exactly one and the calls keep the batch's order.
 
-    used: the calls that the losses depend on, with their `_weights`.  calls: their number with others
+    used: as `_weighted_calls` returns them.  calls: their number with unused ones
     """
-    if len(used) < calls or sum(call.labels for call, _ in used) != examples:
+    if len(used) < calls or sum(call.labels for call, _, _ in used) != examples:
         return None
-    if len({_description(call) for call, _ in used}) > 1 or any(len(call.parts) > 1 for call, _ in used):
+    if len({_description(call) for call, _, _ in used}) > 1 or any(len(call.parts) > 1 for call, _, _ in used):
         return None
-    equal = torch.cat([_by_label(call, pair[0]) for call, pair in used])
-    numbered = torch.cat([_by_label(call, pair[1]) for call, pair in used])
+    equal = torch.cat([_by_label(call, weights) for call, weights, _ in used])
+    numbered = torch.cat([_by_label(call, weights) for call, _, weights in used])
     factors = torch.arange(1, len(equal) + 1, device=equal.device)
     return used[0][0].law if torch.allclose(numbered, factors * equal, rtol=1e-3) else None
 

@@ -29,7 +29,7 @@ class LossOutputs:
     functions: each law's name with that of its function: "categorical over 10 classes (cross_entropy)"
     law: of the label, if each example has exactly one; else None
     classes: their number, if `law` is categorical
-    targets: labels of the examined batch, [batch], if `law` is not None and they are known
+    targets: labels of the analysed batch, [batch], if `law` is not None and they are known
     """
 
     loss: Measure
