@@ -5,7 +5,7 @@ SOURCE takes its diagonal in the coordinates of a basis; TracIn for Adam multipl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -35,14 +35,14 @@ def preconditioner(model: GradientModel, basis: Basis, moments: SecondMoments) -
     """
     diagonals = {
         name: _diagonal(matrix, chosen)
-        for name, matrix in _by_layer(model, moments).items()
+        for name, matrix in _by_layer(model, moments)
         if isinstance(chosen := basis.layers.get(name), ChosenCoordinates)
     }
     return basis.assemble(diagonals, 1)[0]
 
 
-def _by_layer(model: GradientModel, moments: SecondMoments) -> dict[str, Tensor]:
-    """P by layer name, in the shape of the layer's gradient, float32 [groups, out, in], on the CPU.
+def _by_layer(model: GradientModel, moments: SecondMoments) -> Iterator[tuple[str, Tensor]]:
+    """Each layer's name and its P in the shape of the layer's gradient, float32 [groups, out, in], on the CPU.
 
     It is zero for weights without second moments, which the optimizer has never moved.
 
@@ -59,7 +59,8 @@ def _by_layer(model: GradientModel, moments: SecondMoments) -> dict[str, Tensor]
             f"({listing(unknown)}): restore the optimizer's file, or delete it to do without"
         )
     factors = {keys[name]: 1 / (moment.sqrt() + moments.eps) for name, moment in moments.by_name.items()}
-    return {layer.name: _matrix(layer, factors) for layer in model.plan.layers}
+    for layer in model.plan.layers:
+        yield layer.name, _matrix(layer, factors)
 
 
 def _matrix(layer: Layer, factors: Mapping[str, Tensor]) -> Tensor:
@@ -90,7 +91,7 @@ def adam_factors(model: GradientModel) -> dict[str, Tensor]:
     moments = model.checkpoint.second_moments(model.task.model())
     if moments is None:
         raise CheckpointError(f"{model.checkpoint.path} has no second moments any more: restore the optimizer's file")
-    return {name: matrix.to(model.device) for name, matrix in _by_layer(model, moments).items()}
+    return {name: matrix.to(model.device) for name, matrix in _by_layer(model, moments)}
 
 
 def encode_preconditioned(
