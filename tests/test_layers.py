@@ -14,9 +14,8 @@ from gradtrace.data.batches import ExampleBatch, collate
 from gradtrace.data.sample import sample_of
 from gradtrace.gradients.capture import backpropagate
 from gradtrace.gradients.path_choice import examine
-from gradtrace.gradients.plan import GradientPath, PathChoice, plan_layers
+from gradtrace.gradients.plan import GradientPath, PathChoice, plan_layers, trainable_names
 from gradtrace.gradients.reference import gradients_reference, stray_gradients
-from gradtrace.gradients.trainable import trainable_names
 from gradtrace.layers import Layer
 from gradtrace.task import Task
 
@@ -65,7 +64,7 @@ def planned_gradients(choice: PathChoice, model: nn.Module, task: Task, batch: E
 
     backpropagate(model, task.loss, batch, plan, add)
     strays: dict[Layer, list[Tensor]] = {}
-    for layer, _, gradient in stray_gradients(model, task.loss, batch, plan):
+    for layer, gradient in stray_gradients(model, task.loss, batch, plan.strays):
         strays.setdefault(layer, []).append(gradient)
     sums |= {layer: torch.cat(parts) for layer, parts in strays.items()}
     return {name: value for layer, total in sums.items() for name, value in layer.parameter_gradients(total).items()}

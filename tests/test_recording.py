@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import InfluenceRecorder, RecordingError, Task, UnsupportedLayerError, read_recording
-from gradtrace.recording.momentum import ReplayedSgd, SgdStep
+from gradtrace.recording.hydra import ReplayedSgd, SgdStep
 
 ALL = 1 << 20  # dimensions: every parameter, so that the basis is the identity
 ROWS = 24
@@ -410,7 +410,7 @@ def test_no_training_is_too_long(momentum: float, decay: float) -> None:
             s = momentum * moved[:, 1] + decay * moved[:, 0]
             moved[:, 1], moved[:, 0] = s, moved[:, 0] - 0.1 * s
         if taken + 1 in asked:
-            wanted[taken + 1] = np.array([[1.0, sgd._ratio], [0.0, 1.0]])
+            wanted[taken + 1] = np.array([[1.0, sgd.ratio], [0.0, 1.0]])
     kept, leaked, left = sgd.since(np.array(asked))
     assert np.isfinite([kept, leaked, left]).all()
     assert (kept[-1], leaked[-1]) == (1, 0)

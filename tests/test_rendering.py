@@ -17,8 +17,7 @@ from conftest import DigitsRun
 from gradtrace import Task
 from gradtrace.errors import TaskError
 from gradtrace.tasks import TabularClassification
-from gradtrace.tasks.checks import check_hooks
-from gradtrace.tasks.rendering import rendered
+from gradtrace.tasks.hooks import check_hooks, rendered
 from gradtrace_client import Client
 from gradtrace_service.answers.rendering import RenderedRows
 from gradtrace_service.app import create_app, create_service

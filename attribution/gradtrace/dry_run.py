@@ -23,7 +23,7 @@ from gradtrace.models.path_report import LayerLine, layer_lines, slow_path
 from gradtrace.store.manifest import Precision
 from gradtrace.store.shards import ShardLayout, default_levels
 from gradtrace.task import Task
-from gradtrace.tasks.checks import HookCheck, check_hooks
+from gradtrace.tasks.hooks import HookCheck, check_hooks
 
 _HOOK_EXAMPLES = 3  # on which the task's hooks are tried
 _TIMED_SECONDS = 2.0  # for which rows are timed

@@ -58,7 +58,7 @@ def draw_map(panel: Axes, result: gt.InfluenceResult, place: np.ndarray, size: f
 
 def places() -> np.ndarray:
     """Longitude and latitude of the training rows. [rows, 2]"""
-    return TASK.train.features[:, :2].numpy()
+    return TASK.train.inputs[:, :2].numpy()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from gradtrace.data.batches import ExampleBatch, Measure
 from gradtrace.labels.laws import Categorical
 from gradtrace.labels.sampled_gradients import LossOutputs
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.models.predicted_labels import MOST_CLASSES, class_probabilities, drawn_labels, labelled
+from gradtrace.models.outputs import MOST_CLASSES, class_probabilities, drawn_labels, labelled
 from gradtrace.task import Example
 
 _NEGLIGIBLE = 1e-2  # share of the Fisher's trace

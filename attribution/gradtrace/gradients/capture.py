@@ -6,7 +6,7 @@ Parameters never require a gradient, so that no weight gradient is formed, neith
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from gradtrace.data.batches import ExampleBatch, Measure, values_of
 from gradtrace.gradients.function_calls import ParameterCalls
-from gradtrace.gradients.layouts import SHARED_LAYOUTS, Layout, colors, fits
+from gradtrace.gradients.layouts import SHARED_LAYOUTS, Inputs, Layout, Use, changed_inputs, colors, fits
 from gradtrace.gradients.plan import LayerPlan
-from gradtrace.gradients.uses import Inputs, Use, changed_inputs
 from gradtrace.layers import Layer, ModuleInputs
 
 # Called with (layer, its input, the gradient at its output) for each use of the layer. Both are [batch, ...].
@@ -38,36 +37,34 @@ class _GraphStart(torch.autograd.Function):
         return None, grads[0].new_zeros(0)
 
 
+def _root(device: torch.device) -> Tensor:
+    """An empty tensor, the root of the graph where a layer's output requires no gradient."""
+    return torch.zeros(0, device=device, requires_grad=True)
+
+
 class Capture:
     """Collects the uses of a plan's layers during a forward pass, and the gradients at their outputs during backward.
 
     phase: in phase "forward" gradients are ignored: the measure itself may compute some.
     """
 
-    def __init__(
-        self, plan: LayerPlan, batch: ExampleBatch, token: Tensor, on_use: Callable[[Use], None] | None
-    ) -> None:
-        """
-        Args:
-            token: empty, requires a gradient; the root of the graph where a layer's output requires none.
-            on_use: called as soon as a use has its gradient, which is then discarded; None: uses keep it.
-        """
-        self._uniform = batch.uniform
+    def __init__(self, plan: LayerPlan, batch: ExampleBatch, on_use: Callable[[Use], None] | None = None) -> None:
+        """on_use: called as soon as a use has its gradient, which is then discarded; None: uses keep it."""
+        self.plan, self.token = plan, _root(batch.device)
         self.uses: list[Use] = []
         self.phase: Literal["forward", "colors", "gradients"] = "forward"
-        self._plan, self._batch, self._token, self._on_use = plan, len(batch), token, on_use
+        self._batch, self._uniform, self._on_use = len(batch), batch.uniform, on_use
         # Uses of checkpointed segments, which the backward pass with colors ran a second time, by layer.
         self._rerun_uses: dict[Layer, deque[Use]] = defaultdict(deque)
         self._in_callback = False  # on_use may run modules to differentiate them: these are not uses
 
-    @property
-    def watching(self) -> bool:
+    def is_watching(self) -> bool:
         return torch.is_grad_enabled() and not self._in_callback
 
     @property
     def needs_colors(self) -> bool:
         # A checkpointed segment may have scattered uses that the forward pass does not show.
-        scattered = self._plan.whole_graph and Layout.SCATTERED in self._plan.layouts.values()
+        scattered = self.plan.choice.whole_graph and Layout.SCATTERED in self.plan.choice.layouts.values()
         return self._batch > 1 and (scattered or any(not use.fits for use in self.uses))
 
     def begin_gradients(self) -> None:
@@ -85,19 +82,19 @@ class Capture:
         if not output.numel():  # an expert that no example was sent to
             return output
         leading = uses[0][0].leading_dimensions(output)
-        layouts = {self._plan.layout(layer) for layer, _ in uses}
+        layouts = {self.plan.layout(layer) for layer, _ in uses}
         if layouts <= {*SHARED_LAYOUTS} and self._batch > 1:
             repeat = partial(_repeated, batch=self._batch, has_batch=Layout.SHARED_FIRST in layouts)
             uses = [(layer, changed_inputs(inputs, repeat, self._batch)) for layer, inputs in uses]
-            output = repeat(output).clone() + self._token.sum()
+            output = repeat(output).clone() + self.token.sum()
             leading = uses[0][0].leading_dimensions(output)
         elif not output.requires_grad:
-            output = _GraphStart.apply(output, self._token)  # type: ignore[no-untyped-call]
+            output = _GraphStart.apply(output, self.token)  # type: ignore[no-untyped-call]
         for layer, inputs in uses:
-            layout = self._plan.layout(layer)
+            layout = self.plan.layout(layer)
             layout = Layout.FIRST if layout in SHARED_LAYOUTS else layout
             inputs = inputs if isinstance(inputs, ModuleInputs) else changed_inputs(inputs, Tensor.detach, self._batch)
-            use = Use(layer, inputs, layout, leading, self._fits(layout, leading))
+            use = Use(layer, inputs, layout, leading, fits(layout, leading, self._batch, self._uniform))
             if self.phase == "colors":
                 self._rerun_uses[layer].append(use)
             elif self._rerun_uses[layer]:
@@ -106,12 +103,6 @@ class Capture:
             # The hook belongs to this version of the tensor: a later in-place operation does not change its gradient.
             output.register_hook(partial(self._receive, use))
         return output
-
-    def _fits(self, layout: Layout, leading: tuple[int, ...]) -> bool:
-        """Whether the positions of each example follow from the layout. Folded examples of different sizes may be
-        ragged, so that they do not."""
-        folded = layout in (Layout.FOLDED, Layout.INTERLEAVED)
-        return fits(layout, leading, self._batch) and (self._uniform or not folded)
 
     @torch.no_grad()
     def _receive(self, use: Use, d: Tensor) -> None:
@@ -135,50 +126,59 @@ def _repeated(values: Tensor, batch: int, has_batch: bool) -> Tensor:
     return (values if has_batch else values.unsqueeze(0)).expand(batch, *values.shape[int(has_batch) :])
 
 
+def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The input of a call of a module that takes one."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 @contextmanager
-def _module_hooks(plan: LayerPlan, capture: Capture) -> Iterator[None]:
-    """While open, `capture` receives the uses of the plan's modules."""
+def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    """While open, `hook` takes (module, args, kwargs, output) of each call of the modules, and returns the output."""
+    with ExitStack() as handles:
+        for module in modules:
+            handles.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def _module_hooks(capture: Capture) -> Iterator[None]:
+    """While open, `capture` receives the uses of its plan's modules."""
+    plan = capture.plan
 
     def layer_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        if not capture.watching or not isinstance(output, Tensor):  # a subclass may return something else
+        if not capture.is_watching() or not isinstance(output, Tensor):  # a subclass may return something else
             return output
-        return capture.add([(plan.modules[module], args[0] if args else next(iter(kwargs.values())))], output)
+        return capture.add([(plan.modules[module], first_argument(args, kwargs))], output)
 
     def module_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not capture.watching:
+        if not capture.is_watching():
             return output
         layer = plan.whole_modules[module]
 
         def add(inputs: ModuleInputs, tensor: Tensor) -> Tensor:
             return capture.add([(layer, inputs)], tensor)
 
-        return ModuleInputs.map_outputs(args, kwargs, output, add, plan.batched.get(layer.name))
+        return ModuleInputs.map_outputs(args, kwargs, output, add, plan.choice.batched.get(layer.name))
 
-    with ExitStack() as hooks:
-        for module in plan.modules:
-            hooks.callback(module.register_forward_hook(layer_hook, with_kwargs=True).remove)
-        for module in plan.whole_modules:
-            hooks.callback(module.register_forward_hook(module_hook, with_kwargs=True).remove)
+    with hooked(plan.modules, layer_hook), hooked(plan.whole_modules, module_hook):
         yield
 
 
 @contextmanager
-def training_hooks(layers: Mapping[nn.Module, Layer], on_use: OnUse, token: Tensor) -> Iterator[None]:
+def training_hooks(layers: Mapping[nn.Module, Layer], on_use: OnUse) -> Iterator[None]:
     """While open, the backward pass of a training step calls `on_use` for every use of every module in `layers`, with
-    inputs and gradients in the module's own layout. token: as of `Capture`."""
+    inputs and gradients in the module's own layout."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return output
-        x = (args[0] if args else next(iter(kwargs.values()))).detach()
+        x = first_argument(args, kwargs).detach()
         if not output.requires_grad:
-            output = _GraphStart.apply(output, token)  # type: ignore[no-untyped-call]
+            output = _GraphStart.apply(output, _root(output.device))  # type: ignore[no-untyped-call]
         output.register_hook(lambda d: on_use(layers[module], x, d))
         return output
 
-    with ExitStack() as hooks:
-        for module in layers:
-            hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+    with hooked(layers, hook):
         yield
 
 
@@ -187,7 +187,7 @@ def backpropagate(model: nn.Module, measure: Measure, batch: ExampleBatch, plan:
 
     Returns the losses [batch], detached.
     """
-    if not plan.captures:  # the gradients of all parameters come from the whole model, not from layers
+    if not plan.used_layers:  # the gradients of all parameters come from the whole model, not from layers
         return values_of(measure, model, batch.collated)
 
     repeated: dict[Layer, list[tuple[Any, Tensor]]] = defaultdict(list)
@@ -199,7 +199,7 @@ def backpropagate(model: nn.Module, measure: Measure, batch: ExampleBatch, plan:
         else:
             on_use(use.layer, *sides)
 
-    losses = _run(model, measure, batch, plan, receive, False)[0]
+    losses = _run(model, measure, batch, Capture(plan, batch, receive))
     with torch.no_grad():
         for layer, uses in repeated.items():
             for x, d in layer.merged(uses):
@@ -210,41 +210,35 @@ def backpropagate(model: nn.Module, measure: Measure, batch: ExampleBatch, plan:
 def observed_uses(model: nn.Module, measure: Measure, batch: ExampleBatch, plan: LayerPlan) -> list[Use]:
     """Every use of the plan's layers that the loss depends on, with its `gradient` and, for two examples or more, its
     `colored` gradient."""
-    if not plan.captures:
+    if not plan.used_layers:
         return []
-    return [use for use in _run(model, measure, batch, plan, None, True)[1] if use.gradient is not None]
+    capture = Capture(plan, batch)
+    _run(model, measure, batch, capture, color=True)
+    return [use for use in capture.uses if use.gradient is not None]
 
 
-def _run(
-    model: nn.Module,
-    measure: Measure,
-    batch: ExampleBatch,
-    plan: LayerPlan,
-    on_use: Callable[[Use], None] | None,
-    color: bool,
-) -> tuple[Tensor, list[Use]]:
-    """Losses [batch], detached, and the uses of layers. color: run a backward pass with colors in any case."""
-    token = torch.zeros(0, device=batch.device, requires_grad=True)
-    capture = Capture(plan, batch, token, on_use)
+def _run(model: nn.Module, measure: Measure, batch: ExampleBatch, capture: Capture, color: bool = False) -> Tensor:
+    """Capture uses of layers. Returns losses [batch], detached. color: run a backward pass with colors in any case"""
+    plan, whole_graph = capture.plan, capture.plan.choice.whole_graph
     with ExitStack() as forward, ExitStack() as both_passes:
         both_passes.enter_context(torch.enable_grad())
-        both_passes.enter_context(_module_hooks(plan, capture))
+        both_passes.enter_context(_module_hooks(capture))
         # The backward pass runs checkpointed segments again, and calls in them are uses as well.
-        calls = both_passes if plan.whole_graph else forward
+        calls = both_passes if whole_graph else forward
         if plan.parameters:
-            calls.enter_context(ParameterCalls(plan.parameters, capture))
+            calls.enter_context(ParameterCalls(plan.parameters, capture.is_watching, capture.add))
         losses = measure(model, batch.collated)
         if not losses.requires_grad:  # the losses depend on no layer
-            return losses, []
+            return losses
         forward.close()
         if capture.needs_colors or (color and len(batch) > 1):
             capture.phase = "colors"
             degree = getattr(measure, "degree", 1.0)  # gradients scale with this power of an example's weight
             weights = colors(len(batch), losses.device) ** (1 / degree)
-            _differentiate((losses * weights.to(losses.dtype)).sum(), token, plan.whole_graph, keep=True)
+            _differentiate((losses * weights.to(losses.dtype)).sum(), capture.token, whole_graph, keep=True)
         capture.begin_gradients()
-        _differentiate(losses.sum(), token, plan.whole_graph)
-    return losses.detach(), capture.uses
+        _differentiate(losses.sum(), capture.token, whole_graph)
+    return losses.detach()
 
 
 def _differentiate(loss: Tensor, token: Tensor, whole_graph: bool, keep: bool = False) -> None:

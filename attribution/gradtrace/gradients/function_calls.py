@@ -8,42 +8,36 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from gradtrace.gradients import recurrent
+from gradtrace.gradients.recurrent import REPLACEMENTS
 from gradtrace.layers import CallInputs, Layer
 from gradtrace.layers.parameters import TableLayer
 
-
-class UseCollector(Protocol):
-    """What receives the uses of layers, see `capture.Capture`."""
-
-    @property
-    def watching(self) -> bool: ...
-
-    def add(self, uses: Sequence[tuple[Layer, CallInputs]], output: Tensor) -> Tensor: ...
+Collect = Callable[[Sequence[tuple[Layer, CallInputs]], Tensor], Tensor]
 
 
 class ParameterCalls(TorchFunctionMode):
-    """While active, calls that use one of these parameters as a matrix, a table or a bias are passed to the collector.
+    """While active, calls that use one of these parameters as a matrix, a table or a bias are passed to `collect`.
 
     parameters: layers by the id of their parameter
+    is_watching, collect: see `capture.Capture`
     """
 
-    def __init__(self, parameters: Mapping[int, Layer], collector: UseCollector) -> None:
+    def __init__(self, parameters: Mapping[int, Layer], is_watching: Callable[[], bool], collect: Collect) -> None:
         super().__init__()
-        self.parameters, self.collector = parameters, collector
+        self._parameters, self._is_watching, self._collect = parameters, is_watching, collect
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         handler = _HANDLERS.get(func)
-        if handler is None or not self.collector.watching:
+        if handler is None or not self._is_watching():
             return func(*args, **(kwargs or {}))
         return handler(self, func, *args, **(kwargs or {}))
 
@@ -51,18 +45,18 @@ class ParameterCalls(TorchFunctionMode):
         """The layer of a parameter or of a slice of its rows, with the number of the first row; None for others."""
         if tensor is None:
             return None
-        layer = self.parameters.get(id(tensor))
+        layer = self._parameters.get(id(tensor))
         if layer is not None:
             return layer, 0
         base = tensor._base
-        layer = None if base is None else self.parameters.get(id(base))
+        layer = None if base is None else self._parameters.get(id(base))
         if layer is None or base is None or tensor.stride() != base.stride() or tensor.shape[1:] != base.shape[1:]:
             return None  # not a view, or transposed, or a slice of columns
         row, remainder = divmod(int(tensor.storage_offset() - base.storage_offset()), base.stride(0))
         return None if remainder else (layer, row)
 
     def collect(self, used: Sequence[tuple[Tensor | None, Tensor | None, int | None]], output: Tensor) -> Tensor:
-        """Pass the uses of `parameters` to the collector. Returns the output that the model is to use.
+        """Pass on the uses of `parameters`. Returns the output that the model is to use.
 
         used: (tensor used as a parameter, the call's input or None, the token without gradient or None)
         """
@@ -72,7 +66,7 @@ class ParameterCalls(TorchFunctionMode):
             if layer_and_row is not None and parameter is not None:
                 layer, row = layer_and_row
                 uses.append((layer, CallInputs(inputs, (row, row + len(parameter)), padding)))
-        return self.collector.add(uses, output) if uses else output
+        return self._collect(uses, output) if uses else output
 
 
 def _linear(mode: ParameterCalls, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
@@ -102,28 +96,16 @@ def _without_dispatch(function: Any) -> Callable[..., Any]:
     return copy
 
 
-_attention = _without_dispatch(F.multi_head_attention_forward)
-
-
-def _run_inside(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler that runs `function` instead of the call, with the mode active for the calls that it makes."""
+def _unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler that runs `function` instead of a call with one of the mode's parameters, with the mode active for the
+    calls that it makes."""
 
     def handler(mode: ParameterCalls, func: Any, *args: Any, **kwargs: Any) -> Any:
+        tensors = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        if not any(map(mode.layer_of, tensors)):
+            return func(*args, **kwargs)
         with mode:
             return function(*args, **kwargs)
-
-    return handler
-
-
-def _unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As `_run_inside`, if one of the mode's parameters is among the arguments; else the call is made as it is."""
-    inside = _run_inside(function)
-
-    def handler(mode: ParameterCalls, func: Any, *args: Any, **kwargs: Any) -> Any:
-        tensors = [tensor for arg in args for tensor in (arg if isinstance(arg, list | tuple) else [arg])]
-        if any(id(tensor) in mode.parameters for tensor in tensors):
-            return inside(mode, func, *args, **kwargs)
-        return func(*args, **kwargs)
 
     return handler
 
@@ -131,13 +113,6 @@ def _unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
 _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.linear: _linear,
     F.embedding: _embedding,
-    F.multi_head_attention_forward: _run_inside(_attention),
-    torch._VF.lstm: _unrolled(recurrent.lstm),
-    torch._VF.gru: _unrolled(recurrent.gru),
-    torch._VF.rnn_tanh: _unrolled(recurrent.rnn_tanh),
-    torch._VF.rnn_relu: _unrolled(recurrent.rnn_relu),
-    torch._VF.lstm_cell: _unrolled(recurrent.lstm_cell),
-    torch._VF.gru_cell: _unrolled(recurrent.gru_cell),
-    torch._VF.rnn_tanh_cell: _unrolled(recurrent.rnn_tanh_cell),
-    torch._VF.rnn_relu_cell: _unrolled(recurrent.rnn_relu_cell),
+    F.multi_head_attention_forward: _unrolled(_without_dispatch(F.multi_head_attention_forward)),
+    **{function: _unrolled(replacement) for function, replacement in REPLACEMENTS.items()},
 }

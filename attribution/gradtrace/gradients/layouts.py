@@ -1,4 +1,4 @@
-"""Layouts: which example each position of a layer's output belongs to.
+"""Uses of layers, and their layouts: which example each position of a layer's output belongs to.
 
 Most layers see a batch with its examples in the first dimension. Others see time first, examples folded into
 positions, only the tokens that a router sent to them, or sequences packed without padding. Autograd tells which example
@@ -9,14 +9,17 @@ to several examples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradtrace.errors import UnsupportedLayerError
+from gradtrace.errors import SharedPositionsError, UnsupportedLayerError
+from gradtrace.layers import CallInputs, Layer, ModuleInputs
 
 _SPREAD = 20  # binary orders of magnitude between the smallest and the largest color
 # Relative to the largest gradient at any position:
@@ -40,14 +43,17 @@ SHARED_LAYOUTS = (Layout.SHARED, Layout.SHARED_FIRST)
 _FIXED = (Layout.FIRST, Layout.SECOND, Layout.FOLDED, Layout.INTERLEAVED)
 
 
-def fits(layout: Layout, shape: Sequence[int], batch: int) -> bool:
-    """Whether an output with leading dimensions `shape` can have this layout, for a batch of `batch` examples."""
+def fits(layout: Layout, shape: Sequence[int], batch: int, uniform: bool = True) -> bool:
+    """Whether an output with leading dimensions `shape` can have this layout, for a batch of `batch` examples.
+
+    uniform: the examples are of one size. Folded examples of different sizes may be ragged.
+    """
     if layout is Layout.FIRST:
         return len(shape) > 0 and shape[0] == batch
     if layout is Layout.SECOND:
         return len(shape) > 1 and shape[1] == batch
     if layout in (Layout.FOLDED, Layout.INTERLEAVED):
-        return len(shape) > 0 and shape[0] % batch == 0
+        return uniform and len(shape) > 0 and shape[0] % batch == 0
     return False
 
 
@@ -114,9 +120,9 @@ def owners(gradients: Tensor, colored: Tensor, batch: int) -> Owners:
     return Owners(example, certain, is_mixed & certain, squares > 0)
 
 
-def fitting_layouts(position_owners: Owners, shape: Sequence[int], batch: int) -> set[Layout]:
-    """The fixed layouts of leading dimensions `shape` that assign every certain position to its owner."""
-    fitting = set()
+def fitting_layouts(position_owners: Owners, shape: Sequence[int], batch: int) -> list[Layout]:
+    """The fixed layouts of leading dimensions `shape` that give every certain position to its owner, simplest first."""
+    fitting = []
     example = position_owners.example
     for layout in _FIXED:
         if not fits(layout, shape, batch):
@@ -124,37 +130,105 @@ def fitting_layouts(position_owners: Owners, shape: Sequence[int], batch: int) -
         numbers = torch.arange(example.numel(), device=example.device).view(*shape)
         by_example = examples_first(numbers, layout, batch).reshape(batch, -1)  # position numbers of each example
         expected = torch.empty_like(example)
-        expected[by_example.flatten()] = torch.arange(batch, device=expected.device).repeat_interleave(
-            by_example.shape[1]
-        )
+        owner = torch.arange(batch, device=expected.device).repeat_interleave(by_example.shape[1])
+        expected[by_example.flatten()] = owner
         if bool((expected == example)[position_owners.certain].all()):
-            fitting.add(layout)
+            fitting.append(layout)
     return fitting
 
 
-def preferred(layouts: set[Layout]) -> Layout:
-    """The simplest of these fixed layouts; SCATTERED if there are none."""
-    return next((layout for layout in _FIXED if layout in layouts), Layout.SCATTERED)
-
-
-class Grouping:
-    """Gathers scattered positions by example: [positions, ...] -> [batch, most positions of an example, ...].
+def gathering(position_owners: Owners, batch: int) -> Callable[[Tensor], Tensor]:
+    """A function that gathers scattered positions by example: [positions, ...] -> [batch, most of an example, ...].
 
     An example with fewer positions is padded with zeros. Positions without gradient are left out.
     """
+    positions = position_owners.nonzero.nonzero().flatten()
+    order = position_owners.example[positions].argsort(stable=True)
+    positions = positions[order]
+    example = position_owners.example[positions]
+    counts = torch.bincount(example, minlength=batch)
+    slot = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[example]
+    slots = max(1, int(counts.max()))
 
-    def __init__(self, position_owners: Owners, batch: int) -> None:
-        self._batch = batch
-        positions = position_owners.nonzero.nonzero().flatten()
-        example = position_owners.example[positions]
-        order = example.argsort(stable=True)
-        self._positions, self._example = positions[order], example[order]
-        counts = torch.bincount(self._example, minlength=batch)
-        starts = counts.cumsum(0) - counts
-        self._slot = torch.arange(len(order), device=order.device) - starts[self._example]
-        self._slots = max(1, int(counts.max()))
-
-    def __call__(self, values: Tensor) -> Tensor:
-        gathered = values.new_zeros(self._batch, self._slots, *values.shape[1:])
-        gathered[self._example, self._slot] = values[self._positions]
+    def gather(values: Tensor) -> Tensor:
+        gathered = values.new_zeros(batch, slots, *values.shape[1:])
+        gathered[example, slot] = values[positions]
         return gathered
+
+    return gather
+
+
+Inputs = Tensor | CallInputs | ModuleInputs
+
+
+@dataclass(eq=False, slots=True)
+class Use:
+    """One use of a layer in a forward pass.
+
+    leading: the dimensions of the output before those of a single instance
+    fits: the output's dimensions are those of `layout`
+    repeated: the layer has other uses in the same forward pass
+    gradient, colored: at the output, from the losses and from the losses times colors (see `layouts`); None until the
+        backward pass reaches the output
+    """
+
+    layer: Layer
+    inputs: Inputs
+    layout: Layout
+    leading: tuple[int, ...]
+    fits: bool
+    repeated: bool = False
+    gradient: Tensor | None = None
+    colored: Tensor | None = None
+
+    def owners(self, batch: int) -> Owners:
+        """The example that each position belongs to, in a batch of at least two examples."""
+        assert self.gradient is not None
+        assert self.colored is not None
+        return owners(self._flat(self.gradient), self._flat(self.colored), batch)
+
+    def examples_first(self, batch: int) -> tuple[Any, Tensor]:
+        """The two sides of the layer's gradient, as from `Layer.factors`. Both [batch, ...].
+
+        Raises:
+            UnsupportedLayerError: the examples are not in the first dimension, and the layer needs them there.
+            SharedPositionsError: a position belongs to several examples.
+        """
+        assert self.gradient is not None
+        inputs, d = self.inputs, self.gradient
+        if (self.layout is Layout.FIRST and self.fits) or (batch == 1 and self.leading[:1] == (1,)):
+            return self.layer.factors(inputs, d)
+        if not self.layer.takes_instances:
+            raise UnsupportedLayerError(
+                f"layer {self.layer.name} is given inputs {list(self.gradient.shape)} in a batch of {batch}, whose "
+                "examples are not in the first dimension, as they were in the sample of rows that the model was "
+                "examined on: freeze it, or let it see whole batches"
+            )
+        reorder = self._reordering(batch)
+        inputs = changed_inputs(inputs, reorder, batch)
+        inputs = replace(inputs, grouped=True) if isinstance(inputs, ModuleInputs) else inputs
+        return self.layer.factors(inputs, reorder(d))
+
+    def _reordering(self, batch: int) -> Callable[[Tensor], Tensor]:
+        """From values in the layer's layout to [batch, instances, ...]."""
+        if batch == 1:
+            return partial(torch.unsqueeze, dim=0)
+        if self.fits:
+            return partial(examples_first, layout=self.layout, batch=batch)
+        position_owners = self.owners(batch)
+        if bool(position_owners.mixed.any()):
+            raise SharedPositionsError(
+                f"examples of a batch share positions of layer {self.layer.name} (equal ones computed once?), "
+                "which the sample of rows did not show: choose batch_size=1"
+            )
+        gather = gathering(position_owners, batch)
+        return lambda values: gather(self._flat(values))
+
+    def _flat(self, values: Tensor) -> Tensor:
+        """The leading dimensions flattened into one: [positions, ...]."""
+        return values.reshape(-1, *values.shape[len(self.leading) :])
+
+
+def changed_inputs(inputs: Inputs, change: Callable[[Tensor], Tensor], batch: int) -> Inputs:
+    """Inputs whose tensors of the batch are replaced by `change` of them, which have `batch` entries."""
+    return change(inputs) if isinstance(inputs, Tensor) else inputs.changed(change, batch)

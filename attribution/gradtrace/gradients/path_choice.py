@@ -17,11 +17,13 @@ from gradtrace.data.batches import Measure
 from gradtrace.data.guards import check_batched_losses
 from gradtrace.data.sample import Sample
 from gradtrace.errors import LossError, UnsupportedLayerError
-from gradtrace.gradients.layouts import SHARED_LAYOUTS, Layout, fitting_layouts, preferred
+from gradtrace.gradients.layouts import SHARED_LAYOUTS, Layout, Use, fitting_layouts
 from gradtrace.gradients.path_comparison import Trial
 from gradtrace.gradients.plan import GradientPath, LayerPlan, PathChoice, first_paths, plan_layers
-from gradtrace.gradients.uses import Use
 from gradtrace.layers import ModuleInputs
+
+# In messages of PyTorch where the backward pass must follow the whole graph, see `capture`
+_PARTIAL_GRAPH = ("not have been used in the graph", "heckpoint", "does not require grad")
 
 
 def examine(model: nn.Module, measured: Sequence[tuple[Measure, Sample]], names: Sequence[str]) -> PathChoice:
@@ -46,7 +48,7 @@ def examine(model: nn.Module, measured: Sequence[tuple[Measure, Sample]], names:
         trials.append(Trial(model, measure, finite, names))
     choice = _chosen(PathChoice(first_paths(model, names)), trials)
     if any(map(Trial.has_zero_gradients, trials)):
-        # Other weights than the trained ones may be impossible for the model: then what was found at these stands.
+        # The model may be undefined at other weights than the trained ones: then the choice at these stands.
         with _perturbed(model, names), suppress(Exception):
             return _chosen(choice, [Trial(model, trial.measure, trial.sample, names) for trial in trials])
     return choice
@@ -95,7 +97,8 @@ def _attempt(choice: PathChoice, trials: Sequence[Trial]) -> tuple[PathChoice, d
     try:
         observed = [trial.observed(plan) for trial in trials]
     except Exception as error:  # caused by the path: the model runs without it
-        if not choice.whole_graph and isinstance(error, RuntimeError) and _needs_whole_graph(str(error)):
+        partial_graph = isinstance(error, RuntimeError) and any(text in str(error) for text in _PARTIAL_GRAPH)
+        if partial_graph and not choice.whole_graph:
             return replace(choice, whole_graph=True), {}
         return choice, _suspects(plan, error)
     if not choice.whole_graph and any(map(Trial.misses_layers, trials, [plan] * len(trials), observed)):
@@ -137,27 +140,24 @@ def _wrong_in_float64(choice: PathChoice, trials: Sequence[Trial], wrong: dict[s
 
 def _with_slower_paths(model: nn.Module, choice: PathChoice, wrong: Mapping[str, str]) -> PathChoice:
     """The choice with the next path for every parameter in `wrong`, and for those that share a layer with one."""
-    paths, reasons, layouts = dict(choice.paths), dict(choice.reasons), dict(choice.layouts)
-    layers = plan_layers(model, choice).layers
-    for layer in layers:
-        causes = [wrong[name] for name in layer.names if name in wrong]
-        for name in layer.names if causes else ():
-            paths[name], reasons[name] = _slower_path(name, paths[name], causes[0]), causes[0]
+    causes, layouts = dict(wrong), dict(choice.layouts)  # no layer on its path may fit a parameter in `wrong`
+    for layer in plan_layers(model, choice).layers:
+        of_layer = [wrong[name] for name in layer.names if name in wrong]
+        if of_layer:
+            causes |= dict.fromkeys(layer.names, of_layer[0])
             layouts.pop(layer.name, None)
-    planned = {name for layer in layers for name in layer.names}
-    for name in wrong.keys() - planned:  # no layer on this path fits the parameter
-        paths[name], reasons[name] = _slower_path(name, paths[name], wrong[name]), wrong[name]
-    return replace(choice, paths=paths, reasons=reasons, layouts=layouts)
+    slower = {name: _slower_path(name, choice.paths[name], reason) for name, reason in causes.items()}
+    return replace(choice, paths={**choice.paths, **slower}, reasons={**choice.reasons, **causes}, layouts=layouts)
 
 
 def _slower_path(name: str, path: GradientPath, reason: str) -> GradientPath:
-    slower = path.next
-    if slower is None:
+    paths = list(GradientPath)
+    if path is paths[-1]:
         raise UnsupportedLayerError(
             f"the gradients of {name} differ from autograd's even one example at a time ({reason}): the model changes "
             "between calls. Is something random in its forward, or does it keep a state?"
         )
-    return slower
+    return paths[paths.index(path) + 1]
 
 
 def _batched_arguments(uses: Iterable[Use]) -> dict[str, tuple[bool, ...]]:
@@ -172,16 +172,12 @@ def _batched_arguments(uses: Iterable[Use]) -> dict[str, tuple[bool, ...]]:
     return batched
 
 
-def _needs_whole_graph(message: str) -> bool:
-    return "not have been used in the graph" in message or "heckpoint" in message or "does not require grad" in message
-
-
 def _layouts(plan: LayerPlan, batches: Iterable[tuple[Sequence[Use], int]]) -> dict[str, Layout]:
     """By layer name, each layout that is not FIRST. A layer that was never used is SCATTERED, which is always right.
 
     batches: (the uses in a batch, the size of the batch)
     """
-    fitting: dict[str, set[Layout]] = {}  # that fit all uses so far
+    fitting: dict[str, list[Layout]] = {}  # that fit all uses so far, simplest first
     used_alone: set[str] = set()
     known_shared = {layer.name: plan.layout(layer) for layer in plan.layers if plan.layout(layer) in SHARED_LAYOUTS}
     newly_shared: set[str] = set()
@@ -199,9 +195,9 @@ def _layouts(plan: LayerPlan, batches: Iterable[tuple[Sequence[Use], int]]) -> d
                 newly_shared.add(name)
                 continue
             layouts = fitting_layouts(owners, use.leading, batch)
-            fitting[name] = fitting[name] & layouts if name in fitting else layouts
+            fitting[name] = [layout for layout in fitting.get(name, layouts) if layout in layouts]
     names = {layer.name for layer in plan.used_layers} - (used_alone - fitting.keys())
-    chosen = {name: preferred(fitting.get(name, set())) for name in names}
+    chosen = {name: [*fitting.get(name, []), Layout.SCATTERED][0] for name in names}
     chosen |= {name: Layout.SHARED_FIRST if batch_of_one[name] else Layout.SHARED for name in newly_shared}
     chosen |= known_shared
     return {name: layout for name, layout in chosen.items() if layout is not Layout.FIRST}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +16,9 @@ from gradtrace.data.guards import rounding
 from gradtrace.data.sample import Sample
 from gradtrace.errors import LossError
 from gradtrace.gradients.capture import observed_uses
-from gradtrace.gradients.layouts import Layout
+from gradtrace.gradients.layouts import Layout, Use
 from gradtrace.gradients.plan import GradientPath, LayerPlan
 from gradtrace.gradients.reference import autograd_gradients, stray_gradients
-from gradtrace.gradients.uses import Use
 from gradtrace.layers import Layer, real_values
 
 # Differences that count as rounding, besides `rounding` relative to the gradient itself:
@@ -51,12 +51,9 @@ class Trial:
                 "the loss does not depend on any layer of the model: was it computed under torch.no_grad(), detached, "
                 "or from another model than the one passed in?"
             )
-        finite = {name: [norm for norm in norms if np.isfinite(norm)] for name, norms in self._norms.items()}
-        largest = max((max(norms, default=0.0) for norms in finite.values()), default=0.0)
-        self._tolerances = {
-            name: _SHARE_OF_LARGEST * max(norms, default=0.0) + _SHARE_OF_OTHERS * largest
-            for name, norms in finite.items()
-        }
+        largest = {name: max(filter(math.isfinite, norms), default=0.0) for name, norms in self._norms.items()}
+        of_others = _SHARE_OF_OTHERS * max(largest.values())
+        self._tolerances = {name: _SHARE_OF_LARGEST * norm + of_others for name, norm in largest.items()}
 
     def has_zero_gradients(self) -> bool:
         """Whether the losses depend on a parameter whose gradient is zero for every row."""
@@ -99,11 +96,9 @@ class Trial:
             compared += len(positions) * self._size
             if compared > _COMPARED and len(positions) > min(map(len, self.sample.batches)):
                 break  # for a large model the smallest batch suffices
-            gradients = _BatchGradients(self.model, self.measure, self.sample.batch(positions), plan, uses)
-            for place, position in enumerate(positions):
+            by_example = _gradients(self, self.sample.batch(positions), plan, uses, reasons)
+            for position, actual in zip(positions, by_example, strict=True):
                 expected = self.reference(position)
-                actual, failures = gradients.of_example(place)
-                reasons |= failures
                 computed |= actual.keys()
                 for name in self.names:
                     if not self._agrees(name, actual.get(name), expected[name]):
@@ -116,7 +111,7 @@ class Trial:
 
     def _agrees(self, name: str, actual: Tensor | None, expected: Tensor | None) -> bool:
         size = 0.0 if expected is None else _norm(expected)
-        if not np.isfinite(size):
+        if not math.isfinite(size):
             return True  # the build refuses such a row, by its number
         if actual is None or expected is None:
             difference = size if actual is None else _norm(actual)
@@ -127,49 +122,39 @@ class Trial:
         return difference <= rounding(dtype) * size + self._tolerances[name]
 
 
-class _BatchGradients:
-    """The gradients of a batch on the paths of a plan, formed for one example and one layer at a time."""
+def _gradients(
+    trial: Trial, batch: ExampleBatch, plan: LayerPlan, uses: Sequence[Use], reasons: dict[str, str]
+) -> Iterator[dict[str, Tensor]]:
+    """The gradients of one example of the batch after another on the plan's paths, by parameter name.
 
-    def __init__(
-        self, model: nn.Module, measure: Measure, batch: ExampleBatch, plan: LayerPlan, uses: Sequence[Use]
-    ) -> None:
-        self._batch, self._failures = batch, dict[str, str]()
-        self._sides: dict[Layer, list[tuple[Any, Tensor]]] = {}
-        for use in uses:
-            if use.layer.takes_instances or (use.layout is Layout.FIRST and use.fits):
-                self._sides.setdefault(use.layer, []).append(use.examples_first(len(batch)))
-            else:
-                self._fail(use.layer, "examples are not in the first dimension of its input")
-        self._sides = {layer: layer.merged(sides) for layer, sides in self._sides.items()}
-        self._strays: dict[str, list[Tensor]] = {}
-        for path, strays in plan.strays.items():
-            try:
-                for layer, _, gradient in stray_gradients(model, measure, batch, plan.with_strays(path)):
-                    self._strays.setdefault(layer.names[0], []).append(gradient)
-            except Exception as error:
-                if path is GradientPath.ALONE:
-                    raise
-                for stray in strays:
-                    self._fail(stray, f"torch.func.vmap fails: {error}")
-
-    def _fail(self, layer: Layer, reason: str) -> None:
-        self._failures |= dict.fromkeys(layer.names, reason)
-
-    def of_example(self, place: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The gradients of the example at this place of the batch, and the reasons why others could not be computed;
-        both by parameter name."""
+    reasons: by parameter name, why its gradients cannot be computed; filled in
+    """
+    sides: dict[Layer, list[tuple[Any, Tensor]]] = {}
+    for use in uses:
+        if use.layer.takes_instances or (use.layout is Layout.FIRST and use.fits):
+            sides.setdefault(use.layer, []).append(use.examples_first(len(batch)))
+        else:
+            reasons |= dict.fromkeys(use.layer.names, "examples are not in the first dimension of its input")
+    sides = {layer: layer.merged(of_layer) for layer, of_layer in sides.items()}
+    slices: dict[str, list[Tensor]] = {}  # of the gradients of stray parameters
+    for path, strays in plan.strays.items():
+        try:
+            for layer, gradient in stray_gradients(trial.model, trial.measure, batch, {path: strays}):
+                slices.setdefault(layer.names[0], []).append(gradient)
+        except Exception as error:
+            if path is GradientPath.ALONE:
+                raise
+            reasons |= {stray.names[0]: f"torch.func.vmap fails: {error}" for stray in strays}
+    for place in range(len(batch)):
         example, gradients = slice(place, place + 1), dict[str, Tensor]()
-        for layer, sides in self._sides.items():
+        for layer, of_layer in sides.items():
             try:
-                total = sum(layer.gradient(x[example], d[example]) for x, d in sides)
-                assert isinstance(total, Tensor)
+                total = reduce(torch.add, (layer.gradient(x[example], d[example]) for x, d in of_layer))
                 for name, gradient in layer.parameter_gradients(total).items():
                     gradients[name] = gradients[name] + gradient if name in gradients else gradient
             except Exception as error:
-                self._fail(layer, f"torch.func.vmap of its module fails: {error}")
-        for name, slices in self._strays.items():
-            gradients[name] = torch.cat(slices)[example]
-        return gradients, self._failures
+                reasons |= dict.fromkeys(layer.names, f"torch.func.vmap of its module fails: {error}")
+        yield gradients | {name: torch.cat(of_stray)[example] for name, of_stray in slices.items()}
 
 
 def _norm(values: Tensor) -> float:

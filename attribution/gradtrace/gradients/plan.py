@@ -1,15 +1,17 @@
-"""The plan of a model's gradients: the path on which each parameter is differentiated, and the layers on each path."""
+"""The plan of a model's gradients: which parameters are attributed, the path of each, and the layers on each path."""
 
 from __future__ import annotations
 
+import fnmatch
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from gradtrace.errors import TaskError, UnsupportedLayerError
 from gradtrace.gradients.layouts import Layout
 from gradtrace.layers import Layer, ModuleLayer, ParameterLayer, layer_type_of, parameter_layer, real_values
 
@@ -20,14 +22,9 @@ class GradientPath(str, Enum):
 
     FACTORS = "factors"  # from input and output gradient of a module of a known type
     CALLS = "calls"  # from input and output gradient of function calls: attention, recurrence, tied weights
-    MODULE = "module"  # by torch.func.vmap over one module
-    VMAP = "vmap"  # by torch.func.vmap over the whole model
+    MODULE = "vmap of the module"  # by torch.func.vmap over one module
+    VMAP = "vmap of the model"  # by torch.func.vmap over the whole model
     ALONE = "one by one"  # by autograd of the whole model, one example at a time
-
-    @property
-    def next(self) -> GradientPath | None:
-        paths = list(GradientPath)
-        return None if self is paths[-1] else paths[paths.index(self) + 1]
 
 
 class StrayLayer(ParameterLayer):
@@ -37,15 +34,6 @@ class StrayLayer(ParameterLayer):
 
     def __init__(self, module: nn.Module, name: str) -> None:
         super().__init__(module, [name], (1, 1, real_values(module.get_parameter(name).detach()).numel()))
-
-    def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
-        raise NotImplementedError("a stray parameter has no factors, only its whole gradient")
-
-    def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
-        raise NotImplementedError("a stray parameter has no factors, only its whole gradient")
-
-    def weight_gradient(self, weight: Tensor) -> Tensor:
-        return weight.reshape(weight.shape[0], *real_values(self.module.get_parameter(self.names[0]).detach()).shape)
 
 
 @dataclass(frozen=True)
@@ -66,6 +54,9 @@ class PathChoice:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
+Strays = Mapping[GradientPath, Sequence[StrayLayer]]
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """The layers of one model instance.
@@ -75,41 +66,73 @@ class LayerPlan:
     parameters: on path CALLS, the layer of each parameter, by the parameter's id
     whole_modules: on path MODULE, the layer of each module
     strays: on paths VMAP and ALONE
-    layouts, batched, whole_graph: see `PathChoice`
     """
 
     layers: list[Layer]
     modules: Mapping[nn.Module, Layer]
     parameters: Mapping[int, Layer]
     whole_modules: Mapping[nn.Module, Layer]
-    strays: Mapping[GradientPath, list[StrayLayer]]
-    layouts: Mapping[str, Layout]
-    batched: Mapping[str, tuple[bool, ...]]
-    whole_graph: bool
-
-    @property
-    def captures(self) -> bool:
-        """Whether the gradients of any layer come from its uses."""
-        return bool(self.modules or self.parameters or self.whole_modules)
+    strays: Strays
+    choice: PathChoice
 
     @property
     def used_layers(self) -> set[Layer]:
         """The layers whose gradients come from their uses."""
         return {*self.modules.values(), *self.parameters.values(), *self.whole_modules.values()}
 
-    def with_strays(self, path: GradientPath) -> LayerPlan:
-        """The same plan with the stray parameters of only this path."""
-        return replace(self, strays={other: layers if other is path else [] for other, layers in self.strays.items()})
-
     def layout(self, layer: Layer) -> Layout:
-        return self.layouts.get(layer.name, Layout.FIRST)
+        return self.choice.layouts.get(layer.name, Layout.FIRST)
+
+
+def trainable_names(model: nn.Module, patterns: Sequence[str] | None = None) -> list[str]:
+    """Names of the parameters that require a gradient and that the patterns choose.
+
+    patterns: see `Task.layers`; None: all
+
+    Raises:
+        TaskError: there is no such parameter, or a pattern fits no parameter.
+        UnsupportedLayerError: the model or one of its modules is TorchScript or compiled.
+    """
+    for name, module in model.named_modules():
+        scripted = type(module).__module__.startswith("torch.jit")
+        if scripted or hasattr(module, "_orig_mod"):
+            kind = "TorchScript (torch.jit.script or torch.jit.trace)" if scripted else "compiled (torch.compile)"
+            raise UnsupportedLayerError(
+                f"{name or 'the model'} is {kind}, so that its layers cannot be watched: return the eager Python "
+                "module from Task.model; the weights of checkpoints fit both"
+            )
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not names:
+        raise TaskError("no parameter of the model requires a gradient: nothing can be attributed")
+    return names if patterns is None else _chosen_names(names, patterns)
+
+
+def _chosen_names(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    if isinstance(patterns, str) or not patterns:
+        raise TaskError(f'layers must be a list of patterns such as ["encoder.*", "!*.bias"], not {patterns!r}')
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern.removeprefix("!")):
+            raise TaskError(
+                f"layers: {pattern!r} fits no parameter that requires a gradient; they are {', '.join(names[:8])}"
+                + " ..." * (len(names) > 8)
+            )
+    included = [pattern for pattern in patterns if not pattern.startswith("!")] or ["*"]
+    excluded = [pattern.removeprefix("!") for pattern in patterns if pattern.startswith("!")]
+    chosen = [name for name in names if _fits(name, included) and not _fits(name, excluded)]
+    if not chosen:
+        raise TaskError(f"layers: the patterns {list(patterns)} leave no parameter")
+    return chosen
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def first_paths(model: nn.Module, trainable: Sequence[str]) -> dict[str, GradientPath]:
     """The fastest path that each parameter's modules allow, by parameter name."""
     paths = dict.fromkeys(trainable, GradientPath.CALLS)
-    for names in _factored_layers(model, set(trainable)):
-        paths |= dict.fromkeys(names, GradientPath.FACTORS)
+    for layer in _factored_layers(model, set(trainable)).values():
+        paths |= dict.fromkeys(layer.names, GradientPath.FACTORS)
     return paths
 
 
@@ -118,38 +141,21 @@ def plan_layers(model: nn.Module, choice: PathChoice) -> LayerPlan:
     names_on: dict[GradientPath, list[str]] = defaultdict(list)
     for name, path in choice.paths.items():
         names_on[path].append(name)
-    modules = {
-        module: layer
-        for layer, modules in _factored_layers(model, set(names_on[GradientPath.FACTORS])).values()
-        for module in modules
-    }
+    modules = _factored_layers(model, set(names_on[GradientPath.FACTORS]))
     parameters = _called_layers(model, names_on[GradientPath.CALLS])
     whole = _module_layers(model, set(names_on[GradientPath.MODULE]))
-    strays = {
-        path: [StrayLayer(model, name) for name in names_on[path]] for path in (GradientPath.VMAP, GradientPath.ALONE)
-    }
-    layers = [*dict.fromkeys(modules.values()), *parameters.values(), *whole.values(), *strays[GradientPath.VMAP]]
-    layers += strays[GradientPath.ALONE]
-    return LayerPlan(
-        _in_order(layers, choice.paths),
-        modules,
-        parameters,
-        whole,
-        strays,
-        choice.layouts,
-        choice.batched,
-        choice.whole_graph,
+    vmapped, alone = (
+        [StrayLayer(model, name) for name in names_on[path]] for path in (GradientPath.VMAP, GradientPath.ALONE)
     )
+    layers = [*dict.fromkeys(modules.values()), *parameters.values(), *whole.values(), *vmapped, *alone]
+    places = {name: place for place, name in enumerate(choice.paths)}  # in the model
+    layers.sort(key=lambda layer: places[layer.names[0]])
+    strays = {GradientPath.VMAP: vmapped, GradientPath.ALONE: alone}
+    return LayerPlan(layers, modules, parameters, whole, strays, choice)
 
 
-def _in_order(layers: Sequence[Layer], paths: Mapping[str, GradientPath]) -> list[Layer]:
-    """Ordered by the place of each layer's first parameter in the model."""
-    places = {name: place for place, name in enumerate(paths)}
-    return sorted(layers, key=lambda layer: places[layer.names[0]])
-
-
-def _factored_layers(model: nn.Module, names: set[str]) -> dict[tuple[str, ...], tuple[Layer, list[nn.Module]]]:
-    """On path FACTORS: parameter names -> (their layer, the modules that have these parameters).
+def _factored_layers(model: nn.Module, names: set[str]) -> dict[nn.Module, Layer]:
+    """On path FACTORS: the layer of each module; modules that have the same parameters share a layer.
 
     names: the parameters to assign. Parameters that modules use in different roles (a tied embedding) are left out,
         since the gradient has different factors in each role.
@@ -167,22 +173,17 @@ def _factored_layers(model: nn.Module, names: set[str]) -> dict[tuple[str, ...],
         role = (full, layer_type_of(module), module.extra_repr() if full else "")
         for name in full:
             roles[name].add(role)
-    layers: dict[tuple[str, ...], tuple[Layer, list[nn.Module]]] = {}
+    layers: dict[nn.Module, Layer] = {}
     for assigned, modules in modules_of.items():
         layer_type = layer_type_of(modules[0])
         if layer_type is not None and all(len(roles[name]) == 1 for name in assigned):
-            layers[assigned] = (layer_type(modules[0], assigned), modules)
+            layers |= dict.fromkeys(modules, layer_type(modules[0], assigned))
     return layers
 
 
 def _called_layers(model: nn.Module, names: Sequence[str]) -> dict[int, Layer]:
     """On path CALLS: the layer of each parameter of a suitable shape, by the parameter's id."""
-    tables = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
-        for parameter in module.parameters(recurse=False)
-    }
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     layers: dict[int, Layer] = {}
     for name in names:
         parameter = model.get_parameter(name)

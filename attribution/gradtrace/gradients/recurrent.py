@@ -1,11 +1,12 @@
 """PyTorch's recurrent layers written step by step with `F.linear`, whose calls give the factors of gradients.
 
-The functions replace those of torch._VF and take the same arguments. Dropout is ignored: it is inactive in eval mode.
+`REPLACEMENTS` of functions of torch._VF take the same arguments. Dropout is ignored: it is inactive in eval mode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,48 +41,34 @@ def _gru_step(gates: Tensor, state: State, weights: Sequence[Tensor]) -> State:
     return ((1 - update) * new + update * h,)
 
 
-def _tanh_step(gates: Tensor, state: State, weights: Sequence[Tensor]) -> State:
-    return ((gates + F.linear(state[0], weights[1], _bias(weights, 3))).tanh(),)
+def _rnn_step(activation: Callable[[Tensor], Tensor], gates: Tensor, state: State, weights: Sequence[Tensor]) -> State:
+    return (activation(gates + F.linear(state[0], weights[1], _bias(weights, 3))),)
 
 
-def _relu_step(gates: Tensor, state: State, weights: Sequence[Tensor]) -> State:
-    return ((gates + F.linear(state[0], weights[1], _bias(weights, 3))).relu(),)
-
-
-def _forwards(
-    gates: Sequence[Tensor], state: State, step: Step, weights: Sequence[Tensor]
-) -> tuple[list[Tensor], State]:
-    """Outputs of each time step, and the last state. gates: of each step, [examples of that length or more, n]; the
-    longest examples come first."""
-    outputs, last_states = [], []
-    for step_gates in gates:
-        running = len(step_gates)
-        if running < len(state[0]):
-            last_states.append(tuple(values[running:] for values in state))
-            state = tuple(values[:running] for values in state)
-        state = step(step_gates, state, weights)
-        outputs.append(state[0])
-    return outputs, tuple(torch.cat(values) for values in zip(state, *reversed(last_states), strict=True))
-
-
-def _backwards(
+def _outputs(
     gates: Sequence[Tensor], initial: State, step: Step, weights: Sequence[Tensor]
 ) -> tuple[list[Tensor], State]:
-    """As `_forwards`, from the last time step to the first."""
-    outputs, state = [], tuple(values[:0] for values in initial)
-    for step_gates in reversed(gates):
-        if len(step_gates) > len(state[0]):
-            starting = (values[len(state[0]) : len(step_gates)] for values in initial)
+    """Outputs of each time step, and the last state. gates: of each step, in either direction of time, for as many of
+    the examples as are of that length or more; the longest examples come first."""
+    outputs, ended = [], []
+    state = tuple(values[:0] for values in initial)
+    for step_gates in gates:
+        running, count = len(state[0]), len(step_gates)
+        if count > running:
+            starting = (values[running:count] for values in initial)
             state = tuple(torch.cat(values) for values in zip(state, starting, strict=True))
+        elif count < running:
+            ended.append(tuple(values[count:] for values in state))
+            state = tuple(values[:count] for values in state)
         state = step(step_gates, state, weights)
         outputs.append(state[0])
-    return outputs[::-1], state
+    return outputs, tuple(torch.cat(values) for values in zip(state, *reversed(ended), strict=True))
 
 
 def _layers(
     x: Tensor,
     split: Callable[[Tensor], Sequence[Tensor]],
-    join: Callable[[Sequence[Tensor]], Tensor],
+    join: Callable[[list[Tensor]], Tensor],
     hidden: State,
     weights: Sequence[Tensor],
     has_biases: bool,
@@ -103,8 +90,9 @@ def _layers(
             chosen = weights[number * per_direction : (number + 1) * per_direction]
             gates = split(F.linear(x, chosen[0], chosen[2] if has_biases else None))
             initial = tuple(values[number] for values in hidden)
-            outputs, state = (_backwards if direction else _forwards)(gates, initial, step, chosen)
-            results.append(join(outputs))
+            order = slice(None, None, -1 if direction else 1)  # of time
+            outputs, state = _outputs(gates[order], initial, step, chosen)
+            results.append(join(outputs[order]))
             last_states.append(state)
         x = torch.cat(results, dim=-1)
     return x, *(torch.stack(values) for values in zip(*last_states, strict=True))
@@ -116,37 +104,39 @@ def _sequence(step: Step) -> Callable[..., tuple[Tensor, ...]]:
     def run(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
         # (sizes,) hidden, weights, has_biases, layers, dropout, training, bidirectional (, batch_first)
         packed = isinstance(args[2], list | tuple)
-        sizes, (hidden, weights, has_biases, layers, _dropout, _training, bidirectional, *rest) = (
-            (args[0], args[1:]) if packed else (None, args)
-        )
+        hidden, weights, has_biases, layers, _dropout, _training, bidirectional = args[packed : packed + 7]
+        split: Callable[[Tensor], Sequence[Tensor]]
+        join: Callable[[list[Tensor]], Tensor]
+        if packed:
+            split, join = partial(torch.split, split_size_or_sections=args[0].tolist()), torch.cat
+        else:
+            time = 1 if args[7] else 0
+            split, join = partial(torch.unbind, dim=time), partial(torch.stack, dim=time)
         state = tuple(hidden) if isinstance(hidden, list | tuple) else (hidden,)
-        options = (state, weights, has_biases, layers, bidirectional, step)
-        if sizes is not None:
-            lengths = sizes.tolist()
-            return _layers(x, lambda sequence: sequence.split(lengths), lambda steps: torch.cat(list(steps)), *options)
-        time = 1 if rest[0] else 0  # batch_first
-        return _layers(
-            x, lambda sequence: sequence.unbind(time), lambda steps: torch.stack(list(steps), dim=time), *options
-        )
+        return _layers(x, split, join, state, weights, has_biases, layers, bidirectional, step)
 
     return run
 
 
-lstm, gru = _sequence(_lstm_step), _sequence(_gru_step)
-rnn_tanh, rnn_relu = _sequence(_tanh_step), _sequence(_relu_step)
+def _cell(step: Step) -> Callable[..., Tensor | State]:
+    """The replacement of a function of torch._VF for a single time step."""
 
-
-def lstm_cell(x: Tensor, state: State, *weights: Tensor | None) -> State:
-    present = [weight for weight in weights if weight is not None]
-    return _lstm_step(F.linear(x, present[0], _bias(present, 2)), tuple(state), present)
-
-
-def _cell(step: Step) -> Callable[..., Tensor]:
-    def run(x: Tensor, h: Tensor, *weights: Tensor | None) -> Tensor:
+    def run(x: Tensor, hidden: Any, *weights: Tensor | None) -> Tensor | State:
         present = [weight for weight in weights if weight is not None]
-        return step(F.linear(x, present[0], _bias(present, 2)), (h,), present)[0]
+        several = isinstance(hidden, list | tuple)
+        state = step(F.linear(x, present[0], _bias(present, 2)), tuple(hidden) if several else (hidden,), present)
+        return state if several else state[0]
 
     return run
 
 
-gru_cell, rnn_tanh_cell, rnn_relu_cell = _cell(_gru_step), _cell(_tanh_step), _cell(_relu_step)
+_STEPS: dict[str, Step] = {
+    "lstm": _lstm_step,
+    "gru": _gru_step,
+    "rnn_tanh": partial(_rnn_step, torch.tanh),
+    "rnn_relu": partial(_rnn_step, torch.relu),
+}
+REPLACEMENTS: dict[Any, Callable[..., Any]] = {
+    **{getattr(torch._VF, name): _sequence(step) for name, step in _STEPS.items()},
+    **{getattr(torch._VF, f"{name}_cell"): _cell(step) for name, step in _STEPS.items()},
+}

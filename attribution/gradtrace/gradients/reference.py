@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gradtrace.data.batches import ExampleBatch, Measure, measure_at
-from gradtrace.gradients.plan import GradientPath, LayerPlan
+from gradtrace.gradients.plan import GradientPath, Strays
 from gradtrace.layers import Layer, real_values
 from gradtrace.task import Batch, Example, Task
 
@@ -40,8 +40,7 @@ class Measured(nn.Module):
 
     def __init__(self, model: nn.Module, measure: Measure) -> None:
         super().__init__()
-        self.model = model
-        self.measure = measure
+        self.model, self.measure = model, measure
 
     def forward(self, batch: Batch) -> Tensor:
         return self.measure(self.model, batch)
@@ -105,34 +104,25 @@ def _gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor 
 
 
 def stray_gradients(
-    model: nn.Module, measure: Measure, batch: ExampleBatch, plan: LayerPlan
-) -> Iterator[tuple[Layer, slice, Tensor]]:
-    """Gradients of the stray parameters: (layer, slice of the batch, float32 [examples, 1, 1, size])."""
-    for layer, examples, gradient in _stray_gradients(model, measure, batch, plan):
-        yield layer, examples, real_values(gradient).reshape(len(gradient), 1, 1, -1).float()
-
-
-def _stray_gradients(
-    model: nn.Module, measure: Measure, batch: ExampleBatch, plan: LayerPlan
-) -> Iterator[tuple[Layer, slice, Tensor]]:
-    vmapped, alone = plan.strays[GradientPath.VMAP], plan.strays[GradientPath.ALONE]
-    if vmapped:
-        step = max(1, _SLICE // sum(layer.size for layer in vmapped))
-        for start in range(0, len(batch), step):
-            examples = slice(start, min(start + step, len(batch)))
-            piece = batch if step >= len(batch) else batch.chosen(range(examples.start, examples.stop))
-            by_name = vmapped_gradients(model, measure, piece.collated, [layer.names[0] for layer in vmapped], start)
-            for layer in vmapped:
-                yield layer, examples, by_name[layer.names[0]]
-    if alone:
-        names = [layer.names[0] for layer in alone]
-        for position in range(len(batch)):
-            example_measure = measure_at(measure, torch.tensor([position], device=batch.device))
-            gradients = autograd_gradients(model, example_measure, batch.alone(position), names)[1]
-            for layer in alone:
-                gradient = gradients[layer.names[0]]
-                value = torch.zeros(1, layer.size, device=batch.device) if gradient is None else gradient[None]
-                yield layer, slice(position, position + 1), value
+    model: nn.Module, measure: Measure, batch: ExampleBatch, strays: Strays
+) -> Iterator[tuple[Layer, Tensor]]:
+    """Gradients of stray parameters: (layer, float32 [examples, 1, 1, size]), of each layer all examples in order."""
+    for path, layers in strays.items():
+        names = [layer.names[0] for layer in layers]
+        vmapped = path is GradientPath.VMAP
+        step = max(1, _SLICE // max(1, sum(layer.size for layer in layers))) if vmapped else 1
+        for start in range(0, len(batch) if layers else 0, step):
+            piece = batch if step >= len(batch) else batch.chosen(range(start, min(start + step, len(batch))))
+            if vmapped:
+                gradients = vmapped_gradients(model, measure, piece.collated, names, start)
+            else:
+                of_example = measure_at(measure, torch.tensor([start], device=batch.device))
+                zeros = {name: torch.zeros_like(model.get_parameter(name)) for name in names}
+                present = autograd_gradients(model, of_example, piece, names)[1]
+                gradients = {name: (zeros[name] if value is None else value)[None] for name, value in present.items()}
+            for layer in layers:
+                gradient = real_values(gradients[layer.names[0]])
+                yield layer, gradient.reshape(len(gradient), 1, 1, -1).float()
 
 
 def gradients_reference(

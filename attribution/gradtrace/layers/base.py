@@ -6,7 +6,6 @@ a_p and the gradient d_p at the output (positions: pixels, tokens, time steps).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -39,14 +38,14 @@ class Bases:
 IDENTITY = Bases()
 
 
-class Layer(ABC):
+class Layer:
     """The parameters of one module, or of several that share them, seen as `groups` matrices [out, in].
 
     A bias is the last column of the matrix, with the constant input 1, as in K-FAC (Martens and Grosse 2015).
     `names` are the full names of the parameters, weight first.
     """
 
-    rotates = True  # False: no basis on either side (normalisation layers, stray parameters)
+    rotates = True  # False: no basis on either side, and no factors (normalisation layers, stray parameters)
     rotates_inputs = True  # False: a basis on the output side only (embeddings)
     rotates_outputs = True  # False: a basis on the input side only (tables that are also an output layer)
     takes_instances = True  # False: inputs must be [batch, ...] as the module takes them, not [batch, instances, ...]
@@ -86,32 +85,30 @@ class Layer(ABC):
         """Fewer uses with the same gradients: several uses may be merged into one with more positions."""
         return uses
 
-    @abstractmethod
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
         """U_inputs^T a_p. float32 [batch, groups, positions, in or r]."""
+        raise NotImplementedError(f"{type(self).__name__} has no factors, only a whole gradient")
 
-    @abstractmethod
     def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
         """U_outputs^T d_p. float32 [batch, groups, positions, out or s]."""
+        raise NotImplementedError(f"{type(self).__name__} has no factors, only a whole gradient")
 
     def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
         """Per-example gradient, sum_p (U_outputs^T d_p) (U_inputs^T a_p)^T. [batch, groups, out or s, in or r]."""
         a = self.input_factors(x, bases.inputs)  # [batch, groups, positions, r]
         positions, r = a.shape[2:]
-        if bases.outputs is not None and self._rotates_last(positions, r, bases.outputs.shape[2]):
+        s = self.outputs if bases.outputs is None else bases.outputs.shape[2]
+        # where it takes fewer multiplications to rotate the sum over positions than to rotate the d_p first
+        if bases.outputs is not None and (positions + s) * self.outputs * r < positions * s * (self.outputs + r):
             return rotate(_sum_over_positions(a, self.output_factors(d, None)), bases.outputs).transpose(2, 3)
         return _sum_over_positions(a, self.output_factors(d, bases.outputs)).transpose(2, 3)
-
-    def _rotates_last(self, positions: int, r: int, s: int) -> bool:
-        """Whether it takes fewer multiplications to rotate the sum over positions than to rotate the d_p first."""
-        return (positions + s) * self.outputs * r < positions * s * (self.outputs + r)
 
     def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
         """The kept coordinates of the per-example gradient. [batch, k].
 
         kept: int64 [k], positions in the flattened [groups, s, r]
         """
-        if self.groups > 1 or self.positions(d) > 1:
+        if not self.rotates or self.groups > 1 or self.positions(d) > 1:
             return self.gradient(x, d, bases).flatten(1).index_select(1, kept)
         a = self.input_factors(x, bases.inputs).flatten(1)  # [batch, r]
         s = self.output_factors(d, bases.outputs).flatten(1)  # [batch, s]
@@ -156,9 +153,8 @@ class Layer(ABC):
         rows = []
         for start in range(0, a.shape[1], step):
             examples = slice(start, start + step)
-            products = (
-                a[:, examples].flatten(1, 2) @ b.flatten(1, 2).mT
-            )  # [groups, step x positions, batch x positions]
+            # [groups, step x positions, batch x positions]
+            products = a[:, examples].flatten(1, 2) @ b.flatten(1, 2).mT
             products *= d[:, examples].flatten(1, 2) @ e.flatten(1, 2).mT
             rows.append(products.view(groups, -1, a.shape[2], batch, positions).sum((0, 2, 4)))
         return torch.cat(rows)
@@ -191,11 +187,10 @@ class Layer(ABC):
 
     def parameter_gradients(self, gradient: Tensor) -> dict[str, Tensor]:
         """Per-example gradients [batch, *shape] by parameter name, from `gradient` [batch, groups, out, in]."""
-        batch = gradient.shape[0]
         if not self.has_bias:
             return {self.names[0]: self.weight_gradient(gradient)}
         weight, bias = gradient[..., :-1], gradient[..., -1]
-        return {self.names[0]: self.weight_gradient(weight), self.names[1]: bias.reshape(batch, -1)}
+        return {self.names[0]: self.weight_gradient(weight), self.names[1]: bias.flatten(1)}
 
     def from_parameters(self, values: Mapping[str, Tensor]) -> Tensor:
         """The inverse of `parameter_gradients`, of values [*shape] by parameter name. float32 [groups, out, in].
@@ -218,6 +213,11 @@ class Layer(ABC):
 def real_values(values: Tensor) -> Tensor:
     """Complex values as (real, imaginary) in an extra last dimension; real values unchanged."""
     return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+
+
+def wide(values: Tensor) -> Tensor:
+    """In float32 or wider."""
+    return values.float() if values.dtype.itemsize < 4 else values
 
 
 def with_ones(a: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradtrace.layers.base import Layer, register, rotate, with_ones
+from gradtrace.layers.base import Layer, register, rotate, wide, with_ones
 
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -56,7 +56,7 @@ class ConvolutionLayer(Layer):
 
     def _by_group(self, x: Tensor) -> Tensor:
         """[batch, channels, *space] -> [batch, groups, positions, channels / groups]."""
-        x = x.float() if x.dtype.itemsize < 4 else x
+        x = wide(x)
         if self.groups == 1:  # one transpose; free for channels_last
             return x.flatten(2).transpose(1, 2).unsqueeze(1)
         return x.reshape(x.shape[0], self.groups, x.shape[1] // self.groups, -1).transpose(2, 3)
@@ -74,8 +74,7 @@ class ConvolutionLayer(Layer):
             window: Any = (..., *map(slice, start, stop, conv.stride))
             slices.append(x[window].flatten(2))  # [batch, channels, positions]
         patches = torch.stack(slices, dim=2)  # [batch, channels, kernel, positions]
-        patches = patches.reshape(x.shape[0], self.groups, self.inputs - self.has_bias, -1).transpose(2, 3)
-        return patches.float() if patches.dtype.itemsize < 4 else patches
+        return wide(patches.reshape(x.shape[0], self.groups, self.inputs - self.has_bias, -1).transpose(2, 3))
 
     def _convolve(self, x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
         conv = self.module
@@ -83,8 +82,8 @@ class ConvolutionLayer(Layer):
         if conv.padding_mode != "zeros":
             x = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
             padding = (0,) * len(conv.kernel_size)
-        x = x if x.dtype == kernels.dtype else x.to(kernels.dtype)
-        return _CONVOLUTIONS[len(conv.kernel_size)](x, kernels, bias, conv.stride, padding, conv.dilation, conv.groups)
+        convolution = _CONVOLUTIONS[len(conv.kernel_size)]
+        return convolution(x.to(kernels.dtype), kernels, bias, conv.stride, padding, conv.dilation, conv.groups)
 
 
 def _merge_images(factors: Tensor, shape: Sequence[int]) -> Tensor:

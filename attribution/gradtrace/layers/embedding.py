@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradtrace.layers.base import IDENTITY, Bases, Layer, Uses, register, rotate
+from gradtrace.layers.linear import positions
 
 
 @register(nn.Embedding)
@@ -24,19 +25,16 @@ class EmbeddingLayer(Layer):
 
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
         tokens = x.reshape(x.shape[0], 1, -1)
-        if basis is None:
-            return nn.functional.one_hot(tokens, self.inputs).float()
-        return basis[0][tokens]  # [batch, 1, positions, r]
+        return nn.functional.one_hot(tokens, self.inputs).float() if basis is None else basis[0][tokens]
 
     def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
-        d = d.float() if d.dtype.itemsize < 4 else d
-        return rotate(d.reshape(d.shape[0], 1, -1, d.shape[-1]), basis)
+        return rotate(positions(d), basis)
 
     def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
         x, d = self._without_padding(x, d)
         if bases.inputs is not None:
             return super().gradient(x, d, bases)
-        return self._sum_by_token(x, self.output_factors(d, bases.outputs), self.inputs)
+        return _sums(x, self.output_factors(d, bases.outputs), self.inputs)
 
     def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
         x, d = self._without_padding(x, d)
@@ -44,9 +42,8 @@ class EmbeddingLayer(Layer):
             return super().coordinates(x, d, bases, kept)
         rows, tokens = kept.div(self.inputs, rounding_mode="floor"), kept % self.inputs
         distinct, column = tokens.unique(return_inverse=True)
-        sums = self._sum_by_token(
-            self._columns(distinct)[x], self.output_factors(d, bases.outputs), len(distinct) + 1
-        )  # [batch, 1, s, distinct + 1]
+        chosen = numbers_among(distinct, self.inputs)[x]
+        sums = _sums(chosen, self.output_factors(d, bases.outputs), len(distinct) + 1)  # [batch, 1, s, distinct + 1]
         return sums.flatten(1).index_select(1, rows * (len(distinct) + 1) + column)
 
     def squared_sum(self, uses: Uses, bases: Bases) -> Tensor:
@@ -68,29 +65,14 @@ class EmbeddingLayer(Layer):
     def inner_products(self, left: Uses, right: Uses) -> Tensor:
         """As in `Layer`, but holds only the columns of tokens that occur in `left`: others add nothing."""
         tokens = torch.cat([x.flatten() for x, _ in left]).unique()
-        columns = self._columns(tokens)
+        columns = numbers_among(tokens, self.inputs)
 
         def gradients(uses: Uses) -> Tensor:
             unpadded = (self._without_padding(x, d) for x, d in uses)
-            by_use = (
-                self._sum_by_token(columns[x], self.output_factors(d, None), len(tokens) + 1) for x, d in unpadded
-            )
+            by_use = (_sums(columns[x], self.output_factors(d, None), len(tokens) + 1) for x, d in unpadded)
             return reduce(torch.add, by_use).flatten(1)
 
         return gradients(left) @ gradients(right).T
-
-    def _columns(self, tokens: Tensor) -> Tensor:
-        """Number of each token's column in a table of `tokens` [n] only, n for all others. int64 [all tokens]."""
-        columns = torch.full((self.inputs,), len(tokens), device=tokens.device)
-        columns[tokens] = torch.arange(len(tokens), device=tokens.device)
-        return columns
-
-    def _sum_by_token(self, x: Tensor, s: Tensor, tokens: int) -> Tensor:
-        """Sum s [batch, 1, positions, out] over the positions of each token. [batch, 1, out, tokens]."""
-        batch, _, positions, outputs = s.shape
-        sums = s.new_zeros(batch, tokens, outputs)
-        index = x.reshape(batch, positions, 1).expand(-1, -1, outputs)
-        return sums.scatter_add_(1, index, s[:, 0]).transpose(1, 2).unsqueeze(1)
 
     def _without_padding(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         padding = cast(nn.Embedding, self.module).padding_idx
@@ -98,3 +80,21 @@ class EmbeddingLayer(Layer):
 
     def weight_gradient(self, weight: Tensor) -> Tensor:
         return weight.squeeze(1).transpose(1, 2)
+
+
+def numbers_among(tokens: Tensor, count: int) -> Tensor:
+    """Each token's number in `tokens` [n], n for all others. int64 [count]."""
+    numbers = torch.full((count,), len(tokens), device=tokens.device)
+    numbers[tokens] = torch.arange(len(tokens), device=tokens.device)
+    return numbers
+
+
+def sum_by_token(tokens: Tensor, values: Tensor, count: int) -> Tensor:
+    """Sum values [batch, positions, n] over the positions of each token. [batch, count, n]."""
+    sums = values.new_zeros(len(tokens), count, values.shape[2])
+    return sums.scatter_add_(1, tokens.reshape(len(tokens), -1, 1).expand_as(values), values)
+
+
+def _sums(tokens: Tensor, s: Tensor, count: int) -> Tensor:
+    """As `sum_by_token`, of output factors [batch, 1, positions, s]. [batch, 1, s, count]."""
+    return sum_by_token(tokens, s[:, 0], count).mT.unsqueeze(1)

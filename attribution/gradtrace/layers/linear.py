@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from gradtrace.layers.base import Layer, Uses, register, rotate, with_ones
+from gradtrace.layers.base import Layer, Uses, register, rotate, wide, with_ones
 
 
 @register(nn.Linear)
@@ -33,8 +33,7 @@ class LinearLayer(Layer):
 
 def positions(x: Tensor) -> Tensor:
     """[batch, ..., features] -> [batch, 1, positions, features], float32 or wider."""
-    x = x.float() if x.dtype.itemsize < 4 else x
-    return x.reshape(x.shape[0], 1, -1, x.shape[-1])
+    return wide(x).reshape(x.shape[0], 1, -1, x.shape[-1])
 
 
 def joined(uses: Uses) -> Uses:

@@ -63,18 +63,6 @@ class ModuleInputs:
         pairs = zip(self.leaves, self.batched, strict=True)
         return replace(self, count=count, leaves=[change(leaf) if batched else leaf for leaf, batched in pairs])
 
-    def flat(self) -> ModuleInputs:
-        """The inputs with the instances of all examples in one dimension."""
-        if not self.grouped:
-            return self
-        return replace(self.changed(lambda values: values.flatten(0, 1), -1), grouped=False)
-
-    def call(self, function: Callable[..., Any], leaves: Sequence[Any]) -> Tensor:
-        """Call a function with these leaves as (*args, **kwargs). Returns leaf number `output` of its output."""
-        args, kwargs = tree_unflatten(list(leaves), self.structure)
-        output: Tensor = tree_leaves(function(*args, **kwargs))[self.output]
-        return output
-
     # The part of Tensor's interface that is used of a layer's inputs.
 
     def __getitem__(self, examples: slice) -> ModuleInputs:
@@ -98,18 +86,8 @@ class ModuleLayer(Layer):
         self._values = [real_values(module.get_parameter(name).detach()) for name in local_names]
         super().__init__(module, names, (1, 1, sum(values.numel() for values in self._values)))
 
-    @property
-    def has_bias(self) -> bool:
-        return False
-
     def leading_dimensions(self, output: Tensor) -> tuple[int, ...]:
         return tuple(output.shape[:1])
-
-    def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
-        raise NotImplementedError("a module has no factors, only a whole gradient")
-
-    def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
-        raise NotImplementedError("a module has no factors, only a whole gradient")
 
     def gradient(self, x: Any, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
         """[batch, 1, 1, size], float32, or float64 where d is."""
@@ -117,7 +95,9 @@ class ModuleLayer(Layer):
         examples, instances = d.shape[0], d.shape[1] if inputs.grouped else 1
         sums = d.new_zeros(examples, self.size, dtype=d.dtype if d.dtype == torch.float64 else torch.float32)
         example = torch.arange(examples, device=d.device).repeat_interleave(instances)  # of each instance
-        inputs, d = inputs.flat(), d.flatten(0, 1) if inputs.grouped else d
+        if inputs.grouped:
+            inputs = replace(inputs.changed(lambda values: values.flatten(0, 1), -1), grouped=False)
+            d = d.flatten(0, 1)
         step = max(1, SLICE_VALUES // self.size)
         for start in range(0, len(d), step):
             piece = slice(start, start + step)
@@ -133,9 +113,9 @@ class ModuleLayer(Layer):
             batch_of_one = [leaf.unsqueeze(0) if batched else leaf for leaf, batched in pairs]
 
             def output(parameters: dict[str, Tensor]) -> Tensor:
-                return inputs.call(
-                    lambda *args, **kwargs: functional_call(self.module, parameters, args, kwargs), batch_of_one
-                )
+                args, kwargs = tree_unflatten(batch_of_one, inputs.structure)
+                tensor: Tensor = tree_leaves(functional_call(self.module, parameters, args, kwargs))[inputs.output]
+                return tensor
 
             value, pull_back = vjp(output, parameters)[:2]
             gradients: dict[str, Tensor] = pull_back(d.unsqueeze(0).to(value.dtype))[0]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradtrace.layers.base import IDENTITY, Bases, Layer, register
+from gradtrace.layers.base import IDENTITY, Bases, Layer, register, wide
 
 
 class NormalizationLayer(Layer):
@@ -28,38 +28,28 @@ class NormalizationLayer(Layer):
         """x as [batch, positions, channels]."""
         raise NotImplementedError
 
-    def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
-        a = self.by_channel(self.normalized(x)).transpose(1, 2).unsqueeze(-1)  # [batch, channels, positions, 1]
-        return torch.cat([a, torch.ones_like(a)], dim=-1) if self.has_bias else a
-
-    def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
-        return self.by_channel(_wide(d)).transpose(1, 2).unsqueeze(-1)
-
     def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
-        d = self.by_channel(_wide(d))  # [batch, positions, channels]
+        d = self.by_channel(wide(d))  # [batch, positions, channels]
         sums = [(d * self.by_channel(self.normalized(x))).sum(1)]
         if self.has_bias:
             sums.append(d.sum(1))
         return torch.stack(sums, dim=-1).unsqueeze(2)  # [batch, channels, 1, 2]
-
-    def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
-        return self.gradient(x, d).flatten(1).index_select(1, kept)
 
 
 @register(nn.LayerNorm, nn.RMSNorm)
 class LayerNormLayer(NormalizationLayer):
     """LayerNorm and RMSNorm: normalised over the last dimensions, each element of which is a channel."""
 
+    module: nn.LayerNorm | nn.RMSNorm
+
     def normalized(self, x: Tensor) -> Tensor:
-        norm = cast("nn.LayerNorm | nn.RMSNorm", self.module)
-        shape = list(norm.normalized_shape)
-        if isinstance(norm, nn.LayerNorm):
-            return F.layer_norm(_wide(x), shape, eps=norm.eps)
-        return F.rms_norm(_wide(x), shape, eps=norm.eps)
+        shape = list(self.module.normalized_shape)
+        if isinstance(self.module, nn.LayerNorm):
+            return F.layer_norm(wide(x), shape, eps=self.module.eps)
+        return F.rms_norm(wide(x), shape, eps=self.module.eps)
 
     def leading_dimensions(self, output: Tensor) -> tuple[int, ...]:
-        norm = cast("nn.LayerNorm | nn.RMSNorm", self.module)
-        return tuple(output.shape[: -len(norm.normalized_shape)])
+        return tuple(output.shape[: -len(self.module.normalized_shape)])
 
     def by_channel(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], -1, self.groups)
@@ -79,9 +69,10 @@ class ChannelNormLayer(NormalizationLayer):
 
 @register(nn.GroupNorm)
 class GroupNormLayer(ChannelNormLayer):
+    module: nn.GroupNorm
+
     def normalized(self, x: Tensor) -> Tensor:
-        norm = cast(nn.GroupNorm, self.module)
-        return F.group_norm(_wide(x), norm.num_groups, eps=norm.eps)
+        return F.group_norm(wide(x), self.module.num_groups, eps=self.module.eps)
 
 
 @register(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -95,7 +86,7 @@ class BatchNormLayer(ChannelNormLayer):
         """Mean and 1 / standard deviation, each [channels]."""
         norm = cast(nn.BatchNorm1d, self.module)
         if norm.training:  # five times as fast as torch.var_mean
-            _, mean, scale = torch.native_batch_norm(_wide(x), None, None, None, None, True, 0.0, norm.eps)
+            _, mean, scale = torch.native_batch_norm(wide(x), None, None, None, None, True, 0.0, norm.eps)
             return mean, scale
         mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
         return mean, (variance + norm.eps).rsqrt()
@@ -107,13 +98,9 @@ class BatchNormLayer(ChannelNormLayer):
 
     def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
         mean, scale = self._statistics(x)
-        d, x = self.by_channel(_wide(d)), self.by_channel(_wide(x))  # [batch, positions, channels]
+        d, x = self.by_channel(wide(d)), self.by_channel(wide(x))  # [batch, positions, channels]
         total = d.sum(1)
         sums = [((d * x).sum(1) - mean * total) * scale]
         if self.has_bias:
             sums.append(total)
         return torch.stack(sums, dim=-1).unsqueeze(2)  # [batch, channels, 1, 2]
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype.itemsize < 4 else x

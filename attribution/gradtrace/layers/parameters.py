@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradtrace.layers.base import IDENTITY, Bases, Layer, Uses, rotate
+from gradtrace.layers.base import IDENTITY, Bases, Layer, Uses, real_values, rotate
+from gradtrace.layers.embedding import numbers_among, sum_by_token
 from gradtrace.layers.linear import LinearLayer, joined, positions
 
 
@@ -27,7 +27,8 @@ class CallInputs:
     rows: tuple[int, int]
     padding: int | None = None
 
-    def changed(self, change: Callable[[Tensor], Tensor]) -> CallInputs:
+    def changed(self, change: Callable[[Tensor], Tensor], count: int) -> CallInputs:
+        """The inputs with `change` applied, which then have `count` entries."""
         return self if self.values is None else replace(self, values=change(self.values))
 
 
@@ -40,8 +41,12 @@ class ParameterLayer(Layer):
 
     def padded(self, d: Tensor, rows: tuple[int, int]) -> Tensor:
         """Gradients at the outputs of the given rows, padded with zeros. [..., end - first] -> [..., all rows]."""
-        first, end = rows
-        return d if end - first == d.shape[-1] == self.outputs else F.pad(d, (first, self.outputs - end))
+        (first, end), count = rows, self.groups * self.outputs
+        return d if end - first == d.shape[-1] == count else F.pad(d, (first, count - end))
+
+    def weight_gradient(self, weight: Tensor) -> Tensor:
+        parameter = self.module.get_parameter(self.names[0]).detach()
+        return weight.reshape(len(weight), *real_values(parameter).shape)
 
 
 class MatrixLayer(ParameterLayer, LinearLayer):
@@ -54,9 +59,6 @@ class MatrixLayer(ParameterLayer, LinearLayer):
         assert inputs.values is not None
         return inputs.values, self.padded(d, inputs.rows)
 
-    def weight_gradient(self, weight: Tensor) -> Tensor:
-        return weight.squeeze(1)
-
 
 class BiasLayer(ParameterLayer):
     """b [out], added at every position. One group [1, 1] for each element."""
@@ -67,27 +69,14 @@ class BiasLayer(ParameterLayer):
         super().__init__(module, [name], (module.get_parameter(name).numel(), 1, 1))
 
     def factors(self, inputs: CallInputs, d: Tensor) -> tuple[Tensor, Tensor]:
-        first, end = inputs.rows
-        d = d if end - first == self.groups else F.pad(d, (first, self.groups - end))
+        d = self.padded(d, inputs.rows)
         return d, d
-
-    def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
-        return torch.ones_like(self.output_factors(x, None))
-
-    def output_factors(self, d: Tensor, basis: Tensor | None) -> Tensor:
-        return positions(d).transpose(1, 3)  # [batch, out, positions, 1]
 
     def gradient(self, x: Tensor, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
         return positions(d).sum((1, 2))[..., None, None]  # [batch, out, 1, 1]
 
-    def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
-        return self.gradient(x, d).flatten(1).index_select(1, kept)
-
     def merged(self, uses: Uses) -> Uses:
         return joined(uses)
-
-    def weight_gradient(self, weight: Tensor) -> Tensor:
-        return weight.flatten(1)
 
 
 class TableLayer(ParameterLayer):
@@ -130,7 +119,7 @@ class TableLayer(ParameterLayer):
         a = self.input_factors(x, bases.inputs)[:, 0]  # [batch, positions, r]
         if d.is_floating_point():
             return (positions(d)[:, 0].mT @ a).unsqueeze(1)  # [batch, 1, tokens, r]
-        return _sum_by_token(d.reshape(len(d), -1), a, self.outputs).unsqueeze(1)
+        return sum_by_token(d, a, self.outputs).unsqueeze(1)
 
     def coordinates(self, x: Tensor, d: Tensor, bases: Bases, kept: Tensor) -> Tensor:
         if bases.outputs is not None:
@@ -141,9 +130,8 @@ class TableLayer(ParameterLayer):
         if d.is_floating_point():
             sums = positions(d)[:, 0].index_select(2, tokens).mT @ a  # [batch, tokens, r]
         else:
-            rows = torch.full((self.outputs,), len(tokens), device=d.device)  # all other tokens share an extra row
-            rows[tokens] = torch.arange(len(tokens), device=d.device)
-            sums = _sum_by_token(rows[d.reshape(len(d), -1)], a, len(tokens) + 1)
+            # all other tokens share an extra row
+            sums = sum_by_token(numbers_among(tokens, self.outputs)[d], a, len(tokens) + 1)
         return sums.flatten(1).index_select(1, row * r + kept % r)
 
     def merged(self, uses: Uses) -> Uses:
@@ -152,12 +140,8 @@ class TableLayer(ParameterLayer):
         merged = joined(products) if products else []
         return merged + ([(x, d.squeeze(-1)) for x, d in joined(lookups)] if lookups else [])
 
-    def squared_sum(self, uses: Uses, bases: Bases) -> Tensor:
-        sums = (
-            reduce(torch.add, (self.gradient(x[examples], d[examples], bases) for x, d in uses))
-            for examples in self.slices(uses[0][0])
-        )
-        return reduce(Tensor.add_, (gradient.square().sum(0) for gradient in sums))
+    def _rotated_gradient(self, x: Tensor, d: Tensor, bases: Bases) -> Tensor:
+        return self.gradient(x, d, bases)  # a table has more rows than there are positions to rotate
 
     def inner_products(self, left: Uses, right: Uses) -> Tensor:
         """sum_pq (x_p . y_q) (d_p . e_q) over the positions p, q of both examples; no table is formed."""
@@ -180,15 +164,6 @@ class TableLayer(ParameterLayer):
         else:
             outputs = (d_tokens[:, None] == e_tokens).to(inputs.dtype)
         return (inputs * outputs).sum(0).view(len(y), -1).sum(1)
-
-    def weight_gradient(self, weight: Tensor) -> Tensor:
-        return weight.squeeze(1)
-
-
-def _sum_by_token(tokens: Tensor, values: Tensor, count: int) -> Tensor:
-    """Sum values [batch, positions, n] over the positions of each token. [batch, count, n]"""
-    sums = values.new_zeros(len(tokens), count, values.shape[2])
-    return sums.scatter_add_(1, tokens.unsqueeze(2).expand(-1, -1, values.shape[2]), values)
 
 
 def parameter_layer(module: nn.Module, name: str, is_table: bool) -> ParameterLayer | None:

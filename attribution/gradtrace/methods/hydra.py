@@ -20,7 +20,7 @@ class Hydra(Method):
     """HyDRA, Chen et al. 2021, the fast version without Hessian: - grad l(z', theta_T) . d theta_T / d w_z.
 
     w_z is the weight of row z in the training loss, and d theta_T / d w_z is followed through the whole training,
-    momentum and weight decay included, as `gradtrace.recording.momentum` tells (Bae et al. 2024, Equation 35). It is
+    momentum and weight decay included, as `gradtrace.recording.hydra` tells (Bae et al. 2024, Equation 35). It is
     the block of kind "recorded", from a recording of the training.
     """
 

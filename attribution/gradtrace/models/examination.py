@@ -1,4 +1,4 @@
-"""What is found out of a task's model on a sample of rows: paths of gradients, outputs, what can be measured."""
+"""The examination of a task's model on a sample of rows: paths of gradients, outputs, what can be measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradtrace.task import Example
 
 
 class Examination(NamedTuple):
-    """What was found out of a task on a sample of rows; it holds at every checkpoint.
+    """The properties of a task that a sample of rows shows; they hold at every checkpoint.
 
     choice: how the parameters are differentiated.
     outputs: the labels that the model would give, and its predictions.
@@ -54,10 +54,12 @@ def _measured_samples(model: TaskModel, sample: Sample) -> list[tuple[Measure, S
     examples do not have what it needs; and predicted values."""
     measured: list[tuple[Measure, Sample]] = [(model.task.loss, sample)]
     if model.task.has_measurement:
-        samples = (sample, _query_sample(model, len(sample.rows)))
-        tried = next((one for one in samples if one is not None and _works(model, model.task.measurement, one)), None)
-        measured += [(model.task.measurement, tried)] if tried is not None else []
-    if model.task.has_predict and _predicts_values(model, sample):
+        for tried in (sample, _query_sample(model, len(sample.rows))):
+            if tried is not None and _tried(model, model.task.measurement, tried) is not None:
+                measured.append((model.task.measurement, tried))
+                break
+    predicted = _tried(model, model.task.predict, sample) if model.task.has_predict else None
+    if predicted is not None and predicted.is_floating_point() and predicted.shape in ((1,), (1, 1)):  # a value
         measured.append((model.measure("prediction"), sample))
     return measured
 
@@ -70,17 +72,11 @@ def _query_sample(model: TaskModel, count: int) -> Sample | None:
     return sample_of(model.task, rows, fetch(queries, rows), model.device)
 
 
-def _works(model: TaskModel, measure: Measure, sample: Sample) -> bool:
+def _tried(model: TaskModel, measure: Measure, sample: Sample) -> Tensor | None:
+    """The values for the sample's first example; None if the measure is not made for such examples."""
     try:
         with torch.no_grad():
-            return isinstance(measure(model.model, sample.examples.alone(0).collated), Tensor)
-    except Exception:  # it is for other examples
-        return False
-
-
-def _predicts_values(model: TaskModel, sample: Sample) -> bool:
-    if not _works(model, model.task.predict, sample):
-        return False
-    with torch.no_grad():
-        predicted = model.task.predict(model.model, sample.examples.alone(0).collated)
-    return predicted.is_floating_point() and predicted.shape in ((1,), (1, 1))
+            values = measure(model.model, sample.examples.alone(0).collated)
+    except Exception:  # from the user's code
+        return None
+    return values if isinstance(values, Tensor) else None

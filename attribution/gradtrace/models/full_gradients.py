@@ -28,14 +28,11 @@ class FullGradients:
 
         A layer that either batch did not use is left out: it adds nothing.
         """
-        found = {
-            layer.name: layer.inner_products(own, others.uses[layer])
-            for layer, own in self.uses.items()
-            if layer in others.uses
-        }
-        return found | {
-            layer.name: own.flatten(1) @ others.strays[layer].flatten(1).T for layer, own in self.strays.items()
-        }
+        used = [layer for layer in self.uses if layer in others.uses]
+        products = {layer.name: layer.inner_products(self.uses[layer], others.uses[layer]) for layer in used}
+        for layer, gradient in self.strays.items():
+            products[layer.name] = gradient.flatten(1) @ others.strays[layer].flatten(1).T
+        return products
 
     def times(self, factors: Tensor) -> FullGradients:
         """Each example's gradient times its factor [batch]."""
@@ -48,14 +45,14 @@ class FullGradients:
     def squared_norms(self) -> Tensor:
         """float64 [batch]: squares of float32 gradients may underflow. One example at a time: of the products of all
         pairs only the diagonal is wanted."""
-        alone = (self._double(slice(position, position + 1)) for position in range(len(self.losses)))
-        return torch.cat([torch.cat(list(one.inner_products(one).values())).sum(0) for one in alone])
+        alone = (self._in_double(slice(position, position + 1)) for position in range(len(self.losses)))
+        return torch.cat([torch.cat(list(example.inner_products(example).values())).sum(0) for example in alone])
 
-    def _double(self, part: slice) -> FullGradients:
+    def _in_double(self, rows: slice) -> FullGradients:
         return FullGradients(
-            {layer: [(_double(x[part]), _double(d[part])) for x, d in uses] for layer, uses in self.uses.items()},
-            {layer: _double(gradient[part]) for layer, gradient in self.strays.items()},
-            self.losses[part],
+            {layer: [(_double(x[rows]), _double(d[rows])) for x, d in uses] for layer, uses in self.uses.items()},
+            {layer: _double(gradient[rows]) for layer, gradient in self.strays.items()},
+            self.losses[rows],
         )
 
 
@@ -82,6 +79,6 @@ def full_gradients(model: GradientModel, batch: ExampleBatch, measure: Measure |
     uses: dict[Layer, Uses] = {}
     losses = model.backpropagate(batch, lambda layer, x, d: uses.setdefault(layer, []).append((x, d)), measure)
     strays: dict[Layer, list[Tensor]] = {}
-    for layer, _, gradient in stray_gradients(model.model, measure or model.task.loss, batch, model.plan):
+    for layer, gradient in stray_gradients(model.model, measure or model.task.loss, batch, model.plan.strays):
         strays.setdefault(layer, []).append(gradient)
-    return FullGradients(uses, {layer: torch.cat(parts) for layer, parts in strays.items()}, losses)
+    return FullGradients(uses, {layer: torch.cat(slices) for layer, slices in strays.items()}, losses)

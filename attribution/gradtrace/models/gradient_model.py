@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,10 +26,11 @@ from gradtrace.gradients.reference import autograd_gradients, stray_gradients
 from gradtrace.layers import Layer, real_values
 from gradtrace.models.examination import Examination, examined
 from gradtrace.models.outputs import Outputs, predictions_of
-from gradtrace.models.replay import replayed_forward
-from gradtrace.models.representations import Uses, find_representation, recorded_inputs
+from gradtrace.models.representations import TASK_HOOK, Uses, find_representation, recorded_inputs
 from gradtrace.models.task_model import TaskModel, copied, private_copy
 from gradtrace.task import Example, Label, Task
+
+_Call = tuple[tuple[Any, ...], dict[str, Any], Tensor, int]  # args, kwargs, output, version of the output
 
 
 class Encoded(NamedTuple):
@@ -101,9 +101,6 @@ class GradientModel(TaskModel):
         clone.task, clone.model = private_copy(self.task), copied(self.model)
         clone.examination = self.examination._replace(outputs=self.outputs.with_loss(clone.task.loss))
         clone.plan = plan_layers(clone.model, self.examination.choice)
-        if self.representation is not None and self.representation.layer is not None:
-            layer = clone.model.get_submodule(self.representation.source)
-            clone.representation = replace(self.representation, layer=layer)
         return clone
 
     @property
@@ -133,12 +130,9 @@ class GradientModel(TaskModel):
         for position in range(len(batch)):
             value, gradients = autograd_gradients(self.model, measure, batch.alone(position), names)
             check_losses(value, 1)
-            known = {name: real_values(own).float() for name, own in gradients.items() if own is not None}
-            coordinates = {
-                layer.name: basis.layers[layer.name].of_gradient(layer.from_parameters(known)[None])
-                for layer in self.plan.layers
-                if layer.name in basis.layers
-            }
+            present = {name: real_values(value).float() for name, value in gradients.items() if value is not None}
+            coordinates: dict[str, Tensor] = {}
+            basis.add_whole(coordinates, {layer: layer.from_parameters(present)[None] for layer in self.plan.layers})
             rows.append(basis.assemble(coordinates, 1))
             losses.append(value.detach().float())
         check_finite(torch.cat(rows), "gradient")
@@ -148,10 +142,10 @@ class GradientModel(TaskModel):
         coordinates: dict[str, Tensor] = {}
         losses = self.backpropagate(batch, partial(basis.add_use, coordinates), measure)
         strays: dict[str, list[Tensor]] = {}
-        for layer, _, gradient in stray_gradients(self.model, measure, batch, self.plan):
+        for layer, gradient in stray_gradients(self.model, measure, batch, self.plan.strays):
             if layer.name in basis.layers:
                 strays.setdefault(layer.name, []).append(basis.layers[layer.name].of_gradient(gradient))
-        rows = basis.assemble(coordinates | {name: torch.cat(parts) for name, parts in strays.items()}, len(losses))
+        rows = basis.assemble(coordinates | {name: torch.cat(slices) for name, slices in strays.items()}, len(losses))
         check_finite(rows, "gradient")
         return rows, losses
 
@@ -160,7 +154,7 @@ class GradientModel(TaskModel):
         with ExitStack() as passes:
             uses = passes.enter_context(recorded_inputs(self._represented_layers())) if represent else []
             if self.task.has_predict:
-                passes.enter_context(replayed_forward(self.model))
+                passes.enter_context(_replayed_forward(self.model))
             recording = self.outputs.recording()
             rows, losses = self.encode(basis, batch, recording)
             known = None if recording is None else predictions_of(recording.calls)
@@ -179,15 +173,16 @@ class GradientModel(TaskModel):
         return self._representations(uses, batch), losses
 
     def _represented_layers(self) -> list[nn.Module]:
-        found = self.representation
-        return [] if found is None or found.layer is None else [found.layer]
+        if self.representation is None or self.representation.source == TASK_HOOK:
+            return []
+        return [self.model.get_submodule(self.representation.source)]
 
     def _representations(self, uses: Uses, batch: ExampleBatch) -> Tensor:
         """uses: of the represented layer; the first is that of the forward pass."""
         with torch.no_grad():
-            found = (uses[0][1] if uses else self.task.representation(self.model, batch.collated)).float()
-        check_finite(found, "representation")
-        return found
+            values = (uses[0][1] if uses else self.task.representation(self.model, batch.collated)).float()
+        check_finite(values, "representation")
+        return values
 
     @property
     def predicts(self) -> bool:
@@ -234,9 +229,40 @@ def open_models(
     Raises as `GradientModel`."""
     probe_rows = varied_rows(task, among=rows)
     probe = fetch(task.train, probe_rows)
-    last = GradientModel(task, checkpoints[-1], device, probe, rows=probe_rows)
-    others = [
-        GradientModel(task, checkpoint, device, probe, rows=probe_rows, examination=last.examination)
-        for checkpoint in checkpoints[:-1]
-    ]
-    return [*others, last]
+    models: list[GradientModel] = []
+    for checkpoint in reversed(checkpoints):
+        examination = models[0].examination if models else None
+        models.append(GradientModel(task, checkpoint, device, probe, rows=probe_rows, examination=examination))
+    return models[::-1]
+
+
+@contextmanager
+def _replayed_forward(model: nn.Module) -> Iterator[None]:
+    """While open, the model answers its first call with gradients once more from memory when gradients are off.
+
+    Only its `forward` is replaced meanwhile, so that a task finds everything else of the model as it is.
+    """
+    forward = model.forward
+    first: list[_Call] = []
+
+    def replay(*args: Any, **kwargs: Any) -> Any:
+        if first and not torch.is_grad_enabled() and _is_call(first[0], args, kwargs):
+            return first[0][2]
+        output = forward(*args, **kwargs)
+        if not first and torch.is_grad_enabled() and isinstance(output, Tensor):
+            first.append((args, kwargs, output.detach(), output._version))
+        return output
+
+    model.forward = replay
+    try:
+        yield
+    finally:
+        del model.__dict__["forward"]
+
+
+def _is_call(call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether it had these very arguments, and its output was not changed in place since."""
+    old_args, old_kwargs, output, version = call
+    same = len(args) == len(old_args) and all(a is b for a, b in zip(args, old_args, strict=True))
+    same = same and kwargs.keys() == old_kwargs.keys() and all(kwargs[k] is old_kwargs[k] for k in kwargs)
+    return same and output._version == version

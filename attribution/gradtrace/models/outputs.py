@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from gradtrace import random_numbers
 from gradtrace.data.batches import Measure, values_of
 from gradtrace.errors import TaskError
 from gradtrace.labels.call_readers import LossCall
@@ -15,10 +16,13 @@ from gradtrace.labels.interception import RecordedLoss
 from gradtrace.labels.laws import BERNOULLI, BERNOULLI_PROBABILITY, Categorical
 from gradtrace.labels.loss_analysis import LossSample, analyse_loss
 from gradtrace.labels.sampled_gradients import LossOutputs
-from gradtrace.models.predicted_labels import MOST_CLASSES, unusable_predictions
 from gradtrace.models.task_model import TaskModel
 from gradtrace.store.manifest import FisherEntry, FisherSource
 from gradtrace.task import Batch, Example, Label
+
+_BERNOULLI_LAWS = (BERNOULLI, BERNOULLI_PROBABILITY)
+MOST_CLASSES = 20  # for which every class is taken: each may cost another gradient of every example
+_QUADRATIC = 1e-2  # relative difference from a parabola that rounding explains
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +62,9 @@ class Outputs:
 
     def predicted(self, model: nn.Module, names: Sequence[str], batch: Batch) -> Tensor:
         """Predictions from the outputs in the loss. names: of the parameters that are trained"""
-        found = None if self.loss is None else predictions_of(self.loss.recorded(model, names, batch))
-        assert found is not None  # asked for only where predictions are `from_loss`
-        return found
+        predictions = None if self.loss is None else predictions_of(self.loss.recorded(model, names, batch))
+        assert predictions is not None  # asked for only where predictions are `from_loss`
+        return predictions
 
     def label(self, label: Label | None) -> Label | None:
         """The label of an example, as whole number where it is a class."""
@@ -108,19 +112,15 @@ def model_outputs(model: TaskModel, examples: Sequence[Example]) -> Outputs:
     examples = _finite(model, examples)
     predicted = _predicted(model, examples)
     batch = model.collated(examples)
-    found = analyse_loss(
-        LossSample(model.task.loss, model.model, model.trainable, batch, lambda: model.collated(examples[:1]))
-    )
-    if isinstance(found, LossOutputs):
-        return _from_loss(found, model, examples, predicted)
+    sample = LossSample(model.task.loss, model.model, model.trainable, batch, lambda: model.collated(examples[:1]))
+    in_loss = analyse_loss(sample)
+    if isinstance(in_loss, LossOutputs):
+        return _from_loss(in_loss, model, examples, predicted)
     unusable = unusable_predictions(model, predicted, examples)
     if unusable is None and predicted is not None:
         return _from_predictions(predicted)
-    return Outputs(
-        "empirical",
-        f"the loss implies no known law ({found}), and neither do predictions ({unusable})",
-        False,
-    )
+    description = f"the loss implies no known law ({in_loss}), and neither do predictions ({unusable})"
+    return Outputs("empirical", description, False)
 
 
 def _finite(model: TaskModel, examples: Sequence[Example]) -> Sequence[Example]:
@@ -153,58 +153,127 @@ def _from_predictions(predicted: Tensor) -> Outputs:
     return Outputs("predict", "the predicted classes of Task.predict, which gives no scores to draw others from", False)
 
 
-def _from_loss(found: LossOutputs, model: TaskModel, examples: Sequence[Example], predicted: Tensor | None) -> Outputs:
-    law = found.law
-    exact = law is not None and (not isinstance(law, Categorical) or (found.classes or 0) <= MOST_CLASSES)
+def _from_loss(
+    in_loss: LossOutputs, model: TaskModel, examples: Sequence[Example], predicted: Tensor | None
+) -> Outputs:
+    law = in_loss.law
+    exact = law is not None and (not isinstance(law, Categorical) or (in_loss.classes or 0) <= MOST_CLASSES)
     several = "" if law is not None else "several labels an example: "
     how = "labels drawn" if not exact else "exact expectation" + " over the classes" * isinstance(law, Categorical)
-    beside = "; other terms of the loss are left out" if found.has_other_terms else ""
+    beside = "; other terms of the loss are left out" if in_loss.has_other_terms else ""
+    labels = [model.task.label(example) for example in examples]
+    zero_one = _labels_are_zero_or_one(in_loss)
+    of_classes = isinstance(law, Categorical) or zero_one
     return Outputs(
         "loss",
-        f"{several}{', '.join(found.functions)}, {how}{beside}",
+        f"{several}{', '.join(in_loss.functions)}, {how}{beside}",
         exact,
-        found,
-        from_loss=predicted is None and _targets_are_labels(found, [model.task.label(own) for own in examples]),
-        of_classes=isinstance(law, Categorical) or (_is_bernoulli(found) and _has_binary_targets(found)),
-        boundary=_boundary(found, model, examples, predicted),
+        in_loss,
+        from_loss=predicted is None and _targets_are_labels(in_loss, labels, of_classes),
+        of_classes=of_classes,
+        boundary=_boundary(in_loss, model, examples, predicted) if zero_one else None,
     )
 
 
-def _targets_are_labels(found: LossOutputs, labels: Sequence[Label | None]) -> bool:
+def _labels_are_zero_or_one(in_loss: LossOutputs) -> bool:
+    """Whether the law is Bernoulli's, and no target is a probability."""
+    if in_loss.law not in _BERNOULLI_LAWS or in_loss.targets is None:
+        return False
+    return bool(((in_loss.targets == 0) | (in_loss.targets == 1)).all())
+
+
+def _targets_are_labels(in_loss: LossOutputs, labels: Sequence[Label | None], of_classes: bool) -> bool:
     """Whether what the loss compares the outputs with is the examples' labels, so that outputs predict these."""
     known = [label for label in labels if label is not None]
-    binary = _is_bernoulli(found)
-    if found.law is None or (binary and not _has_binary_targets(found)):
+    if in_loss.law is None or (in_loss.law in _BERNOULLI_LAWS and not of_classes):
         return False
     if not known:
-        return binary or isinstance(found.law, Categorical)
-    if found.targets is None or len(known) < len(labels):
+        return of_classes
+    if in_loss.targets is None or len(known) < len(labels):
         return False
-    return torch.allclose(found.targets, torch.tensor(known, dtype=torch.float64), rtol=1e-4)
-
-
-def _is_bernoulli(found: LossOutputs) -> bool:
-    return found.law in (BERNOULLI, BERNOULLI_PROBABILITY)
-
-
-def _has_binary_targets(found: LossOutputs) -> bool:
-    return found.targets is not None and bool(((found.targets == 0) | (found.targets == 1)).all())
+    return torch.allclose(in_loss.targets, torch.tensor(known, dtype=torch.float64), rtol=1e-4)
 
 
 def _boundary(
-    found: LossOutputs, model: TaskModel, examples: Sequence[Example], predicted: Tensor | None
+    in_loss: LossOutputs, model: TaskModel, examples: Sequence[Example], predicted: Tensor | None
 ) -> float | None:
     """See `Outputs`; for labels that are 0 and 1 alone."""
-    if not _is_bernoulli(found) or not _has_binary_targets(found):
-        return None
     if predicted is not None and predicted.dim() == 2 and predicted.shape[1] > 1:
         return None
     if predicted is None or not predicted.is_floating_point():
         return 0.5
-    calls = found.recorded(model.model, model.trainable, model.collated(examples))
+    calls = in_loss.recorded(model.model, model.trainable, model.collated(examples))
     outputs = torch.cat([call.parts[0].outputs.flatten() for call in calls]).float()
-    chances = outputs.sigmoid() if found.law is BERNOULLI else outputs
+    probabilities = outputs.sigmoid() if in_loss.law is BERNOULLI else outputs
     flat = predicted.flatten().float()
-    if torch.allclose(flat, chances, rtol=1e-3, atol=1e-5):
+    if torch.allclose(flat, probabilities, rtol=1e-3, atol=1e-5):
         return 0.5
-    return 0.5 if found.law is BERNOULLI_PROBABILITY and bool(((flat >= 0) & (flat <= 1)).all()) else 0.0
+    return 0.5 if in_loss.law is BERNOULLI_PROBABILITY and bool(((flat >= 0) & (flat <= 1)).all()) else 0.0
+
+
+def class_probabilities(scores: Tensor) -> Tensor:
+    """[batch, classes] probabilities from scores that are logits, log-probabilities or probabilities already."""
+    sums = scores.sum(1)
+    if bool((scores >= 0).all()) and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-4)):
+        return scores
+    return scores.float().softmax(1)
+
+
+def labelled(model: TaskModel, examples: Sequence[Example], labels: Sequence[Label]) -> list[Example]:
+    return [model.task.with_label(e, y) for e, y in zip(examples, labels, strict=True)]
+
+
+def drawn_labels(
+    model: TaskModel, predicted: Tensor, examples: Sequence[Example], seed: int, stream: int
+) -> list[Label]:
+    with torch.no_grad():
+        if predicted.dim() == 2 and predicted.shape[1] > 1:
+            chances = class_probabilities(predicted).double().cumsum(1)  # [batch, classes]
+            integers = random_numbers.random_integers(seed, stream, 0, len(examples), chances.device)
+            uniforms = ((integers >> 11) & ((1 << 53) - 1)).double() / 2**53
+            return (chances / chances[:, -1:] <= uniforms[:, None]).sum(1).tolist()
+        if not predicted.is_floating_point():  # predicted classes without scores: nothing to draw from
+            return predicted.flatten().tolist()
+        values: list[Label] = predicted.flatten().double().tolist()
+        # One deviation to either side instead of normal noise: the square of each gradient is its expectation then.
+        noise = random_numbers.rademacher(seed, stream, 0, len(examples)).tolist()
+        spread = _noise_scale(model, examples, values)
+        return [value + scale * z for value, scale, z in zip(values, spread, noise, strict=True)]
+
+
+def _noise_scale(model: TaskModel, examples: Sequence[Example], values: Sequence[Label]) -> list[float]:
+    """Standard deviation of the Gaussian whose negative log-likelihood is the loss: c (f - y)^2 has 1 / sqrt(2 c)."""
+    at, above = (_losses_at(model, examples, [value + shift for value in values]) for shift in (0.0, 1.0))
+    return (2 * (above - at).double().clamp_min(1e-12)).rsqrt().tolist()
+
+
+def _losses_at(model: TaskModel, examples: Sequence[Example], labels: Sequence[Label]) -> Tensor:
+    """Losses with other labels. [batch]"""
+    with torch.no_grad():
+        return model.task.loss(model.model, model.collated(labelled(model, examples, labels)))
+
+
+def unusable_predictions(model: TaskModel, predicted: Tensor | None, examples: Sequence[Example]) -> str | None:
+    """Why labels cannot be drawn from what Task.predict returns for these examples; None where they can."""
+    if predicted is None:
+        return "the task defines no predict"
+    try:
+        if predicted.is_floating_point() and (predicted.dim() == 1 or predicted.shape[1] == 1):
+            return _not_quadratic(model, predicted, examples)
+        losses = _losses_at(model, examples, drawn_labels(model, predicted, examples, 0, 0))
+    except Exception as error:
+        return f"the loss fails on labels of the predictions' ({type(error).__name__}: {error})"
+    return None if bool(losses.isfinite().all()) else "the loss of a predicted label is NaN or infinite"
+
+
+def _not_quadratic(model: TaskModel, predicted: Tensor, examples: Sequence[Example]) -> str | None:
+    """Of predicted values: only a squared error around them is a law that is known."""
+    values = predicted.flatten().double().tolist()
+    below, at, above, twice = (
+        _losses_at(model, examples, [value + shift for value in values]).double() for shift in (-1.0, 0.0, 1.0, 2.0)
+    )
+    rise, scale = above - at, (above - at).abs().clamp_min(1e-12)
+    bends = torch.stack([(below - above).abs() / scale, (twice - at - 4 * rise).abs() / scale])
+    if bool((rise > 0).all()) and float(bends.max()) <= _QUADRATIC:  # False of NaN
+        return None
+    return "the loss is not a squared error around the predicted values"

@@ -15,13 +15,6 @@ from gradtrace.models.gradient_model import GradientModel
 from gradtrace.task import Example
 
 _TIMED = 3  # examples
-_SPEEDS = {
-    GradientPath.FACTORS: "fast",
-    GradientPath.CALLS: "fast",
-    GradientPath.MODULE: "vmap of the module",
-    GradientPath.VMAP: "vmap of the model",
-    GradientPath.ALONE: "one by one",
-}
 
 
 class LayerLine(NamedTuple):
@@ -44,11 +37,11 @@ def layer_lines(model: GradientModel) -> list[LayerLine]:
     choice = model.examination.choice
     lines = []
     for layer in model.plan.layers:
-        owner = layer.names[0].rpartition(".")[0]
+        path = choice.paths[layer.names[0]]
+        speed = "fast" if path in (GradientPath.FACTORS, GradientPath.CALLS) else path.value
+        kind = type(model.model.get_submodule(layer.names[0].rpartition(".")[0])).__name__
         reasons = [choice.reasons.get(layer.names[0], "")]
         reasons += [choice.layouts[layer.name].value] if layer.name in choice.layouts else []
-        speed = _SPEEDS[choice.paths[layer.names[0]]]
-        kind = type(model.model.get_submodule(owner)).__name__
         lines.append(LayerLine(layer.name, kind, layer.size, speed, "; ".join(filter(None, reasons))))
     return lines
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradtrace.data.batches import values_of
 from gradtrace.errors import TaskError
+from gradtrace.gradients.capture import first_argument
 from gradtrace.task import Batch, Task
 
 TASK_HOOK = "Task.representation"
@@ -21,15 +22,10 @@ Uses = list[tuple[nn.Module, Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Representation:
-    """How a model's last hidden representations are had.
-
-    source: the name of the layer whose input they are, or TASK_HOOK
-    layer: that layer; None: the task gives them
-    """
+    """Where a model's last hidden representations come from. source: the layer whose input they are, or TASK_HOOK"""
 
     source: str
     dimensions: int
-    layer: nn.Module | None
 
 
 def find_representation(task: Task, model: nn.Module, batches: Sequence[Batch]) -> Representation | None:
@@ -41,33 +37,33 @@ def find_representation(task: Task, model: nn.Module, batches: Sequence[Batch]) 
     Raises:
         TaskError: task.representation gives something else than [batch, features].
     """
-    found = [_representation(task, model, batch) for batch in batches]
-    return found[0] if all(one == found[0] for one in found) else None
+    by_batch = {_representation(task, model, batch) for batch in batches}
+    return by_batch.pop() if len(by_batch) == 1 else None
 
 
 def _representation(task: Task, model: nn.Module, batch: Batch) -> Representation | None:
     with recorded_inputs(m for m in model.modules() if isinstance(m, nn.Linear)) as uses:
         count = len(values_of(task.loss, model, batch))
     if task.has_representation:
-        return Representation(TASK_HOOK, _given(task, model, batch, count).shape[1], None)
+        return Representation(TASK_HOOK, _given(task, model, batch, count).shape[1])
     if not uses:
         return None
     layer, x = uses[-1]
     if x.shape[:-1] != (count,) or [module for module, _ in uses].count(layer) > 1:
         return None
     source = next(name for name, module in model.named_modules() if module is layer)
-    return Representation(source, x.shape[1], layer)
+    return Representation(source, x.shape[1])
 
 
 def _given(task: Task, model: nn.Module, batch: Batch, count: int) -> Tensor:
     with torch.no_grad():
-        found = task.representation(model, batch)
-    if found.dim() != 2 or len(found) != count or not found.is_floating_point():
+        given = task.representation(model, batch)
+    if given.dim() != 2 or len(given) != count or not given.is_floating_point():
         raise TaskError(
-            f"{type(task).__name__}.representation gives {list(found.shape)} values of {found.dtype} for {count} "
+            f"{type(task).__name__}.representation gives {list(given.shape)} values of {given.dtype} for {count} "
             "examples: return one vector for each, [batch, features], in floating point"
         )
-    return found
+    return given
 
 
 @contextmanager
@@ -76,7 +72,7 @@ def recorded_inputs(layers: Iterable[nn.Module]) -> Iterator[Uses]:
     uses: Uses = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        uses.append((module, (args[0] if args else next(iter(kwargs.values()))).detach()))
+        uses.append((module, first_argument(args, kwargs).detach()))
 
     with ExitStack() as hooks:
         for layer in layers:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from gradtrace.data.batches import ExampleBatch, Measure, collate
 from gradtrace.errors import UnsupportedLayerError
-from gradtrace.gradients.trainable import trainable_names
+from gradtrace.gradients.plan import trainable_names
 from gradtrace.task import Batch, Example, Task
 
 MeasureName = Literal["loss", "measurement", "prediction"]  # the last: the negative predicted value
@@ -44,9 +44,8 @@ class TaskModel:
 
     def measure(self, name: MeasureName) -> Measure:
         """What is explained of a query, by this model's own copy of the task."""
-        if name == "prediction":
-            return self._negative_prediction
-        return self.task.measurement if name == "measurement" else self.task.loss
+        measures: dict[MeasureName, Measure] = {"loss": self.task.loss, "measurement": self.task.measurement}
+        return measures.get(name, self._negative_prediction)
 
     def _negative_prediction(self, model: nn.Module, batch: Batch) -> Tensor:
         return -self.task.predict(model, batch).flatten()

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
+from torch import Tensor
 
 from gradtrace.basis import Basis, load_basis
 from gradtrace.durable import write_whole
@@ -25,12 +28,8 @@ from gradtrace.errors import RecordingError
 from gradtrace.store.index_files import hash_file
 from gradtrace.store.manifest import FileEntry
 
-RECORDING_NAME, ROWS_NAME, BASIS_NAME, PROBES_NAME = (
-    "recording.json",
-    "rows.f32",
-    "basis.safetensors",
-    "probes.safetensors",
-)
+RECORDING_NAME, ROWS_NAME = "recording.json", "rows.f32"
+BASIS_NAME, PROBES_NAME = "basis.safetensors", "probes.safetensors"
 _FORMAT = 1
 
 
@@ -96,8 +95,18 @@ class Recording:
         return dict(load_file(self.directory / PROBES_NAME))
 
 
-def write_recording(directory: Path, entry: RecordingEntry, writers: dict[str, Callable[[Path], object]]) -> None:
-    """Write each file by its function, then recording.json with their checksums. writers: by file name"""
+def write_recording(
+    directory: Path,
+    entry: RecordingEntry,
+    probes: dict[str, Tensor],
+    basis: Basis | None,
+    write_rows: Callable[[Path], object] | None,
+) -> None:
+    """Write the files, then recording.json with their checksums. write_rows: to a path, if there are rows in `basis`"""
+    writers: dict[str, Callable[[Path], object]] = {PROBES_NAME: partial(save_file, probes)}
+    if basis is not None and write_rows is not None:
+        tensors = basis.to(torch.device("cpu")).tensors()
+        writers |= {ROWS_NAME: write_rows, BASIS_NAME: partial(save_file, tensors)}
     for name, write in writers.items():
         write_whole(directory / name, write)
     files = [FileEntry(path=n, bytes=(directory / n).stat().st_size, xxh3=hash_file(directory / n)) for n in writers]

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -19,22 +18,10 @@ from gradtrace.data.sample import sample_of
 from gradtrace.errors import RecordingError, UnsupportedLayerError
 from gradtrace.gradients.capture import training_hooks
 from gradtrace.gradients.path_choice import examine
-from gradtrace.gradients.plan import GradientPath, LayerPlan, PathChoice, plan_layers
-from gradtrace.gradients.trainable import trainable_names
-from gradtrace.recording.contributions import Contributions
-from gradtrace.recording.files import (
-    BASIS_NAME,
-    PROBES_NAME,
-    RECORDING_NAME,
-    ROWS_NAME,
-    Recording,
-    RecordingEntry,
-    read_recording,
-    write_recording,
-)
-from gradtrace.recording.momentum import SgdStep, sgd_step
-from gradtrace.recording.probes import Probes
-from gradtrace.recording.rows import HydraRows
+from gradtrace.gradients.plan import GradientPath, LayerPlan, PathChoice, plan_layers, trainable_names
+from gradtrace.recording.contributions import Contributions, Probes
+from gradtrace.recording.files import RECORDING_NAME, Recording, RecordingEntry, read_recording, write_recording
+from gradtrace.recording.hydra import HydraRows, SgdStep, sgd_step
 from gradtrace.task import Example, Task
 
 _SAMPLE = 16  # examples of the first batch, on which the model is examined
@@ -129,10 +116,9 @@ class InfluenceRecorder:
                 contributions.check_sum(model)
             self._record(numbers, contributions, sgd_step(stepped))
 
-        token = torch.zeros(0, device=next(model.parameters()).device, requires_grad=True)
         handle = optimizer.register_step_pre_hook(before_step)
         try:
-            with training_hooks(plan.modules, contributions.add, token):
+            with training_hooks(plan.modules, contributions.add):
                 yield
         finally:
             handle.remove()
@@ -163,12 +149,8 @@ class InfluenceRecorder:
             files=[],
         )
         self._probes.update_losses()
-        probes = self._probes.tensors()
-        writers: dict[str, Any] = {PROBES_NAME: lambda path: safetensors.torch.save_file(probes, path)}
-        if self._basis is not None and self._hydra is not None:
-            tensors = self._basis.to(torch.device("cpu")).tensors()
-            writers |= {ROWS_NAME: self._hydra.write, BASIS_NAME: lambda p: safetensors.torch.save_file(tensors, p)}
-        write_recording(self.directory, entry, writers)
+        write_rows = self._hydra.write if self._hydra else None
+        write_recording(self.directory, entry, self._probes.tensors(), self._basis, write_rows)
         if self._hydra is not None:
             self._hydra.remove_files()
         return read_recording(self.directory)
@@ -207,20 +189,16 @@ class InfluenceRecorder:
         _check_recordable(choice)
         plan = plan_layers(model, choice)
         if self._dimensions:
-            self._begin_rows(plan, step, device)
-        resumed = self._restored is not None
-        self._probes.begin(model, shadow_model, plan_layers(shadow_model, choice), plan, resumed=resumed)
+            if self._dimensions < len(plan.layers):
+                raise RecordingError(f"dimensions must be at least {len(plan.layers)}, one for each layer")
+            size = sum(layer.size for layer in plan.layers)
+            self._basis = two_sided_basis(plan.layers, min(self._dimensions, size), self._seed).to(device)
+            self._hydra = HydraRows(self.directory, self.rows, self._basis.dimensions, momentum=step.momentum > 0)
+        if self._restored is not None and self._hydra is not None:
+            self._hydra.restore(self._restored["hydra"])
+        self._probes.begin(model, shadow_model, plan_layers(shadow_model, choice), plan, self._restored is not None)
         self._plan, self._model = plan, model
         return plan
-
-    def _begin_rows(self, plan: LayerPlan, step: SgdStep, device: torch.device) -> None:
-        if self._dimensions < len(plan.layers):
-            raise RecordingError(f"dimensions must be at least {len(plan.layers)}, one for each layer")
-        size = sum(layer.size for layer in plan.layers)
-        self._basis = two_sided_basis(plan.layers, min(self._dimensions, size), self._seed).to(device)
-        self._hydra = HydraRows(self.directory, self.rows, self._basis.dimensions, momentum=step.momentum > 0)
-        if self._restored is not None:
-            self._hydra.restore(self._restored["hydra"])
 
     def _record(self, numbers: Tensor, contributions: Contributions, step: SgdStep) -> None:
         """Record a batch, just before the optimizer changes the weights."""

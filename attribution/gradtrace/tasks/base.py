@@ -1,19 +1,65 @@
-"""The base classes of the ready-made tasks: opening the data, and the losses of classification and regression."""
+"""The base classes of the ready-made tasks: their data, and the losses of classification and regression."""
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradtrace.errors import QueryError
+from gradtrace.errors import DatasetError, QueryError
 from gradtrace.task import Batch, Task
 from gradtrace.tasks.payload import number, shown
+
+VARIABLE = "GRADTRACE_DATA"
+
+
+def data_file(name: str) -> Path:
+    """The path of a file in the directory that the environment variable GRADTRACE_DATA names.
+
+    Raises:
+        DatasetError: the variable is not set, or the file is missing.
+    """
+    directory = os.environ.get(VARIABLE)
+    if directory and (Path(directory) / name).is_file():
+        return Path(directory) / name
+    problem = f"is not in {directory}" if directory else "is needed"
+    raise DatasetError(f"{name} {problem}; set {VARIABLE} to the directory that holds it")
+
+
+class Rows:
+    """A data set of (input, label) pairs.
+
+    labels: converted to `label_type`.  noun: what the inputs are, in the plural, for messages
+    """
+
+    def __init__(self, inputs: Any, labels: Any, noun: str, label_type: type[int] | type[float] = int) -> None:
+        self.inputs = inputs
+        self.labels = [label_type(label) for label in np.asarray(labels)]
+        if len(inputs) != len(self.labels):
+            raise DatasetError(f"there are {len(inputs)} {noun} and {len(self.labels)} labels; give one label for each")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Any, int | float]:
+        return self.inputs[row], self.labels[row]
+
+
+class TensorRows(Rows):
+    """Rows of a tensor [rows, ...], or of what is indexed like one."""
+
+    def __getitems__(self, rows: Sequence[int]) -> list[tuple[Tensor, int | float]]:
+        """Several rows at once, as PyTorch's loader asks for them."""
+        inputs = self.inputs[torch.as_tensor(rows)]
+        return list(zip(inputs.unbind(), [self.labels[row] for row in rows], strict=True))
 
 
 class DataTask(Task):
@@ -48,8 +94,8 @@ class DataTask(Task):
         return None if self._query is None else self._open(self._query)
 
     @abstractmethod
-    def rows(self, inputs: Any, labels: Any) -> Any:
-        """A data set of (input, label) pairs from two arrays."""
+    def rows(self, inputs: Any, labels: Any) -> Rows:
+        """The data set of two arrays."""
 
     @abstractmethod
     def parse_input(self, payload: Mapping[str, Any]) -> Any:
@@ -89,22 +135,15 @@ class Classification(DataTask):
             return int(self.predict(self.model().eval(), self.collate([self.train[0]])).shape[1])
 
     def parse_label(self, payload: Mapping[str, Any]) -> int | None:
-        label = payload.get("label")
+        label, names = payload.get("label"), list(self.class_names or ())
+        if isinstance(label, str) and label in names:
+            return names.index(label)
         if label is None:
             return None
-        if isinstance(label, str):
-            return self._class_number(label)
-        if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < self.classes:
-            allowed = f"a class number from 0 to {self.classes - 1}, or a class name"
-            raise QueryError(f"label {shown(label)}: give {allowed}, or leave it out")
-        return label
-
-    def _class_number(self, label: str) -> int:
-        names = list(self.class_names or ())
-        if label not in names:
-            allowed = f"one of {', '.join(names)}" if names else "a number: this task's classes have no names"
-            raise QueryError(f"label {shown(label)} is not a class of this task; give {allowed}")
-        return names.index(label)
+        if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < self.classes:
+            return label
+        named = f"one of {', '.join(names)}" if names else "no name: this task's classes have no names"
+        raise QueryError(f"label {shown(label)}: give a class number from 0 to {self.classes - 1}, or {named}")
 
 
 class Regression(DataTask):

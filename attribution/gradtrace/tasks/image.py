@@ -1,4 +1,4 @@
-"""ImageClassification: a task over images, and its data set."""
+"""ImageClassification: a task over images."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from gradtrace.errors import DatasetError
 from gradtrace.task import Example
-from gradtrace.tasks.base import Classification
+from gradtrace.tasks.base import Classification, TensorRows
 from gradtrace.tasks.payload import MODES, Pixels, check_keys, decode_image, encode_image
 
 Statistic = float | Sequence[float]
@@ -35,36 +34,17 @@ class Normalise:
         return np.ascontiguousarray(values.round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-class ImageRows:
-    """A data set of (normalised image, label) from uint8 images [rows, height, width(, channels)] and labels [rows]."""
+class NormalisedImages:
+    """uint8 images [rows, height, width, channels], normalised when they are read."""
 
-    def __init__(self, images: Pixels, labels: npt.ArrayLike, normalise: Normalise) -> None:
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.ndim not in (3, 4):
-            raise DatasetError(
-                f"images are {images.dtype} {list(images.shape)}; give uint8 [rows, height, width] or "
-                "[rows, height, width, channels], or a data set of (tensor, label) pairs"
-            )
-        self.images = torch.from_numpy(
-            images if images.ndim == 4 else images[..., None]
-        )  # [rows, height, width, channels]
-        self.labels = [int(label) for label in np.asarray(labels)]
-        self.normalise = normalise
-        if len(self.images) != len(self.labels):
-            raise DatasetError(
-                f"there are {len(self.images)} images and {len(self.labels)} labels; give one label for each image"
-            )
+    def __init__(self, pixels: Tensor, normalise: Normalise) -> None:
+        self.pixels, self.normalise = pixels, normalise
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.pixels)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        return self.normalise(self.images[row]), self.labels[row]
-
-    def __getitems__(self, rows: Sequence[int]) -> list[tuple[Tensor, int]]:
-        """Several rows at once, as PyTorch's loader asks for them."""
-        images = self.normalise(self.images[torch.as_tensor(rows)])
-        return list(zip(images.unbind(), [self.labels[row] for row in rows], strict=True))
+    def __getitem__(self, rows: int | Tensor) -> Tensor:
+        return self.normalise(self.pixels[rows])
 
 
 class ImageClassification(Classification):
@@ -91,8 +71,15 @@ class ImageClassification(Classification):
         super().__init__(model, train, query, class_names=class_names)
         self.normalise = Normalise(mean, std)
 
-    def rows(self, inputs: Any, labels: Any) -> ImageRows:
-        return ImageRows(inputs, labels, self.normalise)
+    def rows(self, inputs: Any, labels: Any) -> TensorRows:
+        images = np.asarray(inputs)
+        if images.dtype != np.uint8 or images.ndim not in (3, 4):
+            raise DatasetError(
+                f"images are {images.dtype} {list(images.shape)}; give uint8 [rows, height, width] or "
+                "[rows, height, width, channels], or a data set of (tensor, label) pairs"
+            )
+        pixels = torch.from_numpy(images if images.ndim == 4 else images[..., None])
+        return TensorRows(NormalisedImages(pixels, self.normalise), labels, "images")
 
     def parse_input(self, payload: Mapping[str, Any]) -> Tensor:
         check_keys(payload, ("image", "label"))

@@ -145,11 +145,8 @@ def _refuse_bomb(content: bytes, size: int) -> None:
 
 def _decode_lists(value: list[Any], height: int, width: int, channels: int) -> Pixels:
     shape = (height, width, channels)
-    remedy = (
-        f'"image" as lists is [{height}][{width}]'
-        + (f"[{channels}]" if channels > 1 else "")
-        + ", whole numbers 0 to 255"
-    )
+    size = f"[{height}][{width}]" + f"[{channels}]" * (channels > 1)
+    remedy = f'"image" as lists is {size}, whole numbers 0 to 255'
     pixels = np.array(value, dtype=object)  # as objects: a string in a list would widen every element to its length
     if pixels.shape not in ((shape, shape[:2]) if channels == 1 else (shape,)):
         raise QueryError(f"the image's shape is {list(pixels.shape)}; {remedy}")

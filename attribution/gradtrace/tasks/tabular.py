@@ -1,4 +1,4 @@
-"""TabularClassification and TabularRegression: tasks over tables of numbers and categories, and their data set."""
+"""TabularClassification and TabularRegression: tasks over tables of numbers and categories."""
 
 from __future__ import annotations
 
@@ -14,34 +14,10 @@ from torch import Tensor, nn
 
 from gradtrace.errors import DatasetError, QueryError
 from gradtrace.task import Batch, Example
-from gradtrace.tasks.base import Classification, DataTask, Regression
+from gradtrace.tasks.base import Classification, DataTask, Regression, TensorRows
 from gradtrace.tasks.payload import check_keys, number, shown
 
 Statistic = float | npt.ArrayLike
-Table = npt.NDArray[np.float32]  # [rows, features]; NaN for a missing number, categories by their number
-
-
-class TableRows:
-    """A data set of (features, label) from a table [rows, features] and labels [rows]."""
-
-    def __init__(self, table: Table, labels: Any, label_type: type[int] | type[float]) -> None:
-        self.features = torch.from_numpy(table)
-        self.labels = [label_type(label) for label in np.asarray(labels)]
-        if len(table) != len(self.labels):
-            raise DatasetError(
-                f"there are {len(table)} rows of features and {len(self.labels)} labels; give one label for each row"
-            )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, int | float]:
-        return self.features[row], self.labels[row]
-
-    def __getitems__(self, rows: Sequence[int]) -> list[tuple[Tensor, int | float]]:
-        """Several rows at once, as PyTorch's loader asks for them."""
-        features = self.features[torch.as_tensor(rows)]
-        return list(zip(features.unbind(), [self.labels[row] for row in rows], strict=True))
 
 
 class _Tabular(DataTask):
@@ -78,7 +54,8 @@ class _Tabular(DataTask):
         fills = [self.fill.get(self.feature_names[column], math.nan) for column in self._number_columns]
         self._fills = torch.tensor(fills, dtype=torch.float32)
 
-    def rows(self, inputs: Any, labels: Any) -> TableRows:
+    def rows(self, inputs: Any, labels: Any) -> TensorRows:
+        """Inputs are float32 [rows, features]; NaN for a missing number, categories by their number."""
         table = np.asarray(inputs, dtype=object if self.categories else np.float32)
         if table.ndim != 2 or table.shape[1] != len(self.feature_names):
             raise DatasetError(
@@ -86,14 +63,13 @@ class _Tabular(DataTask):
                 "feature name"
             )
         columns = [self._column(name, column) for name, column in zip(self.feature_names, table.T, strict=True)]
-        return TableRows(np.stack(columns, 1), labels, self.label_type)
+        return TensorRows(torch.from_numpy(np.stack(columns, 1)), labels, "rows of features", self.label_type)
 
     def collate(self, examples: list[Example]) -> Batch:
         """(float32 [batch, numbers + words of all categories], int64 or float32 [batch])"""
         table = torch.stack([features for features, _ in examples])
-        labels = torch.tensor(
-            [label for _, label in examples], dtype=torch.float32 if self.label_type is float else torch.int64
-        )
+        dtype = torch.float32 if self.label_type is float else torch.int64
+        labels = torch.tensor([label for _, label in examples], dtype=dtype)
         numbers = table[:, self._number_columns]
         scaled = (torch.where(numbers.isnan(), self._fills, numbers) - self.mean) / self.std
         one_hot = [
@@ -110,14 +86,9 @@ class _Tabular(DataTask):
         unknown = [str(name) for name in features if name not in self.feature_names]
         missing = [name for name in self.feature_names if name not in features]
         if unknown or missing:
-            differences = [
-                f"{kind}: {', '.join(names[:10])}"
-                for kind, names in (("missing", missing), ("unknown", unknown))
-                if names
-            ]
-            raise QueryError(
-                f"the features do not match the task's; give each once and no other. {'; '.join(differences)}"
-            )
+            by_kind = {"missing": missing, "unknown": unknown}
+            differences = "; ".join(f"{kind}: {', '.join(names[:10])}" for kind, names in by_kind.items() if names)
+            raise QueryError(f"the features do not match the task's; give each once and no other. {differences}")
         return torch.tensor([self._parsed(name, features[name]) for name in self.feature_names], dtype=torch.float32)
 
     def render(self, example: Example) -> dict[str, Any]:

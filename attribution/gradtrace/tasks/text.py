@@ -1,42 +1,24 @@
-"""TextClassification: a task over texts or token ids, and its data set."""
+"""TextClassification: a task over texts or token ids; and a vocabulary of words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gradtrace.errors import DatasetError, QueryError
 from gradtrace.task import Batch, Example
-from gradtrace.tasks.base import Classification
+from gradtrace.tasks.base import Classification, Rows
 from gradtrace.tasks.payload import check_keys, shown
 
 MAX_CHARACTERS = 1 << 20
-
-
-class TextRows:
-    """A data set of (text, label) or (token ids, label), from texts or sequences of ids that are not empty."""
-
-    def __init__(self, texts: Sequence[str] | Sequence[Sequence[int]], labels: Any) -> None:
-        self.texts = [text if isinstance(text, str) else torch.as_tensor(text, dtype=torch.int64) for text in texts]
-        self.labels = [int(label) for label in np.asarray(labels)]
-        if len(self.texts) != len(self.labels):
-            raise DatasetError(
-                f"there are {len(self.texts)} texts and {len(self.labels)} labels; give one label for each text"
-            )
-        empty = [row for row, text in enumerate(self.texts) if not len(text)]
-        if empty:
-            raise DatasetError(f"row {empty[0]} has no token; leave out empty texts ({len(empty)} in all)")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, row: int) -> tuple[str | Tensor, int]:
-        return self.texts[row], self.labels[row]
+PADDING, UNKNOWN = 0, 1  # ids of a `Vocabulary`
+_WORDS = re.compile(r"\w+|[^\w\s]")
 
 
 class TextClassification(Classification):
@@ -72,8 +54,12 @@ class TextClassification(Classification):
         self.pad_id = pad_id
         self.max_length = max_length
 
-    def rows(self, inputs: Any, labels: Any) -> TextRows:
-        return TextRows(inputs, labels)
+    def rows(self, inputs: Any, labels: Any) -> Rows:
+        texts = [text if isinstance(text, str) else torch.as_tensor(text, dtype=torch.int64) for text in inputs]
+        empty = [row for row, text in enumerate(texts) if not len(text)]
+        if empty:
+            raise DatasetError(f"row {empty[0]} has no token; leave out empty texts ({len(empty)} in all)")
+        return Rows(texts, labels, "texts")
 
     def collate(self, examples: list[Example]) -> Batch:
         """((int64 [batch, longest], bool [batch, longest]), int64 [batch])"""
@@ -88,7 +74,11 @@ class TextClassification(Classification):
         if ("text" in payload) == ("token_ids" in payload):
             raise QueryError('give either "text" or "token_ids"')
         if "text" in payload:
-            text = self._text(payload["text"])
+            text = payload["text"]
+            if not isinstance(text, str):
+                raise QueryError('"text" is a string')
+            if len(text) > MAX_CHARACTERS:
+                raise QueryError(f'"text" has {len(text):,} characters, more than the {MAX_CHARACTERS:,} that are read')
             ids = self._ids(text)
             return text if isinstance(self.train[0][0], str) else ids
         return self._checked_ids(payload["token_ids"])
@@ -98,13 +88,6 @@ class TextClassification(Classification):
             return {"text": example[0]}
         ids = example[0].tolist()
         return {"token_ids": ids} if self.decode is None else {"text": self.decode(ids)}
-
-    def _text(self, text: Any) -> str:
-        if not isinstance(text, str):
-            raise QueryError('"text" is a string')
-        if len(text) > MAX_CHARACTERS:
-            raise QueryError(f'"text" has {len(text):,} characters, more than the {MAX_CHARACTERS:,} that are read')
-        return text
 
     def _ids(self, text: str) -> Tensor:
         """int64 [length]"""
@@ -124,3 +107,24 @@ class TextClassification(Classification):
                 f"token id {shown(outside)} is outside the vocabulary; ids go from 0 to {self.vocabulary_size - 1}"
             )
         return torch.tensor(ids)
+
+
+class Vocabulary:
+    """The most frequent words of the given texts, in lower case, including punctuation marks.
+
+    Id 0 is padding, id 1 any other word. Words follow by frequency, then alphabetically, so that the same texts give
+    the same ids. There are at most `size` ids.
+    """
+
+    def __init__(self, texts: Iterable[str], size: int) -> None:
+        counts = Counter(word for text in texts for word in _words(text))
+        ordered = sorted(counts, key=lambda word: (-counts[word], word))
+        self.ids = {word: number for number, word in enumerate(ordered[: size - 2], UNKNOWN + 1)}
+
+    def encode(self, text: str, most: int) -> list[int]:
+        """The ids of the first `most` words."""
+        return [self.ids.get(word, UNKNOWN) for word in _words(text)[:most]]
+
+
+def _words(text: str) -> list[str]:
+    return _WORDS.findall(text.lower())

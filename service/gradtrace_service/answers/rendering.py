@@ -12,7 +12,7 @@ import numpy as np
 from gradtrace import Index, Task
 from gradtrace.errors import TaskError
 from gradtrace.task import Example
-from gradtrace.tasks.rendering import rendered
+from gradtrace.tasks.hooks import rendered
 from gradtrace_client.schemas import Payload
 from gradtrace_service.engine.memory import is_out_of_memory
 

@@ -26,17 +26,20 @@ sigma decays like momentum^t, so products of these matrices cannot overflow.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gradtrace.errors import RecordingError
 
 _NEGLIGIBLE = 1e-12  # a sigma that has decayed to this share no longer changes the weights
 _SMALLEST_GROWTH = 2.0**-500  # total growth is renormalised below this; float64 ends at 2^-1074
 _INITIAL_STEPS = 1024  # for which the history has room
+_BLOCK = 1 << 24  # values that are written at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +74,12 @@ def sgd_step(optimizer: torch.optim.Optimizer) -> SgdStep:
     return SgdStep(rate, momentum, weight_decay, bool(nesterov))
 
 
-class Push(NamedTuple):
-    """What a step adds to (u, sigma) of a row that it uses, in units of the row's contribution c_t."""
-
-    u: float
-    sigma: float
-
-
 class ReplayedSgd:
     """The products of the steps' matrices, from after any earlier step until now.
 
     A step costs O(number of steps whose sigma is not negligible yet), and three numbers of memory.
+
+    ratio: r after the latest step, by which (u, sigma) tell s = sigma + r u
     """
 
     def __init__(self) -> None:
@@ -91,28 +89,31 @@ class ReplayedSgd:
         self._history[0] = 1, 0, 1
         self.steps = 0
         self._first_live = 0  # the first step whose sigma is not negligible
-        self._ratio = 0.0  # r
+        self.ratio = 0.0
 
-    def advance(self, step: SgdStep) -> Push:
-        """Take one step. The names are those of the equations at the top of this file."""
+    def advance(self, step: SgdStep) -> tuple[float, float]:
+        """Take one step, by the equations at the top of this file.
+
+        Returns what it adds to (u, sigma) of a row that it uses, in units of the row's contribution c_t.
+        """
         direct, follows = (1.0, step.momentum) if step.nesterov else (0.0, 1.0)
         push = -step.rate * (direct + follows)
         leak = -step.rate * follows * step.momentum
-        growth = 1 + step.weight_decay * push + leak * self._ratio
-        ratio = (step.weight_decay + step.momentum * self._ratio) / growth
+        growth = 1 + step.weight_decay * push + leak * self.ratio
+        ratio = (step.weight_decay + step.momentum * self.ratio) / growth
         total_growth = growth * self._history[self.steps, 0]
         live = self._history[self._first_live : self.steps + 1]
         live[:, 1] += leak * live[:, 2] / total_growth
         live[:, 2] *= step.momentum - ratio * leak
         self._first_live += int((live[:, 2] < _NEGLIGIBLE).sum())
-        self._ratio = ratio
+        self.ratio = ratio
         self.steps += 1
         if self.steps == len(self._history):
             self._history = np.concatenate([self._history, np.zeros_like(self._history)])
         self._history[self.steps] = total_growth, 0, 1
         if abs(total_growth) < _SMALLEST_GROWTH:
             self._renormalise()
-        return Push(push, 1 - ratio * push)
+        return push, 1 - ratio * push
 
     def _renormalise(self) -> None:
         """Bring the total growth back to about 1. It is a product over all steps, of which only ratios are used.
@@ -129,13 +130,82 @@ class ReplayedSgd:
         latest = self._history[self.steps, 0]
         return latest / growth, latest * leaked, left
 
-    def state(self) -> dict[str, object]:
-        return {"history": torch.from_numpy(self._history[: self.steps + 1].copy()), "ratio": self._ratio}
+    def state(self) -> dict[str, Any]:
+        return {"history": torch.from_numpy(self._history[: self.steps + 1].copy()), "ratio": self.ratio}
 
-    def restore(self, state: dict[str, object]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Return to the given `state`."""
         history = state["history"]
-        assert isinstance(history, torch.Tensor)
         self.steps, self._first_live = len(history) - 1, 0
         self._history = np.concatenate([history.numpy(), np.zeros((_INITIAL_STEPS, 3))])
-        self._ratio = float(str(state["ratio"]))
+        self.ratio = state["ratio"]
+
+
+class HydraRows:
+    """(u, sigma) of every row, in the coordinates of a basis, after the step that last used the row.
+
+    A step costs O(batch x dimensions). u, and sigma if there is momentum, are memory-mapped float32 [rows, dimensions].
+    """
+
+    def __init__(self, directory: Path, rows: int, dimensions: int, momentum: bool) -> None:
+        self._shape = (rows, dimensions)
+        self._files = [directory / name for name in ("u.working", "sigma.working")[: 1 + momentum]]
+        arrays = [np.memmap(file, np.float32, "w+", shape=self._shape) for file in self._files]
+        self._u = torch.from_numpy(arrays[0])
+        self._sigma = torch.from_numpy(arrays[1]) if momentum else None
+        self._last_step = torch.zeros(rows, dtype=torch.int64)  # the step after which (u, sigma) of each row are valid
+        self._sgd = ReplayedSgd()
+
+    def add(self, rows: Tensor, contributions: Tensor, step: SgdStep) -> None:
+        """Take one step.
+
+        rows: int64 [batch], which may repeat.  contributions: [batch, dimensions], to the gradient of the step
+
+        Raises:
+            RecordingError: the optimizer's momentum was zero at the first step and is not any more.
+        """
+        if step.momentum and self._sigma is None:
+            raise RecordingError("momentum rose from zero: begin the training with a momentum above it")
+        push_u, push_sigma = self._sgd.advance(step)
+        if len(set(rows.tolist())) < len(rows):
+            rows, row = rows.unique(return_inverse=True)
+            contributions = contributions.new_zeros(len(rows), contributions.shape[1]).index_add_(0, row, contributions)
+        u, sigma = self._current(rows)
+        self._u.index_copy_(0, rows, u.add_(contributions, alpha=push_u))
+        if self._sigma is not None and sigma is not None:
+            self._sigma.index_copy_(0, rows, sigma.add_(contributions, alpha=push_sigma))
+        self._last_step[rows] = self._sgd.steps
+
+    def _current(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(u, sigma) of the given rows after the latest step. Each [n, dimensions]; sigma None without momentum."""
+        factors = self._sgd.since(self._last_step[rows].numpy())
+        kept, leaked, left = (torch.from_numpy(factor).float()[:, None] for factor in factors)
+        u = self._u.index_select(0, rows).mul_(kept)
+        if self._sigma is None:
+            return u, None
+        sigma = self._sigma.index_select(0, rows)
+        return u.addcmul_(leaked, sigma), sigma.mul_(left)
+
+    def write(self, path: Path) -> None:
+        """Write the rows as -u, so that positive scores are proponents. Little-endian float32, without header."""
+        rows, dimensions = self._shape
+        step = max(1, _BLOCK // dimensions)
+        with path.open("wb") as file:
+            for start in range(0, rows, step):
+                u, _ = self._current(torch.arange(start, min(start + step, rows)))
+                file.write(u.neg_().numpy().astype("<f4").tobytes())
+
+    def remove_files(self) -> None:
+        for file in self._files:
+            file.unlink(missing_ok=True)
+
+    def state(self) -> dict[str, Any]:
+        return {"u": self._u, "sigma": self._sigma, "last": self._last_step, "memory": self._sgd.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Return to the given `state`."""
+        self._u.copy_(state["u"])
+        if self._sigma is not None:
+            self._sigma.copy_(state["sigma"])
+        self._last_step.copy_(state["last"])
+        self._sgd.restore(state["memory"])
