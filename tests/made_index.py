@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradtrace.store.checksums import hash_file
+from gradtrace.store.index_files import hash_file
 from gradtrace.store.manifest import (
     BasisEntry,
     CheckpointEntry,

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import tiny
 from gradtrace import Checkpoint, StoreError, gradients_reference, random_numbers
 from gradtrace.basis import Basis, ChosenCoordinates, load_basis
-from gradtrace.fitted import eigenbases
-from gradtrace.fitted.eigenvalues import curvature
+from gradtrace.fitted import ekfac
+from gradtrace.fitted.ekfac import curvature
 from gradtrace.fitted.fisher_batches import fisher_batches
 from gradtrace.gradients.reference import vmapped_gradients
 from gradtrace.layers import Layer, base
@@ -270,8 +270,8 @@ def test_curvature_of_a_squared_error_is_its_gauss_newton_matrix(tmp_path: Path,
 @pytest.mark.parametrize("case", ["linear", "linear, positions", "convolution", "grouped convolution", "embedding"])
 def test_wide_sides_are_sketched(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No matrix as wide as the layer is formed; what is kept is still a part of an orthogonal rotation."""
-    monkeypatch.setattr(eigenbases, "_WIDEST", 4)
-    monkeypatch.setattr(eigenbases, "_SKETCH", 2)
+    monkeypatch.setattr(ekfac, "_WIDEST", 4)
+    monkeypatch.setattr(ekfac, "_SKETCH", 2)
     decomposed: list[int] = []
     eigh = torch.linalg.eigh
 
@@ -334,8 +334,8 @@ def test_random_projections_keep_inner_products_in_expectation(kind: BasisKind, 
 def test_dense_projection_is_the_same_in_small_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit = Fit(ClassTask(*MODELS["linear"]), tmp_path, 1)
     whole = fit.encode(fit.basis("gaussian", 8))
-    monkeypatch.setattr("gradtrace.basis.layer_bases._DENSE_BLOCK", 24)
-    monkeypatch.setattr("gradtrace.basis.layer_bases._DENSE_CACHE", 0)
+    monkeypatch.setattr("gradtrace.basis._DENSE_BLOCK", 24)
+    monkeypatch.setattr("gradtrace.basis._DENSE_CACHE", 0)
     basis = fit.basis("gaussian", 8)
     for _ in range(2):
         torch.testing.assert_close(fit.encode(basis), whole, rtol=1e-5, atol=1e-6)

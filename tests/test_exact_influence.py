@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import Checkpoint, CurvatureError, ExactInfluence, LossError, TaskError
-from gradtrace.exact import conjugate_gradients as solver
+from gradtrace.exact.influence import conjugate_gradients
 from gradtrace.task import Task
 
 DECAY = 0.05  # of the convex models' penalty, (DECAY / 2) |weights|^2
@@ -228,5 +228,5 @@ def test_sides_that_are_zero_or_solved_at_once() -> None:
     """Rows of different difficulty are solved together; zero gradients have the solution zero."""
     matrix = torch.diag(torch.tensor([1.0, 1.0, 50.0, 1e4], dtype=torch.float64))
     sides = torch.tensor([[0, 0, 0, 0], [2, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.float64)
-    found = solver.conjugate_gradients(lambda x: x @ matrix, sides, 1e-12, 20)
+    found = conjugate_gradients(lambda x: x @ matrix, sides, 1e-12, 20)
     torch.testing.assert_close(found @ matrix, sides)

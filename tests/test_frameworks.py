@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradtrace.checkpoints import load_checkpoints
-from gradtrace.checkpoints.checkpoint import Checkpoint, Optimizer, load_into
+from gradtrace.checkpoints import Checkpoint, Optimizer, load_checkpoints, load_into
 from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.errors import CheckpointError
 from gradtrace.task import Task

@@ -16,9 +16,9 @@ from gradtrace import Checkpoint, CheckpointError, CheckpointRecorder, load_chec
 from gradtrace.checkpoints import Optimizer
 from gradtrace.checkpoints.indexed import checkpoint_entries
 from gradtrace.checkpoints.learning_rates import stretch_sums
+from gradtrace.checkpoints.readers import transformers
 from gradtrace.checkpoints.readers.base import NextRate, Reading, described
 from gradtrace.checkpoints.readers.schedule import KnownRates, with_rates_of_steps
-from gradtrace.checkpoints.readers.transformers import TransformersReader
 from gradtrace.methods.tracin import checkpoint_weights
 from gradtrace.store.manifest import by_run
 from gradtrace_indexer import build_index
@@ -243,7 +243,7 @@ def test_a_trainers_log_may_tell_the_next_rates(tmp_path: Path, late: int) -> No
         weight = nn.Parameter(torch.zeros(1))
         optimizer = torch.optim.AdamW([{"params": [weight], "initial_lr": 0.3}], lr=schedule[step])
         torch.save(optimizer.state_dict(), folder / "optimizer.pt")
-        found[step] = TransformersReader().read(folder).checkpoint
+        found[step] = transformers.read(folder).checkpoint
     assert [found[step].learning_rate for step in (5, 10)] == [pytest.approx(schedule[step - 1]) for step in (5, 10)]
     assert [found[step].learning_rate_sum for step in found] == [pytest.approx(sum(schedule[:step])) for step in found]
 

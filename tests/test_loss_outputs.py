@@ -17,10 +17,10 @@ from torch.func import functional_call, jacrev
 from gradtrace import random_numbers
 from gradtrace.gradients.reference import vmapped_gradients
 from gradtrace.labels import laws as output_laws
+from gradtrace.labels.interception import differentiable
 from gradtrace.labels.laws import Draws, Law
-from gradtrace.labels.loss_examination import Probe, examined_outputs
-from gradtrace.labels.loss_outputs import LossOutputs, SeededLoss
-from gradtrace.labels.loss_watching import differentiable
+from gradtrace.labels.loss_analysis import LossSample, analyse_loss
+from gradtrace.labels.sampled_gradients import LossOutputs, SeededLoss
 
 pytestmark = pytest.mark.unit
 
@@ -59,7 +59,7 @@ class Case:
         return self.inputs[row : row + 1], self.labels[row : row + 1]
 
     def examined(self) -> LossOutputs | str:
-        return examined_outputs(Probe(self.loss, self.model, self.names, self.batch, lambda: self.alone(0)))
+        return analyse_loss(LossSample(self.loss, self.model, self.names, self.batch, lambda: self.alone(0)))
 
     def outputs(self) -> LossOutputs:
         found = self.examined()

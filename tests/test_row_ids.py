@@ -34,7 +34,6 @@ def test_positions_and_ids(case: tuple[int, list[int], list[int]], random: np.ra
     left = [row for row in ids if row not in deleted]
     assert found.present.tolist() == [row in left for row in range(rows)]
     assert found.live_ids().tolist() == left
-    assert found.of(np.arange(len(ids))).tolist() == ids
     values = np.arange(2 * len(ids), dtype=np.float32).reshape(2, -1)
     expected = [[line[ids.index(row)] if row in left else -1.5 for row in range(rows)] for line in values.tolist()]
     np.testing.assert_array_equal(found.spread(values, -1.5), np.array(expected, dtype=np.float32))

@@ -17,7 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from gradtrace.errors import CorruptIndexError, StoreError
-from gradtrace.store.checksums import hash_file
+from gradtrace.store.index_files import hash_file
 from gradtrace.store.manifest import Precision
 from gradtrace.store.precision import decode
 from gradtrace.store.shards import Shard, ShardLayout, default_levels

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gradtrace.errors import CorruptIndexError, QueryError
-from gradtrace.store.checksums import check_files
+from gradtrace.store.index_files import check_files
 from gradtrace.store.manifest import Precision
 from gradtrace.store.rows import RowStore
 from made_index import make_store, write_index

@@ -15,7 +15,7 @@ import tiny
 from gradtrace import CheckpointRecorder, Index, MismatchError, QueryError, gradients_reference, load_checkpoints
 from gradtrace.basis import Basis, dense_basis, identity_basis, two_sided_basis
 from gradtrace.fitted.adam import encode_preconditioned
-from gradtrace.fitted.eigenbases import choose_coordinates, fit_eigenbases, mean_squares
+from gradtrace.fitted.ekfac import choose_coordinates, fit_eigenbases, mean_squares
 from gradtrace.fitted.fisher_batches import FisherBatch
 from gradtrace.layers import Layer
 from gradtrace_indexer import build_index

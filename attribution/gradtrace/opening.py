@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradtrace.basis import Basis, load_bases, require_layers
+from gradtrace.basis import Basis, check_layers, load_bases
 from gradtrace.checkpoints.indexed import directories_of_runs, indexed_checkpoint
 from gradtrace.checkpoints.learning_rates import warn_of_guessed_sums
 from gradtrace.contents import IndexContents
@@ -18,14 +18,14 @@ from gradtrace.data.guards import check_dataset
 from gradtrace.devices import pick_device
 from gradtrace.errors import CorruptIndexError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.fitted.eigenvalues import load_curvature
+from gradtrace.fitted.ekfac import load_curvature
 from gradtrace.fitted.representer_head import load_refit
 from gradtrace.fitted.trak_kernels import load_kernels
 from gradtrace.index import Index
 from gradtrace.models.gradient_model import GradientModel, open_models
 from gradtrace.models.path_report import summary
 from gradtrace.search.by_name import open_searcher
-from gradtrace.store.checksums import check_files
+from gradtrace.store.index_files import check_files
 from gradtrace.store.manifest import Manifest, read_manifest
 from gradtrace.store.rows import RowStore, representation_store
 from gradtrace.task import Task
@@ -94,7 +94,7 @@ def _models(
     weights = [indexed_checkpoint(directory, entry, moved[entry.run]) for entry in manifest.checkpoints]
     models = open_models(task, weights, device, rows)
     for entry, model in zip(manifest.checkpoints, models, strict=True):
-        require_layers(bases[entry.run], model.plan.layers)
+        check_layers(bases[entry.run], model.plan.layers)
     last = models[manifest.last_checkpoint]
     check_probe_losses(task, last, manifest.task)
     warn_of_guessed_sums(manifest.checkpoints)

@@ -15,9 +15,9 @@ from torch import Tensor
 from gradtrace.devices import pick_device
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.fitted.representer_head import fit_head, with_constant
-from gradtrace.fitted.trak_kernels import compute_kernel, output_of, share_at_least
+from gradtrace.fitted.trak_kernels import compute_kernel, output_kind, share_at_smallest
 from gradtrace.methods import METHODS
-from gradtrace.store.checksums import check_files
+from gradtrace.store.index_files import check_files
 from gradtrace.store.manifest import KernelsEntry, Manifest, RepresenterEntry
 from gradtrace.store.rows import RowStore, representation_store
 from gradtrace_indexer.generations import publish, save_pending, successor, updating
@@ -47,7 +47,7 @@ def add_kernels(path: str | Path, *, damping: float = DAMPING, device: str = "au
     with updating(directory, "add kernels") as (current, pending):
         manifest = current if pending is None else pending
         if manifest.kernels is None or manifest.kernels.damping != damping:
-            output = output_of(RowStore(directory, current).columns(current.last_checkpoint))
+            output = output_kind(RowStore(directory, current).columns(current.last_checkpoint))
             manifest = manifest.model_copy(update={"kernels": KernelsEntry(output=output, damping=damping, files={})})
         if pending is None:
             if not manifest.lacking_kernels():
@@ -65,7 +65,7 @@ def _with_kernels(directory: Path, manifest: Manifest, device: str, progress: bo
         assert manifest.kernels is not None
         entry, position = manifest.kernels, positions[name]
         kernel = compute_kernel(store, position, entry.output, entry.damping, where)
-        share = share_at_least(store, position, entry.output, kernel.least)
+        share = share_at_smallest(store, position, entry.output, kernel.smallest_weight)
         if entry.output == "log odds" and share > _MOST_ROUNDED:
             warnings.warn(
                 f"{share:.0%} of the rows have losses at {name} that are rounded to zero or next to it, so that TRAK "
@@ -73,7 +73,7 @@ def _with_kernels(directory: Path, manifest: Manifest, device: str, progress: bo
                 "rebuild",
                 stacklevel=3,
             )
-        numbers = {"weight": torch.tensor(kernel.weight), "least": torch.tensor(kernel.least)}
+        numbers = {"weight": torch.tensor(kernel.weight), "least": torch.tensor(kernel.smallest_weight)}
         content = safetensors.torch.save({"inverse": kernel.inverse, **numbers})
         file = write_file(directory, f"kernels/{name}.{manifest.generation}.safetensors", content)
         kernels = entry.model_copy(update={"files": {**entry.files, name: file}})

@@ -16,7 +16,7 @@ from typing import Any
 from gradtrace.checkpoints.second_moments import moments_path
 from gradtrace.errors import CorruptIndexError, IncompleteIndexError, StoreError
 from gradtrace.methods import METHODS, available_methods
-from gradtrace.store.checksums import check_files
+from gradtrace.store.index_files import check_files
 from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, Manifest, Operation, read_generation, read_manifest
 from gradtrace.store.rows import RowStore
 from gradtrace_indexer.writing.files import sole_writer, write_file, write_manifest

@@ -8,24 +8,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from gradtrace.checkpoints.second_moments import (
-    SecondMoments,
-    keeps_second_moments,
-    moments_sha256,
-    read_second_moments,
-)
+from gradtrace.checkpoints import second_moments
 from gradtrace.checkpoints.weights import listing, plain_names, read_state, sha256
 from gradtrace.errors import CheckpointError
-from gradtrace.store.manifest import CheckpointKind
-
-
-@dataclass(frozen=True, slots=True)
-class Optimizer:
-    """The settings of the optimizer that methods need. `name` is its class name in lower case ("sgd", "adamw")."""
-
-    name: str
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+from gradtrace.store.manifest import CheckpointKind, Optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +47,7 @@ class Checkpoint:
         """
         return read_state(self.path)
 
-    def second_moments(self, model: nn.Module) -> SecondMoments | None:
+    def second_moments(self, model: nn.Module) -> second_moments.SecondMoments | None:
         """The second moments of Adam or one of its variants; None if they were not kept.
 
         Args:
@@ -70,11 +56,11 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is damaged, or it is not certain which moments belong to which parameter.
         """
-        return read_second_moments(self.path, model)
+        return second_moments.read_second_moments(self.path, model)
 
     def keeps_second_moments(self, model: nn.Module) -> bool:
         """Whether `second_moments` gives any, told without reading them. Raises as it does."""
-        return keeps_second_moments(self.path, model)
+        return second_moments.keeps_second_moments(self.path, model)
 
     def moments_sha256(self) -> str | None:
         """Hexadecimal SHA-256 of the file that holds the second moments; None if they were not kept.
@@ -82,7 +68,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is damaged.
         """
-        return moments_sha256(self.path)
+        return second_moments.moments_sha256(self.path)
 
     def sha256(self) -> str:
         """Hexadecimal SHA-256 of the weights' file or files."""

@@ -24,19 +24,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from gradtrace.checkpoints.checkpoint import Checkpoint, Optimizer
+from gradtrace.checkpoints.checkpoint import Checkpoint
 from gradtrace.checkpoints.weights import SUFFIXES
 from gradtrace.errors import CheckpointError
+from gradtrace.store.manifest import Optimizer
 
 INDEX_NAME = "checkpoints.json"
-
-
-class OptimizerEntry(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    momentum: FiniteFloat = 0.0
-    weight_decay: FiniteFloat = 0.0
 
 
 class FileEntry(BaseModel):
@@ -53,7 +46,7 @@ class CheckpointIndex(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    optimizer: OptimizerEntry | None = None
+    optimizer: Optimizer | None = None
     batch_size: Annotated[int, Field(ge=1)] | None = None
     checkpoints: list[FileEntry] = []
 
@@ -74,7 +67,8 @@ def read_index(path: Path) -> CheckpointIndex:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); make it readable") from None
     except ValidationError as error:
-        raise CheckpointError(f"{path} is malformed; correct it:\n{_problems(error)}") from None
+        problems = "\n".join(f"  {'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
+        raise CheckpointError(f"{path} is malformed; correct it:\n{problems}") from None
     for entry in index.checkpoints:
         _check_file_name(path, entry.file)
     _check_unique(path, "step", [entry.step for entry in index.checkpoints])
@@ -92,13 +86,15 @@ def listed_checkpoints(path: Path) -> list[Checkpoint]:
     index = read_index(path)
     if not index.checkpoints:
         raise CheckpointError(f"{path} lists no checkpoint; record at least one with CheckpointRecorder")
-    optimizer = Optimizer(**index.optimizer.model_dump()) if index.optimizer else None
+    for entry in index.checkpoints:
+        if not (path.parent / entry.file).exists():
+            raise CheckpointError(f"{path} names {entry.file}, which is missing; restore the file or remove the entry")
     return [
         Checkpoint(
-            _existing(path, entry.file),
+            path.parent / entry.file,
             entry.step,
             entry.learning_rate,
-            optimizer,
+            index.optimizer,
             index.batch_size,
             learning_rate_sum=entry.learning_rate_sum,
         )
@@ -116,13 +112,6 @@ def how_to_write(directory: Path) -> str:
         f'{{"optimizer": {{"name": "sgd", "momentum": 0.9, "weight_decay": 0.0}}, "batch_size": 64,\n'
         f' "checkpoints": [\n   {entries}]}}'
     )
-
-
-def _existing(index: Path, file: str) -> Path:
-    path = index.parent / file
-    if not path.exists():
-        raise CheckpointError(f"{index} names {file}, which is missing; restore the file or remove the entry")
-    return path
 
 
 def _check_file_name(path: Path, file: str) -> None:
@@ -153,7 +142,3 @@ def _check_sums(path: Path, entries: list[FileEntry]) -> None:
                 f"{path}: learning_rate_sum falls from step {before.step} to step {after.step}; give the sum over all "
                 "steps from the training's first one on, or leave it out"
             )
-
-
-def _problems(error: ValidationError) -> str:
-    return "\n".join(f"  {'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg']}" for item in error.errors())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 from gradtrace.checkpoints.checkpoint import Checkpoint
@@ -26,28 +25,18 @@ def load_checkpoints(directory: str | Path) -> list[Checkpoint]:
             malformed.
     """
     path = Path(directory)
-    if path.is_file() and path.suffix == ".json":
-        return _by_step(listed_checkpoints(path))
+    index = path if path.is_file() and path.suffix == ".json" else path / INDEX_NAME
+    if index.exists():
+        return sorted(listed_checkpoints(index), key=lambda checkpoint: checkpoint.step)
     if not path.is_dir():
         raise CheckpointError(f"no directory {path}; give the one that the training wrote its checkpoints to")
-    if (path / INDEX_NAME).exists():
-        return _by_step(listed_checkpoints(path / INDEX_NAME))
     for reader in READERS:
         if paths := reader.find(path):
-            return _without_zero_rates(with_rates_of_steps(_without_repeats(map(reader.read, paths))))
-    raise CheckpointError(f"{path / INDEX_NAME} is missing; {how_to_write(path)}")
-
-
-def _by_step(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
-    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
-
-
-def _without_repeats(readings: Iterable[Reading]) -> list[Reading]:
-    """The first reading of each step, ordered by step. Frameworks may save a step twice (as the last, as the best)."""
-    by_step: dict[int, Reading] = {}
-    for reading in readings:
-        by_step.setdefault(reading.checkpoint.step, reading)
-    return [by_step[step] for step in sorted(by_step)]
+            by_step: dict[int, Reading] = {}
+            for reading in map(reader.read, paths):  # frameworks may save a step twice: as the last, as the best
+                by_step.setdefault(reading.checkpoint.step, reading)
+            return _without_zero_rates(with_rates_of_steps([by_step[step] for step in sorted(by_step)]))
+    raise CheckpointError(f"{index} is missing; {how_to_write(path)}")
 
 
 def _without_zero_rates(checkpoints: list[Checkpoint]) -> list[Checkpoint]:

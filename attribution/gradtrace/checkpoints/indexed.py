@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from gradtrace.checkpoints.checkpoint import Checkpoint
 from gradtrace.errors import CheckpointError, MismatchError
-from gradtrace.store.manifest import CheckpointEntry, OptimizerEntry
+from gradtrace.store.manifest import CheckpointEntry
 from gradtrace.task import Task
 
 Directory = str | Path
@@ -34,7 +33,7 @@ def checkpoint_entries(
             learning_rate_sum=checkpoint.learning_rate_sum,
             sha256=checkpoint.sha256(),
             moments_sha256=checkpoint.moments_sha256(),
-            optimizer=None if checkpoint.optimizer is None else OptimizerEntry(**asdict(checkpoint.optimizer)),
+            optimizer=checkpoint.optimizer,
             batch_size=checkpoint.batch_size,
             run=run,
             kind=checkpoint.kind,

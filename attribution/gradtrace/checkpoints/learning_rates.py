@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradtrace.checkpoints.checkpoint import Checkpoint
+from gradtrace.checkpoints.checkpoints_json import FileEntry
 from gradtrace.store.manifest import CheckpointEntry, by_run, weights_positions
 
-Doubles = NDArray[np.float64]
+Rated = Checkpoint | CheckpointEntry | FileEntry
 
 
-class Rated(Protocol):
-    """A checkpoint, or the manifest's entry of it."""
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def learning_rate_sum(self) -> float | None: ...
-
-
-def stretch_sums(run: Sequence[Rated]) -> Doubles:
+def stretch_sums(run: Sequence[Rated]) -> NDArray[np.float64]:
     """The sum of the learning rates of all steps since the previous checkpoint, or since step 0 for the first.
 
     float64 [len(run)].  run: checkpoints of one training, in order of their steps
@@ -45,21 +35,16 @@ def stretch_sums(run: Sequence[Rated]) -> Doubles:
 
 def warn_of_guessed_sums(entries: Sequence[CheckpointEntry]) -> None:
     """Warn, once for all runs of an index, if step-weighted methods have to guess the rates between checkpoints."""
-    for run in by_run(entries, weights_positions(entries)):
-        if message := _guessed_sums([entries[position] for position in run]):
-            warnings.warn(message, stacklevel=3)
+    for positions in by_run(entries, weights_positions(entries)):
+        run = [entries[position] for position in positions]
+        guessed = [str(entry.step) for entry in run if entry.learning_rate_sum is None]
+        if guessed and len({entry.learning_rate for entry in run}) > 1:
+            steps = ", ".join(guessed[:3]) + (" ..." if len(guessed) > 3 else "")
+            warnings.warn(
+                "the learning rate changes in this training, and how it went between the checkpoints was not kept for "
+                f"steps {steps}: source, fast-source and weights='learning_rate_steps' take the rate at a checkpoint "
+                "for that of all steps since the one before; record with CheckpointRecorder, or give learning_rate_sum "
+                "in checkpoints.json (docs/checkpoints.md)",
+                stacklevel=3,
+            )
             return
-
-
-def _guessed_sums(run: Sequence[Rated]) -> str | None:
-    """The warning for a run whose rate changes and whose sums of rates are not all known; None if there is none."""
-    guessed = [checkpoint for checkpoint in run if checkpoint.learning_rate_sum is None]
-    if not guessed or len({checkpoint.learning_rate for checkpoint in run}) < 2:
-        return None
-    steps = ", ".join(str(checkpoint.step) for checkpoint in guessed[:3]) + (" ..." if len(guessed) > 3 else "")
-    return (
-        f"the learning rate changes in this training, and how it went between the checkpoints was not kept for steps "
-        f"{steps}: source, fast-source and weights='learning_rate_steps' take the rate at a checkpoint for that of all "
-        "steps since the one before; record with CheckpointRecorder, or give learning_rate_sum in checkpoints.json "
-        "(docs/checkpoints.md)"
-    )

@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gradtrace.checkpoints import recorder_notes
-from gradtrace.checkpoints.checkpoints_json import INDEX_NAME, CheckpointIndex, FileEntry, OptimizerEntry, read_index
+from gradtrace.checkpoints.checkpoints_json import INDEX_NAME, CheckpointIndex, FileEntry, read_index
 from gradtrace.checkpoints.learning_rates import stretch_sums
 from gradtrace.checkpoints.second_moments import moments_path, recorded_moments
 from gradtrace.checkpoints.selection import weakest
 from gradtrace.durable import TEMPORARY_SUFFIX, write_whole
 from gradtrace.errors import CheckpointError
+from gradtrace.store.manifest import Optimizer
 
 LOSSES_NAME = "losses.csv"
 
@@ -65,9 +66,7 @@ class CheckpointRecorder:
             raise CheckpointError(f"every={every}: give the number of optimizer steps between checkpoints, 1 or more")
         if keep is not None and keep < 1:
             raise CheckpointError(f"keep={keep}: give the number of checkpoints to keep on disk, 1 or more")
-        self.directory = Path(directory)
-        self.every = every
-        self.keep = keep
+        self.directory, self.every, self.keep = Path(directory), every, keep
         self.optimizer_state = optimizer_state
         self.directory.mkdir(parents=True, exist_ok=True)
         resumed = (self.directory / INDEX_NAME).exists()
@@ -171,8 +170,7 @@ class CheckpointRecorder:
         path = self.directory / f"step-{self.steps:09d}.safetensors"
         self._write_losses()
         if self.optimizer_state:
-            moments = recorded_moments(model, self._optimizer)
-            write_whole(moments_path(path), moments.save)
+            write_whole(moments_path(path), recorded_moments(model, self._optimizer).save)
         write_whole(path, lambda temporary: save_file(_tensors(model), temporary))
         kept = [entry for entry in self._index.checkpoints if entry.step != self.steps]
         entry = FileEntry(
@@ -180,7 +178,7 @@ class CheckpointRecorder:
         )
         self._index.checkpoints = sorted([*kept, entry], key=lambda entry: entry.step)
         removed = self._remove_surplus()
-        write_whole(self.directory / INDEX_NAME, lambda temporary: temporary.write_text(self._index.content(), "utf-8"))
+        self._write(INDEX_NAME, self._index.content())
         for entry in removed:
             (self.directory / entry.file).unlink(missing_ok=True)
             moments_path(self.directory / entry.file).unlink(missing_ok=True)
@@ -212,7 +210,10 @@ class CheckpointRecorder:
         self._loss_sum, self._loss_count = 0.0, 0
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([("step", "loss"), *self._losses.items()])
-        write_whole(self.directory / LOSSES_NAME, lambda temporary: temporary.write_text(text.getvalue(), "utf-8"))
+        self._write(LOSSES_NAME, text.getvalue())
+
+    def _write(self, name: str, text: str) -> None:
+        write_whole(self.directory / name, lambda temporary: temporary.write_text(text, "utf-8"))
 
     def _remove_leftovers(self) -> None:
         """Delete what a killed training had not finished writing or deleting."""
@@ -249,10 +250,9 @@ def _read_losses(path: Path) -> dict[int, float]:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """The state dict in the form that safetensors requires: contiguous tensors that share no memory."""
-    state = model.state_dict()
     return {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in state.items()
+        for name, value in model.state_dict().items()
         if isinstance(value, Tensor)
     }
 
@@ -270,12 +270,8 @@ def main_group(optimizer: torch.optim.Optimizer, warn: bool) -> dict[str, Any]:
     return main
 
 
-def _describe(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> OptimizerEntry:
+def _describe(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> Optimizer:
     name = type(optimizer).__name__.lower()
     if group.get("decoupled_weight_decay") and "adamw" not in name:  # Adam(decoupled_weight_decay=True) is AdamW
         name = name.replace("adam", "adamw") if "adam" in name else "adamw"
-    return OptimizerEntry(
-        name=name,
-        momentum=float(group.get("momentum", 0.0)),
-        weight_decay=float(group.get("weight_decay", 0.0)),
-    )
+    return Optimizer(name, float(group.get("momentum", 0.0)), float(group.get("weight_decay", 0.0)))

@@ -58,24 +58,19 @@ def recorded_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Seco
 
 
 def read_second_moments(path: Path, model: nn.Module) -> SecondMoments | None:
-    """The second moments that were saved with the checkpoint at `path`; None if they were not.
-
-    They are beside the recorder's weight file, in a framework's directory, or in Lightning's file.
-
-    model: the model that was trained
-
-    Raises:
-        CheckpointError: the file is damaged, or it is not certain which moments belong to which parameter.
-    """
+    """As `Checkpoint.second_moments`, from the recorder's file, a framework's directory, or Lightning's file."""
     file = _moments_file(path)
-    if file is None or file == moments_path(path):
-        return _read_record(file) if file else None
+    if file is None:
+        return None
+    if file == moments_path(path):
+        with _opened_record(file) as (record, beta2, eps):
+            return SecondMoments({name: record.get_tensor(name) for name in record.keys()}, beta2, eps)  # noqa: SIM118
     entries = _saved_entries(file, model)
     return _corrected(entries) if entries else None
 
 
 def keeps_second_moments(path: Path, model: nn.Module) -> bool:
-    """Whether `read_second_moments` returns any, without reading their values. Raises as it does."""
+    """As `Checkpoint.keeps_second_moments`."""
     file = _moments_file(path)
     if file is not None and file == moments_path(path):
         with _opened_record(file):
@@ -84,11 +79,7 @@ def keeps_second_moments(path: Path, model: nn.Module) -> bool:
 
 
 def moments_sha256(path: Path) -> str | None:
-    """Hexadecimal SHA-256 of the file with the second moments of the checkpoint at `path`; None if it has none.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
+    """As `Checkpoint.moments_sha256`."""
     file = _moments_file(path)
     if file is None or (file != moments_path(path) and not _has_moments(file)):
         return None
@@ -128,22 +119,12 @@ def _opened_record(path: Path) -> Iterator[tuple[Any, float, float]]:
         raise CheckpointError(f"{path} is damaged ({error}); restore it, or delete it to do without") from None
 
 
-def _read_record(path: Path) -> SecondMoments:
-    with _opened_record(path) as (file, beta2, eps):
-        return SecondMoments({name: file.get_tensor(name) for name in file.keys()}, beta2, eps)  # noqa: SIM118
+# By parameter name: the optimizer's state of the parameter, and its group's settings.
+_Entries = dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """An optimizer's state of one parameter, with its group's settings."""
-
-    state: Mapping[str, Any]
-    beta2: float
-    eps: float
-
-
-def _saved_entries(path: Path, model: nn.Module) -> dict[str, _Entry]:
-    """The entries with second moments in an optimizer's file, by parameter name."""
+def _saved_entries(path: Path, model: nn.Module) -> _Entries:
+    """The entries with second moments in an optimizer's file."""
     state = _optimizer_state(path)
     try:
         return _entries(state, _names_by_group(path, state, model)) if state else {}
@@ -153,28 +134,32 @@ def _saved_entries(path: Path, model: nn.Module) -> dict[str, _Entry]:
         ) from None
 
 
-def _entries(state: Mapping[str, Any], names_by_group: Sequence[Sequence[str]]) -> dict[str, _Entry]:
-    """The entries with second moments in an optimizer's state dict, by parameter name."""
+def _entries(state: Mapping[str, Any], names_by_group: Sequence[Sequence[str]]) -> _Entries:
+    """The entries with second moments in an optimizer's state dict."""
     entries = {
-        name: _Entry(state["state"][number], float(group["betas"][1]), float(group["eps"]))
+        name: (state["state"][number], group)
         for group, names in zip(state["param_groups"], names_by_group, strict=True)
         for number, name in zip(group["params"], names, strict=True)
         if "exp_avg_sq" in state["state"].get(number, {})
     }
-    if len({(entry.beta2, entry.eps) for entry in entries.values()}) > 1:
+    if len({_settings(group) for _, group in entries.values()}) > 1:
         raise CheckpointError("the optimizer's parameter groups differ in beta2 or eps; train them with the same ones")
     return entries
 
 
-def _corrected(entries: Mapping[str, _Entry]) -> SecondMoments:
+def _settings(group: Mapping[str, Any]) -> tuple[float, float]:
+    """beta2 and eps."""
+    return float(group["betas"][1]), float(group["eps"])
+
+
+def _corrected(entries: _Entries) -> SecondMoments:
     """v / (1 - beta2^t) of each parameter."""
+    beta2, eps = _settings(next(iter(entries.values()))[1])
     by_name = {
-        name: entry.state.get("max_exp_avg_sq", entry.state["exp_avg_sq"]).float().cpu()
-        / (1 - entry.beta2 ** float(entry.state["step"]))
-        for name, entry in entries.items()
+        name: state.get("max_exp_avg_sq", state["exp_avg_sq"]).float().cpu() / (1 - beta2 ** float(state["step"]))
+        for name, (state, _) in entries.items()
     }
-    first = next(iter(entries.values()))
-    return SecondMoments(by_name, first.beta2, first.eps)
+    return SecondMoments(by_name, beta2, eps)
 
 
 def _names_by_group(path: Path, state: Mapping[str, Any], model: nn.Module) -> list[list[str]]:
@@ -189,9 +174,13 @@ def _names_by_group(path: Path, state: Mapping[str, Any], model: nn.Module) -> l
     groups = state["param_groups"]
     if all("param_names" in group for group in groups):
         return [list(plain_names(group["param_names"])) for group in groups]
-    shapes_left = [deque(_shape(state, number) for number in group["params"]) for group in groups]
+    shapes = {number: entry["exp_avg_sq"].shape for number, entry in state["state"].items() if "exp_avg_sq" in entry}
+    shapes_left = [deque(shapes.get(number) for number in group["params"]) for group in groups]
     names: list[list[str]] = [[] for _ in groups]
-    for name, parameter in _trained(model, sum(map(len, shapes_left))):
+    parameters = _parameters(model)
+    trained = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
+    only_trained = len(trained) == sum(map(len, shapes_left))  # what the optimizer has, else all parameters
+    for name, parameter in trained if only_trained else parameters:
         fitting = [number for number, left in enumerate(shapes_left) if left and left[0] in (None, parameter.shape)]
         if len(fitting) != 1:
             raise CheckpointError(
@@ -208,20 +197,7 @@ def _names_by_group(path: Path, state: Mapping[str, Any], model: nn.Module) -> l
     return names
 
 
-def _trained(model: nn.Module, count: int) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that require a gradient, if there are `count` of them, as many as the optimizer has; else all."""
-    parameters = _parameters(model)
-    trained = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
-    return trained if len(trained) == count else parameters
-
-
 def _parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The model's parameters by names without wrapper prefixes; a shared parameter once."""
     parameters = dict(model.named_parameters())
     return [(name, parameters[key]) for name, key in plain_names(parameters).items()]
-
-
-def _shape(state: Mapping[str, Any], number: int) -> torch.Size | None:
-    entry = state["state"].get(number, {})
-    shape: torch.Size | None = entry["exp_avg_sq"].shape if "exp_avg_sq" in entry else None
-    return shape

@@ -38,11 +38,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file or a directory of files, on the CPU, not nested and without prefixes of wrappers.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, would run code, or holds no state dict.
-    """
+    """As `Checkpoint.load`, from a file or a directory of files."""
     state: dict[str, Tensor] = {}
     for file in weight_files(path):
         state |= _state_dict(file, read_file(file))
@@ -85,11 +81,9 @@ def read_file(path: Path, lazily: bool = False) -> Any:
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"the kind of {path} is not known; files of weights end in {', '.join(SUFFIXES)}")
     try:
-        return (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
-        )
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; restore it or remove it from checkpoints.json") from None
     except pickle.UnpicklingError as error:

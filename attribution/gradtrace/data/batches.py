@@ -58,10 +58,6 @@ class ExampleBatch:
         """A batch of one example."""
         return self.chosen([position])
 
-    def in_float64(self) -> ExampleBatch:
-        """The batch with its floating-point tensors in float64."""
-        return collate(self.task, self.examples, self.device, float64=True)
-
 
 def values_of(measure: Measure, model: nn.Module, batch: Batch) -> Tensor:
     """The values of a measure, without a graph. Without no_grad if the loss itself differentiates the model."""

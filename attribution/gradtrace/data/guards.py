@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,18 +73,17 @@ def check_dataset(task: Task, skip_unreadable: bool = False) -> int:
         TaskError: the task is not a Task.
     """
     if not isinstance(task, Task):
-        remedy = f"pass an instance, {task.__name__}()" if isinstance(task, type) else "subclass gradtrace.Task"
-        raise TaskError(f"the task is {_described(task)}, not a gradtrace.Task: {remedy}")
-    train = getattr(task, "train", None)
+        given, remedy = f"an object of {type(task).__name__}", "subclass gradtrace.Task"
+        if isinstance(task, type):
+            given, remedy = f"the class {task.__name__}", f"pass an instance, {task.__name__}()"
+        raise TaskError(f"the task is {given}, not a gradtrace.Task: {remedy}")
+    train: Any = getattr(task, "train", None)
     if isinstance(train, DataLoader):
         raise DatasetError(
             "task.train is a DataLoader; pass its data set (loader.dataset): rows must keep their numbers"
         )
-    if (
-        train is None
-        or isinstance(train, IterableDataset | Mapping)
-        or not (hasattr(train, "__len__") and hasattr(train, "__getitem__"))
-    ):
+    is_map_style = hasattr(train, "__len__") and hasattr(train, "__getitem__")
+    if isinstance(train, IterableDataset | Mapping) or not is_map_style:
         raise DatasetError("task.train must be a map-style data set: len(train) and train[i]")
     if len(train) == 0:
         raise DatasetError("task.train is empty")
@@ -100,10 +100,6 @@ def check_dataset(task: Task, skip_unreadable: bool = False) -> int:
                 "in the task's training set; attribution needs the same example under the same number"
             )
     return len(train)
-
-
-def _described(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"an object of {type(value).__name__}"
 
 
 def check_batched_losses(model: nn.Module, measure: Measure, sample: Sample) -> Sample:

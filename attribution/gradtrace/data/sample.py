@@ -1,4 +1,4 @@
-"""Samples of training rows to examine a model on: of different sizes and labels, in several batches."""
+"""Samples of training rows to check a model on: of different sizes and labels, in several batches."""
 
 from __future__ import annotations
 
@@ -16,16 +16,13 @@ from gradtrace.task import Example, Task
 
 SAMPLE_ROWS = 16
 _CANDIDATES = 64  # rows that are read to choose from
-_SIZES = (
-    7,
-    3,
-    2,
-)  # of smaller batches of the sample. A dimension that has the batch's size in all of them is the batch
+# Sizes of smaller batches of the sample. A dimension that has the batch's size in all of them is the batch's.
+_SIZES = (7, 3, 2)
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Training rows to examine a model on.
+    """Training rows to check a model on.
 
     rows: their numbers, for messages
     batches: the batches in which they go through the model, as positions in `rows`
@@ -46,7 +43,8 @@ class Sample:
         return Sample(rows, self.examples.chosen(positions), [batch for batch in batches if batch])
 
     def in_float64(self) -> Sample:
-        return replace(self, examples=self.examples.in_float64())
+        batch = self.examples
+        return replace(self, examples=collate(batch.task, batch.examples, batch.device, float64=True))
 
 
 def sample_of(

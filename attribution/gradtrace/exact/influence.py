@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from gradtrace.data.batches import Measure
 from gradtrace.data.dataset import fetch
 from gradtrace.data.guards import check_dataset
 from gradtrace.errors import CurvatureError, TaskError
-from gradtrace.exact.conjugate_gradients import conjugate_gradients
 from gradtrace.gradients.reference import Measured, attention_by_matrices, in_float64, vmapped_gradients
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.task import Batch, Example, Task
@@ -63,9 +62,9 @@ class ExactInfluence:
     ) -> None:
         self.task, self.rows, self.shift = task, check_dataset(task), damping + weight_decay
         probe = fetch(task.train, range(min(2, self.rows)))
-        found = GradientModel(task, checkpoint, torch.device("cpu"), probe)  # with all the checks of a build
-        trainable = [name for layer in found.plan.layers for name in layer.names]
-        self.model = copy.deepcopy(found.model).double()
+        checked = GradientModel(task, checkpoint, torch.device("cpu"), probe)  # with all the checks of a build
+        trainable = [name for layer in checked.plan.layers for name in layer.names]
+        self.model = copy.deepcopy(checked.model).double()
         self.names = trainable if modules is None else _within(modules, trainable)
         self._parameters = {name: self.model.get_parameter(name).detach() for name in self.names}
         self._losses = self._linearised_losses if gauss_newton else self._exact_losses
@@ -135,8 +134,8 @@ class ExactInfluence:
         """The damped Hessian times each row of `vectors`. float64 [k, p] -> [k, p]."""
         total = torch.zeros_like(vectors)
         for batch in self._batches():
-            for part, own in zip(vectors.split(_VECTORS), total.split(_VECTORS), strict=True):
-                own += self._batch_products(batch, part)
+            for chunk, sums in zip(vectors.split(_VECTORS), total.split(_VECTORS), strict=True):
+                sums += self._batch_products(batch, chunk)
         return total / self.rows + self.shift * vectors
 
     def _batch_products(self, batch: Batch, vectors: Tensor) -> Tensor:
@@ -152,36 +151,38 @@ class ExactInfluence:
 
         with attention_by_matrices():
             pull = vjp(grad(total), self._parameters)[1]
-            found: Tensor = vmap(product)(vectors)
-        return found
+            products: Tensor = vmap(product)(vectors)
+        return products
 
     def _exact_losses(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         measured = Measured(self.model, self.task.loss)
-        losses: Tensor = functional_call(measured, {f"model.{name}": own for name, own in parameters.items()}, (batch,))
+        named = {f"model.{name}": values for name, values in parameters.items()}
+        losses: Tensor = functional_call(measured, named, (batch,))
         return losses
 
     def _linearised_losses(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
         return self.task.loss(_Linearised(self.model, self._parameters, parameters), batch)
 
     def _unflattened(self, vector: Tensor) -> dict[str, Tensor]:
-        parts = vector.split([parameter.numel() for parameter in self._parameters.values()])
-        return {name: part.view(own.shape) for (name, own), part in zip(self._parameters.items(), parts, strict=True)}
+        chunks = vector.split([parameter.numel() for parameter in self._parameters.values()])
+        named = zip(self._parameters.items(), chunks, strict=True)
+        return {name: chunk.view(parameter.shape) for (name, parameter), chunk in named}
 
     def _gradients(self, measure: Measure, batch: Batch) -> Tensor:
         """[batch, p]."""
-        found = vmapped_gradients(self.model, measure, batch, self.names)
-        return torch.cat([found[name].flatten(1) for name in self.names], dim=1)
+        gradients = vmapped_gradients(self.model, measure, batch, self.names)
+        return torch.cat([gradients[name].flatten(1) for name in self.names], dim=1)
 
     def _queries(self, examples: Sequence[Example]) -> Tensor:
         return self._gradients(self.task.measurement, in_float64(self.task.collate(list(examples))))
 
     def _scores(self, vectors: Tensor, projection: Tensor | None = None) -> NDArray[np.float64]:
         """Query vectors [queries, p] times row gradients; or [queries, k], and these projected by [k, p]."""
-        found = []
+        scores = []
         for batch in self._batches():
             rows = self._gradients(self.task.loss, batch)
-            found.append(vectors @ (rows if projection is None else rows @ projection.T).T)
-        return torch.cat(found, dim=1).numpy()
+            scores.append(vectors @ (rows if projection is None else rows @ projection.T).T)
+        return torch.cat(scores, dim=1).numpy()
 
     def _batches(self) -> Iterator[Batch]:
         step = max(1, min(_ROWS, _ELEMENTS // self.size))
@@ -196,7 +197,7 @@ class _Linearised(nn.Module):
     def __init__(self, model: nn.Module, at: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.model, self.at = model, dict(at)
-        self.change = {name: parameters[name] - own for name, own in at.items()}
+        self.change = {name: parameters[name] - values for name, values in at.items()}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output, pull = vjp(lambda at: functional_call(self.model, at, args, kwargs), self.at)[:2]
@@ -207,7 +208,7 @@ class _Linearised(nn.Module):
 
 def _within(modules: Sequence[str], trainable: Sequence[str]) -> list[str]:
     """Those of the trainable parameters that belong to the modules, or to modules within them."""
-    found = [name for name in trainable if any(name.startswith(f"{module}.") for module in modules)]
+    within = [name for name in trainable if any(name.startswith(f"{module}.") for module in modules)]
     empty = [module for module in modules if not any(name.startswith(f"{module}.") for name in trainable)]
     if empty or not modules:
         owners = dict.fromkeys(name.rpartition(".")[0] for name in trainable)
@@ -215,4 +216,51 @@ def _within(modules: Sequence[str], trainable: Sequence[str]) -> list[str]:
             f"the model has no trainable parameter in {', '.join(map(repr, empty)) or 'no module'}; name modules such "
             f"as {', '.join(list(owners)[:10])}"
         )
-    return found
+    return within
+
+
+def conjugate_gradients(
+    products: Callable[[Tensor], Tensor], sides: Tensor, tolerance: float, iterations: int
+) -> Tensor:
+    """Solve A x = b for every row b of `sides` [k, p], A symmetric positive definite (Hestenes and Stiefel 1952).
+
+    Args:
+        products: [k, p] -> [k, p], A times each row.
+        tolerance: largest |b - A x| / |b| of any row.
+        iterations: the most products to take.
+
+    Raises:
+        CurvatureError: A is not positive definite, or `iterations` do not reach the tolerance.
+    """
+    x = torch.zeros_like(sides)
+    residual, direction = sides.clone(), sides.clone()
+    square = residual.square().sum(1)
+    enough = square * tolerance**2
+    for _ in range(iterations):
+        unsolved = square > enough
+        if not bool(unsolved.any()):
+            return x
+        product = products(direction)
+        curvature = (direction * product).sum(1)
+        _check_positive(curvature[unsolved], direction[unsolved])
+        step = torch.where(unsolved, square / curvature, 0)[:, None]
+        x += step * direction
+        residual -= step * product
+        before, square = square, residual.square().sum(1)
+        direction = residual + torch.where(unsolved, square / before, 0)[:, None] * direction
+    worst = float((square / sides.square().sum(1)).sqrt().nan_to_num().max())
+    if worst <= tolerance:
+        return x
+    raise CurvatureError(
+        f"{iterations} iterations of conjugate gradients leave a relative residual of {worst:.1e}, {tolerance:.1e} was "
+        "asked for: allow more iterations, or raise the damping, which makes the curvature better conditioned"
+    )
+
+
+def _check_positive(curvature: Tensor, direction: Tensor) -> None:
+    lowest = float((curvature / direction.square().sum(1)).min())
+    if not lowest > 0:
+        raise CurvatureError(
+            f"the damped curvature is not positive definite ({lowest:.2e} along one direction): the weights are at no "
+            "minimum of the mean loss. Train on, raise the damping well above this, or take gauss_newton=True"
+        )

@@ -1,8 +1,11 @@
-"""Adam's preconditioner 1 / (sqrt(v) + eps): its diagonal in a basis for SOURCE, gradients times it for TracIn."""
+"""Adam's preconditioner P = diag(1 / (sqrt(v) + eps)), v the second moments (Kingma and Ba 2015, Algorithm 1).
+
+SOURCE takes its diagonal in the coordinates of a basis; TracIn for Adam multiplies whole gradients by it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -19,60 +22,59 @@ from gradtrace.models.gradient_model import GradientModel
 
 
 def preconditioner(model: GradientModel, basis: Basis, moments: SecondMoments) -> Tensor:
-    """The diagonal, in the kept coordinates, of P = 1 / (sqrt(v) + eps). float32 [dimensions].
+    """The diagonal of P in the kept coordinates. float32 [dimensions].
 
-    A coordinate of a layer is a sum over its weights, sum_ij U_S[i, s] U_A[j, r] g_ij, so the diagonal there is
-    sum_ij U_S[i, s]^2 U_A[j, r]^2 P_ij. That is all of P where the basis keeps weights as they are; else it leaves out
-    by how much P mixes coordinates. Weights that had no gradient yet do not move: their P is 0.
+    Coordinate (s, r) of a layer is sum_ij U_S[i, s] U_A[j, r] g_ij, so its diagonal element is
+    sum_ij U_S[i, s]^2 U_A[j, r]^2 P_ij. That is all of P where the basis does not rotate (`none`); else the elements
+    of P between different coordinates are left out.
 
     basis: spectral, or none
 
     Raises:
         CheckpointError: the moments are of other parameters than the model's.
     """
-    factors = factors_by_parameter(model, moments)
-    parts = {
-        layer.name: chosen_diagonal(weight_matrix(layer, factors), chosen)
-        for layer in model.plan.layers
-        if isinstance(chosen := basis.layers.get(layer.name), ChosenCoordinates)
+    diagonals = {
+        name: _diagonal(matrix, chosen)
+        for name, matrix in _by_layer(model, moments)
+        if isinstance(chosen := basis.layers.get(name), ChosenCoordinates)
     }
-    return basis.assemble(parts, 1)[0]
+    return basis.assemble(diagonals, 1)[0]
 
 
-def factors_by_parameter(model: GradientModel, moments: SecondMoments) -> dict[str, Tensor]:
-    """1 / (sqrt(v) + eps) by the names of the model's parameters, each of its parameter's shape, without those that
-    never had a gradient.
+def _by_layer(model: GradientModel, moments: SecondMoments) -> Iterator[tuple[str, Tensor]]:
+    """Each layer's name and its P in the shape of the layer's gradient, float32 [groups, out, in], on the CPU.
+
+    It is zero for weights without second moments, which the optimizer has never moved.
 
     Raises:
         CheckpointError: the moments are of other parameters than the model's.
     """
     parameters = dict(model.model.named_parameters())
-    shapes = {name: parameters[key].shape for name, key in plain_names(parameters).items()}
-    strange = [name for name, moment in moments.by_name.items() if shapes.get(name) != moment.shape]
-    if strange:
+    keys = plain_names(parameters)
+    shapes = {name: parameters[key].shape for name, key in keys.items()}
+    unknown = [name for name, moment in moments.by_name.items() if shapes.get(name) != moment.shape]
+    if unknown:
         raise CheckpointError(
             f"the second moments of {model.checkpoint.path} are of other parameters than the model's "
-            f"({listing(strange)}): restore the optimizer's file, or delete it to do without"
+            f"({listing(unknown)}): restore the optimizer's file, or delete it to do without"
         )
-    keys = plain_names(parameters)
-    return {keys[name]: 1 / (moment.sqrt() + moments.eps) for name, moment in moments.by_name.items()}
+    factors = {keys[name]: 1 / (moment.sqrt() + moments.eps) for name, moment in moments.by_name.items()}
+    for layer in model.plan.layers:
+        yield layer.name, _matrix(layer, factors)
 
 
-def weight_matrix(layer: Layer, factors: Mapping[str, Tensor]) -> Tensor:
-    """P of a layer's parameters as they stand in its gradient, 0 where there is none. float32 [groups, out, in].
-
-    factors: by parameter name
-    """
-    places = layer.parameter_gradients(torch.arange(layer.size).view(1, layer.groups, layer.outputs, layer.inputs))
-    found = torch.zeros(layer.size)
-    for name, place in places.items():
+def _matrix(layer: Layer, factors: Mapping[str, Tensor]) -> Tensor:
+    """`factors`, by parameter name, at the places of the layer's gradient; else zero. float32 [groups, out, in]."""
+    matrix = torch.zeros(layer.size)
+    positions = torch.arange(layer.size).view(1, layer.groups, layer.outputs, layer.inputs)
+    for name, of_parameter in layer.parameter_gradients(positions).items():
         if name in factors:
-            found[place.flatten()] = factors[name].flatten()
-    return found.view(layer.groups, layer.outputs, layer.inputs)
+            matrix[of_parameter.flatten()] = factors[name].flatten()
+    return matrix.view(layer.groups, layer.outputs, layer.inputs)
 
 
-def chosen_diagonal(matrix: Tensor, chosen: ChosenCoordinates) -> Tensor:
-    """[groups, out, in] -> [1, k]: each kept coordinate's mean over the weights that it mixes."""
+def _diagonal(matrix: Tensor, chosen: ChosenCoordinates) -> Tensor:
+    """The kept elements of (U_S^2)^T P U_A^2, with squares of elements. [groups, out, in] -> [1, k]."""
     if chosen.bases.outputs is not None:
         matrix = chosen.bases.outputs.cpu().square().mT @ matrix
     if chosen.bases.inputs is not None:
@@ -81,39 +83,37 @@ def chosen_diagonal(matrix: Tensor, chosen: ChosenCoordinates) -> Tensor:
 
 
 def adam_factors(model: GradientModel) -> dict[str, Tensor]:
-    """1 / (sqrt(v^) + eps) of every weight (Kingma and Ba 2015, Algorithm 1), zero for weights that the optimizer did
-    not train. By layer name, each float32 [groups, out, in], on the model's device.
+    """P by layer name, each float32 [groups, out, in] on the model's device; zero for weights that were not trained.
 
     Raises:
         CheckpointError: the checkpoint has no second moments, or they are of other parameters.
     """
-    checkpoint = model.checkpoint
-    moments = checkpoint.second_moments(model.task.model())
+    moments = model.checkpoint.second_moments(model.task.model())
     if moments is None:
-        raise CheckpointError(f"{checkpoint.path} has no second moments any more: restore the optimizer's file")
-    factors = factors_by_parameter(model, moments)
-    return {layer.name: weight_matrix(layer, factors).to(model.device) for layer in model.plan.layers}
+        raise CheckpointError(f"{model.checkpoint.path} has no second moments any more: restore the optimizer's file")
+    return {name: matrix.to(model.device) for name, matrix in _by_layer(model, moments)}
 
 
 def encode_preconditioned(
     model: GradientModel, basis: Basis, batch: ExampleBatch, measure: Measure, factors: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """As `GradientModel.encode`, each weight's gradient times its factor. Holds whole gradients of a few examples.
+    """As `GradientModel.encode`, of P times the gradient g: rows [batch, dimensions] and losses [batch].
 
-    factors: by layer name, each [groups, out, in].
+    Holds whole gradients of a few examples at a time.
+
+    factors: P by layer name, each [groups, out, in]
 
     Raises:
         LossError: a loss or a gradient is NaN or infinite.
     """
-    found = full_gradients(model, batch, measure)
-    parts: dict[str, Tensor] = {}
-    for layer, uses in found.uses.items():
-        if layer.name not in basis.layers:
-            continue
-        wholes = (layer.summed(uses, some).view(-1, *factors[layer.name].shape) for some in layer.slices(uses[0][0]))
-        own, factor = basis.layers[layer.name], factors[layer.name]
-        parts[layer.name] = torch.cat([own.of_gradient(whole * factor) for whole in wholes])
-    basis.add_whole(parts, {layer: whole * factors[layer.name] for layer, whole in found.strays.items()})
-    rows = basis.assemble(parts, len(found.losses))
+    gradients = full_gradients(model, batch, measure)
+    coordinates: dict[str, Tensor] = {}
+    for layer, uses in gradients.uses.items():
+        if layer.name in basis.layers:
+            layer_basis, factor = basis.layers[layer.name], factors[layer.name]
+            wholes = (layer.summed(uses, part).view(-1, *factor.shape) for part in layer.slices(uses[0][0]))
+            coordinates[layer.name] = torch.cat([layer_basis.of_gradient(whole * factor) for whole in wholes])
+    basis.add_whole(coordinates, {layer: whole * factors[layer.name] for layer, whole in gradients.strays.items()})
+    rows = basis.assemble(coordinates, len(gradients.losses))
     check_finite(rows, "gradient divided by Adam's second moments")
-    return rows, found.losses
+    return rows, gradients.losses

@@ -1,11 +1,11 @@
-"""The Fisher information: gradients at labels that the model would give (Kunstner et al. 2019 tell why).
+"""Batches for the Fisher information E[g gT], with g the gradient at a label y that is drawn from the model's p(y | x).
 
-The law of the labels comes from the loss functions that the loss calls; where that is not known, from the task's
-predictions, whose labels are set by Task.with_label.
+Why not at the true labels: Kunstner et al. 2019. p(y | x) comes from the loss functions that the loss calls; where that
+is not known, from the task's predictions, whose labels are set by Task.with_label.
 
-For classifiers of few classes the expectation over the labels is exact: each example counts with every class, by its
-probability. A trained model gives most of its examples one class with near certainty, so that labels drawn from it
-would hardly ever show what the rarer ones add, which is nearly all. For others, one label is drawn for each output.
+For classifiers of few classes the expectation over y is exact: each example counts with every class, weighted by its
+probability. A trained model is almost certain of most examples, and nearly all of the Fisher information comes from the
+other classes, which drawn labels would hardly ever be. Otherwise, one label is drawn for each output.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gradtrace.data.batches import ExampleBatch, Measure
 from gradtrace.labels.laws import Categorical
-from gradtrace.labels.loss_outputs import LossOutputs
+from gradtrace.labels.sampled_gradients import LossOutputs
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.outputs import MOST_CLASSES, class_probabilities, drawn_labels, labelled
 from gradtrace.task import Example
@@ -27,10 +27,10 @@ _NEGLIGIBLE = 1e-2  # share of the Fisher's trace
 
 
 class FisherBatch(NamedTuple):
-    """Examples, and the measure whose gradient is that of a loss at labels of the model's.
+    """Examples, and the measure whose gradient is that of the loss at labels drawn from the model.
 
-    weights: float32 [batch], how much the square of each example's gradient counts.
-    measure: None: the task's loss, of examples that have such labels.
+    weights: float32 [batch], of the square of each example's gradient.
+    measure: None: the task's loss, since the examples have such labels.
     """
 
     batch: ExampleBatch
@@ -39,10 +39,10 @@ class FisherBatch(NamedTuple):
 
 
 def fisher_batches(model: GradientModel, samples: Iterable[Sequence[Example]], seed: int) -> Iterator[FisherBatch]:
-    """The samples with labels that the model would give; with their own labels where these are not known.
+    """The samples with labels drawn from the model; with their own labels if `model.outputs` knows no p(y | x).
 
-    Where they come from is told by `model.outputs`. The weights of an example's labels sum to one, but for classes so
-    improbable that they are left out. The same seed and samples give the same labels.
+    The weights of an example's labels sum to one, except that improbable classes are left out. The same seed and
+    samples give the same labels.
     """
     outputs = model.outputs
     for number, examples in enumerate(samples):
@@ -63,25 +63,27 @@ def _unweighted(model: GradientModel, examples: Sequence[Example], measure: Meas
 def _classes_in_loss(
     model: GradientModel, outputs: LossOutputs, law: Categorical, examples: Sequence[Example]
 ) -> Iterator[FisherBatch]:
-    calls = outputs.recorded(model.model, model.trainable, model.collated(examples))
-    parts = [call.parts[0] for call in calls]
-    chances = torch.cat([law.probabilities(own.outputs.double()).movedim(law.dim, -1).flatten(0, -2) for own in parts])
-    for rows, classes, weights in _likely_pairs(chances, len(examples)):
+    parts = [call.parts[0] for call in outputs.recorded(model.model, model.trainable, model.collated(examples))]
+    probabilities = [
+        law.probabilities(part.outputs.double()).movedim(law.dim, -1).flatten(0, -2) for part in parts
+    ]  # each [examples of the call, classes]
+    for rows, classes, weights in _likely_pairs(torch.cat(probabilities), len(examples)):
         measure = outputs.seeded(0, 0, classes)
         yield FisherBatch(model.batch([examples[row] for row in rows]), weights, measure)
 
 
-def _likely_pairs(chances: Tensor, size: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Rows, classes int64 and weights float32 of the pairs of example and class that count, in batches of a size.
+def _likely_pairs(probabilities: Tensor, size: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Rows, classes int64 and weights float32 of the pairs of example and class that count, in batches of `size`.
 
-    chances: [examples, classes]
+    probabilities: [examples, classes]
     """
-    # Of softmax and cross-entropy, a class adds to the Fisher's trace about in proportion to its probability, but for
-    # the likeliest, which adds less and is kept for the weights' sum.
-    likeliest = chances.amax(1, keepdim=True)
-    kept = (chances >= _NEGLIGIBLE / chances.shape[1] * (1 - likeliest).mean()) | (chances == likeliest)
+    # With softmax and cross-entropy, a class adds to the Fisher's trace about in proportion to its probability. The
+    # likeliest adds less, and is kept so that the weights sum to one.
+    likeliest = probabilities.amax(1, keepdim=True)
+    negligible = _NEGLIGIBLE / probabilities.shape[1] * (1 - likeliest).mean()
+    kept = (probabilities >= negligible) | (probabilities == likeliest)
     for pairs in kept.nonzero().split(size):  # [batch, 2]
-        yield pairs[:, 0].tolist(), pairs[:, 1], chances[pairs[:, 0], pairs[:, 1]].float()
+        yield pairs[:, 0].tolist(), pairs[:, 1], probabilities[pairs[:, 0], pairs[:, 1]].float()
 
 
 def _predicted_labels(

@@ -8,7 +8,7 @@ L is the cross-entropy of the softmax of phi for classes, (phi - y)^2 for values
 
     weights_j = sum_i alpha_ij f_i        alpha_ij = -1 / (2 l2 n) dL(phi_i, y_i) / dphi_ij
 
-so that each row has a share in what the layer says of class j: phi_j(query) = sum_i alpha_ij <f_i, f_query>.
+so that each row has a share in the output for class j: phi_j(query) = sum_i alpha_ij <f_i, f_query>.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gradtrace.errors import StoreError
+from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import Manifest, RepresenterEntry
-from gradtrace.store.tensor_files import load_tensors
 
-_RESIDUAL = 1e-4  # of the decomposition, relative to the weights: the fit has converged
+_RESIDUAL = 1e-4  # |sum_i alpha_i f_i - weights| / |weights| at which the fit has converged
 _ROUNDS = 200  # of L-BFGS
 _TINY = 1e-300
 
 
 @dataclass(frozen=True, slots=True)
 class Refit:
-    """entry: how it was fitted
+    """The refitted layer at every checkpoint with representations.
+
+    entry: how it was fitted
     weights: float64 [represented checkpoints, outputs, features + 1]
     shares: alpha, float64 [represented checkpoints, stored rows, outputs], zero for deleted rows
     """
@@ -44,12 +47,12 @@ def loss_slopes(outputs: Tensor, labels: Tensor, classes: int | None) -> Tensor:
     """dL / dphi, of classes or of values. outputs: [n, outputs];  labels: [n], int64 or floating point."""
     if classes is None:
         return 2 * (outputs - labels[:, None])
-    return outputs.softmax(1) - torch.nn.functional.one_hot(labels, classes)
+    return outputs.softmax(1) - F.one_hot(labels, classes)
 
 
 def with_constant(representations: Tensor) -> Tensor:
     """[..., features] -> [..., features + 1], the last being one: its weight is the layer's bias."""
-    return torch.nn.functional.pad(representations, (0, 1), value=1.0)
+    return F.pad(representations, (0, 1), value=1.0)
 
 
 def fit_head(f: Tensor, labels: Tensor, classes: int | None, l2: float) -> tuple[Tensor, Tensor, float]:
@@ -73,7 +76,8 @@ def fit_head(f: Tensor, labels: Tensor, classes: int | None, l2: float) -> tuple
     def objective() -> Tensor:
         outputs = f @ weights.T  # [n, outputs]
         weights.grad = loss_slopes(outputs, labels, classes).T @ f / len(f) + 2 * l2 * weights
-        return _mean_loss(outputs, labels, classes) + l2 * weights.square().sum()
+        errors = (outputs[:, 0] - labels).square() if classes is None else F.cross_entropy(outputs, labels)
+        return errors.mean() + l2 * weights.square().sum()
 
     for _ in range(_ROUNDS):
         optimizer.step(objective)  # 20 iterations
@@ -87,17 +91,11 @@ def fit_head(f: Tensor, labels: Tensor, classes: int | None, l2: float) -> tuple
     )
 
 
-def _mean_loss(outputs: Tensor, labels: Tensor, classes: int | None) -> Tensor:
-    if classes is None:
-        return (outputs[:, 0] - labels).square().mean()
-    return torch.nn.functional.cross_entropy(outputs, labels)
-
-
 def load_refit(directory: Path, manifest: Manifest) -> Refit | None:
-    """The index's, None where it has none of its present rows.
+    """The refitted layer of an index; None if it has none, or one that was fitted on other rows.
 
     Raises:
-        CorruptIndexError: its file is missing or damaged.
+        CorruptIndexError: the file is missing or damaged.
     """
     entry = manifest.representer
     if entry is None or manifest.representer_is_stale():

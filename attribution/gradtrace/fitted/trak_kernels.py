@@ -1,4 +1,4 @@
-"""TRAK's kernels: second moments, over all rows, of the compressed gradients of the model's output."""
+"""TRAK's kernels: second moments, over all rows, of the compressed gradients of the model's output f."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.errors import StoreError
+from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import Manifest, Output
 from gradtrace.store.rows import RowStore
-from gradtrace.store.tensor_files import load_tensors
 
 _BLOCK_VALUES = 1 << 23  # float32 values of rows that are held at a time
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Kernel:
-    """Of one checkpoint.
+    """TRAK's kernel at one checkpoint.
 
     inverse: float32 [dimensions, dimensions]
     weight: root mean square of |dL/df| over the rows
-    least: the smallest |dL/df| above zero of a row; it stands for those of losses that are rounded to zero
+    smallest_weight: the smallest |dL/df| above zero of a row, taken for rows whose loss is rounded to zero
     """
 
     inverse: Tensor
     weight: float
-    least: float
+    smallest_weight: float
 
 
-def output_of(columns: Mapping[str, NDArray[Any]]) -> Output:
-    """What the model's output is that the loss is of, from the label, prediction and loss of every row.
+def output_kind(columns: Mapping[str, NDArray[Any]]) -> Output:
+    """The kind of the model's output f, from the label, prediction and loss of every row.
 
     Raises:
         StoreError: labels and predictions are neither all classes nor all real values, or a loss is negative.
@@ -60,38 +60,40 @@ def _missing(values: NDArray[Any]) -> bool:
     return values.dtype == object or (values.dtype.kind == "f" and bool(np.isnan(values).all()))
 
 
-def output_weights(losses: Tensor, output: Output, least: float) -> Tensor:
-    """|dL/df|: by how much the loss changes with the model's output f; `least` for zero. Float32 as `losses`.
+def output_weights(losses: Tensor, output: Output, smallest: float) -> Tensor:
+    """|dL/df|, by how much the loss L changes with the output f; `smallest` where that is zero. Float32 as `losses`.
 
     Log odds: L = -log p, f = log(p / (1 - p)), so it is 1 - p (Park et al. 2023, Equation 12). Values: L = c (f - y)^2,
     so it is sqrt(2 L) with f in units of 1 / sqrt(2 c).
     """
     weights = -torch.expm1(-losses) if output == "log odds" else (2 * losses).sqrt()
-    return torch.where(weights > 0, weights, least)
+    return torch.where(weights > 0, weights, smallest)
 
 
-def stored_weights(store: RowStore, checkpoint: int, output: Output, least: float) -> Tensor:
-    """Those of all rows. Float32 [stored rows]."""
-    return output_weights(torch.tensor(store.columns(checkpoint)["loss"]), output, least)
+def stored_weights(store: RowStore, checkpoint: int, output: Output, smallest: float) -> Tensor:
+    """`output_weights` of all stored rows. Float32 [stored rows]."""
+    return output_weights(torch.tensor(store.columns(checkpoint)["loss"]), output, smallest)
 
 
-def share_at_least(store: RowStore, checkpoint: int, output: Output, least: float) -> float:
-    """Of the rows that are not deleted, how many share the smallest |dL/df|, or have zero."""
+def share_at_smallest(store: RowStore, checkpoint: int, output: Output, smallest: float) -> float:
+    """The share of the rows, without deleted ones, whose |dL/df| is the smallest above zero, or zero."""
     live = torch.from_numpy(store.row_ids.live())
-    smallest = stored_weights(store, checkpoint, output, least)[live] <= least
-    return (int(smallest.sum()) - 1) / len(smallest)
+    at_smallest = stored_weights(store, checkpoint, output, smallest)[live] <= smallest
+    return (int(at_smallest.sum()) - 1) / len(at_smallest)
 
 
 def compute_kernel(store: RowStore, checkpoint: int, output: Output, damping: float, device: torch.device) -> Kernel:
-    """(Phi^T Phi + damping x its mean diagonal)^-1 at one checkpoint, Phi = rows / |dL/df| (Park et al. 2023,
-    Equation 13).
+    """(Phi^T Phi + damping x its mean diagonal x I)^-1, where Phi [rows, D] holds each row's gradient of f, its stored
+    gradient of the loss divided by |dL/df| (Park et al. 2023, Equation 13). Deleted rows are left out.
 
     Raises:
         StoreError: all gradients are zero.
     """
     live = torch.from_numpy(store.row_ids.live())
-    least = _least(stored_weights(store, checkpoint, output, 0.0)[live])
-    weights = stored_weights(store, checkpoint, output, least)
+    weights = stored_weights(store, checkpoint, output, 0.0)
+    above_zero = weights[live & (weights > 0)]
+    smallest = float(above_zero.min()) if len(above_zero) else torch.finfo(weights.dtype).tiny
+    weights = torch.where(weights > 0, weights, smallest)
     kernel = torch.zeros(store.dimensions, store.dimensions, dtype=torch.float64, device=device)
     for start, rows in store.blocks([checkpoint], max(1, _BLOCK_VALUES // store.dimensions)):
         part = slice(start, start + len(rows))
@@ -102,16 +104,11 @@ def compute_kernel(store: RowStore, checkpoint: int, output: Output, damping: fl
         raise StoreError("the gradients of all rows are zero at a checkpoint, so TRAK has no kernel there")
     kernel.diagonal().add_(damping * scale)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel)).float().cpu().contiguous()
-    return Kernel(inverse, float(weights[live].double().square().mean().sqrt()), least)
-
-
-def _least(weights: Tensor) -> float:
-    above = weights[weights > 0]
-    return float(above.min()) if len(above) else torch.finfo(weights.dtype).tiny
+    return Kernel(inverse, float(weights[live].double().square().mean().sqrt()), smallest)
 
 
 def load_kernels(directory: Path, manifest: Manifest, device: torch.device) -> dict[int, Kernel]:
-    """Those of an index by their checkpoints' positions; memory-mapped on the CPU.
+    """An index's kernels by the positions of their checkpoints; memory-mapped on the CPU.
 
     Raises:
         CorruptIndexError: a file is missing or damaged.
@@ -122,6 +119,6 @@ def load_kernels(directory: Path, manifest: Manifest, device: torch.device) -> d
         if entry.name in files:
             path = directory / files[entry.name].path
             tensors = load_tensors(path, "go back to another generation", "inverse", "weight", "least")
-            inverse = tensors["inverse"].to(device)
-            kernels[position] = Kernel(inverse, float(tensors["weight"]), float(tensors["least"]))
+            weight, smallest = float(tensors["weight"]), float(tensors["least"])
+            kernels[position] = Kernel(tensors["inverse"].to(device), weight, smallest)
     return kernels

@@ -2,7 +2,7 @@
 
 A loss that is -log of a probability of the label implies a law of the label. The Gauss-Newton matrix of the outputs is
 then their Fisher information (Martens 2020, section 9.2): E[s sT], with s = d loss / d outputs at a label that is drawn
-from the law. `Law.roots` returns such vectors s: for a loss of weight 1, E[s sT] is the Fisher information.
+from the law. The roots of a law are such vectors s: for a loss of weight 1, E[s sT] is the Fisher information.
 """
 
 from __future__ import annotations
@@ -26,43 +26,21 @@ class Draws:
     integers: Tensor
     classes: Tensor | None = None
 
-    def signs(self) -> Tensor:
-        """+1 and -1. float32 [n]"""
-        return 1.0 - 2.0 * ((self.integers >> 63) & 1).float()
-
-    def second_signs(self) -> Tensor:
-        """+1 and -1, independent of `signs`. float32 [n]"""
-        return 1.0 - 2.0 * ((self.integers >> 62) & 1).float()
+    def signs(self, second: bool = False) -> Tensor:
+        """+1 and -1; the second signs are independent of the first. float32 [n]"""
+        return 1.0 - 2.0 * ((self.integers >> (62 if second else 63)) & 1).float()
 
     def uniforms(self) -> Tensor:
         """In [0, 1). float64 [n]"""
         return ((self.integers >> 11) & ((1 << 53) - 1)).double() / 2**53
 
 
-class Law:
-    """The law of the label of one element of a loss, given the outputs.
+@dataclass(frozen=True, slots=True)
+class Independent:
+    """Each element has one output f, of Fisher information I(f): s = +-sqrt(I(f)), so one draw gives E[s sT] exactly.
 
     name: as shown to users
-    one_draw_is_exact: s sT is the same for every draw (roots differ in sign only), so one draw gives its expectation
-    """
-
-    name: str
-    one_draw_is_exact = True
-
-    def roots(self, outputs: Tensor, draws: Draws) -> Tensor:
-        """Vectors s with E[s sT] = Fisher information of `outputs`, one for each draw. In the shape of `outputs`."""
-        raise NotImplementedError
-
-    def prediction(self, outputs: Tensor) -> Tensor:
-        """int64 class or floating-point value of each element."""
-        return outputs
-
-
-@dataclass(frozen=True, slots=True)
-class Independent(Law):
-    """Each element has one output f, of Fisher information I(f): s = +-sqrt(I(f)).
-
-    information: I
+    information: I, elementwise
     second: use the second of each element's independent signs
     threshold: output above which the predicted class is 1; None: labels are values
     """
@@ -73,15 +51,16 @@ class Independent(Law):
     threshold: float | None = None
 
     def roots(self, outputs: Tensor, draws: Draws) -> Tensor:
-        signs = draws.second_signs() if self.second else draws.signs()
-        return signs.reshape(outputs.shape) * self.information(outputs).sqrt()
+        """s, one for each draw, in the shape of `outputs`."""
+        return draws.signs(self.second).reshape(outputs.shape) * self.information(outputs).sqrt()
 
     def prediction(self, outputs: Tensor) -> Tensor:
+        """Value, or int64 class, of each element."""
         return outputs if self.threshold is None else (outputs > self.threshold).long()
 
 
 @dataclass(frozen=True, slots=True)
-class Categorical(Law):
+class Categorical:
     """Each element is a class y of several, of probabilities p.
 
     Outputs are logits f: s = p - e_y, and E[s sT] = diag(p) - p pT; or log-probabilities: s = -e_y, E[s sT] = diag(p).
@@ -93,12 +72,12 @@ class Categorical(Law):
     dim: int
     normalized: bool
     name = "categorical"
-    one_draw_is_exact = False
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         return outputs.exp() if self.normalized else outputs.softmax(self.dim)
 
     def roots(self, outputs: Tensor, draws: Draws) -> Tensor:
+        """s, one for each draw, in the shape of `outputs`."""
         probabilities = self.probabilities(outputs)
         classes = self._classes(probabilities, draws).long()
         mean = torch.zeros_like(probabilities) if self.normalized else probabilities
@@ -116,8 +95,11 @@ class Categorical(Law):
         return below.sum(self.dim, keepdim=True).clamp_max(probabilities.shape[self.dim] - 1)
 
     def prediction(self, outputs: Tensor) -> Tensor:
+        """int64 class of each element, of length 1 in `dim`."""
         return outputs.argmax(self.dim, keepdim=True)
 
+
+Law = Independent | Categorical
 
 _SMALLEST_VARIANCE = 1e-7  # of a Bernoulli law whose probability is rounded to 0 or 1, in float32
 
@@ -127,39 +109,20 @@ BERNOULLI_PROBABILITY = Independent(
 )
 GAUSSIAN = Independent("Gaussian", lambda f: torch.full_like(f, 2.0))  # (f - y)^2, of variance 1/2
 LAPLACE = Independent("Laplace", torch.ones_like)  # |f - y|, of scale 1
-POISSON_LOG_RATE = Independent("Poisson", torch.exp)
 
 
-def poisson_rate(eps: float) -> Law:
-    return Independent("Poisson", lambda rate: 1 / (rate + eps))
+def huber(delta: float, curvature: float = 1.0) -> Law:
+    """The law with density proportional to exp(-curvature huber_loss).
 
-
-def gaussian_mean(variance: Tensor) -> Law:
-    return Independent("Gaussian with its variance", lambda f: 1 / variance)
-
-
-def gaussian_variance(eps: float) -> Law:
-    return Independent("Gaussian with its variance", lambda v: 0.5 / v.clamp_min(eps).square(), second=True)
-
-
-def huber(delta: float) -> Law:
-    """The law with density proportional to exp(-huber_loss).
-
-    Its Fisher information is the probability of an error below delta, where the loss is quadratic:
-    m / (m + 2 / delta exp(-delta^2 / 2)), with m = sqrt(2 pi) erf(delta / sqrt 2).
+    Its Fisher information is the curvature c times the probability of an error below delta, where the loss is
+    quadratic: c m / (m + 2 / (c delta) exp(-c delta^2 / 2)), with m = sqrt(2 pi / c) erf(delta sqrt(c / 2)).
     """
-    inside = math.sqrt(2 * math.pi) * math.erf(delta / math.sqrt(2))
-    information = inside / (inside + 2 / delta * math.exp(-(delta**2) / 2))
+    inside = math.sqrt(2 * math.pi / curvature) * math.erf(delta * math.sqrt(curvature / 2))
+    outside = 2 / (curvature * delta) * math.exp(-curvature * delta**2 / 2)
+    information = curvature * inside / (inside + outside)
     return Independent("Huber", lambda f: torch.full_like(f, information))
 
 
 def smooth_l1(beta: float) -> Law:
-    """The law with density proportional to exp(-smooth_l1_loss), which is e^2 / (2 beta) for errors e below beta.
-
-    Its Fisher information is the probability of an error below beta, over beta; see `huber`.
-    """
-    if beta == 0:
-        return LAPLACE
-    inside = math.sqrt(2 * math.pi * beta) * math.erf(math.sqrt(beta / 2))
-    information = inside / (inside + 2 * math.exp(-beta / 2)) / beta
-    return Independent("Huber", lambda f: torch.full_like(f, information))
+    """The law with density proportional to exp(-smooth_l1_loss), which is huber_loss / beta."""
+    return LAPLACE if beta == 0 else huber(beta, 1 / beta)

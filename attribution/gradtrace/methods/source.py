@@ -12,10 +12,10 @@ from gradtrace.contents import IndexContents
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, MethodOptions, chosen_checkpoints
 from gradtrace.search.scored_rows import Doubles
-from gradtrace.store.manifest import CheckpointEntry, CheckpointKind, Manifest, OptimizerEntry, by_run, trained_models
+from gradtrace.store.manifest import CheckpointEntry, CheckpointKind, Manifest, Optimizer, by_run, trained_models
 
 _SEGMENTS = 3
-_PLAIN_SGD = OptimizerEntry(name="sgd", momentum=0.0, weight_decay=0.0)  # where the optimizer is not known
+_PLAIN_SGD = Optimizer(name="sgd", momentum=0.0, weight_decay=0.0)  # where the optimizer is not known
 
 
 class Source(Method):

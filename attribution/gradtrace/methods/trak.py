@@ -62,7 +62,7 @@ class _TrakScoring(GradientScoring):
         """phi(q): the gradient of the output, from that of the loss."""
         rows, values = super().encode(checkpoint, batch, measure)
         if measure == "loss":
-            least = self._kernels[self.blocks.index(checkpoint)].least
+            least = self._kernels[self.blocks.index(checkpoint)].smallest_weight
             rows = rows / output_weights(values, self._output, least)[:, None]
         return rows, values
 
@@ -79,7 +79,7 @@ class _TrakScoring(GradientScoring):
     def _row_weights(self) -> Tensor:
         """1 - p_z. float32 [stored rows, blocks]."""
         blocks = zip(self.blocks, self._kernels, strict=True)
-        weights = [stored_weights(self.store, block, self._output, kernel.least) for block, kernel in blocks]
+        weights = [stored_weights(self.store, block, self._output, kernel.smallest_weight) for block, kernel in blocks]
         return torch.stack(weights, dim=1)
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from gradtrace import random_numbers
 from gradtrace.data.batches import Measure, values_of
 from gradtrace.errors import TaskError
+from gradtrace.labels.call_readers import LossCall
+from gradtrace.labels.interception import RecordedLoss
 from gradtrace.labels.laws import BERNOULLI, BERNOULLI_PROBABILITY, Categorical
-from gradtrace.labels.loss_calls import LossCall
-from gradtrace.labels.loss_examination import Probe, examined_outputs
-from gradtrace.labels.loss_outputs import LossOutputs
-from gradtrace.labels.loss_watching import RecordedLoss
+from gradtrace.labels.loss_analysis import LossSample, analyse_loss
+from gradtrace.labels.sampled_gradients import LossOutputs
 from gradtrace.models.task_model import TaskModel
 from gradtrace.store.manifest import FisherEntry, FisherSource
 from gradtrace.task import Batch, Example, Label
@@ -112,8 +112,8 @@ def model_outputs(model: TaskModel, examples: Sequence[Example]) -> Outputs:
     examples = _finite(model, examples)
     predicted = _predicted(model, examples)
     batch = model.collated(examples)
-    probe = Probe(model.task.loss, model.model, model.trainable, batch, lambda: model.collated(examples[:1]))
-    in_loss = examined_outputs(probe)
+    sample = LossSample(model.task.loss, model.model, model.trainable, batch, lambda: model.collated(examples[:1]))
+    in_loss = analyse_loss(sample)
     if isinstance(in_loss, LossOutputs):
         return _from_loss(in_loss, model, examples, predicted)
     unusable = unusable_predictions(model, predicted, examples)
@@ -157,7 +157,7 @@ def _from_loss(
     in_loss: LossOutputs, model: TaskModel, examples: Sequence[Example], predicted: Tensor | None
 ) -> Outputs:
     law = in_loss.law
-    exact = law is not None and (law.one_draw_is_exact or (in_loss.classes or 0) <= MOST_CLASSES)
+    exact = law is not None and (not isinstance(law, Categorical) or (in_loss.classes or 0) <= MOST_CLASSES)
     several = "" if law is not None else "several labels an example: "
     how = "labels drawn" if not exact else "exact expectation" + " over the classes" * isinstance(law, Categorical)
     beside = "; other terms of the loss are left out" if in_loss.has_other_terms else ""

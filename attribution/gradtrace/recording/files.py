@@ -25,7 +25,7 @@ from torch import Tensor
 from gradtrace.basis import Basis, load_basis
 from gradtrace.durable import write_whole
 from gradtrace.errors import RecordingError
-from gradtrace.store.checksums import hash_file
+from gradtrace.store.index_files import hash_file
 from gradtrace.store.manifest import FileEntry
 
 RECORDING_NAME, ROWS_NAME = "recording.json", "rows.f32"

@@ -224,7 +224,7 @@ class Answering:
             )
             for position, row, score, parts in zip(
                 positions.tolist(),
-                self.contents.store.row_ids.of(positions).tolist(),
+                self.contents.store.row_ids.ids[positions].tolist(),
                 end.scores[belongs].tolist(),
                 end.parts[belongs].tolist(),
                 strict=True,

@@ -63,7 +63,7 @@ def rescored(
         candidates = [np.union1d(result.top.rows, result.bottom.rows) for result in compressed[together]]
         union = np.unique(np.concatenate(candidates))
         queries = [query for group in groups[together] for query in group]
-        examples = fetch(contents.task.train, contents.store.row_ids.of(union).tolist())
+        examples = fetch(contents.task.train, contents.store.row_ids.ids[union].tolist())
         scores = _scores([contents.models[block] for block in scoring.blocks], scoring, queries, examples)
         first = 0
         for group, rows, result in zip(groups[together], candidates, compressed[together], strict=True):

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from gradtrace.errors import CorruptIndexError, IncompleteIndexError, StoreError
 
@@ -54,10 +56,15 @@ class FileEntry(_Entry):
     xxh3: str
 
 
-class OptimizerEntry(_Entry):
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """The settings of the optimizer that methods need. `name` is its class name in lower case ("sgd", "adamw")."""
+
     name: str
-    momentum: float
-    weight_decay: float
+    momentum: FiniteFloat = 0.0
+    weight_decay: FiniteFloat = 0.0
+
+    __pydantic_config__ = ConfigDict(extra="forbid", revalidate_instances="always")
 
 
 class CheckpointEntry(_Entry):
@@ -71,7 +78,7 @@ class CheckpointEntry(_Entry):
     moments_sha256: str | None = None  # of the file with the optimizer's second moments, if they were kept
     run: int = 0  # number of the training run; a run's checkpoints are in the order of training
     kind: CheckpointKind = "weights"
-    optimizer: OptimizerEntry | None = None
+    optimizer: Optimizer | None = None
     batch_size: int | None = None
     learning_rate_sum: float | None = None  # over all steps from the training's first to this one; None: unknown
     second_moments: bool = False  # whether Adam's were kept; the curvature file then holds a preconditioner
@@ -271,10 +278,8 @@ class Manifest(_Entry):
 
 def by_run(entries: Sequence[CheckpointEntry], positions: Iterable[int]) -> list[list[int]]:
     """The given positions of checkpoints, ascending, in one list for each training run."""
-    runs: dict[int, list[int]] = {}
-    for position in sorted(positions, key=lambda position: (entries[position].run, position)):
-        runs.setdefault(entries[position].run, []).append(position)
-    return list(runs.values())
+    ordered = sorted(positions, key=lambda position: (entries[position].run, position))
+    return [list(run) for _, run in groupby(ordered, key=lambda position: entries[position].run)]
 
 
 def weights_positions(entries: Sequence[CheckpointEntry]) -> list[int]:
@@ -316,7 +321,12 @@ def read_generation(directory: Path, name: str) -> Manifest:
         raise StoreError(f"no index at {directory}: {name} is missing; build one with `gradtrace build`") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
-    _check_format(path, content)
+    try:
+        version = json.loads(content)["format"]  # before the schema, which another format may not have
+    except (ValueError, KeyError, TypeError):
+        version = FORMAT_VERSION  # damaged: validation against the schema tells where
+    if version != FORMAT_VERSION:
+        raise StoreError(f"{path} has format {version}; this release reads {FORMAT_VERSION}: rebuild the index")
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
@@ -327,13 +337,3 @@ def read_generation(directory: Path, name: str) -> Manifest:
             f"{path} is damaged: its checksum does not match its content; restore it or rebuild the index"
         )
     return manifest
-
-
-def _check_format(path: Path, content: bytes) -> None:
-    """Raises StoreError for another format. To be called first: another format may have another schema."""
-    try:
-        version = json.loads(content)["format"]
-    except (ValueError, KeyError, TypeError):
-        return  # damaged: validation against the schema tells where
-    if version != FORMAT_VERSION:
-        raise StoreError(f"{path} has format {version}; this release reads {FORMAT_VERSION}: rebuild the index")

@@ -8,6 +8,7 @@ an index: value = code * scale * column scale.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradtrace.errors import StoreError
+from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import Manifest, Precision
-from gradtrace.store.tensor_files import load_tensors
 
 STORED_DTYPES: dict[Precision, torch.dtype] = {
     "float16": torch.float16,
@@ -135,7 +136,7 @@ def tail_norms(rows: Tensor, levels: list[int]) -> Tensor:
     Entry l is the Euclidean norm of columns levels[l - 1] and up (entry 0: of the whole row), rounded up, so that the
     bound by Cauchy-Schwarz holds.
     """
-    energies = [columns.double().square_().sum(dim=1) for columns in torch.split(rows, _widths(levels), dim=1)]
+    energies = [columns.double().square_().sum(dim=1) for columns in torch.split(rows, level_widths(levels), dim=1)]
     energy = torch.stack(energies, dim=1)  # [n, levels]
     tails = energy.flip(1).cumsum(1).flip(1).sqrt_()
     # Rounding to nearest loses half a float32 step at most, which one step upwards makes up for; float64 errs less.
@@ -143,5 +144,6 @@ def tail_norms(rows: Tensor, levels: list[int]) -> Tensor:
     return torch.where(tails > 0, torch.nextafter(rounded, torch.full_like(rounded, torch.inf)), rounded)
 
 
-def _widths(levels: list[int]) -> list[int]:
+def level_widths(levels: Sequence[int]) -> list[int]:
+    """Number of columns of each level.  levels: column boundaries, ascending"""
     return [stop - start for start, stop in zip([0, *levels[:-1]], levels, strict=True)]

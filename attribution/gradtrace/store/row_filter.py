@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from gradtrace.errors import QueryError
 from gradtrace.task import Label
 
-_CONDITIONS = ("min", "max", "in")
-
 
 @dataclass(frozen=True, slots=True)
 class RowFilter:
@@ -38,7 +36,7 @@ class RowFilter:
         """Raises QueryError for a condition of the wrong type."""
         for name in ("labels", "rows", "exclude_rows"):
             if getattr(self, name) is not None:
-                _require_list(name, getattr(self, name))
+                _check_list(name, getattr(self, name))
         if not isinstance(self.correct_only, bool | np.bool_):
             raise QueryError(f"correct_only of a filter is True or False, not {self.correct_only!r}")
         conditions = {} if self.where is None else self.where
@@ -101,51 +99,41 @@ def _meets(
     """The rows that meet the condition on one column. bool [rows]."""
     if name not in columns:
         raise QueryError(f"the filter names column {name!r}; the index has {', '.join(columns)}")
-    if not condition or not set(condition) <= set(_CONDITIONS):
+    if not condition or not set(condition) <= {"min", "max", "in"}:
         raise QueryError(f"the filter's condition on {name} is {dict(condition)}; give one or more of min, max and in")
     values = columns[name].astype(np.float64)  # unknown: NaN, which compares false
     names = class_names if name in ("label", "prediction") else None
     met = ~np.isnan(values)
-    if "min" in condition:
-        met &= values >= _bound(name, condition["min"])
-    if "max" in condition:
-        met &= values <= _bound(name, condition["max"])
+    for end, compare in (("min", np.greater_equal), ("max", np.less_equal)):
+        if end in condition:
+            if not isinstance(condition[end], Real):
+                raise QueryError(f"min and max of the filter's condition on {name} are numbers, not {condition[end]!r}")
+            met &= compare(values, float(condition[end]))
     if "in" in condition:
-        _require_list(f'"in" of the condition on {name}', condition["in"])
+        _check_list(f'"in" of the condition on {name}', condition["in"])
         met &= np.isin(values, _numbers(condition["in"], names))
     return met
 
 
-def _require_list(name: str, values: Any) -> None:
+def _check_list(name: str, values: Any) -> None:
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise QueryError(f"{name} of a filter is a list, not {values!r}")
 
 
-def _bound(name: str, value: Any) -> float:
-    if not isinstance(value, Real):
-        raise QueryError(f"min and max of the filter's condition on {name} are numbers, not {value!r}")
-    return float(value)
-
-
 def _numbers(values: Sequence[Label | str], class_names: Sequence[str] | None) -> list[Label]:
     """The values, with names of classes replaced by their numbers."""
-    return [_number(value, class_names) for value in values]
-
-
-def _number(value: Any, class_names: Sequence[str] | None) -> Label:
-    if isinstance(value, str):
-        return _class_number(value, class_names)
-    if not isinstance(value, Real):
-        raise QueryError(f"labels and values of a filter are numbers or names of classes, not {value!r}")
-    return value  # type: ignore[return-value]  # NumPy's numbers do as well
-
-
-def _class_number(name: str, class_names: Sequence[str] | None) -> int:
-    known = list(class_names or ())
-    if name not in known:
-        remedy = f"the classes are {', '.join(known)}" if known else "nothing has a name there: give numbers"
-        raise QueryError(f"the filter names class {name!r}; {remedy}")
-    return known.index(name)
+    known, numbers = list(class_names or ()), list[Label]()
+    for value in values:
+        if isinstance(value, str):
+            if value not in known:
+                remedy = f"the classes are {', '.join(known)}" if known else "nothing has a name there: give numbers"
+                raise QueryError(f"the filter names class {value!r}; {remedy}")
+            numbers.append(known.index(value))
+        elif isinstance(value, Real):
+            numbers.append(value)
+        else:
+            raise QueryError(f"labels and values of a filter are numbers or names of classes, not {value!r}")
+    return numbers
 
 
 def _mask(rows: int, chosen: Sequence[int]) -> NDArray[np.bool_]:

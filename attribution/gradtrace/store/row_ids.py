@@ -36,10 +36,6 @@ class RowIds:
         self.ids, self.deleted = ids, deleted
         self._identity = len(ids) == rows and not len(deleted)  # positions are ids, and nothing is deleted
 
-    def of(self, positions: NDArray[np.int64]) -> Ids:
-        """The ids at these positions, in the same shape."""
-        return self.ids[positions]
-
     def live(self) -> NDArray[np.bool_]:
         """Which positions hold rows that are not deleted. bool [stored rows]."""
         return self.present[self.ids]
@@ -77,15 +73,15 @@ class RowIds:
 
     def columns(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Columns by position, [stored rows], to columns by id, [rows]. Deleted rows get NaN as numbers, else None."""
-        return dict(columns) if self._identity else {name: self._column(column) for name, column in columns.items()}
-
-    def _column(self, column: NDArray[Any]) -> NDArray[Any]:
-        live = self.live()
-        numbers = np.issubdtype(column.dtype, np.number)
-        kind = np.result_type(column, np.float32) if numbers else np.dtype(object)
-        out = np.full(self.rows, np.nan if numbers else None, dtype=kind)
-        out[self.live_ids()] = column[live]
-        return out
+        if self._identity:
+            return dict(columns)
+        live, live_ids, by_id = self.live(), self.live_ids(), dict[str, NDArray[Any]]()
+        for name, column in columns.items():
+            numbers = np.issubdtype(column.dtype, np.number)
+            kind = np.result_type(column, np.float32) if numbers else np.dtype(object)
+            by_id[name] = np.full(self.rows, np.nan if numbers else None, dtype=kind)
+            by_id[name][live_ids] = column[live]
+        return by_id
 
 
 def read_row_ids(directory: Path, manifest: Manifest) -> RowIds:
@@ -98,16 +94,13 @@ def read_row_ids(directory: Path, manifest: Manifest) -> RowIds:
     ids = np.arange(manifest.rows) if manifest.row_ids is None else _read(directory, manifest.row_ids)
     deleted = ids[:0] if manifest.deleted is None else _read(directory, manifest.deleted)
     ascending = all((np.diff(values) > 0).all() for values in (ids, deleted))
-    if not ascending or len(ids) != manifest.rows or not _within(ids, 0, rows) or not np.isin(deleted, ids).all():
+    known = ((ids >= 0) & (ids < rows)).all() and np.isin(deleted, ids).all()
+    if not ascending or not known or len(ids) != manifest.rows:
         raise CorruptIndexError(
             f"the row ids of {directory} do not fit its manifest: restore the index, or roll back to an earlier "
             "generation"
         )
     return RowIds(rows, ids, deleted)
-
-
-def _within(ids: Ids, low: int, high: int) -> bool:
-    return not len(ids) or (int(ids[0]) >= low and int(ids[-1]) < high)
 
 
 def _read(directory: Path, entry: FileEntry) -> Ids:

@@ -49,31 +49,28 @@ class RowStore:
             sorted((s for s in manifest.shards if s.checkpoint == c), key=lambda s: s.start)
             for c in range(self.checkpoints)
         ]
-        self._check_stretches()
+        stretches = manifest.stretches()
+        self._check_stretches(stretches)
+        self._starts = np.array([start for start, _ in stretches], dtype=np.int64)
         self._layout = ShardLayout(1, tuple(self.levels), manifest.precision)  # of one row
         scales_of_runs = load_column_scales(directory, manifest)
         scales = [scales_of_runs[entry.run] for entry in manifest.checkpoints] if scales_of_runs else []
         self._column_scales = torch.stack(scales) if scales else None  # [checkpoints, D]
-        self._starts = np.array([start for start, _ in self._stretches(0)], dtype=np.int64)
 
     @cached_property
     def row_ids(self) -> RowIds:
         """The training row at each position. Raises CorruptIndexError."""
         return read_row_ids(self._directory, self._manifest)
 
-    def _stretches(self, checkpoint: int) -> list[tuple[int, int]]:
-        """(start, stop) of each shard's rows, in order."""
-        return [(entry.start, entry.stop) for entry in self._entries[checkpoint]] if self._entries else []
-
-    def _check_stretches(self) -> None:
-        for checkpoint in range(self.checkpoints):
-            edges = [0, *(stop for _, stop in self._stretches(checkpoint))]
-            starts = [start for start, _ in self._stretches(checkpoint)]
-            if edges[:-1] != starts or edges[-1] != self.rows or self._stretches(checkpoint) != self._stretches(0):
-                name = self._manifest.checkpoints[checkpoint].name
+    def _check_stretches(self, stretches: list[tuple[int, int]]) -> None:
+        """Raises CorruptIndexError unless every checkpoint has shards of these rows (start, stop), which tile all."""
+        edges = [0, *(stop for _, stop in stretches)]
+        tiled = edges[:-1] == [start for start, _ in stretches] and edges[-1] == self.rows
+        for checkpoint, entries in zip(self._manifest.checkpoints, self._entries, strict=True):
+            if not tiled or [(entry.start, entry.stop) for entry in entries] != stretches:
                 raise CorruptIndexError(
-                    f"the shards of checkpoint {name} do not cover its {self.rows} rows in the same stretches as those "
-                    f"of the first checkpoint: rebuild {self._directory}"
+                    f"the shards of checkpoint {checkpoint.name} do not cover its {self.rows} rows in the same "
+                    f"stretches as those of the first checkpoint: rebuild {self._directory}"
                 )
 
     def _shard(self, checkpoint: int, number: int) -> Shard:
@@ -92,8 +89,7 @@ class RowStore:
     def open_all(self) -> None:
         """Open every shard now: an open shard stays readable even if its file is deleted."""
         for checkpoint in range(self.checkpoints):
-            for number in range(len(self._entries[checkpoint])):
-                self._shard(checkpoint, number)
+            list(self.shards(checkpoint))
 
     def first_levels(self, checkpoint: int) -> Iterator[tuple[int, Tensor]]:
         """The first level of all rows in order, as (first row, [rows of a shard, width] float32)."""
@@ -130,7 +126,8 @@ class RowStore:
             return self.gather(checkpoints, ascending)[order.argsort()]
         if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= self.rows):
             raise QueryError(f"rows must lie in 0 to {self.rows - 1}; got {int(rows[0])} to {int(rows[-1])}")
-        levels = [self._buffer(len(checkpoints), len(rows), width) for width in self._layout.stored_widths]
+        shapes = [(len(checkpoints), len(rows), width) for width in self._layout.stored_widths]
+        levels = [torch.empty(shape, dtype=self._layout.dtype).numpy() for shape in shapes]
         scales = np.empty((len(checkpoints), len(rows)), dtype=np.float32)
         for number, places, local in self._by_shard(rows.numpy()):
             for position, checkpoint in enumerate(checkpoints):
@@ -145,10 +142,6 @@ class RowStore:
             decode(torch.from_numpy(levels[number]), torch.from_numpy(scales), broadcast, target)
         return out.transpose(0, 1)
 
-    def _buffer(self, *shape: int) -> NDArray[Any]:
-        """An uninitialised array of stored values."""
-        return np.empty(shape, dtype=str(self._layout.dtype).removeprefix("torch."))
-
     def products(self, checkpoint: int, rows: Tensor, level: int, vector: Tensor) -> Tensor:
         """<row's columns of one level, vector>. float32 [m].
 
@@ -162,7 +155,7 @@ class RowStore:
             self._expect([checkpoint], scan=True)
         out, scales = torch.empty(len(rows)), np.empty(len(rows), dtype=np.float32)
         step = min(len(rows), max(1, _PIECE_VALUES // len(vector)))
-        stored = self._buffer(step, self._layout.stored_widths[level])
+        stored = torch.empty(step, self._layout.stored_widths[level], dtype=self._layout.dtype).numpy()
         codes = torch.empty(step, len(vector))
         for start in range(0, len(rows), max(1, step)):
             piece = slice(start, min(start + step, len(rows)))
@@ -171,15 +164,12 @@ class RowStore:
                 shard = self._shard(checkpoint, number)
                 shard.level_arrays[level].take(local, axis=0, out=stored[places], mode="clip")
                 shard.scale_array.take(local, out=scales[piece][places], mode="clip")
-            self._unpack(torch.from_numpy(stored[:count]), codes[:count])
+            packed = torch.from_numpy(stored[:count])
+            codes[:count].copy_(packed if column_scales is None else unpack(packed, len(vector)))
             torch.mv(codes[:count], vector, out=out[piece])
         if scan:
             self._expect([checkpoint], scan=False)
         return out.mul_(torch.from_numpy(scales))
-
-    def _unpack(self, stored: Tensor, out: Tensor) -> None:
-        """Stored codes [n, stored width] to float32 [n, width], without scales."""
-        out.copy_(stored if self._column_scales is None else unpack(stored, out.shape[1]))
 
     def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, slice, NDArray[np.int64]]]:
         """Split ascending rows [m] by shard: (number of the shard, slice of `rows`, their positions in the shard)."""
@@ -205,7 +195,7 @@ class RowStore:
         """Tell the operating system how the later levels are read next."""
         for checkpoint in checkpoints:
             for _, shard in self.shards(checkpoint):
-                shard.expect_scan() if scan else shard.expect_gathers()
+                shard.expect(scan)
 
     def _read(self, checkpoint: int, start: int, stop: int, out: Tensor) -> None:
         """Decode rows [start, stop) into `out`, [stop - start, dimensions]."""
@@ -254,15 +244,11 @@ def representation_store(directory: Path, manifest: Manifest) -> RowStore | None
         for shard in manifest.shards
         if shard.checkpoint in numbers and shard.representations is not None
     ]
-    return RowStore(
-        directory,
-        manifest.model_copy(
-            update={
-                "checkpoints": [manifest.checkpoints[checkpoint] for checkpoint in numbers],
-                "levels": [manifest.representations.dimensions],
-                "precision": REPRESENTATION_PRECISION,
-                "column_scales": [],
-                "shards": shards,
-            }
-        ),
-    )
+    update = {
+        "checkpoints": [manifest.checkpoints[checkpoint] for checkpoint in numbers],
+        "levels": [manifest.representations.dimensions],
+        "precision": REPRESENTATION_PRECISION,
+        "column_scales": [],
+        "shards": shards,
+    }
+    return RowStore(directory, manifest.model_copy(update=update))

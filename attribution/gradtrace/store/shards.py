@@ -26,7 +26,7 @@ from torch import Tensor
 
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.store.manifest import Precision
-from gradtrace.store.precision import STORED_DTYPES, stored_width
+from gradtrace.store.precision import STORED_DTYPES, level_widths, stored_width
 
 ALIGNMENT = 64
 REPRESENTATION_PRECISION: Precision = "float16"
@@ -64,7 +64,7 @@ class ShardLayout:
 
     @cached_property
     def widths(self) -> list[int]:
-        return [stop - start for start, stop in zip((0, *self.levels[:-1]), self.levels, strict=True)]
+        return level_widths(self.levels)
 
     @cached_property
     def stored_widths(self) -> list[int]:
@@ -76,34 +76,15 @@ class ShardLayout:
         return STORED_DTYPES[self.precision]
 
     @cached_property
-    def _ends(self) -> list[int]:
-        value_bytes = self.dtype.itemsize
-        sizes = [self.rows * width * value_bytes for width in self.stored_widths] + [
-            self.rows * 4,
-            self.rows * len(self.levels) * 4,
-        ]
-        return list(accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes))
-
-    @cached_property
-    def level_offsets(self) -> list[int]:
-        return [0, *self._ends[: len(self.levels) - 1]]
-
-    @property
-    def scales_offset(self) -> int:
-        return self._ends[-3]
-
-    @property
-    def tails_offset(self) -> int:
-        return self._ends[-2]
+    def offsets(self) -> list[int]:
+        """Where the blocks begin: the values of each level, the scales, the tail norms; and where the file ends."""
+        values = [self.rows * width * self.dtype.itemsize for width in self.stored_widths]
+        sizes = [*values, self.rows * 4, self.rows * len(self.levels) * 4]
+        return list(accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0))
 
     @property
     def bytes(self) -> int:
-        return self._ends[-1]
-
-
-def representation_layout(rows: int, dimensions: int) -> ShardLayout:
-    """The layout of a shard of last hidden representations: one level, since they are read as a whole."""
-    return ShardLayout(rows, (dimensions,), REPRESENTATION_PRECISION)
+        return self.offsets[-1]
 
 
 class Shard:
@@ -117,32 +98,28 @@ class Shard:
     def __init__(self, path: Path, layout: ShardLayout) -> None:
         self._map = _map_file(path, layout.bytes)
         self.layout = layout
+        *level_offsets, scales_offset, tails_offset, _ = layout.offsets
         self.levels = [
             self._view(layout.dtype, offset, layout.rows, width)
-            for offset, width in zip(layout.level_offsets, layout.stored_widths, strict=True)
+            for offset, width in zip(level_offsets, layout.stored_widths, strict=True)
         ]
-        self.scales = self._view(torch.float32, layout.scales_offset, layout.rows)
-        self.tails = self._view(torch.float32, layout.tails_offset, layout.rows, len(layout.levels))
+        self.scales = self._view(torch.float32, scales_offset, layout.rows)
+        self.tails = self._view(torch.float32, tails_offset, layout.rows, len(layout.levels))
         self.level_arrays: list[NDArray[Any]] = [level.numpy() for level in self.levels]
         self.scale_array: NDArray[np.float32] = self.scales.numpy()
-        self.expect_gathers()
+        self.expect(scan=False)
 
     def _view(self, dtype: torch.dtype, offset: int, *shape: int) -> Tensor:
         count = torch.Size(shape).numel()
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(shape)
 
-    def expect_gathers(self) -> None:
-        """Tell the operating system that single rows of the later levels are read next: read-ahead off."""
-        self._advise(mmap.MADV_RANDOM)
-
-    def expect_scan(self) -> None:
-        """Tell the operating system that the later levels are read from end to end next: read-ahead on."""
-        self._advise(mmap.MADV_NORMAL)
-
-    def _advise(self, advice: int) -> None:
+    def expect(self, scan: bool) -> None:
+        """Tell the operating system how the later levels are read next: from end to end, with read-ahead, in a scan;
+        else row by row, without."""
         if len(self.layout.levels) > 1:
-            start = self.layout.level_offsets[1] // mmap.PAGESIZE * mmap.PAGESIZE
-            self._map.madvise(advice, start, self.layout.scales_offset - start)
+            start = self.layout.offsets[1] // mmap.PAGESIZE * mmap.PAGESIZE
+            advice = mmap.MADV_NORMAL if scan else mmap.MADV_RANDOM
+            self._map.madvise(advice, start, self.layout.offsets[-3] - start)
 
 
 def _map_file(path: Path, size: int) -> mmap.mmap:

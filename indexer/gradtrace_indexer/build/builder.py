@@ -262,7 +262,7 @@ class Builder:
         self, manifest: Manifest, workers: RowWorkers, task: ShardTask, bar: tqdm[Any], bad: BadRows
     ) -> ShardEntry:
         """The rows of one stretch at one checkpoint, in batches counted from its start."""
-        ids = read_row_ids(self.directory, manifest).of(np.arange(task.start, task.stop))
+        ids = read_row_ids(self.directory, manifest).ids[task.start : task.stop]
         with ExitStack() as writers:
             writer = writers.enter_context(self._row_writer(manifest, task))
             represented = representation_writer(self.directory, manifest, task.checkpoint, task.start, len(ids))

@@ -13,13 +13,12 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from gradtrace.basis import Basis, dense_basis, identity_basis, require_layers, two_sided_basis
+from gradtrace.basis import Basis, check_layers, dense_basis, identity_basis, two_sided_basis
 from gradtrace.checkpoints.second_moments import SecondMoments
 from gradtrace.data.dataset import fetch
 from gradtrace.errors import LossError, RecordingError, StoreError
 from gradtrace.fitted.adam import preconditioner
-from gradtrace.fitted.eigenbases import fit_spectral_basis
-from gradtrace.fitted.eigenvalues import curvature
+from gradtrace.fitted.ekfac import curvature, fit_spectral_basis
 from gradtrace.fitted.fisher_batches import fisher_batches
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.recording import Recording
@@ -144,7 +143,7 @@ def recorded_basis(recording: Recording, reference: GradientModel, rows: int) ->
             f"{recording.entry.steps} steps, with other weights than those of the last checkpoint, or on other than "
             f"{rows} rows: save a checkpoint after the last recorded step, and give checkpoints up to it"
         )
-    require_layers(recording.basis, reference.plan.layers)
+    check_layers(recording.basis, reference.plan.layers)
     return recording.basis
 
 

@@ -59,10 +59,10 @@ def check_new_rows(
     for shard in shards:
         draw = np.random.default_rng([checkpoint, shard.start])
         positions = shard.start + np.sort(draw.permutation(shard.stop - shard.start)[:_ROWS])
-        positions = positions[np.isin(store.row_ids.of(positions), usable)]
+        positions = positions[np.isin(store.row_ids.ids[positions], usable)]
         stored = store.gather([checkpoint], positions)[:, 0]
         largest = float(store.norms(checkpoint)[shard.start : shard.stop].max())
-        rows = store.row_ids.of(positions).tolist()
+        rows = store.row_ids.ids[positions].tolist()
         differing = [row for row, vector in zip(rows, stored, strict=True) if not check.agrees(row, vector, largest)]
         if differing:
             raise LossError(_message(entry.name, differing))

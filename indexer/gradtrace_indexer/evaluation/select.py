@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from gradtrace.checkpoints import Checkpoint
-from gradtrace.checkpoints.checkpoints_json import CheckpointIndex, FileEntry, OptimizerEntry
+from gradtrace.checkpoints.checkpoints_json import CheckpointIndex, FileEntry
 from gradtrace.checkpoints.selection import least_falls, refusals
 from gradtrace.data.dataset import fetch
 from gradtrace.data.guards import check_dataset
@@ -49,7 +48,7 @@ def selection_index(checkpoints: Sequence[Checkpoint], chosen: Sequence[int], di
     """A checkpoints.json of the chosen ones, for `directory`, where their files are."""
     first = checkpoints[0]
     return CheckpointIndex(
-        optimizer=OptimizerEntry(**dataclasses.asdict(first.optimizer)) if first.optimizer else None,
+        optimizer=first.optimizer,
         batch_size=first.batch_size,
         checkpoints=[
             FileEntry(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from gradtrace.basis import require_layers
+from gradtrace.basis import check_layers
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.checkpoints.indexed import checkpoint_entries
 from gradtrace.data.guards import check_dataset
@@ -137,7 +137,7 @@ def _begin(builder: Builder, current: Manifest, new: Sequence[Checkpoint], run: 
     basis = builder.bases_of(current)[run]
     for checkpoint in new:
         model = builder.model(checkpoint)
-        require_layers(basis, model.plan.layers)
+        check_layers(basis, model.plan.layers)
     changes: dict[str, object] = {
         "checkpoints": [*current.checkpoints, *checkpoint_entries(builder.directory, new, builder.task, run)]
     }

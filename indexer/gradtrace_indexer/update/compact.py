@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from gradtrace.errors import CorruptIndexError
-from gradtrace.store.checksums import check_file
+from gradtrace.store.index_files import check_file
 from gradtrace.store.manifest import FileEntry, Manifest, ShardEntry, shard_files
 from gradtrace.store.row_ids import read_row_ids
 from gradtrace.store.shards import Shard, ShardLayout

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gradtrace.durable import write_whole
 from gradtrace.errors import LockedIndexError, StoreError
-from gradtrace.store.checksums import hash_file
+from gradtrace.store.index_files import hash_file
 from gradtrace.store.manifest import FileEntry, Manifest
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from gradtrace.durable import rename_durably, temporary_path
 from gradtrace.errors import StoreError
-from gradtrace.store.checksums import hash_file
+from gradtrace.store.index_files import hash_file
 from gradtrace.store.manifest import FileEntry, Manifest, ShardEntry
 from gradtrace.store.precision import decode, encode, tail_norms
-from gradtrace.store.shards import Shard, ShardLayout, representation_layout
+from gradtrace.store.shards import REPRESENTATION_PRECISION, Shard, ShardLayout
 from gradtrace_indexer.writing.files import write_errors_of
 
 
@@ -68,8 +68,7 @@ class ShardWriter:
 
     def _append_blocks(self, levels: Sequence[Tensor], scales: Tensor, tails: Tensor) -> None:
         layout, first = self.layout, self._written
-        blocks = zip(layout.level_offsets, levels, strict=True)
-        for offset, block in [*blocks, (layout.scales_offset, scales[:, None]), (layout.tails_offset, tails)]:
+        for offset, block in zip(layout.offsets[:-1], [*levels, scales[:, None], tails], strict=True):
             position = offset + first * block.shape[1] * block.element_size()
             remaining = block.contiguous().cpu().view(torch.uint8).flatten().numpy().data
             with write_errors_of(self._path):
@@ -138,7 +137,7 @@ def representation_writer(
     """Writes the representations that belong to a new shard; None where its checkpoint has none."""
     if manifest.representations is None or checkpoint not in manifest.represented:
         return None
-    layout = representation_layout(rows, manifest.representations.dimensions)
+    layout = ShardLayout(rows, (manifest.representations.dimensions,), REPRESENTATION_PRECISION)
     return ShardWriter(directory, f"representations/{shard_name(manifest, checkpoint, start)}.rows", layout)
 
 

@@ -1,18 +1,18 @@
-"""The base class of readers of a framework's checkpoints, and reading a saved optimizer's settings."""
+"""What a reader of a framework's checkpoints is, and reading a saved optimizer's settings."""
 
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from gradtrace.checkpoints.checkpoint import Checkpoint, Optimizer
+from gradtrace.checkpoints.checkpoint import Checkpoint
 from gradtrace.errors import CheckpointError
+from gradtrace.store.manifest import Optimizer
 
 Group = Mapping[str, Any]  # a parameter group of an optimizer, with its settings
 
@@ -43,20 +43,16 @@ class Reading:
     next_rate: NextRate | None = None
 
 
-class Reader(ABC):
-    """Finds and reads the checkpoints of one framework."""
+class Reader(NamedTuple):
+    """Finds and reads the checkpoints of one framework.
 
-    @abstractmethod
-    def find(self, directory: Path) -> list[Path]:
-        """Paths of the framework's checkpoints in a directory; an empty list if the framework did not write it."""
+    find: paths of the framework's checkpoints in a directory; an empty list if the framework did not write it
+    read: reads one of these checkpoints, whose learning rate may be zero, which `load_checkpoints` replaces. Raises
+        CheckpointError if it is damaged, or does not tell its step or its learning rate.
+    """
 
-    @abstractmethod
-    def read(self, path: Path) -> Reading:
-        """Read one of these checkpoints. Its learning rate may be zero, which `load_checkpoints` replaces.
-
-        Raises:
-            CheckpointError: it is damaged, or does not tell its step or its learning rate.
-        """
+    find: Callable[[Path], list[Path]]
+    read: Callable[[Path], Reading]
 
 
 def folders_with(directory: Path, *names: str) -> list[Path]:

@@ -58,25 +58,24 @@ def with_rates_of_steps(readings: Sequence[Reading]) -> list[Checkpoint]:
     A saved optimizer holds the rate of the next step only. Scheduler and optimizer steps may differ: if a scheduler
     steps once an epoch, the rate is constant in between.
     """
-    if not all(reading.next_rate for reading in readings):
-        return [reading.checkpoint for reading in readings]
+    checkpoints = [reading.checkpoint for reading in readings]
     next_rates = [reading.next_rate for reading in readings if reading.next_rate]
-    steps = [reading.checkpoint.step for reading in readings]
+    if len(next_rates) < len(readings):
+        return checkpoints
+    steps = [checkpoint.step for checkpoint in checkpoints]
     counts = [rate.scheduled for rate in next_rates]
     scheduled = [step if count is None else count for step, count in zip(steps, counts, strict=True)]
     if None in counts or any(after < before for before, after in zip([0, *scheduled], scheduled, strict=False)):
         scheduled = steps
     rates = _rates_of_steps(steps, scheduled, [rate.rate for rate in next_rates], next_rates[0].initial)
-    sums = rates.cumsum()
+    sums = [0.0, *rates.cumsum().tolist()]  # up to step 0, 1, ...
     return [
         replace(
-            reading.checkpoint,
-            learning_rate=float(rates[reading.checkpoint.step - 1]),
-            learning_rate_sum=float(sums[reading.checkpoint.step - 1]),
+            checkpoint,
+            learning_rate=float(rates[checkpoint.step - 1]) if checkpoint.step else checkpoint.learning_rate,
+            learning_rate_sum=sums[checkpoint.step],
         )
-        if reading.checkpoint.step
-        else replace(reading.checkpoint, learning_rate_sum=0.0)
-        for reading in readings
+        for checkpoint in checkpoints
     ]
 
 

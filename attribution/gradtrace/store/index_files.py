@@ -1,4 +1,4 @@
-"""Checksums of an index's files, and whether the files are those that the manifest names."""
+"""An index's files: their checksums, whether they are those that the manifest names, and reading tensors from them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
+from gradtrace.errors import CorruptIndexError
 from gradtrace.store.manifest import FileEntry, Manifest
 
 _HASH_THREADS = 4
@@ -29,8 +33,8 @@ def check_files(directory: Path, manifest: Manifest, deep: bool) -> list[str]:
     Missing files and wrong sizes; and, if `deep`, content that differs from its checksum.
     """
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        problems = list(pool.map(lambda entry: check_file(directory, entry, deep), manifest.files()))
-    return [problem for problem in problems if problem]
+        problems = pool.map(lambda entry: check_file(directory, entry, deep), manifest.files())
+        return [problem for problem in problems if problem]
 
 
 def check_file(directory: Path, entry: FileEntry, deep: bool) -> str | None:
@@ -47,3 +51,23 @@ def check_file(directory: Path, entry: FileEntry, deep: bool) -> str | None:
     except OSError as error:
         return f"{entry.path} cannot be read: {error.strerror}"
     return None
+
+
+def load_tensors(path: Path, remedy: str, *names: str) -> dict[str, Tensor]:
+    """A safetensors file's tensors by name, memory-mapped on the CPU.
+
+    Args:
+        remedy: what to do if the file cannot be restored.
+        names: those that must be there.
+
+    Raises:
+        CorruptIndexError: the file is missing or damaged, or lacks a tensor.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CorruptIndexError(f"{path} cannot be read ({error}); restore it or {remedy}") from None
+    lacking = [name for name in names if name not in tensors]
+    if lacking:
+        raise CorruptIndexError(f"{path} has no {lacking[0]}; restore it or {remedy}")
+    return tensors

@@ -1,18 +1,19 @@
-"""The examination of a task's loss: the outputs of the model that it takes, and the laws of their labels."""
+"""Analysis of a task's loss: which calls of loss functions it is a weighted sum of, and the laws of their labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gradtrace.data.batches import Measure
+from gradtrace.labels.call_readers import LossCall
+from gradtrace.labels.interception import CallInterceptor, differentiable
 from gradtrace.labels.laws import Categorical, Law
-from gradtrace.labels.loss_calls import LossCall
-from gradtrace.labels.loss_outputs import LossOutputs
-from gradtrace.labels.loss_watching import ScaledElements, differentiable
+from gradtrace.labels.sampled_gradients import LossOutputs
 from gradtrace.task import Batch
 
 _ROUNDING = 2e-3  # deviation from linearity, relative to the largest loss, that counts as rounding
@@ -23,8 +24,7 @@ class _NoLawError(Exception):
     """The loss is not a weighted sum of losses whose law is known. The text gives the reason."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Evaluation:
+class _Evaluation(NamedTuple):
     """An evaluation of the loss, with the elements of its calls detached from the model.
 
     calls: the calls of loss functions
@@ -38,7 +38,7 @@ class _Evaluation:
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class LossSample:
     """A loss, and a few examples to evaluate it on.
 
     names: of the trained parameters
@@ -54,57 +54,65 @@ class Probe:
 
     def evaluated(self, handwritten: bool, factor: float = 1.0, batch: Batch = None) -> _Evaluation:
         """Evaluate with the elements' losses multiplied by `factor`. batch: None: all the examples"""
-        with ScaledElements(self.model, handwritten, factor) as scaled:
+        calls: list[LossCall] = []
+        leaves: list[Tensor] = []
+
+        def scaled(call: LossCall, compute: Callable[[], Tensor]) -> Tensor:
+            calls.append(call)
+            leaves.append((call.elements * factor).requires_grad_())
+            return call.reduce(leaves[-1])
+
+        with CallInterceptor(self.model, handwritten, scaled):
             losses = self.loss(self.model, self.batch if batch is None else batch)
-        return _Evaluation(scaled.calls, scaled.leaves, losses)
+        return _Evaluation(calls, leaves, losses)
 
 
-def examined_outputs(probe: Probe) -> LossOutputs | str:
+def analyse_loss(sample: LossSample) -> LossOutputs | str:
     """The outputs that the loss takes and their laws; or the reason why they are not known.
 
     Squares and absolute values are taken for errors only if the loss calls no loss function, or has terms that come
     from no such call.
     """
-    by_function = _outputs_or_reason(probe, False)
+    by_function = _outputs_or_reason(sample, False)
     if isinstance(by_function, LossOutputs) and (by_function.law is not None or not by_function.has_other_terms):
         return by_function
-    by_hand = _outputs_or_reason(probe, True)
+    by_hand = _outputs_or_reason(sample, True)
     return by_hand if isinstance(by_hand, LossOutputs) or by_function == _NO_FUNCTION else by_function
 
 
-def _outputs_or_reason(probe: Probe, handwritten: bool) -> LossOutputs | str:
+def _outputs_or_reason(sample: LossSample, handwritten: bool) -> LossOutputs | str:
     try:
-        return _outputs(probe, handwritten)
+        return _outputs(sample, handwritten)
     except _NoLawError as error:
         return str(error)
     except Exception as error:  # the user's code may fail on scaled losses
-        return f"it fails while it is watched, {type(error).__name__}: {error}"
+        return f"it fails while it is analysed, {type(error).__name__}: {error}"
 
 
-def _outputs(probe: Probe, handwritten: bool) -> LossOutputs:
-    with differentiable(probe.model, probe.names) as parameters:
-        unscaled = probe.evaluated(handwritten)
-        weights = _weights(unscaled)
-        if not any(weights):
+def _outputs(sample: LossSample, handwritten: bool) -> LossOutputs:
+    with differentiable(sample.model, sample.names) as parameters:
+        unscaled = sample.evaluated(handwritten)
+        used = _weighted_calls(unscaled)
+        if not used:
             raise _NoLawError(_NO_FUNCTION)
-        doubled = probe.evaluated(handwritten, 2.0)
-        _check_linear(unscaled.losses, doubled.losses, probe.evaluated(handwritten, 0.5).losses)
+        doubled = sample.evaluated(handwritten, 2.0)
+        _check_linear(unscaled.losses, doubled.losses, sample.evaluated(handwritten, 0.5).losses)
         has_other_terms = _has_other_terms(unscaled, doubled, parameters)
         in_batch = len(unscaled.calls)
-        for_one = in_batch if in_batch == 1 else len(probe.evaluated(handwritten, batch=probe.alone()).calls)
+        for_one = in_batch if in_batch == 1 else len(sample.evaluated(handwritten, batch=sample.alone()).calls)
     example_by_example = in_batch == for_one * len(unscaled.losses) > for_one
-    law = _single_law(unscaled, weights) if example_by_example or in_batch == for_one else None
-    used = [call for call, weight in zip(unscaled.calls, weights, strict=True) if weight is not None]
+    in_order = example_by_example or in_batch == for_one
+    law = _single_law(used, in_batch, len(unscaled.losses)) if in_order else None
     return LossOutputs(
-        loss=probe.loss,
+        loss=sample.loss,
         handwritten=handwritten,
         calls=for_one if example_by_example else in_batch,
         example_by_example=example_by_example,
         has_other_terms=has_other_terms,
-        functions=list(dict.fromkeys(_description(call) for call in used)),
+        functions=list(dict.fromkeys(_description(call) for call, _, _ in used)),
         law=law,
-        classes=_classes(unscaled.calls[0]) if isinstance(law, Categorical) else None,
-        targets=_targets(used) if law else None,
+        classes=unscaled.calls[0].classes if law else None,
+        targets=_targets([call for call, _, _ in used]) if law else None,
     )
 
 
@@ -142,50 +150,43 @@ def _gradient(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor | None:
     return torch.cat([(torch.zeros_like(values) if g is None else g).flatten().float() for g, values in pairs])
 
 
-def _weights(evaluation: _Evaluation) -> list[tuple[Tensor, Tensor] | None]:
-    """For each call, d losses.sum() / d elements, and d sum_i (1 + i) losses[i] / d elements; None for calls that the
-    losses do not depend on."""
+def _weighted_calls(evaluation: _Evaluation) -> list[tuple[LossCall, Tensor, Tensor]]:
+    """The calls that the losses depend on, with the gradients of sum_i losses_i and of sum_i (1 + i) losses_i."""
     leaves, losses = evaluation.leaves, evaluation.losses
     if not (leaves and losses.requires_grad):
-        return [None] * len(evaluation.calls)
+        return []
     factors = torch.arange(1, len(losses) + 1, device=losses.device).to(losses.dtype)
     sums = (losses.sum(), (factors * losses).sum())
     equal, numbered = (torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True) for total in sums)
-    return [None if e is None or n is None else (e, n) for e, n in zip(equal, numbered, strict=True)]
+    weighted = zip(evaluation.calls, equal, numbered, strict=True)
+    return [(call, e, n) for call, e, n in weighted if e is not None and n is not None]
 
 
-def _single_law(evaluation: _Evaluation, weights: Sequence[tuple[Tensor, Tensor] | None]) -> Law | None:
-    """The law of every example's label, if each example has exactly one and the calls keep the batch's order."""
-    used = [(call, weight) for call, weight in zip(evaluation.calls, weights, strict=True) if weight is not None]
-    if len(used) < len(evaluation.calls) or sum(call.distributions for call, _ in used) != len(evaluation.losses):
+def _single_law(used: Sequence[tuple[LossCall, Tensor, Tensor]], calls: int, examples: int) -> Law | None:
+    """The law of every example's label, if each example has exactly one and the calls keep the batch's order.
+
+    used: as `_weighted_calls` returns them.  calls: their number with unused ones
+    """
+    if len(used) < calls or sum(call.labels for call, _, _ in used) != examples:
         return None
-    if len({_description(call) for call, _ in used}) > 1 or any(len(call.parts) > 1 for call, _ in used):
+    if len({_description(call) for call, _, _ in used}) > 1 or any(len(call.parts) > 1 for call, _, _ in used):
         return None
-    equal = torch.cat([_by_label(call, pair[0]) for call, pair in used])
-    numbered = torch.cat([_by_label(call, pair[1]) for call, pair in used])
+    equal = torch.cat([_by_label(call, weights) for call, weights, _ in used])
+    numbered = torch.cat([_by_label(call, weights) for call, _, weights in used])
     factors = torch.arange(1, len(equal) + 1, device=equal.device)
-    return used[0][0].parts[0].law if torch.allclose(numbered, factors * equal, rtol=1e-3) else None
+    return used[0][0].law if torch.allclose(numbered, factors * equal, rtol=1e-3) else None
 
 
 def _by_label(call: LossCall, weights: Tensor) -> Tensor:
     """Weights of the elements, summed over the elements of each label (kl_div has several). [labels]"""
-    return weights.flatten() if weights.numel() == call.distributions else weights.sum(_class_dim(call)).flatten()
-
-
-def _class_dim(call: LossCall) -> int:
-    law = call.parts[0].law
-    assert isinstance(law, Categorical)  # other elements have one label each
-    return law.dim
-
-
-def _classes(call: LossCall) -> int:
-    return call.parts[0].outputs.shape[_class_dim(call)]
+    if isinstance(call.law, Categorical) and weights.numel() > call.labels:
+        weights = weights.sum(call.law.dim)
+    return weights.flatten()
 
 
 def _description(call: LossCall) -> str:
-    law = call.parts[0].law
-    over = f" over {_classes(call)} classes" if isinstance(law, Categorical) else ""
-    return f"{law.name}{over} ({call.function})"
+    over = "" if call.classes is None else f" over {call.classes} classes"
+    return f"{call.law.name}{over} ({call.function})"
 
 
 def _targets(calls: Sequence[LossCall]) -> Tensor | None:

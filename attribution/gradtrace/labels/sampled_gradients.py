@@ -1,9 +1,10 @@
-"""The outputs that a task's loss takes, and the loss with gradients of drawn labels, for the Fisher information."""
+"""A task's loss with the gradients of sampled labels in place of its own, for the Fisher information."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from gradtrace import random_numbers
 from gradtrace.data.batches import Measure
+from gradtrace.labels.call_readers import LossCall, LossPart
+from gradtrace.labels.interception import CallInterceptor, RecordedLoss, differentiable
 from gradtrace.labels.laws import Categorical, Draws, Law
-from gradtrace.labels.loss_calls import LossCall, LossPart
-from gradtrace.labels.loss_watching import LossWatcher, RecordedLoss, ScaledElements, differentiable
 from gradtrace.task import Batch
 
 
@@ -21,14 +22,14 @@ from gradtrace.task import Batch
 class LossOutputs:
     """The outputs that a task's loss passes to loss functions, and the laws of their labels.
 
-    handwritten: squares and absolute values count as loss functions, see `LossWatcher`
+    handwritten: squares and absolute values count as loss functions, see `CallInterceptor`
     calls: number of calls of loss functions for one example
     example_by_example: a batch makes these calls for one example after the other, instead of for all of them at once
     has_other_terms: the loss has terms that come from no such call
     functions: each law's name with that of its function: "categorical over 10 classes (cross_entropy)"
     law: of the label, if each example has exactly one; else None
     classes: their number, if `law` is categorical
-    targets: labels of the examined batch, [batch], if `law` is not None and they are known
+    targets: labels of the analysed batch, [batch], if `law` is not None and they are known
     """
 
     loss: Measure
@@ -83,36 +84,27 @@ class SeededLoss:
         return replace(self, positions=positions)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        outputs = self.outputs
-        with _SeededCalls(model, self):
+        outputs, numbers = self.outputs, count()
+
+        def with_draws(call: LossCall, compute: Callable[[], Tensor]) -> Tensor:
+            elements = call.elements
+            draws = self._draws(next(numbers), call.labels, elements.device)
+            for part in call.parts:
+                elements = _add_draw(part, elements, draws)
+            return call.reduce(elements)
+
+        with CallInterceptor(model, outputs.handwritten, with_draws):
             losses = outputs.loss(model, batch)
         if outputs.has_other_terms:
-            with ScaledElements(model, outputs.handwritten, 1.0):
-                other_terms = outputs.loss(model, batch)
+            with CallInterceptor(model, outputs.handwritten, lambda call, compute: call.reduce(call.elements)):
+                other_terms = outputs.loss(model, batch)  # the gradient is that of the other terms alone
             losses = losses - other_terms + other_terms.detach()
         return losses
 
-
-class _SeededCalls(LossWatcher):
-    """Gives the elements' losses of every call the gradient of a draw."""
-
-    def __init__(self, model: nn.Module, seeded: SeededLoss) -> None:
-        super().__init__(model, seeded.outputs.handwritten)
-        self._seeded, self._calls = seeded, 0
-
-    def result(self, call: LossCall, compute: Callable[[], Tensor]) -> Tensor:
-        number, elements = self._calls, call.elements
-        self._calls += 1
-        draws = self._draws(number, call.distributions, elements.device)
-        for part in call.parts:
-            elements = _add_draw(part, elements, draws)
-        return call.reduce(elements)
-
     def _draws(self, number: int, count: int, device: torch.device) -> Draws:
-        """Draws for the `count` elements of the call of this number."""
-        seeded, outputs = self._seeded, self._seeded.outputs
+        """Draws for the `count` labels of the call of this number."""
+        outputs, positions, classes = self.outputs, self.positions, self.classes
         head, example = number % outputs.calls, number // outputs.calls if outputs.example_by_example else 0
-        positions, classes = seeded.positions, seeded.classes
         if positions is not None:
             classes = None if classes is None else classes.index_select(0, positions)
             per_example = count // len(positions)
@@ -120,8 +112,8 @@ class _SeededCalls(LossWatcher):
         else:
             classes = classes[example : example + 1] if classes is not None and outputs.example_by_example else classes
             numbers = torch.arange(example * count, (example + 1) * count, device=device)
-        stream = (seeded.stream << 16) + head
-        return Draws(random_numbers.integers_at(seeded.seed, stream, numbers), classes)
+        stream = (self.stream << 16) + head
+        return Draws(random_numbers.integers_at(self.seed, stream, numbers), classes)
 
 
 def _add_draw(part: LossPart, elements: Tensor, draws: Draws) -> Tensor:
