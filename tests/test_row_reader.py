@@ -20,7 +20,7 @@ from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact
 from gradtrace_indexer.build import build
 from gradtrace_indexer.build.row_reader import RowReader
 from gradtrace_indexer.description import details
-from gradtrace_service.answers.questions import train_row_examples
+from gradtrace_service.answers.questions import row_examples
 from gradtrace_service.errors import FieldError
 from tiny import ClassTask
 
@@ -145,7 +145,7 @@ def test_bad_rows_are_marked_and_never_found(
     assert "    row 17: its loss or gradient is NaN or infinite at 1.pt" in told
     assert sum("row 17:" in line for line in caplog.messages) == 1
     with pytest.raises(FieldError, match=r"row 17 .* left bad rows out: its loss or"):
-        train_row_examples(index, [3, 17])
+        row_examples(index, "train", [3, 17])
 
 
 def test_the_other_rows_are_those_of_the_data_without_the_bad_ones(tmp_path: Path) -> None:
