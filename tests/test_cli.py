@@ -69,7 +69,7 @@ def test_one_program_has_the_commands_of_every_room() -> None:
         "verify",
         "info",
     )
-    for command in (*offline, "evaluate", "bench", "serve", "query", "demo"):
+    for command in (*offline, "evaluate", "bench", "serve", "query", "demo", "doctor"):
         assert re.search(rf"\b{command}\b", shown)
 
 
@@ -152,6 +152,15 @@ def test_an_error_ends_in_one_line_with_the_remedy(
     shown = capsys.readouterr().err
     assert shown.startswith("error: ")
     assert message in shown
+
+
+def test_memory_that_runs_out_ends_a_command_in_one_line(digits_index: DigitsRun, tmp_path: Path) -> None:
+    greedy = tmp_path / "greedy.py"
+    greedy.write_text("import numpy as np\nTASK = np.empty(1 << 60, dtype=np.uint8)\n")
+    shown = run("update", str(digits_index.index), "--task", f"{greedy}:TASK", code=1)
+    assert "memory ran out" in shown
+    assert "--batch-size" in shown
+    assert "Traceback" not in shown
 
 
 def test_build_serve_ask_and_stop(digits_index: DigitsRun, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_the_events_of_a_job_do_not_hold_the_end_up(digits_index: DigitsRun, tmp
 
     async def follow_until_the_end() -> list[str]:
         jobs = JobRunner([Hosted("index", index, digits_index.task)])
-        job = jobs.start(None, roll_back_to=7)
+        job = await jobs.start(None, roll_back_to=7)
 
         heard, begun = [], asyncio.Event()
 

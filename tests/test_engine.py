@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -26,14 +27,18 @@ from fastapi import FastAPI
 
 import digits_task
 import gradtrace
-from conftest import DigitsRun, wait_until
+from conftest import DigitsRun, serving_when_ready, wait_until
 from gradtrace import Index
+from gradtrace.errors import TaskError
 from gradtrace.store.manifest import read_manifest
 from gradtrace_client import BusyError, Client, InfluenceAnswer, InvalidRequestError
 from gradtrace_client.service_schemas import Problem
 from gradtrace_indexer import delete_rows
+from gradtrace_service.answers.influence import warm_up
 from gradtrace_service.answers.rendering import RenderedRows
 from gradtrace_service.app import create_app, create_service
+from gradtrace_service.engine.work import OutOfMemoryError, Work, is_out_of_memory
+from gradtrace_service.engine.work import answer as answer_batch
 from gradtrace_service.indexes import catalog as catalog_module
 from gradtrace_service.indexes.catalog import Catalog, Hosted
 from gradtrace_service.server import serving
@@ -123,6 +128,82 @@ def test_a_bad_request_in_a_batch_fails_alone(digits_index: DigitsRun, caplog: p
     for row, response in enumerate(responses[:3]):
         found = InfluenceAnswer.model_validate_json(response.content).results[0].proponents
         assert [hit.row for hit in found] == [hit.row for hit in index.influence([TASK.query[row]])[0].proponents]
+
+
+def test_one_bad_request_costs_few_passes(digits_index: DigitsRun) -> None:
+    passes: list[int] = []
+
+    def handler(index: Any, requests: Any, waited_ms: Any) -> list[str]:
+        passes.append(len(requests))
+        if "bad" in requests:
+            raise KeyError("bad")
+        return [f"answer to {request}" for request in requests]
+
+    requests = [*map(str, range(11)), "bad", *map(str, range(12, 64))]
+    works = [Work(None, handler, request) for request in requests]
+    outcomes = answer_batch(lambda _: digits_index.open(), works, [0.0] * len(works))
+    assert [outcome for outcome in outcomes if isinstance(outcome, KeyError)] == [outcomes[11]]
+    assert [outcome for at, outcome in enumerate(outcomes) if at != 11] == [
+        f"answer to {request}" for request in requests if request != "bad"
+    ]
+    assert len(passes) == 1 + 2 * 6  # of 64: the whole, then two halves at each of six steps
+
+
+def test_an_index_that_cannot_be_opened_is_tried_once_for_a_batch() -> None:
+    tries: list[str | None] = []
+
+    def closed(name: str | None) -> Index:
+        tries.append(name)
+        raise MemoryError("of the index")
+
+    outcomes = answer_batch(closed, [Work("a", warm_up)] * 8, [0.0] * 8)
+    assert [type(outcome) for outcome in outcomes] == [OutOfMemoryError] * 8
+    assert tries == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("error", "means_it"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_memory_that_runs_out_is_recognised_by_whatever_reports_it(error: Exception, means_it: bool) -> None:
+    assert is_out_of_memory(error) == means_it
+    wrapped = TaskError("importing it failed")
+    wrapped.__cause__ = error
+    assert is_out_of_memory(wrapped) == means_it
+
+
+def test_memory_that_runs_out_while_an_example_is_read_is_told_as_such(
+    digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(TASK), "parse", lambda *_: np.empty(1 << 60, dtype=np.uint8))
+    with serving(create_app(digits_index.open())) as url:
+        failed = httpx.post(f"{url}/influence", json=grey(7))
+    assert (failed.status_code, failed.json()["type"]) == (500, "urn:gradtrace:problem:out-of-memory")
+
+
+def test_memory_that_runs_out_while_an_index_is_opened_is_told_as_such(
+    digits_index: DigitsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = tmp_path / "greedy.py"
+    task.write_text("import numpy as np\nTASK = np.empty(1 << 60, dtype=np.uint8)\n")
+    monkeypatch.setattr(catalog_module, "_TRY_AGAIN_SECONDS", 0.0)
+    first = Hosted("digits", digits_index.index, digits_index.task)
+    with serving_when_ready(create_service([first, Hosted("large", first.path, f"{task}:TASK")], Settings())) as url:
+        failed = httpx.post(f"{url}/influence", json={"query_rows": [0], "index": "large"})
+        assert (failed.status_code, failed.json()["type"]) == (503, "urn:gradtrace:problem:out-of-memory")
+        assert failed.headers["retry-after"]
+        modest = f"from gradtrace_indexer.task_loading import load_task\nTASK = load_task({first.task!r}, anew=True)\n"
+        task.write_text(modest)
+        assert httpx.post(f"{url}/influence", json={"query_rows": [0], "index": "large"}).status_code == 200
+    assert "index large cannot be opened: memory ran out" in caplog.text
 
 
 def test_what_only_together_exhausts_the_memory_is_answered_alone(

@@ -11,8 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -172,7 +174,7 @@ def test_jobs_whose_process_cannot_be_started_fail_and_are_forgotten_after_some(
     assert {(job.state, "No such file" in str(job.error)) for job in jobs} == {("failed", True)}
     kept = [job.id for job in jobs[1:]]
     wait_until(lambda: [job["id"] for job in httpx.get(f"{url}/jobs").json()["jobs"]] == kept[::-1])
-    assert {path.stem for path in (run.index / "jobs").iterdir()} == set(kept)
+    wait_until(lambda: {path.stem for path in (run.index / "jobs").iterdir()} == set(kept))
 
 
 def test_a_job_waits_for_another_writer(
@@ -198,9 +200,65 @@ def test_of_jobs_that_seem_to_run_on_one_index_the_latest_is_resumed(run: Digits
     path.unlink()
     with serving(create_service(hosted, Settings())) as url:
         wait_until(lambda: {job["state"] for job in httpx.get(f"{url}/jobs").json()["jobs"]} == {"failed"})
-        errors = [job["error"] for job in httpx.get(f"{url}/jobs").json()["jobs"]]
+        jobs = httpx.get(f"{url}/jobs").json()["jobs"]
+    errors = [job["error"] for job in jobs]
+    assert all(job["ended"] for job in jobs)
     assert "keeps no generation 7" in errors[0]
     assert errors[1:] == ["how it ended is unknown"] * 2
+
+
+def test_a_job_that_was_kept_without_its_end_has_one(run: DigitsRun) -> None:
+    hosted = [Hosted("index", run.index, run.task)]
+    with serving(create_service(hosted, Settings())) as url:
+        kept = ended(url, begin(url, roll_back_to=7))
+    (path,) = (run.index / "jobs").iterdir()
+    path.write_text(kept.model_copy(update={"ended": None}).model_dump_json())
+    with serving(create_service(hosted, Settings())) as url:
+        again = Job.model_validate_json(httpx.get(f"{url}/jobs/{kept.id}").content)
+    assert again.ended is not None
+    assert again.ended.timestamp() == pytest.approx(path.stat().st_mtime)
+
+
+@pytest.mark.parametrize("ending", ["kill -KILL $$", "exit 137"])
+def test_a_job_that_is_killed_again_and_again_says_that_memory_may_lack(
+    run: DigitsRun, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\necho 'Rows: 3 %' >&2\n{ending}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    last = ended(url, begin(url))
+    assert (last.state, last.attempts, last.ended is not None) == ("failed", 5, True)
+    assert "was killed, perhaps by the system for lack of memory" in str(last.error)
+    assert "more memory" in str(last.error)
+
+
+def test_a_job_ends_also_where_the_service_fails_on_it(
+    run: DigitsRun, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(jobs_module, "_lost_methods", lambda *_: {}["a defect"])
+    last = ended(url, begin(url))
+    assert (last.state, last.error, last.ended is not None) == ("failed", "KeyError; the service's log says why", True)
+    assert "a defect" in caplog.text
+
+
+def test_a_slow_disk_keeps_nobody_waiting(run: DigitsRun, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, released = jobs_module.write_file, threading.Event()
+
+    def stuck(*arguments: Any) -> Any:
+        released.wait(120)
+        return write(*arguments)
+
+    monkeypatch.setattr(jobs_module, "write_file", stuck)
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(begin, url)
+        try:
+            wait_until(lambda: len(httpx.get(f"{url}/jobs", timeout=60).json()["jobs"]) == 1)
+            assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200
+            assert not starting.done()  # it is told of once it is kept
+        finally:
+            released.set()
+        assert ended(url, starting.result()).state == "succeeded"
 
 
 def test_nothing_is_started_while_the_service_ends(run: DigitsRun) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import logging
+import os
+import re
 import shutil
 import socket
 import stat
@@ -240,6 +243,68 @@ def test_what_is_asked_in_process_needs_no_key_of_the_service_that_is_configured
     assert CliRunner().invoke(cli.app, words, catch_exceptions=False).exit_code == 0
 
 
+@pytest.mark.parametrize("changeable", ["file", "folder", "folder above", "folder of a link", "file behind a link"])
+def test_a_file_of_keys_that_others_may_write_is_refused(tmp_path: Path, changeable: str) -> None:
+    folder = tmp_path / "above" / "folder"
+    folder.mkdir(parents=True)
+    add_key(file := folder / "keys", "any", [Scope.query])
+    (tmp_path / "links").mkdir()
+    (link := tmp_path / "links" / "keys").symlink_to(file)
+    asked, opened = {
+        "file": (file, file),
+        "folder": (file, folder),
+        "folder above": (file, tmp_path / "above"),
+        "folder of a link": (link, tmp_path / "links"),
+        "file behind a link": (link, file),
+    }[changeable]
+    assert [key.name for key in read_keys(asked)] == ["any"]
+    opened.chmod(opened.stat().st_mode | stat.S_IWOTH)
+    with pytest.raises(SettingsError, match=f"chmod go-w {asked if opened == file else opened}"):
+        KeyFile(asked)
+    with pytest.raises(SettingsError, match=r"may be (written|replaced) by others"):
+        add_key(asked, "other", [Scope.query])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to other groups")
+def test_a_group_that_holds_nobody_but_the_owner_may_write(tmp_path: Path) -> None:
+    add_key(file := tmp_path / "keys", "any", [Scope.query])
+    file.chmod(0o660)
+    assert [key.name for key in read_keys(file)] == ["any"]  # root's own group
+    os.chown(file, -1, 1)
+    with pytest.raises(SettingsError, match="chmod go-w"):
+        read_keys(file)
+
+
+def test_a_folder_in_which_others_may_replace_nothing_is_taken(tmp_path: Path) -> None:
+    (shared := tmp_path / "shared").mkdir()
+    shared.chmod(0o1777)
+    add_key(shared / "keys", "any", [Scope.query])
+    assert [key.name for key in read_keys(shared / "keys")] == ["any"]
+
+
+def test_keys_that_others_may_read_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add_key(file := tmp_path / "keys", "any", [Scope.query])
+    read_keys(file)
+    assert not caplog.records
+    file.chmod(0o644)
+    assert [key.name for key in read_keys(file)] == ["any"]
+    assert f"chmod go-rwx {file}" in caplog.text
+
+
+def test_a_file_of_keys_that_others_may_write_from_now_on_lets_nobody_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = add_key(file := tmp_path / "keys", "any", [Scope.query])
+    keys = KeyFile(file)
+    file.chmod(0o666)
+    planted = add_key(tmp_path / "others", "planted", [Scope.admin])
+    with file.open("a") as lines:
+        lines.write((tmp_path / "others").read_text())
+    assert keys.find(planted) is None
+    assert keys.find(key) is not None
+    assert f"chmod go-w {file}" in caplog.text
+
+
 def test_a_file_that_holds_no_keys_is_refused_at_the_start(digits_index: DigitsRun, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="key new"):
         create_app(digits_index.open(), Settings(api_key_file=tmp_path / "none"))
@@ -321,10 +386,27 @@ def test_answers_carry_the_headers_of_security(http: httpx.Client, url: str) -> 
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
         assert headers["x-request-id"]
         assert "server" not in headers
+
+
+def test_the_page_of_the_api_needs_no_other_server_and_no_other_script(http: httpx.Client, url: str) -> None:
     docs = http.get(f"{url}/docs")
-    policy = docs.headers["content-security-policy"]
-    for origin in ("https://cdn.jsdelivr.net", "https://fastapi.tiangolo.com"):
-        assert (origin in docs.text) == (origin in policy)
+    policy = dict(part.split(" ", 1) for part in docs.headers["content-security-policy"].split("; "))
+    (script,) = re.findall(r"<script>(.*?)</script>", docs.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == f"'self' 'sha256-{digest}'"
+    assert policy["style-src"] == "'self'"
+    assert "://" not in docs.text
+    files = re.findall(r'(?:src|href)="([^"]+)"', docs.text)
+    assert len(files) == 3
+    for file in files:
+        answer = http.get(f"{url}/{file}")
+        assert (answer.status_code, answer.headers["cache-control"]) == (200, "public, max-age=86400")
+        assert len(answer.content) > 1000
+    assert "SwaggerUIBundle" in http.get(f"{url}/{files[-1]}").text
+    assert http.get(f"{url}/openapi.json").json()["openapi"].startswith("3.")
+    for name in ("nothing", "..%2f__init__.py", "redoc.standalone.js"):
+        assert http.get(f"{url}/docs/{name}").status_code == 404
 
 
 def test_other_origins_are_refused_unless_named(http: httpx.Client, url: str, digits_index: DigitsRun) -> None:

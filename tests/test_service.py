@@ -20,7 +20,7 @@ from PIL import Image
 
 import digits_task
 import gradtrace
-from conftest import DigitsRun
+from conftest import DigitsRun, serving_when_ready
 from gradtrace import Index
 from gradtrace.methods import METHODS
 from gradtrace_client import AsyncClient, Client, Hit, InfluenceAnswer, InvalidRequestError, NotFoundError, ServiceError
@@ -232,6 +232,34 @@ def test_self_influence_pages_through_all_rows_in_order(client: Client, index: I
     assert rest.results[0].example is None
     bottom = client.self_influence(k=3, order="ascending", method="graddot")
     assert [hit.score for hit in bottom.results] == np.sort(index.self_influence(method="graddot"))[:3].tolist()
+
+
+def test_self_influence_is_computed_once_for_its_pages_and_anew_for_other_options(
+    digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute, asked = Index.self_influence, []
+
+    def counted(index: Index, **options: Any) -> Any:
+        asked.append(options)
+        return compute(index, **options)
+
+    monkeypatch.setattr(Index, "self_influence", counted)
+    with serving_when_ready(create_app(digits_index.open())) as address, Client(address) as client:
+        pages = [client.self_influence(k=50, offset=offset) for offset in (0, 50, 100)]
+        assert len(asked) == 1
+        first = client.index().checkpoints[0].name
+        others = [
+            client.self_influence(k=3, method="graddot"),
+            client.self_influence(k=3, method="graddot", checkpoints=[first]),
+            client.self_influence(k=50),
+        ]
+        assert len(asked) == 4
+    alone = digits_index.open()
+    scores = np.sort(compute(alone, method="tracin"))[::-1]
+    assert [hit.score for page in pages for hit in page.results] == scores[:150].tolist()
+    one = np.sort(compute(alone, method="graddot", checkpoints=[first]))[::-1]
+    assert [hit.score for hit in others[1].results] == one[:3].tolist()
+    assert others[2].results == pages[0].results
 
 
 def test_self_influence_of_some_labels(client: Client) -> None:

@@ -18,7 +18,7 @@ from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.work import IndexByName, Work
 from gradtrace_service.engine.workers import ProcessWorkers, answer_batch, answer_batch_elsewhere, thread_worker
 from gradtrace_service.errors import FieldError
-from gradtrace_service.http import job_routes, ops_routes, query_routes
+from gradtrace_service.http import docs_page, job_routes, ops_routes, query_routes
 from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.middlewares import add_middlewares, guarded
 from gradtrace_service.http.problems import add_problem_handlers
@@ -96,6 +96,7 @@ def _app(
         summary="Which training examples made this model predict that?",
         version=version("gradtrace"),
         lifespan=partial(_lifespan, audit=AuditLog(settings.audit_log)),
+        docs_url=None,  # `docs_page` in its place
         redoc_url=None,
         telemetry=None if tracing is None else {"tracer_provider": tracing, "operation_spans": False},
     )
@@ -107,6 +108,7 @@ def _app(
     for router in (query_routes.router, *job_routers, ops_routes.metrics_router):
         app.include_router(router, **guarded(settings))
     app.include_router(ops_routes.open_router)
+    app.include_router(docs_page.router)
     return app
 
 
@@ -115,7 +117,7 @@ async def _lifespan(app: FastAPI, audit: AuditLog) -> AsyncIterator[None]:
     engine, jobs = app.state.engine, app.state.jobs
     warming = asyncio.ensure_future(_warm_up(app, engine))
     if jobs is not None:
-        jobs.resume()
+        await jobs.resume()
     yield
     warming.cancel()
     if jobs is not None:

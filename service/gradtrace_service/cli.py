@@ -20,12 +20,15 @@ from gradtrace_indexer.cli import app as indexer_commands
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.console import print_answer
 from gradtrace_service.demo import Dataset, run_demo
+from gradtrace_service.doctor.command import app as doctor_command
+from gradtrace_service.engine.work import is_out_of_memory
 from gradtrace_service.flags import with_flags
 from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.indexes.catalog import Hosted, hosted
 from gradtrace_service.server import answer_local_names_alone, refuse_public, refuse_taken, serve_until_told, serving
 from gradtrace_service.settings import Settings, read_settings
 
+_MORE_MEMORY = "give the machine or container more, or lower --batch-size or --num-workers where the command has them"
 _INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
 
 app = typer.Typer(
@@ -34,7 +37,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.registered_commands += indexer_commands.registered_commands
+app.registered_commands += [*indexer_commands.registered_commands, *doctor_command.registered_commands]
 key_commands = typer.Typer(help="API keys of a service; docs/security.md explains them.", no_args_is_help=True)
 app.add_typer(key_commands, name="key")
 
@@ -84,12 +87,16 @@ def main() -> None:
     EX_TEMPFAIL for an index that is locked; only defects show a traceback."""
     try:
         app()
-    except (GradtraceError, ClientError, OSError) as error:
-        _end(str(error), error, os.EX_TEMPFAIL if isinstance(error, LockedIndexError) else 1)
     except Exception as error:
-        if user_line(error) is None:
+        if is_out_of_memory(error):
+            text = f"memory ran out ({type(error).__name__}: {error}); {_MORE_MEMORY}"
+        elif isinstance(error, GradtraceError | ClientError | OSError):
+            text = str(error)
+        elif user_line(error) is None:
             raise
-        _end(f"{type(error).__name__}: {error}", error, 1)
+        else:
+            text = f"{type(error).__name__}: {error}"
+        _end(text, error, os.EX_TEMPFAIL if isinstance(error, LockedIndexError) else 1)
     except SystemExit as ending:
         if ending.code == _INTERRUPTED:
             typer.echo("interrupted; run a build, update or evaluation again to resume it", err=True)

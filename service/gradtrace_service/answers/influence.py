@@ -56,7 +56,10 @@ def influence(
     Raises:
         Exception: whatever makes all of them fail.
     """
-    check_names(index, requests[0].method, requests[0].checkpoints)
+    try:
+        check_names(index, requests[0].method, requests[0].checkpoints)
+    except FieldError as error:  # the same of each
+        return [error] * len(requests)
     questions = [_read(index, request, waited) for request, waited in zip(requests, waited_ms, strict=True)]
     try:
         return _answers(index, questions)

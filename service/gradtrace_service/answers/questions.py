@@ -12,6 +12,7 @@ from gradtrace.methods import METHODS, MethodOptions
 from gradtrace.task import Example
 from gradtrace_client.request_schemas import PairsRequest, Queries, Question
 from gradtrace_client.schemas import Payload, Split
+from gradtrace_service.engine.work import is_out_of_memory
 from gradtrace_service.errors import FieldError
 
 
@@ -59,10 +60,11 @@ def parsed_examples(task: Task, payloads: Sequence[Payload], field: str) -> list
     for payload, name in zip(payloads, fields, strict=True):
         try:
             examples.append(AskedExample(task.parse(payload), name))
-        except GradtraceError as error:
-            raise FieldError(name, str(error)) from error
         except Exception as error:  # whatever the user's parse raises on an unexpected payload
-            raise FieldError(name, f"{type(task).__name__} cannot read it: {type(error).__name__}: {error}") from error
+            if is_out_of_memory(error):
+                raise
+            raw = f"{type(task).__name__} cannot read it: {type(error).__name__}: {error}"
+            raise FieldError(name, str(error) if isinstance(error, GradtraceError) else raw) from error
     return examples
 
 

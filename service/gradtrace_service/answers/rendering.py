@@ -100,6 +100,8 @@ def try_rendering(index: Index) -> None:
         except TaskError:
             raise
         except Exception as error:  # whatever a user's code raises
+            if is_out_of_memory(error):
+                raise
             name = f"{type(index.task).__name__}.render"
             raise TaskError(
                 f"{name} fails on training row {row}: {type(error).__name__}: {error}; fix it, or leave it out: hits "

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 import gradtrace
 from gradtrace import Index, RowFilter, Task
+from gradtrace.methods import MethodOptions
 from gradtrace.task import Label
 from gradtrace_client.request_schemas import SelfInfluenceRequest
 from gradtrace_client.schemas import ExampleAnswer, SelfInfluenceAnswer, Split
@@ -20,6 +22,9 @@ from gradtrace_service.answers.rendering import rendered_rows, renderer
 from gradtrace_service.engine.work import each_alone
 from gradtrace_service.errors import NoSuchRowError
 from gradtrace_service.ops.timings import milliseconds_since
+
+# What was asked for, and the scores: 4 bytes a row. They end with their generation.
+_last_scores: WeakKeyDictionary[Index, tuple[str, NDArray[np.float32]]] = WeakKeyDictionary()
 
 
 @each_alone
@@ -32,7 +37,7 @@ def self_influence(index: Index, request: SelfInfluenceRequest, waited_ms: float
     """
     started = time.perf_counter()
     check_names(index, request.method, request.checkpoints)
-    scores = index.self_influence(method=request.method, **options_of(request))
+    scores = _self_influence(index, request)
     rows = _rows_with_labels(index, request.labels)
     keys = -scores[rows] if request.order == "descending" else scores[rows]
     page = rows[np.argsort(keys, kind="stable")][request.offset : request.offset + request.k]
@@ -45,6 +50,15 @@ def self_influence(index: Index, request: SelfInfluenceRequest, waited_ms: float
         results=hits,
         timing_ms=documents.timing(waited_ms, search=search_ms, render=milliseconds_since(searched)),
     )
+
+
+def _self_influence(index: Index, request: SelfInfluenceRequest) -> NDArray[np.float32]:
+    """Of all rows, kept until something else is asked for: who reads them page by page has them computed once."""
+    asked = request.model_dump_json(include={"method", *MethodOptions.__annotations__})
+    known = _last_scores.get(index)
+    if known is None or known[0] != asked:
+        known = _last_scores[index] = asked, index.self_influence(method=request.method, **options_of(request))
+    return known[1]
 
 
 @each_alone

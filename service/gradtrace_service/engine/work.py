@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,15 @@ Outcome = Any  # a work's answer, or the exception that refuses it
 Handler = Callable[[Index, Sequence[Any], Sequence[float]], Sequence[T | Exception]]
 
 # PyTorch's allocator for CPUs, and C++ libraries, raise a RuntimeError that only its text tells apart.
-_PHRASES = ("can't allocate memory", "out of memory", "bad_alloc")
+_PHRASES = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED")  # the last: cuBLAS and cuDNN
 
 
 class IndexUnavailableError(StoreError):
     """An index of the service cannot be opened as it is on disk now."""
+
+
+class NoMemoryForIndexError(IndexUnavailableError):
+    """Memory does not suffice to open an index now."""
 
 
 class OutOfMemoryError(Exception):
@@ -66,20 +71,36 @@ def each_alone(answer: Callable[[Index, Any, float], T]) -> Handler[T]:
 
 def answer(index_by_name: IndexByName, works: Sequence[Work[Any]], waited_ms: Sequence[float]) -> list[Outcome]:
     """Answer the works of one batch, which name the same index and handler. A work that fails fails alone."""
-    first = works[0]
-    try:
-        return list(first.handler(index_by_name(first.index), [work.request for work in works], waited_ms))
-    except Exception as error:  # handed to the caller, or to the log
-        failure = OutOfMemoryError(str(error)) if is_out_of_memory(error) else error
-    if isinstance(failure, OutOfMemoryError):  # only now: a live traceback keeps every frame's tensors
-        gc.collect()
-        torch.cuda.empty_cache()  # does nothing where CUDA is not in use
+    opened = _attempt(lambda: index_by_name(works[0].index))
+    if isinstance(opened, Exception):  # for all of them, and it is not tried again: it may take long to fail
+        return [opened] * len(works)
+    return _answer(opened, works, waited_ms)
+
+
+def _answer(index: Index, works: Sequence[Work[Any]], waited_ms: Sequence[float]) -> list[Outcome]:
+    outcomes = _attempt(lambda: list(works[0].handler(index, [work.request for work in works], waited_ms)))
+    if not isinstance(outcomes, Exception):
+        return outcomes
     if len(works) == 1:
-        return [failure]
-    del failure
-    # One of the requests is at fault, or together they need too much memory.
-    alone = (answer(index_by_name, [work], [waited]) for work, waited in zip(works, waited_ms, strict=True))
-    return [outcome for outcomes in alone for outcome in outcomes]
+        return [outcomes]
+    del outcomes  # its traceback holds the tensors of every frame
+    # One of the requests is at fault, or together they need too much memory: by halves, since those without the one at
+    # fault are then answered in few passes.
+    half = len(works) // 2
+    return _answer(index, works[:half], waited_ms[:half]) + _answer(index, works[half:], waited_ms[half:])
+
+
+def _attempt(compute: Callable[[], T]) -> T | Exception:
+    """What it returns or raises; an error that means that memory ran out as OutOfMemoryError, with the caches freed."""
+    try:
+        return compute()
+    except Exception as error:  # handed to the caller, or to the log
+        if not is_out_of_memory(error):
+            return error
+        failure = OutOfMemoryError(str(error))
+    gc.collect()  # only now: a live traceback keeps every frame's tensors
+    torch.cuda.empty_cache()  # does nothing where CUDA is not in use
+    return failure
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -87,4 +108,6 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     if error is None:
         return False
     by_text = isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or by_text or is_out_of_memory(error.__cause__)
+    by_number = isinstance(error, OSError) and error.errno == errno.ENOMEM  # of mmap and fork
+    by_type = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return by_type or by_text or by_number or is_out_of_memory(error.__cause__)

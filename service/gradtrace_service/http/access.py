@@ -13,10 +13,11 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Connection
 
 from gradtrace_service.http.api_keys import ApiKey, KeyFile, Scope
+from gradtrace_service.http.docs_page import PAGES
 from gradtrace_service.http.problems import problem
 from gradtrace_service.ops.audit import audited
 
-OPEN = frozenset(("/", "/docs", "/openapi.json", "/healthz", "/readyz"))  # reveal nothing about any index
+OPEN = PAGES | {"/", "/openapi.json", "/healthz", "/readyz"}  # reveal nothing about any index
 _MINUTE = 60.0
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gradtrace_service.http.file_permissions import others_may_read, others_may_write
 from gradtrace_service.indexes.catalog import file_stamp
 from gradtrace_service.settings import SettingsError
 
@@ -49,7 +50,7 @@ class KeyFile:
     leaves it for a moment, must lock nobody out.
 
     Raises:
-        SettingsError: there is no such file, or it holds something other than keys.
+        SettingsError: as `read_keys`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,13 +81,22 @@ class KeyFile:
 
 
 def read_keys(path: Path) -> list[ApiKey]:
-    """Raises SettingsError for a file that cannot be read or holds something other than keys."""
+    """The keys of a file.
+
+    Raises:
+        SettingsError: it cannot be read, holds something other than keys, or others than its owner may write it.
+    """
     try:
         lines = path.read_text("utf-8").splitlines()
+        changeable, readable = others_may_write(path), others_may_read(path)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
             f"the keys in {path} cannot be read ({error}); `gradtrace key new` makes the file"
         ) from None
+    if changeable is not None:
+        raise SettingsError(f"whoever may write keys has the service: {changeable}")
+    if readable is not None:
+        _log.warning("%s. It holds the hashes of keys, not the keys, but tells their names and scopes", readable)
     return [_parsed(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -94,7 +104,7 @@ def add_key(path: Path, name: str, scopes: Sequence[Scope]) -> str:
     """Make a key and add its hash to the file; the key itself is stored nowhere.
 
     Raises:
-        SettingsError: the name is taken or invalid, or the file holds something other than keys.
+        SettingsError: the name is taken or invalid, or as `read_keys`.
     """
     known = read_keys(path) if path.exists() else []
     if name in [entry.name for entry in known]:

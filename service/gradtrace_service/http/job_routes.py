@@ -36,7 +36,7 @@ async def reindex(request: ReindexRequest, jobs: OfflineJobs, response: Response
 
     Queries are answered all the while, and by the new generation from about a second after the job has ended.
     """
-    job = jobs.start(request.index, request.roll_back_to)
+    job = await jobs.start(request.index, request.roll_back_to)
     response.headers["Location"] = f"/jobs/{job.id}"
     return job
 

@@ -6,6 +6,8 @@ answers carry their times and the rows they touched. docs/operations.md describe
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,12 +18,12 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gradtrace.errors import GradtraceError
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest import MANIFEST_NAME, read_manifest
 from gradtrace_client.schemas import Timing
 from gradtrace_client.service_schemas import Job
 from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.work import Outcome, Work
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.catalog import Hosted, file_stamp
 from gradtrace_service.indexes.jobs import JobRunner
 from gradtrace_service.ops.timings import stages
 
@@ -54,15 +56,21 @@ class Metrics:
         prometheus.ProcessCollector(registry=registry)
         prometheus.PlatformCollector(registry=registry)
         self._default_index = "index"
+        self._published: _Published | None = None
 
     def watch(self, engine: Engine, hosted: Sequence[Hosted] = (), jobs: JobRunner | None = None) -> None:
         """At each scrape, read the length of the queue, the published generations and the jobs."""
         gauge = partial(prometheus.Gauge, registry=self._registry)
         queue_length = gauge("gradtrace_queue_length", "Requests that no worker has taken yet.")
         queue_length.set_function(lambda: engine.waiting)
+        settings = gauge("gradtrace_setting", "Settings that are numbers.", ["name"])
+        for name, value in engine.settings:
+            if isinstance(value, int | float):
+                settings.labels(name).set(value)
         if hosted:
             self._default_index = hosted[0].name
-            self._registry.register(_Published(hosted))
+            self._published = _Published(hosted)
+            self._registry.register(self._published)
         if jobs is not None:
             states = gauge("gradtrace_jobs", "Re-index jobs that are kept, by state.", ["state"])
             for state in get_args(Job.model_fields["state"].annotation):
@@ -106,24 +114,48 @@ class Metrics:
         if problem is not None:
             self._errors.labels(problem.rpartition(":")[2]).inc()
 
-    def render(self) -> bytes:
+    async def render(self) -> bytes:
         """In Prometheus's text format."""
+        if self._published is not None:
+            await asyncio.to_thread(self._published.read)  # a slow disk must not keep the event loop from answering
         return prometheus.generate_latest(self._registry)
 
 
 class _Published(Collector):
-    """The generations on disk: higher than those of the answers while a new one cannot be opened."""
+    """The generations on disk: higher than those of the answers while a new one cannot be opened; and the free space
+    beside them, which the next generation needs."""
 
     def __init__(self, hosted: Sequence[Hosted]) -> None:
         self._hosted = hosted
+        self._generations: dict[str, tuple[object, int]] = {}  # by index, with the stamp of its manifest
+        self._free: dict[str, int] = {}
+
+    def read(self) -> None:
+        """Look at the disk. A manifest is parsed when it has changed: it is long where there are many shards."""
+        generations, free = {}, {}
+        for hosted in self._hosted:
+            with suppress(GradtraceError, OSError):  # a deleted index has none
+                free[hosted.name] = shutil.disk_usage(hosted.path).free
+                generations[hosted.name] = self._generation(hosted)
+        self._generations, self._free = generations, free
+
+    def _generation(self, hosted: Hosted) -> tuple[object, int]:
+        stamp, known = file_stamp(hosted.path / MANIFEST_NAME), self._generations.get(hosted.name)
+        if known is not None and stamp is not None and known[0] == stamp:
+            return known
+        return stamp, read_manifest(hosted.path).generation
 
     def collect(self) -> Iterator[Metric]:
         text = "Generation that the index's directory holds."
         published = GaugeMetricFamily("gradtrace_index_published_generation", text, labels=["index"])
-        for hosted in self._hosted:
-            with suppress(GradtraceError):  # a deleted index has none
-                published.add_metric([hosted.name], read_manifest(hosted.path).generation)
+        for name, (_, generation) in self._generations.items():
+            published.add_metric([name], generation)
         yield published
+        text = "Free space of the disk that holds the index's directory."
+        free = GaugeMetricFamily("gradtrace_index_disk_free_bytes", text, labels=["index"])
+        for name, size in self._free.items():
+            free.add_metric([name], size)
+        yield free
 
 
 def _count_jobs(jobs: JobRunner, state: str) -> int:

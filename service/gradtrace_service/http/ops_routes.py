@@ -39,4 +39,4 @@ async def root() -> RedirectResponse:
 @metrics_router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(request: Request) -> Response:
     """Counts and times, for Prometheus."""
-    return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE)
+    return Response(await request.app.state.metrics.render(), media_type=CONTENT_TYPE)

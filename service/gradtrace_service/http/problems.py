@@ -23,7 +23,12 @@ from gradtrace_service.engine.engine import (
     WorkerLostError,
     WorkFailedError,
 )
-from gradtrace_service.engine.work import IndexUnavailableError, OutOfMemoryError
+from gradtrace_service.engine.work import (
+    IndexUnavailableError,
+    NoMemoryForIndexError,
+    OutOfMemoryError,
+    is_out_of_memory,
+)
 from gradtrace_service.errors import FieldError, NotReadyError
 
 _MEDIA_TYPE = "application/problem+json"
@@ -42,6 +47,11 @@ _STATES: dict[type[Exception], tuple[int, str, str]] = {  # of the service, whic
     NotReadyError: (503, "starting", "the service is loading its index; ask again soon"),
     DrainingError: (503, "draining", "the service is shutting down; send the request again, to its successor"),
     WorkerLostError: (503, "worker-lost", "the process that computed the answer was killed; send the request again"),
+    NoMemoryForIndexError: (
+        503,
+        "out-of-memory",
+        "the service lacks the memory to open this index, and tries again soon; give it more, or fewer indexes",
+    ),
     IndexUnavailableError: (
         503,
         "index-unavailable",
@@ -69,9 +79,9 @@ class AnswerFailures:
 
         try:
             await self._app(scope, receive, watched)
-        except Exception:
+        except Exception as error:
             if scope["type"] == "http" and not started:
-                await _failure()(scope, receive, send)
+                await (_no_memory() if is_out_of_memory(error) else _failure())(scope, receive, send)
             raise
 
 
@@ -132,6 +142,10 @@ def _state(request: Request, error: Exception) -> Response:
 
 def _out_of_memory(request: Request, error: Exception) -> Response:
     _log.error("request %s ran out of memory: %s", correlation_id.get(), error)
+    return _no_memory()
+
+
+def _no_memory() -> Response:
     return problem(500, "out-of-memory", "the service lacks the memory for this request; ask for fewer queries at once")
 
 

@@ -24,7 +24,7 @@ from gradtrace.store.manifest import MANIFEST_NAME, Manifest, read_manifest
 from gradtrace_client.service_schemas import IndexSummary
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_service.answers.rendering import try_rendering
-from gradtrace_service.engine.work import IndexUnavailableError
+from gradtrace_service.engine.work import IndexUnavailableError, NoMemoryForIndexError, is_out_of_memory
 from gradtrace_service.errors import FieldError
 from gradtrace_service.settings import Settings
 
@@ -97,6 +97,8 @@ class Hosted:
 
 def _described(error: Exception) -> str:
     """The text of Gradtrace's errors; for what a user's code raised, also its type and line."""
+    if is_out_of_memory(error):
+        return f"memory ran out ({type(error).__name__}: {error}); give the service more, or serve fewer indexes"
     if isinstance(error, GradtraceError):
         return str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -165,6 +167,7 @@ class Catalog:
         self._lock = threading.Lock()  # guards the two above; never held while an index is opened
         self._states: dict[str, Any] = {}  # `Hosted.state` of the generation that is open, or failed to open
         self._complaints: dict[str, str] = {}  # the last error logged for an index that cannot be opened
+        self._without_memory: set[str] = set()  # those that cannot be opened because memory ran out
         self._failed_at: dict[str, float] = {}  # when opening last failed
         self._opening = threading.Lock()  # guards the three above: one index is opened at a time
         self._stopped = threading.Event()
@@ -215,7 +218,8 @@ class Catalog:
         with self._opening:
             opened = self._newer(name, _TRY_AGAIN_SECONDS)
             if opened is None:
-                raise IndexUnavailableError(f"index {name} cannot be opened: {self._complaints[name]}")
+                kind = NoMemoryForIndexError if name in self._without_memory else IndexUnavailableError
+                raise kind(f"index {name} cannot be opened: {self._complaints[name]}")
             with self._lock:
                 self._open[name] = opened
             self._make_room(name)
@@ -247,6 +251,7 @@ class Catalog:
             remedy = _RESTART if goes_on and isinstance(error, MismatchError) else ""
             _log.error("index %s cannot be opened%s: %s%s", name, goes_on, complaint, remedy)
         self._complaints[name] = complaint
+        (self._without_memory.add if is_out_of_memory(error) else self._without_memory.discard)(name)
 
     def _make_room(self, newest: str) -> None:
         while self._memory_limit is not None and len(self._open) > 1:

@@ -1,7 +1,8 @@
 """Jobs that change an index: each runs a command of the command line in a process of its own.
 
 A job's state is kept in INDEX/jobs/{id}.json. The commands resume, so a job whose process was killed is started again,
-and so are the jobs that a killed service left behind, when the service is started the next time.
+and so are the jobs that a killed service left behind, when the service is started the next time. Files are read and
+written on threads: a slow disk must not keep the event loop from answering.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from gradtrace.errors import GradtraceError, StoreError
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest import PENDING_NAME, read_manifest
 from gradtrace_client.service_schemas import Job
 from gradtrace_indexer.generations import kept_generations, lost_methods, read_pending
 from gradtrace_indexer.writing.files import write_file
@@ -27,7 +30,7 @@ from gradtrace_indexer.writing.shard_writer import missing_shards
 from gradtrace_service.engine.engine import DrainingError
 from gradtrace_service.engine.work import IndexUnavailableError
 from gradtrace_service.errors import NoSuchJobError, OtherJobError
-from gradtrace_service.indexes.catalog import Hosted, known_name
+from gradtrace_service.indexes.catalog import Hosted, file_stamp, known_name
 
 _ATTEMPTS = 5
 _KEPT_JOBS = 100  # of an index, that have ended; older ones are forgotten
@@ -48,20 +51,23 @@ class JobRunner:
         self._jobs = {job.id: job for job in kept}  # then in the order of their starts: clocks may be set back
         self._running: dict[str, asyncio.Task[None]] = {}  # by index: an index has one writer
         self._changed = asyncio.Condition()
+        self._starting = asyncio.Lock()
+        self._writer = ThreadPoolExecutor(1, "gradtrace-jobs")  # one: states are written in their order
         self._draining = False
         for index in hosted:
             self._forget_old(index.name)
 
-    def resume(self) -> None:
+    async def resume(self) -> None:
         """Restart the jobs that were running when the service ended: for each index the latest, since an index has one
         writer; of the others, the end could not be written down."""
         for job in reversed(list(self._jobs.values())):
             if job.state == "running" and job.index in self._running:
-                self._keep(job.model_copy(update={"state": "failed", "error": "how it ended is unknown"}))
+                unknown = {"state": "failed", "error": "how it ended is unknown", "ended": _now()}
+                await self._keep(job.model_copy(update=unknown))
             elif job.state == "running":
-                self._start(job)
+                await self._start(job)
 
-    def start(self, index: str | None, roll_back_to: int | None = None) -> Job:
+    async def start(self, index: str | None, roll_back_to: int | None = None) -> Job:
         """Start to bring an index up to date, or to roll it back. If that is running already, its job is returned.
 
         index: its name; None: the first
@@ -75,11 +81,18 @@ class JobRunner:
         if self._draining:
             raise DrainingError
         index = known_name(self._hosted, index)
-        if index in self._running:
-            running = next(job for job in self._jobs.values() if job.index == index and job.state == "running")
-            if running.roll_back_to != roll_back_to:
-                raise OtherJobError(running.id, running.operation)
-            return running
+        async with self._starting:
+            return self._running_job(index, roll_back_to) or await self._new_job(index, roll_back_to)
+
+    def _running_job(self, index: str, roll_back_to: int | None) -> Job | None:
+        if index not in self._running:
+            return None
+        running = next(job for job in self._jobs.values() if job.index == index and job.state == "running")
+        if running.roll_back_to != roll_back_to:
+            raise OtherJobError(running.id, running.operation)
+        return running
+
+    async def _new_job(self, index: str, roll_back_to: int | None) -> Job:
         job = Job(
             id=secrets.token_hex(8),
             index=index,
@@ -87,10 +100,10 @@ class JobRunner:
             roll_back_to=roll_back_to,
             state="running",
             progress=0.0,
-            generation=self._generation(index),
+            generation=await asyncio.to_thread(self._generation, index),
             created=_now(),
         )
-        self._start(job)
+        await self._start(job)
         return job
 
     def _generation(self, index: str) -> int:
@@ -134,9 +147,10 @@ class JobRunner:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.to_thread(self._writer.shutdown)
 
-    def _start(self, job: Job) -> None:
-        self._keep(job)
+    async def _start(self, job: Job) -> None:
+        await self._keep(job)
         self._running[job.index] = asyncio.ensure_future(self._run(job))
 
     async def _run(self, job: Job) -> None:
@@ -151,11 +165,18 @@ class JobRunner:
         """Run the job to its end, and say how it ended."""
         try:
             code, error = await self._attempts(job)
-            generation = read_manifest(self._hosted[job.index].path).generation
+            return await asyncio.to_thread(self._outcome, job, code, error)
         except (GradtraceError, OSError) as failure:  # OSError: no process could be started
             return {"state": "failed", "error": str(failure)}
+        except Exception as failure:  # a defect; the job has ended all the same
+            _log.error("job %s failed", job.id, exc_info=failure)
+            return {"state": "failed", "error": f"{type(failure).__name__}; the service's log says why"}
+
+    def _outcome(self, job: Job, code: int, error: str) -> dict[str, object]:
+        path = self._hosted[job.index].path
+        generation = read_manifest(path).generation
         if code == 0:
-            lost = _lost_methods(self._hosted[job.index].path, job.generation)
+            lost = _lost_methods(path, job.generation)
             return {"state": "succeeded", "generation": generation, "progress": 1.0, "lost_methods": lost}
         return {"state": "failed", "generation": generation, "error": error}
 
@@ -167,8 +188,10 @@ class JobRunner:
             code, error = await self._attempt(job, attempt)
             if code == os.EX_TEMPFAIL:
                 await asyncio.sleep(_LOCKED_SECONDS)
-            elif code >= 0 or attempt == _ATTEMPTS:
-                return code, error or f"signal {-code} ended its process, {attempt} times"
+            elif not _signal(code):
+                return code, error
+            elif attempt == _ATTEMPTS:
+                return code, f"{_killed(code)}, {attempt} times"
             else:
                 attempt += 1
 
@@ -183,11 +206,11 @@ class JobRunner:
             start_new_session=True,  # Ctrl-C is for the service, which ends its jobs itself
         )
         assert process.stderr is not None
-        complaints = asyncio.ensure_future(process.stderr.read())
+        complaints, before = asyncio.ensure_future(process.stderr.read()), None
         try:
             while not complaints.done():
                 await asyncio.wait([complaints], timeout=_POLL_SECONDS)
-                await self._update_progress(job.id)
+                before = await self._update_progress(job.id, before)
             code = await process.wait()
         finally:
             if process.returncode is None:
@@ -199,7 +222,8 @@ class JobRunner:
                     await process.wait()
         complaint = last_complaint(complaints.result().decode(errors="replace"))
         if code:
-            _log.warning("job %s, attempt %d, ended with %d: %s", job.id, attempt, code, complaint)
+            cause = _killed(code) if _signal(code) else complaint
+            _log.warning("job %s, attempt %d, ended with %d: %s", job.id, attempt, code, cause)
         return code, complaint
 
     def _command(self, job: Job) -> list[str]:
@@ -210,17 +234,18 @@ class JobRunner:
         moved = [] if hosted.checkpoints is None else ["--checkpoints", str(hosted.checkpoints[-1])]
         return [*program, "update", str(hosted.path), "--task", hosted.task, "--device", hosted.device, *moved]
 
-    async def _update_progress(self, job: str) -> None:
-        with contextlib.suppress(GradtraceError):  # a manifest that is being replaced
-            pending = read_pending(self._hosted[self._jobs[job].index].path)
-            if pending is not None:
-                missing = sum(task.stop - task.start for task in missing_shards(pending))
-                share = 1 - missing / max(1, pending.rows * len(pending.checkpoints))
-                if round(share, 3) != self._jobs[job].progress:
-                    await self._change(job, progress=round(share, 3))
+    async def _update_progress(self, job: str, before: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        """before: as returned by the last call, None at first"""
+        path = self._hosted[self._jobs[job].index].path
+        stamp = await asyncio.to_thread(file_stamp, path / PENDING_NAME)
+        if stamp != before:  # it is long where there are many shards
+            share = await asyncio.to_thread(_share_done, path)
+            if share is not None and share != self._jobs[job].progress:
+                await self._change(job, progress=share)
+        return stamp
 
     async def _change(self, job: str, **fields: object) -> None:
-        self._keep(self._jobs[job].model_copy(update=fields))
+        await self._keep(self._jobs[job].model_copy(update=fields))
         async with self._changed:
             self._changed.notify_all()
 
@@ -228,25 +253,56 @@ class JobRunner:
         ended = [job for job in self._jobs.values() if job.index == index and job.state != "running"]
         for job in ended[:-_KEPT_JOBS]:
             del self._jobs[job.id]
-            with contextlib.suppress(OSError):  # then it is forgotten after the next start
-                (self._folder(index) / f"{job.id}.json").unlink(missing_ok=True)
+            self._writer.submit((self._folder(index) / f"{job.id}.json").unlink, missing_ok=True)
 
     def _folder(self, index: str) -> Path:
         return self._hosted[index].path / _FOLDER
 
-    def _keep(self, job: Job) -> None:
+    async def _keep(self, job: Job) -> None:
         self._jobs[job.id] = job
-        try:
-            write_file(self._folder(job.index), f"{job.id}.json", job.model_dump_json(indent=1).encode())
-        except GradtraceError as error:  # the job itself goes on
-            _log.error("the state of job %s could not be kept: %s", job.id, error)
+        await asyncio.get_running_loop().run_in_executor(self._writer, _write, self._folder(job.index), job)
+
+
+def _write(folder: Path, job: Job) -> None:
+    try:
+        write_file(folder, f"{job.id}.json", job.model_dump_json(indent=1).encode())
+    except GradtraceError as error:  # the job itself goes on
+        _log.error("the state of job %s could not be kept: %s", job.id, error)
 
 
 def _kept_jobs(hosted: Hosted) -> Iterator[Job]:
-    """The jobs kept in an index, whatever its name was then."""
+    """The jobs kept in an index, whatever its name was then. All that have ended have an end time."""
     for path in (hosted.path / _FOLDER).glob("*.json"):
-        with contextlib.suppress(ValidationError):  # a file that a full disk cut short
-            yield Job.model_validate_json(path.read_bytes()).model_copy(update={"index": hosted.name})
+        with contextlib.suppress(ValidationError, OSError):  # a file that a full disk cut short, or of another user
+            job = Job.model_validate_json(path.read_bytes())
+            written = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
+            ended = written if job.ended is None and job.state != "running" else job.ended
+            yield job.model_copy(update={"index": hosted.name, "ended": ended})
+
+
+def _share_done(path: Path) -> float | None:
+    """The share of its rows that the index's unfinished generation has. None: there is none, or it is being replaced"""
+    with contextlib.suppress(GradtraceError):
+        pending = read_pending(path)
+        if pending is not None:
+            missing = sum(task.stop - task.start for task in missing_shards(pending))
+            return round(1 - missing / max(1, pending.rows * len(pending.checkpoints)), 3)
+    return None
+
+
+def _signal(code: int) -> int:
+    """The signal that ended a process with this exit code, as Python or a shell tells it; 0: it ended by itself."""
+    return -code if code < 0 else max(0, code - 128)
+
+
+def _killed(code: int) -> str:
+    number = _signal(code)
+    if number == signal.SIGKILL:
+        return (
+            "its process was killed, perhaps by the system for lack of memory: give the machine or container more "
+            "memory and start the job again, it resumes"
+        )
+    return f"signal {number} ({signal.strsignal(number)}) ended its process"
 
 
 def last_complaint(stderr: str) -> str:
