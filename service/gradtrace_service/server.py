@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from gradtrace_service.app import drain
+from gradtrace_service.http.connections import http_options
 from gradtrace_service.ops.logs import log_config
 from gradtrace_service.settings import Settings, SettingsError
 
@@ -94,6 +95,7 @@ def serve_until_told(app: FastAPI, settings: Settings) -> None:
         ws="none",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
+        **http_options(settings.max_connections),
     )
     server = _DrainingServer(config, app, settings.drain_seconds)
     with suppress(KeyboardInterrupt):
@@ -132,7 +134,9 @@ def serving(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Iterator[st
     # Connections inherit it. asyncio sets it itself only on sockets made with an explicit protocol, which this one is
     # not; without it every answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False, ws="none"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", server_header=False, ws="none", **http_options(None))
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="gradtrace-http")
     thread.start()
     try:
