@@ -13,7 +13,7 @@ import h11
 import psutil
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from gradtrace_service.http.problems import RETRY_AFTER_SECONDS, problem
+from gradtrace_service.http.problems import problem
 from gradtrace_service.settings import SettingsError
 
 MOST_BY_DEFAULT = 1024
@@ -60,7 +60,7 @@ def bounded_protocol(most: int) -> type[H11Protocol]:
     """uvicorn's protocol, of which `most` connections are open at a time. A further one takes the place of the one that
     has been without a request the longest; where all are being answered, it is answered with 503."""
     by_last_data: OrderedDict[H11Protocol, None] = OrderedDict()
-    full = problem(503, "busy", _FULL, headers={"Retry-After": str(RETRY_AFTER_SECONDS), "Connection": "close"})
+    full = problem(503, "busy", _FULL, headers={"Retry-After": "1", "Connection": "close"})
 
     class BoundedProtocol(H11Protocol):
         _discarded = 0
@@ -71,7 +71,7 @@ def bounded_protocol(most: int) -> type[H11Protocol]:
                 _log.warning("%d connections are open, as many as may be", len(by_last_data))
                 idle = next((connection for connection in by_last_data if _idle(connection)), None)
                 if idle is None:
-                    self.app = full  # type: ignore[assignment]
+                    self.app = full
                 else:
                     del by_last_data[idle]
                     idle.transport.close()
