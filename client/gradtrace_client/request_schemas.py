@@ -167,10 +167,10 @@ class RowFilter(RequestSchema):
     correct_only: Flag = Field(False, description="Rows that the last checkpoint predicts correctly.")
     rows: Rows | None = Field(None, min_length=1, description="Only these rows.")
     exclude_rows: Rows | None = Field(None, description="All rows but these.")
-    where: Annotated[dict[Name, Condition], _at_most(MAX_COLUMNS)] | None = Field(
+    where: (
+        Annotated[dict[Name, Condition], Field(min_length=1, max_length=MAX_COLUMNS), _at_most(MAX_COLUMNS)] | None
+    ) = Field(
         None,
-        min_length=1,
-        max_length=MAX_COLUMNS,
         description="By column (label, prediction, loss, correct, norm) what its value must meet: "
         '{"loss": {"min": 1.0}, "prediction": {"in": [3, 5]}}.',
     )
