@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import resource
+import shutil
 import socket
 import zlib
 from collections.abc import Callable, Iterator
@@ -280,6 +281,27 @@ def test_streams_are_counted_by_caller_and_in_all() -> None:
         streams.open("key b")
     streams.close("key a")
     streams.open("key b")
+
+
+def test_streams_are_counted_while_they_are_open(digits_index: DigitsRun, tmp_path: Path) -> None:
+    """An ended job's stream ends at once, and gives its place back; so does one of a job that does not exist."""
+    index = Path(shutil.copytree(digits_index.index, tmp_path / "index"))
+    hosted = [Hosted("digits", index, digits_index.task, [digits_index.checkpoints])]
+    with serving_when_ready(create_service(hosted, Settings())) as url:
+        job = httpx.post(f"{url}/reindex", json={"roll_back_to": 9}).json()["id"]
+        wait_until(lambda: httpx.get(f"{url}/jobs/{job}").json()["state"] != "running")
+        for _ in range(10):
+            assert httpx.get(f"{url}/jobs/{job}/events").status_code == 200
+            assert httpx.get(f"{url}/jobs/none/events").status_code == 404
+
+
+def test_long_addresses_and_many_parameters_are_refused_shortly(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for path in ("/" + "a" * 50_000, "/index?" + "&".join(f"a{at}=1" for at in range(6_000)), "/jobs/" + "a" * 9_000):
+        answer = httpx.get(url + path)
+        assert answer.status_code in (404, 422)
+        assert len(answer.content) < MOST_BYTES
+    assert max(len(record.getMessage()) for record in caplog.records if record.name.startswith("gradtrace")) < 1_000
 
 
 def test_few_lines_of_a_kind_are_logged_a_second(tmp_path: Path) -> None:
