@@ -7,10 +7,12 @@ import logging
 import resource
 from collections import OrderedDict
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
 
 import h11
 import psutil
+from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gradtrace_service.http.problems import problem
@@ -20,6 +22,10 @@ MOST_BY_DEFAULT = 1024
 HEAD_BYTES = 64 << 10
 _MOST_DESCRIPTORS = 1 << 16  # enough, where the hard limit is infinite
 _DISCARDED_BYTES = 64 << 20  # of a body that was refused: a client that goes on sending would not read the refusal
+_MALFORMED = (
+    f"the request is not HTTP/1.1 with one Host, or its address and headers are longer than {HEAD_BYTES:,} bytes: send "
+    "long lists in the body of a POST, if the address takes one"
+)
 _FULL = "as many connections are open as the service has room for; send the request again later"
 
 _log = logging.getLogger(__name__)
@@ -60,6 +66,7 @@ def bounded_protocol(most: int) -> type[H11Protocol]:
     """uvicorn's protocol, of which `most` connections are open at a time. A further one takes the place of the one that
     has been without a request the longest; where all are being answered, it is answered with 503."""
     by_last_data: OrderedDict[H11Protocol, None] = OrderedDict()
+    malformed = _as_sent(problem(400, "bad-request", _MALFORMED, headers={"Connection": "close"}))
     full = problem(503, "busy", _FULL, headers={"Retry-After": "1", "Connection": "close"})
 
     class BoundedProtocol(H11Protocol):
@@ -89,12 +96,26 @@ def bounded_protocol(most: int) -> type[H11Protocol]:
             if self._discarded > _DISCARDED_BYTES:
                 self.transport.abort()
                 return
-            try:
-                super().data_received(data)
-            except h11.ProtocolError:  # a malformed body, after the answer has begun
+            super().data_received(data)
+
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                self.transport.write(malformed)
+                self.transport.close()
+            else:  # the body is malformed, and its answer has begun
                 self.transport.abort()
 
     return BoundedProtocol
+
+
+def _as_sent(response: Response) -> bytes:
+    head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
+    return b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (
+        response.status_code,
+        HTTPStatus(response.status_code).phrase.encode(),
+        head,
+        bytes(response.body),
+    )
 
 
 def _idle(connection: H11Protocol) -> bool:

@@ -69,8 +69,8 @@ def add_middlewares(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
 def guarded(settings: Settings) -> dict[str, Any]:
     """How OpenAPI describes routes that are behind keys and limits, as arguments of `include_router`."""
     if settings.api_key_file is None:
-        return {"responses": error_responses(429)}
-    return {"responses": error_responses(401, 403, 429), "dependencies": [Security(_BEARER)]}
+        return {"responses": error_responses(400, 429)}
+    return {"responses": error_responses(400, 401, 403, 429), "dependencies": [Security(_BEARER)]}
 
 
 class AnswerHeaders:
