@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from gradtrace_service.app import drain
-from gradtrace_service.http.connections import http_options
+from gradtrace_service.http.connections import http_options, raise_descriptors
 from gradtrace_service.ops.logs import log_config
 from gradtrace_service.settings import Settings, SettingsError
 
@@ -86,6 +86,7 @@ def answer_local_names_alone(app: FastAPI, host: str) -> None:
 
 def serve_until_told(app: FastAPI, settings: Settings) -> None:
     """Serve the app until SIGTERM or Ctrl-C, and then until all accepted requests are answered."""
+    raise_descriptors()
     config = uvicorn.Config(
         app,
         settings.host,

@@ -39,7 +39,7 @@ def http_options(max_connections: int | None) -> dict[str, Any]:
     Raises:
         SettingsError: this process may not open so many files.
     """
-    free = _raised_descriptors() - psutil.Process().num_fds()
+    free = _descriptors() - psutil.Process().num_fds()
     if max_connections is not None and max_connections > free // 2:
         raise SettingsError(
             f"--max-connections {max_connections} needs {2 * max_connections} file descriptors, of which {free} are "
@@ -51,13 +51,16 @@ def http_options(max_connections: int | None) -> dict[str, Any]:
     return {"http": bounded_protocol(most), "backlog": backlog, "h11_max_incomplete_event_size": HEAD_BYTES}
 
 
-def _raised_descriptors() -> int:
-    """Raise the limit of open files as far as the system allows without privileges. Returns it."""
+def raise_descriptors() -> None:
+    """Raise this process's limit of open files as far as the system allows without privileges."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(ValueError, OSError):  # systems have limits below what they name
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _descriptors() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 

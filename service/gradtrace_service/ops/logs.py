@@ -25,8 +25,8 @@ class _Kind:
 
 
 class FewOfAKind(logging.Filter):
-    """Leaves out lines of a kind beyond twenty a second, and says in the next one how many: clients cannot fill the
-    disk. Requests that were answered (status below 400) are all logged."""
+    """Of warnings, errors and refused requests, leaves out those of a kind beyond twenty a second, and says in the next
+    one how many: clients cannot fill the disk with them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class FewOfAKind(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         status = getattr(record, "status", 0)
-        if 0 < status < 400:
+        if record.levelno < logging.WARNING and status < 400:
             return True
         kind = self._kinds.setdefault((record.pathname, record.lineno, status), _Kind())
         second = int(time.monotonic())
