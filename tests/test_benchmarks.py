@@ -67,6 +67,7 @@ SMOKE = {
     "rescore": Smoke(f"digits --queries 3 --dimensions {DIMENSIONS} --runs {{runs}}"),
     "search": Smoke("digits --queries 3 --index {index} --runs {runs}"),
     "searchers": Smoke("digits --queries 3 --index {index} --searchers progressive annoy:5 --runs {runs}"),
+    "hostile": Smoke("digits --index {index} --requests 8 --seconds 1"),
     "soak": Smoke("digits --index {index} --requests 40"),
     "throughput": Smoke(f"digits --rounds 1 --dimensions {DIMENSIONS} --runs {{runs}}"),
     "updates": Smoke(f"digits --checkpoints {KEPT} --dimensions 32 --runs {{runs}}"),

@@ -7,6 +7,8 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,17 @@ def test_two_builders_at_once(tmp_path: Path) -> None:
     finally:
         other.communicate()
     assert tiny.build(PairTask(tiny.mlp, ROWS), tmp_path).rows == 50  # the lock went with its process
+
+
+def test_a_name_that_files_of_an_index_cannot_carry_is_refused_in_words(tmp_path: Path) -> None:
+    task = PairTask(tiny.mlp, ROWS)
+    (found,) = tiny.checkpoints(task, tmp_path / "checkpoints", 1)
+    for length, fits in ((200, True), (201, False), (250, False)):
+        name = "c" * (length - 3) + ".pt"
+        checkpoint = replace(found, path=found.path.rename(tmp_path / name))
+        with nullcontext() if fits else pytest.raises(CheckpointError, match="200 bytes"):
+            build_index(task, [checkpoint], tmp_path / str(length), progress=False)
+        found = checkpoint
 
 
 def test_checkpoints_are_given_once_and_in_order(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn.protocols.http.auto
 
 from conftest import DigitsRun, wait_until
 from gradtrace_service.app import create_app
@@ -28,14 +27,9 @@ PROXY = Path(__file__).parents[1] / "docker" / "nginx.conf"
 Address = tuple[str, int]
 
 
-@pytest.fixture(params=["h11_impl.H11Protocol", "httptools_impl.HttpToolsProtocol"])
-def address(
-    request: pytest.FixtureRequest, digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Address]:
-    """Of a service that waits a second for bodies, with either of uvicorn's readers of HTTP."""
-    module, name = request.param.split(".")
-    reader = getattr(pytest.importorskip(f"uvicorn.protocols.http.{module}", exc_type=ImportError), name)
-    monkeypatch.setattr(uvicorn.protocols.http.auto, "AutoHTTPProtocol", reader)
+@pytest.fixture
+def address(digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
+    """Of a service that waits a second for bodies."""
     monkeypatch.setattr(request_reading, "PATIENCE_SECONDS", 1.0)
     with serving(create_app(digits_index.open())) as url:
         yield httpx.URL(url).host, httpx.URL(url).port or 0

@@ -23,6 +23,12 @@ from gradtrace_client.schemas import Payload
 MAX_K = 1000
 MAX_QUERIES = 128
 MAX_HITS = 25_000  # at either end, over all queries of a request: the service writes an answer in one piece
+MAX_ROWS = 2**18  # of a filter: 0.1 s to read
+MAX_VALUES = 10_000  # labels or values of a filter: more than classifiers have classes
+MAX_CHECKPOINTS = 1_000
+MAX_NAME = 255  # characters of a checkpoint's name, which is a file's
+MAX_COLUMNS = 100  # of a filter
+_MAX_FIELDS = 100  # of an object with a fixed set of fields: beyond, unknown ones are not named singly
 
 SOURCES = ("example", "examples", "query_rows", "train_rows")  # the fields that give the queries
 _PAIRS_SOURCES = ("example", "examples", "query_rows")
@@ -34,9 +40,29 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _wholes(value: Any) -> Any:
+    """`_whole` for a list: one call, where an element's own validator would triple the time for thousands of rows."""
+    if isinstance(value, list) and len(value) <= MAX_ROWS and float in map(type, value):
+        return [_whole(element) for element in value]
+    return value
+
+
+def _at_most(most: int) -> BeforeValidator:
+    """Counts before reading: of objects and sets, pydantic reads, and refuses, every entry before it counts them."""
+
+    def counted(value: Any) -> Any:
+        if isinstance(value, dict | list) and len(value) > most:
+            raise ValueError(f"give at most {most} entries, not {len(value):,}")
+        return value
+
+    return BeforeValidator(counted)
+
+
 def _value(value: Any) -> float | str | bool:
     """One function for all types, because pydantic's unions put the type's name into the path of the field."""
-    if isinstance(value, bool | str):
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and len(value) <= MAX_NAME:
         return value
     if isinstance(value, int | float) and abs(value) < 2**63:  # NaN compares false
         return float(value)
@@ -50,7 +76,15 @@ def _class(value: Any) -> float | str:
 
 
 Row = Annotated[int, Field(strict=True, ge=0, lt=2**53), BeforeValidator(_whole)]
+# Of long lists the first element that does not fit is named, and reading ends there.
+Rows = Annotated[
+    list[Annotated[int, Field(strict=True, ge=0, lt=2**53)]],
+    Field(max_length=MAX_ROWS, fail_fast=True),
+    BeforeValidator(_wholes),
+]
+Name = Annotated[str, Field(max_length=MAX_NAME)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
 Class = Annotated[
     float | str, PlainValidator(_class), WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})
 ]
@@ -95,6 +129,16 @@ def _given(name: str, names: tuple[str, ...]) -> JsonValue:
 class RequestSchema(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, data: Any) -> Any:
+        """Unknown fields are refused one by one, which takes long for a million of them."""
+        if isinstance(data, dict) and len(data) > _MAX_FIELDS:
+            raise ValueError(
+                f"there are {len(data):,} fields, of which {len(cls.model_fields)} are known; leave out others"
+            )
+        return data
+
 
 class Condition(RequestSchema):
     """What the value of a column must meet, in everything that is given. Unknown values meet no condition."""
@@ -103,8 +147,8 @@ class Condition(RequestSchema):
 
     min: Annotated[Number, Field(strict=True)] | None = Field(None, description="At least this.")
     max: Annotated[Number, Field(strict=True)] | None = Field(None, description="At most this.")
-    in_: list[Value] | None = Field(
-        None, alias="in", min_length=1, description="One of these; classes also by their names."
+    in_: Annotated[list[Value], Field(min_length=1, max_length=MAX_VALUES, fail_fast=True)] | None = Field(
+        None, alias="in", description="One of these; classes also by their names."
     )
 
     @model_validator(mode="after")
@@ -117,15 +161,16 @@ class Condition(RequestSchema):
 class RowFilter(RequestSchema):
     """Which training rows are searched: those that meet every condition given."""
 
-    labels: list[Class] | None = Field(
-        None, min_length=1, description="Rows with one of these labels; classes also by their names."
+    labels: Annotated[list[Class], Field(min_length=1, max_length=MAX_VALUES, fail_fast=True)] | None = Field(
+        None, description="Rows with one of these labels; classes also by their names."
     )
-    correct_only: bool = Field(False, description="Rows that the last checkpoint predicts correctly.")
-    rows: list[Row] | None = Field(None, min_length=1, description="Only these rows.")
-    exclude_rows: list[Row] | None = Field(None, description="All rows but these.")
-    where: dict[str, Condition] | None = Field(
+    correct_only: Flag = Field(False, description="Rows that the last checkpoint predicts correctly.")
+    rows: Rows | None = Field(None, min_length=1, description="Only these rows.")
+    exclude_rows: Rows | None = Field(None, description="All rows but these.")
+    where: (
+        Annotated[dict[Name, Condition], Field(min_length=1, max_length=MAX_COLUMNS), _at_most(MAX_COLUMNS)] | None
+    ) = Field(
         None,
-        min_length=1,
         description="By column (label, prediction, loss, correct, norm) what its value must meet: "
         '{"loss": {"min": 1.0}, "prediction": {"in": [3, 5]}}.',
     )
@@ -134,12 +179,12 @@ class RowFilter(RequestSchema):
 class Question(RequestSchema):
     index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
     method: str = Field("tracin", max_length=64, description="One of the methods that GET /index lists.")
-    checkpoints: list[str] | None = Field(
-        None, min_length=1, description="Names of the checkpoints used. Default: all."
+    checkpoints: Annotated[list[Name], Field(min_length=1, max_length=MAX_CHECKPOINTS, fail_fast=True)] | None = Field(
+        None, description="Names of the checkpoints used. Default: all."
     )
     weights: Weights | None = Field(None, description="Weight of each checkpoint. Default: the method's own.")
-    damping: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Added to the curvature, relative to each layer's mean eigenvalue."
+    damping: Annotated[Number, Field(strict=True, gt=0)] | None = Field(
+        None, description="Added to the curvature, relative to each layer's mean eigenvalue."
     )
     segments: Annotated[int, Field(strict=True, ge=1, le=1000), BeforeValidator(_whole)] | None = Field(
         None, description="Segments of the training, each with one curvature and one gradient."
@@ -185,12 +230,12 @@ class InfluenceRequest(Queries):
     k: Annotated[int, Field(strict=True, ge=1, le=MAX_K), BeforeValidator(_whole)] = Field(
         10, description="Hits at each of the two ends."
     )
-    rescore: bool = Field(
+    rescore: Flag = Field(
         False,
         description="Recompute the full gradients of twice as many rows as asked for at either end, and order them by "
         "their exact scores.",
     )
-    include: frozenset[Include] = Field(
+    include: Annotated[frozenset[Include], Field(fail_fast=True), _at_most(_MAX_FIELDS)] = Field(
         frozenset(("parts", "examples")),
         description="What hits carry besides: `parts`, the score by checkpoint; `layers`, the score by layer; "
         "`percentiles`, where the score stands among those of all rows; `examples`, the rendered example.",
@@ -249,11 +294,17 @@ class SelfInfluenceRequest(Question):
 
     k: Annotated[int, Field(ge=1, le=MAX_K)] = Field(10, description="Rows in the answer.")
     offset: Annotated[int, Field(ge=0, lt=2**53)] = Field(0, description="Rows skipped before the first.")
-    segments: Annotated[int, Field(ge=1, le=1000)] | None = Field(  # not strict: a URL holds only text
+    # Again, and not strict: a URL holds only text.
+    damping: Annotated[Number, Field(gt=0)] | None = Field(
+        None, description="Added to the curvature, relative to each layer's mean eigenvalue."
+    )
+    segments: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Segments of the training, each with one curvature and one gradient."
     )
     order: Order = Field("descending", description="`descending`: the rows with the largest score first.")
-    labels: list[Number] | None = Field(None, min_length=1, description="Only rows with one of these labels.")
+    labels: Annotated[list[Number], Field(min_length=1, max_length=MAX_VALUES, fail_fast=True)] | None = Field(
+        None, description="Only rows with one of these labels."
+    )
     examples: bool = Field(True, description="Whether the answer carries the rendered examples.")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import pandas
 
 VERSION_HEADER = "Gradtrace-Version"  # a header of every answer; client and service must have the same major version
+MAX_PROBLEMS = 10  # that one document names
+LONGEST_PATH = 200  # characters
+LONGEST_DETAIL = 1_000
+_LONGEST_KEY = 80
 
 
 class Status(AnswerSchema):
@@ -102,17 +106,31 @@ class Problem(AnswerSchema):
     request_id: str | None = Field(None, description="Identifies the request in the service's log.")
 
 
-def field_problems(errors: Iterable[Mapping[str, Any]]) -> list[FieldProblem]:
-    """Pydantic's validation errors as field problems; each names the field and what it accepts."""
-    return [FieldProblem(field=_field_path(error["loc"]), detail=_remedy(error)) for error in errors]
+def field_problems(errors: Sequence[Mapping[str, Any]]) -> list[FieldProblem]:
+    """The first of pydantic's validation errors as field problems; each names the field and what it accepts. The last
+    one says how many others there are."""
+    named = [FieldProblem(field=_field_path(error["loc"]), detail=_remedy(error)) for error in errors[:MAX_PROBLEMS]]
+    if len(errors) > MAX_PROBLEMS:
+        named.append(FieldProblem(field="", detail=f"{len(errors) - MAX_PROBLEMS:,} more problems are not named"))
+    return named
+
+
+def shortened(text: str, most: int) -> str:
+    """At most so many characters: the beginning, the end, and how many are left out between them."""
+    if len(text) <= most:
+        return text
+    gap = f"... ({len(text):,} characters) ..."
+    head = max(0, most - len(gap)) * 2 // 3
+    tail = max(0, most - len(gap) - head)
+    return text[:head] + gap + text[len(text) - tail :]
 
 
 def _field_path(location: Iterable[str | int]) -> str:
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return path.removeprefix(".")
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{shortened(part, _LONGEST_KEY)}" for part in location)
+    return shortened(path.removeprefix("."), LONGEST_PATH)
 
 
 def _remedy(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return "there is no such field: leave it out"
-    return str(error["msg"]).removeprefix("Value error, ")
+    return shortened(str(error["msg"]).removeprefix("Value error, "), LONGEST_DETAIL)

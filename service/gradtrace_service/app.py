@@ -22,6 +22,7 @@ from gradtrace_service.http import docs_page, job_routes, ops_routes, query_rout
 from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.middlewares import add_middlewares, guarded
 from gradtrace_service.http.problems import add_problem_handlers
+from gradtrace_service.http.streams import OpenStreams
 from gradtrace_service.indexes.catalog import Catalog, Hosted, Summaries, summaries, summary
 from gradtrace_service.indexes.jobs import JobRunner
 from gradtrace_service.ops.audit import AuditLog
@@ -98,9 +99,11 @@ def _app(
         lifespan=partial(_lifespan, audit=AuditLog(settings.audit_log)),
         docs_url=None,  # `docs_page` in its place
         redoc_url=None,
+        redirect_slashes=False,  # its redirects would lead to whatever host the request names
         telemetry=None if tracing is None else {"tracer_provider": tracing, "operation_spans": False},
     )
     app.state.engine, app.state.jobs, app.state.ready = engine, jobs, False
+    app.state.streams = OpenStreams()
     app.state.metrics, app.state.tracer_provider, app.state.summaries = metrics, tracing, summaries
     add_middlewares(app, settings, metrics)
     add_problem_handlers(app)

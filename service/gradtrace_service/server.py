@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from gradtrace_service.app import drain
+from gradtrace_service.http.connections import http_options, raise_descriptors
 from gradtrace_service.ops.logs import log_config
 from gradtrace_service.settings import Settings, SettingsError
 
@@ -85,6 +86,7 @@ def answer_local_names_alone(app: FastAPI, host: str) -> None:
 
 def serve_until_told(app: FastAPI, settings: Settings) -> None:
     """Serve the app until SIGTERM or Ctrl-C, and then until all accepted requests are answered."""
+    raise_descriptors()
     config = uvicorn.Config(
         app,
         settings.host,
@@ -94,6 +96,7 @@ def serve_until_told(app: FastAPI, settings: Settings) -> None:
         ws="none",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
+        **http_options(settings.max_connections),
     )
     server = _DrainingServer(config, app, settings.drain_seconds)
     with suppress(KeyboardInterrupt):
@@ -132,7 +135,9 @@ def serving(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Iterator[st
     # Connections inherit it. asyncio sets it itself only on sockets made with an explicit protocol, which this one is
     # not; without it every answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False, ws="none"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", server_header=False, ws="none", **http_options(None))
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="gradtrace-http")
     thread.start()
     try:

@@ -78,6 +78,11 @@ class Settings(BaseSettings):
     )
     audit_log: Path | None = Field(None, description="File to which each admin call is written, as a line of JSON.")
     max_body_mb: PositiveFloat = Field(16.0, description="Size of a request's body; larger ones are refused with 413.")
+    max_connections: PositiveInt | None = Field(
+        None,
+        description="Connections that are open at a time; at the limit, a new one takes the place of the idlest, or is "
+        "answered with 503. Default: 1,024, or half of the file descriptors that may be opened, if that is less.",
+    )
     log_format: Literal["text", "json"] = Field("text", description="Format of the log, which goes to standard error.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The lowest level that is logged."

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gradtrace.errors import DatasetError, QueryError
 from gradtrace.task import Batch, Task
-from gradtrace.tasks.payload import number, shown
+from gradtrace.tasks.payload import listed, number, shown
 
 VARIABLE = "GRADTRACE_DATA"
 
@@ -142,7 +142,7 @@ class Classification(DataTask):
             return None
         if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < self.classes:
             return label
-        named = f"one of {', '.join(names)}" if names else "no name: this task's classes have no names"
+        named = f"one of {listed(names)}" if names else "no name: this task's classes have no names"
         raise QueryError(f"label {shown(label)}: give a class number from 0 to {self.classes - 1}, or {named}")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gradtrace.errors import DatasetError, QueryError
 from gradtrace.task import Batch, Example
 from gradtrace.tasks.base import Classification, DataTask, Regression, TensorRows
-from gradtrace.tasks.payload import check_keys, number, shown
+from gradtrace.tasks.payload import check_keys, listed, number, shown
 
 Statistic = float | npt.ArrayLike
 
@@ -82,12 +82,13 @@ class _Tabular(DataTask):
         check_keys(payload, ("features", "label"))
         features = payload.get("features")
         if not isinstance(features, Mapping):
-            raise QueryError(f'"features" is an object with a value for each of {", ".join(self.feature_names)}')
-        unknown = [str(name) for name in features if name not in self.feature_names]
+            raise QueryError(f'"features" is an object with a value for each of {listed(self.feature_names)}')
+        known = set(self.feature_names)
+        unknown = [name for name in features if name not in known]
         missing = [name for name in self.feature_names if name not in features]
         if unknown or missing:
             by_kind = {"missing": missing, "unknown": unknown}
-            differences = "; ".join(f"{kind}: {', '.join(names[:10])}" for kind, names in by_kind.items() if names)
+            differences = "; ".join(f"{kind}: {listed(names)}" for kind, names in by_kind.items() if names)
             raise QueryError(f"the features do not match the task's; give each once and no other. {differences}")
         return torch.tensor([self._parsed(name, features[name]) for name in self.feature_names], dtype=torch.float32)
 
@@ -116,7 +117,7 @@ class _Tabular(DataTask):
         if name in self.categories:
             words = self.categories[name]
             if not isinstance(value, str) or value not in words:
-                raise QueryError(f"feature {name} is {shown(value)}; give one of {', '.join(words)}")
+                raise QueryError(f"feature {name} is {shown(value)}; give one of {listed(words)}")
             return words.index(value)
         if value is None and name in self.fill:
             return math.nan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -97,10 +98,12 @@ class TextClassification(Classification):
 
     def _checked_ids(self, ids: Any) -> Tensor:
         """int64 [length]. Raises QueryError for ids that the model cannot take."""
-        if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        if not isinstance(ids, list):
             raise QueryError('"token_ids" is a list of whole numbers')
         if not 1 <= len(ids) <= self.max_length:
             raise QueryError(f"the text has {len(ids)} tokens; give 1 to {self.max_length}")
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+            raise QueryError('"token_ids" is a list of whole numbers')
         outside = next((i for i in ids if not 0 <= i < self.vocabulary_size), None)
         if outside is not None:
             raise QueryError(
@@ -123,7 +126,7 @@ class Vocabulary:
 
     def encode(self, text: str, most: int) -> list[int]:
         """The ids of the first `most` words."""
-        return [self.ids.get(word, UNKNOWN) for word in _words(text)[:most]]
+        return [self.ids.get(match[0], UNKNOWN) for match in islice(_WORDS.finditer(text.lower()), most)]
 
 
 def _words(text: str) -> list[str]:

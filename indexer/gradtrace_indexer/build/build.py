@@ -49,6 +49,7 @@ from gradtrace_indexer.writing.files import sole_writer
 
 _SHARD_BYTES = 256 << 20
 _SHARD_ROWS = 32_768
+_LONGEST_NAME = 200  # bytes; file systems allow 255, and more follows in an index's file names
 
 Runs = Sequence[Sequence[Checkpoint]]  # the checkpoints of each training run
 
@@ -137,12 +138,19 @@ def _entries(builder: Builder, runs: Runs) -> list[CheckpointEntry]:
 
 
 def check_order(checkpoints: Sequence[Checkpoint]) -> None:
-    """Raises CheckpointError if there are none, or not in training order, or two have the same name."""
+    """Raises CheckpointError if there are none, or not in training order, or two have the same name, or a name is too
+    long for the files that it names."""
     steps = [checkpoint.step for checkpoint in checkpoints]
     if not checkpoints or len({checkpoint.name for checkpoint in checkpoints}) < len(checkpoints):
         raise CheckpointError("checkpoints must be given, each once, with distinct file names")
     if steps != sorted(set(steps)):
         raise CheckpointError(f"checkpoints must be given in training order; their steps are {steps}")
+    for name in (checkpoint.name for checkpoint in checkpoints):
+        if len(name.encode()) > _LONGEST_NAME:
+            raise CheckpointError(
+                f"the checkpoint's file name {name[:60]}... has {len(name.encode())} bytes, and an index's files "
+                f"carry it with more behind it: rename it to {_LONGEST_NAME} bytes at most, in checkpoints.json too"
+            )
 
 
 def _existing(builder: Builder, runs: Runs, rows: int, spec: FitSpec) -> Manifest | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -10,10 +11,14 @@ from gradtrace import Index, RowFilter, Task
 from gradtrace.errors import GradtraceError
 from gradtrace.methods import METHODS, MethodOptions
 from gradtrace.task import Example
+from gradtrace.tasks.payload import listed, shown
 from gradtrace_client.request_schemas import PairsRequest, Queries, Question
 from gradtrace_client.schemas import Payload, Split
+from gradtrace_client.service_schemas import LONGEST_DETAIL, shortened
 from gradtrace_service.engine.work import is_out_of_memory
 from gradtrace_service.errors import FieldError
+
+_READING_SECONDS = 5.0  # of the processor, for the examples of a request: they are bounded singly, by their tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +37,14 @@ def check_names(index: Index, method: str, checkpoints: Sequence[str] | None) ->
     if lacking is not None:
         raise FieldError("method", f"this index does not answer by {method!r}: {lacking}")
     check_known("method", method, index.methods)
-    known = [entry.name for entry in index.manifest.checkpoints]
+    known = {entry.name: None for entry in index.manifest.checkpoints}  # in their order
     for position, name in enumerate(checkpoints or ()):
         check_known(f"checkpoints[{position}]", name, known)
 
 
 def check_known(field: str, name: str, known: Collection[str]) -> None:
     if name not in known:
-        raise FieldError(field, f"there is no {name!r}; this index has {', '.join(known)}")
+        raise FieldError(field, f"there is no {shown(name)}; this index has {listed(known)}")
 
 
 def queries_of(index: Index, request: Queries | PairsRequest) -> list[AskedExample]:
@@ -54,17 +59,20 @@ def queries_of(index: Index, request: Queries | PairsRequest) -> list[AskedExamp
 
 
 def parsed_examples(task: Task, payloads: Sequence[Payload], field: str) -> list[AskedExample]:
-    """Raises FieldError for an example that the task cannot read."""
+    """Raises FieldError for an example that the task cannot read, or if reading all of them takes too long."""
     fields = [field] if field == "example" else [f"{field}[{at}]" for at in range(len(payloads))]
-    examples = []
+    examples, started = [], time.thread_time()
     for payload, name in zip(payloads, fields, strict=True):
+        if time.thread_time() - started > _READING_SECONDS:
+            raise FieldError(name, f"reading those before it took {_READING_SECONDS} s; send fewer at a time")
         try:
             examples.append(AskedExample(task.parse(payload), name))
         except Exception as error:  # whatever the user's parse raises on an unexpected payload
             if is_out_of_memory(error):
                 raise
             raw = f"{type(task).__name__} cannot read it: {type(error).__name__}: {error}"
-            raise FieldError(name, str(error) if isinstance(error, GradtraceError) else raw) from error
+            detail = str(error) if isinstance(error, GradtraceError) else raw
+            raise FieldError(name, shortened(detail, LONGEST_DETAIL)) from error
     return examples
 
 

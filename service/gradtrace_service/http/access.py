@@ -71,8 +71,11 @@ class Access:
             await self._app(scope, receive, send)
             return
         key = self._key(scope)
+        address = scope["client"][0] if scope["client"] else ""
+        caller = f"key {key.name}" if key else f"address {network(address)}"
+        scope.setdefault("state", {})["caller"] = caller
         needed = Scope.admin if scope["path"].lstrip("/").partition("/")[0] in self._admin else Scope.query
-        answering = self._too_many(scope, key) or self._not_allowed(key, needed) or self._app
+        answering = self._too_many(caller) or self._not_allowed(key, needed) or self._app
         if needed is Scope.admin:
             await audited(answering, key.name if key else None, scope, receive, send)
         else:
@@ -82,11 +85,10 @@ class Access:
         scheme, _, token = Headers(scope=scope).get("Authorization", "").partition(" ")
         return self._keys.find(token.strip()) if self._keys and scheme.lower() == "bearer" else None
 
-    def _too_many(self, scope: Connection, key: ApiKey | None) -> Response | None:
+    def _too_many(self, caller: str) -> Response | None:
         if self._rate is None:
             return None
-        address = scope["client"][0] if scope["client"] else ""
-        wait = self._rate.take(f"key {key.name}" if key else f"address {network(address)}")
+        wait = self._rate.take(caller)
         if not wait:
             return None
         detail = f"this client sends more requests than it may; send this one again in {math.ceil(wait)} s"

@@ -10,6 +10,7 @@ from contextlib import suppress
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gradtrace_client.service_schemas import LONGEST_PATH, shortened
 from gradtrace_service.http.metrics import Metrics
 
 _GONE = 499  # no answer: the caller went away (nginx's number for it)
@@ -55,7 +56,7 @@ class AccessLog:
         self._metrics.requested(method, endpoint, status, seconds, problem)
         fields = {
             "method": scope["method"],
-            "path": scope["path"],
+            "path": shortened(scope["path"], LONGEST_PATH),
             "status": status,
             "milliseconds": round(seconds * 1000.0, 3),
             "client": (scope.get("client") or ("",))[0],

@@ -10,10 +10,12 @@ from fastapi.sse import EventSourceResponse
 
 from gradtrace_client.request_schemas import ReindexRequest
 from gradtrace_client.service_schemas import Job, Jobs
+from gradtrace_service.http.json_bodies import JsonRoute
 from gradtrace_service.http.problems import error_responses
+from gradtrace_service.http.streams import one_stream
 from gradtrace_service.indexes.jobs import JobRunner
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 def _jobs(request: Request) -> JobRunner:
@@ -53,7 +55,12 @@ async def get_job(job: KnownJob) -> Job:
     return job
 
 
-@router.get("/jobs/{job}/events", response_class=EventSourceResponse, responses=error_responses(404, 422, 500))
+@router.get(
+    "/jobs/{job}/events",
+    response_class=EventSourceResponse,
+    responses=error_responses(404, 422, 429, 500, 503),
+    dependencies=[Depends(one_stream)],
+)
 async def job_events(job: KnownJob, jobs: OfflineJobs) -> AsyncIterator[Job]:
     """The job, now and whenever it changes, as server-sent events; the last one is of its end."""
     async for state in jobs.follow(job.id):

@@ -18,12 +18,14 @@ from gradtrace_service.http import job_routes
 from gradtrace_service.http.access import Access, RateLimit
 from gradtrace_service.http.access_log import AccessLog
 from gradtrace_service.http.api_keys import KeyFile
+from gradtrace_service.http.body_room import BodyRoom
 from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.problems import AnswerFailures, error_responses
 from gradtrace_service.http.request_reading import RequestReading
 from gradtrace_service.settings import Settings
 
 _REQUEST_ID = "X-Request-ID"
+_LARGE_BODIES = frozenset(("/influence", "/influence/groups", "/influence/pairs"))  # which hold examples and filters
 # What others use as ids, and nothing that could forge a log line.
 _KNOWN_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 _HEADERS = {
@@ -41,7 +43,7 @@ def add_middlewares(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     Raises:
         SettingsError: the file of keys cannot be read.
     """
-    app.add_middleware(RequestReading, max_bytes=int(settings.max_body_mb * 2**20))
+    app.add_middleware(RequestReading, room=BodyRoom(int(settings.max_body_mb * 2**20), _LARGE_BODIES))
     app.add_middleware(
         Access,
         keys=None if settings.api_key_file is None else KeyFile(settings.api_key_file),
@@ -67,8 +69,8 @@ def add_middlewares(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
 def guarded(settings: Settings) -> dict[str, Any]:
     """How OpenAPI describes routes that are behind keys and limits, as arguments of `include_router`."""
     if settings.api_key_file is None:
-        return {"responses": error_responses(429)}
-    return {"responses": error_responses(401, 403, 429), "dependencies": [Security(_BEARER)]}
+        return {"responses": error_responses(400, 429)}
+    return {"responses": error_responses(400, 401, 403, 429), "dependencies": [Security(_BEARER)]}
 
 
 class AnswerHeaders:

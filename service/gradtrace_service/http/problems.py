@@ -15,7 +15,15 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradtrace.errors import DatasetError, QueryError, TaskError
-from gradtrace_client.service_schemas import FieldProblem, Problem, field_problems
+from gradtrace_client.service_schemas import (
+    LONGEST_DETAIL,
+    LONGEST_PATH,
+    MAX_PROBLEMS,
+    FieldProblem,
+    Problem,
+    field_problems,
+    shortened,
+)
 from gradtrace_service.engine.engine import (
     DeadlineError,
     DrainingError,
@@ -37,6 +45,7 @@ _REMEDIES = {  # for refusals for which the framework gives only a status phrase
     404: "there is nothing at this address; /docs lists the addresses",
     405: "this address takes other methods; the Allow header and /docs list them",
 }
+_KINDS = {429: "busy", 503: "busy"}
 _STATES: dict[type[Exception], tuple[int, str, str]] = {  # of the service, which refuse any request
     QueueFullError: (429, "busy", "too many requests are waiting; send this one again later"),
     DeadlineError: (
@@ -110,11 +119,10 @@ def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     errors = error.errors()
     if errors[0]["type"] == "json_invalid":
-        position, cause = errors[0]["loc"][-1], errors[0]["ctx"]["error"]
-        return problem(422, "invalid-request", f"the body is not JSON: {cause} at character {position}")
+        return problem(422, "invalid-request", f"the body is not JSON in UTF-8: {errors[0]['ctx']['error']}")
     if tuple(errors[0]["loc"]) == ("body",) and errors[0]["type"] != "value_error":
         return problem(422, "invalid-request", "send a JSON object as the body, with Content-Type: application/json")
-    named = ({**detail, "loc": detail["loc"][1:]} for detail in errors)  # the first part says body or query
+    named = [{**detail, "loc": detail["loc"][1:]} for detail in errors]  # the first part says body or query
     return problem(
         422, "invalid-request", "the request does not fit the API; /docs describes it", field_problems(named)
     )
@@ -128,7 +136,7 @@ def _refused(request: Request, error: Exception) -> Response:
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
+    kind = _KINDS.get(error.status_code) or HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
     return problem(error.status_code, kind, _REMEDIES.get(error.status_code, error.detail), headers=error.headers)
 
 
@@ -165,13 +173,17 @@ def problem(
     errors: Sequence[FieldProblem] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """A refusal as its problem document; `kind` is the last part of its `type`."""
+    """A refusal as its problem document; `kind` is the last part of its `type`. Whatever the texts
+    quote of the request, it holds a few kilobytes at most."""
     document = Problem(
         type=f"urn:gradtrace:problem:{kind}",
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
-        errors=list(errors),
+        detail=shortened(detail, LONGEST_DETAIL),
+        errors=[
+            FieldProblem(field=shortened(error.field, LONGEST_PATH), detail=shortened(error.detail, LONGEST_DETAIL))
+            for error in errors[: MAX_PROBLEMS + 1]
+        ],
         request_id=correlation_id.get(),
     )
     # A detail that quotes the request may hold half a surrogate pair: JSON's escapes can write it, UTF-8 cannot.

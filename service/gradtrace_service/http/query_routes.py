@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -22,12 +21,13 @@ from gradtrace_service.answers import documents, groups_and_pairs, rows
 from gradtrace_service.answers import influence as answers
 from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.work import Work
+from gradtrace_service.http.json_bodies import JsonRoute
 from gradtrace_service.http.problems import error_responses
 from gradtrace_service.ops.timings import server_timing, trace_stages
 
 T = TypeVar("T")
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 class _Choice(BaseModel):
@@ -107,6 +107,6 @@ def indexes(request: Request) -> Indexes:
     return Indexes(indexes=request.app.state.summaries())
 
 
-def _batch_key(request: InfluenceRequest) -> str:
+def _batch_key(request: InfluenceRequest) -> tuple[str, frozenset[str]]:
     """Everything of a request but its queries: requests of equal keys are answered in one pass."""
-    return json.dumps(request.model_dump(exclude=set(SOURCES)), default=sorted)  # sets as lists of one order
+    return request.model_dump_json(exclude={*SOURCES, "include"}), request.include  # as text, sets have no one order

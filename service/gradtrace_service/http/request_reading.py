@@ -11,6 +11,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gradtrace_service.http.body_room import BodyRoom, Contents
+
 PATIENCE_SECONDS = 20.0
 _BYTES_PER_SECOND = 16 << 10  # a slower client is refused once PATIENCE_SECONDS are used up
 _TOO_SLOW = "the body takes too long to arrive; send it again, in smaller requests where the line is slow"
@@ -20,18 +22,18 @@ _Messages = asyncio.Queue[Message | HTTPException]
 
 class RequestReading:
     """ASGI middleware: reads the request ahead of the application, and cancels its handling when the connection is
-    closed. Refuses a body above `max_bytes` with 413, as soon as its announced or received size exceeds that, and one
-    that arrives too slowly with 408."""
+    closed. Refuses a body that is too large, or holds too many values, with 413, as soon as its announced or received
+    size says so; one that arrives too slowly with 408; and one for which there is no room with 503."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
+    def __init__(self, app: ASGIApp, room: BodyRoom) -> None:
+        self._app, self._room = app, room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         messages: _Messages = asyncio.Queue()
+        contents = Contents()
 
         async def next_message() -> Message:
             message = await messages.get()
@@ -40,7 +42,7 @@ class RequestReading:
             return message
 
         handling = asyncio.ensure_future(self._app(scope, next_message, send))
-        reading = asyncio.ensure_future(self._read(Headers(scope=scope), receive, messages))
+        reading = asyncio.ensure_future(self._read(scope, receive, contents, messages))
         reading.add_done_callback(lambda _: handling.cancel())
         try:
             await handling
@@ -52,28 +54,37 @@ class RequestReading:
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reading
+            self._room.give_back(contents)
 
-    async def _read(self, headers: Headers, receive: Receive, messages: _Messages) -> None:
+    async def _read(self, scope: Scope, receive: Receive, contents: Contents, messages: _Messages) -> None:
         """Pass messages on until the connection is closed. A refusal is the last: the application answers with it."""
-        announced = headers.get("content-length", "0")
-        declared = int(announced) if announced.isdecimal() else 0
-        started, counted, complete = time.monotonic(), 0, False
+        announced = Headers(scope=scope).get("content-length", "0")
+        declared, most = int(announced) if announced.isdecimal() else 0, self._room.max_bytes(scope["path"])
+        started, complete = time.monotonic(), False
         while True:
-            deadline = started + PATIENCE_SECONDS + counted / _BYTES_PER_SECOND
             try:
-                # Not asyncio.wait_for, which before Python 3.12 may lose a cancellation.
-                with anyio.fail_after(None if complete else deadline - time.monotonic()):
-                    message = await receive()
-            except TimeoutError:
-                messages.put_nowait(HTTPException(408, _TOO_SLOW, {"Connection": "close"}))
-                break
-            if message["type"] == "http.disconnect":
-                return
-            complete = not message.get("more_body", False)
-            counted += len(message.get("body", b""))
-            if max(counted, declared) > self._max_bytes:
-                detail = f"the body is larger than {self._max_bytes:,} bytes; send less at a time"
-                messages.put_nowait(HTTPException(413, detail))
+                deadline = started + PATIENCE_SECONDS + contents.size / _BYTES_PER_SECOND
+                message = await _in_time(receive, None if complete else deadline)
+                if message["type"] == "http.disconnect":
+                    return
+                complete = not message.get("more_body", False)
+                self._room.take(contents, message.get("body", b""))
+                if max(contents.size, declared) > most:
+                    raise HTTPException(
+                        413, f"the body is larger than the {most:,} bytes that are read here; send less"
+                    )
+            except HTTPException as refusal:
+                messages.put_nowait(refusal)
                 break
             messages.put_nowait(message)
         await asyncio.Event().wait()
+
+
+async def _in_time(receive: Receive, deadline: float | None) -> Message:
+    """deadline: as of time.monotonic; raises HTTPException there"""
+    try:
+        # Not asyncio.wait_for, which before Python 3.12 may lose a cancellation.
+        with anyio.fail_after(None if deadline is None else deadline - time.monotonic()):
+            return await receive()
+    except TimeoutError:
+        raise HTTPException(408, _TOO_SLOW, {"Connection": "close"}) from None

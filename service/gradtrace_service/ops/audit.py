@@ -12,6 +12,8 @@ from asgi_correlation_id import correlation_id
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gradtrace_client.service_schemas import LONGEST_PATH, shortened
+
 _audit = logging.getLogger("gradtrace.audit")
 
 
@@ -48,7 +50,7 @@ async def audited(app: ASGIApp, key: str | None, scope: Scope, receive: Receive,
             "key": key,
             "client": (scope["client"] or [None])[0],
             "method": scope["method"],
-            "path": scope["path"],
+            "path": shortened(scope["path"], LONGEST_PATH),
             "status": status,
             "location": location,  # of the job that the call started; its file has the details
             "request_id": correlation_id.get(),

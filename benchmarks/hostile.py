@@ -1,0 +1,130 @@
+"""What hostile requests cost honest clients: `python -m benchmarks.hostile digits --requests 1000`.
+
+Eight honest clients ask about one row after the other, alone and then beside the hostile requests that
+`benchmarks/hostile_requests.py` draws. Marks: the honest 99th percentile stays below twice what it is alone, the memory
+of all the service's processes below 1.5 times its usual, and nothing is answered with a 5xx but 503 with Retry-After.
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+
+from benchmarks.datasets import DATASETS, task_spec
+from benchmarks.hostile_requests import drawn, statuses
+from benchmarks.serving import served
+
+_HONEST_CLIENTS = 8
+_THINKING_SECONDS = 0.1  # of an honest client, between an answer and its next question
+_SENDERS = 4
+
+
+@dataclass
+class Watched:
+    """What honest clients and the machine saw: seconds of each answer, their statuses, and the most memory in MB."""
+
+    seconds: list[float] = field(default_factory=list)
+    statuses: Counter[int | str] = field(default_factory=Counter)
+    memory: float = 0.0
+
+    def line(self, name: str) -> str:
+        p50, p99 = np.percentile(self.seconds, (50, 99)) * 1000
+        return f"| {name} | {len(self.seconds):,} | {p50:.1f} | {p99:.1f} | {self.memory:.0f} | {dict(self.statuses)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", choices=DATASETS)
+    parser.add_argument("--index", type=Path, help="default: RUNS/DATASET/index")
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of the honest clients alone")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--flags", default="", help="of gradtrace serve")
+    arguments = parser.parse_args()
+    index = arguments.index or arguments.runs / arguments.dataset / "index"
+    with served(index, task_spec(arguments.dataset), *arguments.flags.split()) as service:
+        while httpx.get(f"{service.url}/readyz").status_code != 200:
+            time.sleep(0.1)
+        with watched(service.url, service.process):  # until everything that is kept is in memory
+            time.sleep(arguments.seconds / 3)
+        with watched(service.url, service.process) as alone:
+            time.sleep(arguments.seconds)
+        numbers = range(arguments.seed * 10**6, arguments.seed * 10**6 + arguments.requests)
+        with watched(service.url, service.process) as beside:
+            answered = attack(service.url, numbers)
+    print("| honest clients | answers | p50, ms | p99, ms | memory of the service, MB | statuses |")
+    print("|---|--:|--:|--:|--:|---|")
+    print(alone.line("alone"), beside.line(f"beside {arguments.requests:,} hostile requests"), sep="\n")
+    print("\n| hostile requests | answers by status (0: the connection was closed without one) |\n|---|---|")
+    for kind, counts in sorted(answered.items()):
+        print(f"| {kind} | {dict(sorted(counts.items()))} |")
+
+
+def attack(url: str, numbers: range) -> dict[str, Counter[int]]:
+    """Send the requests of these numbers, a few at a time. Returns the statuses by kind; 0: no answer."""
+    answered: dict[str, Counter[int]] = {}
+    with ProcessPoolExecutor(_SENDERS) as senders:
+        for kind, codes in senders.map(partial(_sent, httpx.URL(url).host, httpx.URL(url).port or 0), numbers):
+            answered.setdefault(kind, Counter()).update(codes or [0])
+    return answered
+
+
+def _sent(host: str, port: int, number: int) -> tuple[str, list[int]]:
+    hostile = drawn(number)
+    with suppress(OSError):
+        return hostile.kind, statuses(host, port, hostile)
+    return hostile.kind, []
+
+
+@contextmanager
+def watched(url: str, process: int) -> Iterator[Watched]:
+    """Honest clients ask, and memory is measured, until the block ends."""
+    seen, stop = Watched(), threading.Event()
+    threads = [threading.Thread(target=_ask, args=(url, client, seen, stop)) for client in range(_HONEST_CLIENTS)]
+    threads.append(threading.Thread(target=_measure, args=(process, seen, stop)))
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def _ask(url: str, client: int, seen: Watched, stop: threading.Event) -> None:
+    with httpx.Client(base_url=url, timeout=120) as http:
+        row = client
+        while not stop.wait(_THINKING_SECONDS):
+            row, started = (row + _HONEST_CLIENTS) % 250, time.perf_counter()
+            try:
+                status: int | str = http.post("/influence", json={"query_rows": [row], "k": 5}).status_code
+            except httpx.HTTPError as error:
+                status = type(error).__name__
+            seen.seconds.append(time.perf_counter() - started)
+            seen.statuses[status] += 1
+
+
+def _measure(process: int, seen: Watched, stop: threading.Event) -> None:
+    root = psutil.Process(process)
+    while not stop.wait(0.05):
+        with suppress(psutil.NoSuchProcess):
+            used = sum(one.memory_info().rss for one in (root, *root.children(recursive=True)))
+            seen.memory = max(seen.memory, used / 2**20)
+
+
+if __name__ == "__main__":
+    main()
