@@ -64,6 +64,7 @@ SMOKE = {
     "peers.trak": Smoke(PEERS, apart=True, peer="trak"),
     "precision": Smoke(f"digits --dimensions 32 {DIMENSIONS} --queries 6 --runs {{runs}}"),
     "recording": Smoke("digits --rounds 1 --steps 1 --dimensions 16"),
+    "restarts": Smoke("digits --index {index} --times 1 --clients 4 --seconds 0.5 --grace-seconds 0.5"),
     "rescore": Smoke(f"digits --queries 3 --dimensions {DIMENSIONS} --runs {{runs}}"),
     "search": Smoke("digits --queries 3 --index {index} --runs {runs}"),
     "searchers": Smoke("digits --queries 3 --index {index} --searchers progressive annoy:5 --runs {runs}"),

@@ -86,7 +86,7 @@ def test_the_health_check_asks_the_service(digits_index: DigitsRun) -> None:
         return subprocess.run([sys.executable, FOLDER / "healthcheck.py"], env=environment, check=False).returncode
 
     hosted = [Hosted("digits", digits_index.index, digits_index.task)]
-    with serving(create_service(hosted, Settings())) as url:
+    with serving(create_service(hosted, Settings(processes=0))) as url:
         port = url.rpartition(":")[2]
         codes = [code(port)]
         while codes[-1] and len(codes) < 50:

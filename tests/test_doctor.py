@@ -255,7 +255,7 @@ def test_a_service_without_keys_that_answers_any_name_is_a_problem(digits_index:
 def test_what_goes_wrong_in_a_service_is_in_its_metrics(run: DigitsRun) -> None:
     hosted = [Hosted("digits", run.index, run.task), Hosted("gone", run.index.with_name("gone"), run.task)]
     shutil.copytree(run.index, hosted[1].path)
-    with serving_when_ready(create_service(hosted, Settings())) as url:
+    with serving_when_ready(create_service(hosted, Settings(processes=0))) as url:
         shutil.rmtree(hosted[1].path)
         doctor(url)
         flip_a_byte(run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from benchmarks.restarts import restart
 
 import digits_task
 from conftest import DigitsRun, wait_until
@@ -69,6 +69,8 @@ def served(index: Path, task: str, log: Path, *flags: str) -> Iterator[tuple[sub
         "json",
         "--drain-seconds",
         "120",
+        "--grace-seconds",
+        "0",
         *flags,
     ]
     with log.open("wb") as stderr:
@@ -123,30 +125,77 @@ def test_sigterm(slow_task: str, digits_index: DigitsRun, tmp_path: Path) -> Non
         ends_when_all_is_answered(process, url, tmp_path, process.terminate)
 
 
-def test_processes_with_a_damaged_index_that_is_put_right_and_ctrl_c(
-    slow_task: str, digits_index: DigitsRun, tmp_path: Path
+@pytest.mark.parametrize("processes", ["0", "1"])
+def test_ctrl_c_that_reaches_the_workers_too(
+    slow_task: str, digits_index: DigitsRun, tmp_path: Path, processes: str
 ) -> None:
-    index = Path(shutil.copytree(digits_index.index, tmp_path / "index"))
-    shard = next(path for path in index.rglob("*") if path.suffix == ".rows")
-    shard.rename(tmp_path / "shard")
-    log, flags = tmp_path / "log", ("--processes", "1", "--checkpoints", str(digits_index.checkpoints))
-    with served(index, slow_task, log, *flags) as (process, url):
-        until(503, url)
-        while "not ready" not in log.read_text():
-            assert readiness(url) == 503
-            time.sleep(0.2)
-        assert httpx.get(f"{url}/healthz").status_code == 200
-        (tmp_path / "shard").rename(shard)
+    with served(digits_index.index, slow_task, tmp_path / "log", "--processes", processes) as (process, url):
         until(200, url)
         ends_when_all_is_answered(process, url, tmp_path, lambda: os.killpg(process.pid, signal.SIGINT))
-    messages = [json.loads(line)["message"] for line in log.read_text().splitlines() if line.startswith("{")]
-    assert any(one.startswith("not ready") and f"{shard.name} is missing" in one for one in messages)
 
 
-def test_without_processes_a_damaged_index_is_refused_at_once(digits_index: DigitsRun, tmp_path: Path) -> None:
+def test_a_sigterm_that_reaches_the_workers_too(slow_task: str, digits_index: DigitsRun, tmp_path: Path) -> None:
+    with served(digits_index.index, slow_task, tmp_path / "log") as (process, url):
+        until(200, url)
+        ends_when_all_is_answered(process, url, tmp_path, lambda: os.killpg(process.pid, signal.SIGTERM))
+
+
+def test_within_the_grace_requests_are_answered(slow_task: str, digits_index: DigitsRun, tmp_path: Path) -> None:
+    with served(digits_index.index, slow_task, tmp_path / "log", "--grace-seconds", "600") as (process, url):
+        until(200, url)
+        process.terminate()
+        until(503, url)
+        assert httpx.get(f"{url}/readyz").json()["type"] == "urn:gradtrace:problem:draining"
+        answered = httpx.post(f"{url}/influence", json={"query_rows": [0], "k": 2}, timeout=120)
+        assert (answered.status_code, answered.headers["connection"]) == (200, "close")
+        process.terminate()  # a second signal ends it at once
+        process.wait(60)
+
+
+def test_restarts_under_clients_fail_no_request(digits_index: DigitsRun) -> None:
+    for _ in range(3):
+        clients, failed, _ = restart(digits_index.index, digits_index.task, 32, 1.0, "--grace-seconds", "1")
+        assert failed == {}
+        assert clients.happened["200"]
+
+
+def test_an_inherited_socket_is_restarted_without_a_refused_connection(digits_index: DigitsRun, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener, ThreadPoolExecutor(2) as other:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        flags = ["--task", digits_index.task, "--fd", str(listener.fileno()), "--grace-seconds", "0"]
+        command = [sys.executable, "-m", "gradtrace_service", "serve", str(digits_index.index), *flags]
+        for _ in range(2):
+            asked = other.submit(httpx.post, f"{url}/influence", json={"query_rows": [0]}, timeout=300)
+            process = subprocess.Popen(command, pass_fds=[listener.fileno()], stderr=subprocess.DEVNULL)
+            try:
+                assert asked.result().status_code == 200
+                process.terminate()
+                process.wait(120)
+            finally:
+                process.kill()
+                process.wait()
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_damaged_index_is_refused_at_once(digits_index: DigitsRun, tmp_path: Path, processes: int) -> None:
     (tmp_path / "manifest.json").symlink_to(digits_index.index / "manifest.json")
     with pytest.raises(IndexUnavailableError, match="is missing"):
-        create_service([Hosted("index", tmp_path, digits_index.task)], Settings())
+        create_service([Hosted("index", tmp_path, digits_index.task)], Settings(processes=processes))
+
+
+@pytest.mark.parametrize("descriptor", ["97", "0"])
+def test_a_descriptor_that_is_no_listener_is_told(digits_index: DigitsRun, descriptor: str) -> None:
+    words = ["serve", str(digits_index.index), "--task", digits_index.task, "--fd", descriptor]
+    with socket.socket() as unbound:
+        done = subprocess.run(
+            [sys.executable, "-m", "gradtrace_service", *words],
+            stdin=unbound,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "systemd passes the first socket" in done.stderr
 
 
 def test_the_events_of_a_job_do_not_hold_the_end_up(digits_index: DigitsRun, tmp_path: Path) -> None:

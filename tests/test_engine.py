@@ -31,13 +31,13 @@ from conftest import DigitsRun, serving_when_ready, wait_until
 from gradtrace import Index
 from gradtrace.errors import TaskError
 from gradtrace.store.manifest import read_manifest
-from gradtrace_client import BusyError, Client, InfluenceAnswer, InvalidRequestError
+from gradtrace_client import Client, InfluenceAnswer, InvalidRequestError
 from gradtrace_client.service_schemas import Problem
 from gradtrace_indexer import delete_rows
 from gradtrace_service.answers.influence import warm_up
 from gradtrace_service.answers.rendering import RenderedRows
 from gradtrace_service.app import create_app, create_service
-from gradtrace_service.engine.work import OutOfMemoryError, Work, is_out_of_memory
+from gradtrace_service.engine.work import NotOpenYetError, OutOfMemoryError, Work, is_out_of_memory
 from gradtrace_service.engine.work import answer as answer_batch
 from gradtrace_service.indexes import catalog as catalog_module
 from gradtrace_service.indexes.catalog import Catalog, Hosted
@@ -58,7 +58,7 @@ def run(digits_index: DigitsRun, tmp_path: Path) -> DigitsRun:
 def held(app: FastAPI) -> Iterator[None]:
     """Keep the worker busy meanwhile, so that requests wait together."""
     release = threading.Event()
-    app.state.engine.workers.submit(release.wait, 120)
+    app.state.engine.workers[0].thread.submit(release.wait, 120)
     try:
         yield
     finally:
@@ -130,6 +130,22 @@ def test_a_bad_request_in_a_batch_fails_alone(digits_index: DigitsRun, caplog: p
         assert [hit.row for hit in found] == [hit.row for hit in index.influence([TASK.query[row]])[0].proponents]
 
 
+class Given:
+    """Indexes of a worker, as a function gives them."""
+
+    def __init__(self, get: Callable[[str | None], Index]) -> None:
+        self.get = get
+
+    def check(self, name: str | None, index: Index) -> None:
+        pass
+
+    def open_default(self) -> None:
+        self.get(None)
+
+    def states(self) -> dict[str, bool | None]:
+        return {}
+
+
 def test_one_bad_request_costs_few_passes(digits_index: DigitsRun) -> None:
     passes: list[int] = []
 
@@ -141,7 +157,7 @@ def test_one_bad_request_costs_few_passes(digits_index: DigitsRun) -> None:
 
     requests = [*map(str, range(11)), "bad", *map(str, range(12, 64))]
     works = [Work(None, handler, request) for request in requests]
-    outcomes = answer_batch(lambda _: digits_index.open(), works, [0.0] * len(works))
+    outcomes = answer_batch(Given(lambda _: digits_index.open()), works, [0.0] * len(works))
     assert [outcome for outcome in outcomes if isinstance(outcome, KeyError)] == [outcomes[11]]
     assert [outcome for at, outcome in enumerate(outcomes) if at != 11] == [
         f"answer to {request}" for request in requests if request != "bad"
@@ -156,7 +172,7 @@ def test_an_index_that_cannot_be_opened_is_tried_once_for_a_batch() -> None:
         tries.append(name)
         raise MemoryError("of the index")
 
-    outcomes = answer_batch(closed, [Work("a", warm_up)] * 8, [0.0] * 8)
+    outcomes = answer_batch(Given(closed), [Work("a", warm_up)] * 8, [0.0] * 8)
     assert [type(outcome) for outcome in outcomes] == [OutOfMemoryError] * 8
     assert tries == ["a"]
 
@@ -194,15 +210,23 @@ def test_memory_that_runs_out_while_an_index_is_opened_is_told_as_such(
 ) -> None:
     task = tmp_path / "greedy.py"
     task.write_text("import numpy as np\nTASK = np.empty(1 << 60, dtype=np.uint8)\n")
-    monkeypatch.setattr(catalog_module, "_TRY_AGAIN_SECONDS", 0.0)
-    first = Hosted("digits", digits_index.index, digits_index.task)
-    with serving_when_ready(create_service([first, Hosted("large", first.path, f"{task}:TASK")], Settings())) as url:
-        failed = httpx.post(f"{url}/influence", json={"query_rows": [0], "index": "large"})
+    monkeypatch.setattr(catalog_module, "_TRY_AGAIN_SECONDS", 1.0)
+    hosted = [
+        Hosted(name, digits_index.index, spec) for name, spec in (("a", digits_index.task), ("large", f"{task}:TASK"))
+    ]
+
+    def ask() -> httpx.Response:
+        return httpx.post(f"{url}/influence", json={"query_rows": [0], "index": "large"}, timeout=600)
+
+    with serving_when_ready(create_service(hosted, Settings(processes=0))) as url:
+        failed = ask()
         assert (failed.status_code, failed.json()["type"]) == (503, "urn:gradtrace:problem:out-of-memory")
         assert failed.headers["retry-after"]
-        modest = f"from gradtrace_indexer.task_loading import load_task\nTASK = load_task({first.task!r}, anew=True)\n"
-        task.write_text(modest)
-        assert httpx.post(f"{url}/influence", json={"query_rows": [0], "index": "large"}).status_code == 200
+        task.write_text(
+            "from gradtrace_indexer.task_loading import load_task\n"
+            f"TASK = load_task({digits_index.task!r}, anew=True)\n"
+        )
+        wait_until(lambda: ask().status_code == 200)
     assert "index large cannot be opened: memory ran out" in caplog.text
 
 
@@ -343,7 +367,7 @@ def test_a_killed_service_leaves_no_workers(digits_index: DigitsRun, tmp_path: P
         service = psutil.Popen([sys.executable, "-m", "gradtrace_service", *words], stderr=stderr)
 
     def workers() -> list[psutil.Process]:
-        return [one for one in service.children() if "spawn_main" in " ".join(one.cmdline())]
+        return [one for child in service.children() for one in child.children()]  # forked by a process without threads
 
     wait_until(lambda: len(workers()) == 2)
     left = workers()
@@ -395,7 +419,8 @@ def test_half_open_clients_keep_nobody_waiting(digits_index: DigitsRun) -> None:
 def test_processes_answer_the_same_and_killed_ones_are_replaced(digits_index: DigitsRun) -> None:
     hosted = [Hosted("digits", digits_index.index, digits_index.task)]
     settings = Settings(processes=2, deadline_seconds=300)
-    with serving(create_service(hosted, settings)) as url, Client(url, retries=0, timeout=300) as client:
+    app = create_service(hosted, settings)
+    with serving(app) as url, Client(url, retries=0, timeout=300) as client:
         expected = [hit.row for hit in digits_index.open().influence([TASK.query[4]], k=6)[0].proponents]
 
         def rows() -> list[int]:
@@ -404,15 +429,21 @@ def test_processes_answer_the_same_and_killed_ones_are_replaced(digits_index: Di
         assert rows() == expected
         with pytest.raises(InvalidRequestError, match="60"):
             client.influence(query_rows=[60])
-        workers = [one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())]
-        os.kill(workers[0].pid, signal.SIGKILL)
-        lost = 0
-        for _ in range(4):
-            try:
-                assert rows() == expected
-            except BusyError:
-                lost += 1
-        assert lost <= 1  # the one that was being computed when the loss was noticed
+        wait_until(lambda: app.state.ready)
+        for worker in app.state.engine.workers:
+            before = worker.pid
+            os.kill(before, signal.SIGKILL)
+            assert [rows() for _ in range(2)] == [expected] * 2
+            wait_until(lambda worker=worker, before=before: worker.pid not in (None, before))
+
+
+def opened(catalog: Catalog, name: str | None = None) -> Index:
+    """The index, when it is open."""
+    while True:
+        try:
+            return catalog.get(name)
+        except NotOpenYetError:
+            time.sleep(0.01)
 
 
 def test_memory_above_its_limit_unloads_the_index_not_asked_for_longest(
@@ -421,10 +452,10 @@ def test_memory_above_its_limit_unloads_the_index_not_asked_for_longest(
     hosted = [Hosted("a", digits_index.index, digits_index.task), Hosted("b", run.index, run.task)]
     catalog = Catalog(hosted, memory_limit=1)  # less than there can be
     try:
-        first = catalog.get("a")
-        assert catalog.get("a") is first
-        assert catalog.get("b") is catalog.get("b")
-        assert catalog.get("a") is not first
+        first = opened(catalog, "a")
+        assert opened(catalog, "a") is first
+        assert opened(catalog, "b") is opened(catalog, "b")
+        assert opened(catalog, "a") is not first
         with pytest.raises(gradtrace.QueryError, match="no index 'c'; this service has a, b"):
             catalog.get("c")
     finally:
@@ -433,13 +464,13 @@ def test_memory_above_its_limit_unloads_the_index_not_asked_for_longest(
 
 @pytest.fixture
 def catalog(run: DigitsRun) -> Iterator[Catalog]:
-    opened = Catalog([Hosted("digits", run.index, run.task)])
-    yield opened
-    opened.close()
+    catalog = Catalog([Hosted("digits", run.index, run.task)])
+    yield catalog
+    catalog.close()
 
 
 def generation(catalog: Catalog) -> int:
-    return catalog.get(None).manifest.generation
+    return opened(catalog).manifest.generation
 
 
 def test_a_damaged_generation_is_told_once_and_taken_over_when_repaired(
@@ -460,7 +491,7 @@ def test_a_damaged_generation_is_told_once_and_taken_over_when_repaired(
     assert caplog.text.count("the old generation goes on answering") == 1
     (run.index / file.path).write_bytes(content)
     wait_until(lambda: generation(catalog) == 2)
-    assert not catalog.get(None).present[3]
+    assert not opened(catalog).present[3]
 
 
 def test_a_generation_whose_task_raises_is_tried_again(
@@ -487,7 +518,7 @@ def test_a_generation_whose_task_raises_is_tried_again(
 def test_an_index_deleted_under_the_service(run: DigitsRun, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     other = Path(shutil.copytree(run.index, run.index.with_name("other")))
     hosted = [Hosted("open", run.index, run.task), Hosted("late", other, run.task)]
-    with serving(create_service(hosted, Settings())) as url, Client(url, retries=0) as client:
+    with serving(create_service(hosted, Settings(processes=0))) as url, Client(url, retries=0) as client:
         before = client.influence(query_rows=[0])
         for path in (run.index, other):
             path.rename(path.with_name(path.name + "-away"))

@@ -56,7 +56,7 @@ def target(digits_index: DigitsRun, tmp_path_factory: pytest.TempPathFactory) ->
     index = Path(shutil.copytree(digits_index.index, folder / "index"))  # for /reindex
     key = add_key(folder / "keys", "fuzzer", [Scope.query, Scope.admin])
     hosted = [Hosted("digits", index, digits_index.task, [digits_index.checkpoints])]
-    with serving(create_service(hosted, Settings(api_key_file=folder / "keys"))) as url:
+    with serving(create_service(hosted, Settings(processes=0, api_key_file=folder / "keys"))) as url:
         yield Target(url, {"Authorization": f"Bearer {key}"}, folder)
 
 

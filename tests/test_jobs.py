@@ -45,7 +45,7 @@ def run(digits_index: DigitsRun, tmp_path: Path) -> DigitsRun:
 
 @pytest.fixture
 def url(run: DigitsRun) -> Iterator[str]:
-    with serving(create_service([Hosted("index", run.index, run.task)], Settings())) as address:
+    with serving(create_service([Hosted("index", run.index, run.task)], Settings(processes=0))) as address:
         yield address
 
 
@@ -191,14 +191,14 @@ def test_a_job_waits_for_another_writer(
 
 def test_of_jobs_that_seem_to_run_on_one_index_the_latest_is_resumed(run: DigitsRun) -> None:
     hosted = [Hosted("index", run.index, run.task)]
-    with serving(create_service(hosted, Settings())) as url:
+    with serving(create_service(hosted, Settings(processes=0))) as url:
         kept = ended(url, begin(url, roll_back_to=7))
     path = run.index / "jobs" / f"{kept.id}.json"
     for number in range(3):
         later = {"id": f"{number:x}" * 16, "state": "running", "created": kept.created + timedelta(days=number)}
         path.with_name(f"{later['id']}.json").write_text(kept.model_copy(update=later).model_dump_json())
     path.unlink()
-    with serving(create_service(hosted, Settings())) as url:
+    with serving(create_service(hosted, Settings(processes=0))) as url:
         wait_until(lambda: {job["state"] for job in httpx.get(f"{url}/jobs").json()["jobs"]} == {"failed"})
         jobs = httpx.get(f"{url}/jobs").json()["jobs"]
     errors = [job["error"] for job in jobs]
@@ -209,11 +209,11 @@ def test_of_jobs_that_seem_to_run_on_one_index_the_latest_is_resumed(run: Digits
 
 def test_a_job_that_was_kept_without_its_end_has_one(run: DigitsRun) -> None:
     hosted = [Hosted("index", run.index, run.task)]
-    with serving(create_service(hosted, Settings())) as url:
+    with serving(create_service(hosted, Settings(processes=0))) as url:
         kept = ended(url, begin(url, roll_back_to=7))
     (path,) = (run.index / "jobs").iterdir()
     path.write_text(kept.model_copy(update={"ended": None}).model_dump_json())
-    with serving(create_service(hosted, Settings())) as url:
+    with serving(create_service(hosted, Settings(processes=0))) as url:
         again = Job.model_validate_json(httpx.get(f"{url}/jobs/{kept.id}").content)
     assert again.ended is not None
     assert again.ended.timestamp() == pytest.approx(path.stat().st_mtime)
@@ -262,7 +262,7 @@ def test_a_slow_disk_keeps_nobody_waiting(run: DigitsRun, url: str, monkeypatch:
 
 
 def test_nothing_is_started_while_the_service_ends(run: DigitsRun) -> None:
-    app = create_service([Hosted("index", run.index, run.task)], Settings())
+    app = create_service([Hosted("index", run.index, run.task)], Settings(processes=0))
     with serving(app) as url:
         asyncio.run(app.state.jobs.drain())
         refused = httpx.post(f"{url}/reindex", json={})
@@ -271,16 +271,16 @@ def test_nothing_is_started_while_the_service_ends(run: DigitsRun) -> None:
 
 def test_a_service_that_is_started_again_resumes_its_job(run: DigitsRun) -> None:
     hosted = [Hosted("index", run.index, run.task)]
-    with serving(create_service(hosted, Settings())) as url:
+    with serving(create_service(hosted, Settings(processes=0))) as url:
         job = begin(url)
-    with serving(create_service(hosted, Settings())) as url:
+    with serving(create_service(hosted, Settings(processes=0))) as url:
         last = ended(url, job)
         assert (last.state, last.generation) == ("succeeded", 2), last.error
 
 
 def test_several_indexes(run: DigitsRun, digits_index: DigitsRun) -> None:
     hosted = [Hosted("two", run.index, run.task), Hosted("three", digits_index.index, digits_index.task)]
-    with serving(create_service(hosted, Settings())) as url, Client(url) as client:
+    with serving(create_service(hosted, Settings(processes=0))) as url, Client(url) as client:
         assert len(client.index().checkpoints) == 2
         assert len(client.index("three").checkpoints) == 3
         found = client.influence(query_rows=[0], index="three")

@@ -141,7 +141,7 @@ def test_a_body_holds_so_many_values_at_most(url: str) -> None:
 def test_each_address_takes_what_its_bodies_can_mean(digits_index: DigitsRun) -> None:
     body = b'{"unknown": "' + b" " * body_room.SMALL_BYTES + b'"}'
     hosted = [Hosted("digits", digits_index.index, digits_index.task)]
-    with serving(create_service(hosted, Settings())) as url:
+    with serving(create_service(hosted, Settings(processes=0))) as url:
         assert refused(url, body).errors[0].field == "unknown"
         assert "65,536 bytes" in refused(url, body, 413, path="/reindex").detail
 
@@ -289,7 +289,7 @@ def test_streams_are_counted_while_they_are_open(digits_index: DigitsRun, tmp_pa
     """An ended job's stream ends at once, and gives its place back; so does one of a job that does not exist."""
     index = Path(shutil.copytree(digits_index.index, tmp_path / "index"))
     hosted = [Hosted("digits", index, digits_index.task, [digits_index.checkpoints])]
-    with serving_when_ready(create_service(hosted, Settings())) as url:
+    with serving_when_ready(create_service(hosted, Settings(processes=0))) as url:
         job = httpx.post(f"{url}/reindex", json={"roll_back_to": 9}).json()["id"]
         wait_until(lambda: httpx.get(f"{url}/jobs/{job}").json()["state"] != "running")
         for _ in range(10):

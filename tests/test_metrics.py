@@ -149,7 +149,7 @@ def test_jobs_and_published_generations(digits_index: DigitsRun, tmp_path: Path)
     (index / "jobs").mkdir()
     (index / "jobs" / "1.json").write_text(kept.model_dump_json())
     hosted = [Hosted("here", index, digits_index.task, [digits_index.checkpoints])]
-    with serving(create_service(hosted, Settings())) as url:
+    with serving(create_service(hosted, Settings(processes=0))) as url:
         wait_ready(url)
         for named in ({}, {"index": "here"}):
             httpx.post(f"{url}/influence", json={"query_rows": [0], **named})

@@ -152,9 +152,9 @@ def test_serve_tries_to_render(digits_index: DigitsRun, tmp_path: Path, body: st
     with pytest.raises(TaskError, match=told):
         broken.open_or_say_why()
     with pytest.raises(IndexUnavailableError, match=told):
-        create_service([broken], Settings())
+        create_service([broken], Settings(processes=0))
     sound = Hosted("sound", digits_index.index, digits_index.task)
-    with serving(create_service([sound, broken], Settings())) as url:
+    with serving(create_service([sound, broken], Settings(processes=0))) as url:
         assert httpx.get(f"{url}/index").status_code == 200
         assert httpx.get(f"{url}/index", params={"index": "broken"}).status_code == 503
 

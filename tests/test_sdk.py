@@ -39,7 +39,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 @pytest.fixture(scope="module")
 def url(digits_index: DigitsRun) -> Iterator[str]:
     hosted = Hosted("digits", digits_index.index, digits_index.task)
-    with serving(create_service([hosted], Settings())) as address:
+    with serving(create_service([hosted], Settings(processes=0))) as address:
         yield address
 
 
@@ -55,7 +55,9 @@ def behind(digits_index: DigitsRun, tmp_path: Path) -> Iterator[str]:
     checkpoints = Path(shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints"))
     first = gradtrace.load_checkpoints(checkpoints)[:2]
     build_index(TASK, first, tmp_path / "index", dimensions=256, progress=False)
-    with serving(create_service([Hosted("a", tmp_path / "index", digits_index.task)], Settings())) as address:
+    with serving(
+        create_service([Hosted("a", tmp_path / "index", digits_index.task)], Settings(processes=0))
+    ) as address:
         yield address
 
 
@@ -165,7 +167,7 @@ def test_the_indexes_of_a_service_are_listed_without_opening_them(digits_index: 
     copy = Path(shutil.copytree(digits_index.index, tmp_path / "copy"))
     shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints")
     hosted = [Hosted(name, path, digits_index.task) for name, path in (("one", digits_index.index), ("two", copy))]
-    with serving(create_service(hosted, Settings())) as url, Client(url) as client:
+    with serving(create_service(hosted, Settings(processes=0))) as url, Client(url) as client:
         known = {"generation": 1, "task": "ImageClassification", "rows": 400}
         first, second = client.indexes().indexes
         assert first.model_dump() == {"name": "one", "loaded": True, **known}

@@ -62,7 +62,7 @@ def guarded(digits_index: DigitsRun, tmp_path_factory: pytest.TempPathFactory) -
     query, admin = add_key(keys, "reader", [Scope.query]), add_key(keys, "keeper", [Scope.admin])
     shutil.copytree(digits_index.index, out / "index")
     hosted = [Hosted("index", out / "index", digits_index.task, [digits_index.checkpoints])]
-    with serving_when_ready(create_service(hosted, Settings(api_key_file=keys, audit_log=audit))) as url:
+    with serving_when_ready(create_service(hosted, Settings(processes=0, api_key_file=keys, audit_log=audit))) as url:
         yield Guarded(url, keys, audit, query, admin)
 
 

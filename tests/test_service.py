@@ -31,7 +31,8 @@ from gradtrace_service.answers.documents import convention
 from gradtrace_service.app import create_app
 from gradtrace_service.engine.engine import Engine, QueueFullError
 from gradtrace_service.engine.work import Work, each_alone
-from gradtrace_service.engine.workers import answer_batch, thread_worker
+from gradtrace_service.engine.workers import ThreadWorker
+from gradtrace_service.indexes.open_index import OpenIndex
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 
@@ -449,7 +450,7 @@ def test_the_app_answers_in_process(digits_index: DigitsRun) -> None:
 
 
 def test_one_thread_owns_the_index_and_a_full_queue_refuses(index: Index) -> None:
-    engine = Engine(thread_worker(lambda name: index), answer_batch, settings=Settings(queue_size=2))
+    engine = Engine([ThreadWorker(OpenIndex(index))], Settings(queue_size=2))
     release = threading.Event()
 
     async def crowd() -> list[Any]:
@@ -478,7 +479,7 @@ def test_a_full_queue_is_told_as_429(digits_index: DigitsRun) -> None:
     release = threading.Event()
     app = create_app(digits_index.open(), Settings(queue_size=1))
     with serving(app) as url, ThreadPoolExecutor(3) as pool:
-        app.state.engine.workers.submit(release.wait, 60)
+        app.state.engine.workers[0].thread.submit(release.wait, 60)
         waiting = [pool.submit(httpx.post, f"{url}/influence", json={"query_rows": [0]}) for _ in range(3)]
         response = next(as_completed(waiting)).result()
         release.set()

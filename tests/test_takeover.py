@@ -142,7 +142,10 @@ def test_reindex_beside_a_service_says_what_was_lost_and_wait_returns_when_it_an
     add_kernels(project.index, progress=False)
     fit_representer(project.index)
     before = read_manifest(project.index).generation
-    with serving(create_service([Hosted("a", project.index, project.task)], Settings())) as url, Client(url) as client:
+    with (
+        serving(create_service([Hosted("a", project.index, project.task)], Settings(processes=0))) as url,
+        Client(url) as client,
+    ):
         assert {"trak", "representer"} <= set(client.index().methods)
         project.store(ALL)
         job = client.wait(client.reindex(), progress=False)
@@ -169,8 +172,8 @@ def behind(digits_index: DigitsRun, tmp_path: Path) -> DigitsRun:
 def test_wait_returns_when_the_new_generation_answers(behind: DigitsRun, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Hosted.open
 
-    def slowly(hosted: Hosted) -> Any:
-        index = opened(hosted)
+    def slowly(hosted: Hosted, verified: Any) -> Any:
+        index = opened(hosted, verified)
         time.sleep(2 * (index.manifest.generation == 2))
         return index
 
@@ -181,7 +184,7 @@ def test_wait_returns_when_the_new_generation_answers(behind: DigitsRun, monkeyp
             ended = await client.wait(job.id, progress=False)
             return ended.generation, (await client.index()).generation
 
-    app = create_service([Hosted("a", behind.index, behind.task)], Settings())
+    app = create_service([Hosted("a", behind.index, behind.task)], Settings(processes=0))
     with serving(app) as url, Client(url) as client, ThreadPoolExecutor(1) as other:
         job = client.reindex()
         waiting = other.submit(asyncio.run, wait_async(url, job))
@@ -198,8 +201,8 @@ def test_wait_ends_where_the_new_generation_cannot_be_opened(
         async with AsyncClient(url) as client:
             await client.wait(job, progress=False, take_over_timeout=0.5)
 
-    with serving(create_service([Hosted("a", behind.index, behind.task)], Settings())) as url:
-        monkeypatch.setattr(Hosted, "open", lambda hosted: 1 / 0)
+    with serving(create_service([Hosted("a", behind.index, behind.task)], Settings(processes=0))) as url:
+        monkeypatch.setattr(Hosted, "open", lambda *_: 1 / 0)
         with Client(url) as client:
             job = client.reindex()
             with pytest.raises(
@@ -236,6 +239,7 @@ def test_data_that_cannot_be_read_again_is_told_with_the_remedy(
     module.write_text(_DATA + "import sys\nassert not hasattr(sys, 'read_once'), 'twice'\nsys.read_once = True\n")
     catalog = Catalog([Hosted("a", project.index, project.task)])
     try:
+        catalog.open_default()
         assert catalog.get(None).rows == FIRST
         project.store(ALL)
         project.command("append", str(project.index), "--task", project.task)

@@ -232,7 +232,7 @@ def together(app: FastAPI, url: str, bodies: Sequence[dict[str, Any]]) -> list[h
         held.set()
         assert go_on.wait(60)
 
-    app.state.engine.workers.submit(hold)
+    app.state.engine.workers[0].thread.submit(hold)
     assert held.wait(60)
     with ThreadPoolExecutor(len(bodies) + 1) as pool:
         first = pool.submit(httpx.get, f"{url}/index", timeout=60)  # takes the slot, and waits for the worker

@@ -25,7 +25,7 @@ from gradtrace.index import Index
 from gradtrace.models.gradient_model import GradientModel, open_models
 from gradtrace.models.path_report import summary
 from gradtrace.search.by_name import open_searcher
-from gradtrace.store.index_files import check_files
+from gradtrace.store.index_files import VerifiedFiles, check_files
 from gradtrace.store.manifest import Manifest, read_manifest
 from gradtrace.store.rows import RowStore, representation_store
 from gradtrace.task import Task
@@ -41,6 +41,7 @@ def open_index(
     searcher: str | None = None,
     device: str = "auto",
     verify: bool = True,
+    verified: VerifiedFiles | None = None,
 ) -> Index:
     """Open an index for queries, after checking that it is whole and belongs to the task.
 
@@ -48,13 +49,15 @@ def open_index(
         checkpoints: directory of the weights, if they were moved since the build; of several training runs, one each.
         searcher: "progressive" for exact answers from an index that has an approximate searcher; None: its own.
         verify: read every file and compare its checksum; False compares sizes only (for indexes that take too long).
+        verified: files that were read and right before, which are read again only if they were changed since; those
+            that are read now are added.
 
     Raises:
         StoreError: no index, an unfinished one (IncompleteIndexError), damaged files (CorruptIndexError), or an index
             of another task, data set or checkpoint (MismatchError).
         CheckpointError: weights are missing or do not fit the model.
     """
-    manifest = _whole_manifest(directory := Path(path), searcher, verify)
+    manifest = _whole_manifest(directory := Path(path), searcher, verify, verified)
     store, where = RowStore(directory, manifest), torch.device(pick_device(device))
     bases = [basis.to(where) for basis in load_bases(directory, manifest)]
     models = _models(directory, manifest, task, store.row_ids.live_ids(), bases, checkpoints, where)
@@ -102,12 +105,12 @@ def _models(
     return models
 
 
-def _whole_manifest(directory: Path, searcher: str | None, verify: bool) -> Manifest:
+def _whole_manifest(directory: Path, searcher: str | None, verify: bool, verified: VerifiedFiles | None) -> Manifest:
     """The manifest of an index whose files are all there.  Arguments and errors as those of `open_index`."""
     manifest = read_manifest(directory)
     if searcher == "progressive":  # then the file of another need not even be whole
         manifest = manifest.model_copy(update={"searcher": None})
-    problems = check_files(directory, manifest, deep=verify)
+    problems = check_files(directory, manifest, verify, verified)
     if problems:
         raise CorruptIndexError(
             f"{directory} is damaged: {'; '.join(problems)}. Restore the files, or remove and rebuild the index"

@@ -33,7 +33,7 @@ class IndexSummary(AnswerSchema):
     generation: int | None
     task: str | None
     rows: int | None
-    loaded: bool | None = Field(description="Whether it is in memory; null: unknown, as several processes serve it.")
+    loaded: bool | None = Field(description="Whether a worker has it in memory.")
 
 
 class Indexes(AnswerSchema):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from concurrent.futures import Executor
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -15,9 +14,9 @@ from fastapi import FastAPI
 from gradtrace import Index
 from gradtrace_service.answers.influence import warm_up
 from gradtrace_service.engine.engine import Engine
-from gradtrace_service.engine.work import IndexByName, Work
-from gradtrace_service.engine.workers import ProcessWorkers, answer_batch, answer_batch_elsewhere, thread_worker
-from gradtrace_service.errors import FieldError
+from gradtrace_service.engine.processes import ProcessWorker
+from gradtrace_service.engine.work import Work
+from gradtrace_service.engine.workers import ThreadWorker, Worker
 from gradtrace_service.http import docs_page, job_routes, ops_routes, query_routes
 from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.middlewares import add_middlewares, guarded
@@ -25,12 +24,14 @@ from gradtrace_service.http.problems import add_problem_handlers
 from gradtrace_service.http.streams import OpenStreams
 from gradtrace_service.indexes.catalog import Catalog, Hosted, Summaries, summaries, summary
 from gradtrace_service.indexes.jobs import JobRunner
+from gradtrace_service.indexes.open_index import OpenIndex
 from gradtrace_service.ops.audit import AuditLog
 from gradtrace_service.ops.logs import log_config
 from gradtrace_service.ops.timings import tracer_provider
 from gradtrace_service.settings import DEFAULTS, Settings
 
 _TRY_AGAIN_SECONDS = 5
+_REFRESH_SECONDS = 1.0  # between two looks at the indexes of workers that have nothing to do
 
 _log = logging.getLogger(__name__)
 
@@ -41,9 +42,7 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     settings: None: the defaults, whatever the environment says
     """
     settings, metrics = settings or DEFAULTS, Metrics()
-    engine = Engine(
-        thread_worker(partial(_only_index, index)), answer_batch, settings=settings, observer=metrics.batch_answered
-    )
+    engine = Engine([ThreadWorker(OpenIndex(index))], settings, metrics.batch_answered)
     metrics.watch(engine)
     return _app(engine, settings, metrics, lambda: [summary(None, index.manifest, loaded=True)])
 
@@ -52,36 +51,32 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
     """The service over the indexes of some directories, as `gradtrace serve` runs it.
 
     Raises:
-        GradtraceError: the first index cannot be opened (with processes, the log tells).
+        GradtraceError: the first index cannot be opened.
     """
-    memory = None if settings.memory_limit_mb is None else settings.memory_limit_mb << 20
-    catalog = None
-    if settings.processes:
-        begin = partial(_catalog_lookup, hosted, memory)
-        workers: Executor = ProcessWorkers(settings.processes, begin, log_config(settings))
-        answer, slots = answer_batch_elsewhere, settings.processes
-    else:
-        catalog = Catalog(hosted, memory)
-        try:
-            catalog.open_default()  # so that whoever starts the service learns now what is wrong with it
-        except BaseException:
-            catalog.close()
-            raise
-        workers, answer, slots = thread_worker(catalog.get), answer_batch, 1
+    workers = _workers(hosted, settings)
+    try:
+        if hosted:
+            workers[0].open_default()  # so that whoever starts the service learns now what is wrong with it
+    except BaseException:
+        for worker in workers:
+            worker.close(wait=False)
+        raise
     metrics, jobs = Metrics(), JobRunner(hosted)
-    engine = Engine(workers, answer, slots, settings, metrics.batch_answered)
+    engine = Engine(workers, settings, metrics.batch_answered)
     metrics.watch(engine, hosted, jobs)
-    return _app(engine, settings, metrics, partial(summaries, hosted, catalog), jobs)
+    return _app(engine, settings, metrics, partial(summaries, hosted, engine.states), jobs)
 
 
-def _only_index(index: Index, name: str | None) -> Index:
-    if name is not None:
-        raise FieldError("index", f"there is no index {name!r}; this service has one, without a name: leave it out")
-    return index
+def _workers(hosted: list[Hosted], settings: Settings) -> Sequence[Worker]:
+    indexes = partial(Catalog, hosted, _bytes(settings.memory_limit_mb))
+    if not settings.processes:
+        return [ThreadWorker(indexes())]
+    limit, log = _bytes(settings.worker_memory_limit_mb), log_config(settings)
+    return [ProcessWorker(indexes, log, limit) for _ in range(settings.processes)]
 
 
-def _catalog_lookup(hosted: list[Hosted], memory: int | None) -> IndexByName:
-    return Catalog(hosted, memory).get
+def _bytes(megabytes: int | None) -> int | None:
+    return None if megabytes is None else megabytes << 20
 
 
 def _app(
@@ -118,11 +113,12 @@ def _app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI, audit: AuditLog) -> AsyncIterator[None]:
     engine, jobs = app.state.engine, app.state.jobs
-    warming = asyncio.ensure_future(_warm_up(app, engine))
+    background = [asyncio.ensure_future(_warm_up(app, engine)), asyncio.ensure_future(_refresh(engine))]
     if jobs is not None:
         await jobs.resume()
     yield
-    warming.cancel()
+    for task in background:
+        task.cancel()
     if jobs is not None:
         await jobs.close()
     engine.close()
@@ -145,8 +141,8 @@ async def _warm_up(app: FastAPI, engine: Engine) -> None:
     service runs.
     """
     warm: set[int] = set()
-    while len(warm) < engine.slots:
-        tries = [engine.run(Work(None, warm_up)) for _ in range(engine.slots)]
+    while len(warm) < len(engine.workers):
+        tries = [engine.run(Work(None, warm_up)) for _ in engine.workers]
         outcomes = await asyncio.gather(*tries, return_exceptions=True)
         warm.update(outcome for outcome in outcomes if isinstance(outcome, int))
         if engine.draining:
@@ -155,6 +151,12 @@ async def _warm_up(app: FastAPI, engine: Engine) -> None:
         if failures:
             cause = failures[0].__cause__ or failures[0]
             _log.error("not ready, and trying again every %d s: the first query failed: %s", _TRY_AGAIN_SECONDS, cause)
-        await asyncio.sleep(_TRY_AGAIN_SECONDS if failures else 0)
+        await asyncio.sleep(_TRY_AGAIN_SECONDS if failures else 0.05)
     app.state.ready = True
     _log.info("ready")
+
+
+async def _refresh(engine: Engine) -> None:
+    while True:
+        await asyncio.sleep(_REFRESH_SECONDS)
+        await engine.refresh()

@@ -25,6 +25,7 @@ from gradtrace_service.engine.work import is_out_of_memory
 from gradtrace_service.flags import with_flags
 from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.indexes.catalog import Hosted, hosted
+from gradtrace_service.listeners import host_of, inherited
 from gradtrace_service.server import answer_local_names_alone, refuse_public, refuse_taken, serve_until_told, serving
 from gradtrace_service.settings import Settings, read_settings
 
@@ -142,13 +143,16 @@ def serve(
     """
     settings = read_settings(config, **flags)
     local = settings.api_key_file is None and not settings.insecure
+    listener = None if settings.fd is None else inherited(settings.fd)
+    host = settings.host if listener is None else host_of(listener)
     if local:
-        refuse_public(settings.host)
-    refuse_taken(settings.host, settings.port)
+        refuse_public(host)
+    if listener is None:
+        refuse_taken(host, settings.port)
     app = create_service(hosted(indexes, task, settings), settings)
     if local:
-        answer_local_names_alone(app, settings.host)
-    serve_until_told(app, settings)
+        answer_local_names_alone(app, host)
+    serve_until_told(app, settings, listener)
 
 
 @app.command(help=_QUERY_HELP)

@@ -51,7 +51,7 @@ def run_demo(dataset: Dataset, out: Path, *, host: str, port: int, once: bool) -
     with _stage("Index"):
         build_index(task, gradtrace.load_checkpoints(out / "checkpoints"), out / "index")
     hosted = Hosted(dataset.value, out / "index", spec)
-    with serving(create_service([hosted], DEFAULTS), host, port) as url:
+    with serving(create_service([hosted], DEFAULTS.model_copy(update={"processes": 0})), host, port) as url:
         with _stage("Asking"), Client(url) as client:
             answer = client.influence(query_rows=[0], k=5)
         print_answer(answer)

@@ -10,8 +10,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -20,10 +21,13 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from gradtrace_service.app import drain
 from gradtrace_service.http.connections import http_options, raise_descriptors
+from gradtrace_service.listeners import deaf
 from gradtrace_service.ops.logs import log_config
 from gradtrace_service.settings import Settings, SettingsError
 
 _KEEP_ALIVE_SECONDS = 75  # longer than proxies keep theirs, else they send into connections just closed
+_HUNG_SECONDS = 5  # from the moment when nothing new is accepted to the end
+_LAST_REQUESTS_SECONDS = 0.3  # in which connections that are just being made send their requests
 
 
 def refuse_public(host: str) -> None:
@@ -84,8 +88,13 @@ def answer_local_names_alone(app: FastAPI, host: str) -> None:
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
 
 
-def serve_until_told(app: FastAPI, settings: Settings) -> None:
-    """Serve the app until SIGTERM or Ctrl-C, and then until all accepted requests are answered."""
+def serve_until_told(app: FastAPI, settings: Settings, listener: socket.socket | None = None) -> None:
+    """Serve the app until SIGTERM or Ctrl-C, and then until all accepted requests are answered.
+
+    listener: one that others have open, too, in place of the settings' host and port
+
+    Ends the program with status 1 if it could not start, if its thread hangs, or if requests had to be abandoned.
+    """
     raise_descriptors()
     config = uvicorn.Config(
         app,
@@ -98,9 +107,12 @@ def serve_until_told(app: FastAPI, settings: Settings) -> None:
         proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
         **http_options(settings.max_connections),
     )
-    server = _DrainingServer(config, app, settings.drain_seconds)
-    with suppress(KeyboardInterrupt):
-        server.run()
+    server = _DrainingServer(config, app, settings)
+    try:
+        with suppress(KeyboardInterrupt):
+            server.run(None if listener is None else [listener])
+    finally:
+        app.state.engine.close()  # also where a second signal ended it at once
     if not server.started:  # the log says why
         sys.exit(1)
     if app.state.engine.computing:  # the interpreter would wait for a thread that hangs
@@ -108,20 +120,65 @@ def serve_until_told(app: FastAPI, settings: Settings) -> None:
 
 
 class _DrainingServer(uvicorn.Server):
-    """Listens on while the last answers are computed: new requests, and /readyz, are answered with 503."""
+    """Ends without a failed request: answers all the while, until the process has ended.
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, seconds: int) -> None:
+    After the signal, requests are answered for `grace_seconds`, and every answer closes its connection, so that load
+    balancers and clients go elsewhere. Then new requests are refused with 503, and accepted ones are answered.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, settings: Settings) -> None:
         super().__init__(config)
-        self._app, self._seconds = app, seconds
+        self._app, self._settings = app, settings
+        self._held: list[socket.socket] = []  # until the process ends
+        self._hung_ticks = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins the end, and a second one ends at once."""
+        self.force_exit = self.force_exit or self.should_exit
+        super().handle_exit(sig, frame)
+        self._app.state.engine.leaving = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second. Whether to end: also when the only worker hangs, after a while in which it may
+        prove to be slow."""
+        engine = self._app.state.engine
+        self._hung_ticks = self._hung_ticks + 1 if engine.hung else 0
+        return await super().on_tick(counter) or self._hung_ticks > 10 * _HUNG_SECONDS
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called once should_exit is set; a second Ctrl-C sets force_exit."""
-        ends = time.monotonic() + self._seconds
-        draining = asyncio.ensure_future(drain(self._app))
-        while not (draining.done() or self.force_exit) and time.monotonic() < ends:
-            await asyncio.wait([draining], timeout=0.1)
-        self.config.timeout_graceful_shutdown = max(1, int(ends - time.monotonic()))  # to send the answers
+        """Called once the main loop has ended."""
+        engine = self._app.state.engine
+        engine.leaving = True
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        self.config.timeout_graceful_shutdown = 1  # to send the last answers
+        if sockets:  # connections wait in it for whoever is started next
+            for server in self.servers:
+                server.close()
+        if not engine.hung:
+            await self._until(asyncio.sleep(self._settings.grace_seconds), self._settings.grace_seconds)
+            ends = time.monotonic() + self._settings.drain_seconds
+            await self._until(drain(self._app), self._settings.drain_seconds)
+            self.config.timeout_graceful_shutdown = max(1, int(ends - time.monotonic()))
+        if not sockets:
+            await self._stop_listening()
         await super().shutdown(sockets)
+
+    async def _until(self, done: Coroutine[Any, Any, None], seconds: float) -> None:
+        """Until it is done, the time is over, or a second signal ends everything."""
+        ends, waiting = time.monotonic() + seconds, asyncio.ensure_future(done)
+        while not (waiting.done() or self.force_exit) and time.monotonic() < ends:
+            await asyncio.wait([waiting], timeout=0.1)
+
+    async def _stop_listening(self) -> None:
+        """Take no new connection, and answer those that are there.
+
+        A listener that is closed resets the connections that it has not accepted yet. So let no more come in: what
+        knocks now is not heard, knocks again after a second, and then finds whoever listens next, or nobody.
+        """
+        for listener in (listener for server in self.servers for listener in server.sockets):
+            with suppress(OSError):  # not Linux
+                self._held.append(deaf(listener))
+        await asyncio.sleep(_LAST_REQUESTS_SECONDS)
 
 
 @contextmanager

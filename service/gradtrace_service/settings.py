@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -45,25 +45,43 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    fd: int | None = Field(
+        None,
+        ge=0,
+        description="Descriptor of a listening socket that the service inherits, in place of host and port: 3, if "
+        "systemd activates it.",
+    )
     device: str = Field("auto", description='Where gradients are computed: "auto", "cpu", "cuda", "cuda:1" ...')
     checkpoints: _Paths = Field(
         None, description="Directory of the weights, one for each training run, if they were moved since the build."
     )
     processes: int = Field(
-        0,
+        1,
         ge=0,
         le=64,
-        description="Number of processes that answer, for CPUs; 0: a thread of this process answers. They share the "
+        description="Number of processes that answer. One that hangs or ends is replaced; 0: a thread of the service "
+        "answers, which cannot be replaced. Several are for CPUs. They share the "
         "stored rows, but each holds models, and 4 bytes x rows x checkpoints x (columns of the first level + levels "
         "+ 1) for the search: 0.7 GB for a million rows at 5 checkpoints.",
     )
     batch_size: PositiveInt = Field(16, description="Queries that are answered in one pass, if as many wait.")
     batch_wait_ms: float = Field(0.0, ge=0, le=1000, description="Time that a free worker waits for more queries.")
     queue_size: PositiveInt = Field(256, description="Requests that may wait; those beyond are answered with 429.")
+    max_in_flight: PositiveInt | None = Field(
+        None,
+        description="Requests of one key, or of one address where there are no keys, that may wait or be computed at a "
+        "time; those beyond are answered with 429.",
+    )
     deadline_seconds: PositiveFloat = Field(60.0, description="Time from a request to its answer; beyond it, 504.")
-    drain_seconds: PositiveInt = Field(30, description="Time that requests have to finish after SIGTERM.")
+    grace_seconds: NonNegativeFloat = Field(
+        5.0, description="Time after SIGTERM in which requests are still accepted, while /readyz is 503."
+    )
+    drain_seconds: PositiveInt = Field(30, description="Time that accepted requests have to finish after that.")
     memory_limit_mb: PositiveInt | None = Field(
         None, description="Memory of a process beyond which the least recently used index is unloaded."
+    )
+    worker_memory_limit_mb: PositiveInt | None = Field(
+        None, description="Memory of a worker process beyond which it is replaced, between two answers."
     )
     api_key_file: Path | None = Field(
         None, description="File of the keys that may ask, made by `gradtrace key new`; without it, anybody may."

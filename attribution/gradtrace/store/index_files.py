@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import xxhash
 from safetensors import SafetensorError
@@ -15,6 +18,51 @@ from gradtrace.store.manifest import FileEntry, Manifest
 
 _HASH_THREADS = 4
 _HASH_CHUNK = 1 << 22
+_TICK_SECONDS = 0.05  # longer than the step of the clock that stamps files
+
+
+class FileStamp(NamedTuple):
+    """A file's status: another after each write to it, also after one whose time of modification is set back."""
+
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+    links: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileStamp:
+        """Raises OSError. Waits where the file was changed just now: a second change could not be told from it."""
+        status = path.stat()
+        if 0 <= time.time() - max(status.st_mtime, status.st_ctime) < _TICK_SECONDS:
+            time.sleep(_TICK_SECONDS)
+            status = path.stat()
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_nlink)
+
+
+# Files by their entries, with the stamps that they had before they were read and found right.
+VerifiedFiles = MutableMapping[FileEntry, FileStamp]
+
+
+def written_to(directory: Path, verified: VerifiedFiles) -> list[str]:
+    """The files among `verified` that were written to since, in place. Those that were deleted, or replaced by another
+    file of the same name, are left out: what has them open, or mapped, still has the old bytes."""
+    return [entry.path for entry in list(verified) if _written_to(directory / entry.path, entry, verified)]
+
+
+def _written_to(path: Path, entry: FileEntry, verified: VerifiedFiles) -> bool:
+    before = verified[entry]
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    now = FileStamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_nlink)
+    if now == before or now.inode != before.inode:
+        return False
+    if now[:3] == before[:3] and now.links != before.links:  # a copy by hard links was made, or removed
+        verified[entry] = now
+        return False
+    return True
 
 
 def hash_file(path: Path) -> str:
@@ -27,24 +75,26 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_files(directory: Path, manifest: Manifest, deep: bool) -> list[str]:
+def check_files(directory: Path, manifest: Manifest, deep: bool, verified: VerifiedFiles | None = None) -> list[str]:
     """The problems of the files that a manifest names, one sentence each; empty if there are none.
 
     Missing files and wrong sizes; and, if `deep`, content that differs from its checksum.
+
+    verified: files that are not read again unless they were changed; those that are read and right are added
     """
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        problems = pool.map(lambda entry: check_file(directory, entry, deep), manifest.files())
+        problems = pool.map(lambda entry: check_file(directory, entry, deep, verified), manifest.files())
         return [problem for problem in problems if problem]
 
 
-def check_file(directory: Path, entry: FileEntry, deep: bool) -> str | None:
+def check_file(directory: Path, entry: FileEntry, deep: bool, verified: VerifiedFiles | None = None) -> str | None:
     """The problem of one file, as in `check_files`; None if there is none."""
     path = directory / entry.path
     try:
         size = path.stat().st_size
         if size != entry.bytes:
             return f"{entry.path} has {size} bytes, {entry.bytes} are expected: it was truncated or replaced"
-        if deep and hash_file(path) != entry.xxh3:
+        if deep and not _content_is_right(path, entry, verified):
             return f"{entry.path} does not match its checksum: its bytes are damaged or replaced"
     except FileNotFoundError:
         return f"{entry.path} is missing"
@@ -71,3 +121,15 @@ def load_tensors(path: Path, remedy: str, *names: str) -> dict[str, Tensor]:
     if lacking:
         raise CorruptIndexError(f"{path} has no {lacking[0]}; restore it or {remedy}")
     return tensors
+
+
+def _content_is_right(path: Path, entry: FileEntry, verified: VerifiedFiles | None) -> bool:
+    if verified is None:
+        return hash_file(path) == entry.xxh3
+    stamp = FileStamp.of(path)
+    if verified.get(entry) == stamp:
+        return True
+    right = hash_file(path) == entry.xxh3
+    if right:
+        verified[entry] = stamp
+    return right

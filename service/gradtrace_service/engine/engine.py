@@ -1,22 +1,27 @@
 """From the event loop to the workers that own the indexes, and back.
 
-Requests wait in one bounded queue. Whenever a worker is free, it is given the oldest request together with those behind
-it that may be answered in the same pass (a micro-batch), so batches grow with the load and a lone request never waits
-for company longer than `batch_wait_ms`. A request whose caller went away, or whose deadline passed, leaves the queue.
+Requests wait in one bounded queue. Whenever a worker is free, it is given the request whose turn it is together with
+others that may be answered in the same pass (a micro-batch), so batches grow with the load and a lone request never
+waits for company longer than `batch_wait_ms`. A request whose caller went away, or whose deadline passed, leaves the
+queue. A worker that is lost, or computes beyond a limit, is replaced; `retries` has what becomes of its requests.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
-from gradtrace_service.engine.work import REFUSALS, Outcome, Work
+from asgi_correlation_id import correlation_id
+
+from gradtrace_service.engine.fair_queue import FairQueue, Waiting
+from gradtrace_service.engine.retries import leave_alone, longest_pass
+from gradtrace_service.engine.work import REFUSALS, NotOpenYetError, Outcome, Work
+from gradtrace_service.engine.workers import Worker, WorkerEndedError
 from gradtrace_service.settings import DEFAULTS, Settings
 
 T = TypeVar("T")
@@ -25,9 +30,17 @@ T = TypeVar("T")
 # all of them, and the outcomes.
 Observer = Callable[[Sequence[Work[Any]], Sequence[float], float, Sequence[Outcome]], None]
 
+_OPENING_SECONDS = 0.05  # until requests for an index that is being opened are tried again
+
+_log = logging.getLogger(__name__)
+
 
 class QueueFullError(Exception):
     """As many requests wait as the queue holds."""
+
+
+class ClientBusyError(Exception):
+    """As many requests of this client wait or are computed as it may have."""
 
 
 class DeadlineError(Exception):
@@ -42,152 +55,236 @@ class DrainingError(Exception):
     """The service is shutting down and accepts nothing new."""
 
 
+class WorkerHungError(Exception):
+    """The thread that computes hangs, and the service must be started again."""
+
+
 class WorkerLostError(Exception):
-    """The process that computed the answer was killed. The request may be sent again."""
-
-
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    work: Work[Any]
-    answer: asyncio.Future[Any]
-    arrived: float = field(default_factory=time.perf_counter)  # a clock that all processes share
+    """The process that computed the answer ended, twice."""
 
 
 class Engine:
-    """Answers works by `workers`, in order of arrival. All methods are for the event loop's thread.
+    """Answers works by `workers`, each client in order of arrival. All methods are for the event loop's thread.
 
     Args:
-        workers: each of its threads or processes owns its indexes: an Index is not thread-safe, nor is a user's Task.
-        answer: what they run on a list of (work, time of arrival), giving an outcome for each.
-        slots: number of workers.
-        settings: `queue_size`, `batch_size`, `batch_wait_ms` and `deadline_seconds` are used.
+        workers: each owns its indexes: an Index is not thread-safe, nor is a user's Task.
+        settings: `queue_size`, `batch_size`, `batch_wait_ms`, `deadline_seconds` and `max_in_flight` are used.
 
     Attributes:
         computing: requests that workers have taken and not answered yet.
+        leaving: the service ends soon, and should be sent nothing new; what comes is answered.
+        draining: nothing new is accepted.
+        hung: a worker that cannot be replaced computes beyond its limit; nothing new is accepted.
     """
 
     def __init__(
-        self,
-        workers: Executor,
-        answer: Callable[[list[tuple[Work[Any], float]]], list[Outcome]],
-        slots: int = 1,
-        settings: Settings = DEFAULTS,
-        observer: Observer | None = None,
+        self, workers: Sequence[Worker], settings: Settings = DEFAULTS, observer: Observer | None = None
     ) -> None:
         self.settings = settings
-        self.workers, self._answer, self._observer = workers, answer, observer
-        self.slots = self._free = slots
-        self._queue: deque[_Waiting] = deque()
+        self.workers, self._observer = workers, observer
+        self._idle = list(workers)
+        self._queue = FairQueue()
+        self._in_flight: Counter[str] = Counter()
         self._running: set[asyncio.Task[None]] = set()
+        self._paused: dict[Worker, dict[str | None, float]] = {worker: {} for worker in workers}
+        self._added = asyncio.Event()
         self.computing = 0
-        self.draining = False
+        self.leaving = self.draining = self.hung = False
 
     @property
     def waiting(self) -> int:
         """Requests that no worker has taken yet and whose caller still waits."""
-        return sum(not waiting.answer.done() for waiting in self._queue)
+        return len(self._queue)
 
     async def run(self, work: Work[T]) -> T:
         """The work's answer. Work whose caller is cancelled before a worker took it never starts.
 
         Raises:
             DrainingError: `drain` was called.
+            WorkerHungError: the only worker hangs.
+            ClientBusyError: the client has as many requests in flight as it may.
             QueueFullError: the queue is full.
             DeadlineError: it took too long.
             QueryError, TaskError, IndexUnavailableError, OutOfMemoryError: as the work raised them.
-            WorkerLostError: the process that computed the answer was killed.
+            WorkerLostError: two processes ended while they computed the answer.
             WorkFailedError: the work raised anything else.
         """
-        if self.draining:
-            raise DrainingError
-        if len(self._queue) >= self.settings.queue_size:
-            self._queue = deque(waiting for waiting in self._queue if not waiting.answer.done())
-        if len(self._queue) >= self.settings.queue_size:
-            raise QueueFullError
-        waiting = _Waiting(work, asyncio.get_running_loop().create_future())
-        self._queue.append(waiting)
+        self._refuse_or_accept(work.client)
+        settings, answer = self.settings, asyncio.get_running_loop().create_future()
+        waiting = Waiting(work, answer, time.perf_counter() + settings.deadline_seconds, correlation_id.get())
+        self._in_flight[work.client] += 1
+        self._queue.add(waiting)
+        self._added.set()
         self._dispatch()
         try:
-            return cast(T, await asyncio.wait_for(waiting.answer, self.settings.deadline_seconds))
+            return cast(T, await asyncio.wait_for(answer, settings.deadline_seconds))
         except asyncio.TimeoutError:
             raise DeadlineError from None
+        finally:
+            self._in_flight -= Counter((work.client,))  # leaves out who has none
+
+    def _refuse_or_accept(self, client: str) -> None:
+        if self.draining:
+            raise DrainingError
+        if self.hung:
+            raise WorkerHungError
+        if self.settings.max_in_flight is not None and self._in_flight[client] >= self.settings.max_in_flight:
+            raise ClientBusyError
+        if self.waiting >= self.settings.queue_size:
+            raise QueueFullError
 
     async def drain(self) -> None:
         """Refuse new work from now on, and wait until all accepted work is answered."""
         self.draining = True
-        while self._running:
-            await asyncio.wait(self._running)
+        while self._running or self.waiting:
+            await asyncio.wait(self._running or [asyncio.ensure_future(asyncio.sleep(_OPENING_SECONDS))])
 
     def _dispatch(self) -> None:
-        """Start a batch on every free worker."""
-        while self._free and self._queue:
-            self._free -= 1
-            running = asyncio.ensure_future(self._serve_batch())
+        """Start a batch on every free worker that may take one."""
+        for worker in [worker for worker in self._idle if self._queue.has_turn(self._pauses(worker))]:
+            self._idle.remove(worker)
+            running = asyncio.ensure_future(self._serve_batch(worker))
             self._running.add(running)
             running.add_done_callback(self._running.discard)
 
-    async def _serve_batch(self) -> None:
-        if self.settings.batch_wait_ms:
-            await asyncio.sleep(self.settings.batch_wait_ms / 1000.0)
+    def _pauses(self, worker: Worker) -> set[str | None]:
+        """The indexes that the worker is opening."""
+        now = time.perf_counter()
+        self._paused[worker] = {index: until for index, until in self._paused[worker].items() if until > now}
+        return set(self._paused[worker])
+
+    async def _serve_batch(self, worker: Worker) -> None:
         try:
-            batch = self._take_batch()
+            await self._start(worker)
+            if self.settings.batch_wait_ms:
+                await asyncio.sleep(self.settings.batch_wait_ms / 1000.0)
+            await self._wait_for_those_behind(worker)
+            batch = self._queue.take(self.settings.batch_size, self._pauses(worker))
             if batch:
-                await self._compute(batch)
+                await self._compute(worker, batch)
+            await self._start(worker)
         finally:
-            self._free += 1
+            self._idle.append(worker)
             self._dispatch()
 
-    def _take_batch(self) -> list[_Waiting]:
-        """Remove from the queue the oldest request, and those that can be answered with it and fit into its batch."""
-        batch: list[_Waiting] = []
-        left: list[_Waiting] = []
-        room = self.settings.batch_size
-        while self._queue and room > 0:
-            waiting = self._queue.popleft()
-            if waiting.answer.done():
-                continue
-            work = waiting.work
-            if not batch or (work.kind is not None and work.kind == batch[0].work.kind and work.size <= room):
-                batch.append(waiting)
-                room = room - work.size if work.kind is not None else 0
-            else:
-                left.append(waiting)
-        self._queue.extendleft(reversed(left))
-        return batch
+    async def _start(self, worker: Worker) -> None:
+        if not worker.ready:
+            await asyncio.get_running_loop().run_in_executor(worker.thread, worker.start)
 
-    async def _compute(self, batch: list[_Waiting]) -> None:
+    async def _wait_for_those_behind(self, worker: Worker) -> None:
+        while (seconds := self._queue.expected(self._pauses(worker))) > 0:
+            self._added.clear()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._added.wait(), seconds)
+
+    async def _compute(self, worker: Worker, batch: list[Waiting]) -> None:
         started = time.perf_counter()
-        works = [(waiting.work, waiting.arrived) for waiting in batch]
         self.computing += len(batch)
-        try:
-            outcomes = await asyncio.get_running_loop().run_in_executor(self.workers, self._answer, works)
-        except Exception as error:  # the worker process died
-            outcomes = [error] * len(batch)
-        finally:
-            self.computing -= len(batch)
+        outcomes = await self._outcomes(worker, batch)
+        self.computing -= len(batch)  # not where the loop is closed meanwhile: the worker computes on
         took = time.perf_counter() - started
-        for waiting, outcome in zip(batch, outcomes, strict=True):
+        self._queue.charge(batch, took)
+        again = [waiting for waiting, outcome in zip(batch, outcomes, strict=True) if outcome is _AGAIN]
+        for waiting in reversed(again):
+            self._queue.add(waiting, first=True)
+        answered = [
+            (waiting, outcome) for waiting, outcome in zip(batch, outcomes, strict=True) if outcome is not _AGAIN
+        ]
+        for waiting, outcome in answered:
             if not waiting.answer.done():
                 _settle(waiting.answer, outcome)
-        if self._observer is not None:
-            waited = [started - waiting.arrived for waiting in batch]
-            self._observer([waiting.work for waiting in batch], waited, took, outcomes)
+        if self._observer is not None and answered:
+            waited = [started - waiting.arrived for waiting, _ in answered]
+            self._observer(
+                [waiting.work for waiting, _ in answered], waited, took, [outcome for _, outcome in answered]
+            )
+
+    async def _outcomes(self, worker: Worker, batch: list[Waiting]) -> list[Outcome]:
+        """An outcome for each request, or _AGAIN."""
+        works = [(waiting.work, waiting.arrived) for waiting in batch]
+        computing = asyncio.get_running_loop().run_in_executor(worker.thread, worker.answer, works)
+        in_time, _ = await asyncio.wait(
+            [computing], timeout=longest_pass(batch, worker.replaceable, self.settings.deadline_seconds)
+        )
+        if not in_time:
+            self._give_up(worker, batch)
+        try:
+            outcomes = (await computing).outcomes
+        except WorkerEndedError:
+            return self._after_loss(batch, late=not in_time)
+        except Exception as error:  # what was asked cannot be sent to the process
+            return [error] * len(batch)
+        finally:
+            self.hung = self.hung and worker.replaceable
+        if any(isinstance(outcome, NotOpenYetError) for outcome in outcomes):
+            self._paused[worker][batch[0].work.index] = time.perf_counter() + _OPENING_SECONDS
+            asyncio.get_running_loop().call_later(_OPENING_SECONDS * 1.1, self._dispatch)
+        return [_AGAIN if isinstance(outcome, NotOpenYetError) else outcome for outcome in outcomes]
+
+    def _give_up(self, worker: Worker, batch: list[Waiting]) -> None:
+        """A batch has been computed for longer than it may."""
+        ids = ", ".join(str(waiting.request_id) for waiting in batch)
+        if worker.replaceable:
+            _log.error("the worker process is ended and replaced: it computes too long; its requests: %s", ids)
+            worker.end()
+            return
+        _log.critical("the thread that computes hangs; the service must be started again. Its requests: %s", ids)
+        self.hung = True
+        for waiting in self._queue:
+            waiting.answer.set_exception(WorkerHungError())
+
+    def _after_loss(self, batch: list[Waiting], late: bool) -> list[Outcome]:
+        """The outcomes of requests whose worker process ended. late: because they were computed for too long"""
+        if not late:
+            ids = ", ".join(str(waiting.request_id) for waiting in batch)
+            _log.error("a worker process ended and is replaced; its requests: %s", ids)
+        if len(batch) == 1 and late:
+            return [DeadlineError()]
+        lost_before = [waiting.losses for waiting in batch]
+        leave_alone(batch, late)
+        if len(batch) == 1 and lost_before[0]:
+            return [WorkerLostError()]
+        return [_AGAIN] * len(batch)
+
+    def states(self) -> dict[str, bool | None]:
+        """Of each index: None if a worker cannot open it, else whether one has it open."""
+        merged: dict[str, bool | None] = {}
+        for states in (worker.states() for worker in self.workers):
+            for name, state in states.items():
+                before = merged.get(name, False)
+                merged[name] = None if None in (before, state) else bool(before or state)
+        return merged
+
+    async def refresh(self) -> None:
+        """Ask the processes that have nothing to do for the states of their indexes."""
+        for worker in [worker for worker in self._idle if worker.ready and worker.replaceable]:
+            self._idle.remove(worker)
+            try:
+                with suppress(WorkerEndedError):
+                    await asyncio.get_running_loop().run_in_executor(worker.thread, worker.answer, [])
+                await self._start(worker)
+            finally:
+                self._idle.append(worker)
+                self._dispatch()
 
     def close(self) -> None:
-        """Drop the queue. A worker that is still busy after draining is not waited for."""
+        """Drop the queue, and end the workers. A thread that is still busy after draining is not waited for."""
         for waiting in self._queue:
             waiting.answer.cancel()
-        self._queue.clear()
-        self.workers.shutdown(wait=not self.computing, cancel_futures=True)
+        for running in self._running:
+            running.cancel()
+        for worker in self.workers:
+            worker.close(wait=not self.computing)
+
+
+_AGAIN = object()
 
 
 def _settle(answer: asyncio.Future[Any], outcome: Outcome) -> None:
     if not isinstance(outcome, Exception):
         answer.set_result(outcome)
-    elif isinstance(outcome, REFUSALS):
+    elif isinstance(outcome, (*REFUSALS, DeadlineError, WorkerLostError)):
         answer.set_exception(outcome)
-    elif isinstance(outcome, BrokenProcessPool):
-        answer.set_exception(WorkerLostError())
     else:
         failure = WorkFailedError()
         failure.__cause__ = outcome

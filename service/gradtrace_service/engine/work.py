@@ -7,7 +7,7 @@ import gc
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -16,7 +16,6 @@ from gradtrace.errors import QueryError, StoreError, TaskError
 
 T = TypeVar("T")
 
-IndexByName = Callable[[str | None], Index]  # raises FieldError, IndexUnavailableError
 Outcome = Any  # a work's answer, or the exception that refuses it
 Handler = Callable[[Index, Sequence[Any], Sequence[float]], Sequence[T | Exception]]
 
@@ -32,12 +31,38 @@ class NoMemoryForIndexError(IndexUnavailableError):
     """Memory does not suffice to open an index now."""
 
 
+class NotOpenYetError(Exception):
+    """The index is being opened: the work waits on. No caller is told."""
+
+
 class OutOfMemoryError(Exception):
     """Memory does not suffice to answer this request, even by itself."""
 
 
 # Errors whose text is for the caller.
 REFUSALS = (QueryError, TaskError, IndexUnavailableError, OutOfMemoryError)
+
+
+class Indexes(Protocol):
+    """Open indexes by name, of one worker."""
+
+    def get(self, name: str | None) -> Index:
+        """The index, for one batch.
+
+        Raises:
+            FieldError: no index has this name.
+            NotOpenYetError: it is being opened.
+            IndexUnavailableError: it cannot be opened.
+        """
+
+    def check(self, name: str | None, index: Index) -> None:
+        """Raises NotOpenYetError or IndexUnavailableError if the files of an index that `get` gave were changed."""
+
+    def open_default(self) -> None:
+        """Open the first index. Raises IndexUnavailableError if it cannot be opened."""
+
+    def states(self) -> dict[str, bool | None]:
+        """By name: whether the index is open; None: it cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +75,7 @@ class Work(Generic[T]):
         each waited.
     size: queries in the request
     kind: works of equal kind can be answered together; None: alone
+    client: who asks, for a fair share among those who do
     """
 
     index: str | None
@@ -57,6 +83,7 @@ class Work(Generic[T]):
     request: Any = None
     size: int = 1
     kind: Hashable = None
+    client: str = ""
 
 
 def each_alone(answer: Callable[[Index, Any, float], T]) -> Handler[T]:
@@ -69,12 +96,15 @@ def each_alone(answer: Callable[[Index, Any, float], T]) -> Handler[T]:
     return handler
 
 
-def answer(index_by_name: IndexByName, works: Sequence[Work[Any]], waited_ms: Sequence[float]) -> list[Outcome]:
+def answer(indexes: Indexes, works: Sequence[Work[Any]], waited_ms: Sequence[float]) -> list[Outcome]:
     """Answer the works of one batch, which name the same index and handler. A work that fails fails alone."""
-    opened = _attempt(lambda: index_by_name(works[0].index))
+    name = works[0].index
+    opened = _attempt(lambda: indexes.get(name))
     if isinstance(opened, Exception):  # for all of them, and it is not tried again: it may take long to fail
         return [opened] * len(works)
-    return _answer(opened, works, waited_ms)
+    outcomes = _answer(opened, works, waited_ms)
+    damaged = _attempt(lambda: indexes.check(name, opened))  # also a refusal may be the fault of damaged rows
+    return outcomes if damaged is None else [damaged] * len(works)
 
 
 def _answer(index: Index, works: Sequence[Work[Any]], waited_ms: Sequence[float]) -> list[Outcome]:
@@ -94,9 +124,9 @@ def _attempt(compute: Callable[[], T]) -> T | Exception:
     """What it returns or raises; an error that means that memory ran out as OutOfMemoryError, with the caches freed."""
     try:
         return compute()
-    except Exception as error:  # handed to the caller, or to the log
+    except BaseException as error:  # handed to the caller, or to the log; a task may also call sys.exit
         if not is_out_of_memory(error):
-            return error
+            return error if isinstance(error, Exception) else _end_of_program(error)
         failure = OutOfMemoryError(str(error))
     gc.collect()  # only now: a live traceback keeps every frame's tensors
     torch.cuda.empty_cache()  # does nothing where CUDA is not in use
@@ -111,3 +141,9 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     by_number = isinstance(error, OSError) and error.errno == errno.ENOMEM  # of mmap and fork
     by_type = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return by_type or by_text or by_number or is_out_of_memory(error.__cause__)
+
+
+def _end_of_program(error: BaseException) -> Exception:
+    failure = RuntimeError(f"the task raised {type(error).__name__}, which would have ended the service: {error}")
+    failure.__cause__ = error
+    return failure

@@ -1,98 +1,111 @@
-"""Threads or processes that own indexes."""
+"""What owns indexes and computes: here, a thread of this process."""
 
 from __future__ import annotations
 
-import logging
-import logging.config
-import multiprocessing
-import os
-import pickle
-import signal
-import threading
 import time
-import traceback
-from collections.abc import Callable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-from gradtrace_service.engine.work import REFUSALS, IndexByName, Outcome, Work, answer
+import psutil
 
-_owned = threading.local()  # `index_by_name`: gives the indexes of the worker that runs on this thread
+from gradtrace_service.engine.work import Indexes, Outcome, Work, answer
 
-_log = logging.getLogger(__name__)
-
-
-def thread_worker(index_by_name: IndexByName) -> Executor:
-    """One thread of this process."""
-    return ThreadPoolExecutor(1, "gradtrace-index", _own, (index_by_name,))
+Timed = list[tuple[Work[Any], float]]  # works, each with its time of arrival
 
 
-class ProcessWorkers(Executor):
-    """Processes, each with indexes of its own; the stored rows are mapped from the same memory, but each process
-    has its own copy of what `ProgressiveSearcher` holds.
+class WorkerEndedError(Exception):
+    """The worker's process ended while it computed."""
 
-    When one is killed, everything that is being computed fails with BrokenProcessPool; new processes are started for
-    the next request.
 
-    begin: called in each process; gives its indexes
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker answers to a batch.
+
+    outcomes: one for each work;  memory: resident bytes of its process;  states: as `Indexes.states`
     """
 
-    def __init__(self, count: int, begin: Callable[[], IndexByName], log_config: dict[str, Any]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._start = partial(ProcessPoolExecutor, count, context, _begin_process, (begin, log_config))
-        self._pool = self._start()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        try:
-            return self._pool.submit(fn, *args, **kwargs)
-        except BrokenProcessPool:
-            _log.error("a worker process was killed; new ones are started")
-            self._pool = self._start()
-            return self._pool.submit(fn, *args, **kwargs)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+    outcomes: list[Outcome]
+    memory: int
+    states: dict[str, bool | None]
 
 
-def _begin_process(begin: Callable[[], IndexByName], log_config: dict[str, Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them all; the service ends its workers itself
-    logging.config.dictConfig(log_config)
-    threading.Thread(target=_end_with_parent, name="gradtrace-parent", daemon=True).start()
-    _own(begin())
+class Worker(ABC):
+    """Computes one batch at a time. `start` and `answer` block; they run on `thread`.
+
+    Attributes:
+        thread: the only one that calls them.
+        replaceable: whether it can be ended while it computes.
+    """
+
+    replaceable: bool
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1, "gradtrace-worker")
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether it takes work; else call `start`."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Return once it takes work, or is closed."""
+
+    @abstractmethod
+    def open_default(self) -> None:
+        """Open the first index. Raises IndexUnavailableError, as `Indexes`."""
+
+    @abstractmethod
+    def states(self) -> dict[str, bool | None]:
+        """As `Indexes.states`, when it was last asked; for any thread."""
+
+    @abstractmethod
+    def answer(self, works: Timed) -> Report:
+        """Raises WorkerEndedError."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Let `answer` raise WorkerEndedError; the next `start` replaces the worker. For any thread, if replaceable."""
+
+    def close(self, wait: bool) -> None:
+        """For good. wait: for the batch that is computed"""
+        self.thread.shutdown(wait, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Exit when the service dies, however it died: the workers hold their own queue open and would wait forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+class ThreadWorker(Worker):
+    """Computes on a thread of this process."""
+
+    replaceable = False
+
+    def __init__(self, indexes: Indexes) -> None:
+        super().__init__()
+        self._indexes = indexes
+
+    @property
+    def ready(self) -> bool:
+        return True
+
+    def start(self) -> None:
+        """It is there."""
+
+    def open_default(self) -> None:
+        self._indexes.open_default()
+
+    def states(self) -> dict[str, bool | None]:
+        return self._indexes.states()
+
+    def answer(self, works: Timed) -> Report:
+        return report(self._indexes, works)
+
+    def end(self) -> None:
+        """A thread cannot be ended."""
 
 
-def _own(index_by_name: IndexByName) -> None:
-    _owned.index_by_name = index_by_name
-
-
-def answer_batch(works: list[tuple[Work[Any], float]]) -> list[Outcome]:
-    """Answer the works of a batch; runs on a worker."""
+def report(indexes: Indexes, works: Timed) -> Report:
+    """Answer the works, on the worker."""
     now = time.perf_counter()  # a clock that all processes share
-    return answer(_owned.index_by_name, [work for work, _ in works], [(now - arrived) * 1000.0 for _, arrived in works])
-
-
-def answer_batch_elsewhere(works: list[tuple[Work[Any], float]]) -> list[Outcome]:
-    """As `answer_batch`, on a worker that is a process."""
-    return [_portable(outcome) for outcome in answer_batch(works)]
-
-
-def _portable(outcome: Outcome) -> Outcome:
-    """Pickle loses the tracebacks of exceptions, and one that cannot be unpickled would break all workers."""
-    if not isinstance(outcome, Exception):
-        return outcome
-    try:
-        if isinstance(outcome, REFUSALS):
-            return pickle.loads(pickle.dumps(outcome))
-    except Exception:  # a user's exception class that cannot be unpickled
-        pass
-    return RuntimeError("".join(traceback.format_exception(outcome)))
+    waited_ms = [(now - arrived) * 1000.0 for _, arrived in works]
+    outcomes = answer(indexes, [work for work, _ in works], waited_ms) if works else []
+    return Report(outcomes, psutil.Process().memory_info().rss, indexes.states())

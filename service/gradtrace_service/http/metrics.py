@@ -67,6 +67,7 @@ class Metrics:
         for name, value in engine.settings:
             if isinstance(value, int | float):
                 settings.labels(name).set(value)
+        self._registry.register(_Unavailable(engine))
         if hosted:
             self._default_index = hosted[0].name
             self._published = _Published(hosted)
@@ -156,6 +157,18 @@ class _Published(Collector):
         for name, size in self._free.items():
             free.add_metric([name], size)
         yield free
+
+
+class _Unavailable(Collector):
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        text = "1 while the index cannot be opened, or was damaged while it was open."
+        unavailable = GaugeMetricFamily("gradtrace_index_unavailable", text, labels=["index"])
+        for index, state in self._engine.states().items():
+            unavailable.add_metric([index], state is None)
+        yield unavailable
 
 
 def _count_jobs(jobs: JobRunner, state: str) -> int:

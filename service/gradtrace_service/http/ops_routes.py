@@ -6,7 +6,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from gradtrace_client.service_schemas import Status
-from gradtrace_service.engine.engine import DrainingError
+from gradtrace_service.engine.engine import DrainingError, Engine, WorkerHungError
+from gradtrace_service.engine.work import IndexUnavailableError
 from gradtrace_service.errors import NotReadyError
 from gradtrace_service.http.metrics import CONTENT_TYPE
 from gradtrace_service.http.problems import error_responses
@@ -24,10 +25,16 @@ async def healthz() -> Status:
 @open_router.get("/readyz", responses=error_responses(503))
 async def readyz(request: Request) -> Status:
     """Queries are being answered: the index is loaded, the first query was answered, and the service is not ending."""
-    if request.app.state.engine.draining:
+    engine: Engine = request.app.state.engine
+    if engine.leaving or engine.draining:
         raise DrainingError
+    if engine.hung:
+        raise WorkerHungError
     if not request.app.state.ready:
         raise NotReadyError
+    states = engine.states().values()
+    if states and all(state is None for state in states):
+        raise IndexUnavailableError
     return Status(status="ready")
 
 

@@ -25,9 +25,11 @@ from gradtrace_client.service_schemas import (
     shortened,
 )
 from gradtrace_service.engine.engine import (
+    ClientBusyError,
     DeadlineError,
     DrainingError,
     QueueFullError,
+    WorkerHungError,
     WorkerLostError,
     WorkFailedError,
 )
@@ -48,6 +50,7 @@ _REMEDIES = {  # for refusals for which the framework gives only a status phrase
 _KINDS = {429: "busy", 503: "busy"}
 _STATES: dict[type[Exception], tuple[int, str, str]] = {  # of the service, which refuse any request
     QueueFullError: (429, "busy", "too many requests are waiting; send this one again later"),
+    ClientBusyError: (429, "busy", "too many requests of this client are in flight; await the answer of one"),
     DeadlineError: (
         504,
         "deadline",
@@ -55,7 +58,17 @@ _STATES: dict[type[Exception], tuple[int, str, str]] = {  # of the service, whic
     ),
     NotReadyError: (503, "starting", "the service is loading its index; ask again soon"),
     DrainingError: (503, "draining", "the service is shutting down; send the request again, to its successor"),
-    WorkerLostError: (503, "worker-lost", "the process that computed the answer was killed; send the request again"),
+    WorkerHungError: (
+        503,
+        "worker-hung",
+        "the service hangs on another request and is about to be started again; send this one again then",
+    ),
+    WorkerLostError: (
+        500,
+        "worker-lost",
+        "the process that computes the answer ended on this request, and again when it was tried by itself: it may "
+        "lack memory, or the task may end it; ask for less, or another question. The service's log has its id",
+    ),
     NoMemoryForIndexError: (
         503,
         "out-of-memory",
@@ -142,9 +155,7 @@ def _http_error(request: Request, error: Exception) -> Response:
 
 def _state(request: Request, error: Exception) -> Response:
     status, kind, detail = _STATES[type(error)]
-    headers = {"Connection": "close"} if isinstance(error, DrainingError) else {}
-    if status in (429, 503):
-        headers["Retry-After"] = "1"
+    headers = {"Retry-After": "1"} if status in (429, 503) else {}
     return problem(status, kind, detail, headers=headers)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -46,11 +47,12 @@ class _TimedEngine:
 
     def __init__(self, request: Request, response: Response) -> None:
         self._state, self._headers = request.app.state, response.headers
+        self._client: str = request.state.caller
 
     async def run(self, work: Work[T]) -> T:
         """As `Engine.run`."""
         engine: Engine = self._state.engine
-        answer = await engine.run(work)
+        answer = await engine.run(replace(work, client=self._client))
         timing = getattr(answer, "timing_ms", None)
         if timing is not None:
             self._headers["Server-Timing"] = server_timing(timing)

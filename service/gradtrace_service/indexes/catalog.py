@@ -9,9 +9,8 @@ import math
 import threading
 import time
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,17 @@ import psutil
 import gradtrace
 from gradtrace import Index
 from gradtrace.errors import GradtraceError, MismatchError, QueryError, StoreError, TaskError
+from gradtrace.store.index_files import VerifiedFiles, written_to
 from gradtrace.store.manifest import MANIFEST_NAME, Manifest, read_manifest
 from gradtrace_client.service_schemas import IndexSummary
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_service.answers.rendering import try_rendering
-from gradtrace_service.engine.work import IndexUnavailableError, NoMemoryForIndexError, is_out_of_memory
+from gradtrace_service.engine.work import (
+    IndexUnavailableError,
+    NoMemoryForIndexError,
+    NotOpenYetError,
+    is_out_of_memory,
+)
 from gradtrace_service.errors import FieldError
 from gradtrace_service.settings import Settings
 
@@ -52,29 +57,35 @@ class Hosted:
     checkpoints: list[Path] | None = None
     device: str = "auto"
 
-    def open(self) -> Index:
+    def open(self, verified: VerifiedFiles | None = None) -> Index:
         """With a new task: generations differ in their data sets, and only one thread may use a task.
+
+        verified: as of `gradtrace.open_index`
 
         Raises:
             GradtraceError: see `load_task` and `gradtrace.open_index`; or its rows cannot be rendered.
         """
         index = gradtrace.open_index(
-            self.path, load_task(self.task, anew=True), checkpoints=self.checkpoints, device=self.device
+            self.path,
+            load_task(self.task, anew=True),
+            checkpoints=self.checkpoints,
+            device=self.device,
+            verified=verified,
         )
         try_rendering(index)
         return index
 
-    def open_or_say_why(self) -> Index:
+    def open_or_say_why(self, verified: VerifiedFiles | None = None) -> Index:
         """As `open`, for whoever starts a program.
 
         Raises:
             GradtraceError: also for what a user's task raised.
         """
         try:
-            return self.open()
+            return self.open(verified)
         except (GradtraceError, MemoryError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TaskError(f"{self.task}: {_described(error)}") from error
 
     def manifest(self) -> Manifest | None:
@@ -95,7 +106,7 @@ class Hosted:
         return [file_stamp(self.path / name) for name in (MANIFEST_NAME, *files)]
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     """The text of Gradtrace's errors; for what a user's code raised, also its type and line."""
     if is_out_of_memory(error):
         return f"memory ran out ({type(error).__name__}: {error}); give the service more, or serve fewer indexes"
@@ -140,7 +151,7 @@ def hosted(indexes: Sequence[str], tasks: Sequence[str], settings: Settings) -> 
     ]
 
 
-def known_name(hosted: Mapping[str, Hosted], name: str | None) -> str:
+def known_name(hosted: Mapping[str, object], name: str | None) -> str:
     """The name, None meaning the first index. Raises FieldError where no index has it."""
     if name is None:
         return next(iter(hosted))
@@ -149,49 +160,96 @@ def known_name(hosted: Mapping[str, Hosted], name: str | None) -> str:
     return name
 
 
+@dataclass(eq=False, slots=True)
+class _Offered:
+    """An index of the catalog.
+
+    index: open, and answers;  newer: opened, and to take its place at the next batch
+    files: of `index`, with their stamps when they were verified;  verified: all that were found right so far
+    state: `Hosted.state` of the generation that is open, or failed to open
+    complaint, without_memory, failed_at: why and when it, or its newest generation, could not be opened last
+    wanted: asked for, or changed, and to be opened now;  used: when it was asked for last
+    """
+
+    hosted: Hosted
+    index: Index | None = None
+    newer: Index | None = None
+    files: VerifiedFiles = field(default_factory=dict)
+    verified: VerifiedFiles = field(default_factory=dict)
+    state: Any = None
+    complaint: str | None = None
+    without_memory: bool = False
+    failed_at: float = -math.inf
+    wanted: bool = False
+    used: float = 0.0
+
+    def take(self, index: Index) -> None:
+        """Let it answer from now on."""
+        self.index, self.newer = index, None
+        self.files = {entry: self.verified[entry] for entry in index.manifest.files()}
+
+    def drop(self) -> None:
+        self.index = self.newer = self.state = None
+        self.files = {}
+
+    def may_open(self, again_after: float) -> bool:
+        """Whether the index as it is on disk may open: it is another one than the one that is open or failed, or that
+        failed so many seconds ago; the cause may have been a task, or a lack of memory."""
+        failed_just_now = self.complaint is not None and time.monotonic() - self.failed_at <= again_after
+        done = self.index is not None and self.complaint is None
+        return not (done or failed_just_now) or self.hosted.state() != self.state
+
+
 class Catalog:
     """Open indexes by name, for one worker.
 
-    A new generation is opened beside the old one, on a thread, and replaces it between two batches: a running batch
-    finishes on the old one. If the new one cannot be opened, the old one goes on answering.
+    Indexes, and new generations beside the old ones, are opened on a thread. A new one replaces the old one between two
+    batches: a running batch finishes on the old one. If the new one cannot be opened, the old one goes on answering,
+    unless its own files were written to: it is then closed, until it is found right again.
 
     Args:
         memory_limit: bytes of the process's memory above which the least recently used indexes are unloaded.
     """
 
     def __init__(self, hosted: Sequence[Hosted], memory_limit: int | None = None) -> None:
-        self._hosted = {index.name: index for index in hosted}
+        self._offered = {index.name: _Offered(index) for index in hosted}
         self._memory_limit = memory_limit
-        self._open: OrderedDict[str, Index] = OrderedDict()  # the most recently used is last
-        self._next: dict[str, Index] = {}
-        self._lock = threading.Lock()  # guards the two above; never held while an index is opened
-        self._states: dict[str, Any] = {}  # `Hosted.state` of the generation that is open, or failed to open
-        self._complaints: dict[str, str] = {}  # the last error logged for an index that cannot be opened
-        self._without_memory: set[str] = set()  # those that cannot be opened because memory ran out
-        self._failed_at: dict[str, float] = {}  # when opening last failed
-        self._opening = threading.Lock()  # guards the three above: one index is opened at a time
-        self._stopped = threading.Event()
+        self._lock = threading.Lock()  # guards what `_offered` holds; never held while an index is opened
+        self._opening = threading.Lock()  # one index is opened at a time
+        self._wanted = threading.Event()
+        self._stopped = False
         self._follower = threading.Thread(target=self._follow, name="gradtrace-generations", daemon=True)
         self._follower.start()
 
     def get(self, name: str | None) -> Index:
-        """The current generation of an index, opened if need be.
+        """The current generation of an index.
 
         Raises:
             FieldError: no index has this name.
-            IndexUnavailableError: it cannot be opened. The next attempt is made when its manifest has changed, or some
-                seconds later: other files may have been repaired.
+            NotOpenYetError: it is being opened, from now on if need be.
+            IndexUnavailableError: it cannot be opened. The next attempt is made when its files have changed, or some
+                seconds later.
         """
-        name = known_name(self._hosted, name)
+        offered = self._named(name)
         with self._lock:
-            if name in self._next:
-                self._open[name] = self._next.pop(name)
-            known = name in self._open
-        if not known:
-            self._open_first(name)
-        with self._lock:
-            self._open.move_to_end(name)
-            return self._open[name]
+            offered.used = time.monotonic()
+            if offered.newer is not None:
+                offered.take(offered.newer)
+        index = offered.index
+        if index is None:
+            self._want(offered)
+        else:
+            self.check(name, index)
+            return index
+        raise NotOpenYetError
+
+    def check(self, name: str | None, index: Index) -> None:
+        """See `Indexes.check`: an index whose files were written to is closed, and opened again if they are right."""
+        offered = self._named(name)
+        self._close_if_written_to(offered)
+        if offered.index is not index:  # the follower may have closed it, too
+            self._want(offered)
+            raise NotOpenYetError
 
     def open_default(self) -> None:
         """Open the first index.
@@ -199,101 +257,138 @@ class Catalog:
         Raises:
             IndexUnavailableError: it cannot be opened.
         """
-        name, first = next(iter(self._hosted.items()))
+        name, offered = next(iter(self._offered.items()))
         with self._opening:
             try:
-                self._states[name] = first.state()
-                opened = first.open_or_say_why()
+                offered.state = offered.hosted.state()
+                opened = offered.hosted.open_or_say_why(offered.verified)
             except GradtraceError as error:
                 raise IndexUnavailableError(f"index {name} cannot be opened: {error}") from error
             with self._lock:
-                self._open[name] = opened
+                offered.take(opened)
 
-    def is_open(self, name: str) -> bool:
-        """Whether the index is in memory; for any thread."""
+    def states(self) -> dict[str, bool | None]:
+        """See `Indexes.states`; for any thread."""
         with self._lock:
-            return name in self._open
+            return {
+                name: None if offered.index is None and offered.complaint else offered.index is not None
+                for name, offered in self._offered.items()
+            }
 
-    def _open_first(self, name: str) -> None:
-        with self._opening:
-            opened = self._newer(name, _TRY_AGAIN_SECONDS)
-            if opened is None:
-                kind = NoMemoryForIndexError if name in self._without_memory else IndexUnavailableError
-                raise kind(f"index {name} cannot be opened: {self._complaints[name]}")
-            with self._lock:
-                self._open[name] = opened
-            self._make_room(name)
+    def _named(self, name: str | None) -> _Offered:
+        return self._offered[known_name(self._offered, name)]
 
-    def _newer(self, name: str, again_after: float) -> Index | None:
-        """Open the index as it is on disk. None if that is open already, or fails to open, or failed less than
-        `again_after` seconds ago; a later attempt may succeed, since the cause may be a task or a lack of memory."""
-        since_failure = time.monotonic() - self._failed_at.get(name, math.inf)
-        try:
-            state = self._hosted[name].state()
-            if state == self._states.get(name) and since_failure <= again_after:
-                return None
-            self._states[name] = state
-            opened = self._hosted[name].open()
-        except Exception as error:  # includes whatever a user's task raises
-            self._failed_at[name] = time.monotonic()
-            self._complain(name, error)
-            return None
-        self._complaints.pop(name, None)
-        self._failed_at.pop(name, None)
-        _log.info("index %s: generation %d is ready", name, opened.manifest.generation)
-        return opened
+    def _want(self, offered: _Offered) -> None:
+        """Let the index be opened. Raises IndexUnavailableError where that failed, and is not to be tried again yet."""
+        if not offered.wanted and offered.complaint is not None and not _may_open(offered, _TRY_AGAIN_SECONDS):
+            kind = NoMemoryForIndexError if offered.without_memory else IndexUnavailableError
+            raise kind(f"index {offered.hosted.name} cannot be opened: {offered.complaint}")
+        offered.wanted = True
+        self._wanted.set()
 
-    def _complain(self, name: str, error: Exception) -> None:
-        """Log an error, unless it is the one logged last."""
-        complaint = _described(error)
-        if self._complaints.get(name) != complaint:
-            goes_on = ", the old generation goes on answering" if name in self._open else ""
-            remedy = _RESTART if goes_on and isinstance(error, MismatchError) else ""
-            _log.error("index %s cannot be opened%s: %s%s", name, goes_on, complaint, remedy)
-        self._complaints[name] = complaint
-        (self._without_memory.add if is_out_of_memory(error) else self._without_memory.discard)(name)
-
-    def _make_room(self, newest: str) -> None:
-        while self._memory_limit is not None and len(self._open) > 1:
-            if psutil.Process().memory_info().rss <= self._memory_limit:
-                return
-            oldest = next(name for name in self._open if name != newest)
-            _log.info("unloading index %s: memory is above its limit", oldest)
-            with self._lock:
-                del self._open[oldest], self._states[oldest]
-                self._next.pop(oldest, None)
-            gc.collect()
+    def _close_if_written_to(self, offered: _Offered) -> None:
+        with self._lock:
+            index, files = offered.index, offered.files
+        written = [] if index is None else written_to(index.directory, files)
+        if not written:
+            return
+        with self._lock:
+            if offered.index is index:
+                offered.drop()
+                offered.wanted = True
+        name = offered.hosted.name
+        _log.error("index %s: %s written to while it was open; it answers again once found right", name, _were(written))
 
     def _follow(self) -> None:
-        while not self._stopped.wait(_POLL_SECONDS):
-            with self._lock:
-                names = list(self._open)
-            for name in names:
-                self._look(name)
+        while not self._stopped:
+            self._wanted.wait(_POLL_SECONDS)
+            self._wanted.clear()
+            for offered in self._offered.values():
+                with self._opening:
+                    self._look(offered)
 
-    def _look(self, name: str) -> None:
-        with self._opening:
-            if name not in self._open:  # unloaded meanwhile
+    def _look(self, offered: _Offered) -> None:
+        """Open what was asked for; a new generation of what is open; and what is written to."""
+        self._close_if_written_to(offered)
+        if self._stopped or not (offered.wanted or offered.index is not None or offered.complaint is not None):
+            return
+        opened = self._opened(offered, _RETAKE_SECONDS if offered.index is not None else _TRY_AGAIN_SECONDS)
+        with self._lock:
+            if opened is not None and offered.index is None:
+                offered.take(opened)
+            elif opened is not None:
+                offered.newer = opened
+            offered.wanted = False
+        if opened is not None:
+            self._make_room(offered)
+
+    def _opened(self, offered: _Offered, again_after: float) -> Index | None:
+        """The index as it is on disk; None if that is open, fails to open, or failed less than `again_after` seconds
+        ago."""
+        try:
+            if not offered.may_open(again_after):
+                return None
+            offered.state = offered.hosted.state()
+            opened = offered.hosted.open(offered.verified)
+            if written := written_to(
+                opened.directory, {file: offered.verified[file] for file in opened.manifest.files()}
+            ):
+                raise StoreError(f"{_were(written)} written to while the index was opened")
+        except BaseException as error:  # includes whatever a user's task raises
+            offered.failed_at = time.monotonic()
+            self._complain(offered, error)
+            return None
+        offered.complaint = None
+        offered.verified = {file: offered.verified[file] for file in opened.manifest.files()}
+        _log.info("index %s: generation %d is ready", offered.hosted.name, opened.manifest.generation)
+        return opened
+
+    def _complain(self, offered: _Offered, error: BaseException) -> None:
+        """Log an error, unless it is the one logged last."""
+        complaint = _described(error)
+        if offered.complaint != complaint:
+            goes_on = ", the old generation goes on answering" if offered.index is not None else ""
+            remedy = _RESTART if goes_on and isinstance(error, MismatchError) else ""
+            _log.error("index %s cannot be opened%s: %s%s", offered.hosted.name, goes_on, complaint, remedy)
+        offered.complaint, offered.without_memory = complaint, is_out_of_memory(error)
+
+    def _make_room(self, newest: _Offered) -> None:
+        while self._memory_limit is not None and psutil.Process().memory_info().rss > self._memory_limit:
+            others = [
+                offered for offered in self._offered.values() if offered.index is not None and offered is not newest
+            ]
+            if not others:
                 return
-            opened = self._newer(name, _RETAKE_SECONDS)
-            if opened is not None:
-                with self._lock:
-                    self._next[name] = opened
+            oldest = min(others, key=lambda offered: offered.used)
+            _log.info("unloading index %s: memory is above its limit", oldest.hosted.name)
+            with self._lock:
+                oldest.drop()
+            gc.collect()
 
     def close(self) -> None:
-        self._stopped.set()
+        self._stopped = True
+        self._wanted.set()
         self._follower.join()
 
 
-def summaries(hosted: Sequence[Hosted], catalog: Catalog | None) -> list[IndexSummary]:
-    """What the manifests say, without opening an index. catalog: None if the workers are processes"""
-    return [
-        summary(index.name, index.manifest(), None if catalog is None else catalog.is_open(index.name))
-        for index in hosted
-    ]
+def _may_open(offered: _Offered, again_after: float) -> bool:
+    try:
+        return offered.may_open(again_after)
+    except StoreError:  # there is no manifest
+        return False
 
 
-def summary(name: str | None, manifest: Manifest | None, loaded: bool | None) -> IndexSummary:
+def _were(names: Sequence[str]) -> str:
+    return f"{names[0]} was" if len(names) == 1 else f"{names[0]} and {len(names) - 1} others were"
+
+
+def summaries(hosted: Sequence[Hosted], states: Callable[[], Mapping[str, bool | None]]) -> list[IndexSummary]:
+    """What the manifests say, without opening an index. states: as of `Engine`"""
+    loaded = states()
+    return [summary(index.name, index.manifest(), bool(loaded.get(index.name))) for index in hosted]
+
+
+def summary(name: str | None, manifest: Manifest | None, loaded: bool) -> IndexSummary:
     if manifest is None:
         return IndexSummary(name=name, generation=None, task=None, rows=None, loaded=loaded)
     task = manifest.task

@@ -1,0 +1,210 @@
+"""A worker that is a process, which can be ended and replaced."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any, cast
+
+import psutil
+
+from gradtrace.errors import QueryError
+from gradtrace_service.engine.work import REFUSALS, Indexes, IndexUnavailableError, NotOpenYetError, Outcome, Work
+from gradtrace_service.engine.workers import Report, Timed, Worker, WorkerEndedError, report
+
+_START_AGAIN_SECONDS = 2.0  # after a process that ended while it started
+_END_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class ProcessWorker(Worker):
+    """Computes in a process with indexes of its own; the stored rows are mapped from the same memory, but each process
+    has its own copy of what `ProgressiveSearcher` holds.
+
+    The two talk over a pipe that nobody else holds: however the process ends, and in the midst of whatever, this end
+    is told. (A queue that several processes share can be left locked, or with half a message, by one that is killed.)
+
+    Args:
+        indexes: makes those of the process, in it.
+        memory_limit: bytes of resident memory above which the process is replaced after a batch.
+    """
+
+    replaceable = True
+
+    def __init__(
+        self, indexes: Callable[[], Indexes], log_config: dict[str, Any], memory_limit: int | None = None
+    ) -> None:
+        super().__init__()
+        self._arguments, self.memory_limit = (indexes, log_config), memory_limit
+        self._process: psutil.Process | None = None
+        self._connection: Connection[Any, Any] | None = None
+        self._states: dict[str, bool | None] = {}
+        self._closed = threading.Event()
+
+    @property
+    def ready(self) -> bool:
+        return self._connection is not None
+
+    def states(self) -> dict[str, bool | None]:
+        return self._states
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id; None before it is started, and after it ended."""
+        process = self._process
+        return None if process is None else process.pid
+
+    def start(self) -> None:
+        while self._connection is None and not self._closed.is_set():
+            try:
+                self._begin()
+            except (EOFError, OSError, psutil.Error) as error:
+                self._lose()
+                _log.error("a worker process ended while it started (%s); it is tried again", error)
+                self._closed.wait(_START_AGAIN_SECONDS)
+
+    def _begin(self) -> None:
+        context = _context()
+        self._connection, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, *self._arguments), name="gradtrace-worker")
+        process.start()
+        theirs.close()
+        self._process = psutil.Process(process.pid)
+        if self._closed.is_set():
+            self.end()
+        self._connection.recv()  # it is ready
+
+    def open_default(self) -> None:
+        try:
+            self._begin()
+            outcome = self._ask(None)
+        except (EOFError, OSError, psutil.Error, WorkerEndedError) as error:
+            self._lose()
+            cause = str(error) or "memory may not suffice, or the task ends it"
+            raise IndexUnavailableError(f"the worker process ended while it started: {cause}") from error
+        if isinstance(outcome, Exception):
+            raise outcome
+
+    def answer(self, works: Timed) -> Report:
+        sent = [_pickled(work, arrived) for work, arrived in works]
+        reply: Report = self._ask([content for content in sent if isinstance(content, bytes)])
+        computed = iter(reply.outcomes)
+        self._states = reply.states
+        self._replace_if_large(reply)
+        outcomes = [next(computed) if isinstance(content, bytes) else content for content in sent]
+        return Report(outcomes, reply.memory, reply.states)
+
+    def _ask(self, message: Any) -> Any:
+        try:
+            if self._connection is None:
+                raise EOFError
+            self._connection.send(message)
+            return self._connection.recv()
+        except (EOFError, OSError):
+            self._lose()
+            raise WorkerEndedError from None
+        except BaseException:  # such as MemoryError: half a message may be in the pipe
+            self._lose()
+            raise
+
+    def _replace_if_large(self, reply: Report) -> None:
+        if self.memory_limit is not None and reply.memory > self.memory_limit:
+            _log.warning(
+                "worker process %s holds %d MB, more than worker_memory_limit_mb: it is replaced",
+                self.pid,
+                reply.memory >> 20,
+            )
+            self._lose()
+
+    def _lose(self) -> None:
+        self.end()
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._process = None
+        self._states = {}
+
+    def end(self) -> None:
+        process = self._process
+        if process is not None:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()  # psutil makes sure that the id is not that of another process by now
+
+    def close(self, wait: bool) -> None:
+        self._closed.set()
+        process = self._process
+        self.end()
+        super().close(wait)
+        if process is not None:
+            with suppress(psutil.TimeoutExpired):
+                process.wait(_END_SECONDS)
+
+
+def _context() -> Any:
+    """Processes are forked from one that has imported PyTorch and has started nothing, so they begin at once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gradtrace_service.indexes.preloaded"])
+    return context
+
+
+def _pickled(work: Work[Any], arrived: float) -> bytes | QueryError:
+    try:
+        return pickle.dumps((work, arrived))
+    except RecursionError:
+        return QueryError("the request is nested too deeply: send lists and objects within each other at most 100 deep")
+
+
+def _work(connection: Connection[Any, Any], indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> None:
+    """The process: answers batches until the service closes its end, or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C, and a supervisor's SIGTERM, may reach the whole group; the
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # service ends its workers itself, when all is answered
+    logging.config.dictConfig(log_config)
+    threading.Thread(target=_end_with_parent, name="gradtrace-parent", daemon=True).start()
+    opened = indexes()
+    connection.send(None)
+    with suppress(EOFError, OSError):
+        while True:
+            connection.send(_reply(opened, connection.recv()))
+    os._exit(0)  # whatever threads a task may have left
+
+
+def _reply(indexes: Indexes, message: list[bytes] | None) -> Report | Exception | None:
+    if message is not None:
+        computed = report(indexes, [pickle.loads(content) for content in message])
+        return Report([_portable(outcome) for outcome in computed.outcomes], computed.memory, computed.states)
+    try:
+        indexes.open_default()
+    except Exception as error:
+        return cast(Exception, _portable(error))
+    return None
+
+
+def _end_with_parent() -> None:
+    """Exit when the service dies, however it died, also from the midst of a batch."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _portable(outcome: Outcome) -> Outcome:
+    """Pickle loses the tracebacks of exceptions, and one that cannot be unpickled would end its worker."""
+    if not isinstance(outcome, Exception):
+        return outcome
+    try:
+        if isinstance(outcome, (*REFUSALS, NotOpenYetError)):
+            return pickle.loads(pickle.dumps(outcome))
+    except Exception:  # a user's exception class that cannot be unpickled
+        pass
+    return RuntimeError("".join(traceback.format_exception(outcome)))

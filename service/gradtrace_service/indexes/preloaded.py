@@ -1,0 +1,11 @@
+"""What the process imports from which worker processes are forked. It starts no thread and no CUDA."""
+
+from __future__ import annotations
+
+import signal
+
+import gradtrace_service.answers.influence
+import gradtrace_service.indexes.catalog  # noqa: F401  (imported for the workers, which open their indexes by it)
+
+# A supervisor may send SIGTERM to the whole group: the service, which ends this process with itself, decides.
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
