@@ -21,7 +21,7 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def served(index: Path, task: str, *flags: str) -> Iterator[Served]:
+def served(index: Path | str, task: str, *flags: str) -> Iterator[Served]:
     """A service, from the moment when it listens to the end of the block."""
     with tempfile.TemporaryFile("w+") as log:
         words = [*_SERVE, str(index), "--task", task, "--port", "0", *flags]
