@@ -77,8 +77,9 @@ def main() -> None:
 
     size = arguments.batch_size
     workers = RowWorkers([gradient_model() for _ in range(torch.get_num_threads())], basis)
-    fetched = [fetch(task.train, range(i * size, (i + 1) * size)) for i in range(_BATCHES)]
-    batches = [model.batch(examples) for examples in fetched]
+    numbers = [list(range(i * size, (i + 1) * size)) for i in range(_BATCHES)]
+    fetched = [(rows, fetch(task.train, rows)) for rows in numbers]
+    batches = [model.batch(examples) for _, examples in fetched]
     layout = ShardLayout(size * _BATCHES, tuple(index.manifest.levels), "float16")
 
     def every(step: Callable[[Batch], object]) -> Callable[[], None]:
@@ -91,7 +92,7 @@ def main() -> None:
             writer.commit()
 
     def in_basis() -> None:
-        for _ in workers.encode(iter(fetched), skipping=False):
+        for _ in workers.encode(fetched, BadRows({}, skipping=False)):
             pass
 
     measured: dict[str, Callable[[], None]] = {
