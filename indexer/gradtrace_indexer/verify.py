@@ -88,9 +88,9 @@ def _file_problems(
     whole = {entry for manifest in read_whole for entry in manifest.files()}
     named = {entry: entry in whole for manifest in generations for entry in manifest.files()}
     problems: dict[FileEntry, str] = {}
-    with progress_bar("verify", sum(entry.bytes for entry in whole), "B", progress) as bar:
+    with progress_bar("verify", len(whole), " files", progress and bool(whole)) as bar:
         for (entry, deep), problem in zip(named.items(), file_problems(directory, list(named.items())), strict=True):
-            bar.update(entry.bytes if deep else 0)
+            bar.update(deep)
             if problem is not None:
                 problems[entry] = problem
     return problems

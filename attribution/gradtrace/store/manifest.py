@@ -336,7 +336,7 @@ def read_generation(directory: Path, name: str) -> Manifest:
     if problems := manifest_problems(manifest):
         more = f"; and {len(problems) - _NAMED_PROBLEMS} more" if len(problems) > _NAMED_PROBLEMS else ""
         text = "; ".join(problems[:_NAMED_PROBLEMS]) + more
-        raise CorruptIndexError(f"{path} describes no index that can be: {text}. It was changed: {_RESTORE}")
+        raise CorruptIndexError(f"{path} describes an index that cannot be: {text}. It was changed: {_RESTORE}")
     return manifest
 
 
