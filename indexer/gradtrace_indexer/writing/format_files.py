@@ -13,10 +13,12 @@ from pathlib import Path
 
 from gradtrace.durable import TEMPORARY_SUFFIX
 from gradtrace.errors import StoreError
+from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME
 from gradtrace.store.regular_files import path_problem
 
 KEPT = "generations"  # folder of the manifests of earlier generations
 
+_KEPT_NAME = r"[1-9]\d*\.json"
 _GENERATION = r"(?P<generation>[1-9]\d*)"
 _SHARD = rf".+/\d{{9,}}\.{_GENERATION}"
 # Of the files in each folder, relative to it; all of these belong to generations.
@@ -35,20 +37,27 @@ _NAMES = {
     "representer": rf"{_GENERATION}\.safetensors",
 }
 
+_MANIFEST = re.compile(rf"{re.escape(MANIFEST_NAME)}|{re.escape(PENDING_NAME)}|{KEPT}/{_KEPT_NAME}")
+
 
 def format_files(directory: Path) -> Iterator[str]:
-    """The regular files of generations that lie in an index, also unfinished ones, as the manifest would name them."""
+    """The regular files of generations that lie in an index, as the manifest would name them, and what killed processes
+    left under temporary names. Manifests themselves are left out."""
     for folder, pattern in _NAMES.items():
         names = re.compile(f"(?:{pattern})(?:{re.escape(TEMPORARY_SUFFIX)})?")
         for inner in _regular_files(directory / folder):
             if names.fullmatch(inner):
                 yield f"{folder}/{inner}"
+    manifests = [MANIFEST_NAME, PENDING_NAME, *(f"{KEPT}/{name}" for name in _regular_files(directory / KEPT))]
+    for name in dict.fromkeys(name.removesuffix(TEMPORARY_SUFFIX) + TEMPORARY_SUFFIX for name in manifests):
+        if _MANIFEST.fullmatch(name.removesuffix(TEMPORARY_SUFFIX)) and (directory / name).is_file():
+            yield name
 
 
 def written_by(name: str) -> int | None:
     """The number of the generation that wrote a file of `format_files`; None if its name does not tell."""
     folder, _, inner = name.partition("/")
-    match = re.fullmatch(_NAMES[folder], inner)
+    match = re.fullmatch(_NAMES.get(folder, ""), inner)
     return int(match["generation"]) if match and "generation" in match.groupdict() else None
 
 
@@ -59,7 +68,7 @@ def is_temporary(name: str) -> bool:
 
 def kept_numbers(directory: Path) -> list[int]:
     """The numbers of the manifests in generations/, ascending; whatever else lies there is passed over."""
-    return sorted(int(name[:-5]) for name in _regular_files(directory / KEPT) if re.fullmatch(r"[1-9]\d*\.json", name))
+    return sorted(int(name[:-5]) for name in _regular_files(directory / KEPT) if re.fullmatch(_KEPT_NAME, name))
 
 
 def remove_file(directory: Path, name: str) -> None:
