@@ -244,7 +244,7 @@ class Trial:
         (scores, present), (expected, expected_present) = answers(path), self.expected[generation]
         if not np.array_equal(present, expected_present) or not np.allclose(scores, expected, rtol=1e-5, atol=1e-7):
             raise SystemExit(f"{self.name}: a wrong answer of generation {generation}")
-        published = generation == max(self.expected) and len(self.expected) > 1
+        published = generation == max(self.expected) and (len(self.expected) > 1 or self.command.prepare is None)
         self.left["the one after" if published else "the one before"] += 1
         return published
 
