@@ -211,7 +211,7 @@ def load_curvature(directory: Path, manifest: Manifest) -> list[dict[str, Tensor
     """
     eigenvalues: tuple[int | None, ...] = (manifest.basis.dimensions,)
     loaded = []
-    for file, entry in zip(manifest.curvature, manifest.checkpoints, strict=True):
+    for file, entry in zip(manifest.curvature, manifest.checkpoints, strict=False):
         kept = {"preconditioner": eigenvalues} if entry.second_moments else {}
         path = regular_path(directory, file.path)
         loaded.append(load_tensors(path, "rebuild the index", eigenvalues=eigenvalues, layer_means=(None,), **kept))
