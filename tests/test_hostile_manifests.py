@@ -8,6 +8,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_a_manifest_without_end_is_not_read(path: Path) -> None:
     refused(path, "MB, which no manifest has")
 
 
-def numbers_of(path: Path, kinds: tuple[type, ...]) -> list[tuple[Any, ...]]:
+def places_of(path: Path, kinds: tuple[type, ...]) -> list[tuple[Any, ...]]:
     """The places of the values of these types in a manifest, as keys from the outermost on."""
 
     def walk(value: Any, place: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
@@ -129,6 +130,11 @@ def numbers_of(path: Path, kinds: tuple[type, ...]) -> list[tuple[Any, ...]]:
     return [place for place in walk(json.loads((path / "manifest.json").read_bytes()), ()) if place]
 
 
+def value_at(home: Path, place: tuple[Any, ...]) -> Any:
+    return reduce(lambda value, key: value[key], place, json.loads((home / "index" / "manifest.json").read_bytes()))
+
+
+KINDS = ["delete", "number", "text", "value", "swap", "repeat", "rename", "another's", "another's"]
 ODD_NUMBERS = [-1, 0, 1, 2, 7, 2**31, 10**12, 2**53, 2**63, 10**30, -0.5, 1e308, float("nan"), float("inf")]
 ODD_TEXTS = ["", ".", "..", "../outside/secret", "{home}/outside/secret", "a" * 5000, "\u0000", "a/b", "manifest.json"]
 ODD_VALUES = [None, True, [], {}, [[]], "3", 3, {"a": 1}]
@@ -142,9 +148,8 @@ def altered(manifest: Any, place: tuple[Any, ...], kind: str, value: Any) -> Non
         except (KeyError, IndexError, TypeError):
             return
     key = place[-1]
-    if not isinstance(manifest, dict | list) or (
-        key not in manifest if isinstance(manifest, dict) else key >= len(manifest)
-    ):
+    there = range(len(manifest)) if isinstance(manifest, list) else manifest if isinstance(manifest, dict) else ()
+    if key not in there:
         return
     if kind == "delete":
         del manifest[key]
@@ -191,12 +196,15 @@ def test_whatever_a_manifest_says_the_answer_is_one_of_ours(
     texts = [text.format(home=home) for text in ODD_TEXTS]
     manifest = json.loads((path / "manifest.json").read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
-        kind = data.draw(st.sampled_from(["delete", "number", "text", "value", "swap", "repeat", "rename"]))
+        kind = data.draw(st.sampled_from(KINDS))
         kinds = {"number": (int, float), "text": (str,)}.get(kind, (int, float, str, list, dict))
-        place = data.draw(st.sampled_from(numbers_of(whole / "index", kinds)))
+        places = places_of(whole / "index", kinds)
+        place = data.draw(st.sampled_from(places))
         if kind in ("text", "rename") and place[-1] == "file":
             continue  # weights may lie anywhere, to be read as such
         value = data.draw(st.sampled_from({"number": ODD_NUMBERS, "value": ODD_VALUES}.get(kind, texts)))
+        if kind == "another's":  # of the same key: another file, number, list
+            value = value_at(whole, data.draw(st.sampled_from([p for p in places if p[-1] == place[-1]])))
         altered(manifest, place, kind, value)
     seal(path / "manifest.json", manifest)
     before, said = outside(home), list[str]()

@@ -235,22 +235,36 @@ class RowStore:
         Raises:
             CorruptIndexError: a file is missing, is not Parquet, or does not hold the columns of these rows.
         """
-        tables = [self._table(entry) for entry in self._entries[checkpoint]]
-        table = pyarrow.concat_tables(tables, promote_options="permissive") if tables else pyarrow.table({})
+        tables = [read_columns(self._directory, entry) for entry in self._entries[checkpoint]]
+        table = joined(tables) if tables else pyarrow.table({})
         return {name: table.column(name).to_numpy() for name in table.column_names}
 
-    def _table(self, entry: ShardEntry) -> pyarrow.Table:
-        path, rows = regular_path(self._directory, entry.columns.path), entry.stop - entry.start
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:  # read_table would import pyarrow.dataset (0.4 s)
-                whole = file.metadata.num_rows == rows  # before memory is taken for as many
-                table = file.read() if whole else pyarrow.table({})
-        except (OSError, pyarrow.ArrowException) as error:
-            raise CorruptIndexError(f"{path} cannot be read: {error}; restore it or rebuild the index") from error
-        whole = whole and table.num_rows == rows and set(table.column_names) == _COLUMNS
-        if not whole or not all(map(_is_number, table.schema.types)):
-            raise CorruptIndexError(f"{path} does not hold the columns of {rows} rows; restore it or rebuild the index")
-        return table
+
+def read_columns(directory: Path, shard: ShardEntry) -> pyarrow.Table:
+    """label, prediction, loss, correct and norm of a shard's rows.
+
+    Raises:
+        CorruptIndexError: the file is missing, is not Parquet, or does not hold the columns of these rows.
+    """
+    path, rows = regular_path(directory, shard.columns.path), shard.stop - shard.start
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:  # read_table would import pyarrow.dataset (0.4 s)
+            whole = file.metadata.num_rows == rows  # before memory is taken for as many
+            table = file.read() if whole else pyarrow.table({})
+    except (OSError, pyarrow.ArrowException) as error:
+        raise CorruptIndexError(f"{path} cannot be read: {error}; restore it or rebuild the index") from error
+    whole = whole and table.num_rows == rows and set(table.column_names) == _COLUMNS
+    if not whole or not all(map(_is_number, table.schema.types)):
+        raise CorruptIndexError(f"{path} does not hold the columns of {rows} rows; restore it or rebuild the index")
+    return table
+
+
+def joined(tables: Sequence[pyarrow.Table]) -> pyarrow.Table:
+    """One after the other. Raises CorruptIndexError where a column has types that do not go together."""
+    try:
+        return pyarrow.concat_tables(tables, promote_options="permissive")
+    except pyarrow.ArrowException as error:
+        raise CorruptIndexError(f"the columns of the shards do not fit together: {error}; rebuild the index") from error
 
 
 def _is_number(kind: pyarrow.DataType) -> bool:

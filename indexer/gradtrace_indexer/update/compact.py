@@ -117,7 +117,7 @@ def _copied_shard(directory: Path, manifest: Manifest, start: int, sources: _Sou
     layout = ShardLayout(size, tuple(manifest.levels), manifest.precision)
     file = _copied(directory, ShardWriter(directory, f"rows/{name}.rows", layout), "rows", sources)
     represented = representation_writer(directory, manifest, checkpoint, start, size)
-    columns = gathered([(regular_path(directory, entry.columns.path), rows) for entry, rows in sources])
+    columns = gathered(directory, sources)
     return ShardEntry(
         checkpoint=checkpoint,
         start=start,
