@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tiny
-from damaged_index import COMMANDS, QUERIES, made, opened, outside, refused
+from damaged_index import COMMANDS, QUERIES, TASK, made, opened, outside, refused
 from gradtrace import CorruptIndexError, GradtraceError
 from gradtrace.store.manifest import read_manifest
 from gradtrace_indexer import (
@@ -21,6 +21,7 @@ from gradtrace_indexer import (
     discard,
     prune,
     roll_back,
+    set_searcher,
     verify,
 )
 from gradtrace_indexer.description import details
@@ -225,6 +226,18 @@ def test_without_verifying_damaged_rows_are_read_and_nothing_else(path: Path) ->
             with pytest.raises(CorruptIndexError, match="does not match its checksum"):
                 opened(path, verify=False)
         (path / entry.path).write_bytes(intact)
+
+
+@pytest.mark.parametrize("name", ["faiss:Flat", "annoy:2"])
+def test_a_searcher_s_file_truncated_under_an_open_index(path: Path, name: str) -> None:
+    set_searcher(path, TASK, name, progress=False)
+    index, searcher = opened(path), read_manifest(path).searcher
+    assert searcher is not None
+    index.influence(QUERIES, k=1)
+    with (path / searcher.file.path).open("r+b") as file:
+        file.truncate(0)
+    with pytest.raises(CorruptIndexError, match="was truncated or replaced while it was open"):
+        index.influence(QUERIES, k=1)
 
 
 @pytest.mark.parametrize("size", [0, 100, -64])
