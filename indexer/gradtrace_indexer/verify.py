@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -32,8 +32,8 @@ def verify(
 ) -> list[str]:
     """All problems of an index, one sentence each; empty if it is undamaged.
 
-    Every byte of the current generation and of an unfinished one is read, and the weights of their checkpoints; of the
-    earlier generations the manifests, and whether their files are there.
+    Every byte of the current generation and of an unfinished one is read, the weights of their checkpoints, and the
+    manifests of the earlier generations.
 
     Args:
         all_generations: read the files of the earlier generations, too.
@@ -46,13 +46,13 @@ def verify(
     if not any(os.path.lexists(directory / name) for name in (MANIFEST_NAME, PENDING_NAME)):
         read_manifest(directory)  # says that there is none
     generations, problems = _manifests(directory)
-    newest = [generations[title] for title in (_CURRENT, _UNFINISHED) if title in generations]
-    read_whole = list(generations.values()) if all_generations else newest
-    by_file = _file_problems(directory, list(generations.values()), read_whole, progress)
-    for title, manifest in generations.items():
+    newest = {title: generations[title] for title in (_CURRENT, _UNFINISHED) if title in generations}
+    read = generations if all_generations else newest
+    by_file = _file_problems(directory, read.values(), progress)
+    for title, manifest in read.items():
         of_files = [by_file[entry] for entry in manifest.files() if entry in by_file]
         problems += [title + problem for problem in of_files or _content_problems(directory, manifest)]
-    for manifest in newest:
+    for manifest in newest.values():
         problems += _weight_problems(directory, manifest, checkpoints)
     return list(dict.fromkeys(problems))
 
@@ -81,19 +81,12 @@ def _manifests(directory: Path) -> tuple[dict[str, Manifest], list[str]]:
     return generations, problems
 
 
-def _file_problems(
-    directory: Path, generations: Sequence[Manifest], read_whole: Sequence[Manifest], progress: bool
-) -> dict[FileEntry, str]:
+def _file_problems(directory: Path, generations: Iterable[Manifest], progress: bool) -> dict[FileEntry, str]:
     """The problem of each file that has one. Every file is read once, however many generations name it."""
-    whole = {entry for manifest in read_whole for entry in manifest.files()}
-    named = {entry: entry in whole for manifest in generations for entry in manifest.files()}
-    problems: dict[FileEntry, str] = {}
-    with progress_bar("verify", len(whole), " files", progress and bool(whole)) as bar:
-        for (entry, deep), problem in zip(named.items(), file_problems(directory, list(named.items())), strict=True):
-            bar.update(deep)
-            if problem is not None:
-                problems[entry] = problem
-    return problems
+    files = list(dict.fromkeys(entry for manifest in generations for entry in manifest.files()))
+    checked = file_problems(directory, [(entry, True) for entry in files])
+    bar = progress_bar("verify", len(files), " files", progress and bool(files), checked)
+    return {entry: problem for entry, problem in zip(files, bar, strict=True) if problem is not None}
 
 
 def _content_problems(directory: Path, manifest: Manifest) -> Iterator[str]:
