@@ -18,9 +18,9 @@ from torch import Tensor
 from gradtrace import random_numbers
 from gradtrace.errors import CorruptIndexError, MismatchError
 from gradtrace.layers import IDENTITY, Bases, Layer
-from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import BasisKind, Manifest
 from gradtrace.store.regular_files import regular_path
+from gradtrace.store.tensors import load_tensors
 
 _DENSE_BLOCK = 1 << 24  # elements of a dense projection that are drawn at a time
 _DENSE_CACHE = 1 << 27  # elements of a dense projection that are kept instead of drawn again (512 MB)

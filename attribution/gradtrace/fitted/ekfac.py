@@ -22,9 +22,9 @@ from gradtrace.fitted.fisher_batches import FisherBatch, fisher_batches
 from gradtrace.layers import IDENTITY, Bases, Layer
 from gradtrace.models.full_gradients import FullGradients, full_gradients, per_example
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.regular_files import regular_path
+from gradtrace.store.tensors import load_tensors
 from gradtrace.task import Example
 
 _WIDEST = 4096  # features above which the eigenvectors come from a sample of factors, not from an n x n matrix

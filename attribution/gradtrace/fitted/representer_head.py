@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradtrace.errors import StoreError
-from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import Manifest, RepresenterEntry
 from gradtrace.store.regular_files import regular_path
+from gradtrace.store.tensors import load_tensors
 
 _RESIDUAL = 1e-4  # |sum_i alpha_i f_i - weights| / |weights| at which the fit has converged
 _ROUNDS = 200  # of L-BFGS

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.errors import StoreError
-from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import Manifest, Output
 from gradtrace.store.regular_files import regular_path
 from gradtrace.store.rows import RowStore
+from gradtrace.store.tensors import load_tensors
 
 _BLOCK_VALUES = 1 << 23  # float32 values of rows that are held at a time
 

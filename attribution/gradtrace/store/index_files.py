@@ -1,4 +1,4 @@
-"""An index's files: their checksums, whether they are those that the manifest names, and reading tensors from them."""
+"""An index's files: their checksums, and whether they are those that the manifest names."""
 
 from __future__ import annotations
 
@@ -8,18 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors.torch
 import xxhash
-from safetensors import SafetensorError
-from torch import Tensor
 
-from gradtrace.errors import CorruptIndexError
 from gradtrace.store.manifest import FileEntry, Manifest
 from gradtrace.store.regular_files import path_problem
 
 _HASH_THREADS = 4
 _HASH_CHUNK = 1 << 22
-_LARGEST_COPY = 64 << 20  # bytes of a safetensors file that is copied to memory; larger ones are mapped
 _TICK_SECONDS = 0.05  # longer than the step of the clock that stamps files
 
 
@@ -100,7 +95,7 @@ def file_problems(
     verified: as in `check_files`
     """
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        yield from pool.map(lambda check: check_file(directory, *check, verified), checks)
+        yield from pool.map(lambda check: check_file(directory, check[0], check[1], verified), checks)
 
 
 def check_file(directory: Path, entry: FileEntry, deep: bool, verified: VerifiedFiles | None = None) -> str | None:
@@ -131,36 +126,3 @@ def _content_is_right(path: Path, entry: FileEntry, verified: VerifiedFiles | No
     if right:
         verified[entry] = stamp
     return right
-
-
-def load_tensors(path: Path, remedy: str, **shapes: tuple[int | None, ...]) -> dict[str, Tensor]:
-    """A safetensors file's tensors by name, on the CPU.
-
-    Small files are copied to memory, so that nothing that happens to the file later does any harm; larger ones are
-    memory-mapped.
-
-    Args:
-        remedy: what to do if the file cannot be restored.
-        shapes: of the tensors that must be there; None stands for any length.
-
-    Raises:
-        CorruptIndexError: the file is missing or damaged, lacks a tensor, or has one of another shape.
-    """
-    try:
-        small = path.stat().st_size <= _LARGEST_COPY
-        tensors = safetensors.torch.load(path.read_bytes()) if small else safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CorruptIndexError(f"{path} cannot be read ({error}); restore it or {remedy}") from None
-    for name, shape in shapes.items():
-        if name not in tensors:
-            raise CorruptIndexError(f"{path} has no {name}; restore it or {remedy}")
-        if not _has_shape(tensors[name], shape):
-            raise CorruptIndexError(
-                f"{path} has {name} of shape {list(tensors[name].shape)}, which does not fit; restore it or {remedy}"
-            )
-    return tensors
-
-
-def _has_shape(tensor: Tensor, shape: tuple[int | None, ...]) -> bool:
-    sizes = zip(tensor.shape, shape, strict=False)
-    return tensor.ndim == len(shape) and all(wanted in (None, size) for size, wanted in sizes)

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradtrace.errors import StoreError
-from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import Manifest, Precision
 from gradtrace.store.regular_files import regular_path
+from gradtrace.store.tensors import load_tensors
 
 STORED_DTYPES: dict[Precision, torch.dtype] = {
     "float16": torch.float16,
