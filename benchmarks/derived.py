@@ -12,7 +12,7 @@ import pyarrow.parquet
 import safetensors.torch
 from torch import Tensor
 
-from gradtrace.store.manifest import MANIFEST_NAME, Manifest, Precision, ShardEntry
+from gradtrace.store.manifest import MANIFEST_NAME, Manifest, Precision, Probe, ShardEntry
 from gradtrace.store.precision import column_scales
 from gradtrace.store.rows import RowStore
 from gradtrace.store.shards import ShardLayout, default_levels
@@ -60,7 +60,13 @@ def derived(
                 entry = writer.commit()
             shards.append(ShardEntry(checkpoint=place, start=start, stop=stop, rows=entry, columns=columns))
     content = None if scales is None else safetensors.torch.save({"column_scales": scales})
+    dropped = dict.fromkeys(("row_ids", "deleted", "representations", "representer", "searcher", "kernels"))
+    probe = Probe(rows=[], sha256=[], losses=[])
     changed = {
+        **dropped,
+        "task": manifest.task.model_copy(update={"train_rows": rows, "probe": probe}),
+        "curvature": [manifest.curvature[checkpoint] for checkpoint in checkpoints] if manifest.curvature else [],
+        "skipped": {},
         "checkpoints": [manifest.checkpoints[checkpoint] for checkpoint in checkpoints],
         "basis": manifest.basis.model_copy(update={"dimensions": dimensions}),
         "precision": precision,

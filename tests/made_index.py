@@ -103,7 +103,8 @@ def _write_shard(
     numbers = np.arange(start, stop)
     nullable = pyarrow.array(numbers % 3 == 0, mask=numbers % 5 == 4)
     norms = pyarrow.array(np.linalg.norm(rows[start:stop].astype(np.float64), axis=1).astype(np.float32))
-    pyarrow.parquet.write_table(pyarrow.table({"label": numbers, "correct": nullable, "norm": norms}), path)
+    columns = {"label": numbers, "prediction": numbers, "loss": norms, "correct": nullable, "norm": norms}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return ShardEntry(checkpoint=checkpoint, start=start, stop=stop, rows=entry, columns=file_entry(directory, name))
 
 

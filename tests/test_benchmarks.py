@@ -44,6 +44,7 @@ PEERS = "digits --rows 64 --queries 4 --runs {runs}"
 SMOKE = {
     "checkpoint_selection": Smoke("--rows 300 --epochs 8 --count 3 --seeds 1 --plot {out}/plot.png", data=True),
     "fidelity": Smoke(f"digits --queries 4 --dimensions {DIMENSIONS} --basis spectral --runs {{runs}}"),
+    "kill_operations": Smoke("--kills 22", apart=True),
     "kill_resume": Smoke(
         "--task {tests}/digits_task.py:TASK --checkpoints {made}/checkpoints --operation append --kills 1 "
         "--dimensions 32 --shard-rows 64 --runs {out}",

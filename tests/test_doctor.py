@@ -177,11 +177,17 @@ def test_no_index_and_a_damaged_manifest_are_one_problem(run: DigitsRun) -> None
 
 
 def test_what_cannot_be_checked_is_said_and_the_rest_is_checked(run: DigitsRun) -> None:
-    (run.index / "generations").mkdir()
-    (run.index / "generations" / "0.json").write_text("{")
+    (run.index / "pending.json").write_text("{")
     findings = doctor(run.index)
-    assert "could not be checked: CorruptIndexError" in about(findings, "generations", "problem")
+    assert "could not be checked: CorruptIndexError" in about(findings, "stray files", "problem")
     assert about(findings, "files", "ok")
+
+
+def test_an_earlier_generation_that_cannot_be_read_is_warned_of(run: DigitsRun) -> None:
+    delete_rows(run.index, [3])
+    (run.index / "generations" / "1.json").write_text("{")
+    (run.index / "generations" / "notes.json").write_text("{")
+    assert "generation 1 cannot be rolled back to" in about(doctor(run.index), "generations", "warning")
 
 
 def test_a_task_that_does_not_fit_is_a_problem(run: DigitsRun, tmp_path: Path) -> None:

@@ -286,3 +286,23 @@ def test_several_indexes(run: DigitsRun, digits_index: DigitsRun) -> None:
         found = client.influence(query_rows=[0], index="three")
         assert len(found.index.checkpoints) == 3
         assert "two, three" in httpx.get(f"{url}/index", params={"index": "four"}).text
+
+
+def test_files_of_others_among_the_jobs_are_left_alone(run: DigitsRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job's number is its file's name, whatever the file says: no path is made of its content."""
+    monkeypatch.setattr(jobs_module, "_KEPT_JOBS", 1)
+    hosted = [Hosted("index", run.index, run.task)]
+    with serving(create_service(hosted, Settings())) as url:
+        kept = ended(url, begin(url, roll_back_to=7))
+    folder, precious = run.index / "jobs", run.index.parent / "precious.json"
+    older = {"id": "../../precious", "created": kept.created - timedelta(days=1)}
+    content = kept.model_copy(update=older).model_dump_json()
+    for path in (precious, folder / "notes.json", folder / f"{'a' * 16}.json"):
+        path.write_text(content)
+    (folder / f"{'b' * 16}.json").symlink_to(precious)
+    os.mkfifo(folder / f"{'c' * 16}.json")
+    with serving(create_service(hosted, Settings())) as url:
+        wait_until(lambda: not (folder / f"{'a' * 16}.json").exists())
+        assert [job["id"] for job in httpx.get(f"{url}/jobs").json()["jobs"]] == [kept.id]
+    assert precious.read_text() == (folder / "notes.json").read_text() == content
+    assert (folder / f"{'b' * 16}.json").is_symlink()

@@ -6,6 +6,7 @@ without fitting are made here: the identity, and random projections. How a basis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 
 from gradtrace import random_numbers
-from gradtrace.errors import MismatchError
+from gradtrace.errors import CorruptIndexError, MismatchError
 from gradtrace.layers import IDENTITY, Bases, Layer
-from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import BasisKind, Manifest
+from gradtrace.store.regular_files import regular_path
+from gradtrace.store.tensors import load_tensors
 
 _DENSE_BLOCK = 1 << 24  # elements of a dense projection that are drawn at a time
 _DENSE_CACHE = 1 << 27  # elements of a dense projection that are kept instead of drawn again (512 MB)
@@ -44,9 +46,21 @@ class ChosenCoordinates:
         """From whole gradients [batch, groups, out, in]: [batch, k]."""
         return self.bases.rotated(gradient).flatten(1).index_select(1, self.kept)
 
+    def fits(self, layer: Layer) -> bool:
+        """Whether the bases have the shape of the layer, and every kept position is one of theirs."""
+        shape = [layer.groups]
+        for side, size in ((self.bases.outputs, layer.outputs), (self.bases.inputs, layer.inputs)):
+            if side is not None and (side.ndim != 3 or tuple(side.shape[:2]) != (layer.groups, size)):
+                return False
+            shape.append(size if side is None else side.shape[2])
+        return len(self.kept) == 0 or 0 <= int(self.kept.min()) <= int(self.kept.max()) < math.prod(shape)
+
     def to(self, device: torch.device) -> ChosenCoordinates:
         sides = (None if side is None else side.to(device) for side in (self.bases.inputs, self.bases.outputs))
         return ChosenCoordinates(Bases(*sides), self.kept.to(device), self.columns.to(device))
+
+    def positions(self) -> tuple[Tensor, ...]:
+        return self.kept, self.columns
 
     def tensors(self) -> dict[str, Tensor]:
         sides = {"inputs": self.bases.inputs, "outputs": self.bases.outputs}
@@ -80,6 +94,10 @@ class DenseProjection:
             start += len(block)
         return total
 
+    def fits(self, layer: Layer) -> bool:
+        """Whether the matrix has a row for each of the layer's weights."""
+        return self.size == layer.size
+
     def _matrix(self, device: torch.device) -> Iterable[Tensor]:
         """Row blocks of the matrix, each [rows, k]."""
         if self.size * len(self.columns) > _DENSE_CACHE:
@@ -98,6 +116,9 @@ class DenseProjection:
 
     def to(self, device: torch.device) -> DenseProjection:
         return DenseProjection(self.kind, self.seed, self.stream, self.size, self.columns.to(device))
+
+    def positions(self) -> tuple[Tensor, ...]:
+        return (self.columns,)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"columns": self.columns.clone(), "stream": torch.tensor([self.stream, self.size])}
@@ -127,6 +148,19 @@ class Basis:
     def mixes_layers(self) -> bool:
         """Whether every layer is projected to all columns; else each column belongs to one layer."""
         return self.kind in ("gaussian", "rademacher")
+
+    def is_whole(self) -> bool:
+        """Whether each column of a row is that of one coordinate; if all layers are projected to all columns, of one
+        coordinate of every layer."""
+        columns = [layer.columns for layer in self.layers.values()]
+        numbers = [part for layer in self.layers.values() for part in layer.positions()]
+        if not columns or any(part.dtype != torch.int64 or part.ndim != 1 for part in numbers):
+            return False
+        if any(len(part) != len(layer.columns) for layer in self.layers.values() for part in layer.positions()):
+            return False
+        by_row = columns if self.mixes_layers else [torch.cat(columns).sort().values]
+        # No range of all columns is made before it is known that the file has as many.
+        return all(len(row) == self.dimensions and torch.equal(row, torch.arange(len(row))) for row in by_row)
 
     def assemble(self, coordinates: Mapping[str, Tensor], batch: int) -> Tensor:
         """Rows, float32 [batch, dimensions], from the coordinates [batch, k] of each layer by its name.
@@ -173,7 +207,8 @@ class Basis:
 def load_bases(directory: Path, manifest: Manifest) -> list[Basis]:
     """The bases of an index, one for each training run. Raises as `load_basis`."""
     entry = manifest.basis
-    return [load_basis(directory / file.path, entry.kind, entry.dimensions, entry.seed) for file in entry.files]
+    paths = [regular_path(directory, file.path) for file in entry.files]
+    return [load_basis(path, entry.kind, entry.dimensions, entry.seed) for path in paths]
 
 
 def load_basis(path: Path, kind: BasisKind, dimensions: int, seed: int) -> Basis:
@@ -188,25 +223,38 @@ def load_basis(path: Path, kind: BasisKind, dimensions: int, seed: int) -> Basis
         name, _, key = full_key.rpartition("/")
         by_layer.setdefault(name, {})[key] = value
     layers: dict[str, LayerBasis] = {}
-    for name, of_layer in by_layer.items():  # as `LayerBasis.tensors` gave them
-        if "stream" in of_layer:
-            stream, size = of_layer["stream"].tolist()
-            entries = "rademacher" if kind == "rademacher" else "gaussian"
-            layers[name] = DenseProjection(entries, seed, stream, size, of_layer["columns"])
-        else:
-            bases = Bases(of_layer.get("inputs"), of_layer.get("outputs"))
-            layers[name] = ChosenCoordinates(bases, of_layer["kept"], of_layer["columns"])
-    return Basis(kind, dimensions, seed, layers)
+    try:
+        for name, of_layer in by_layer.items():  # as `LayerBasis.tensors` gave them
+            if "stream" in of_layer:
+                stream, size = of_layer["stream"].tolist()
+                entries = "rademacher" if kind == "rademacher" else "gaussian"
+                layers[name] = DenseProjection(entries, seed, stream, size, of_layer["columns"])
+            else:
+                bases = Bases(of_layer.get("inputs"), of_layer.get("outputs"))
+                layers[name] = ChosenCoordinates(bases, of_layer["kept"], of_layer["columns"])
+        basis = Basis(kind, dimensions, seed, layers)
+        whole = basis.is_whole()
+    except (KeyError, TypeError, ValueError, RuntimeError):  # tensors are missing, or of another type or shape
+        whole = False
+    if not whole:
+        raise CorruptIndexError(f"{path} is not the basis of {dimensions} columns: restore it or rebuild the index")
+    return basis
 
 
 def check_layers(basis: Basis, layers: Sequence[Layer]) -> None:
-    """Raises MismatchError if the basis projects a layer that the model does not have."""
+    """Raises MismatchError if the basis projects a layer that the model does not have, or has otherwise."""
     missing = set(basis.layers) - {layer.name for layer in layers}
     if missing:
         raise MismatchError(
             f"the basis of the index covers layers that the model does not have: {', '.join(sorted(missing))}; open "
             "the index with the model that it was built from"
         )
+    for layer in layers:
+        if layer.name in basis.layers and not basis.layers[layer.name].fits(layer):
+            raise MismatchError(
+                f"the basis of the index does not fit the shape of layer {layer.name}: restore the index's files, or "
+                "open it with the model that it was built from"
+            )
 
 
 def identity_basis(layers: Sequence[Layer], seed: int) -> Basis:

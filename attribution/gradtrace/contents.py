@@ -27,6 +27,7 @@ class IndexContents:
     curvature: as `load_curvature` returns it
     kernels: TRAK's, by checkpoint, on that device
     representations: see `representation_store`;  refit: of the last layer, if there is one for these rows
+    verified: whether the checksums of the rows were compared at the opening, too
     adam_factors: see `fitted.adam.adam_factors`, by checkpoint, of those that were queried so far
     """
 
@@ -41,6 +42,7 @@ class IndexContents:
     kernels: Mapping[int, Kernel]
     representations: RowStore | None
     refit: Refit | None
+    verified: bool
     adam_factors: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def basis_of(self, checkpoint: int) -> Basis:

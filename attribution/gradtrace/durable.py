@@ -20,6 +20,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises OSError where the file cannot be written; nothing is left of it then.
     """
     temporary = temporary_path(path)
+    temporary.unlink(missing_ok=True)  # what lies there may be a link to another file
     try:
         write(temporary)
         rename_durably(temporary, path)

@@ -37,6 +37,7 @@ class Index:
         rows: number of training rows; ids of rows are below it, also those of deleted rows.
         present: bool [rows], False for deleted rows.
         methods: names of the methods that it answers.
+        verified: False if it was opened without comparing the checksums of its rows.
         columns: label, prediction, loss, correct and norm of every row at the last checkpoint, each [rows]; NaN or
             None for deleted rows.
         contents: what the index consists of, for methods and tests.
@@ -49,6 +50,7 @@ class Index:
         for rows in (store, contents.representations):
             if rows is not None:
                 rows.open_all()  # an open index answers even when its generation is pruned
+        self.verified = contents.verified
         self._row_ids = store.row_ids
         self.rows, self.present = self._row_ids.rows, self._row_ids.present
         self.methods = tuple(methods.available_methods(self.manifest))
@@ -239,7 +241,10 @@ class Index:
         return Recall(measured.top, measured.bottom)
 
     def __repr__(self) -> str:
-        return f"<Index {self.directory}: {describe(self.manifest)}; methods {', '.join(self.methods)}>"
+        return f"<Index {self.directory}: {self._described()}; methods {', '.join(self.methods)}>"
+
+    def _described(self) -> str:
+        return describe(self.manifest) + ("" if self.verified else "; not verified")
 
     def to_pandas(self) -> pandas.DataFrame:
         """A line for each training row: its columns at the last checkpoint, and whether it is `present`, not deleted.
@@ -256,5 +261,5 @@ class Index:
         entries = self.manifest.checkpoints
         checkpoints = [[escape(entry.name), str(entry.step), f"{entry.learning_rate:g}"] for entry in entries]
         table = table_html("Checkpoints", ("name", "step", "learning rate"), checkpoints)
-        title, methods_line = escape(f"{self.directory}: {describe(self.manifest)}"), escape(", ".join(self.methods))
+        title, methods_line = escape(f"{self.directory}: {self._described()}"), escape(", ".join(self.methods))
         return f"<div><p>{title}<br>Methods: {methods_line}</p>{table}</div>"

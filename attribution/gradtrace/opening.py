@@ -48,7 +48,8 @@ def open_index(
     Args:
         checkpoints: directory of the weights, if they were moved since the build; of several training runs, one each.
         searcher: "progressive" for exact answers from an index that has an approximate searcher; None: its own.
-        verify: read every file and compare its checksum; False compares sizes only (for indexes that take too long).
+        verify: read every file and compare its checksum. False leaves the rows out, nearly all of the bytes: damaged
+            rows then give wrong scores, and answers and the log say that they were not verified.
         verified: files that were read and right before, which are read again only if they were changed since; those
             that are read now are added.
 
@@ -60,22 +61,21 @@ def open_index(
     manifest = _whole_manifest(directory := Path(path), searcher, verify, verified)
     store, where = RowStore(directory, manifest), torch.device(pick_device(device))
     bases = [basis.to(where) for basis in load_bases(directory, manifest)]
-    models = _models(directory, manifest, task, store.row_ids.live_ids(), bases, checkpoints, where)
-    return Index(
-        IndexContents(
-            directory,
-            manifest,
-            task,
-            models,
-            bases,
-            load_curvature(directory, manifest),
-            store,
-            open_searcher(directory, manifest, store, searcher, where),
-            load_kernels(directory, manifest, where),
-            representation_store(directory, manifest),
-            load_refit(directory, manifest),
-        )
+    contents = IndexContents(
+        directory,
+        manifest,
+        task,
+        _models(directory, manifest, task, store.row_ids.live_ids(), bases, checkpoints, where),
+        bases,
+        load_curvature(directory, manifest),
+        store,
+        open_searcher(directory, manifest, store, searcher, where),
+        load_kernels(directory, manifest, where),
+        representation_store(directory, manifest),
+        load_refit(directory, manifest),
+        verified=verify,
     )
+    return Index(contents)
 
 
 def _models(
@@ -110,6 +110,8 @@ def _whole_manifest(directory: Path, searcher: str | None, verify: bool, verifie
     manifest = read_manifest(directory)
     if searcher == "progressive":  # then the file of another need not even be whole
         manifest = manifest.model_copy(update={"searcher": None})
+    if not verify:
+        _log.warning("%s is opened without comparing the checksums of its rows: damage would not show", directory)
     problems = check_files(directory, manifest, verify, verified)
     if problems:
         raise CorruptIndexError(

@@ -50,6 +50,7 @@ class IndexInfo(AnswerSchema):
     dimensions: int
     basis: str
     precision: str
+    verified: bool = Field(True, description="False: opened without comparing the checksums of the rows.")
 
 
 class IndexDetails(IndexInfo):

@@ -11,11 +11,12 @@ from gradtrace_indexer.evaluation.ground_truth import (
     subset_outputs,
 )
 from gradtrace_indexer.evaluation.retraining import Retrainings
-from gradtrace_indexer.generations import discard, kept_generations, prune, roll_back, verify
+from gradtrace_indexer.generations import discard, kept_generations, prune, roll_back
 from gradtrace_indexer.searchers import set_searcher
 from gradtrace_indexer.update.add_checkpoints import add_checkpoints, add_run
 from gradtrace_indexer.update.compact import compact
 from gradtrace_indexer.update.rows import append_rows, delete_rows
+from gradtrace_indexer.verify import verify
 
 __all__ = [
     "Retrainings",

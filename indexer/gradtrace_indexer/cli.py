@@ -36,6 +36,7 @@ from gradtrace_indexer.update.add_checkpoints import add_run
 from gradtrace_indexer.update.compact import compact as compact_index
 from gradtrace_indexer.update.rows import append_rows, delete_rows
 from gradtrace_indexer.update.update import INTERVAL, run_directory, update_index, watch
+from gradtrace_indexer.verify import verify as verify_index
 
 app = typer.Typer()
 
@@ -317,10 +318,13 @@ def discard(index: IndexArgument) -> None:
 @app.command()
 def verify(
     index: IndexArgument,
-    all_generations: Annotated[bool, typer.Option("--all", help="Also the earlier generations.")] = False,
+    all_generations: Annotated[bool, typer.Option("--all", help="Also every byte of earlier generations.")] = False,
+    checkpoints: Annotated[
+        list[Path] | None, typer.Option(help="Directory of the weights, if they were moved. One for each training run.")
+    ] = None,
 ) -> None:
-    """Check every byte of an index against its manifest."""
-    problems = generations.verify(index, all_generations=all_generations)
+    """Check every byte of an index and of its checkpoints' weights against its manifest; every problem is a line."""
+    problems = verify_index(index, all_generations=all_generations, checkpoints=checkpoints or None)
     for problem in problems:
         typer.echo(problem)
     if problems:

@@ -10,12 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from gradtrace.dry_run import TaskReport
-from gradtrace.errors import IncompleteIndexError
+from gradtrace.errors import CorruptIndexError, IncompleteIndexError, StoreError
 from gradtrace.results.display import describe
 from gradtrace.store.manifest import CheckpointKind, Manifest, SearcherEntry, read_manifest
 from gradtrace.store.row_ids import read_row_ids
 from gradtrace_indexer.build.bad_rows import skipped_lines
-from gradtrace_indexer.generations import kept_generations, read_pending
+from gradtrace_indexer.generations import earlier_generations, read_pending
 
 _KINDS: dict[CheckpointKind, str] = {
     "weights": "",
@@ -42,7 +42,7 @@ def details(directory: Path) -> Iterator[str]:
 
     Raises:
         StoreError: there is no index.
-        CorruptIndexError: a manifest or the file of row ids is damaged.
+        CorruptIndexError: the manifest of the current or of the unfinished generation is damaged.
     """
     pending = read_pending(directory)
     try:
@@ -57,11 +57,14 @@ def details(directory: Path) -> Iterator[str]:
         written = sum(shard.stop - shard.start for shard in pending.shards)
         share = written / (pending.rows * len(pending.checkpoints))
         yield f"  unfinished: {pending.made_by}, {share:.0%} written; run it again, or `gradtrace discard` it"
-    for kept in reversed(kept_generations(directory)):
-        yield (
-            f"  kept: generation {kept.generation} ({kept.made_by}), {kept.rows:,} rows x {len(kept.checkpoints)} "
-            f"checkpoints, {_megabytes(kept)}"
-        )
+    for number, kept in reversed(earlier_generations(directory).items()):
+        yield f"  kept: generation {number} {_kept(kept)}"
+
+
+def _kept(kept: Manifest | StoreError) -> str:
+    if isinstance(kept, StoreError):
+        return f"cannot be read: {kept}"
+    return f"({kept.made_by}), {kept.rows:,} rows x {len(kept.checkpoints)} checkpoints, {_megabytes(kept)}"
 
 
 def _contents(manifest: Manifest) -> Iterator[str]:
@@ -83,7 +86,11 @@ def _contents(manifest: Manifest) -> Iterator[str]:
 
 
 def _rows(directory: Path, manifest: Manifest) -> Iterator[str]:
-    ids = read_row_ids(directory, manifest)
+    try:
+        ids = read_row_ids(directory, manifest)
+    except CorruptIndexError as error:
+        yield f"damaged: {error}"
+        return
     yield (
         f"row numbers 0 to {ids.rows - 1}: {len(ids.live_ids()):,} present, {len(ids.deleted):,} deleted, "
         f"{ids.rows - len(ids.ids):,} deleted and compacted"

@@ -8,36 +8,29 @@ disturb the readers of an earlier one.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gradtrace.checkpoints.second_moments import moments_path
-from gradtrace.errors import CorruptIndexError, IncompleteIndexError, StoreError
+from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.methods import METHODS, available_methods
-from gradtrace.store.index_files import check_files
+from gradtrace.store.index_files import check_files, file_problems
 from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, Manifest, Operation, read_generation, read_manifest
-from gradtrace.store.rows import RowStore
 from gradtrace_indexer.writing.files import sole_writer, write_file, write_manifest
+from gradtrace_indexer.writing.format_files import (
+    KEPT,
+    format_files,
+    is_temporary,
+    kept_numbers,
+    remove_file,
+    remove_manifest,
+    written_by,
+)
 
 _log = logging.getLogger(__name__)
-
-_KEPT = "generations"
-_FOLDERS = (
-    "bases",
-    "column_scales",
-    "rows",
-    "columns",
-    "curvature",
-    "kernels",
-    "row_ids",
-    "deleted",
-    "searchers",
-    "averages",
-    "representations",
-    "representer",
-)  # all files in these belong to generations
 
 # These change the set of rows, of which kernels are sums.
 _DROPPING_KERNELS: tuple[Operation, ...] = ("append rows", "delete rows")
@@ -75,9 +68,9 @@ def publish(directory: Path, manifest: Manifest) -> Manifest:
     path = directory / MANIFEST_NAME
     before = read_manifest(directory) if path.exists() else None
     if before is not None:
-        write_file(directory, f"{_KEPT}/{manifest.generation - 1}.json", path.read_bytes())
+        write_file(directory, f"{KEPT}/{manifest.generation - 1}.json", path.read_bytes())
     published = write_manifest(directory, MANIFEST_NAME, manifest.model_copy(update={"complete": True}))
-    (directory / PENDING_NAME).unlink(missing_ok=True)
+    remove_manifest(directory, PENDING_NAME)
     for line in _losses(before, published) if before is not None else ():
         _log.warning("generation %d of %s %s", published.generation, directory, line)
     return published
@@ -102,11 +95,14 @@ def read_pending(directory: Path) -> Manifest | None:
     """The unfinished generation, if any.
 
     Raises:
-        CorruptIndexError: it is damaged; `discard` helps.
+        StoreError: it is damaged (CorruptIndexError) or of another format; `discard` helps.
     """
-    if not (directory / PENDING_NAME).exists():
+    if not os.path.lexists(directory / PENDING_NAME):
         return None
-    pending = read_generation(directory, PENDING_NAME)
+    try:
+        pending = read_generation(directory, PENDING_NAME)
+    except StoreError as error:
+        raise type(error)(f"{error}. Or give up what is unfinished, with `gradtrace discard`") from error
     published = read_manifest(directory).generation if (directory / MANIFEST_NAME).exists() else 0
     return pending if pending.generation > published else None
 
@@ -115,7 +111,7 @@ def unfinished(directory: Path) -> Manifest | None:
     """As `read_pending`, for the only writer: removes what is left of a process that was killed after publishing."""
     pending = read_pending(directory)
     if pending is None:
-        (directory / PENDING_NAME).unlink(missing_ok=True)
+        remove_manifest(directory, PENDING_NAME)
     return pending
 
 
@@ -124,7 +120,8 @@ def updating(path: str | Path, operation: Operation) -> Iterator[tuple[Manifest,
     """Be the only writer of an index; yields its current generation, and what this operation left unfinished before.
 
     Raises:
-        StoreError: there is no index, another process is writing there, or another operation was left unfinished.
+        StoreError: there is no index, another process is writing there, another operation was left unfinished, or
+            (CorruptIndexError) a file of the current generation is missing or truncated.
     """
     directory = Path(path)
     read_manifest(directory)  # refuses a directory without an index before anything is created in it
@@ -135,19 +132,45 @@ def updating(path: str | Path, operation: Operation) -> Iterator[tuple[Manifest,
                 f"an unfinished update ({pending.made_by}) of {directory} is in the way: run it again to finish it, or "
                 "give it up with `gradtrace discard`"
             )
+        _check_sizes(directory, current, operation)
         yield current, pending
 
 
+def _check_sizes(directory: Path, current: Manifest, operation: Operation) -> None:
+    """Raises CorruptIndexError where a file that the next generation would name is missing or has another size."""
+    if operation == "roll back":  # the way out
+        return
+    kept = current.model_copy(update={"searcher": None}) if operation == "set searcher" else current
+    checked = file_problems(directory, [(entry, False) for entry in kept.files()])
+    if problems := [problem for problem in checked if problem is not None]:
+        raise CorruptIndexError(
+            f"{directory} is damaged: {'; '.join(problems[:5])}. Restore the files, roll back to an earlier "
+            "generation, or rebuild the index"
+        )
+
+
+def earlier_generations(path: str | Path) -> dict[int, Manifest | StoreError]:
+    """The earlier generations that were not pruned by their numbers, the oldest first; or why one cannot be read."""
+    directory = Path(path)
+    current, earlier = read_manifest(directory).generation, dict[int, Manifest | StoreError]()
+    for number in kept_numbers(directory):
+        if number < current:
+            try:
+                manifest = earlier[number] = read_generation(directory, f"{KEPT}/{number}.json")
+                if manifest.generation != number or not manifest.complete:
+                    raise CorruptIndexError(f"{directory}/{KEPT}/{number}.json is not the manifest of that generation")
+            except StoreError as error:
+                earlier[number] = error
+    return earlier
+
+
 def kept_generations(path: str | Path) -> list[Manifest]:
-    """The earlier generations that were not pruned, the oldest first.
+    """The earlier generations that were not pruned, the oldest first. Those whose manifest is damaged are left out.
 
     Raises:
-        CorruptIndexError: the manifest of one is damaged.
+        StoreError: there is no index, or its current manifest is damaged.
     """
-    directory = Path(path)
-    numbers = sorted(int(file.stem) for file in (directory / _KEPT).glob("*.json"))
-    current = read_manifest(directory).generation
-    return [read_generation(directory, f"{_KEPT}/{number}.json") for number in numbers if number < current]
+    return [manifest for manifest in earlier_generations(path).values() if isinstance(manifest, Manifest)]
 
 
 def roll_back(path: str | Path, generation: int) -> Manifest:
@@ -155,20 +178,21 @@ def roll_back(path: str | Path, generation: int) -> Manifest:
 
     Raises:
         StoreError: that generation was pruned or never existed, or an update is unfinished.
-        CorruptIndexError: its files are damaged.
+        CorruptIndexError: its manifest or its files are damaged.
     """
     directory = Path(path)
     with updating(directory, "roll back") as (current, _):
-        kept = {manifest.generation: manifest for manifest in kept_generations(directory)}
+        kept = earlier_generations(directory)
         if generation not in kept:
             numbers = ", ".join(map(str, kept)) or "none"
             raise StoreError(f"{directory} keeps no generation {generation}; earlier generations kept: {numbers}")
-        problems = check_files(directory, kept[generation], deep=True)
-        if problems:
+        manifest = kept[generation]
+        problems = [str(manifest)] if isinstance(manifest, StoreError) else check_files(directory, manifest, deep=True)
+        if isinstance(manifest, StoreError) or problems:
             raise CorruptIndexError(
                 f"generation {generation} of {directory} is damaged: {'; '.join(problems)}. Choose another"
             )
-        again = kept[generation].model_copy(update={"generation": current.generation + 1, "made_by": "roll back"})
+        again = manifest.model_copy(update={"generation": current.generation + 1, "made_by": "roll back"})
         return publish(directory, again)
 
 
@@ -176,32 +200,35 @@ def discard(path: str | Path) -> None:
     """Give up an unfinished build or update, and remove its files. The current generation stays as it is.
 
     Raises:
-        StoreError: there is no index and no unfinished build, or another process is writing there.
+        StoreError: there is no index and no unfinished build, another process is writing there, or a file cannot be
+            removed.
     """
     directory = Path(path)
-    if not (directory / PENDING_NAME).exists():
+    if not os.path.lexists(directory / PENDING_NAME):
         read_manifest(directory)
     with sole_writer(directory):
-        (directory / PENDING_NAME).unlink(missing_ok=True)
+        remove_manifest(directory, PENDING_NAME)
         _sweep(directory)
 
 
 def prune(path: str | Path, keep: int = 1) -> None:
     """Remove all generations but the last `keep`, which include the current one, and the files that only they name.
 
-    An Index that is open on a removed generation still answers on Linux and macOS, where a mapped file stays until it
-    is closed; it cannot be opened again.
+    Files whose names the format does not give are left alone, and so is what a symbolic link points to. An Index that
+    is open on a removed generation still answers on Linux and macOS, where a mapped file stays until it is closed; it
+    cannot be opened again.
 
     Raises:
-        StoreError: keep < 1, no index, or another process is writing there.
+        StoreError: keep < 1, no index, another process is writing there, or a file cannot be removed.
     """
     directory = Path(path)
     if keep < 1:
         raise StoreError(f"keep must be at least 1, the current generation; not {keep}")
     read_manifest(directory)
     with sole_writer(directory):
-        for manifest in kept_generations(directory)[::-1][keep - 1 :]:
-            (directory / _KEPT / f"{manifest.generation}.json").unlink()
+        read_pending(directory)  # where it is damaged, nothing is removed: what it names is not known
+        for number in list(earlier_generations(directory))[::-1][keep - 1 :]:
+            remove_file(directory, f"{KEPT}/{number}.json")
         _sweep(directory)
 
 
@@ -209,39 +236,23 @@ def _sweep(directory: Path) -> None:
     """Remove the files that no generation names, such as those of killed processes."""
     pending = read_pending(directory)
     generations = [] if pending is None else [pending]
-    if (directory / MANIFEST_NAME).exists():
-        generations += [read_manifest(directory), *kept_generations(directory)]
-    named = {entry.path for manifest in generations for entry in manifest.files()}
-    averages = [Path(e.file) for manifest in generations for e in manifest.checkpoints if e.kind == "average"]
-    named |= {file.as_posix() for average in averages for file in (average, moments_path(average))}
-    for path in [path for folder in _FOLDERS for path in (directory / folder).rglob("*")]:
-        if path.is_file() and path.relative_to(directory).as_posix() not in named:
-            path.unlink(missing_ok=True)
+    last_unreadable = 0
+    if os.path.lexists(directory / MANIFEST_NAME):
+        earlier = earlier_generations(directory)
+        generations += [read_manifest(directory), *(kept for kept in earlier.values() if isinstance(kept, Manifest))]
+        last_unreadable = max((number for number, kept in earlier.items() if isinstance(kept, StoreError)), default=0)
+    if last_unreadable:
+        _log.warning("%s: %s; the files that it may name are left", directory, earlier[last_unreadable])
+    named = {name for manifest in generations for name in _file_names(manifest)}
+    for name in list(format_files(directory)):
+        # A generation names no file that a later one wrote.
+        certain = not last_unreadable or is_temporary(name) or (written_by(name) or 0) > last_unreadable
+        if name not in named and certain:
+            remove_file(directory, name)
 
 
-def verify(path: str | Path, *, all_generations: bool = False) -> list[str]:
-    """The problems of an index, one sentence for each damaged or missing file; empty if it is undamaged.
-
-    all_generations: check the earlier generations, too.
-
-    Raises:
-        StoreError: there is no index, or its manifest itself is damaged (CorruptIndexError).
-    """
-    directory = Path(path)
-    try:
-        current = read_manifest(directory)
-    except IncompleteIndexError:
-        return ["the build was interrupted: run it again to resume"]
-    problems = _problems(directory, current)
-    for kept in kept_generations(directory) if all_generations else []:
-        problems += [f"generation {kept.generation}: {problem}" for problem in _problems(directory, kept)]
-    return problems
-
-
-def _problems(directory: Path, manifest: Manifest) -> list[str]:
-    problems = check_files(directory, manifest, deep=True)
-    try:
-        RowStore(directory, manifest)
-    except CorruptIndexError as error:
-        return problems or [str(error)]
-    return problems
+def _file_names(manifest: Manifest) -> set[str]:
+    """Of all files in the index directory that a generation needs."""
+    averages = [Path(entry.file) for entry in manifest.checkpoints if entry.kind == "average"]
+    beside = {file.as_posix() for average in averages for file in (average, moments_path(average))}
+    return {entry.path for entry in manifest.files()} | beside

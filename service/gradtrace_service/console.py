@@ -28,6 +28,8 @@ def print_answer(answer: InfluenceAnswer) -> None:
         console.print(_searched(result, answer), style="dim")
     console.print(_spent(answer.timing_ms), style="dim")
     console.print(escape(answer.convention), style="dim")
+    if not answer.index.verified:
+        console.print("The index was opened without comparing the checksums of its rows.", style="yellow")
 
 
 def _question(query: QueryInfo) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from gradtrace.checkpoints.checkpoint import Checkpoint
 from gradtrace.errors import CheckpointError, MismatchError
 from gradtrace.store.manifest import CheckpointEntry
+from gradtrace.store.regular_files import regular_path
 from gradtrace.task import Task
 
 Directory = str | Path
@@ -81,10 +82,12 @@ def indexed_checkpoint(directory: Path, entry: CheckpointEntry, moved_to: str | 
 
     Raises:
         CheckpointError: the weights are missing.
+        CorruptIndexError: the file of an average is not one in the index.
         MismatchError: the weights are not those that were indexed.
     """
     if moved_to is None or entry.kind == "average":  # averages are inside the index
-        path = directory.resolve() / entry.file
+        inside = directory.resolve()
+        path = regular_path(inside, entry.file) if entry.kind == "average" else inside / entry.file
     else:
         path = Path(moved_to) / Path(entry.file).name
     if not path.exists():

@@ -52,9 +52,17 @@ def sha256(path: Path) -> str:
     """
     try:
         files = tuple(file.resolve() for file in weight_files(path))
+        for file in files:
+            _check_regular(file)
         return _sha256(files, tuple(map(_stamp, files)))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); restore the file") from None
+
+
+def _check_regular(path: Path) -> None:
+    """Raises CheckpointError for what is there and is not a file, such as a device, which might never end."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is not a file: put the weights that were saved there")
 
 
 def _stamp(file: Path) -> tuple[int, ...]:
@@ -80,6 +88,7 @@ def read_file(path: Path, lazily: bool = False) -> Any:
     """
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"the kind of {path} is not known; files of weights end in {', '.join(SUFFIXES)}")
+    _check_regular(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -22,8 +22,9 @@ from gradtrace.fitted.fisher_batches import FisherBatch, fisher_batches
 from gradtrace.layers import IDENTITY, Bases, Layer
 from gradtrace.models.full_gradients import FullGradients, full_gradients, per_example
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import Manifest
+from gradtrace.store.regular_files import regular_path
+from gradtrace.store.tensors import load_tensors
 from gradtrace.task import Example
 
 _WIDEST = 4096  # features above which the eigenvectors come from a sample of factors, not from an n x n matrix
@@ -208,4 +209,10 @@ def load_curvature(directory: Path, manifest: Manifest) -> list[dict[str, Tensor
     Raises:
         CorruptIndexError: a file is missing or damaged.
     """
-    return [load_tensors(directory / entry.path, "rebuild the index") for entry in manifest.curvature]
+    eigenvalues: tuple[int | None, ...] = (manifest.basis.dimensions,)
+    loaded = []
+    for file, entry in zip(manifest.curvature, manifest.checkpoints, strict=False):
+        kept = {"preconditioner": eigenvalues} if entry.second_moments else {}
+        path = regular_path(directory, file.path)
+        loaded.append(load_tensors(path, "rebuild the index", eigenvalues=eigenvalues, layer_means=(None,), **kept))
+    return loaded

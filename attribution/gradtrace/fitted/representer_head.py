@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradtrace.errors import StoreError
-from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import Manifest, RepresenterEntry
+from gradtrace.store.regular_files import regular_path
+from gradtrace.store.tensors import load_tensors
 
 _RESIDUAL = 1e-4  # |sum_i alpha_i f_i - weights| / |weights| at which the fit has converged
 _ROUNDS = 200  # of L-BFGS
@@ -100,5 +101,7 @@ def load_refit(directory: Path, manifest: Manifest) -> Refit | None:
     entry = manifest.representer
     if entry is None or manifest.representer_is_stale():
         return None
-    tensors = load_tensors(directory / entry.file.path, "fit it again", "weights", "shares")
+    runs, outputs = len(manifest.represented), entry.classes or 1
+    path, shares = regular_path(directory, entry.file.path), (runs, manifest.rows, outputs)
+    tensors = load_tensors(path, "fit it again", weights=(runs, outputs, None), shares=shares)
     return Refit(entry, tensors["weights"], tensors["shares"].double())

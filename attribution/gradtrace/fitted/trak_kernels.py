@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.errors import StoreError
-from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import Manifest, Output
+from gradtrace.store.regular_files import regular_path
 from gradtrace.store.rows import RowStore
+from gradtrace.store.tensors import load_tensors
 
 _BLOCK_VALUES = 1 << 23  # float32 values of rows that are held at a time
 
@@ -117,8 +118,9 @@ def load_kernels(directory: Path, manifest: Manifest, device: torch.device) -> d
     kernels = {}
     for position, entry in enumerate(manifest.checkpoints):
         if entry.name in files:
-            path = directory / files[entry.name].path
-            tensors = load_tensors(path, "go back to another generation", "inverse", "weight", "least")
+            path, shape = regular_path(directory, files[entry.name].path), (manifest.basis.dimensions,) * 2
+            remedy = "go back to another generation"
+            tensors = load_tensors(path, remedy, inverse=shape, weight=(), least=())
             weight, smallest = float(tensors["weight"]), float(tensors["least"])
             kernels[position] = Kernel(tensors["inverse"].to(device), weight, smallest)
     return kernels

@@ -30,7 +30,7 @@ class AnnoySearcher(CandidateSearcher):
     _smallest_share = 0.9  # Annoy cannot filter: a search for one row in ten took 15 times as long as exact search
 
     def __init__(self, store: RowStore, path: Path, parameters: str, device: str | torch.device = "cpu") -> None:
-        super().__init__(store, device)
+        super().__init__(store, path, device)
         self._forest = import_annoy().AnnoyIndex(store.checkpoints * store.dimensions, "dot")
         self._search_k = int(parameters.removeprefix("search_k="))
         try:

@@ -16,6 +16,7 @@ from gradtrace.search.candidates import CandidateSearcher
 from gradtrace.search.exact_search import ProgressiveSearcher
 from gradtrace.search.faiss import FaissSearcher
 from gradtrace.store.manifest import Manifest
+from gradtrace.store.regular_files import regular_path
 from gradtrace.store.rows import RowStore
 
 Searcher = ProgressiveSearcher | CandidateSearcher  # `ProgressiveSearcher.search` says what each searches for
@@ -67,7 +68,7 @@ def open_searcher(
         )
     if entry is None or manifest.searcher_is_stale():
         return ProgressiveSearcher(store, device)
-    path = directory / entry.file.path
+    path = regular_path(directory, entry.file.path)
     if SearcherName.parse(entry.name).kind == "annoy":
         return AnnoySearcher(store, path, entry.parameters, device)
     return FaissSearcher(store, path, entry.parameters, device)

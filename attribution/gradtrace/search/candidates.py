@@ -8,10 +8,12 @@ not asked for are zeros in the query, and checkpoint weights are factors of it, 
 from __future__ import annotations
 
 import math
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.devices import threads
-from gradtrace.errors import StoreError
+from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.search.exact_search import ProgressiveSearcher
 from gradtrace.search.scored_rows import Floats, Rows, SearchResult, check_search, rank
 from gradtrace.store.rows import RowStore
 
+_REBUILD = "restore it or rebuild it with `gradtrace build --searcher`"
 _EXTRA_HITS = 4  # beyond k, for which candidates are looked up at each end
 _ATTEMPTS, _GROWTH = 3, 4  # each attempt looks up 4 times as many candidates; after the last, search is exact
 
@@ -56,8 +59,19 @@ class CandidateSearcher(ABC):
     _smallest_share = 1 / 32  # of the rows that a filter must leave: with fewer, exact search is faster
     _candidates_per_hit = 4  # 2 suffice if the index ranks by whole values instead of codes of a few bits
 
-    def __init__(self, store: RowStore, device: str | torch.device = "cpu") -> None:
-        self._store, self._device = store, device
+    def __init__(self, store: RowStore, path: Path, device: str | torch.device = "cpu") -> None:
+        """path: of the searcher's file, which its library maps. Raises CorruptIndexError if it is missing."""
+        self._store, self._device, self._path = store, device, path
+        try:
+            with path.open("rb") as file:  # never read here, but it knows the file's size, whatever its name is later
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # ValueError: it is empty
+            raise CorruptIndexError(f"{path} cannot be opened: {error}; {_REBUILD}") from error
+
+    def _check_size(self) -> None:
+        """Raises CorruptIndexError if the file was truncated since: to read what was mapped would end the process."""
+        if self._map.size() != len(self._map):
+            raise CorruptIndexError(f"{self._path} was truncated or replaced while it was open; {_REBUILD}")
 
     @abstractmethod
     def _nearest(self, vectors: Floats, count: int, allowed: NDArray[np.bool_] | None) -> list[Rows]:
@@ -78,6 +92,7 @@ class CandidateSearcher(ABC):
     ) -> list[SearchResult]:
         """As `ProgressiveSearcher.search`, query by query, so that answers do not depend on the batch."""
         check_search(queries, k)
+        self._check_size()
         if row_scale is not None:
             return self._exact.search(queries, checkpoints, k, row_scale=row_scale, allowed=allowed)
         with threads(1):

@@ -29,7 +29,7 @@ class FaissSearcher(CandidateSearcher):
     """
 
     def __init__(self, store: RowStore, path: Path, parameters: str, device: str | torch.device = "cpu") -> None:
-        super().__init__(store, device)
+        super().__init__(store, path, device)
         faiss = self._faiss = import_faiss()
         try:
             # Mapped: IO_FLAG_MMAP would map inverted lists only. Kept: FAISS frees inner indexes with the outermost.

@@ -1,20 +1,17 @@
-"""An index's files: their checksums, whether they are those that the manifest names, and reading tensors from them."""
+"""An index's files: their checksums, and whether they are those that the manifest names."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import xxhash
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
-from gradtrace.errors import CorruptIndexError
 from gradtrace.store.manifest import FileEntry, Manifest
+from gradtrace.store.regular_files import path_problem
 
 _HASH_THREADS = 4
 _HASH_CHUNK = 1 << 22
@@ -78,19 +75,35 @@ def hash_file(path: Path) -> str:
 def check_files(directory: Path, manifest: Manifest, deep: bool, verified: VerifiedFiles | None = None) -> list[str]:
     """The problems of the files that a manifest names, one sentence each; empty if there are none.
 
-    Missing files and wrong sizes; and, if `deep`, content that differs from its checksum.
+    Missing files, wrong sizes, links and what else is not a regular file; and content that differs from its checksum:
+    of all files if `deep`, else of all but those of rows and representations, which are nearly all of the bytes.
 
     verified: files that are not read again unless they were changed; those that are read and right are added
     """
+    # Whatever they hold can be read without harm, though not without wrong answers.
+    of_rows = {entry for shard in manifest.shards for entry in (shard.rows, shard.representations)}
+    checks = [(entry, deep or entry not in of_rows) for entry in manifest.files()]
+    return [problem for problem in file_problems(directory, checks, verified) if problem is not None]
+
+
+def file_problems(
+    directory: Path, checks: Sequence[tuple[FileEntry, bool]], verified: VerifiedFiles | None = None
+) -> Iterator[str | None]:
+    """The problem of each of these files, in their order, None if it has none.
+
+    checks: each with whether its content is compared with its checksum
+    verified: as in `check_files`
+    """
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        problems = pool.map(lambda entry: check_file(directory, entry, deep, verified), manifest.files())
-        return [problem for problem in problems if problem]
+        yield from pool.map(lambda check: check_file(directory, check[0], check[1], verified), checks)
 
 
 def check_file(directory: Path, entry: FileEntry, deep: bool, verified: VerifiedFiles | None = None) -> str | None:
     """The problem of one file, as in `check_files`; None if there is none."""
     path = directory / entry.path
     try:
+        if (problem := path_problem(directory, entry.path)) is not None:
+            return problem
         size = path.stat().st_size
         if size != entry.bytes:
             return f"{entry.path} has {size} bytes, {entry.bytes} are expected: it was truncated or replaced"
@@ -101,26 +114,6 @@ def check_file(directory: Path, entry: FileEntry, deep: bool, verified: Verified
     except OSError as error:
         return f"{entry.path} cannot be read: {error.strerror}"
     return None
-
-
-def load_tensors(path: Path, remedy: str, *names: str) -> dict[str, Tensor]:
-    """A safetensors file's tensors by name, memory-mapped on the CPU.
-
-    Args:
-        remedy: what to do if the file cannot be restored.
-        names: those that must be there.
-
-    Raises:
-        CorruptIndexError: the file is missing or damaged, or lacks a tensor.
-    """
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CorruptIndexError(f"{path} cannot be read ({error}); restore it or {remedy}") from None
-    lacking = [name for name in names if name not in tensors]
-    if lacking:
-        raise CorruptIndexError(f"{path} has no {lacking[0]}; restore it or {remedy}")
-    return tensors
 
 
 def _content_is_right(path: Path, entry: FileEntry, verified: VerifiedFiles | None) -> bool:

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradtrace.errors import StoreError
-from gradtrace.store.index_files import load_tensors
 from gradtrace.store.manifest import Manifest, Precision
+from gradtrace.store.regular_files import regular_path
+from gradtrace.store.tensors import load_tensors
 
 STORED_DTYPES: dict[Precision, torch.dtype] = {
     "float16": torch.float16,
@@ -126,8 +127,9 @@ def load_column_scales(directory: Path, manifest: Manifest) -> list[Tensor]:
     Raises:
         CorruptIndexError: the file is missing or damaged.
     """
-    files = [directory / entry.path for entry in manifest.column_scales]
-    return [load_tensors(file, "rebuild the index", "column_scales")["column_scales"] for file in files]
+    shape, files = (manifest.basis.dimensions,), [entry.path for entry in manifest.column_scales]
+    tensors = (load_tensors(regular_path(directory, f), "rebuild the index", column_scales=shape) for f in files)
+    return [by_name["column_scales"].float() for by_name in tensors]
 
 
 def tail_norms(rows: Tensor, levels: list[int]) -> Tensor:

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace.errors import CorruptIndexError, QueryError
+from gradtrace.store.index_files import check_file
 from gradtrace.store.manifest import FileEntry, Manifest
+from gradtrace.store.regular_files import regular_path
 
 Ids = NDArray[np.int64]
 
@@ -91,6 +93,7 @@ def read_row_ids(directory: Path, manifest: Manifest) -> RowIds:
         CorruptIndexError: a file of ids is missing or does not fit the manifest.
     """
     rows = manifest.task.train_rows
+    _check_shards(directory, manifest)
     ids = np.arange(manifest.rows) if manifest.row_ids is None else _read(directory, manifest.row_ids)
     deleted = ids[:0] if manifest.deleted is None else _read(directory, manifest.deleted)
     ascending = all((np.diff(values) > 0).all() for values in (ids, deleted))
@@ -103,8 +106,15 @@ def read_row_ids(directory: Path, manifest: Manifest) -> RowIds:
     return RowIds(rows, ids, deleted)
 
 
+def _check_shards(directory: Path, manifest: Manifest) -> None:
+    """Raises CorruptIndexError where the rows of the manifest are not on the disk: ids of as many would fill memory."""
+    for shard in manifest.shards if manifest.complete else ():
+        if shard.checkpoint == 0 and (problem := check_file(directory, shard.rows, deep=False)) is not None:
+            raise CorruptIndexError(f"{directory} is damaged: {problem}. Restore the file, or rebuild the index")
+
+
 def _read(directory: Path, entry: FileEntry) -> Ids:
-    path = directory / entry.path
+    path = regular_path(directory, entry.path)
     try:
         return np.frombuffer(path.read_bytes(), dtype="<i8").astype(np.int64)
     except (OSError, ValueError) as error:

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.errors import CorruptIndexError, QueryError
-from gradtrace.store.manifest import FileEntry, Manifest
+from gradtrace.store.manifest import Manifest, ShardEntry
 from gradtrace.store.precision import decode, load_column_scales, unpack
+from gradtrace.store.regular_files import regular_path
 from gradtrace.store.row_ids import RowIds, read_row_ids
 from gradtrace.store.shards import REPRESENTATION_PRECISION, Shard, ShardLayout
 
 _SCAN_SHARE = 8  # rows whose pages are more than 1 / 8 of a level's bytes are read with the read-ahead of a scan
+_COLUMNS = {"label", "prediction", "loss", "correct", "norm"}
 _PIECE_VALUES = 1 << 18  # values that are decoded at a time, so that they stay in the processor's cache
 
 
@@ -53,6 +55,7 @@ class RowStore:
         self._check_stretches(stretches)
         self._starts = np.array([start for start, _ in stretches], dtype=np.int64)
         self._layout = ShardLayout(1, tuple(self.levels), manifest.precision)  # of one row
+        self._check_sizes()
         scales_of_runs = load_column_scales(directory, manifest)
         scales = [scales_of_runs[entry.run] for entry in manifest.checkpoints] if scales_of_runs else []
         self._column_scales = torch.stack(scales) if scales else None  # [checkpoints, D]
@@ -73,18 +76,35 @@ class RowStore:
                     f"stretches as those of the first checkpoint: rebuild {self._directory}"
                 )
 
+    def _check_sizes(self) -> None:
+        """Raises CorruptIndexError where a shard is not as long as its rows are."""
+        for entry in self._manifest.shards:
+            if entry.rows.bytes != self._shard_layout(entry).bytes:
+                raise CorruptIndexError(
+                    f"{self._directory} is damaged: {entry.rows.path} of {entry.rows.bytes} bytes cannot hold rows "
+                    f"{entry.start} to {entry.stop}: rebuild the index"
+                )
+
+    def _shard_layout(self, entry: ShardEntry) -> ShardLayout:
+        return ShardLayout(entry.stop - entry.start, tuple(self.levels), self._manifest.precision)
+
     def _shard(self, checkpoint: int, number: int) -> Shard:
         entry = self._entries[checkpoint][number]
         name = entry.rows.path
         if name not in self._open:
-            layout = ShardLayout(entry.stop - entry.start, tuple(self.levels), self._manifest.precision)
-            self._open[name] = Shard(self._directory / name, layout)
+            self._open[name] = Shard(regular_path(self._directory, name), self._shard_layout(entry))
         return self._open[name]
 
+    def _readable_shard(self, checkpoint: int, number: int) -> Shard:
+        """An open shard whose rows are about to be read. Raises CorruptIndexError if its file was truncated since."""
+        shard = self._shard(checkpoint, number)
+        shard.check_size()
+        return shard
+
     def shards(self, checkpoint: int) -> Iterator[tuple[int, Shard]]:
-        """The first row of each shard and the shard, open, in the order of the rows."""
+        """The first row of each shard and the shard, open, in the order of the rows. Raises CorruptIndexError."""
         for number, entry in enumerate(self._entries[checkpoint]):
-            yield entry.start, self._shard(checkpoint, number)
+            yield entry.start, self._readable_shard(checkpoint, number)
 
     def open_all(self) -> None:
         """Open every shard now: an open shard stays readable even if its file is deleted."""
@@ -131,7 +151,7 @@ class RowStore:
         scales = np.empty((len(checkpoints), len(rows)), dtype=np.float32)
         for number, places, local in self._by_shard(rows.numpy()):
             for position, checkpoint in enumerate(checkpoints):
-                shard = self._shard(checkpoint, number)
+                shard = self._readable_shard(checkpoint, number)
                 shard.scale_array.take(local, out=scales[position, places], mode="clip")
                 for values, level in zip(shard.level_arrays, levels, strict=True):
                     values.take(local, axis=0, out=level[position, places], mode="clip")
@@ -161,7 +181,7 @@ class RowStore:
             piece = slice(start, min(start + step, len(rows)))
             count = piece.stop - start
             for number, places, local in self._by_shard(rows[piece].numpy()):
-                shard = self._shard(checkpoint, number)
+                shard = self._readable_shard(checkpoint, number)
                 shard.level_arrays[level].take(local, axis=0, out=stored[places], mode="clip")
                 shard.scale_array.take(local, out=scales[piece][places], mode="clip")
             packed = torch.from_numpy(stored[:count])
@@ -213,19 +233,44 @@ class RowStore:
         An integer column with nulls becomes float64 with NaN; a boolean one, objects with None.
 
         Raises:
-            CorruptIndexError: a file is missing or is not Parquet.
+            CorruptIndexError: a file is missing, is not Parquet, or does not hold the columns of these rows.
         """
-        tables = [self._table(entry.columns) for entry in self._entries[checkpoint]]
-        table = pyarrow.concat_tables(tables, promote_options="permissive") if tables else pyarrow.table({})
+        tables = [read_columns(self._directory, entry) for entry in self._entries[checkpoint]]
+        table = joined(tables) if tables else pyarrow.table({})
         return {name: table.column(name).to_numpy() for name in table.column_names}
 
-    def _table(self, entry: FileEntry) -> pyarrow.Table:
-        path = self._directory / entry.path
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:  # read_table would import pyarrow.dataset (0.4 s)
-                return file.read()
-        except (OSError, pyarrow.ArrowException) as error:
-            raise CorruptIndexError(f"{path} cannot be read: {error}; restore it or rebuild the index") from error
+
+def read_columns(directory: Path, shard: ShardEntry) -> pyarrow.Table:
+    """label, prediction, loss, correct and norm of a shard's rows.
+
+    Raises:
+        CorruptIndexError: the file is missing, is not Parquet, or does not hold the columns of these rows.
+    """
+    path, rows = regular_path(directory, shard.columns.path), shard.stop - shard.start
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:  # read_table would import pyarrow.dataset (0.4 s)
+            whole = file.metadata.num_rows == rows  # before memory is taken for as many
+            table = file.read() if whole else pyarrow.table({})
+    except (OSError, pyarrow.ArrowException) as error:
+        raise CorruptIndexError(f"{path} cannot be read: {error}; restore it or rebuild the index") from error
+    whole = whole and table.num_rows == rows and set(table.column_names) == _COLUMNS
+    if not whole or not all(map(_is_number, table.schema.types)):
+        raise CorruptIndexError(f"{path} does not hold the columns of {rows} rows; restore it or rebuild the index")
+    return table
+
+
+def joined(tables: Sequence[pyarrow.Table]) -> pyarrow.Table:
+    """One after the other. Raises CorruptIndexError where a column has types that do not go together."""
+    try:
+        return pyarrow.concat_tables(tables, promote_options="permissive")
+    except pyarrow.ArrowException as error:
+        raise CorruptIndexError(f"the columns of the shards do not fit together: {error}; rebuild the index") from error
+
+
+def _is_number(kind: pyarrow.DataType) -> bool:
+    """Also the type of a column without any value."""
+    types = pyarrow.types
+    return any(is_kind(kind) for is_kind in (types.is_floating, types.is_integer, types.is_boolean, types.is_null))
 
 
 def representation_store(directory: Path, manifest: Manifest) -> RowStore | None:

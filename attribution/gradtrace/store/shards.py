@@ -96,7 +96,7 @@ class Shard:
     """
 
     def __init__(self, path: Path, layout: ShardLayout) -> None:
-        self._map = _map_file(path, layout.bytes)
+        self._path, self._map = path, _map_file(path, layout.bytes)
         self.layout = layout
         *level_offsets, scales_offset, tails_offset, _ = layout.offsets
         self.levels = [
@@ -113,6 +113,16 @@ class Shard:
         count = torch.Size(shape).numel()
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(shape)
 
+    def check_size(self) -> None:
+        """To be called before the file is read: what a file was cut off by after it was mapped cannot be read, and
+        trying to ends the process.
+
+        Raises:
+            CorruptIndexError: the file has another size now.
+        """
+        if self._map.size() != self.layout.bytes:  # of the open file, whatever its name is now
+            raise _wrong_size(self._path, self._map.size(), self.layout.bytes)
+
     def expect(self, scan: bool) -> None:
         """Tell the operating system how the later levels are read next: from end to end, with read-ahead, in a scan;
         else row by row, without."""
@@ -127,13 +137,17 @@ def _map_file(path: Path, size: int) -> mmap.mmap:
         with path.open("rb") as file:
             actual = file.seek(0, 2)
             if actual != size:
-                raise CorruptIndexError(
-                    f"{path} has {actual} bytes, {size} are expected: it was truncated or replaced; "
-                    "restore it or rebuild the index"
-                )
+                raise _wrong_size(path, actual, size)
             # Copy on write: PyTorch warns about read-only buffers, and an accidental write cannot reach the file.
             return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
     except FileNotFoundError:
         raise CorruptIndexError(f"{path} is missing: restore it or rebuild the index") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be opened: {error}") from error
+
+
+def _wrong_size(path: Path, actual: int, expected: int) -> CorruptIndexError:
+    return CorruptIndexError(
+        f"{path} has {actual} bytes, {expected} are expected: it was truncated or replaced; restore it or rebuild the "
+        "index"
+    )

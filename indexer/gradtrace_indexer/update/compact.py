@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gradtrace.errors import CorruptIndexError
 from gradtrace.store.index_files import check_file
 from gradtrace.store.manifest import FileEntry, Manifest, ShardEntry, shard_files
+from gradtrace.store.regular_files import regular_path
 from gradtrace.store.row_ids import read_row_ids
 from gradtrace.store.shards import Shard, ShardLayout
 from gradtrace_indexer.generations import publish, save_pending, successor, updating
@@ -116,7 +117,7 @@ def _copied_shard(directory: Path, manifest: Manifest, start: int, sources: _Sou
     layout = ShardLayout(size, tuple(manifest.levels), manifest.precision)
     file = _copied(directory, ShardWriter(directory, f"rows/{name}.rows", layout), "rows", sources)
     represented = representation_writer(directory, manifest, checkpoint, start, size)
-    columns = gathered([(directory / entry.columns.path, rows) for entry, rows in sources])
+    columns = gathered(directory, sources)
     return ShardEntry(
         checkpoint=checkpoint,
         start=start,
@@ -134,7 +135,7 @@ def _copied(
     with writer:
         for entry, rows in sources:
             file: FileEntry = getattr(entry, kind)
-            shard = Shard(directory / file.path, replace(writer.layout, rows=entry.stop - entry.start))
+            shard = Shard(regular_path(directory, file.path), replace(writer.layout, rows=entry.stop - entry.start))
             for block in torch.from_numpy(rows).split(_COPIED_ROWS):
                 writer.append_stored(shard, block)
         return writer.commit()

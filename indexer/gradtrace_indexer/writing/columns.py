@@ -13,6 +13,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from gradtrace.models.gradient_model import Encoded
+from gradtrace.store.manifest import ShardEntry
+from gradtrace.store.rows import joined, read_columns
 from gradtrace.task import Label
 
 
@@ -64,13 +66,9 @@ class ColumnBuffer:
                 self._labels[row], self._predictions[row] = self._labels[known], self._predictions[known]
 
 
-def gathered(sources: Sequence[tuple[Path, NDArray[np.int64]]]) -> bytes:
-    """The content of one column file with these rows of several, in order."""
-    tables = []
-    for path, rows in sources:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            tables.append(file.read().take(rows))
-    return _content(pyarrow.concat_tables(tables, promote_options="permissive").combine_chunks())
+def gathered(directory: Path, sources: Sequence[tuple[ShardEntry, NDArray[np.int64]]]) -> bytes:
+    """The content of one column file with these rows of several shards, in order. Raises as `read_columns`."""
+    return _content(joined([read_columns(directory, shard).take(rows) for shard, rows in sources]).combine_chunks())
 
 
 def _content(table: pyarrow.Table) -> bytes:

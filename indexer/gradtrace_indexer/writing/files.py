@@ -15,6 +15,7 @@ from gradtrace.durable import write_whole
 from gradtrace.errors import LockedIndexError, StoreError
 from gradtrace.store.index_files import hash_file
 from gradtrace.store.manifest import FileEntry, Manifest
+from gradtrace.store.regular_files import regular_path
 
 
 def write_file(directory: Path, name: str, content: bytes) -> FileEntry:
@@ -26,9 +27,10 @@ def write_through(directory: Path, name: str, write: Callable[[Path], object]) -
     """Have `write` write a file at the path it is given, and make that file `directory/name`, durably.
 
     Raises:
-        StoreError: the disk is full or the directory cannot be written.
+        StoreError: the disk is full or the directory cannot be written, or (CorruptIndexError) the name leads out of
+            it or through a symbolic link.
     """
-    path = directory / name
+    path = regular_path(directory, name)
     with write_errors_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write)

@@ -16,6 +16,7 @@ from gradtrace.errors import StoreError
 from gradtrace.store.index_files import hash_file
 from gradtrace.store.manifest import FileEntry, Manifest, ShardEntry
 from gradtrace.store.precision import decode, encode, tail_norms
+from gradtrace.store.regular_files import regular_path
 from gradtrace.store.shards import REPRESENTATION_PRECISION, Shard, ShardLayout
 from gradtrace_indexer.writing.files import write_errors_of
 
@@ -32,13 +33,14 @@ class ShardWriter:
     """
 
     def __init__(self, directory: Path, name: str, layout: ShardLayout, column_scales: Tensor | None = None) -> None:
-        self._path = directory / name
+        self._path = regular_path(directory, name)
         self._temporary = temporary_path(self._path)
         self._name = name
         self.layout, self._column_scales = layout, column_scales
         self._written = 0
         with write_errors_of(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.unlink(missing_ok=True)  # what lies there may be a link to another file
             self._file = self._temporary.open("wb", buffering=0)
             try:
                 self._file.truncate(layout.bytes)  # the gaps between blocks read as zeros

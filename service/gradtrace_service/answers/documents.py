@@ -73,6 +73,7 @@ def index_info(index: Index) -> IndexInfo:
         rows=index.rows,
         dimensions=manifest.basis.dimensions,
         basis=manifest.basis.kind,
+        verified=index.verified,
     )
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from gradtrace.checkpoints.indexed import directories_of_runs, indexed_checkpoint
 from gradtrace.checkpoints.second_moments import moments_path
-from gradtrace.errors import GradtraceError
+from gradtrace.errors import GradtraceError, StoreError
 from gradtrace.store.index_files import check_file
 from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, Manifest
-from gradtrace_indexer.generations import kept_generations, read_pending
+from gradtrace_indexer.generations import earlier_generations, kept_generations, read_pending
 from gradtrace_indexer.progress import progress_bar
 from gradtrace_service.doctor.findings import Says, in_bytes, listed
 from gradtrace_service.http.file_permissions import others_may_write
@@ -51,7 +51,11 @@ def content(directory: Path, manifest: Manifest, deep: bool) -> Says:
 
 def generations(directory: Path) -> Says:
     """Earlier generations, which a roll back needs whole."""
-    kept = kept_generations(directory)
+    earlier = earlier_generations(directory)
+    for number, why in earlier.items():
+        if isinstance(why, StoreError):
+            yield "warning", f"generation {number} cannot be rolled back to: {why}"
+    kept = [manifest for manifest in earlier.values() if isinstance(manifest, Manifest)]
     damaged = {
         manifest.generation: problem
         for manifest in kept

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
@@ -21,11 +22,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gradtrace.errors import GradtraceError, StoreError
+from gradtrace.errors import CorruptIndexError, GradtraceError, StoreError
 from gradtrace.store.manifest import PENDING_NAME, read_manifest
+from gradtrace.store.regular_files import regular_path
 from gradtrace_client.service_schemas import Job
 from gradtrace_indexer.generations import kept_generations, lost_methods, read_pending
 from gradtrace_indexer.writing.files import write_file
+from gradtrace_indexer.writing.format_files import remove_file
 from gradtrace_indexer.writing.shard_writer import missing_shards
 from gradtrace_service.engine.engine import DrainingError
 from gradtrace_service.engine.work import IndexUnavailableError
@@ -38,6 +41,7 @@ _LOCKED_SECONDS = 2.0  # between two attempts while another process writes the i
 _KILL_SECONDS = 10.0  # that a process has to end after SIGTERM
 _POLL_SECONDS = 0.2  # between two readings of a job's progress
 _FOLDER = "jobs"
+_ID = "[0-9a-f]{16}"  # of jobs: what else lies in their folder is left alone
 
 _log = logging.getLogger(__name__)
 
@@ -253,19 +257,16 @@ class JobRunner:
         ended = [job for job in self._jobs.values() if job.index == index and job.state != "running"]
         for job in ended[:-_KEPT_JOBS]:
             del self._jobs[job.id]
-            self._writer.submit((self._folder(index) / f"{job.id}.json").unlink, missing_ok=True)
-
-    def _folder(self, index: str) -> Path:
-        return self._hosted[index].path / _FOLDER
+            self._writer.submit(remove_file, self._hosted[index].path, _file_name(job.id))
 
     async def _keep(self, job: Job) -> None:
         self._jobs[job.id] = job
-        await asyncio.get_running_loop().run_in_executor(self._writer, _write, self._folder(job.index), job)
+        await asyncio.get_running_loop().run_in_executor(self._writer, _write, self._hosted[job.index].path, job)
 
 
-def _write(folder: Path, job: Job) -> None:
+def _write(directory: Path, job: Job) -> None:
     try:
-        write_file(folder, f"{job.id}.json", job.model_dump_json(indent=1).encode())
+        write_file(directory, _file_name(job.id), job.model_dump_json(indent=1).encode())
     except GradtraceError as error:  # the job itself goes on
         _log.error("the state of job %s could not be kept: %s", job.id, error)
 
@@ -273,11 +274,20 @@ def _write(folder: Path, job: Job) -> None:
 def _kept_jobs(hosted: Hosted) -> Iterator[Job]:
     """The jobs kept in an index, whatever its name was then. All that have ended have an end time."""
     for path in (hosted.path / _FOLDER).glob("*.json"):
-        with contextlib.suppress(ValidationError, OSError):  # a file that a full disk cut short, or of another user
+        if not re.fullmatch(_ID, path.stem):
+            continue
+        # A file that a full disk cut short, one of another user, or no regular one.
+        with contextlib.suppress(ValidationError, OSError, CorruptIndexError):
+            regular_path(hosted.path, _file_name(path.stem))
             job = Job.model_validate_json(path.read_bytes())
             written = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
             ended = written if job.ended is None and job.state != "running" else job.ended
-            yield job.model_copy(update={"index": hosted.name, "ended": ended})
+            yield job.model_copy(update={"id": path.stem, "index": hosted.name, "ended": ended})
+
+
+def _file_name(job: str) -> str:
+    """Of a job's state, in the index directory."""
+    return f"{_FOLDER}/{job}.json"
 
 
 def _share_done(path: Path) -> float | None:

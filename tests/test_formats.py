@@ -1,0 +1,95 @@
+"""Indexes of this and of earlier formats, as tests/data/formats/make.py left them when each format was today's."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xxhash
+
+from gradtrace import CorruptIndexError, StoreError, open_index
+from gradtrace.store import manifest as schema
+from gradtrace_indexer import discard, prune, verify
+from gradtrace_indexer.description import details
+from gradtrace_indexer.task_loading import load_task
+
+FORMATS = Path(__file__).parent / "data" / "formats"
+
+# Of each format, the SHA-256 of its schema, as `schema_sha256` describes it.
+SCHEMAS = {3: "ad3a938a34a57fe41af81c6c1868cbbc8a1371e9c1119846b12cb7f3ecf6171a"}
+
+
+def schema_sha256() -> str:
+    """Of the names, types and defaults of all fields in a manifest, as they are written in the code."""
+    tree = ast.parse(inspect.getsource(schema))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    fields = {
+        each.name: [ast.unparse(field) for field in each.body if isinstance(field, ast.AnnAssign)] for each in classes
+    }
+    words = [
+        ast.unparse(node) for node in tree.body if isinstance(node, ast.Assign) and "Literal[" in ast.unparse(node)
+    ]
+    return hashlib.sha256(json.dumps([fields, words]).encode()).hexdigest()
+
+
+def test_the_format_s_number_rises_with_every_change_of_the_schema() -> None:
+    assert schema_sha256() == SCHEMAS[schema.FORMAT_VERSION], (
+        "the manifest's schema is another than that of its format: raise FORMAT_VERSION, enter the new SHA-256 here, "
+        "write docs/format.md, and keep an index of the new format (tests/data/formats/make.py)"
+    )
+
+
+def test_there_is_an_index_of_each_format() -> None:
+    assert {folder.name for folder in FORMATS.iterdir() if folder.is_dir()} >= {
+        str(number) for number in range(1, schema.FORMAT_VERSION + 1)
+    }
+
+
+@pytest.mark.parametrize("name", ["3", "3-early"])
+def test_today_s_format_answers_as_it_did(name: str) -> None:
+    task = load_task(f"{FORMATS}/make.py:TASK")
+    assert verify(FORMATS / name / "index", all_generations=True, progress=False) == []
+    index = open_index(FORMATS / name / "index", task)
+    for method, expected in json.loads((FORMATS / "3" / "answers.json").read_text()).items():
+        scores = index.scores(task.train[:3], method=method)
+        np.testing.assert_allclose(scores, np.array(expected), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", range(1, schema.FORMAT_VERSION))
+def test_an_earlier_format_is_named_with_the_remedy(number: int) -> None:
+    path = FORMATS / str(number) / "index"
+    words = (
+        rf"has format {number}, an older one, built by Gradtrace .*reads format 3: rebuild the index with this release"
+    )
+    for command in (schema.read_manifest, prune, discard, lambda path: list(details(path))):
+        with pytest.raises(StoreError, match=words):
+            command(path)
+    (problem,) = verify(path, progress=False)
+    assert f"has format {number}, an older one" in problem
+
+
+def sealed(manifest: Any) -> bytes:
+    blank = json.dumps(manifest | {"checksum": ""}, indent=1).encode()
+    digest = xxhash.xxh3_128_hexdigest(blank)
+    return blank.replace(b'"checksum": ""', f'"checksum": "{digest}"'.encode())
+
+
+def test_a_newer_format_is_named_whatever_else_it_has(tmp_path: Path) -> None:
+    manifest = {"format": 99, "rows": "many", "libraries": {"gradtrace": "7.1"}}
+    (tmp_path / "manifest.json").write_bytes(sealed(manifest))
+    with pytest.raises(StoreError, match=r"format 99, a newer one, built by Gradtrace 7\.1.*the release that built it"):
+        schema.read_manifest(tmp_path)
+
+
+def test_a_format_that_is_no_number_is_damage(tmp_path: Path) -> None:
+    for number in (None, True, [3], 10**30, -1, "99"):
+        (tmp_path / "manifest.json").write_bytes(sealed({"format": number}))
+        with pytest.raises(StoreError) as caught:
+            schema.read_manifest(tmp_path)
+        assert isinstance(caught.value, CorruptIndexError) or "format" in str(caught.value)
