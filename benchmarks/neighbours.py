@@ -46,11 +46,13 @@ def main() -> None:
         "| clients | answers a second | p50, ms | p99, ms | longest, ms | other than 200 |\n|---|--:|--:|--:|--:|--:|"
     )
     with served(*both) as service:
-        small_alone = asyncio.run(loaded(service.url, [("small", arguments.clients[1], payloads[1])], 10.0))
+        small_alone = asyncio.run(
+            loaded(service.url, [("small", arguments.clients[1], payloads[1])], arguments.seconds)
+        )
         together = [("large", arguments.clients[0], payloads[0]), ("small", arguments.clients[1], payloads[1])]
         opening = asyncio.run(loaded(service.url, together, arguments.seconds))
         warm = asyncio.run(loaded(service.url, together, arguments.seconds))
-        large_alone = asyncio.run(loaded(service.url, together[:1], 10.0))
+        large_alone = asyncio.run(loaded(service.url, together[:1], arguments.seconds))
     stages = (("alone", [*small_alone, *large_alone]), ("as the large one opens", opening), ("together", warm))
     for stage, lines in stages:
         print("\n".join(f"| {stage}: {line}" for line in lines))

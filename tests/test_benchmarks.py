@@ -43,7 +43,9 @@ class Smoke:
 PEERS = "digits --rows 64 --queries 4 --runs {runs}"
 SMOKE = {
     "checkpoint_selection": Smoke("--rows 300 --epochs 8 --count 3 --seeds 1 --plot {out}/plot.png", data=True),
+    "damage": Smoke("digits --index {index} --flips 2 --truncations 1 --seconds 0.1"),
     "fidelity": Smoke(f"digits --queries 4 --dimensions {DIMENSIONS} --basis spectral --runs {{runs}}"),
+    "hostile": Smoke("digits --index {index} --requests 8 --seconds 1"),
     "kill_operations": Smoke("--kills 22", apart=True),
     "kill_resume": Smoke(
         "--task {tests}/digits_task.py:TASK --checkpoints {made}/checkpoints --operation append --kills 1 "
@@ -58,6 +60,7 @@ SMOKE = {
     "methods": Smoke("digits --queries 2 --index {index}"),
     "million": Smoke("digits --source {index} --out {out}/many --rows 3000 --checkpoints 1 --queries 64 --runs {runs}"),
     "models": Smoke("factorisation --rounds 1"),
+    "neighbours": Smoke("digits digits --indexes {index} {index} --clients 2 1 --seconds 0.5"),
     "overhead": Smoke("digits --queries 3 --index {index}"),
     "peers.__main__": Smoke(PEERS, apart=True, peer="kronfluence"),
     "peers.ekfac": Smoke(PEERS, apart=True, peer="kronfluence"),
@@ -69,7 +72,6 @@ SMOKE = {
     "rescore": Smoke(f"digits --queries 3 --dimensions {DIMENSIONS} --runs {{runs}}"),
     "search": Smoke("digits --queries 3 --index {index} --runs {runs}"),
     "searchers": Smoke("digits --queries 3 --index {index} --searchers progressive annoy:5 --runs {runs}"),
-    "hostile": Smoke("digits --index {index} --requests 8 --seconds 1"),
     "soak": Smoke("digits --index {index} --requests 40"),
     "throughput": Smoke(f"digits --rounds 1 --dimensions {DIMENSIONS} --runs {{runs}}"),
     "updates": Smoke(f"digits --checkpoints {KEPT} --dimensions 32 --runs {{runs}}"),
