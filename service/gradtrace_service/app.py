@@ -44,27 +44,31 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     settings, metrics = settings or DEFAULTS, Metrics()
     engine = Engine([ThreadWorker(OpenIndex(index))], settings, metrics.batch_answered)
     metrics.watch(engine)
-    return _app(engine, settings, metrics, lambda: [summary(None, index.manifest, loaded=True)])
+    audit = AuditLog(settings.audit_log)
+    return _app(engine, settings, metrics, lambda: [summary(None, index.manifest, loaded=True)], audit)
 
 
 def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
     """The service over the indexes of some directories, as `gradtrace serve` runs it.
 
     Raises:
-        GradtraceError: the first index cannot be opened.
+        GradtraceError: the first index cannot be opened, or a file that the settings name cannot be read.
+        OSError: the audit log cannot be written.
     """
+    audit = AuditLog(settings.audit_log)
     workers = _workers(hosted, settings)
     try:
         if hosted:
             workers[0].open_default()  # so that whoever starts the service learns now what is wrong with it
-    except BaseException:
+        metrics, jobs = Metrics(), JobRunner(hosted)
+        engine = Engine(workers, settings, metrics.batch_answered)
+        metrics.watch(engine, hosted, jobs)
+        return _app(engine, settings, metrics, partial(summaries, hosted, engine.states), audit, jobs)
+    except BaseException:  # a worker process that is left would keep the program from ending
+        audit.close()
         for worker in workers:
             worker.close(wait=False)
         raise
-    metrics, jobs = Metrics(), JobRunner(hosted)
-    engine = Engine(workers, settings, metrics.batch_answered)
-    metrics.watch(engine, hosted, jobs)
-    return _app(engine, settings, metrics, partial(summaries, hosted, engine.states), jobs)
 
 
 def _workers(hosted: list[Hosted], settings: Settings) -> Sequence[Worker]:
@@ -84,6 +88,7 @@ def _app(
     settings: Settings,
     metrics: Metrics,
     summaries: Summaries,
+    audit: AuditLog,
     jobs: JobRunner | None = None,
 ) -> FastAPI:
     tracing = tracer_provider(settings.otel_endpoint)
@@ -91,7 +96,7 @@ def _app(
         title="Gradtrace",
         summary="Which training examples made this model predict that?",
         version=version("gradtrace"),
-        lifespan=partial(_lifespan, audit=AuditLog(settings.audit_log)),
+        lifespan=partial(_lifespan, audit=audit),
         docs_url=None,  # `docs_page` in its place
         redoc_url=None,
         redirect_slashes=False,  # its redirects would lead to whatever host the request names
