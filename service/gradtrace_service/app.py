@@ -39,6 +39,8 @@ _log = logging.getLogger(__name__)
 def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     """The service over an open index, which belongs to the service's thread from now on. It offers no jobs.
 
+    Once a file of the index was written to, all answers are 503, also after a repair: open it anew, and make another app.
+
     settings: None: the defaults, whatever the environment says
     """
     settings, metrics = settings or DEFAULTS, Metrics()
