@@ -22,9 +22,10 @@ from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.middlewares import add_middlewares, guarded
 from gradtrace_service.http.problems import add_problem_handlers
 from gradtrace_service.http.streams import OpenStreams
-from gradtrace_service.indexes.catalog import Catalog, Hosted, Summaries, summaries, summary
+from gradtrace_service.indexes.catalog import Catalog, Hosted
 from gradtrace_service.indexes.jobs import JobRunner
 from gradtrace_service.indexes.open_index import OpenIndex
+from gradtrace_service.indexes.summaries import Summaries, summaries, summary
 from gradtrace_service.ops.audit import AuditLog
 from gradtrace_service.ops.logs import log_config
 from gradtrace_service.ops.timings import tracer_provider
@@ -39,7 +40,7 @@ _log = logging.getLogger(__name__)
 def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     """The service over an open index, which belongs to the service's thread from now on. It offers no jobs.
 
-    Once a file of the index was written to, all answers are 503, also after a repair: open it anew, and make another app.
+    Once a file of the index was written to, all answers are 503, also after a repair: open it anew, for another app.
 
     settings: None: the defaults, whatever the environment says
     """
