@@ -7,20 +7,26 @@ import random
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
 from conftest import DigitsRun, serving_when_ready, wait_until
+from gradtrace import Index
 from gradtrace.store.index_files import FileStamp, VerifiedFiles, check_files, written_to
 from gradtrace.store.manifest import read_manifest
+from gradtrace_client.request_schemas import SelfInfluenceRequest
+from gradtrace_service.answers.rows import self_influence
 from gradtrace_service.app import create_app, create_service
+from gradtrace_service.engine.work import IndexUnavailableError, Work, answer
 from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.open_index import OpenIndex
 from gradtrace_service.settings import Settings
 
 UNAVAILABLE = "urn:gradtrace:problem:index-unavailable"
@@ -139,14 +145,33 @@ def test_readiness_and_a_gauge_tell_of_damage_without_any_query(run: DigitsRun, 
         assert [index["loaded"] for index in http.get("/indexes").json()["indexes"]] == [True, True]
 
 
-def test_an_index_that_was_opened_by_the_caller_is_watched_too(run: DigitsRun) -> None:
+def test_an_index_that_was_opened_by_the_caller_is_watched_until_it_was_written_to(run: DigitsRun) -> None:
+    """Scores from damaged rows may be kept in the open index: it doesn't answer after a repair either."""
     shard = run.index / read_manifest(run.index).shards[0].rows.path
     with serving_when_ready(create_app(run.open())) as url:
         right = answered(httpx.post(f"{url}/influence", json=BODY))
         with flipped(shard, 100, 3):
             assert answered(httpx.post(f"{url}/influence", json=BODY)) == UNAVAILABLE
             assert httpx.get(f"{url}/readyz").status_code == 503
+        refused = httpx.post(f"{url}/influence", json=BODY)
+        assert answered(refused) == UNAVAILABLE
+        assert "open" in refused.json()["detail"]
+        assert httpx.get(f"{url}/readyz").status_code == 503
+    with serving_when_ready(create_app(run.open())) as url:
         assert answered(httpx.post(f"{url}/influence", json=BODY)) == right
+
+
+def test_scores_computed_while_a_file_was_damaged_are_never_answered(run: DigitsRun) -> None:
+    shard = run.index / read_manifest(run.index).shards[0].rows.path
+    indexes, request = OpenIndex(run.open()), SelfInfluenceRequest(k=3, examples=False)
+
+    def while_damaged(index: Index, requests: Sequence[SelfInfluenceRequest], waited_ms: Sequence[float]) -> Any:
+        with flipped(shard, 100, 3):
+            return self_influence(index, requests, waited_ms)
+
+    for handler in (while_damaged, self_influence):
+        (outcome,) = answer(indexes, [Work(None, handler, request)], [0.0])
+        assert isinstance(outcome, IndexUnavailableError)
 
 
 def test_deleted_and_replaced_files_are_answered_from_the_open_ones(run: DigitsRun) -> None:

@@ -20,7 +20,7 @@ import pytest
 from benchmarks.restarts import restart
 
 import digits_task
-from conftest import DigitsRun, wait_until
+from conftest import DigitsRun, program, wait_until
 from gradtrace_service import app as app_module
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.engine.work import IndexUnavailableError
@@ -181,6 +181,25 @@ def test_a_damaged_index_is_refused_at_once(digits_index: DigitsRun, tmp_path: P
     (tmp_path / "manifest.json").symlink_to(digits_index.index / "manifest.json")
     with pytest.raises(IndexUnavailableError, match="is missing"):
         create_service([Hosted("index", tmp_path, digits_index.task)], Settings(processes=processes))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("--max-connections", "1000000", "--max-connections 1000000 needs"),
+        ("--api-key-file", "{missing}", "cannot be read"),
+        ("--audit-log", "{missing}/log", "No such file"),
+    ],
+)
+def test_a_setting_that_is_refused_late_ends_the_program(
+    digits_index: DigitsRun, tmp_path: Path, flag: str, value: str, told: str
+) -> None:
+    words = ["serve", str(digits_index.index), "--task", digits_index.task, "--port", "0"]
+    setting = [flag, value.format(missing=tmp_path / "missing")]
+    with program("-m", "gradtrace_service", *words, *setting, stderr=subprocess.PIPE) as process:
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert told in errors
 
 
 @pytest.mark.parametrize("descriptor", ["97", "0"])

@@ -37,9 +37,16 @@ from gradtrace_indexer import delete_rows
 from gradtrace_service.answers.influence import warm_up
 from gradtrace_service.answers.rendering import RenderedRows
 from gradtrace_service.app import create_app, create_service
-from gradtrace_service.engine.work import NotOpenYetError, OutOfMemoryError, Work, is_out_of_memory
+from gradtrace_service.engine.work import (
+    IndexUnavailableError,
+    NotOpenYetError,
+    OutOfMemoryError,
+    Work,
+    is_out_of_memory,
+)
 from gradtrace_service.engine.work import answer as answer_batch
 from gradtrace_service.indexes import catalog as catalog_module
+from gradtrace_service.indexes import loading
 from gradtrace_service.indexes.catalog import Catalog, Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
@@ -455,11 +462,108 @@ def test_memory_above_its_limit_unloads_the_index_not_asked_for_longest(
         first = opened(catalog, "a")
         assert opened(catalog, "a") is first
         assert opened(catalog, "b") is opened(catalog, "b")
+        assert catalog.states() == {"a": False, "b": True}
         assert opened(catalog, "a") is not first
         with pytest.raises(gradtrace.QueryError, match="no index 'c'; this service has a, b"):
             catalog.get("c")
     finally:
         catalog.close()
+
+
+def test_indexes_that_do_not_fit_together_are_answered_in_turn(digits_index: DigitsRun, run: DigitsRun) -> None:
+    hosted = [Hosted("a", digits_index.index, digits_index.task), Hosted("b", run.index, run.task)]
+    catalog = Catalog(hosted, memory_limit=1)
+    try:
+        for name, other in ("ab", "ba", "ab"):
+            computing = opened(catalog, name)
+            with pytest.raises(NotOpenYetError):
+                catalog.get(other)
+            if catalog.states()[name]:  # a batch for it is next, and the other is opened meanwhile
+                computing = catalog.get(name)
+                wait_until(lambda other=other: catalog.states()[other] is True)
+                catalog.check(name, computing)
+            assert opened(catalog, other) is not None
+    finally:
+        catalog.close()
+
+
+HANGING_TASK = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+while not Path({here!r}, "go on").exists():
+    time.sleep(0.05)
+from digits_task import TASK
+"""
+
+
+def test_an_index_whose_task_hangs_keeps_no_other_from_being_opened(
+    digits_index: DigitsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_TURN_SECONDS", 0.1)
+    source = tmp_path / "hanging_task.py"
+    source.write_text(HANGING_TASK.format(tests=str(Path(__file__).parent), here=str(tmp_path)))
+    hosted = [Hosted("hangs", digits_index.index, f"{source}:TASK"), Hosted("b", digits_index.index, digits_index.task)]
+    catalog = Catalog(hosted)
+    try:
+        with pytest.raises(NotOpenYetError):
+            catalog.get("hangs")
+        time.sleep(0.5)  # its task is being loaded
+        wait_until(lambda: is_open(catalog, "b"))
+        assert catalog.states() == {"hangs": False, "b": True}
+    finally:
+        (tmp_path / "go on").touch()
+        catalog.close()
+
+
+def is_open(catalog: Catalog, name: str) -> bool:
+    try:
+        return catalog.get(name) is not None
+    except NotOpenYetError:
+        return False
+
+
+REPLACING_TASK = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from digits_task import TASK
+render, damaged = TASK.render, Path({damaged!r})
+def rendered(example):  # called once the files were verified
+    if damaged.exists():
+        damaged.replace({shard!r})
+    return render(example)
+TASK.render = rendered
+"""
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+def test_a_file_that_is_replaced_while_an_index_is_opened_is_verified(
+    run: DigitsRun, tmp_path: Path, at_start: bool
+) -> None:
+    shard = run.index / read_manifest(run.index).shards[0].rows.path
+    damaged, source = tmp_path / "damaged", tmp_path / "replacing_task.py"
+    damaged.write_bytes(bytes(shard.stat().st_size))
+    source.write_text(REPLACING_TASK.format(tests=str(Path(__file__).parent), damaged=str(damaged), shard=str(shard)))
+    catalog = Catalog([Hosted("digits", run.index, f"{source}:TASK")])
+    try:
+        if at_start:
+            with pytest.raises(IndexUnavailableError, match="replaced while the index was opened"):
+                catalog.open_default()
+        wait_until(lambda: is_refused(catalog))
+    finally:
+        catalog.close()
+
+
+def is_refused(catalog: Catalog) -> bool:
+    """Whether it is found damaged; it must never be open."""
+    try:
+        catalog.get(None)
+    except NotOpenYetError:
+        return False
+    except IndexUnavailableError as error:
+        return "does not match its checksum" in str(error)
+    raise AssertionError("the index is open")
 
 
 @pytest.fixture

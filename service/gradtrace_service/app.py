@@ -22,9 +22,10 @@ from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.middlewares import add_middlewares, guarded
 from gradtrace_service.http.problems import add_problem_handlers
 from gradtrace_service.http.streams import OpenStreams
-from gradtrace_service.indexes.catalog import Catalog, Hosted, Summaries, summaries, summary
+from gradtrace_service.indexes.catalog import Catalog, Hosted
 from gradtrace_service.indexes.jobs import JobRunner
 from gradtrace_service.indexes.open_index import OpenIndex
+from gradtrace_service.indexes.summaries import Summaries, summaries, summary
 from gradtrace_service.ops.audit import AuditLog
 from gradtrace_service.ops.logs import log_config
 from gradtrace_service.ops.timings import tracer_provider
@@ -39,32 +40,38 @@ _log = logging.getLogger(__name__)
 def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     """The service over an open index, which belongs to the service's thread from now on. It offers no jobs.
 
+    Once a file of the index was written to, all answers are 503, also after a repair: open it anew, for another app.
+
     settings: None: the defaults, whatever the environment says
     """
     settings, metrics = settings or DEFAULTS, Metrics()
     engine = Engine([ThreadWorker(OpenIndex(index))], settings, metrics.batch_answered)
     metrics.watch(engine)
-    return _app(engine, settings, metrics, lambda: [summary(None, index.manifest, loaded=True)])
+    audit = AuditLog(settings.audit_log)
+    return _app(engine, settings, metrics, lambda: [summary(None, index.manifest, loaded=True)], audit)
 
 
 def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
     """The service over the indexes of some directories, as `gradtrace serve` runs it.
 
     Raises:
-        GradtraceError: the first index cannot be opened.
+        GradtraceError: the first index cannot be opened, or a file that the settings name cannot be read.
+        OSError: the audit log cannot be written.
     """
+    audit = AuditLog(settings.audit_log)
     workers = _workers(hosted, settings)
     try:
         if hosted:
             workers[0].open_default()  # so that whoever starts the service learns now what is wrong with it
-    except BaseException:
+        metrics, jobs = Metrics(), JobRunner(hosted)
+        engine = Engine(workers, settings, metrics.batch_answered)
+        metrics.watch(engine, hosted, jobs)
+        return _app(engine, settings, metrics, partial(summaries, hosted, engine.states), audit, jobs)
+    except BaseException:  # a worker process that is left would keep the program from ending
+        audit.close()
         for worker in workers:
             worker.close(wait=False)
         raise
-    metrics, jobs = Metrics(), JobRunner(hosted)
-    engine = Engine(workers, settings, metrics.batch_answered)
-    metrics.watch(engine, hosted, jobs)
-    return _app(engine, settings, metrics, partial(summaries, hosted, engine.states), jobs)
 
 
 def _workers(hosted: list[Hosted], settings: Settings) -> Sequence[Worker]:
@@ -84,6 +91,7 @@ def _app(
     settings: Settings,
     metrics: Metrics,
     summaries: Summaries,
+    audit: AuditLog,
     jobs: JobRunner | None = None,
 ) -> FastAPI:
     tracing = tracer_provider(settings.otel_endpoint)
@@ -91,7 +99,7 @@ def _app(
         title="Gradtrace",
         summary="Which training examples made this model predict that?",
         version=version("gradtrace"),
-        lifespan=partial(_lifespan, audit=AuditLog(settings.audit_log)),
+        lifespan=partial(_lifespan, audit=audit),
         docs_url=None,  # `docs_page` in its place
         redoc_url=None,
         redirect_slashes=False,  # its redirects would lead to whatever host the request names

@@ -94,9 +94,25 @@ def serve_until_told(app: FastAPI, settings: Settings, listener: socket.socket |
     listener: one that others have open, too, in place of the settings' host and port
 
     Ends the program with status 1 if it could not start, if its thread hangs, or if requests had to be abandoned.
+
+    Raises:
+        SettingsError: as `http_options`. The workers are closed then, too.
     """
-    raise_descriptors()
-    config = uvicorn.Config(
+    try:
+        raise_descriptors()
+        server = _DrainingServer(_server_config(app, settings), app, settings)
+        with suppress(KeyboardInterrupt):
+            server.run(None if listener is None else [listener])
+    finally:
+        app.state.engine.close()  # also where it could not start, or a second signal ended it at once
+    if not server.started:  # the log says why
+        sys.exit(1)
+    if app.state.engine.computing:  # the interpreter would wait for a thread that hangs
+        os._exit(1)
+
+
+def _server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         settings.host,
         settings.port,
@@ -107,16 +123,6 @@ def serve_until_told(app: FastAPI, settings: Settings, listener: socket.socket |
         proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
         **http_options(settings.max_connections),
     )
-    server = _DrainingServer(config, app, settings)
-    try:
-        with suppress(KeyboardInterrupt):
-            server.run(None if listener is None else [listener])
-    finally:
-        app.state.engine.close()  # also where a second signal ended it at once
-    if not server.started:  # the log says why
-        sys.exit(1)
-    if app.state.engine.computing:  # the interpreter would wait for a thread that hangs
-        os._exit(1)
 
 
 class _DrainingServer(uvicorn.Server):

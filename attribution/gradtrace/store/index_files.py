@@ -47,15 +47,23 @@ def written_to(directory: Path, verified: VerifiedFiles) -> list[str]:
     return [entry.path for entry in list(verified) if _written_to(directory / entry.path, entry, verified)]
 
 
-def _written_to(path: Path, entry: FileEntry, verified: VerifiedFiles) -> bool:
+def changed_since(directory: Path, verified: VerifiedFiles) -> list[str]:
+    """The files among `verified` that were written to, replaced or deleted since: what was opened by their names
+    meanwhile may be other bytes than those that were verified."""
+    return [entry.path for entry in list(verified) if _written_to(directory / entry.path, entry, verified, True)]
+
+
+def _written_to(path: Path, entry: FileEntry, verified: VerifiedFiles, or_replaced: bool = False) -> bool:
     before = verified[entry]
     try:
         status = path.stat()
     except OSError:
-        return False
+        return or_replaced
     now = FileStamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_nlink)
-    if now == before or now.inode != before.inode:
+    if now == before:
         return False
+    if now.inode != before.inode:
+        return or_replaced
     if now[:3] == before[:3] and now.links != before.links:  # a copy by hard links was made, or removed
         verified[entry] = now
         return False

@@ -9,7 +9,7 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,8 @@ import psutil
 import gradtrace
 from gradtrace import Index
 from gradtrace.errors import GradtraceError, MismatchError, QueryError, StoreError, TaskError
-from gradtrace.store.index_files import VerifiedFiles, written_to
+from gradtrace.store.index_files import VerifiedFiles, changed_since, written_to
 from gradtrace.store.manifest import MANIFEST_NAME, Manifest, read_manifest
-from gradtrace_client.service_schemas import IndexSummary
-from gradtrace_indexer.task_loading import load_task
 from gradtrace_service.answers.rendering import try_rendering
 from gradtrace_service.engine.work import (
     IndexUnavailableError,
@@ -31,18 +29,18 @@ from gradtrace_service.engine.work import (
     is_out_of_memory,
 )
 from gradtrace_service.errors import FieldError
+from gradtrace_service.indexes.loading import load_in_turn
 from gradtrace_service.settings import Settings
 
 _TRY_AGAIN_SECONDS = 4.0  # between two attempts to open an index that is asked for and failed to open
 _RETAKE_SECONDS = 60.0  # the same for a new generation, while the old one goes on answering
 _POLL_SECONDS = 1.0  # between two checks for new generations
+_FIRST_USE_SECONDS = 60.0  # that an opened index is kept for the requests that waited for it
 
 _RESTART = (
     ". The task was loaded anew, with the modules beside it. If the data on disk is right, an installed module, or one "
     "that cannot be imported twice, still holds the old data: restart the service"
 )
-
-Summaries = Callable[[], list[IndexSummary]]
 
 _log = logging.getLogger(__name__)
 
@@ -63,16 +61,20 @@ class Hosted:
         verified: as of `gradtrace.open_index`
 
         Raises:
-            GradtraceError: see `load_task` and `gradtrace.open_index`; or its rows cannot be rendered.
+            GradtraceError: see `load_task` and `gradtrace.open_index`; or its rows cannot be rendered; or its files
+                were changed meanwhile.
         """
+        verified = {} if verified is None else verified
         index = gradtrace.open_index(
             self.path,
-            load_task(self.task, anew=True),
+            load_in_turn(self.task),
             checkpoints=self.checkpoints,
             device=self.device,
             verified=verified,
         )
         try_rendering(index)
+        if changed := changed_since(index.directory, {file: verified[file] for file in index.manifest.files()}):
+            raise StoreError(f"{_were(changed)} written to or replaced while the index was opened: open it again")
         return index
 
     def open_or_say_why(self, verified: VerifiedFiles | None = None) -> Index:
@@ -169,6 +171,8 @@ class _Offered:
     state: `Hosted.state` of the generation that is open, or failed to open
     complaint, without_memory, failed_at: why and when it, or its newest generation, could not be opened last
     wanted: asked for, or changed, and to be opened now;  used: when it was asked for last
+    unused_since: when it was opened, while no request was given it since; else None
+    opening: held while it is opened;  look: tells its follower that it is wanted
     """
 
     hosted: Hosted
@@ -182,11 +186,19 @@ class _Offered:
     failed_at: float = -math.inf
     wanted: bool = False
     used: float = 0.0
+    unused_since: float | None = None
+    opening: threading.Lock = field(default_factory=threading.Lock)
+    look: threading.Event = field(default_factory=threading.Event)
 
     def take(self, index: Index) -> None:
         """Let it answer from now on."""
         self.index, self.newer = index, None
         self.files = {entry: self.verified[entry] for entry in index.manifest.files()}
+
+    def may_unload(self) -> bool:
+        """Whether it is open, and nobody waits for its first answer. Else two could unload each other for ever."""
+        is_new = self.unused_since is not None and time.monotonic() - self.unused_since < _FIRST_USE_SECONDS
+        return self.index is not None and not is_new
 
     def drop(self) -> None:
         self.index = self.newer = self.state = None
@@ -203,23 +215,27 @@ class _Offered:
 class Catalog:
     """Open indexes by name, for one worker.
 
-    Indexes, and new generations beside the old ones, are opened on a thread. A new one replaces the old one between two
-    batches: a running batch finishes on the old one. If the new one cannot be opened, the old one goes on answering,
-    unless its own files were written to: it is then closed, until it is found right again.
+    Indexes, and new generations beside the old ones, are opened on threads, one for each index: opening may take long,
+    or hang, and keeps no other from being opened. A new generation replaces the old one between two batches: a running
+    batch finishes on the old one. If the new one cannot be opened, the old one goes on answering, unless its own files
+    were written to: it is then closed, until it is found right again.
 
     Args:
-        memory_limit: bytes of the process's memory above which the least recently used indexes are unloaded.
+        memory_limit: bytes of the process's memory above which the least recently used indexes are unloaded; never the
+            one asked for last, on which a batch may be computed.
     """
 
     def __init__(self, hosted: Sequence[Hosted], memory_limit: int | None = None) -> None:
         self._offered = {index.name: _Offered(index) for index in hosted}
         self._memory_limit = memory_limit
         self._lock = threading.Lock()  # guards what `_offered` holds; never held while an index is opened
-        self._opening = threading.Lock()  # one index is opened at a time
-        self._wanted = threading.Event()
         self._stopped = False
-        self._follower = threading.Thread(target=self._follow, name="gradtrace-generations", daemon=True)
-        self._follower.start()
+        self._followers = [
+            threading.Thread(target=self._follow, args=(offered,), name="gradtrace-generations", daemon=True)
+            for offered in self._offered.values()
+        ]
+        for follower in self._followers:
+            follower.start()
 
     def get(self, name: str | None) -> Index:
         """The current generation of an index.
@@ -235,19 +251,21 @@ class Catalog:
             offered.used = time.monotonic()
             if offered.newer is not None:
                 offered.take(offered.newer)
-        index = offered.index
+            index = offered.index
+            is_first_use, offered.unused_since = offered.unused_since is not None, None
         if index is None:
             self._want(offered)
-        else:
-            self.check(name, index)
-            return index
-        raise NotOpenYetError
+            raise NotOpenYetError
+        self.check(name, index)
+        if is_first_use:
+            self._make_room()
+        return index
 
     def check(self, name: str | None, index: Index) -> None:
         """See `Indexes.check`: an index whose files were written to is closed, and opened again if they are right."""
         offered = self._named(name)
         self._close_if_written_to(offered)
-        if offered.index is not index:  # the follower may have closed it, too
+        if offered.index is not index:  # its follower may have closed it, too
             self._want(offered)
             raise NotOpenYetError
 
@@ -258,7 +276,7 @@ class Catalog:
             IndexUnavailableError: it cannot be opened.
         """
         name, offered = next(iter(self._offered.items()))
-        with self._opening:
+        with offered.opening:
             try:
                 offered.state = offered.hosted.state()
                 opened = offered.hosted.open_or_say_why(offered.verified)
@@ -266,6 +284,7 @@ class Catalog:
                 raise IndexUnavailableError(f"index {name} cannot be opened: {error}") from error
             with self._lock:
                 offered.take(opened)
+                offered.used = time.monotonic()
 
     def states(self) -> dict[str, bool | None]:
         """See `Indexes.states`; for any thread."""
@@ -284,7 +303,7 @@ class Catalog:
             kind = NoMemoryForIndexError if offered.without_memory else IndexUnavailableError
             raise kind(f"index {offered.hosted.name} cannot be opened: {offered.complaint}")
         offered.wanted = True
-        self._wanted.set()
+        offered.look.set()
 
     def _close_if_written_to(self, offered: _Offered) -> None:
         with self._lock:
@@ -299,13 +318,13 @@ class Catalog:
         name = offered.hosted.name
         _log.error("index %s: %s written to while it was open; it answers again once found right", name, _were(written))
 
-    def _follow(self) -> None:
+    def _follow(self, offered: _Offered) -> None:
         while not self._stopped:
-            self._wanted.wait(_POLL_SECONDS)
-            self._wanted.clear()
-            for offered in self._offered.values():
-                with self._opening:
-                    self._look(offered)
+            offered.look.wait(_POLL_SECONDS)
+            offered.look.clear()
+            with offered.opening:
+                self._look(offered)
+            self._make_room()
 
     def _look(self, offered: _Offered) -> None:
         """Open what was asked for; a new generation of what is open; and what is written to."""
@@ -316,11 +335,10 @@ class Catalog:
         with self._lock:
             if opened is not None and offered.index is None:
                 offered.take(opened)
+                offered.unused_since = time.monotonic()
             elif opened is not None:
                 offered.newer = opened
             offered.wanted = False
-        if opened is not None:
-            self._make_room(offered)
 
     def _opened(self, offered: _Offered, again_after: float) -> Index | None:
         """The index as it is on disk; None if that is open, fails to open, or failed less than `again_after` seconds
@@ -330,10 +348,6 @@ class Catalog:
                 return None
             offered.state = offered.hosted.state()
             opened = offered.hosted.open(offered.verified)
-            if written := written_to(
-                opened.directory, {file: offered.verified[file] for file in opened.manifest.files()}
-            ):
-                raise StoreError(f"{_were(written)} written to while the index was opened")
         except BaseException as error:  # includes whatever a user's task raises
             offered.failed_at = time.monotonic()
             self._complain(offered, error)
@@ -352,23 +366,26 @@ class Catalog:
             _log.error("index %s cannot be opened%s: %s%s", offered.hosted.name, goes_on, complaint, remedy)
         offered.complaint, offered.without_memory = complaint, is_out_of_memory(error)
 
-    def _make_room(self, newest: _Offered) -> None:
+    def _make_room(self) -> None:
         while self._memory_limit is not None and psutil.Process().memory_info().rss > self._memory_limit:
-            others = [
-                offered for offered in self._offered.values() if offered.index is not None and offered is not newest
-            ]
-            if not others:
-                return
-            oldest = min(others, key=lambda offered: offered.used)
-            _log.info("unloading index %s: memory is above its limit", oldest.hosted.name)
             with self._lock:
+                asked_last = max(self._offered.values(), key=lambda offered: offered.used)
+                others = [
+                    offered for offered in self._offered.values() if offered.may_unload() and offered is not asked_last
+                ]
+                if not others:
+                    return
+                oldest = min(others, key=lambda offered: offered.used)
                 oldest.drop()
+            _log.info("unloading index %s: memory is above its limit", oldest.hosted.name)
             gc.collect()
 
     def close(self) -> None:
         self._stopped = True
-        self._wanted.set()
-        self._follower.join()
+        for offered in self._offered.values():
+            offered.look.set()
+        for follower in self._followers:
+            follower.join()
 
 
 def _may_open(offered: _Offered, again_after: float) -> bool:
@@ -380,16 +397,3 @@ def _may_open(offered: _Offered, again_after: float) -> bool:
 
 def _were(names: Sequence[str]) -> str:
     return f"{names[0]} was" if len(names) == 1 else f"{names[0]} and {len(names) - 1} others were"
-
-
-def summaries(hosted: Sequence[Hosted], states: Callable[[], Mapping[str, bool | None]]) -> list[IndexSummary]:
-    """What the manifests say, without opening an index. states: as of `Engine`"""
-    loaded = states()
-    return [summary(index.name, index.manifest(), bool(loaded.get(index.name))) for index in hosted]
-
-
-def summary(name: str | None, manifest: Manifest | None, loaded: bool) -> IndexSummary:
-    if manifest is None:
-        return IndexSummary(name=name, generation=None, task=None, rows=None, loaded=loaded)
-    task = manifest.task
-    return IndexSummary(name=name, generation=manifest.generation, task=task.name, rows=task.train_rows, loaded=loaded)

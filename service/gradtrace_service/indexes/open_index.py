@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from gradtrace import Index
-from gradtrace.store.index_files import FileStamp, check_files, written_to
+from gradtrace.store.index_files import FileStamp, written_to
 from gradtrace_service.engine.work import IndexUnavailableError
 from gradtrace_service.errors import FieldError
 
 
 class OpenIndex:
-    """One open index, whose generation does not change."""
+    """One open index, whose generation does not change. Once a file of it was written to, it answers nothing any more:
+    what was computed from the file meanwhile may be kept in the index, also after the file is right again."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self._files = {entry: FileStamp.of(index.directory / entry.path) for entry in index.manifest.files()}
-        self._available = True
+        self._written: list[str] = []
 
     def get(self, name: str | None) -> Index:
         if name is not None:
@@ -23,15 +24,16 @@ class OpenIndex:
         return self._index
 
     def check(self, name: str | None, index: Index) -> None:
-        """Raises IndexUnavailableError for files that were written to, unless they are right again."""
-        written = bool(written_to(index.directory, self._files))
-        problems = check_files(index.directory, index.manifest, True, self._files) if written else []
-        self._available = not problems
-        if problems:
-            raise IndexUnavailableError(f"the index is damaged: {'; '.join(problems)}")
+        """Raises IndexUnavailableError if files were written to since the index was opened."""
+        self._written = self._written or written_to(index.directory, self._files)
+        if self._written:
+            raise IndexUnavailableError(
+                f"the index was written to while it was open ({', '.join(self._written)}): the program that serves it "
+                "must open it anew, and make the service anew, once `gradtrace verify` finds no problem"
+            )
 
     def open_default(self) -> None:
         """It is open."""
 
     def states(self) -> dict[str, bool | None]:
-        return {"index": True if self._available else None}
+        return {"index": None if self._written else True}
