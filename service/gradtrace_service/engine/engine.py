@@ -121,6 +121,7 @@ class Engine:
         except asyncio.TimeoutError:
             raise DeadlineError from None
         finally:
+            self._queue.discard(waiting)
             self._in_flight -= Counter((work.client,))  # leaves out who has none
 
     def _refuse_or_accept(self, client: str) -> None:
@@ -186,7 +187,8 @@ class Engine:
         self._queue.charge(batch, took)
         again = [waiting for waiting, outcome in zip(batch, outcomes, strict=True) if outcome is _AGAIN]
         for waiting in reversed(again):
-            self._queue.add(waiting, first=True)
+            if not waiting.answer.done():
+                self._queue.add(waiting, first=True)
         answered = [
             (waiting, outcome) for waiting, outcome in zip(batch, outcomes, strict=True) if outcome is not _AGAIN
         ]

@@ -1,0 +1,98 @@
+"""Callers that leave, and workers that hang, are slow, or leave processes behind: the engine with real processes, whose
+indexes are made here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from conftest import DigitsRun, serving_when_ready, wait_until
+from gradtrace_service.engine.engine import Engine
+from gradtrace_service.engine.processes import ProcessWorker
+from gradtrace_service.engine.work import Work
+from gradtrace_service.settings import Settings
+
+LOG: dict[str, Any] = {"version": 1, "disable_existing_loggers": False}
+
+
+class NoIndexes:
+    """Those of a worker whose handlers need none."""
+
+    def get(self, name: str | None) -> Any:
+        return None
+
+    def check(self, name: str | None, index: Any) -> None:
+        pass
+
+    def open_default(self) -> None:
+        pass
+
+    def states(self) -> dict[str, bool | None]:
+        return {}
+
+
+def pid(index: Any, requests: Sequence[Any], waited_ms: Sequence[float]) -> list[int]:
+    return [os.getpid()] * len(requests)
+
+
+def when_there(index: Any, requests: Sequence[Path], waited_ms: Sequence[float]) -> list[int]:
+    """Answers when all the files that are asked for exist."""
+    wait_until(lambda: all(path.exists() for path in requests))
+    return pid(index, requests, waited_ms)
+
+
+def with_engine(
+    use: Callable[[Engine], Coroutine[Any, Any, None]], processes: int = 1, limit: int | None = None, **settings: Any
+) -> None:
+    """Run `use` on an engine of worker processes."""
+
+    async def run() -> None:
+        workers = [ProcessWorker(NoIndexes, LOG, limit) for _ in range(processes)]
+        engine = Engine(workers, Settings(**settings))
+        try:
+            await use(engine)
+        finally:
+            for worker in workers:
+                worker.end()
+            engine.close()
+
+    asyncio.run(run())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    await asyncio.to_thread(wait_until, condition)
+
+
+class Body:
+    """A request that can be watched."""
+
+
+def test_callers_that_left_leave_nothing_in_the_queue_of_a_busy_worker(tmp_path: Path) -> None:
+    async def use(engine: Engine) -> None:
+        busy = asyncio.ensure_future(engine.run(Work(None, when_there, tmp_path / "go")))
+        await until(lambda: engine.computing == 1)
+        bodies: weakref.WeakSet[Body] = weakref.WeakSet()
+        for _ in range(500):
+            body = Body()
+            bodies.add(body)
+            left = asyncio.ensure_future(engine.run(Work(None, pid, body)))
+            del body
+            await asyncio.sleep(0)
+            left.cancel()
+            await asyncio.wait([left])
+            del left
+        await until(lambda: len(bodies) <= 1)  # asyncio may still hold the last one
+        (tmp_path / "go").touch()
+        await busy
+
+    with_engine(use, max_in_flight=2)
