@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from conftest import DigitsRun, serving_when_ready, wait_until
+from gradtrace_service.app import create_app
 from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.processes import ProcessWorker
 from gradtrace_service.engine.work import Work
@@ -96,3 +97,50 @@ def test_callers_that_left_leave_nothing_in_the_queue_of_a_busy_worker(tmp_path:
         await busy
 
     with_engine(use, max_in_flight=2)
+
+
+def test_workers_that_were_given_work_meanwhile_are_not_asked_for_their_states(tmp_path: Path) -> None:
+    async def use(engine: Engine) -> None:
+        await asyncio.gather(*(engine.run(Work(None, pid)) for _ in engine.workers))  # both are started
+        await until(lambda: all(worker.ready for worker in engine.workers))
+        stopped = psutil.Process(engine.workers[0].pid)  # type: ignore[attr-defined]
+        stopped.suspend()
+        looking = asyncio.ensure_future(engine.refresh())
+        await asyncio.sleep(0.2)
+        busy = asyncio.ensure_future(engine.run(Work(None, when_there, tmp_path / "go")))  # on the other one
+        await until(lambda: engine.computing == 1)
+        stopped.resume()
+        await looking
+        (tmp_path / "go").touch()
+        assert await busy == engine.workers[1].pid  # type: ignore[attr-defined]
+
+    with_engine(use, processes=2)
+
+
+def test_an_idle_worker_that_hangs_is_replaced() -> None:
+    async def use(engine: Engine) -> None:
+        before = await engine.run(Work(None, pid))
+        os.kill(before, signal.SIGSTOP)
+        engine.settings = Settings(deadline_seconds=1)  # it is given two seconds
+        looking = asyncio.ensure_future(engine.refresh())
+        await asyncio.sleep(0)
+        engine.settings = Settings(deadline_seconds=300)
+        assert await engine.run(Work(None, pid)) != before
+        await looking
+
+    with_engine(use, deadline_seconds=300)
+
+
+def test_workers_are_looked_at_again_after_a_look_that_failed(
+    digits_index: DigitsRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks: list[int] = []
+
+    async def fails(engine: Engine) -> None:
+        looks.append(len(looks))
+        raise RuntimeError("not this time")
+
+    monkeypatch.setattr(Engine, "refresh", fails)
+    with serving_when_ready(create_app(digits_index.open())):
+        wait_until(lambda: len(looks) > 1)
+    assert "not this time" in caplog.text

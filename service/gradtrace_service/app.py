@@ -159,4 +159,7 @@ async def _warm_up(app: FastAPI, engine: Engine) -> None:
 async def _refresh(engine: Engine) -> None:
     while True:
         await asyncio.sleep(_REFRESH_SECONDS)
-        await engine.refresh()
+        try:
+            await engine.refresh()
+        except Exception:  # the next look may succeed, and nobody else would look
+            _log.exception("the workers could not be asked for the states of their indexes; they are asked again")

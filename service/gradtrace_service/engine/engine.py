@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 from asgi_correlation_id import correlation_id
 
 from gradtrace_service.engine.fair_queue import FairQueue, Waiting
-from gradtrace_service.engine.retries import leave_alone, longest_pass
+from gradtrace_service.engine.retries import half, leave_alone, longest_pass
 from gradtrace_service.engine.work import REFUSALS, NotOpenYetError, Outcome, Work
 from gradtrace_service.engine.workers import Worker, WorkerEndedError
 from gradtrace_service.settings import DEFAULTS, Settings
@@ -258,16 +258,25 @@ class Engine:
         return merged
 
     async def refresh(self) -> None:
-        """Ask the processes that have nothing to do for the states of their indexes."""
-        for worker in [worker for worker in self._idle if worker.ready and worker.replaceable]:
-            self._idle.remove(worker)
-            try:
-                with suppress(WorkerEndedError):
-                    await asyncio.get_running_loop().run_in_executor(worker.thread, worker.answer, [])
-                await self._start(worker)
-            finally:
-                self._idle.append(worker)
-                self._dispatch()
+        """Ask the processes that have nothing to do for the states of their indexes. One that hangs is replaced."""
+        for worker in self.workers:
+            if worker in self._idle and worker.ready and worker.replaceable:
+                self._idle.remove(worker)
+                try:
+                    await self._look_at(worker)
+                finally:
+                    self._idle.append(worker)
+                    self._dispatch()
+
+    async def _look_at(self, worker: Worker) -> None:
+        asked = asyncio.get_running_loop().run_in_executor(worker.thread, worker.answer, [])
+        in_time, _ = await asyncio.wait([asked], timeout=half(self.settings.deadline_seconds))
+        if not in_time:
+            _log.error("a worker process that had nothing to do is ended and replaced: it does not answer")
+            worker.end()
+        with suppress(WorkerEndedError):
+            await asked
+        await self._start(worker)
 
     def close(self) -> None:
         """Drop the queue, and end the workers. A thread that is still busy after draining is not waited for."""

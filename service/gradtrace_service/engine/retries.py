@@ -17,6 +17,11 @@ _SHORTEST_BATCH_SECONDS = 2.0
 _SHORTEST_SHARE_SECONDS = 1.0
 
 
+def half(deadline: float) -> float:
+    """Seconds that a worker has for a batch, or to say that it is there: its requests are then tried in the rest."""
+    return max(deadline / 2, _SHORTEST_BATCH_SECONDS)
+
+
 def longest_pass(batch: Sequence[Waiting], replaceable: bool, deadline: float) -> float:
     """Seconds after which a worker that computes this batch is given up.
 
@@ -26,7 +31,7 @@ def longest_pass(batch: Sequence[Waiting], replaceable: bool, deadline: float) -
     if not replaceable:
         return deadline + _LONGEST_GRACE_SECONDS
     if len(batch) > 1:
-        return max(deadline / 2, _SHORTEST_BATCH_SECONDS)
+        return half(deadline)
     left = max(batch[0].expires - time.perf_counter(), 0.0) + grace
     return left if batch[0].patience is None else min(left, batch[0].patience)
 
