@@ -102,17 +102,19 @@ def test_callers_that_left_leave_nothing_in_the_queue_of_a_busy_worker(tmp_path:
 def test_workers_that_were_given_work_meanwhile_are_not_asked_for_their_states(tmp_path: Path) -> None:
     async def use(engine: Engine) -> None:
         await asyncio.gather(*(engine.run(Work(None, pid)) for _ in engine.workers))  # both are started
-        await until(lambda: all(worker.ready for worker in engine.workers))
-        stopped = psutil.Process(engine.workers[0].pid)  # type: ignore[attr-defined]
-        stopped.suspend()
+        await until(lambda: len(engine._idle) == 2)
+        processes = [psutil.Process(worker.pid) for worker in engine.workers]  # type: ignore[attr-defined]
+        for process in processes:
+            process.suspend()
         looking = asyncio.ensure_future(engine.refresh())
-        await asyncio.sleep(0.2)
-        busy = asyncio.ensure_future(engine.run(Work(None, when_there, tmp_path / "go")))  # on the other one
+        await asyncio.sleep(0)
+        busy = asyncio.ensure_future(engine.run(Work(None, when_there, tmp_path / "go")))  # on the one not asked yet
         await until(lambda: engine.computing == 1)
-        stopped.resume()
+        for process in processes:
+            process.resume()
         await looking
         (tmp_path / "go").touch()
-        assert await busy == engine.workers[1].pid  # type: ignore[attr-defined]
+        assert await busy in [process.pid for process in processes]
 
     with_engine(use, processes=2)
 
@@ -144,3 +146,33 @@ def test_workers_are_looked_at_again_after_a_look_that_failed(
     with serving_when_ready(create_app(digits_index.open())):
         wait_until(lambda: len(looks) > 1)
     assert "not this time" in caplog.text
+
+
+def forks(index: Any, requests: Sequence[tuple[Path, str]], waited_ms: Sequence[float]) -> list[int]:
+    """Leave a process behind that holds whatever this one has open, and then hang or end."""
+    ((path, deed),) = requests
+    child = os.fork()
+    if child == 0:
+        time.sleep(600)
+        os._exit(0)
+    path.write_text(str(child))
+    if deed == "hangs":
+        time.sleep(600)
+    os._exit(1)
+
+
+@pytest.mark.parametrize("deed", ["hangs", "ends"])
+def test_a_worker_is_replaced_while_a_process_lives_that_it_forked(tmp_path: Path, deed: str) -> None:
+    async def use(engine: Engine) -> None:
+        before = await engine.run(Work(None, pid))
+        asked = asyncio.ensure_future(engine.run(Work(None, forks, (tmp_path / "child", deed))))
+        await until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text() != "")
+        child = int((tmp_path / "child").read_text())
+        if deed == "hangs":
+            engine.workers[0].end()
+        asked.cancel()  # else it is tried again
+        await asyncio.wait([asked])
+        assert await engine.run(Work(None, pid)) != before
+        await until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+
+    with_engine(use, deadline_seconds=120)

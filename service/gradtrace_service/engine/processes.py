@@ -8,11 +8,12 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
 import psutil
@@ -31,8 +32,10 @@ class ProcessWorker(Worker):
     """Computes in a process with indexes of its own; the stored rows are mapped from the same memory, but each process
     has its own copy of what `ProgressiveSearcher` holds.
 
-    The two talk over a pipe that nobody else holds: however the process ends, and in the midst of whatever, this end
-    is told. (A queue that several processes share can be left locked, or with half a message, by one that is killed.)
+    The two talk over a pipe: however the process ends, and in the midst of whatever, this end is told. (A queue that
+    several processes share can be left locked, or with half a message, by one that is killed.) Processes that a task
+    forks hold the pipe, too, and may live on, so the end of the process is told by its sentinel, and `end` shuts the
+    pipe down. They are of the worker's process group, and end with it.
 
     Args:
         indexes: makes those of the process, in it.
@@ -48,6 +51,8 @@ class ProcessWorker(Worker):
         self._arguments, self.memory_limit = (indexes, log_config), memory_limit
         self._process: psutil.Process | None = None
         self._connection: Connection[Any, Any] | None = None
+        self._pipe: socket.socket | None = None  # the connection, so that another thread can shut it down
+        self._started: Any = None  # `_process` as multiprocessing knows it
         self._states: dict[str, bool | None] = {}
         self._closed = threading.Event()
 
@@ -76,13 +81,14 @@ class ProcessWorker(Worker):
     def _begin(self) -> None:
         context = _context()
         self._connection, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, *self._arguments), name="gradtrace-worker")
-        process.start()
+        self._pipe = socket.fromfd(self._connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
+        self._started = context.Process(target=_work, args=(theirs, *self._arguments), name="gradtrace-worker")
+        self._started.start()
         theirs.close()
-        self._process = psutil.Process(process.pid)
+        self._process = psutil.Process(self._started.pid)
         if self._closed.is_set():
             self.end()
-        self._connection.recv()  # it is ready
+        self._receive()  # it is ready
 
     def open_default(self) -> None:
         try:
@@ -109,13 +115,20 @@ class ProcessWorker(Worker):
             if self._connection is None:
                 raise EOFError
             self._connection.send(message)
-            return self._connection.recv()
+            return self._receive()
         except (EOFError, OSError):
             self._lose()
             raise WorkerEndedError from None
         except BaseException:  # such as MemoryError: half a message may be in the pipe
             self._lose()
             raise
+
+    def _receive(self) -> Any:
+        """What the process sends next. Raises EOFError or OSError if it ended."""
+        assert self._connection is not None
+        if self._connection not in wait([self._connection, self._started.sentinel]):
+            raise EOFError
+        return self._connection.recv()
 
     def _replace_if_large(self, reply: Report) -> None:
         if self.memory_limit is not None and reply.memory > self.memory_limit:
@@ -130,14 +143,19 @@ class ProcessWorker(Worker):
         self.end()
         if self._connection is not None:
             self._connection.close()
-        self._connection = self._process = None
+        self._connection = self._pipe = self._process = None
         self._states = {}
 
     def end(self) -> None:
-        process = self._process
+        process, pipe = self._process, self._pipe
         if process is not None:
             with suppress(psutil.NoSuchProcess):
                 process.kill()  # psutil makes sure that the id is not that of another process by now
+            with suppress(ProcessLookupError, PermissionError):  # of a group that is gone, or that never was
+                os.killpg(process.pid, signal.SIGKILL)
+        if pipe is not None:
+            with suppress(OSError), pipe:  # it is closed already, or the process has closed its end
+                pipe.shutdown(socket.SHUT_RDWR)
 
     def close(self, wait: bool) -> None:
         self._closed.set()
@@ -167,6 +185,7 @@ def _pickled(work: Work[Any], arrived: float) -> bytes | QueryError:
 
 def _work(connection: Connection[Any, Any], indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> None:
     """The process: answers batches until the service closes its end, or ends."""
+    os.setsid()  # a process group of its own, for what a task forks
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C, and a supervisor's SIGTERM, may reach the whole group; the
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # service ends its workers itself, when all is answered
     logging.config.dictConfig(log_config)
@@ -195,7 +214,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)  # with what a task forked
 
 
 def _portable(outcome: Outcome) -> Outcome:
