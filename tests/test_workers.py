@@ -18,7 +18,9 @@ import pytest
 
 from conftest import DigitsRun, serving_when_ready, wait_until
 from gradtrace_service.app import create_app
+from gradtrace_service.engine import retries
 from gradtrace_service.engine.engine import Engine
+from gradtrace_service.engine.fair_queue import Waiting
 from gradtrace_service.engine.processes import ProcessWorker
 from gradtrace_service.engine.work import Work
 from gradtrace_service.settings import Settings
@@ -176,3 +178,55 @@ def test_a_worker_is_replaced_while_a_process_lives_that_it_forked(tmp_path: Pat
         await until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
 
     with_engine(use, deadline_seconds=120)
+
+
+def slow_together(index: Any, requests: Sequence[float], waited_ms: Sequence[float]) -> list[int]:
+    """Takes the seconds that are asked for; several together never end."""
+    time.sleep(requests[0] if len(requests) == 1 else 600)
+    return [len(requests)] * len(requests)
+
+
+def test_a_request_that_needs_longer_than_its_part_is_answered_after_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "_BATCH_SHARE", 0.01)  # two seconds, the least
+
+    async def use(engine: Engine) -> None:
+        held = asyncio.ensure_future(engine.run(Work(None, when_there, tmp_path / "go")))
+        await until(lambda: engine.computing == 1)
+        works = [Work(None, slow_together, seconds, kind="slow") for seconds in [4.0] + [0.0] * 99]
+        asked = [asyncio.ensure_future(engine.run(work)) for work in works]
+        await asyncio.sleep(0)
+        (tmp_path / "go").touch()
+        await held
+        assert await asyncio.gather(*asked) == [1] * 100
+
+    with_engine(use, deadline_seconds=100, batch_size=100)  # a hundredth of which is less than four seconds
+
+
+def waiting_ones(sizes: Sequence[int]) -> list[Waiting]:
+    answer: Any = None
+    return [Waiting(Work(None, pid, size=size, kind="a"), answer, time.perf_counter() + 12) for size in sizes]
+
+
+def test_a_slow_batch_leaves_each_request_several_times_what_it_took_there() -> None:
+    batch = waiting_ones([1] * 8)
+    retries.leave_alone(batch, late=True, took=8.0)
+    for waiting in batch:
+        assert waiting.patience == pytest.approx(3.0)  # of the twelve that are left
+    few = waiting_ones([1] * 3)
+    retries.leave_alone(few, late=True, took=12.0)
+    assert sum(waiting.patience or 0 for waiting in few) == pytest.approx(12, abs=0.5)
+
+
+def test_batches_of_a_slow_kind_are_smaller_until_they_are_fast() -> None:
+    sizes, batch = retries.BatchSizes(16), waiting_ones([1] * 16)
+    sizes.note(batch, 12.0, 12.0)
+    assert sizes.of(batch[0].work) == 8
+    assert sizes.of(Work(None, pid, kind="b")) == 16
+    sizes.note(batch[:8], 4.0, 12.0)  # twice as many would take too long
+    assert sizes.of(batch[0].work) == 8
+    sizes.note(batch[:2], 0.1, 12.0)  # says nothing about more
+    assert sizes.of(batch[0].work) == 8
+    sizes.note(batch[:8], 1.0, 12.0)
+    assert sizes.of(batch[0].work) == 16

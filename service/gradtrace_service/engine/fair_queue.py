@@ -139,9 +139,10 @@ class FairQueue:
         """Whether `take` would give something."""
         return self._next(paused) is not _NOBODY
 
-    def take(self, size: int, paused: Collection[str | None] = ()) -> list[Waiting]:
-        """Remove the request whose turn it is, and those that can be answered with it, up to `size` queries in all.
+    def take(self, size: Callable[[Work[Any]], int], paused: Collection[str | None] = ()) -> list[Waiting]:
+        """Remove the request whose turn it is, and those that can be answered with it.
 
+        size: for the former, the queries of all of them at most
         paused: indexes that are passed over
         """
         index = self._next(paused)
@@ -188,12 +189,12 @@ class FairQueue:
 _NOBODY = object()
 
 
-def _batch(flows: list[_Flow], size: int) -> list[Waiting]:
+def _batch(flows: list[_Flow], size: Callable[[Work[Any]], int]) -> list[Waiting]:
     """The first of the first flow, and in turn from each flow others of its kind while they fit."""
     first = next(iter(flows[0]))
     if first.alone or first.work.kind is None:
         return [first]
-    batch, room = [first], size - first.work.size
+    batch, room = [first], size(first.work) - first.work.size
     of_kind = [
         deque(one for one in flow if one is not first and not one.alone and one.work.kind == first.work.kind)
         for flow in flows
