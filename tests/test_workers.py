@@ -4,25 +4,28 @@ indexes are made here."""
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
+import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
 from conftest import DigitsRun, serving_when_ready, wait_until
-from gradtrace_service.app import create_app
+from gradtrace_service.app import create_app, create_service
 from gradtrace_service.engine import retries
 from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.fair_queue import Waiting
 from gradtrace_service.engine.processes import ProcessWorker
 from gradtrace_service.engine.work import Work
+from gradtrace_service.indexes.catalog import Hosted
 from gradtrace_service.settings import Settings
 
 LOG: dict[str, Any] = {"version": 1, "disable_existing_loggers": False}
@@ -230,3 +233,49 @@ def test_batches_of_a_slow_kind_are_smaller_until_they_are_fast() -> None:
     assert sizes.of(batch[0].work) == 8
     sizes.note(batch[:8], 1.0, 12.0)
     assert sizes.of(batch[0].work) == 16
+
+
+def test_the_first_queries_of_the_service_are_not_counted_as_a_clients(digits_index: DigitsRun) -> None:
+    hosted = [Hosted("digits", digits_index.index, digits_index.task)]
+    with serving_when_ready(create_service(hosted, Settings(processes=2, max_in_flight=1, queue_size=1))) as url:
+        assert httpx.get(f"{url}/index").status_code == 200
+
+
+def test_requests_for_the_default_index_wait_together_and_made_up_names_do_not_wait(digits_index: DigitsRun) -> None:
+    hosted = [Hosted("digits", digits_index.index, digits_index.task)]
+    app, release = create_service(hosted, Settings(processes=0)), threading.Event()
+    with serving_when_ready(app) as url, ThreadPoolExecutor(3) as pool:
+        engine = app.state.engine
+        engine.workers[0].thread.submit(release.wait, 120)
+        try:
+            pool.submit(httpx.get, f"{url}/index", timeout=120)
+            wait_until(lambda: engine.computing == 1)
+            bodies: list[dict[str, Any]] = [{"query_rows": [0]}, {"query_rows": [1], "index": "digits"}]
+            asked = [pool.submit(httpx.post, f"{url}/influence", json=body, timeout=120) for body in bodies]
+            wait_until(lambda: engine.waiting == 2)
+            refused = httpx.post(f"{url}/influence", json={"query_rows": [0], "index": "made up"}, timeout=120)
+            assert refused.status_code == 422
+            assert {waiting.work.index for waiting in engine._queue} == {"digits"}
+        finally:
+            release.set()
+        assert [response.result().status_code for response in asked] == [200, 200]
+
+
+def test_a_worker_whose_indexes_need_more_than_its_memory_limit_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    async def use(engine: Engine) -> None:
+        assert len({await engine.run(Work(None, pid)) for _ in range(4)}) == 1
+        before = await engine.run(Work(None, grows))
+        assert await engine.run(Work(None, pid)) != before
+
+    with_engine(use, limit=1)
+    assert caplog.text.count("after its first answer") == 2
+    assert caplog.text.count("it is replaced") == 1
+
+
+_held: list[bytes] = []
+
+
+def grows(index: Any, requests: Sequence[Any], waited_ms: Sequence[float]) -> list[int]:
+    """Hold twice as much memory as now."""
+    _held.append(b"x" * psutil.Process().memory_info().rss)
+    return pid(index, requests, waited_ms)

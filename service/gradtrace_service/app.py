@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -22,9 +22,9 @@ from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.middlewares import add_middlewares, guarded
 from gradtrace_service.http.problems import add_problem_handlers
 from gradtrace_service.http.streams import OpenStreams
-from gradtrace_service.indexes.catalog import Catalog, Hosted, Summaries, summaries, summary
+from gradtrace_service.indexes.catalog import Catalog, Hosted, Summaries, known_name, summaries, summary
 from gradtrace_service.indexes.jobs import JobRunner
-from gradtrace_service.indexes.open_index import OpenIndex
+from gradtrace_service.indexes.open_index import OpenIndex, no_name
 from gradtrace_service.ops.audit import AuditLog
 from gradtrace_service.ops.logs import log_config
 from gradtrace_service.ops.timings import tracer_provider
@@ -44,7 +44,7 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     settings, metrics = settings or DEFAULTS, Metrics()
     engine = Engine([ThreadWorker(OpenIndex(index))], settings, metrics.batch_answered)
     metrics.watch(engine)
-    return _app(engine, settings, metrics, lambda: [summary(None, index.manifest, loaded=True)])
+    return _app(engine, settings, metrics, lambda: [summary(None, index.manifest, loaded=True)], no_name)
 
 
 def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
@@ -64,7 +64,8 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
     metrics, jobs = Metrics(), JobRunner(hosted)
     engine = Engine(workers, settings, metrics.batch_answered)
     metrics.watch(engine, hosted, jobs)
-    return _app(engine, settings, metrics, partial(summaries, hosted, engine.states), jobs)
+    names = {index.name: index for index in hosted}
+    return _app(engine, settings, metrics, partial(summaries, hosted, engine.states), partial(known_name, names), jobs)
 
 
 def _workers(hosted: list[Hosted], settings: Settings) -> Sequence[Worker]:
@@ -84,6 +85,7 @@ def _app(
     settings: Settings,
     metrics: Metrics,
     summaries: Summaries,
+    index_name: Callable[[str | None], str | None],
     jobs: JobRunner | None = None,
 ) -> FastAPI:
     tracing = tracer_provider(settings.otel_endpoint)
@@ -100,6 +102,7 @@ def _app(
     app.state.engine, app.state.jobs, app.state.ready = engine, jobs, False
     app.state.streams = OpenStreams()
     app.state.metrics, app.state.tracer_provider, app.state.summaries = metrics, tracing, summaries
+    app.state.index_name = index_name  # by which work waits, for one that a request names or leaves out
     add_middlewares(app, settings, metrics)
     add_problem_handlers(app)
     job_routers = [] if jobs is None else [job_routes.router]
@@ -141,8 +144,9 @@ async def _warm_up(app: FastAPI, engine: Engine) -> None:
     service runs.
     """
     warm: set[int] = set()
+    work = Work(app.state.index_name(None), warm_up, internal=True)
     while len(warm) < len(engine.workers):
-        tries = [engine.run(Work(None, warm_up)) for _ in engine.workers]
+        tries = [engine.run(work) for _ in engine.workers]
         outcomes = await asyncio.gather(*tries, return_exceptions=True)
         warm.update(outcome for outcome in outcomes if isinstance(outcome, int))
         if engine.draining:
@@ -150,7 +154,8 @@ async def _warm_up(app: FastAPI, engine: Engine) -> None:
         failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         if failures:
             cause = failures[0].__cause__ or failures[0]
-            _log.error("not ready, and trying again every %d s: the first query failed: %s", _TRY_AGAIN_SECONDS, cause)
+            text = str(cause) or type(cause).__name__
+            _log.error("not ready, and trying again every %d s: the first query failed: %s", _TRY_AGAIN_SECONDS, text)
         await asyncio.sleep(_TRY_AGAIN_SECONDS if failures else 0.05)
     app.state.ready = True
     _log.info("ready")

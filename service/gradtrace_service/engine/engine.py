@@ -109,7 +109,7 @@ class Engine:
             WorkerLostError: two processes ended while they computed the answer.
             WorkFailedError: the work raised anything else.
         """
-        self._refuse_or_accept(work.client)
+        self._refuse_or_accept(work)
         settings, answer = self.settings, asyncio.get_running_loop().create_future()
         waiting = Waiting(work, answer, time.perf_counter() + settings.deadline_seconds, correlation_id.get())
         self._in_flight[work.client] += 1
@@ -124,12 +124,14 @@ class Engine:
             self._queue.discard(waiting)
             self._in_flight -= Counter((work.client,))  # leaves out who has none
 
-    def _refuse_or_accept(self, client: str) -> None:
+    def _refuse_or_accept(self, work: Work[Any]) -> None:
         if self.draining:
             raise DrainingError
         if self.hung:
             raise WorkerHungError
-        if self.settings.max_in_flight is not None and self._in_flight[client] >= self.settings.max_in_flight:
+        if work.internal:
+            return
+        if self.settings.max_in_flight is not None and self._in_flight[work.client] >= self.settings.max_in_flight:
             raise ClientBusyError
         if self.waiting >= self.settings.queue_size:
             raise QueueFullError

@@ -24,6 +24,7 @@ from gradtrace_service.engine.workers import Report, Timed, Worker, WorkerEndedE
 
 _START_AGAIN_SECONDS = 2.0  # after a process that ended while it started
 _END_SECONDS = 5.0
+_GROWTH = 1.1  # of a process that needs more than the limit, until it is replaced
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class ProcessWorker(Worker):
 
     Args:
         indexes: makes those of the process, in it.
-        memory_limit: bytes of resident memory above which the process is replaced after a batch.
+        memory_limit: bytes of resident memory above which the process is replaced after a batch, unless its indexes need it.
     """
 
     replaceable = True
@@ -54,6 +55,7 @@ class ProcessWorker(Worker):
         self._pipe: socket.socket | None = None  # the connection, so that another thread can shut it down
         self._started: Any = None  # `_process` as multiprocessing knows it
         self._states: dict[str, bool | None] = {}
+        self._needed: dict[frozenset[str], int] = {}  # memory after the first answer with these indexes open
         self._closed = threading.Event()
 
     @property
@@ -131,7 +133,22 @@ class ProcessWorker(Worker):
         return self._connection.recv()
 
     def _replace_if_large(self, reply: Report) -> None:
-        if self.memory_limit is not None and reply.memory > self.memory_limit:
+        """A process that has just opened its indexes and answered needs what it holds: another would hold as much."""
+        if self.memory_limit is None:
+            return
+        indexes = frozenset(name for name, is_open in reply.states.items() if is_open)
+        if indexes not in self._needed:
+            if all(isinstance(outcome, Exception) for outcome in reply.outcomes):
+                return  # nothing was computed yet
+            self._needed[indexes] = reply.memory
+            if reply.memory > self.memory_limit:
+                _log.warning(
+                    "worker process %s holds %d MB after its first answer, more than worker_memory_limit_mb: raise "
+                    "that; the process is replaced when it has grown by a tenth",
+                    self.pid,
+                    reply.memory >> 20,
+                )
+        elif reply.memory > max(self.memory_limit, self._needed[indexes] * _GROWTH):
             _log.warning(
                 "worker process %s holds %d MB, more than worker_memory_limit_mb: it is replaced",
                 self.pid,
@@ -144,7 +161,7 @@ class ProcessWorker(Worker):
         if self._connection is not None:
             self._connection.close()
         self._connection = self._pipe = self._process = None
-        self._states = {}
+        self._states, self._needed = {}, {}
 
     def end(self) -> None:
         process, pipe = self._process, self._pipe
