@@ -188,7 +188,7 @@ class Engine:
         took = time.perf_counter() - started
         self._queue.charge(batch, took)
         self._sizes.note(batch, took, half(self.settings.deadline_seconds))
-        answered = []
+        answered: list[tuple[Waiting, Outcome]] = []
         for waiting, outcome in reversed(list(zip(batch, outcomes, strict=True))):
             if outcome is not _AGAIN and outcome is not _AFTER_OTHERS:
                 answered.insert(0, (waiting, outcome))

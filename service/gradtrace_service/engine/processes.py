@@ -40,7 +40,8 @@ class ProcessWorker(Worker):
 
     Args:
         indexes: makes those of the process, in it.
-        memory_limit: bytes of resident memory above which the process is replaced after a batch, unless its indexes need it.
+        memory_limit: bytes of resident memory above which the process is replaced after a batch, unless its indexes
+            need as much.
     """
 
     replaceable = True
