@@ -70,7 +70,7 @@ class Simulated:
                 later = self._arrivals[0][0] if self._arrivals else until
                 self.now = min(later, self.now + patience) if patience > 0 else later
                 continue
-            self._compute(self._queue.take(BATCH))
+            self._compute(self._queue.take(lambda _: BATCH))
 
     def _compute(self, batch: list[Waiting]) -> None:
         (index,) = {str(waiting.work.index) for waiting in batch}
@@ -134,7 +134,7 @@ def test_names_of_indexes_that_callers_make_up_are_forgotten(loop: asyncio.Abstr
     for number in range(5_000):
         waiting = Waiting(Work(f"{number}", handler), loop.create_future(), float("inf"))
         queue.add(waiting)
-        queue.charge(queue.take(BATCH), 0.01)
+        queue.charge(queue.take(lambda _: BATCH), 0.01)
     assert len(queue._indexes) < 2_000
     assert len(queue) == 0
 

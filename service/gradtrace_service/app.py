@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -22,9 +22,9 @@ from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.middlewares import add_middlewares, guarded
 from gradtrace_service.http.problems import add_problem_handlers
 from gradtrace_service.http.streams import OpenStreams
-from gradtrace_service.indexes.catalog import Catalog, Hosted
+from gradtrace_service.indexes.catalog import Catalog, Hosted, known_name
 from gradtrace_service.indexes.jobs import JobRunner
-from gradtrace_service.indexes.open_index import OpenIndex
+from gradtrace_service.indexes.open_index import OpenIndex, no_name
 from gradtrace_service.indexes.summaries import Summaries, summaries, summary
 from gradtrace_service.ops.audit import AuditLog
 from gradtrace_service.ops.logs import log_config
@@ -48,7 +48,7 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     engine = Engine([ThreadWorker(OpenIndex(index))], settings, metrics.batch_answered)
     metrics.watch(engine)
     audit = AuditLog(settings.audit_log)
-    return _app(engine, settings, metrics, lambda: [summary(None, index.manifest, loaded=True)], audit)
+    return _app(engine, settings, metrics, lambda: [summary(None, index.manifest, loaded=True)], no_name, audit)
 
 
 def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
@@ -66,7 +66,8 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
         metrics, jobs = Metrics(), JobRunner(hosted)
         engine = Engine(workers, settings, metrics.batch_answered)
         metrics.watch(engine, hosted, jobs)
-        return _app(engine, settings, metrics, partial(summaries, hosted, engine.states), audit, jobs)
+        index_name = partial(known_name, {index.name: index for index in hosted})
+        return _app(engine, settings, metrics, partial(summaries, hosted, engine.states), index_name, audit, jobs)
     except BaseException:  # a worker process that is left would keep the program from ending
         audit.close()
         for worker in workers:
@@ -91,6 +92,7 @@ def _app(
     settings: Settings,
     metrics: Metrics,
     summaries: Summaries,
+    index_name: Callable[[str | None], str | None],
     audit: AuditLog,
     jobs: JobRunner | None = None,
 ) -> FastAPI:
@@ -108,6 +110,7 @@ def _app(
     app.state.engine, app.state.jobs, app.state.ready = engine, jobs, False
     app.state.streams = OpenStreams()
     app.state.metrics, app.state.tracer_provider, app.state.summaries = metrics, tracing, summaries
+    app.state.index_name = index_name  # by which work waits, for one that a request names or leaves out
     add_middlewares(app, settings, metrics)
     add_problem_handlers(app)
     job_routers = [] if jobs is None else [job_routes.router]
@@ -149,8 +152,9 @@ async def _warm_up(app: FastAPI, engine: Engine) -> None:
     service runs.
     """
     warm: set[int] = set()
+    work = Work(app.state.index_name(None), warm_up, internal=True)
     while len(warm) < len(engine.workers):
-        tries = [engine.run(Work(None, warm_up)) for _ in engine.workers]
+        tries = [engine.run(work) for _ in engine.workers]
         outcomes = await asyncio.gather(*tries, return_exceptions=True)
         warm.update(outcome for outcome in outcomes if isinstance(outcome, int))
         if engine.draining:
@@ -158,7 +162,8 @@ async def _warm_up(app: FastAPI, engine: Engine) -> None:
         failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         if failures:
             cause = failures[0].__cause__ or failures[0]
-            _log.error("not ready, and trying again every %d s: the first query failed: %s", _TRY_AGAIN_SECONDS, cause)
+            text = str(cause) or type(cause).__name__
+            _log.error("not ready, and trying again every %d s: the first query failed: %s", _TRY_AGAIN_SECONDS, text)
         await asyncio.sleep(_TRY_AGAIN_SECONDS if failures else 0.05)
     app.state.ready = True
     _log.info("ready")
@@ -167,4 +172,7 @@ async def _warm_up(app: FastAPI, engine: Engine) -> None:
 async def _refresh(engine: Engine) -> None:
     while True:
         await asyncio.sleep(_REFRESH_SECONDS)
-        await engine.refresh()
+        try:
+            await engine.refresh()
+        except Exception:  # the next look may succeed, and nobody else would look
+            _log.exception("the workers could not be asked for the states of their indexes; they are asked again")

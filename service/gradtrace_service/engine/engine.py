@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 from asgi_correlation_id import correlation_id
 
 from gradtrace_service.engine.fair_queue import FairQueue, Waiting
-from gradtrace_service.engine.retries import leave_alone, longest_pass
+from gradtrace_service.engine.retries import BatchSizes, half, leave_alone, longest_pass
 from gradtrace_service.engine.work import REFUSALS, NotOpenYetError, Outcome, Work
 from gradtrace_service.engine.workers import Worker, WorkerEndedError
 from gradtrace_service.settings import DEFAULTS, Settings
@@ -83,7 +83,7 @@ class Engine:
         self.settings = settings
         self.workers, self._observer = workers, observer
         self._idle = list(workers)
-        self._queue = FairQueue()
+        self._queue, self._sizes = FairQueue(), BatchSizes(settings.batch_size)
         self._in_flight: Counter[str] = Counter()
         self._running: set[asyncio.Task[None]] = set()
         self._paused: dict[Worker, dict[str | None, float]] = {worker: {} for worker in workers}
@@ -109,7 +109,7 @@ class Engine:
             WorkerLostError: two processes ended while they computed the answer.
             WorkFailedError: the work raised anything else.
         """
-        self._refuse_or_accept(work.client)
+        self._refuse_or_accept(work)
         settings, answer = self.settings, asyncio.get_running_loop().create_future()
         waiting = Waiting(work, answer, time.perf_counter() + settings.deadline_seconds, correlation_id.get())
         self._in_flight[work.client] += 1
@@ -121,14 +121,17 @@ class Engine:
         except asyncio.TimeoutError:
             raise DeadlineError from None
         finally:
+            self._queue.discard(waiting)
             self._in_flight -= Counter((work.client,))  # leaves out who has none
 
-    def _refuse_or_accept(self, client: str) -> None:
+    def _refuse_or_accept(self, work: Work[Any]) -> None:
         if self.draining:
             raise DrainingError
         if self.hung:
             raise WorkerHungError
-        if self.settings.max_in_flight is not None and self._in_flight[client] >= self.settings.max_in_flight:
+        if work.internal:
+            return
+        if self.settings.max_in_flight is not None and self._in_flight[work.client] >= self.settings.max_in_flight:
             raise ClientBusyError
         if self.waiting >= self.settings.queue_size:
             raise QueueFullError
@@ -159,7 +162,7 @@ class Engine:
             if self.settings.batch_wait_ms:
                 await asyncio.sleep(self.settings.batch_wait_ms / 1000.0)
             await self._wait_for_those_behind(worker)
-            batch = self._queue.take(self.settings.batch_size, self._pauses(worker))
+            batch = self._queue.take(self._sizes.of, self._pauses(worker))
             if batch:
                 await self._compute(worker, batch)
             await self._start(worker)
@@ -184,12 +187,13 @@ class Engine:
         self.computing -= len(batch)  # not where the loop is closed meanwhile: the worker computes on
         took = time.perf_counter() - started
         self._queue.charge(batch, took)
-        again = [waiting for waiting, outcome in zip(batch, outcomes, strict=True) if outcome is _AGAIN]
-        for waiting in reversed(again):
-            self._queue.add(waiting, first=True)
-        answered = [
-            (waiting, outcome) for waiting, outcome in zip(batch, outcomes, strict=True) if outcome is not _AGAIN
-        ]
+        self._sizes.note(batch, took, half(self.settings.deadline_seconds))
+        answered: list[tuple[Waiting, Outcome]] = []
+        for waiting, outcome in reversed(list(zip(batch, outcomes, strict=True))):
+            if outcome is not _AGAIN and outcome is not _AFTER_OTHERS:
+                answered.insert(0, (waiting, outcome))
+            elif not waiting.answer.done():
+                self._queue.add(waiting, first=outcome is _AGAIN)
         for waiting, outcome in answered:
             if not waiting.answer.done():
                 _settle(waiting.answer, outcome)
@@ -200,7 +204,8 @@ class Engine:
             )
 
     async def _outcomes(self, worker: Worker, batch: list[Waiting]) -> list[Outcome]:
-        """An outcome for each request, or _AGAIN."""
+        """An outcome for each request, or _AGAIN, or _AFTER_OTHERS."""
+        started = time.perf_counter()
         works = [(waiting.work, waiting.arrived) for waiting in batch]
         computing = asyncio.get_running_loop().run_in_executor(worker.thread, worker.answer, works)
         in_time, _ = await asyncio.wait(
@@ -211,7 +216,7 @@ class Engine:
         try:
             outcomes = (await computing).outcomes
         except WorkerEndedError:
-            return self._after_loss(batch, late=not in_time)
+            return self._after_loss(batch, not in_time, time.perf_counter() - started)
         except Exception as error:  # what was asked cannot be sent to the process
             return [error] * len(batch)
         finally:
@@ -233,15 +238,18 @@ class Engine:
         for waiting in self._queue:
             waiting.answer.set_exception(WorkerHungError())
 
-    def _after_loss(self, batch: list[Waiting], late: bool) -> list[Outcome]:
+    def _after_loss(self, batch: list[Waiting], late: bool, took: float) -> list[Outcome]:
         """The outcomes of requests whose worker process ended. late: because they were computed for too long"""
         if not late:
             ids = ", ".join(str(waiting.request_id) for waiting in batch)
             _log.error("a worker process ended and is replaced; its requests: %s", ids)
         if len(batch) == 1 and late:
-            return [DeadlineError()]
+            if batch[0].patience is None:
+                return [DeadlineError()]
+            batch[0].patience = None  # it has the rest of its time, once others had theirs
+            return [_AFTER_OTHERS]
         lost_before = [waiting.losses for waiting in batch]
-        leave_alone(batch, late)
+        leave_alone(batch, late, took)
         if len(batch) == 1 and lost_before[0]:
             return [WorkerLostError()]
         return [_AGAIN] * len(batch)
@@ -256,16 +264,25 @@ class Engine:
         return merged
 
     async def refresh(self) -> None:
-        """Ask the processes that have nothing to do for the states of their indexes."""
-        for worker in [worker for worker in self._idle if worker.ready and worker.replaceable]:
-            self._idle.remove(worker)
-            try:
-                with suppress(WorkerEndedError):
-                    await asyncio.get_running_loop().run_in_executor(worker.thread, worker.answer, [])
-                await self._start(worker)
-            finally:
-                self._idle.append(worker)
-                self._dispatch()
+        """Ask the processes that have nothing to do for the states of their indexes. One that hangs is replaced."""
+        for worker in self.workers:
+            if worker in self._idle and worker.ready and worker.replaceable:
+                self._idle.remove(worker)
+                try:
+                    await self._look_at(worker)
+                finally:
+                    self._idle.append(worker)
+                    self._dispatch()
+
+    async def _look_at(self, worker: Worker) -> None:
+        asked = asyncio.get_running_loop().run_in_executor(worker.thread, worker.answer, [])
+        in_time, _ = await asyncio.wait([asked], timeout=half(self.settings.deadline_seconds))
+        if not in_time:
+            _log.error("a worker process that had nothing to do is ended and replaced: it does not answer")
+            worker.end()
+        with suppress(WorkerEndedError):
+            await asked
+        await self._start(worker)
 
     def close(self) -> None:
         """Drop the queue, and end the workers. A thread that is still busy after draining is not waited for."""
@@ -277,7 +294,7 @@ class Engine:
             worker.close(wait=not self.computing)
 
 
-_AGAIN = object()
+_AGAIN, _AFTER_OTHERS = object(), object()  # before, or after, what its client asked later
 
 
 def _settle(answer: asyncio.Future[Any], outcome: Outcome) -> None:

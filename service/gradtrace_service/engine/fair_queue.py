@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +45,9 @@ class Waiting:
     losses: int = 0
 
 
+_Flow = OrderedDict[Waiting, None]  # in which any request can be found, and removed, at once
+
+
 class _Shares:
     """Virtual times, in seconds."""
 
@@ -75,7 +78,7 @@ class _Shares:
 class _IndexQueue:
     """flows: of each client, in order of arrival; none is empty.  pass_seconds: of the last pass, 0 before any"""
 
-    flows: dict[str, deque[Waiting]] = field(default_factory=dict)
+    flows: dict[str, _Flow] = field(default_factory=dict)
     clients: _Shares = field(default_factory=_Shares)
     pass_seconds: float = 0.0
     answered: float = -_RETURN_SECONDS  # when the last pass ended
@@ -85,7 +88,7 @@ class _IndexQueue:
 
     def remove(self, waiting: Waiting) -> None:
         flow = self.flows[waiting.work.client]
-        flow.remove(waiting)
+        del flow[waiting]
         if not flow:
             del self.flows[waiting.work.client]
 
@@ -121,16 +124,25 @@ class FairQueue:
             self._shares.join(index)
         if client not in queue.flows:
             queue.clients.join(client)
-        flow = queue.flows.setdefault(client, deque())
-        flow.appendleft(waiting) if first else flow.append(waiting)
+        flow = queue.flows.setdefault(client, OrderedDict())
+        flow[waiting] = None
+        if first:
+            flow.move_to_end(waiting, last=False)
+
+    def discard(self, waiting: Waiting) -> None:
+        """Forget a request, if it is still here. Its caller went away, and no worker may be free for long."""
+        queue = self._indexes.get(waiting.work.index)
+        if queue is not None and waiting in queue.flows.get(waiting.work.client, ()):
+            queue.remove(waiting)
 
     def has_turn(self, paused: Collection[str | None] = ()) -> bool:
         """Whether `take` would give something."""
         return self._next(paused) is not _NOBODY
 
-    def take(self, size: int, paused: Collection[str | None] = ()) -> list[Waiting]:
-        """Remove the request whose turn it is, and those that can be answered with it, up to `size` queries in all.
+    def take(self, size: Callable[[Work[Any]], int], paused: Collection[str | None] = ()) -> list[Waiting]:
+        """Remove the request whose turn it is, and those that can be answered with it.
 
+        size: for the former, the queries of all of them at most
         paused: indexes that are passed over
         """
         index = self._next(paused)
@@ -177,12 +189,12 @@ class FairQueue:
 _NOBODY = object()
 
 
-def _batch(flows: list[deque[Waiting]], size: int) -> list[Waiting]:
+def _batch(flows: list[_Flow], size: Callable[[Work[Any]], int]) -> list[Waiting]:
     """The first of the first flow, and in turn from each flow others of its kind while they fit."""
-    first = flows[0][0]
+    first = next(iter(flows[0]))
     if first.alone or first.work.kind is None:
         return [first]
-    batch, room = [first], size - first.work.size
+    batch, room = [first], size(first.work) - first.work.size
     of_kind = [
         deque(one for one in flow if one is not first and not one.alone and one.work.kind == first.work.kind)
         for flow in flows

@@ -8,11 +8,12 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
 import psutil
@@ -23,6 +24,7 @@ from gradtrace_service.engine.workers import Report, Timed, Worker, WorkerEndedE
 
 _START_AGAIN_SECONDS = 2.0  # after a process that ended while it started
 _END_SECONDS = 5.0
+_GROWTH = 1.1  # of a process that needs more than the limit, until it is replaced
 
 _log = logging.getLogger(__name__)
 
@@ -31,12 +33,15 @@ class ProcessWorker(Worker):
     """Computes in a process with indexes of its own; the stored rows are mapped from the same memory, but each process
     has its own copy of what `ProgressiveSearcher` holds.
 
-    The two talk over a pipe that nobody else holds: however the process ends, and in the midst of whatever, this end
-    is told. (A queue that several processes share can be left locked, or with half a message, by one that is killed.)
+    The two talk over a pipe: however the process ends, and in the midst of whatever, this end is told. (A queue that
+    several processes share can be left locked, or with half a message, by one that is killed.) Processes that a task
+    forks hold the pipe, too, and may live on, so the end of the process is told by its sentinel, and `end` shuts the
+    pipe down. They are of the worker's process group, and end with it.
 
     Args:
         indexes: makes those of the process, in it.
-        memory_limit: bytes of resident memory above which the process is replaced after a batch.
+        memory_limit: bytes of resident memory above which the process is replaced after a batch, unless its indexes
+            need as much.
     """
 
     replaceable = True
@@ -48,7 +53,10 @@ class ProcessWorker(Worker):
         self._arguments, self.memory_limit = (indexes, log_config), memory_limit
         self._process: psutil.Process | None = None
         self._connection: Connection[Any, Any] | None = None
+        self._pipe: socket.socket | None = None  # the connection, so that another thread can shut it down
+        self._started: Any = None  # `_process` as multiprocessing knows it
         self._states: dict[str, bool | None] = {}
+        self._needed: dict[frozenset[str], int] = {}  # memory after the first answer with these indexes open
         self._closed = threading.Event()
 
     @property
@@ -76,13 +84,14 @@ class ProcessWorker(Worker):
     def _begin(self) -> None:
         context = _context()
         self._connection, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, *self._arguments), name="gradtrace-worker")
-        process.start()
+        self._pipe = socket.fromfd(self._connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
+        self._started = context.Process(target=_work, args=(theirs, *self._arguments), name="gradtrace-worker")
+        self._started.start()
         theirs.close()
-        self._process = psutil.Process(process.pid)
+        self._process = psutil.Process(self._started.pid)
         if self._closed.is_set():
             self.end()
-        self._connection.recv()  # it is ready
+        self._receive()  # it is ready
 
     def open_default(self) -> None:
         try:
@@ -109,7 +118,7 @@ class ProcessWorker(Worker):
             if self._connection is None:
                 raise EOFError
             self._connection.send(message)
-            return self._connection.recv()
+            return self._receive()
         except (EOFError, OSError):
             self._lose()
             raise WorkerEndedError from None
@@ -117,8 +126,30 @@ class ProcessWorker(Worker):
             self._lose()
             raise
 
+    def _receive(self) -> Any:
+        """What the process sends next. Raises EOFError or OSError if it ended."""
+        assert self._connection is not None
+        if self._connection not in wait([self._connection, self._started.sentinel]):
+            raise EOFError
+        return self._connection.recv()
+
     def _replace_if_large(self, reply: Report) -> None:
-        if self.memory_limit is not None and reply.memory > self.memory_limit:
+        """A process that has just opened its indexes and answered needs what it holds: another would hold as much."""
+        if self.memory_limit is None:
+            return
+        indexes = frozenset(name for name, is_open in reply.states.items() if is_open)
+        if indexes not in self._needed:
+            if all(isinstance(outcome, Exception) for outcome in reply.outcomes):
+                return  # nothing was computed yet
+            self._needed[indexes] = reply.memory
+            if reply.memory > self.memory_limit:
+                _log.warning(
+                    "worker process %s holds %d MB after its first answer, more than worker_memory_limit_mb: raise "
+                    "that; the process is replaced when it has grown by a tenth",
+                    self.pid,
+                    reply.memory >> 20,
+                )
+        elif reply.memory > max(self.memory_limit, self._needed[indexes] * _GROWTH):
             _log.warning(
                 "worker process %s holds %d MB, more than worker_memory_limit_mb: it is replaced",
                 self.pid,
@@ -130,14 +161,19 @@ class ProcessWorker(Worker):
         self.end()
         if self._connection is not None:
             self._connection.close()
-        self._connection = self._process = None
-        self._states = {}
+        self._connection = self._pipe = self._process = None
+        self._states, self._needed = {}, {}
 
     def end(self) -> None:
-        process = self._process
+        process, pipe = self._process, self._pipe
         if process is not None:
             with suppress(psutil.NoSuchProcess):
                 process.kill()  # psutil makes sure that the id is not that of another process by now
+            with suppress(ProcessLookupError, PermissionError):  # of a group that is gone, or that never was
+                os.killpg(process.pid, signal.SIGKILL)
+        if pipe is not None:
+            with suppress(OSError), pipe:  # it is closed already, or the process has closed its end
+                pipe.shutdown(socket.SHUT_RDWR)
 
     def close(self, wait: bool) -> None:
         self._closed.set()
@@ -167,6 +203,7 @@ def _pickled(work: Work[Any], arrived: float) -> bytes | QueryError:
 
 def _work(connection: Connection[Any, Any], indexes: Callable[[], Indexes], log_config: dict[str, Any]) -> None:
     """The process: answers batches until the service closes its end, or ends."""
+    os.setsid()  # a process group of its own, for what a task forks
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C, and a supervisor's SIGTERM, may reach the whole group; the
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # service ends its workers itself, when all is answered
     logging.config.dictConfig(log_config)
@@ -195,7 +232,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)  # with what a task forked
 
 
 def _portable(outcome: Outcome) -> Outcome:

@@ -76,6 +76,7 @@ class Work(Generic[T]):
     size: queries in the request
     kind: works of equal kind can be answered together; None: alone
     client: who asks, for a fair share among those who do
+    internal: the service itself asks, which the limits on waiting requests are not for
     """
 
     index: str | None
@@ -84,6 +85,7 @@ class Work(Generic[T]):
     size: int = 1
     kind: Hashable = None
     client: str = ""
+    internal: bool = False
 
 
 def each_alone(answer: Callable[[Index, Any, float], T]) -> Handler[T]:

@@ -50,9 +50,9 @@ class _TimedEngine:
         self._client: str = request.state.caller
 
     async def run(self, work: Work[T]) -> T:
-        """As `Engine.run`."""
+        """As `Engine.run`. Raises FieldError, too, where no index has the name: made-up names do not wait."""
         engine: Engine = self._state.engine
-        answer = await engine.run(replace(work, client=self._client))
+        answer = await engine.run(replace(work, index=self._state.index_name(work.index), client=self._client))
         timing = getattr(answer, "timing_ms", None)
         if timing is not None:
             self._headers["Server-Timing"] = server_timing(timing)

@@ -8,6 +8,12 @@ from gradtrace_service.engine.work import IndexUnavailableError
 from gradtrace_service.errors import FieldError
 
 
+def no_name(name: str | None) -> None:
+    """Raises FieldError for a name: the only index has none."""
+    if name is not None:
+        raise FieldError("index", f"there is no index {name!r}; this service has one, without a name: leave it out")
+
+
 class OpenIndex:
     """One open index, whose generation does not change. Once a file of it was written to, it answers nothing any more:
     what was computed from the file meanwhile may be kept in the index, also after the file is right again."""
@@ -18,8 +24,7 @@ class OpenIndex:
         self._written: list[str] = []
 
     def get(self, name: str | None) -> Index:
-        if name is not None:
-            raise FieldError("index", f"there is no index {name!r}; this service has one, without a name: leave it out")
+        no_name(name)
         self.check(name, self._index)
         return self._index
 
