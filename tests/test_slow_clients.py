@@ -107,6 +107,20 @@ def test_a_slow_body_that_arrives_in_time_is_answered(address: Address, monkeypa
         assert connection.recv(1 << 20).startswith(b"HTTP/1.1 200")
 
 
+def test_many_bytes_at_once_buy_no_time(address: Address) -> None:
+    with socket.create_connection(address, timeout=60) as connection:
+        connection.sendall(HEAD % (8 << 20) + b" " * (4 << 20))
+        assert read_to_the_end(connection).startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_that_goes_on_arriving_is_not_waited_for_without_end(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_reading, "PATIENCE_SECONDS", 600.0)
+    monkeypatch.setattr(request_reading, "_LONGEST_SECONDS", 1.0)
+    assert trickle(address, HEAD % 60_000 + b" " * 60_000, pause=0.01).startswith(b"HTTP/1.1 408")
+
+
 def test_the_proxy_passes_questions_and_answers_on(proxy: Address) -> None:
     url = "http://{}:{}".format(*proxy)
     answer = httpx.post(f"{url}/influence", json={"query_rows": [0], "k": 2}, headers={"X-Request-ID": "mine"})
