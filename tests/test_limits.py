@@ -8,6 +8,7 @@ import logging
 import resource
 import shutil
 import socket
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -24,7 +25,7 @@ from gradtrace_client.request_schemas import MAX_CHECKPOINTS, MAX_COLUMNS, MAX_R
 from gradtrace_client.service_schemas import MAX_PROBLEMS, Problem
 from gradtrace_service.answers import questions
 from gradtrace_service.app import create_app, create_service
-from gradtrace_service.http import body_room, connections, request_reading
+from gradtrace_service.http import body_room, connections, request_reading, watched_connections
 from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.http.streams import OpenStreams
 from gradtrace_service.indexes.catalog import Hosted
@@ -36,6 +37,7 @@ from test_security import chunk, png_of
 ASKED = {"query_rows": [3], "k": 2}
 JSON = {"Content-Type": "application/json"}
 MOST_BYTES = 20_000  # of a problem document
+HEAD = b"POST /influence HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 Address = tuple[str, int]
 
 
@@ -279,7 +281,8 @@ def test_at_the_limit_the_idlest_connection_makes_room(narrow: str) -> None:
         assert idle[0].recv(1) == b""
 
 
-def test_where_all_connections_are_busy_a_further_one_is_told(narrow: str) -> None:
+def test_where_all_connections_are_busy_a_further_one_is_told(narrow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched_connections, "STALLED_SECONDS", 600.0)
     begun = b"POST /influence HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
     with ExitStack() as opened:
         for _ in range(4):
@@ -290,6 +293,23 @@ def test_where_all_connections_are_busy_a_further_one_is_told(narrow: str) -> No
         assert refusal.headers["connection"] == "close"
         assert "connections" in Problem.model_validate_json(refusal.content).detail
     wait_until(lambda: httpx.get(f"{narrow}/healthz").status_code == 200)
+
+
+BUNDLE = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("content", [BUNDLE * 9, HEAD % 100 + b"{"], ids=["unread", "unfinished"])
+def test_clients_that_do_nothing_make_room(narrow: str, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(watched_connections, "STALLED_SECONDS", 0.2)
+    monkeypatch.setattr(request_reading, "PATIENCE_SECONDS", 600.0)
+    with ExitStack() as opened:
+        for _ in range(4):
+            connection = opened.enter_context(closing(socket.socket()))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(address(narrow))
+            connection.sendall(content)
+        time.sleep(1)  # until they are being answered
+        wait_until(lambda: httpx.get(f"{narrow}/healthz").status_code == 200, 60)
 
 
 def test_no_more_connections_are_promised_than_files_can_be_opened() -> None:
