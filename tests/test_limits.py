@@ -8,6 +8,7 @@ import logging
 import resource
 import shutil
 import socket
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -24,7 +25,8 @@ from gradtrace_client.request_schemas import MAX_CHECKPOINTS, MAX_COLUMNS, MAX_R
 from gradtrace_client.service_schemas import MAX_PROBLEMS, Problem
 from gradtrace_service.answers import questions
 from gradtrace_service.app import create_app, create_service
-from gradtrace_service.http import body_room, connections
+from gradtrace_service.http import body_room, connections, request_reading, watched_connections
+from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.http.streams import OpenStreams
 from gradtrace_service.indexes.catalog import Hosted
 from gradtrace_service.ops.logs import FewOfAKind
@@ -35,6 +37,7 @@ from test_security import chunk, png_of
 ASKED = {"query_rows": [3], "k": 2}
 JSON = {"Content-Type": "application/json"}
 MOST_BYTES = 20_000  # of a problem document
+HEAD = b"POST /influence HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 Address = tuple[str, int]
 
 
@@ -147,16 +150,15 @@ def test_each_address_takes_what_its_bodies_can_mean(digits_index: DigitsRun) ->
 
 
 def test_bodies_that_are_held_leave_room(digits_index: DigitsRun) -> None:
-    """Beside bodies that are still arriving, a large one is refused, and a small one is not."""
+    """Beside a body that is still arriving, a large one is refused, and a small one is not."""
     settings = Settings(max_body_mb=1)
     head = b"POST /influence HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    bodies = [b'"' + b"," * ((1 << 20) - 100), *[b'"' + b" " * ((1 << 20) - 100)] * 3]  # a value takes 32 bytes
+    body = b'"' + b"," * ((1 << 20) - 100)  # a value takes 32 bytes: it fills what one caller may hold
     with serving_when_ready(create_app(digits_index.open(), settings)) as url, ExitStack() as held:
         large = {"example": {"image": " " * 900_000}}
         assert httpx.post(f"{url}/influence", json=large).status_code == 422
-        for body in bodies:
-            connection = held.enter_context(closing(socket.create_connection(address(url), timeout=60)))
-            connection.sendall(head % (1 << 20) + body)
+        connection = held.enter_context(closing(socket.create_connection(address(url), timeout=60)))
+        connection.sendall(head % (1 << 20) + body)
         wait_until(lambda: httpx.post(f"{url}/influence", json=large).status_code == 503)
         busy = httpx.post(f"{url}/influence", json=large)
         assert busy.headers["retry-after"]
@@ -164,6 +166,35 @@ def test_bodies_that_are_held_leave_room(digits_index: DigitsRun) -> None:
         assert httpx.post(f"{url}/influence", json=ASKED).status_code == 200
         held.close()
         wait_until(lambda: httpx.post(f"{url}/influence", json=large).status_code == 422)
+
+
+def test_one_caller_leaves_room_for_the_bodies_of_others(
+    digits_index: DigitsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_reading, "PATIENCE_SECONDS", 600.0)
+    keys = tmp_path / "keys"
+    held_key, other_key = add_key(keys, "holds", [Scope.query]), add_key(keys, "asks", [Scope.query])
+    head = b"POST /influence HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n"
+    large = {"example": {"image": " " * 900_000}}
+    with serving_when_ready(create_app(digits_index.open(), Settings(api_key_file=keys))) as url, ExitStack() as held:
+
+        def status(key: str) -> int:
+            headers = {"Authorization": f"Bearer {key}"}
+            return httpx.post(f"{url}/influence", json=large, headers=headers, timeout=120).status_code
+
+        for _ in range(3):
+            connection = held.enter_context(closing(socket.create_connection(address(url), timeout=60)))
+            connection.sendall(head % (held_key.encode(), 16 << 20) + b" " * ((16 << 20) - 1000))
+        wait_until(lambda: status(held_key) == 503)
+        assert status(other_key) == 422
+
+
+@pytest.mark.parametrize("max_bytes", [1, 1 << 20, 16 << 20, 1 << 30])
+def test_any_body_finds_room(max_bytes: int) -> None:
+    room, largest = body_room.BodyRoom(max_bytes, frozenset(["/influence"])), body_room.Contents("key a")
+    values = min(max_bytes, body_room.MAX_VALUES)
+    room.take(largest, b"," * values + bytes(min(max_bytes, 64 << 20) - values))
+    room.give_back(largest)
 
 
 def test_profiles_of_many_images_are_not_unpacked(url: str) -> None:
@@ -250,7 +281,8 @@ def test_at_the_limit_the_idlest_connection_makes_room(narrow: str) -> None:
         assert idle[0].recv(1) == b""
 
 
-def test_where_all_connections_are_busy_a_further_one_is_told(narrow: str) -> None:
+def test_where_all_connections_are_busy_a_further_one_is_told(narrow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched_connections, "STALLED_SECONDS", 600.0)
     begun = b"POST /influence HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
     with ExitStack() as opened:
         for _ in range(4):
@@ -261,6 +293,23 @@ def test_where_all_connections_are_busy_a_further_one_is_told(narrow: str) -> No
         assert refusal.headers["connection"] == "close"
         assert "connections" in Problem.model_validate_json(refusal.content).detail
     wait_until(lambda: httpx.get(f"{narrow}/healthz").status_code == 200)
+
+
+BUNDLE = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("content", [BUNDLE * 9, HEAD % 100 + b"{"], ids=["unread", "unfinished"])
+def test_clients_that_do_nothing_make_room(narrow: str, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(watched_connections, "STALLED_SECONDS", 0.2)
+    monkeypatch.setattr(request_reading, "PATIENCE_SECONDS", 600.0)
+    with ExitStack() as opened:
+        for _ in range(4):
+            connection = opened.enter_context(closing(socket.socket()))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(address(narrow))
+            connection.sendall(content)
+        time.sleep(1)  # until they are being answered
+        wait_until(lambda: httpx.get(f"{narrow}/healthz").status_code == 200, 60)
 
 
 def test_no_more_connections_are_promised_than_files_can_be_opened() -> None:

@@ -13,11 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from conftest import DigitsRun, wait_until
 from gradtrace_service.app import create_app
-from gradtrace_service.http import request_reading
+from gradtrace_service.http import request_reading, watched_connections
 from gradtrace_service.server import serving
 
 HEAD = b"POST /influence HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -105,6 +106,45 @@ def test_a_slow_body_that_arrives_in_time_is_answered(address: Address, monkeypa
             connection.sendall(part)
             time.sleep(0.3)
         assert connection.recv(1 << 20).startswith(b"HTTP/1.1 200")
+
+
+def test_many_bytes_at_once_buy_no_time(address: Address) -> None:
+    with socket.create_connection(address, timeout=60) as connection:
+        connection.sendall(HEAD % (8 << 20) + b" " * (4 << 20))
+        assert read_to_the_end(connection).startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_that_goes_on_arriving_is_not_waited_for_without_end(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_reading, "PATIENCE_SECONDS", 600.0)
+    monkeypatch.setattr(request_reading, "_LONGEST_SECONDS", 1.0)
+    assert trickle(address, HEAD % 60_000 + b" " * 60_000, pause=0.01).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize("content", [b"GET", HEAD[:-4], b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /"])
+def test_no_whole_head_in_time_is_cut_off(address: Address, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(watched_connections, "PATIENCE_SECONDS", 1.0)
+    with socket.create_connection(address, timeout=30) as connection:
+        connection.sendall(content)
+        assert read_to_the_end(connection).count(b"HTTP/1.1") == content.count(b"\r\n\r\n")
+
+
+def test_a_client_that_reads_nothing_is_cut_off(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched_connections, "PATIENCE_SECONDS", 1.0)
+    bundle = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    server = [psutil.CONN_ESTABLISHED, address[1]]
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(address)
+        connection.sendall(bundle * 9)
+        here = connection.getsockname()[1]
+
+        def held() -> bool:
+            sockets = psutil.Process().net_connections("tcp")
+            return any([item.status, item.laddr[1]] == server and item.raddr[1] == here for item in sockets)
+
+        wait_until(lambda: not held(), 60)
 
 
 def test_the_proxy_passes_questions_and_answers_on(proxy: Address) -> None:

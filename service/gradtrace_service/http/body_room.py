@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
@@ -19,8 +20,11 @@ class Contents:
     """What has arrived of a body, counted before it is read: reading a hostile one may take a hundred times longer.
 
     Marks inside texts count as well, which only texts of megabytes notice.
+
+    caller: who sends it, as `Access` names them
     """
 
+    caller: str
     size: int = 0
     values: int = 0
     containers: int = 0
@@ -34,16 +38,23 @@ class Contents:
     def memory(self) -> int:
         return self.size + _VALUE_BYTES * self.values
 
+    @property
+    def room(self) -> int:
+        """Bytes that it takes of the room: small bodies need none, and there are only as many as connections."""
+        return self.memory if self.memory > SMALL_BYTES else 0
+
 
 class BodyRoom:
-    """Memory for the bodies of requests that are being answered.
+    """Memory for the bodies of requests that are being answered. One caller holds half of it at most.
 
     max_bytes: of the paths in `large`; others take SMALL_BYTES at most
     """
 
     def __init__(self, max_bytes: int, large: frozenset[str]) -> None:
         self._max_bytes, self._large = max_bytes, large
-        self._left = _BODIES * max_bytes + _VALUE_BYTES * MAX_VALUES
+        values = _VALUE_BYTES * MAX_VALUES
+        self._most = max(_BODIES * max_bytes + values, 2 * (max_bytes + values))  # half of it has room for any body
+        self._by_caller = Counter[str]()
 
     def max_bytes(self, path: str) -> int:
         return self._max_bytes if path in self._large else min(self._max_bytes, SMALL_BYTES)
@@ -54,18 +65,21 @@ class BodyRoom:
         Raises:
             HTTPException: there is none (503), or the body holds more values than it may (413).
         """
-        before = contents.memory
+        before = contents.room
         contents.add(piece)
-        self._left -= contents.memory - before
+        self._by_caller[contents.caller] += contents.room - before
         if contents.values > MAX_VALUES or contents.containers > MAX_CONTAINERS:
             raise HTTPException(
                 413,
                 f"the body holds more than {MAX_VALUES:,} values, or {MAX_CONTAINERS:,} lists, objects or keys; send "
                 "fewer at a time, and images as PNG files in base64",
             )
-        if self._left < 0 and contents.memory > SMALL_BYTES:
+        full = self._by_caller.total() > self._most or self._by_caller[contents.caller] > self._most // 2
+        if full and contents.room:
             raise HTTPException(503, _BUSY, {"Retry-After": "1"})
 
     def give_back(self, contents: Contents) -> None:
         """The request is answered."""
-        self._left += contents.memory
+        self._by_caller[contents.caller] -= contents.room
+        if not self._by_caller[contents.caller]:
+            del self._by_caller[contents.caller]

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gradtrace_service.http.problems import problem
+from gradtrace_service.http.watched_connections import WatchedProtocol
 from gradtrace_service.settings import SettingsError
 
 MOST_BY_DEFAULT = 1024
@@ -67,24 +68,24 @@ def _descriptors() -> int:
 
 def bounded_protocol(most: int) -> type[H11Protocol]:
     """uvicorn's protocol, of which `most` connections are open at a time. A further one takes the place of the one that
-    has been without a request the longest; where all are being answered, it is answered with 503."""
-    by_last_data: OrderedDict[H11Protocol, None] = OrderedDict()
+    has been without a request, or whose client has done nothing, the longest; else it is answered with 503."""
+    by_last_data: OrderedDict[WatchedProtocol, None] = OrderedDict()
     malformed = _as_sent(problem(400, "bad-request", _MALFORMED, headers={"Connection": "close"}))
     full = problem(503, "busy", _FULL, headers={"Retry-After": "1", "Connection": "close"})
 
-    class BoundedProtocol(H11Protocol):
+    class BoundedProtocol(WatchedProtocol):
         _discarded = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(by_last_data) >= most:
                 _log.warning("%d connections are open, as many as may be", len(by_last_data))
-                idle = next((connection for connection in by_last_data if _idle(connection)), None)
+                idle = next((connection for connection in by_last_data if connection.makes_room()), None)
                 if idle is None:
                     self.app = full
                 else:
                     del by_last_data[idle]
-                    idle.transport.close()
+                    idle.transport.abort()  # close would wait until everything is sent
             by_last_data[self] = None
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -94,7 +95,7 @@ def bounded_protocol(most: int) -> type[H11Protocol]:
         def data_received(self, data: bytes) -> None:
             if self in by_last_data:
                 by_last_data.move_to_end(self)
-            if _idle(self) and self.conn.their_state is h11.SEND_BODY:
+            if self.answered and self.conn.their_state is h11.SEND_BODY:
                 self._discarded += len(data)
             if self._discarded > _DISCARDED_BYTES:
                 self.transport.abort()
@@ -119,7 +120,3 @@ def _as_sent(response: Response) -> bytes:
         head,
         bytes(response.body),
     )
-
-
-def _idle(connection: H11Protocol) -> bool:
-    return connection.cycle is None or connection.cycle.response_complete

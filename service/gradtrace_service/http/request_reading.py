@@ -15,6 +15,7 @@ from gradtrace_service.http.body_room import BodyRoom, Contents
 
 PATIENCE_SECONDS = 20.0
 _BYTES_PER_SECOND = 16 << 10  # a slower client is refused once PATIENCE_SECONDS are used up
+_LONGEST_SECONDS = 300.0  # of a whole body
 _TOO_SLOW = "the body takes too long to arrive; send it again, in smaller requests where the line is slow"
 
 _Messages = asyncio.Queue[Message | HTTPException]
@@ -33,7 +34,7 @@ class RequestReading:
             await self._app(scope, receive, send)
             return
         messages: _Messages = asyncio.Queue()
-        contents = Contents()
+        contents = Contents(scope.get("state", {}).get("caller", ""))  # none at open addresses, whose bodies are small
 
         async def next_message() -> Message:
             message = await messages.get()
@@ -60,14 +61,14 @@ class RequestReading:
         """Pass messages on until the connection is closed. A refusal is the last: the application answers with it."""
         announced = Headers(scope=scope).get("content-length", "0")
         declared, most = int(announced) if announced.isdecimal() else 0, self._room.max_bytes(scope["path"])
-        started, complete = time.monotonic(), False
+        pace, complete = _Pace(), False
         while True:
             try:
-                deadline = started + PATIENCE_SECONDS + contents.size / _BYTES_PER_SECOND
-                message = await _in_time(receive, None if complete else deadline)
+                message = await _in_time(receive, None if complete else pace.deadline)
                 if message["type"] == "http.disconnect":
                     return
                 complete = not message.get("more_body", False)
+                pace.count(len(message.get("body", b"")))
                 self._room.take(contents, message.get("body", b""))
                 if max(contents.size, declared) > most:
                     raise HTTPException(
@@ -78,6 +79,19 @@ class RequestReading:
                 break
             messages.put_nowait(message)
         await asyncio.Event().wait()
+
+
+class _Pace:
+    """Until when the next piece of a body is waited for. What is sent at once buys no more than PATIENCE_SECONDS."""
+
+    def __init__(self) -> None:
+        started = time.monotonic()
+        self._latest = started + _LONGEST_SECONDS
+        self.deadline = started + PATIENCE_SECONDS  # as of time.monotonic
+
+    def count(self, size: int) -> None:
+        patient = time.monotonic() + PATIENCE_SECONDS
+        self.deadline = min(self.deadline + size / _BYTES_PER_SECOND, patient, self._latest)
 
 
 async def _in_time(receive: Receive, deadline: float | None) -> Message:
