@@ -145,9 +145,11 @@ def test_applications_of_one_process_count_for_themselves(url: str, digits_index
 def test_jobs_and_published_generations(digits_index: DigitsRun, tmp_path: Path) -> None:
     index = Path(shutil.copytree(digits_index.index, tmp_path / "index"))
     now = datetime.now(timezone.utc)
-    kept = Job(id="1", index="here", operation="update", state="failed", progress=0.5, generation=1, created=now)
+    kept = Job(
+        id="0123456789abcdef", index="here", operation="update", state="failed", progress=0.5, generation=1, created=now
+    )
     (index / "jobs").mkdir()
-    (index / "jobs" / "1.json").write_text(kept.model_dump_json())
+    (index / "jobs" / f"{kept.id}.json").write_text(kept.model_dump_json())
     hosted = [Hosted("here", index, digits_index.task, [digits_index.checkpoints])]
     with serving(create_service(hosted, Settings(processes=0))) as url:
         wait_ready(url)

@@ -64,6 +64,9 @@ class Indexes(Protocol):
     def states(self) -> dict[str, bool | None]:
         """By name: whether the index is open; None: it cannot be."""
 
+    def close(self) -> None:
+        """Nothing is opened or followed any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Work(Generic[T]):

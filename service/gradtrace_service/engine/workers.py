@@ -102,6 +102,10 @@ class ThreadWorker(Worker):
     def end(self) -> None:
         """A thread cannot be ended."""
 
+    def close(self, wait: bool) -> None:
+        super().close(wait)
+        self._indexes.close()
+
 
 def report(indexes: Indexes, works: Timed) -> Report:
     """Answer the works, on the worker."""

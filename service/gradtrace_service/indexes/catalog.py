@@ -33,6 +33,7 @@ from gradtrace_service.indexes.loading import load_in_turn
 from gradtrace_service.settings import Settings
 
 _TRY_AGAIN_SECONDS = 4.0  # between two attempts to open an index that is asked for and failed to open
+_END_SECONDS = 5.0  # for which an index that is being opened is waited for at the end
 _RETAKE_SECONDS = 60.0  # the same for a new generation, while the old one goes on answering
 _POLL_SECONDS = 1.0  # between two checks for new generations
 _FIRST_USE_SECONDS = 60.0  # that an opened index is kept for the requests that waited for it
@@ -385,7 +386,7 @@ class Catalog:
         for offered in self._offered.values():
             offered.look.set()
         for follower in self._followers:
-            follower.join()
+            follower.join(_END_SECONDS)
 
 
 def _may_open(offered: _Offered, again_after: float) -> bool:

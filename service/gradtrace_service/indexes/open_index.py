@@ -42,3 +42,6 @@ class OpenIndex:
 
     def states(self) -> dict[str, bool | None]:
         return {"index": None if self._written else True}
+
+    def close(self) -> None:
+        """Nothing runs beside it."""
