@@ -46,7 +46,7 @@ SMOKE = {
     "damage": Smoke("digits --index {index} --flips 2 --truncations 1 --seconds 0.1"),
     "fidelity": Smoke(f"digits --queries 4 --dimensions {DIMENSIONS} --basis spectral --runs {{runs}}"),
     "hostile": Smoke("digits --index {index} --requests 8 --seconds 1"),
-    "kill_operations": Smoke("--kills 22", apart=True),
+    "kill_operations": Smoke("--kills 11", apart=True),
     "kill_resume": Smoke(
         "--task {tests}/digits_task.py:TASK --checkpoints {made}/checkpoints --operation append --kills 1 "
         "--dimensions 32 --shard-rows 64 --runs {out}",

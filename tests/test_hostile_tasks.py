@@ -111,7 +111,7 @@ def test_a_request_that_hangs_is_given_up_and_its_neighbours_are_answered(
     with service(hosted, deadline_seconds=120) as (app, http):
         expected = rows(ask(http, GOOD))
         before = app.state.engine.workers[0].pid
-        app.state.engine.settings = Settings(deadline_seconds=60)  # short: the hung one takes half of it
+        app.state.engine.settings = Settings(deadline_seconds=40)  # short: the hung one takes half of it
         first, hung, last = ask_in_one_batch(app, http, [GOOD, grey(HANGS), GOOD])
         assert rows(first) == rows(last) == expected
         assert (hung.status_code, hung.json()["type"]) == (504, "urn:gradtrace:problem:deadline")
