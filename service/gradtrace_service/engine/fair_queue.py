@@ -20,8 +20,8 @@ _KEPT = 1024  # virtual times that are remembered, before those are dropped that
 
 # A client whose answer was just sent needs some milliseconds to ask again. If its index is behind, a long pass for
 # another index waits for it so long, at most this share of the pass: else two clients would be held up at each answer.
-_RETURN_SECONDS = 0.010
-_SHARE_OF_PASS = 0.1
+_RETURN_SECONDS = 0.040
+_SHARE_OF_PASS = 0.15
 
 
 @dataclass(eq=False, slots=True)
