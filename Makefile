@@ -9,6 +9,8 @@ export GRADTRACE_DATA ?= $(abspath ../shared/data)
 DATASET ?= digits
 ONCE ?=
 FUZZ_SECONDS ?= 90
+# Processes of `make test`: three for two cores, since many tests wait for a service.
+TEST_PROCESSES ?= $(shell echo $$(( ($$(nproc 2>/dev/null || echo 2) * 3 + 1) / 2 )))
 
 .PHONY: demo test test-unit test-portable fuzz lint docker-check reference client bench peers install clean
 install: $(VENV)/.installed
@@ -22,8 +24,8 @@ $(VENV)/.installed: pyproject.toml client/pyproject.toml
 demo: install
 	$(VENV)/bin/gradtrace demo --dataset $(DATASET) $(if $(ONCE),--once)
 
-test: install  # a process for each core; a file's tests share their fixtures
-	$(VENV)/bin/python -m pytest -n logical --dist loadfile
+test: install  # in several processes; a file's tests share their fixtures
+	$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-unit: install  # those marked so, in under a minute
 	$(VENV)/bin/python -m pytest -n logical --dist loadfile -m unit
