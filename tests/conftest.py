@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import torch
 from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
 
+import damaged_index
 import digits_task
 import gradtrace
 from gradtrace import Index
@@ -65,6 +67,18 @@ def digits_index(tmp_path_factory: pytest.TempPathFactory) -> DigitsRun:
     checkpoints = gradtrace.load_checkpoints(out / "checkpoints")
     build_index(digits_task.TASK, checkpoints, out / "index", dimensions=256, progress=False)
     return DigitsRun(out / "checkpoints", out / "index", f"{digits_task.__file__}:TASK")
+
+
+@pytest.fixture(scope="session")
+def undamaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an index that has all that one can have, its checkpoints, and files of others: never changed."""
+    return damaged_index.made(tmp_path_factory.mktemp("undamaged"))
+
+
+@pytest.fixture
+def home(undamaged: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(undamaged, tmp_path / "home"))
 
 
 @pytest.fixture(scope="module")

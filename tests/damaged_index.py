@@ -65,9 +65,7 @@ COMMANDS: dict[str, Callable[[Path], object]] = {
     "delete": lambda path: delete_rows(path, [5]),
     "compact": lambda path: compact(path, progress=False),
     "append": lambda path: append_rows(path, ClassTask(tiny.mlp, [*ROWS, *tiny.classes(3, seed=9)]), progress=False),
-    "add": lambda path: add_checkpoints(
-        path, TASK, tiny.checkpoints(TASK, path.parent / "more", 5)[4:], progress=False
-    ),
+    "add": lambda path: add_checkpoints(path, TASK, fifth(path), progress=False),
     "kernels": lambda path: add_kernels(path, damping=0.5, progress=False),
     "representer": lambda path: fit_representer(path, l2=0.01),
     "searcher": lambda path: set_searcher(path, TASK, "progressive", progress=False),

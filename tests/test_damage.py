@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tiny
-from damaged_index import COMMANDS, QUERIES, TASK, made, opened, outside, refused
+from damaged_index import COMMANDS, QUERIES, TASK, opened, outside, refused
 from gradtrace import CorruptIndexError, GradtraceError
 from gradtrace.store.manifest import read_manifest
 from gradtrace_indexer import (
@@ -25,16 +25,6 @@ from gradtrace_indexer import (
     verify,
 )
 from gradtrace_indexer.description import details
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def home(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "home"))
 
 
 @pytest.fixture

@@ -16,19 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from damaged_index import COMMANDS, changed, made, outside, refused, seal
+from damaged_index import COMMANDS, changed, outside, refused, seal
 from gradtrace import CorruptIndexError, GradtraceError, StoreError
 from gradtrace_indexer import verify
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def home(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "home"))
 
 
 @pytest.fixture
@@ -188,23 +178,23 @@ sys.addaudithook(_watch)
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_whatever_a_manifest_says_the_answer_is_one_of_ours(
-    whole: Path, tmp_path_factory: pytest.TempPathFactory, little_memory: None, data: st.DataObject
+    undamaged: Path, tmp_path_factory: pytest.TempPathFactory, little_memory: None, data: st.DataObject
 ) -> None:
     """Nothing else than Gradtrace's errors, no memory for sizes that are not on the disk, nothing outside touched."""
-    home = Path(shutil.copytree(whole, tmp_path_factory.mktemp("fuzz") / "home"))
+    home = Path(shutil.copytree(undamaged, tmp_path_factory.mktemp("fuzz") / "home"))
     path = home / "index"
     texts = [text.format(home=home) for text in ODD_TEXTS]
     manifest = json.loads((path / "manifest.json").read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         kind = data.draw(st.sampled_from(KINDS))
         kinds = {"number": (int, float), "text": (str,)}.get(kind, (int, float, str, list, dict))
-        places = places_of(whole / "index", kinds)
+        places = places_of(undamaged / "index", kinds)
         place = data.draw(st.sampled_from(places))
         if kind in ("text", "rename") and place[-1] == "file":
             continue  # weights may lie anywhere, to be read as such
         value = data.draw(st.sampled_from({"number": ODD_NUMBERS, "value": ODD_VALUES}.get(kind, texts)))
         if kind == "another's":  # of the same key: another file, number, list
-            value = value_at(whole, data.draw(st.sampled_from([p for p in places if p[-1] == place[-1]])))
+            value = value_at(undamaged, data.draw(st.sampled_from([p for p in places if p[-1] == place[-1]])))
         altered(manifest, place, kind, value)
     seal(path / "manifest.json", manifest)
     before, said = outside(home), list[str]()

@@ -64,7 +64,7 @@ def read_second_moments(path: Path, model: nn.Module) -> SecondMoments | None:
         return None
     if file == moments_path(path):
         with _opened_record(file) as (record, beta2, eps):
-            return SecondMoments({name: record.get_tensor(name) for name in record.keys()}, beta2, eps)  # noqa: SIM118
+            return SecondMoments({name: record.get_tensor(name) for name in record.keys()}, beta2, eps)  # noqa: SIM118  (no dict)
     entries = _saved_entries(file, model)
     return _corrected(entries) if entries else None
 

@@ -167,7 +167,7 @@ def indexes(service: Service) -> Says:
         if index.generation is None:
             yield "problem", f"{name}: its manifest cannot be read; `gradtrace doctor DIRECTORY` says why"
             continue
-        loaded = {True: "loaded", False: "opened at its first query", None: "held by processes"}[index.loaded]
+        loaded = "loaded" if index.loaded else "opened at its first query"
         yield "ok", f"{name}: generation {index.generation}, {index.rows:,} rows, {loaded}"
 
 
