@@ -24,8 +24,8 @@ $(VENV)/.installed: pyproject.toml client/pyproject.toml
 demo: install
 	$(VENV)/bin/gradtrace demo --dataset $(DATASET) $(if $(ONCE),--once)
 
-test: install  # in several processes; a file's tests share their fixtures
-	$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+test: install  # in several processes; a file's tests share their fixtures, in the order of names: slow files have few
+	$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-unit: install  # those marked so, in under a minute
 	$(VENV)/bin/python -m pytest -n logical --dist loadfile -m unit

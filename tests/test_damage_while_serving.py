@@ -25,7 +25,7 @@ from gradtrace_client.request_schemas import SelfInfluenceRequest
 from gradtrace_service.answers.rows import self_influence
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.engine.work import IndexUnavailableError, Work, answer
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.indexes.open_index import OpenIndex
 from gradtrace_service.settings import Settings
 

@@ -14,7 +14,7 @@ import yaml
 
 from conftest import DigitsRun
 from gradtrace_service.app import create_service
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 

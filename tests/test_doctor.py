@@ -33,7 +33,7 @@ from gradtrace_indexer.writing.files import write_manifest
 from gradtrace_service import cli
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.http.api_keys import Scope, add_key
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 

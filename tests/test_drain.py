@@ -24,7 +24,7 @@ from conftest import DigitsRun, program, wait_until
 from gradtrace_service import app as app_module
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.engine.work import IndexUnavailableError
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.indexes.jobs import JobRunner
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings

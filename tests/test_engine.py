@@ -47,7 +47,8 @@ from gradtrace_service.engine.work import (
 from gradtrace_service.engine.work import answer as answer_batch
 from gradtrace_service.indexes import catalog as catalog_module
 from gradtrace_service.indexes import loading
-from gradtrace_service.indexes.catalog import Catalog, Hosted
+from gradtrace_service.indexes.catalog import Catalog
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 

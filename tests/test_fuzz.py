@@ -21,7 +21,7 @@ import pytest
 from conftest import DigitsRun
 from gradtrace_service.app import create_service
 from gradtrace_service.http.api_keys import Scope, add_key
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 

@@ -12,7 +12,7 @@ from benchmarks.hostile_requests import Hostile, drawn, statuses
 from conftest import DigitsRun, serving_when_ready
 from gradtrace_client import Client
 from gradtrace_service.app import create_service
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.settings import Settings
 
 REQUESTS = range(60)

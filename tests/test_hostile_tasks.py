@@ -21,7 +21,7 @@ import digits_task
 from conftest import DigitsRun, serving_when_ready, wait_until
 from gradtrace_service.app import create_service
 from gradtrace_service.engine.work import IndexUnavailableError
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.settings import Settings
 
 # What the task does on an image of one grey.

@@ -29,7 +29,7 @@ from gradtrace_indexer import build_index
 from gradtrace_indexer.writing.files import sole_writer
 from gradtrace_service.app import create_service
 from gradtrace_service.indexes import jobs as jobs_module
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 

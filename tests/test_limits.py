@@ -28,7 +28,7 @@ from gradtrace_service.app import create_app, create_service
 from gradtrace_service.http import body_room, connections, request_reading, watched_connections
 from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.http.streams import OpenStreams
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.ops.logs import FewOfAKind
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings, SettingsError

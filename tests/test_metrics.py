@@ -31,7 +31,7 @@ from gradtrace_client.schemas import Timing
 from gradtrace_client.service_schemas import Job
 from gradtrace_service import app as app_module
 from gradtrace_service.app import create_app, create_service
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.ops.logs import log_config
 from gradtrace_service.ops.timings import server_timing, stages, tracer_provider
 from gradtrace_service.server import serving

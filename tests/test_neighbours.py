@@ -21,7 +21,7 @@ from gradtrace_service.app import create_service
 from gradtrace_service.engine.fair_queue import FairQueue, Waiting
 from gradtrace_service.engine.work import Work
 from gradtrace_service.http.api_keys import Scope, add_key
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.settings import Settings
 
 BATCH = 16

@@ -22,7 +22,7 @@ from gradtrace_client import Client
 from gradtrace_service.answers.rendering import RenderedRows
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.engine.work import IndexUnavailableError
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 

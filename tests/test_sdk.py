@@ -28,7 +28,7 @@ from gradtrace_client._progress_bar import progress_bar
 from gradtrace_client.service_schemas import VERSION_HEADER
 from gradtrace_indexer import build_index
 from gradtrace_service.app import create_app, create_service
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 

@@ -37,7 +37,7 @@ from gradtrace_service import cli
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.http.access import OPEN, RateLimit, network
 from gradtrace_service.http.api_keys import KeyFile, Scope, add_key, read_keys
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import answer_local_names_alone, refuse_public, serving
 from gradtrace_service.settings import Settings, SettingsError, read_settings
 

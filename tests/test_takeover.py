@@ -29,7 +29,8 @@ from gradtrace_client.service_schemas import Job
 from gradtrace_indexer import add_kernels, build_index, fit_representer
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_service.app import create_service
-from gradtrace_service.indexes.catalog import Catalog, Hosted
+from gradtrace_service.indexes.catalog import Catalog
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.indexes.jobs import last_complaint
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings

@@ -25,7 +25,7 @@ from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.fair_queue import Waiting
 from gradtrace_service.engine.processes import ProcessWorker
 from gradtrace_service.engine.work import Work
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.settings import Settings
 
 LOG: dict[str, Any] = {"version": 1, "disable_existing_loggers": False}

@@ -22,7 +22,8 @@ from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.middlewares import add_middlewares, guarded
 from gradtrace_service.http.problems import add_problem_handlers
 from gradtrace_service.http.streams import OpenStreams
-from gradtrace_service.indexes.catalog import Catalog, Hosted, known_name
+from gradtrace_service.indexes.catalog import Catalog
+from gradtrace_service.indexes.hosted import Hosted, known_name
 from gradtrace_service.indexes.jobs import JobRunner
 from gradtrace_service.indexes.open_index import OpenIndex, no_name
 from gradtrace_service.indexes.summaries import Summaries, summaries, summary

@@ -24,7 +24,7 @@ from gradtrace_service.doctor.command import app as doctor_command
 from gradtrace_service.engine.work import is_out_of_memory
 from gradtrace_service.flags import with_flags
 from gradtrace_service.http.api_keys import Scope, add_key
-from gradtrace_service.indexes.catalog import Hosted, hosted
+from gradtrace_service.indexes.hosted import Hosted, hosted
 from gradtrace_service.listeners import host_of, inherited
 from gradtrace_service.server import answer_local_names_alone, refuse_public, refuse_taken, serve_until_told, serving
 from gradtrace_service.settings import Settings, read_settings

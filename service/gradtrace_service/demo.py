@@ -19,7 +19,7 @@ from gradtrace_indexer import build_index
 from gradtrace_indexer.task_loading import import_source, load_task
 from gradtrace_service.app import create_service
 from gradtrace_service.console import print_answer
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import DEFAULTS
 

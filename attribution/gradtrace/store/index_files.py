@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,10 @@ class FileStamp(NamedTuple):
         if 0 <= time.time() - max(status.st_mtime, status.st_ctime) < _TICK_SECONDS:
             time.sleep(_TICK_SECONDS)
             status = path.stat()
+        return cls.in_status(status)
+
+    @classmethod
+    def in_status(cls, status: os.stat_result) -> FileStamp:
         return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_nlink)
 
 
@@ -56,10 +61,9 @@ def changed_since(directory: Path, verified: VerifiedFiles) -> list[str]:
 def _written_to(path: Path, entry: FileEntry, verified: VerifiedFiles, or_replaced: bool = False) -> bool:
     before = verified[entry]
     try:
-        status = path.stat()
+        now = FileStamp.in_status(path.stat())
     except OSError:
         return or_replaced
-    now = FileStamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_nlink)
     if now == before:
         return False
     if now.inode != before.inode:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -60,8 +61,8 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
 def _checkpoints(manifest: Manifest) -> Iterator[str]:
     if not manifest.checkpoints:
         yield "it has no checkpoint"
-    names = [entry.name for entry in manifest.checkpoints]
-    for name in sorted({name for name in names if names.count(name) > 1}):
+    times = Counter(entry.name for entry in manifest.checkpoints)
+    for name in sorted(name for name, count in times.items() if count > 1):
         yield f"two of its checkpoints are named {shortened(name)!r}"
     for entry in manifest.checkpoints:
         for problem in _checkpoint(entry):
@@ -90,11 +91,13 @@ def _checkpoint(entry: CheckpointEntry) -> Iterator[str]:
 
 def _runs(manifest: Manifest) -> Iterator[str]:
     """A basis for each training run, and trained weights; steps that ascend."""
-    runs = sorted({entry.run for entry in manifest.checkpoints})
-    if runs != list(range(len(manifest.basis.files))):
-        yield f"its checkpoints are of the training runs {runs[:9]}, and it has {len(manifest.basis.files)} bases"
-    for run in runs:
-        entries = [entry for entry in manifest.checkpoints if entry.run == run]
+    by_run: dict[int, list[CheckpointEntry]] = {}
+    for entry in manifest.checkpoints:
+        by_run.setdefault(entry.run, []).append(entry)
+    if sorted(by_run) != list(range(len(manifest.basis.files))):
+        numbers = sorted(by_run)[:9]
+        yield f"its checkpoints are of the training runs {numbers}, and it has {len(manifest.basis.files)} bases"
+    for run, entries in sorted(by_run.items()):
         if all(entry.kind != "weights" for entry in entries):
             yield f"training run {run} has no checkpoint that training wrote"
         trained = [entry.step for entry in entries if entry.kind == "weights"]

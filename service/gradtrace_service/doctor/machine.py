@@ -17,7 +17,7 @@ import torch
 
 from gradtrace.store.manifest import Manifest
 from gradtrace_service.doctor.findings import Says, in_bytes
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 
 _NETWORK = ("nfs", "cifs", "smb", "9p", "ceph", "lustre", "gluster", "afs", "fuse.", "gpfs", "beegfs")
 _MORE_DESCRIPTORS = 256  # for connections, models and logs

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradtrace_service.http.file_permissions import others_may_read, others_may_write
-from gradtrace_service.indexes.catalog import file_stamp
+from gradtrace_service.indexes.hosted import file_stamp
 from gradtrace_service.settings import SettingsError
 
 _PREFIX = "gradtrace_"  # lets people and scanners for leaked secrets recognise it

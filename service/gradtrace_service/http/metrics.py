@@ -23,7 +23,7 @@ from gradtrace_client.schemas import Timing
 from gradtrace_client.service_schemas import Job
 from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.work import Outcome, Work
-from gradtrace_service.indexes.catalog import Hosted, file_stamp
+from gradtrace_service.indexes.hosted import Hosted, file_stamp
 from gradtrace_service.indexes.jobs import JobRunner
 from gradtrace_service.ops.timings import stages
 

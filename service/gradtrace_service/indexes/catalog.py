@@ -8,34 +8,27 @@ import logging
 import math
 import threading
 import time
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-import gradtrace
 from gradtrace import Index
-from gradtrace.errors import GradtraceError, MismatchError, QueryError, StoreError, TaskError
-from gradtrace.store.index_files import VerifiedFiles, changed_since, written_to
-from gradtrace.store.manifest import MANIFEST_NAME, Manifest, read_manifest
-from gradtrace_service.answers.rendering import try_rendering
+from gradtrace.errors import GradtraceError, MismatchError, StoreError
+from gradtrace.store.index_files import VerifiedFiles, written_to
 from gradtrace_service.engine.work import (
     IndexUnavailableError,
     NoMemoryForIndexError,
     NotOpenYetError,
     is_out_of_memory,
 )
-from gradtrace_service.errors import FieldError
-from gradtrace_service.indexes.loading import load_in_turn
-from gradtrace_service.settings import Settings
+from gradtrace_service.indexes.hosted import Hosted, described, known_name, were
 
 _TRY_AGAIN_SECONDS = 4.0  # between two attempts to open an index that is asked for and failed to open
-_END_SECONDS = 5.0  # for which an index that is being opened is waited for at the end
 _RETAKE_SECONDS = 60.0  # the same for a new generation, while the old one goes on answering
 _POLL_SECONDS = 1.0  # between two checks for new generations
+_END_SECONDS = 5.0  # for which an index that is being opened is waited for at the end
 _FIRST_USE_SECONDS = 60.0  # that an opened index is kept for the requests that waited for it
 
 _RESTART = (
@@ -44,123 +37,6 @@ _RESTART = (
 )
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Hosted:
-    """An index that the service offers."""
-
-    name: str
-    path: Path
-    task: str  # module:attribute or path/to/file.py:attribute
-    checkpoints: list[Path] | None = None
-    device: str = "auto"
-
-    def open(self, verified: VerifiedFiles | None = None) -> Index:
-        """With a new task: generations differ in their data sets, and only one thread may use a task.
-
-        verified: as of `gradtrace.open_index`
-
-        Raises:
-            GradtraceError: see `load_task` and `gradtrace.open_index`; or its rows cannot be rendered; or its files
-                were changed meanwhile.
-        """
-        verified = {} if verified is None else verified
-        index = gradtrace.open_index(
-            self.path,
-            load_in_turn(self.task),
-            checkpoints=self.checkpoints,
-            device=self.device,
-            verified=verified,
-        )
-        try_rendering(index)
-        if changed := changed_since(index.directory, {file: verified[file] for file in index.manifest.files()}):
-            raise StoreError(f"{_were(changed)} written to or replaced while the index was opened: open it again")
-        return index
-
-    def open_or_say_why(self, verified: VerifiedFiles | None = None) -> Index:
-        """As `open`, for whoever starts a program.
-
-        Raises:
-            GradtraceError: also for what a user's task raised.
-        """
-        try:
-            return self.open(verified)
-        except (GradtraceError, MemoryError):
-            raise
-        except (Exception, SystemExit) as error:
-            raise TaskError(f"{self.task}: {_described(error)}") from error
-
-    def manifest(self) -> Manifest | None:
-        """None, and an error in the log, where it cannot be read."""
-        try:
-            return read_manifest(self.path)
-        except GradtraceError as error:
-            _log.error("index %s: %s", self.name, error)
-            return None
-
-    def state(self) -> Any:
-        """A value that changes when another generation is published, or a file of this one is damaged or repaired.
-
-        Raises:
-            StoreError: there is no manifest, or it is damaged.
-        """
-        files = [entry.path for entry in read_manifest(self.path).files()]
-        return [file_stamp(self.path / name) for name in (MANIFEST_NAME, *files)]
-
-
-def _described(error: BaseException) -> str:
-    """The text of Gradtrace's errors; for what a user's code raised, also its type and line."""
-    if is_out_of_memory(error):
-        return f"memory ran out ({type(error).__name__}: {error}); give the service more, or serve fewer indexes"
-    if isinstance(error, GradtraceError):
-        return str(error)
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
-
-
-def file_stamp(path: Path) -> tuple[int, int, int] | None:
-    """A value that changes whenever the file does; None where there is no file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def hosted(indexes: Sequence[str], tasks: Sequence[str], settings: Settings) -> list[Hosted]:
-    """The indexes that the command line names: DIRECTORY or NAME=DIRECTORY, with one task for each or one for all.
-
-    Raises:
-        StoreError: two have the same name, or a directory holds no index.
-        QueryError: the number of tasks is neither one nor that of the indexes.
-    """
-    if len(tasks) not in (1, len(indexes)):
-        raise QueryError(f"give one --task for all {len(indexes)} indexes, or one for each, in their order")
-    named = [text.partition("=") for text in indexes]
-    paths = [Path(after if separator else before) for before, separator, after in named]
-    names = [
-        before if separator else path.resolve().name for (before, separator, _), path in zip(named, paths, strict=True)
-    ]
-    if len(set(names)) < len(names):
-        raise StoreError(
-            f"two indexes have the same name ({', '.join(names)}); give them different ones: NAME=DIRECTORY"
-        )
-    for path in paths:
-        read_manifest(path)
-    return [
-        Hosted(name, path, task, settings.checkpoints, settings.device)
-        for name, path, task in zip(names, paths, tasks if len(tasks) > 1 else [*tasks] * len(paths), strict=True)
-    ]
-
-
-def known_name(hosted: Mapping[str, object], name: str | None) -> str:
-    """The name, None meaning the first index. Raises FieldError where no index has it."""
-    if name is None:
-        return next(iter(hosted))
-    if name not in hosted:
-        raise FieldError("index", f"there is no index {name!r}; this service has {', '.join(hosted)}")
-    return name
 
 
 @dataclass(eq=False, slots=True)
@@ -317,7 +193,7 @@ class Catalog:
                 offered.drop()
                 offered.wanted = True
         name = offered.hosted.name
-        _log.error("index %s: %s written to while it was open; it answers again once found right", name, _were(written))
+        _log.error("index %s: %s written to while it was open; it answers again once found right", name, were(written))
 
     def _follow(self, offered: _Offered) -> None:
         while not self._stopped:
@@ -360,7 +236,7 @@ class Catalog:
 
     def _complain(self, offered: _Offered, error: BaseException) -> None:
         """Log an error, unless it is the one logged last."""
-        complaint = _described(error)
+        complaint = described(error)
         if offered.complaint != complaint:
             goes_on = ", the old generation goes on answering" if offered.index is not None else ""
             remedy = _RESTART if goes_on and isinstance(error, MismatchError) else ""
@@ -394,7 +270,3 @@ def _may_open(offered: _Offered, again_after: float) -> bool:
         return offered.may_open(again_after)
     except StoreError:  # there is no manifest
         return False
-
-
-def _were(names: Sequence[str]) -> str:
-    return f"{names[0]} was" if len(names) == 1 else f"{names[0]} and {len(names) - 1} others were"

@@ -33,7 +33,7 @@ from gradtrace_indexer.writing.shard_writer import missing_shards
 from gradtrace_service.engine.engine import DrainingError
 from gradtrace_service.engine.work import IndexUnavailableError
 from gradtrace_service.errors import NoSuchJobError, OtherJobError
-from gradtrace_service.indexes.catalog import Hosted, file_stamp, known_name
+from gradtrace_service.indexes.hosted import Hosted, file_stamp, known_name
 
 _ATTEMPTS = 5
 _KEPT_JOBS = 100  # of an index, that have ended; older ones are forgotten

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gradtrace.store.manifest import Manifest
 from gradtrace_client.service_schemas import IndexSummary
-from gradtrace_service.indexes.catalog import Hosted
+from gradtrace_service.indexes.hosted import Hosted
 
 Summaries = Callable[[], list[IndexSummary]]
 
