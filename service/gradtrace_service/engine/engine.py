@@ -12,8 +12,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from asgi_correlation_id import correlation_id
@@ -63,6 +64,18 @@ class WorkerLostError(Exception):
     """The process that computed the answer ended, twice."""
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A request that was accepted: its works, one after the other, are computed within its one deadline."""
+
+    _answer: Callable[[Work[Any], float], Awaitable[Any]]
+    _expires: float
+
+    async def answer(self, work: Work[T]) -> T:
+        """As `Engine.run`, but not refused for want of room."""
+        return cast(T, await self._answer(work, self._expires))
+
+
 class Engine:
     """Answers works by `workers`, each client in order of arrival. All methods are for the event loop's thread.
 
@@ -109,20 +122,33 @@ class Engine:
             WorkerLostError: two processes ended while they computed the answer.
             WorkFailedError: the work raised anything else.
         """
+        with self.accept(work) as accepted:
+            return await accepted.answer(work)
+
+    @contextmanager
+    def accept(self, work: Work[Any]) -> Iterator[Accepted]:
+        """Accept a request, of which this is the first work. Raises as `run`."""
         self._refuse_or_accept(work)
-        settings, answer = self.settings, asyncio.get_running_loop().create_future()
-        waiting = Waiting(work, answer, time.perf_counter() + settings.deadline_seconds, correlation_id.get())
         self._in_flight[work.client] += 1
+        try:
+            yield Accepted(self._answer, time.perf_counter() + self.settings.deadline_seconds)
+        finally:
+            self._in_flight -= Counter((work.client,))  # leaves out who has none
+
+    async def _answer(self, work: Work[T], expires: float) -> T:
+        if self.hung:
+            raise WorkerHungError
+        answer = asyncio.get_running_loop().create_future()
+        waiting = Waiting(work, answer, expires, correlation_id.get())
         self._queue.add(waiting)
         self._added.set()
         self._dispatch()
         try:
-            return cast(T, await asyncio.wait_for(answer, settings.deadline_seconds))
+            return cast(T, await asyncio.wait_for(answer, max(expires - time.perf_counter(), 0.0)))
         except asyncio.TimeoutError:
             raise DeadlineError from None
         finally:
             self._queue.discard(waiting)
-            self._in_flight -= Counter((work.client,))  # leaves out who has none
 
     def _refuse_or_accept(self, work: Work[Any]) -> None:
         if self.draining:
@@ -139,7 +165,7 @@ class Engine:
     async def drain(self) -> None:
         """Refuse new work from now on, and wait until all accepted work is answered."""
         self.draining = True
-        while self._running or self.waiting:
+        while self._running or self._in_flight:
             await asyncio.wait(self._running or [asyncio.ensure_future(asyncio.sleep(_OPENING_SECONDS))])
 
     def _dispatch(self) -> None:
