@@ -4,8 +4,9 @@ Eight honest clients ask about one row after the other, alone and then beside th
 `benchmarks/hostile_requests.py` draws. Marks: the honest 99th percentile stays below twice what it is alone, the memory
 of all the service's processes below 1.5 times its usual, and nothing is answered with a 5xx but 503 with Retry-After.
 
-The requests are sent twice: from the honest clients' address, where the service cannot tell one from the other, and
-from another, to which it gives a share of its own. On Linux, all addresses 127.x.y.z are this machine's.
+All is done twice: with all clients at one address, as behind a proxy that does not say who asks, where the service
+cannot tell honest ones from others; and with an address for each, of which each has a share of the workers' time. On
+Linux, all addresses 127.x.y.z are this machine's.
 
 Senders draw, pack and send on the processors that the service computes on, which real ones would not: they have the
 lowest priority.
@@ -19,7 +20,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -32,13 +33,16 @@ import psutil
 
 from benchmarks.datasets import DATASETS, task_spec
 from benchmarks.hostile_requests import drawn, statuses
-from benchmarks.serving import served
+from benchmarks.serving import Served, served
 
 _HONEST_CLIENTS = 8
 _THINKING_SECONDS = 0.1  # of an honest client, between an answer and its next question
 _SENDERS = 4
 _NICE = 19  # of the senders
-_ADDRESSES = {"their own address": "127.0.0.1", "another address": "127.0.0.2"}
+_ADDRESSES = {  # of the hostile senders, and of the honest clients
+    "one address": ("127.0.0.1", ["127.0.0.1"] * _HONEST_CLIENTS),
+    "an address for each": ("127.0.0.2", [f"127.0.1.{client + 1}" for client in range(_HONEST_CLIENTS)]),
+}
 
 
 @dataclass
@@ -69,18 +73,18 @@ def main() -> None:
     with served(index, task_spec(arguments.dataset), *arguments.flags.split()) as service:
         while httpx.get(f"{service.url}/readyz").status_code != 200:
             time.sleep(0.1)
-        with watched(service.url, service.process):  # until everything that is kept is in memory
+        with watched(service, _ADDRESSES["one address"][1]):  # until everything that is kept is in memory
             time.sleep(arguments.seconds / 3)
-        with watched(service.url, service.process) as alone:
-            time.sleep(arguments.seconds)
         print("| honest clients | answers | p50, ms | p99, ms | memory of the service, MB | statuses |")
         print("|---|--:|--:|--:|--:|---|")
-        print(alone.line("alone"))
         numbers = range(arguments.seed * 10**6, arguments.seed * 10**6 + arguments.requests)
-        for name, address in _ADDRESSES.items():
-            with watched(service.url, service.process) as beside:
-                answered = attack(service.url, numbers, address)
-            print(beside.line(f"beside {arguments.requests:,} hostile requests from {name}"))
+        for name, (hostile, honest) in _ADDRESSES.items():
+            with watched(service, honest) as alone:
+                time.sleep(arguments.seconds)
+            print(alone.line(f"alone, {name}"))
+            with watched(service, honest) as beside:
+                answered = attack(service.url, numbers, hostile)
+            print(beside.line(f"beside {arguments.requests:,} hostile requests, {name}"))
     print("\n| hostile requests | answers by status (0: the connection was closed without one) |\n|---|---|")
     for kind, counts in sorted(answered.items()):
         print(f"| {kind} | {dict(sorted(counts.items()))} |")
@@ -104,11 +108,14 @@ def _sent(host: str, port: int, address: str, number: int) -> tuple[str, list[in
 
 
 @contextmanager
-def watched(url: str, process: int) -> Iterator[Watched]:
-    """Honest clients ask, and memory is measured, until the block ends."""
+def watched(service: Served, addresses: Sequence[str]) -> Iterator[Watched]:
+    """Honest clients ask from these addresses, and memory is measured, until the block ends."""
     seen, stop = Watched(), threading.Event()
-    threads = [threading.Thread(target=_ask, args=(url, client, seen, stop)) for client in range(_HONEST_CLIENTS)]
-    threads.append(threading.Thread(target=_measure, args=(process, seen, stop)))
+    threads = [
+        threading.Thread(target=_ask, args=(service.url, client, address, seen, stop))
+        for client, address in enumerate(addresses)
+    ]
+    threads.append(threading.Thread(target=_measure, args=(service.process, seen, stop)))
     for thread in threads:
         thread.start()
     try:
@@ -119,8 +126,9 @@ def watched(url: str, process: int) -> Iterator[Watched]:
             thread.join()
 
 
-def _ask(url: str, client: int, seen: Watched, stop: threading.Event) -> None:
-    with httpx.Client(base_url=url, timeout=120) as http:
+def _ask(url: str, client: int, address: str, seen: Watched, stop: threading.Event) -> None:
+    transport = httpx.HTTPTransport(local_address=address)
+    with httpx.Client(base_url=url, timeout=120, transport=transport) as http:
         row = client
         while not stop.wait(_THINKING_SECONDS):
             row, started = (row + _HONEST_CLIENTS) % 250, time.perf_counter()
