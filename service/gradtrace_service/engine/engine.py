@@ -21,7 +21,8 @@ from asgi_correlation_id import correlation_id
 
 from gradtrace_service.engine.fair_queue import FairQueue, Waiting
 from gradtrace_service.engine.retries import BatchSizes, half, leave_alone, longest_pass
-from gradtrace_service.engine.work import REFUSALS, NotOpenYetError, Outcome, Work
+from gradtrace_service.engine.slow_openings import SlowOpenings
+from gradtrace_service.engine.work import REFUSALS, IndexUnavailableError, NotOpenYetError, Opening, Outcome, Work
 from gradtrace_service.engine.workers import Worker, WorkerEndedError
 from gradtrace_service.settings import DEFAULTS, Settings
 
@@ -101,6 +102,7 @@ class Engine:
         self._running: set[asyncio.Task[None]] = set()
         self._paused: dict[Worker, dict[str | None, float]] = {worker: {} for worker in workers}
         self._added = asyncio.Event()
+        self._slow = SlowOpenings()
         self.computing = 0
         self.leaving = self.draining = self.hung = False
 
@@ -117,6 +119,7 @@ class Engine:
             WorkerHungError: the only worker hangs.
             ClientBusyError: the client has as many requests in flight as it may.
             QueueFullError: the queue is full.
+            IndexUnavailableError: the index was given up.
             DeadlineError: it took too long.
             QueryError, TaskError, IndexUnavailableError, OutOfMemoryError: as the work raised them.
             WorkerLostError: two processes ended while they computed the answer.
@@ -155,12 +158,22 @@ class Engine:
             raise DrainingError
         if self.hung:
             raise WorkerHungError
+        if self._slow.refuses(work.index):
+            raise IndexUnavailableError
         if work.internal:
             return
         if self.settings.max_in_flight is not None and self._in_flight[work.client] >= self.settings.max_in_flight:
             raise ClientBusyError
         if self.waiting >= self.settings.queue_size:
+            self._make_room(work.client)
+
+    def _make_room(self, client: str) -> None:
+        """Who fills the queue must not keep others out: its newest request is refused in place of another client's."""
+        last = self._queue.newest_of_most(client)
+        if last is None:
             raise QueueFullError
+        last.answer.set_exception(QueueFullError())
+        self._queue.discard(last)
 
     async def drain(self) -> None:
         """Refuse new work from now on, and wait until all accepted work is answered."""
@@ -287,11 +300,21 @@ class Engine:
             for name, state in states.items():
                 before = merged.get(name, False)
                 merged[name] = None if None in (before, state) else bool(before or state)
+        return merged | dict.fromkeys(self._slow.given_up())
+
+    def openings(self) -> dict[str, Opening]:
+        """Of each index that a worker is opening: the one that takes the longest."""
+        merged: dict[str, Opening] = {}
+        for worker in self.workers:
+            for name, opening in worker.openings().items():
+                merged[name] = max(merged.get(name, opening), opening, key=lambda opening: opening.seconds)
         return merged
 
     async def refresh(self) -> None:
-        """Ask the processes that have nothing to do for the states of their indexes. One that hangs is replaced."""
+        """Ask the processes that have nothing to do for the states of their indexes. One that hangs is replaced, and so
+        is one in which the opening of an index hangs."""
         for worker in self.workers:
+            self._give_up_openings(worker)
             if worker in self._idle and worker.ready and worker.replaceable:
                 self._idle.remove(worker)
                 try:
@@ -299,6 +322,21 @@ class Engine:
                 finally:
                     self._idle.append(worker)
                     self._dispatch()
+
+    def _give_up_openings(self, worker: Worker) -> None:
+        openings = worker.openings()
+        for name in self._slow.look(openings, worker.states()):
+            if not any(other.states().get(name) for other in self.workers):
+                self._slow.give_up(name, openings[name])
+                self._refuse_waiting(name)
+            if worker.replaceable:
+                _log.error("the worker process is ended and replaced: the opening of index %s hangs in it", name)
+                worker.end()
+
+    def _refuse_waiting(self, index: str) -> None:
+        for waiting in self._queue:
+            if waiting.work.index == index:
+                waiting.answer.set_exception(IndexUnavailableError())
 
     async def _look_at(self, worker: Worker) -> None:
         asked = asyncio.get_running_loop().run_in_executor(worker.thread, worker.answer, [])
