@@ -95,9 +95,10 @@ def drawn(seed: int) -> Hostile:
     return make(draw)
 
 
-def statuses(host: str, port: int, hostile: Hostile, patience: float = 10.0) -> list[int]:
-    """Send it. Returns the statuses that were answered; none where the connection was closed without an answer."""
-    with socket.create_connection((host, port), timeout=patience) as connection:
+def statuses(host: str, port: int, hostile: Hostile, patience: float = 10.0, address: str = "") -> list[int]:
+    """Send it, from an address of this machine. Returns the statuses that were answered; none where the connection was
+    closed without an answer."""
+    with socket.create_connection((host, port), timeout=patience, source_address=(address, 0)) as connection:
         with suppress(OSError):  # the service may answer, and hang up, before it has read everything
             for piece in hostile.pieces:
                 connection.sendall(piece)

@@ -199,10 +199,10 @@ def test_a_damaged_index_is_refused_at_once(digits_index: DigitsRun, tmp_path: P
         ("--audit-log", "{missing}/log", "No such file"),
     ],
 )
-def test_a_setting_that_is_refused_late_ends_the_program(
+def test_a_setting_that_is_refused_ends_the_program_before_an_index_is_opened(
     digits_index: DigitsRun, tmp_path: Path, flag: str, value: str, told: str
 ) -> None:
-    words = ["serve", str(digits_index.index), "--task", digits_index.task, "--port", "0"]
+    words = ["serve", str(digits_index.index), "--task", "missing.py:TASK", "--port", "0"]
     setting = [flag, value.format(missing=tmp_path / "missing")]
     with program("-m", "gradtrace_service", *words, *setting, stderr=subprocess.PIPE) as process:
         _, errors = process.communicate(timeout=300)

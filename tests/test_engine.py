@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import itertools
 import os
@@ -12,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ from gradtrace_indexer import delete_rows
 from gradtrace_service.answers.influence import warm_up
 from gradtrace_service.answers.rendering import RenderedRows
 from gradtrace_service.app import create_app, create_service
+from gradtrace_service.engine.engine import Engine, QueueFullError
 from gradtrace_service.engine.work import (
     IndexUnavailableError,
     NotOpenYetError,
@@ -45,10 +47,12 @@ from gradtrace_service.engine.work import (
     is_out_of_memory,
 )
 from gradtrace_service.engine.work import answer as answer_batch
+from gradtrace_service.engine.workers import ThreadWorker
 from gradtrace_service.indexes import catalog as catalog_module
 from gradtrace_service.indexes import loading
 from gradtrace_service.indexes.catalog import Catalog
 from gradtrace_service.indexes.hosted import Hosted
+from gradtrace_service.indexes.open_index import OpenIndex
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 
@@ -655,3 +659,27 @@ def test_renderings_are_kept_up_to_their_limit() -> None:
     assert task.rendered == 4
     rows(1)
     assert task.rendered == 5
+
+
+def test_who_fills_the_queue_keeps_no_other_client_out(digits_index: DigitsRun) -> None:
+    engine = Engine([ThreadWorker(OpenIndex(digits_index.open()))], Settings(queue_size=3))
+
+    async def asked() -> list[Any]:
+        def ask(client: str, number: int) -> asyncio.Task[int]:
+            return asyncio.ensure_future(engine.run(Work(None, numbers, number, client=client)))
+
+        many = [ask("many", number) for number in range(5)]
+        few = [ask("few", number) for number in range(5, 7)]
+        return await asyncio.gather(*many, *few, return_exceptions=True)
+
+    outcomes = asyncio.run(asked())
+    engine.close()
+    # All arrive before a worker takes any; two of the first client's are refused by themselves, and one for the other.
+    assert [outcome if isinstance(outcome, int) else type(outcome) for outcome in outcomes] == [
+        *[0, 1, QueueFullError, QueueFullError, QueueFullError],
+        *[5, QueueFullError],
+    ]
+
+
+def numbers(index: Index, requests: Sequence[int], waited_ms: Sequence[float]) -> list[int]:
+    return list(requests)

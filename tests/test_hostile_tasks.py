@@ -189,7 +189,7 @@ def test_a_task_that_ends_its_process_when_it_is_loaded(
 ) -> None:
     path = tmp_path / "ends.py"
     path.write_text(f"import os, sys\n{line}\n")
-    with pytest.raises(IndexUnavailableError, match=r"ended the program|ended while it started"):
+    with pytest.raises(IndexUnavailableError, match=r"ended the program|did not start"):
         create_service([Hosted("a", digits_index.index, f"{path}:TASK")], Settings(processes=processes))
 
 

@@ -312,6 +312,9 @@ def test_a_file_that_holds_no_keys_is_refused_at_the_start(digits_index: DigitsR
     with pytest.raises(SettingsError, match="line 1") as refused:
         create_app(digits_index.open(), Settings(api_key_file=tmp_path / "keys"))
     assert "secret" not in str(refused.value)
+    hosted = [Hosted("none", tmp_path / "none", "none:TASK")]
+    with pytest.raises(SettingsError, match="key new"):  # before the index is opened, which takes longer
+        create_service(hosted, Settings(api_key_file=tmp_path / "none"))
 
 
 def test_a_client_that_asks_too_often_is_told_when_to_come_back(

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -130,21 +130,58 @@ def test_no_whole_head_in_time_is_cut_off(address: Address, monkeypatch: pytest.
         assert read_to_the_end(connection).count(b"HTTP/1.1") == content.count(b"\r\n\r\n")
 
 
-def test_a_client_that_reads_nothing_is_cut_off(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watched_connections, "PATIENCE_SECONDS", 1.0)
-    bundle = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
-    server = [psutil.CONN_ESTABLISHED, address[1]]
+def is_held(address: Address, connection: socket.socket) -> bool:
+    """Whether the service at the address keeps its end open."""
+    server, here = [psutil.CONN_ESTABLISHED, address[1]], connection.getsockname()[1]
+    sockets = psutil.Process().net_connections("tcp")
+    return any([item.status, item.laddr[1]] == server and item.raddr[1] == here for item in sockets)
+
+
+@contextmanager
+def asking_for_much(address: Address) -> Iterator[socket.socket]:
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(address)
-        connection.sendall(bundle * 9)
-        here = connection.getsockname()[1]
+        connection.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 9)
+        yield connection
 
-        def held() -> bool:
-            sockets = psutil.Process().net_connections("tcp")
-            return any([item.status, item.laddr[1]] == server and item.raddr[1] == here for item in sockets)
 
-        wait_until(lambda: not held(), 60)
+def test_a_client_that_reads_nothing_is_cut_off(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched_connections, "PATIENCE_SECONDS", 1.0)
+    with asking_for_much(address) as connection:
+        wait_until(lambda: not is_held(address, connection), 60)
+
+
+def test_a_client_that_reads_a_little_now_and_then_is_cut_off(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched_connections, "READING_SECONDS", 2.0)
+    monkeypatch.setattr(watched_connections, "_BYTES_PER_SECOND", 1 << 30)
+
+    def reads_and_is_cut_off() -> bool:
+        with suppress(ConnectionError):
+            connection.recv(512)
+        return not is_held(address, connection)
+
+    with asking_for_much(address) as connection:
+        wait_until(reads_and_is_cut_off, 60)
+
+
+def test_a_client_that_reads_slowly_gets_its_whole_answer(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched_connections, "READING_SECONDS", 1.0)
+    body = json.dumps({"query_rows": list(range(60)), "k": 400}).encode()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(address)
+        connection.sendall(HEAD % len(body) + body)
+        heard = connection.recv(1 << 16)
+        time.sleep(3)  # its size buys time beyond the second
+        announced = re.search(rb"content-length: (\d+)", heard, re.IGNORECASE)
+        assert announced is not None
+        total = heard.index(b"\r\n\r\n") + 4 + int(announced[1])
+        while len(heard) < total and (piece := connection.recv(1 << 16)):
+            heard += piece
+    assert len(heard) == total
 
 
 def test_the_proxy_passes_questions_and_answers_on(proxy: Address) -> None:

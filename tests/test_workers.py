@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ import pytest
 
 from conftest import DigitsRun, serving_when_ready, wait_until
 from gradtrace_service.app import create_app, create_service
-from gradtrace_service.engine import retries
+from gradtrace_service.engine import processes, retries
 from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.fair_queue import Waiting
 from gradtrace_service.engine.processes import ProcessWorker
-from gradtrace_service.engine.work import Work
+from gradtrace_service.engine.work import IndexUnavailableError, Opening, Work
 from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.settings import Settings
 
@@ -45,6 +46,18 @@ class NoIndexes:
 
     def states(self) -> dict[str, bool | None]:
         return {}
+
+    def openings(self) -> dict[str, Opening]:
+        return {}
+
+
+class StoppedAtFirst(NoIndexes):
+    """The first process that makes them is stopped before they are there."""
+
+    def __init__(self, marker: Path) -> None:
+        if not marker.exists():
+            marker.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def pid(index: Any, requests: Sequence[Any], waited_ms: Sequence[float]) -> list[int]:
@@ -279,3 +292,56 @@ def grows(index: Any, requests: Sequence[Any], waited_ms: Sequence[float]) -> li
     """Hold twice as much memory as now."""
     _held.append(b"x" * psutil.Process().memory_info().rss)
     return pid(index, requests, waited_ms)
+
+
+def test_a_process_that_is_stopped_while_it_starts_is_ended_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(processes, "_START_SECONDS", 5.0)
+    worker = ProcessWorker(partial(StoppedAtFirst, tmp_path / "pid"), LOG)
+    try:
+        worker.start()
+        assert worker.ready
+        stopped = int((tmp_path / "pid").read_text())
+        assert worker.pid != stopped
+        wait_until(lambda: not psutil.pid_exists(stopped))
+        assert "it hangs, or was stopped" in caplog.text
+    finally:
+        worker.close(wait=False)
+
+
+def test_a_process_that_is_stopped_while_the_service_starts_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_START_SECONDS", 1.0)
+    worker = ProcessWorker(partial(StoppedAtFirst, tmp_path / "pid"), LOG)
+    try:
+        with pytest.raises(IndexUnavailableError, match="it hangs, or was stopped"):
+            worker.open_default()
+    finally:
+        worker.close(wait=False)
+
+
+def test_waits_between_starts_grow(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(processes, "_START_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(processes, "_LONGEST_WAIT_SECONDS", 0.04)
+    waits: list[float] = []
+    worker = ProcessWorker(os.abort, LOG)  # type: ignore[arg-type]
+    monkeypatch.setattr(worker, "_closed", Closing(waits))
+    worker.start()
+    assert waits == [0.01, 0.02, 0.04, 0.04]
+    worker.close(wait=False)
+
+
+class Closing(threading.Event):
+    """Notes for how long is waited for it, and is set after four times."""
+
+    def __init__(self, waits: list[float]) -> None:
+        super().__init__()
+        self._waits = waits
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._waits.append(timeout or 0.0)
+        if len(self._waits) == 4:
+            self.set()
+        return self.is_set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable, Sequence
@@ -31,15 +32,27 @@ def user_line(error: BaseException) -> str | None:
     while cause is not None:  # the error, its cause, the cause's cause ..., as far as a traceback shows them
         if isinstance(cause, SyntaxError) and cause.text:  # its message names file and line
             return f"`{cause.text.strip()}`"
-        frames = traceback.extract_tb(cause.__traceback__)
-        called = dropwhile(lambda frame: not _is_in(frame.filename, _gradtrace()), frames)
-        user_frames = [frame for frame in called if _is_users(frame.filename)]
-        if user_frames:
-            frame = user_frames[-1]
-            where = "" if frame.name == "<module>" else f", in {frame.name}"
-            return f"{Path(frame.filename).name}, line {frame.lineno}{where}: `{frame.line}`"
+        line = _innermost(traceback.extract_tb(cause.__traceback__))
+        if line is not None:
+            return line
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
+
+
+def running_line(thread: int) -> str | None:
+    """As `user_line`, of what the thread with this `threading.get_ident` runs now. None, too, if there is no thread."""
+    frame = sys._current_frames().get(thread)  # a documented function, despite its name
+    return None if frame is None else _innermost(traceback.extract_stack(frame))
+
+
+def _innermost(frames: Iterable[traceback.FrameSummary]) -> str | None:
+    called = dropwhile(lambda frame: not _is_in(frame.filename, _gradtrace()), frames)
+    user_frames = [frame for frame in called if _is_users(frame.filename)]
+    if not user_frames:
+        return None
+    frame = user_frames[-1]
+    where = "" if frame.name == "<module>" else f", in {frame.name}"
+    return f"{Path(frame.filename).name}, line {frame.lineno}{where}: `{frame.line}`"
 
 
 def _is_users(filename: str) -> bool:

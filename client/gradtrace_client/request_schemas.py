@@ -225,6 +225,11 @@ class Queries(_ExamplesQuestion):
         _require_one(self, SOURCES)
         return self
 
+    @property
+    def queries(self) -> int:
+        """Number of queries."""
+        return max(len(given or ()) for given in (self.examples, self.query_rows, self.train_rows)) or 1
+
 
 class InfluenceRequest(Queries):
     k: Annotated[int, Field(strict=True, ge=1, le=MAX_K), BeforeValidator(_whole)] = Field(
@@ -255,11 +260,6 @@ class InfluenceRequest(Queries):
                 "lower k or send fewer queries at a time"
             )
         return self
-
-    @property
-    def queries(self) -> int:
-        """Number of queries."""
-        return max(len(given or ()) for given in (self.examples, self.query_rows, self.train_rows)) or 1
 
 
 class GroupsRequest(Queries):

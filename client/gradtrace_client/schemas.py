@@ -61,7 +61,11 @@ class IndexDetails(IndexInfo):
 
 
 class Timing(AnswerSchema):
-    """Milliseconds. `total` runs from the validated request to the finished answer; it may exceed the others' sum."""
+    """Milliseconds. `total` runs from the validated request to the finished answer; it may exceed the others' sum.
+
+    Of a request with more queries than the service's `batch_size`, which takes several passes: the sums, and the
+    largest `batch`.
+    """
 
     queue: float
     batch: int = Field(default=1, description="Queries answered in the same pass; the times are those of the pass.")

@@ -34,6 +34,9 @@ class IndexSummary(AnswerSchema):
     task: str | None
     rows: int | None
     loaded: bool | None = Field(description="Whether a worker has it in memory.")
+    opening_seconds: float | None = Field(
+        None, description="For how long a worker has been opening it, or its new generation; null: none does."
+    )
 
 
 class Indexes(AnswerSchema):

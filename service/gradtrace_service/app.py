@@ -18,8 +18,9 @@ from gradtrace_service.engine.processes import ProcessWorker
 from gradtrace_service.engine.work import Work
 from gradtrace_service.engine.workers import ThreadWorker, Worker
 from gradtrace_service.http import docs_page, job_routes, ops_routes, query_routes
+from gradtrace_service.http.api_keys import KeyFile
 from gradtrace_service.http.metrics import Metrics
-from gradtrace_service.http.middlewares import add_middlewares, guarded
+from gradtrace_service.http.middlewares import add_middlewares, guarded, key_file
 from gradtrace_service.http.problems import add_problem_handlers
 from gradtrace_service.http.streams import OpenStreams
 from gradtrace_service.indexes.catalog import Catalog
@@ -46,10 +47,10 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     settings: None: the defaults, whatever the environment says
     """
     settings, metrics = settings or DEFAULTS, Metrics()
+    keys, audit = key_file(settings), AuditLog(settings.audit_log)
     engine = Engine([ThreadWorker(OpenIndex(index))], settings, metrics.batch_answered)
     metrics.watch(engine)
-    audit = AuditLog(settings.audit_log)
-    return _app(engine, settings, metrics, lambda: [summary(None, index.manifest, loaded=True)], no_name, audit)
+    return _app(engine, settings, metrics, lambda: [summary(None, index.manifest, loaded=True)], no_name, audit, keys)
 
 
 def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
@@ -59,7 +60,7 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
         GradtraceError: the first index cannot be opened, or a file that the settings name cannot be read.
         OSError: the audit log cannot be written.
     """
-    audit = AuditLog(settings.audit_log)
+    keys, audit = key_file(settings), AuditLog(settings.audit_log)  # opening the index takes longer
     workers = _workers(hosted, settings)
     try:
         if hosted:
@@ -68,7 +69,7 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
         engine = Engine(workers, settings, metrics.batch_answered)
         metrics.watch(engine, hosted, jobs)
         index_name = partial(known_name, {index.name: index for index in hosted})
-        return _app(engine, settings, metrics, partial(summaries, hosted, engine.states), index_name, audit, jobs)
+        return _app(engine, settings, metrics, partial(summaries, hosted, engine), index_name, audit, keys, jobs)
     except BaseException:  # a worker process that is left would keep the program from ending
         audit.close()
         for worker in workers:
@@ -95,6 +96,7 @@ def _app(
     summaries: Summaries,
     index_name: Callable[[str | None], str | None],
     audit: AuditLog,
+    keys: KeyFile | None,
     jobs: JobRunner | None = None,
 ) -> FastAPI:
     tracing = tracer_provider(settings.otel_endpoint)
@@ -112,7 +114,7 @@ def _app(
     app.state.streams = OpenStreams()
     app.state.metrics, app.state.tracer_provider, app.state.summaries = metrics, tracing, summaries
     app.state.index_name = index_name  # by which work waits, for one that a request names or leaves out
-    add_middlewares(app, settings, metrics)
+    add_middlewares(app, settings, metrics, keys)
     add_problem_handlers(app)
     job_routers = [] if jobs is None else [job_routes.router]
     for router in (query_routes.router, *job_routers, ops_routes.metrics_router):

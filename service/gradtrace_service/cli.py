@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -26,7 +27,14 @@ from gradtrace_service.flags import with_flags
 from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.indexes.hosted import Hosted, hosted
 from gradtrace_service.listeners import host_of, inherited
-from gradtrace_service.server import answer_local_names_alone, refuse_public, refuse_taken, serve_until_told, serving
+from gradtrace_service.server import (
+    answer_local_names_alone,
+    refuse_public,
+    refuse_taken,
+    refuse_too_few_descriptors,
+    serve_until_told,
+    serving,
+)
 from gradtrace_service.settings import Settings, read_settings
 
 _MORE_MEMORY = "give the machine or container more, or lower --batch-size or --num-workers where the command has them"
@@ -149,6 +157,8 @@ def serve(
         refuse_public(host)
     if listener is None:
         refuse_taken(host, settings.port)
+    refuse_too_few_descriptors(settings.max_connections)
+    gc.freeze()  # what was imported is never garbage; a full collection held up the event loop for 0.15 s
     app = create_service(hosted(indexes, task, settings), settings)
     if local:
         answer_local_names_alone(app, host)

@@ -44,4 +44,10 @@ class OtherJobError(FieldError):
 
 
 class NotReadyError(Exception):
-    """The service is still loading its index."""
+    """The service is still loading its index.
+
+    seconds: for how long an index has been opening
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__(f"an index has been opening for {seconds:.0f} s" if seconds >= 1 else "")

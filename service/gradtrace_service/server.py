@@ -55,6 +55,12 @@ def refuse_taken(host: str, port: int) -> None:
         raise SettingsError(f"cannot listen on {host}, port {port}: {error.strerror}; {remedy}") from error
 
 
+def refuse_too_few_descriptors(max_connections: int | None) -> None:
+    """Raises SettingsError as `http_options`, before an index is loaded."""
+    raise_descriptors()
+    http_options(max_connections)
+
+
 _REMEDIES = {
     errno.EADDRINUSE: "another program listens there, perhaps another `gradtrace serve`: end it, or give another "
     "--port (0 takes a free one)",

@@ -64,7 +64,11 @@ class Settings(BaseSettings):
         "stored rows, but each holds models, and 4 bytes x rows x checkpoints x (columns of the first level + levels "
         "+ 1) for the search: 0.7 GB for a million rows at 5 checkpoints.",
     )
-    batch_size: PositiveInt = Field(16, description="Queries that are answered in one pass, if as many wait.")
+    batch_size: PositiveInt = Field(
+        16,
+        description="Queries that are answered in one pass, if as many wait. A request with more takes several passes, "
+        "between which others have their turn.",
+    )
     batch_wait_ms: float = Field(0.0, ge=0, le=1000, description="Time that a free worker waits for more queries.")
     queue_size: PositiveInt = Field(256, description="Requests that may wait; those beyond are answered with 429.")
     max_in_flight: PositiveInt | None = Field(

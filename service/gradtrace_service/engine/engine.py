@@ -12,15 +12,17 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from asgi_correlation_id import correlation_id
 
 from gradtrace_service.engine.fair_queue import FairQueue, Waiting
 from gradtrace_service.engine.retries import BatchSizes, half, leave_alone, longest_pass
-from gradtrace_service.engine.work import REFUSALS, NotOpenYetError, Outcome, Work
+from gradtrace_service.engine.slow_openings import SlowOpenings
+from gradtrace_service.engine.work import REFUSALS, IndexUnavailableError, NotOpenYetError, Opening, Outcome, Work
 from gradtrace_service.engine.workers import Worker, WorkerEndedError
 from gradtrace_service.settings import DEFAULTS, Settings
 
@@ -63,6 +65,18 @@ class WorkerLostError(Exception):
     """The process that computed the answer ended, twice."""
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A request that was accepted: its works, one after the other, are computed within its one deadline."""
+
+    _answer: Callable[[Work[Any], float], Awaitable[Any]]
+    _expires: float
+
+    async def answer(self, work: Work[T]) -> T:
+        """As `Engine.run`, but not refused for want of room."""
+        return cast(T, await self._answer(work, self._expires))
+
+
 class Engine:
     """Answers works by `workers`, each client in order of arrival. All methods are for the event loop's thread.
 
@@ -88,6 +102,7 @@ class Engine:
         self._running: set[asyncio.Task[None]] = set()
         self._paused: dict[Worker, dict[str | None, float]] = {worker: {} for worker in workers}
         self._added = asyncio.Event()
+        self._slow = SlowOpenings()
         self.computing = 0
         self.leaving = self.draining = self.hung = False
 
@@ -104,42 +119,66 @@ class Engine:
             WorkerHungError: the only worker hangs.
             ClientBusyError: the client has as many requests in flight as it may.
             QueueFullError: the queue is full.
+            IndexUnavailableError: the index was given up.
             DeadlineError: it took too long.
             QueryError, TaskError, IndexUnavailableError, OutOfMemoryError: as the work raised them.
             WorkerLostError: two processes ended while they computed the answer.
             WorkFailedError: the work raised anything else.
         """
+        with self.accept(work) as accepted:
+            return await accepted.answer(work)
+
+    @contextmanager
+    def accept(self, work: Work[Any]) -> Iterator[Accepted]:
+        """Accept a request, of which this is the first work. Raises as `run`."""
         self._refuse_or_accept(work)
-        settings, answer = self.settings, asyncio.get_running_loop().create_future()
-        waiting = Waiting(work, answer, time.perf_counter() + settings.deadline_seconds, correlation_id.get())
         self._in_flight[work.client] += 1
+        try:
+            yield Accepted(self._answer, time.perf_counter() + self.settings.deadline_seconds)
+        finally:
+            self._in_flight -= Counter((work.client,))  # leaves out who has none
+
+    async def _answer(self, work: Work[T], expires: float) -> T:
+        if self.hung:
+            raise WorkerHungError
+        answer = asyncio.get_running_loop().create_future()
+        waiting = Waiting(work, answer, expires, correlation_id.get())
         self._queue.add(waiting)
         self._added.set()
         self._dispatch()
         try:
-            return cast(T, await asyncio.wait_for(answer, settings.deadline_seconds))
+            return cast(T, await asyncio.wait_for(answer, max(expires - time.perf_counter(), 0.0)))
         except asyncio.TimeoutError:
             raise DeadlineError from None
         finally:
             self._queue.discard(waiting)
-            self._in_flight -= Counter((work.client,))  # leaves out who has none
 
     def _refuse_or_accept(self, work: Work[Any]) -> None:
         if self.draining:
             raise DrainingError
         if self.hung:
             raise WorkerHungError
+        if self._slow.refuses(work.index):
+            raise IndexUnavailableError
         if work.internal:
             return
         if self.settings.max_in_flight is not None and self._in_flight[work.client] >= self.settings.max_in_flight:
             raise ClientBusyError
         if self.waiting >= self.settings.queue_size:
+            self._make_room(work.client)
+
+    def _make_room(self, client: str) -> None:
+        """Who fills the queue must not keep others out: its newest request is refused in place of another client's."""
+        last = self._queue.newest_of_most(client)
+        if last is None:
             raise QueueFullError
+        last.answer.set_exception(QueueFullError())
+        self._queue.discard(last)
 
     async def drain(self) -> None:
         """Refuse new work from now on, and wait until all accepted work is answered."""
         self.draining = True
-        while self._running or self.waiting:
+        while self._running or self._in_flight:
             await asyncio.wait(self._running or [asyncio.ensure_future(asyncio.sleep(_OPENING_SECONDS))])
 
     def _dispatch(self) -> None:
@@ -261,11 +300,21 @@ class Engine:
             for name, state in states.items():
                 before = merged.get(name, False)
                 merged[name] = None if None in (before, state) else bool(before or state)
+        return merged | dict.fromkeys(self._slow.given_up())
+
+    def openings(self) -> dict[str, Opening]:
+        """Of each index that a worker is opening: the one that takes the longest."""
+        merged: dict[str, Opening] = {}
+        for worker in self.workers:
+            for name, opening in worker.openings().items():
+                merged[name] = max(merged.get(name, opening), opening, key=lambda opening: opening.seconds)
         return merged
 
     async def refresh(self) -> None:
-        """Ask the processes that have nothing to do for the states of their indexes. One that hangs is replaced."""
+        """Ask the processes that have nothing to do for the states of their indexes. One that hangs is replaced, and so
+        is one in which the opening of an index hangs."""
         for worker in self.workers:
+            self._give_up_openings(worker)
             if worker in self._idle and worker.ready and worker.replaceable:
                 self._idle.remove(worker)
                 try:
@@ -273,6 +322,21 @@ class Engine:
                 finally:
                     self._idle.append(worker)
                     self._dispatch()
+
+    def _give_up_openings(self, worker: Worker) -> None:
+        openings = worker.openings()
+        for name in self._slow.look(openings, worker.states()):
+            if not any(other.states().get(name) for other in self.workers):
+                self._slow.give_up(name, openings[name])
+                self._refuse_waiting(name)
+            if worker.replaceable:
+                _log.error("the worker process is ended and replaced: the opening of index %s hangs in it", name)
+                worker.end()
+
+    def _refuse_waiting(self, index: str) -> None:
+        for waiting in self._queue:
+            if waiting.work.index == index:
+                waiting.answer.set_exception(IndexUnavailableError())
 
     async def _look_at(self, worker: Worker) -> None:
         asked = asyncio.get_running_loop().run_in_executor(worker.thread, worker.answer, [])

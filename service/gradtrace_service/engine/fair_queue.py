@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,6 +134,15 @@ class FairQueue:
         queue = self._indexes.get(waiting.work.index)
         if queue is not None and waiting in queue.flows.get(waiting.work.client, ()):
             queue.remove(waiting)
+
+    def newest_of_most(self, client: str) -> Waiting | None:
+        """The newest request of the client who has the most waiting; None where `client` would then have as many."""
+        waiting = [one for one in self if not one.work.internal]
+        counts = Counter(one.work.client for one in waiting)
+        most = max(counts, key=counts.__getitem__, default=client)
+        if counts[most] <= counts[client] + 1:
+            return None
+        return max((one for one in waiting if one.work.client == most), key=lambda one: one.arrived)
 
     def has_turn(self, paused: Collection[str | None] = ()) -> bool:
         """Whether `take` would give something."""

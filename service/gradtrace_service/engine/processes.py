@@ -13,16 +13,27 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
 import psutil
 
 from gradtrace.errors import QueryError
-from gradtrace_service.engine.work import REFUSALS, Indexes, IndexUnavailableError, NotOpenYetError, Outcome, Work
+from gradtrace_service.engine.work import (
+    REFUSALS,
+    Indexes,
+    IndexUnavailableError,
+    NotOpenYetError,
+    Opening,
+    Outcome,
+    Work,
+)
 from gradtrace_service.engine.workers import Report, Timed, Worker, WorkerEndedError, report
 
-_START_AGAIN_SECONDS = 2.0  # after a process that ended while it started
+_START_SECONDS = 120.0  # that a process has to start, and to import what it needs where it is not forked
+_START_AGAIN_SECONDS = 2.0  # after a process that did not start; twice as long each time
+_LONGEST_WAIT_SECONDS = 60.0
 _END_SECONDS = 5.0
 _GROWTH = 1.1  # of a process that needs more than the limit, until it is replaced
 
@@ -56,6 +67,7 @@ class ProcessWorker(Worker):
         self._pipe: socket.socket | None = None  # the connection, so that another thread can shut it down
         self._started: Any = None  # `_process` as multiprocessing knows it
         self._states: dict[str, bool | None] = {}
+        self._openings: dict[str, Opening] = {}
         self._needed: dict[frozenset[str], int] = {}  # memory after the first answer with these indexes open
         self._closed = threading.Event()
 
@@ -66,6 +78,9 @@ class ProcessWorker(Worker):
     def states(self) -> dict[str, bool | None]:
         return self._states
 
+    def openings(self) -> dict[str, Opening]:
+        return self._openings
+
     @property
     def pid(self) -> int | None:
         """The process's id; None before it is started, and after it ended."""
@@ -73,13 +88,16 @@ class ProcessWorker(Worker):
         return None if process is None else process.pid
 
     def start(self) -> None:
+        wait_seconds = _START_AGAIN_SECONDS
         while self._connection is None and not self._closed.is_set():
             try:
                 self._begin()
             except (EOFError, OSError, psutil.Error) as error:
                 self._lose()
-                _log.error("a worker process ended while it started (%s); it is tried again", error)
-                self._closed.wait(_START_AGAIN_SECONDS)
+                cause = str(error) or "it ended"
+                _log.error("a worker process did not start: %s. It is tried again in %d s", cause, wait_seconds)
+                self._closed.wait(wait_seconds)
+                wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
 
     def _begin(self) -> None:
         context = _context()
@@ -91,7 +109,7 @@ class ProcessWorker(Worker):
         self._process = psutil.Process(self._started.pid)
         if self._closed.is_set():
             self.end()
-        self._receive()  # it is ready
+        self._receive(_START_SECONDS)  # it is ready
 
     def open_default(self) -> None:
         try:
@@ -99,8 +117,8 @@ class ProcessWorker(Worker):
             outcome = self._ask(None)
         except (EOFError, OSError, psutil.Error, WorkerEndedError) as error:
             self._lose()
-            cause = str(error) or "memory may not suffice, or the task ends it"
-            raise IndexUnavailableError(f"the worker process ended while it started: {cause}") from error
+            cause = str(error) or "it ended: memory may not suffice, or the task ends it"
+            raise IndexUnavailableError(f"the worker process did not start: {cause}") from error
         if isinstance(outcome, Exception):
             raise outcome
 
@@ -108,10 +126,10 @@ class ProcessWorker(Worker):
         sent = [_pickled(work, arrived) for work, arrived in works]
         reply: Report = self._ask([content for content in sent if isinstance(content, bytes)])
         computed = iter(reply.outcomes)
-        self._states = reply.states
+        self._states, self._openings = reply.states, reply.openings
         self._replace_if_large(reply)
         outcomes = [next(computed) if isinstance(content, bytes) else content for content in sent]
-        return Report(outcomes, reply.memory, reply.states)
+        return replace(reply, outcomes=outcomes)
 
     def _ask(self, message: Any) -> Any:
         try:
@@ -126,10 +144,13 @@ class ProcessWorker(Worker):
             self._lose()
             raise
 
-    def _receive(self) -> Any:
-        """What the process sends next. Raises EOFError or OSError if it ended."""
+    def _receive(self, seconds: float | None = None) -> Any:
+        """What the process sends next. Raises EOFError or OSError if it ended, or sent nothing for so many seconds."""
         assert self._connection is not None
-        if self._connection not in wait([self._connection, self._started.sentinel]):
+        ready = wait([self._connection, self._started.sentinel], seconds)
+        if not ready:
+            raise TimeoutError(f"it hangs, or was stopped, and is ended after {seconds} s")
+        if self._connection not in ready:
             raise EOFError
         return self._connection.recv()
 
@@ -162,7 +183,7 @@ class ProcessWorker(Worker):
         if self._connection is not None:
             self._connection.close()
         self._connection = self._pipe = self._process = None
-        self._states, self._needed = {}, {}
+        self._states, self._openings, self._needed = {}, {}, {}
 
     def end(self) -> None:
         process, pipe = self._process, self._pipe
@@ -219,7 +240,7 @@ def _work(connection: Connection[Any, Any], indexes: Callable[[], Indexes], log_
 def _reply(indexes: Indexes, message: list[bytes] | None) -> Report | Exception | None:
     if message is not None:
         computed = report(indexes, [pickle.loads(content) for content in message])
-        return Report([_portable(outcome) for outcome in computed.outcomes], computed.memory, computed.states)
+        return replace(computed, outcomes=[_portable(outcome) for outcome in computed.outcomes])
     try:
         indexes.open_default()
     except Exception as error:

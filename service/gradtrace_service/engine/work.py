@@ -43,6 +43,19 @@ class OutOfMemoryError(Exception):
 REFUSALS = (QueryError, TaskError, IndexUnavailableError, OutOfMemoryError)
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """An index that is being opened.
+
+    seconds: since it began;  still: since one of its files was last found right, or it began
+    place: the line of the user's code that is running, if any is
+    """
+
+    seconds: float
+    still: float
+    place: str | None = None
+
+
 class Indexes(Protocol):
     """Open indexes by name, of one worker."""
 
@@ -63,6 +76,9 @@ class Indexes(Protocol):
 
     def states(self) -> dict[str, bool | None]:
         """By name: whether the index is open; None: it cannot be."""
+
+    def openings(self) -> dict[str, Opening]:
+        """By name: the indexes that are being opened, or of which a new generation is."""
 
     def close(self) -> None:
         """Nothing is opened or followed any more."""

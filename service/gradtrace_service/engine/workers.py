@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from gradtrace_service.engine.work import Indexes, Outcome, Work, answer
+from gradtrace_service.engine.work import Indexes, Opening, Outcome, Work, answer
 
 Timed = list[tuple[Work[Any], float]]  # works, each with its time of arrival
 
@@ -23,12 +23,13 @@ class WorkerEndedError(Exception):
 class Report:
     """What a worker answers to a batch.
 
-    outcomes: one for each work;  memory: resident bytes of its process;  states: as `Indexes.states`
+    outcomes: one for each work;  memory: resident bytes of its process;  states, openings: as of `Indexes`
     """
 
     outcomes: list[Outcome]
     memory: int
     states: dict[str, bool | None]
+    openings: dict[str, Opening]
 
 
 class Worker(ABC):
@@ -60,6 +61,10 @@ class Worker(ABC):
     @abstractmethod
     def states(self) -> dict[str, bool | None]:
         """As `Indexes.states`, when it was last asked; for any thread."""
+
+    @abstractmethod
+    def openings(self) -> dict[str, Opening]:
+        """As `Indexes.openings`, when it was last asked; for any thread."""
 
     @abstractmethod
     def answer(self, works: Timed) -> Report:
@@ -96,6 +101,9 @@ class ThreadWorker(Worker):
     def states(self) -> dict[str, bool | None]:
         return self._indexes.states()
 
+    def openings(self) -> dict[str, Opening]:
+        return self._indexes.openings()
+
     def answer(self, works: Timed) -> Report:
         return report(self._indexes, works)
 
@@ -112,4 +120,4 @@ def report(indexes: Indexes, works: Timed) -> Report:
     now = time.perf_counter()  # a clock that all processes share
     waited_ms = [(now - arrived) * 1000.0 for _, arrived in works]
     outcomes = answer(indexes, [work for work, _ in works], waited_ms) if works else []
-    return Report(outcomes, psutil.Process().memory_info().rss, indexes.states())
+    return Report(outcomes, psutil.Process().memory_info().rss, indexes.states(), indexes.openings())

@@ -67,7 +67,7 @@ class Metrics:
         for name, value in engine.settings:
             if isinstance(value, int | float):
                 settings.labels(name).set(value)
-        self._registry.register(_Unavailable(engine))
+        self._registry.register(_IndexStates(engine))
         if hosted:
             self._default_index = hosted[0].name
             self._published = _Published(hosted)
@@ -159,7 +159,7 @@ class _Published(Collector):
         yield free
 
 
-class _Unavailable(Collector):
+class _IndexStates(Collector):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
@@ -169,6 +169,12 @@ class _Unavailable(Collector):
         for index, state in self._engine.states().items():
             unavailable.add_metric([index], state is None)
         yield unavailable
+        text = "Time for which a worker has been opening the index, or its new generation; 0: none does."
+        opening = GaugeMetricFamily("gradtrace_index_opening_seconds", text, labels=["index"])
+        openings = self._engine.openings()
+        for index in self._engine.states().keys() | openings.keys():
+            opening.add_metric([index], openings[index].seconds if index in openings else 0.0)
+        yield opening
 
 
 def _count_jobs(jobs: JobRunner, state: str) -> int:

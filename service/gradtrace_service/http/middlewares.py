@@ -37,16 +37,17 @@ _NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-ac
 _BEARER = HTTPBearer(auto_error=False, description="An API key, made by `gradtrace key new`.")
 
 
-def add_middlewares(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
-    """From the inside to the outside: each adds to, or refuses, what those before it answer.
+def key_file(settings: Settings) -> KeyFile | None:
+    """Raises SettingsError where the file of keys cannot be read, or others may write it."""
+    return None if settings.api_key_file is None else KeyFile(settings.api_key_file)
 
-    Raises:
-        SettingsError: the file of keys cannot be read.
-    """
+
+def add_middlewares(app: FastAPI, settings: Settings, metrics: Metrics, keys: KeyFile | None) -> None:
+    """From the inside to the outside: each adds to, or refuses, what those before it answer."""
     app.add_middleware(RequestReading, room=BodyRoom(int(settings.max_body_mb * 2**20), _LARGE_BODIES))
     app.add_middleware(
         Access,
-        keys=None if settings.api_key_file is None else KeyFile(settings.api_key_file),
+        keys=keys,
         rate=None if settings.rate_limit is None else RateLimit(settings.rate_limit),
         admin=frozenset(route.path.split("/")[1] for route in job_routes.router.routes if isinstance(route, Route)),
     )

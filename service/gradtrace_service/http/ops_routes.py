@@ -31,7 +31,7 @@ async def readyz(request: Request) -> Status:
     if engine.hung:
         raise WorkerHungError
     if not request.app.state.ready:
-        raise NotReadyError
+        raise NotReadyError(max((opening.seconds for opening in engine.openings().values()), default=0.0))
     states = engine.states().values()
     if states and all(state is None for state in states):
         raise IndexUnavailableError

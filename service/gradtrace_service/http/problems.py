@@ -156,6 +156,8 @@ def _http_error(request: Request, error: Exception) -> Response:
 def _state(request: Request, error: Exception) -> Response:
     status, kind, detail = _STATES[type(error)]
     headers = {"Retry-After": "1"} if status in (429, 503) else {}
+    if isinstance(error, NotReadyError) and str(error):
+        detail = f"{detail}; {error}"
     return problem(status, kind, detail, headers=headers)
 
 

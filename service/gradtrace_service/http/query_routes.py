@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,8 +21,10 @@ from gradtrace_client.schemas import ExampleAnswer, IndexDetails, InfluenceAnswe
 from gradtrace_client.service_schemas import Indexes
 from gradtrace_service.answers import documents, groups_and_pairs, rows
 from gradtrace_service.answers import influence as answers
+from gradtrace_service.answers.passes import A, Pass, Q, joined, outdated, passes_of
 from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.work import Work
+from gradtrace_service.errors import FieldError
 from gradtrace_service.http.json_bodies import JsonRoute
 from gradtrace_service.http.problems import error_responses
 from gradtrace_service.ops.timings import server_timing, trace_stages
@@ -51,8 +54,28 @@ class _TimedEngine:
 
     async def run(self, work: Work[T]) -> T:
         """As `Engine.run`. Raises FieldError, too, where no index has the name: made-up names do not wait."""
+        return self._timed(await self._engine.run(self._addressed(work)))
+
+    async def run_in_passes(self, request: Q, work: Callable[[Q], Work[A]]) -> A:
+        """As `run`, for a request of many queries, which is accepted, and counts, once. work: of each pass"""
+        passes = passes_of(request, self._engine.settings.batch_size)
+        works = [self._addressed(work(part.request)) for part in passes]
+        with self._engine.accept(works[0]) as accepted:
+            answers = [await _named(accepted.answer(work), part) for work, part in zip(works, passes, strict=True)]
+            while behind := outdated(answers):  # a new generation was taken up in between
+                for at in behind:
+                    answers[at] = await _named(accepted.answer(works[at]), passes[at])
+        return self._timed(joined(answers))
+
+    @property
+    def _engine(self) -> Engine:
         engine: Engine = self._state.engine
-        answer = await engine.run(replace(work, index=self._state.index_name(work.index), client=self._client))
+        return engine
+
+    def _addressed(self, work: Work[T]) -> Work[T]:
+        return replace(work, index=self._state.index_name(work.index), client=self._client)
+
+    def _timed(self, answer: T) -> T:
         timing = getattr(answer, "timing_ms", None)
         if timing is not None:
             self._headers["Server-Timing"] = server_timing(timing)
@@ -61,20 +84,33 @@ class _TimedEngine:
         return answer
 
 
-Workers = Annotated[_TimedEngine, Depends()]
+async def _named(answer: Awaitable[A], part: Pass[Any]) -> A:
+    try:
+        return await answer
+    except FieldError as refusal:
+        raise part.named(refusal) from None
+
+
+async def _timed_engine(request: Request, response: Response) -> _TimedEngine:
+    return _TimedEngine(request, response)  # the class by itself would be called on a thread, for each request
+
+
+Workers = Annotated[_TimedEngine, Depends(_timed_engine)]
 
 
 @router.post("/influence", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))
 async def influence(request: InfluenceRequest, engine: Workers) -> InfluenceAnswer:
     """The training rows that most lowered (proponents) and most raised (opponents) what each query is explained for."""
     key = None if request.aggregate else _batch_key(request)
-    return await engine.run(Work(request.index, answers.influence, request, request.queries, key))
+    return await engine.run_in_passes(
+        request, lambda part: Work(request.index, answers.influence, part, part.queries, key)
+    )
 
 
 @router.post("/influence/groups", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))
 async def influence_groups(request: GroupsRequest, engine: Workers) -> GroupsAnswer:
     """Sums of the scores of the training rows that share a label, or another column's value, on each query."""
-    return await engine.run(Work(request.index, groups_and_pairs.groups, request))
+    return await engine.run_in_passes(request, lambda part: Work(request.index, groups_and_pairs.groups, part))
 
 
 @router.post("/influence/pairs", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))

@@ -1,4 +1,5 @@
-"""Connections whose clients do nothing are given up: those that do not end a head, or do not read their answers."""
+"""Connections whose clients do nothing, or next to nothing, are given up: those that do not end a head, or do not read
+their answers."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 PATIENCE_SECONDS = 20.0
 STALLED_SECONDS = 5.0  # after which a connection makes room for another
+READING_SECONDS = 60.0  # for an answer, and what its size takes at this pace:
+_BYTES_PER_SECOND = 16 << 10
 _LOOK_SECONDS = 1.0
 
 
@@ -19,7 +22,7 @@ class WatchedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._unsent, self._head_begun = 0, False
-        self._head_since = self._received = self._sent = time.monotonic()
+        self._head_since = self._received = self._sent = self._read_by = time.monotonic()
         self._looking = self.loop.call_later(_LOOK_SECONDS, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -54,13 +57,16 @@ class WatchedProtocol(H11Protocol):
         self._note_sent()
         self._note_head()
         now = time.monotonic()
-        if self._unsent and now - self._sent > PATIENCE_SECONDS:
+        if self._unsent and (now - self._sent > PATIENCE_SECONDS or now > self._read_by):
             self.transport.abort()  # close would wait until everything is sent
         elif self._head_begun and now - self._head_since > PATIENCE_SECONDS and not self.transport.is_closing():
             self.transport.close()
 
     def _note_sent(self) -> None:
         unsent = self.transport.get_write_buffer_size()
+        if not self._unsent:
+            self._read_by = time.monotonic() + READING_SECONDS
+        self._read_by += max(unsent - self._unsent, 0) / _BYTES_PER_SECOND
         if not self._unsent or unsent < self._unsent:
             self._sent = time.monotonic()
         self._unsent = unsent

@@ -8,7 +8,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +18,13 @@ import psutil
 from gradtrace import Index
 from gradtrace.errors import GradtraceError, MismatchError, StoreError
 from gradtrace.store.index_files import VerifiedFiles, written_to
+from gradtrace.user_code import running_line
+from gradtrace_service.engine.slow_openings import SLOW_SECONDS, log_slow
 from gradtrace_service.engine.work import (
     IndexUnavailableError,
     NoMemoryForIndexError,
     NotOpenYetError,
+    Opening,
     is_out_of_memory,
 )
 from gradtrace_service.indexes.hosted import Hosted, described, known_name, were
@@ -49,6 +53,8 @@ class _Offered:
     complaint, without_memory, failed_at: why and when it, or its newest generation, could not be opened last
     wanted: asked for, or changed, and to be opened now;  used: when it was asked for last
     unused_since: when it was opened, while no request was given it since; else None
+    began, verified_at, verified_files: while it is opened, when that began, when a file was last seen to be verified,
+        and how many were then;  opener: the thread that opens it
     opening: held while it is opened;  look: tells its follower that it is wanted
     """
 
@@ -64,6 +70,10 @@ class _Offered:
     wanted: bool = False
     used: float = 0.0
     unused_since: float | None = None
+    began: float | None = None
+    verified_at: float = 0.0
+    verified_files: int = 0
+    opener: int = 0
     opening: threading.Lock = field(default_factory=threading.Lock)
     look: threading.Event = field(default_factory=threading.Event)
 
@@ -76,6 +86,20 @@ class _Offered:
         """Whether it is open, and nobody waits for its first answer. Else two could unload each other for ever."""
         is_new = self.unused_since is not None and time.monotonic() - self.unused_since < _FIRST_USE_SECONDS
         return self.index is not None and not is_new
+
+    def begin(self) -> None:
+        """This thread opens it from now on, until `began` is None again."""
+        self.began = self.verified_at = time.monotonic()
+        self.verified_files, self.opener = len(self.verified), threading.get_ident()
+
+    def progress(self) -> Opening | None:
+        """None where it is not being opened. Asked for once a second."""
+        began, now = self.began, time.monotonic()
+        if began is None:
+            return None
+        if len(self.verified) != self.verified_files:
+            self.verified_at, self.verified_files = now, len(self.verified)
+        return Opening(now - began, now - self.verified_at, running_line(self.opener))
 
     def drop(self) -> None:
         self.index = self.newer = self.state = None
@@ -155,8 +179,9 @@ class Catalog:
         name, offered = next(iter(self._offered.items()))
         with offered.opening:
             try:
-                offered.state = offered.hosted.state()
-                opened = offered.hosted.open_or_say_why(offered.verified)
+                with _told_if_slow(offered):
+                    offered.state = offered.hosted.state()
+                    opened = offered.hosted.open_or_say_why(offered.verified)
             except GradtraceError as error:
                 raise IndexUnavailableError(f"index {name} cannot be opened: {error}") from error
             with self._lock:
@@ -170,6 +195,11 @@ class Catalog:
                 name: None if offered.index is None and offered.complaint else offered.index is not None
                 for name, offered in self._offered.items()
             }
+
+    def openings(self) -> dict[str, Opening]:
+        """See `Indexes.openings`; for any thread."""
+        progress = {name: offered.progress() for name, offered in self._offered.items()}
+        return {name: opening for name, opening in progress.items() if opening is not None}
 
     def _named(self, name: str | None) -> _Offered:
         return self._offered[known_name(self._offered, name)]
@@ -223,12 +253,15 @@ class Catalog:
         try:
             if not offered.may_open(again_after):
                 return None
+            offered.begin()
             offered.state = offered.hosted.state()
             opened = offered.hosted.open(offered.verified)
         except BaseException as error:  # includes whatever a user's task raises
             offered.failed_at = time.monotonic()
             self._complain(offered, error)
             return None
+        finally:
+            offered.began = None
         offered.complaint = None
         offered.verified = {file: offered.verified[file] for file in opened.manifest.files()}
         _log.info("index %s: generation %d is ready", offered.hosted.name, opened.manifest.generation)
@@ -263,6 +296,20 @@ class Catalog:
             offered.look.set()
         for follower in self._followers:
             follower.join(_END_SECONDS)
+
+
+@contextmanager
+def _told_if_slow(offered: _Offered) -> Iterator[None]:
+    """Log that the index takes long to open, where nobody asks yet, and no other log line tells it."""
+    offered.begin()
+    timer = threading.Timer(SLOW_SECONDS, lambda: log_slow(offered.hosted.name, offered.progress()))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        offered.began = None
 
 
 def _may_open(offered: _Offered, again_after: float) -> bool:

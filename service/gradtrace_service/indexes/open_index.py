@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradtrace import Index
 from gradtrace.store.index_files import FileStamp, written_to
-from gradtrace_service.engine.work import IndexUnavailableError
+from gradtrace_service.engine.work import IndexUnavailableError, Opening
 from gradtrace_service.errors import FieldError
 
 
@@ -42,6 +42,9 @@ class OpenIndex:
 
     def states(self) -> dict[str, bool | None]:
         return {"index": None if self._written else True}
+
+    def openings(self) -> dict[str, Opening]:
+        return {}
 
     def close(self) -> None:
         """Nothing runs beside it."""

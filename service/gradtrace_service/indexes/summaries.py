@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from gradtrace.store.manifest import Manifest
 from gradtrace_client.service_schemas import IndexSummary
+from gradtrace_service.engine.engine import Engine
 from gradtrace_service.indexes.hosted import Hosted
 
 Summaries = Callable[[], list[IndexSummary]]
 
 
-def summaries(hosted: Sequence[Hosted], states: Callable[[], Mapping[str, bool | None]]) -> list[IndexSummary]:
-    """What the manifests say, without opening an index. states: as of `Engine`"""
-    loaded = states()
-    return [summary(index.name, index.manifest(), bool(loaded.get(index.name))) for index in hosted]
+def summaries(hosted: Sequence[Hosted], engine: Engine) -> list[IndexSummary]:
+    """What the manifests say, without opening an index."""
+    loaded, openings = engine.states(), engine.openings()
+    return [
+        summary(
+            index.name,
+            index.manifest(),
+            bool(loaded.get(index.name)),
+            openings[index.name].seconds if index.name in openings else None,
+        )
+        for index in hosted
+    ]
 
 
-def summary(name: str | None, manifest: Manifest | None, loaded: bool) -> IndexSummary:
+def summary(
+    name: str | None, manifest: Manifest | None, loaded: bool, opening_seconds: float | None = None
+) -> IndexSummary:
+    known = {"name": name, "loaded": loaded, "opening_seconds": opening_seconds}
     if manifest is None:
-        return IndexSummary(name=name, generation=None, task=None, rows=None, loaded=loaded)
+        return IndexSummary(generation=None, task=None, rows=None, **known)
     task = manifest.task
-    return IndexSummary(name=name, generation=manifest.generation, task=task.name, rows=task.train_rows, loaded=loaded)
+    return IndexSummary(generation=manifest.generation, task=task.name, rows=task.train_rows, **known)
