@@ -9,7 +9,7 @@ import torch
 from gradtrace.contents import IndexContents
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, MethodOptions, chosen_checkpoints
-from gradtrace.store.manifest import by_run, trained_models
+from gradtrace.store.manifest import by_run, trained_models, weights_positions
 
 _DAMPING = 1.0  # chosen by measurement: docs/methods.md
 
@@ -39,11 +39,15 @@ class Influence(Method):
 
     def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
         entries = contents.manifest.checkpoints
-        chosen = chosen_checkpoints(entries, options, trained_models(entries))
+        # Measured: with Gauss-Newton coordinates all checkpoints predict better than the last alone (docs/methods.md).
+        rotated = contents.bases[0].rotation is not None
+        chosen = chosen_checkpoints(
+            entries, options, weights_positions(entries) if rotated else trained_models(entries)
+        )
         damping, damped = options.get("damping") or _DAMPING, []
         for checkpoint in chosen:
-            curvature, layers = contents.curvature[checkpoint], contents.basis_of(checkpoint).layer_of_columns()
-            damped.append(curvature["eigenvalues"].double() + damping * curvature["layer_means"].double()[layers])
+            curvature = contents.curvature[checkpoint]
+            damped.append(curvature.eigenvalues.double() + damping * curvature.means.double())
         eigenvalues = torch.stack(damped)  # [checkpoints, D]
         inverse = torch.where(eigenvalues > 0, 1 / eigenvalues, 0)  # a layer that no sample used has no curvature
         return GradientScoring(contents, chosen, (inverse / len(by_run(entries, chosen))).float())

@@ -65,8 +65,9 @@ class Source(Method):
         for run in by_run(entries, available):
             segments = None if self.kind == "average" else options.get("segments") or _SEGMENTS
             factors[run] = torch.from_numpy(_run_factors(contents, run, segments)).float()
-        trained = trained_models(entries)
-        query_at = [trained[entries[block].run] for block in chosen]
+        query_at, trained = None, trained_models(entries)
+        if contents.bases[0].rotation is None:
+            query_at = [trained[entries[block].run] for block in chosen]
         return GradientScoring(contents, chosen, factors[chosen] / len(runs), query_at)
 
 
@@ -123,11 +124,13 @@ def _run_factors(contents: IndexContents, blocks: list[int], segments: int | Non
     """As `unrolled`, of the checkpoints of a training run."""
     entries = [contents.manifest.checkpoints[block] for block in blocks]
     curvature = [contents.curvature[block] for block in blocks]
-    eigenvalues = torch.stack([checkpoint["eigenvalues"] for checkpoint in curvature]).double().numpy()
+    eigenvalues = torch.stack([checkpoint.eigenvalues for checkpoint in curvature]).double().numpy()
     gains = np.ones_like(eigenvalues)
     for number, entry in enumerate(entries):
         if not _is_sgd(entry):
-            gains[number] = curvature[number]["preconditioner"]
+            preconditioner = curvature[number].preconditioner
+            assert preconditioner is not None  # else `lacks` refused
+            gains[number] = preconditioner
     optimizers = [entry.optimizer or _PLAIN_SGD for entry in entries]
     decays = np.array([optimizer.weight_decay for optimizer in optimizers])
     momenta = np.array([optimizer.momentum for optimizer in optimizers])
