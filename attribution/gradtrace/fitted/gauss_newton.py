@@ -29,7 +29,8 @@ from gradtrace.store.manifest import Output
 from gradtrace.store.rows import RowStore
 
 _USUAL = 4096  # coordinates
-_DRAWN_BY_COORDINATE = 2  # rows
+_DECOMPOSED = 1024  # size of matrices that are decomposed in full
+_ITERATIONS = 3
 _BLOCK_VALUES = 1 << 22  # float32 values of rows that are multiplied at a time
 
 
@@ -53,7 +54,7 @@ def row_weights(losses: Tensor, output: Output | None) -> Tensor:
 class SecondMoments:
     """K at one checkpoint, from rows that come in batches.
 
-    count: of the rows that will come; of more than two for each coordinate, about so many are drawn
+    count: of the rows that will come; of more than one for each coordinate, about so many are drawn
     device: where the batches are
     seed, stream: of the draws; a row's depends on its place among the rows only
     """
@@ -62,7 +63,7 @@ class SecondMoments:
         self, coordinates: int, count: int, output: Output | None, device: torch.device, seed: int, stream: int
     ) -> None:
         self._output, self._seed, self._stream = output, seed, stream
-        self._share = min(1.0, _DRAWN_BY_COORDINATE * coordinates / max(count, 1))
+        self._share = min(1.0, coordinates / max(count, 1))
         self._sum = torch.zeros(coordinates, coordinates, device=device)
         self._waiting: list[Tensor] = []
         self._count, self._energy = 0, 0.0
@@ -114,8 +115,26 @@ def rotation(moments: Iterable[Tensor], dimensions: int) -> Tensor:
         scaled = moment / trace if trace > 0 else moment
         total = scaled if total is None else total.add_(scaled)
     assert total is not None  # there is at least one checkpoint
-    vectors: Tensor = torch.linalg.eigh(total.double())[1]
-    return vectors[:, -dimensions:].flip(1).float().cpu().contiguous()
+    return leading_eigenvectors(total, dimensions).cpu().contiguous()
+
+
+def leading_eigenvectors(matrix: Tensor, count: int) -> Tensor:
+    """Those of a symmetric matrix [n, n] with the largest eigenvalues, which are not negative, in falling order.
+    Float32 [n, count].
+
+    Of large matrices by subspace iteration (Golub and Van Loan, Matrix Computations, section 8.2), a fraction of the
+    time: exact inside the subspace found, which may lack some of the last vectors. It starts from the first axes, which
+    have the largest energies here.
+    """
+    n = len(matrix)
+    if n <= _DECOMPOSED or 2 * count > n:
+        vectors: Tensor = torch.linalg.eigh(matrix.double())[1]
+        return vectors[:, -count:].flip(1).float()
+    subspace = torch.eye(n, count, dtype=matrix.dtype, device=matrix.device)
+    for _ in range(_ITERATIONS):
+        subspace = torch.linalg.qr(matrix @ subspace)[0]
+    inside = torch.linalg.eigh((subspace.T @ matrix @ subspace).double())[1]
+    return subspace @ inside.flip(1).to(subspace.dtype)
 
 
 def row_curvature(
