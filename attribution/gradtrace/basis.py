@@ -188,8 +188,16 @@ class Basis:
         ]
         if self.projects_all_layers:
             return torch.stack(by_layer).sum(0)
-        in_order = torch.cat(by_layer, dim=1).index_select(1, self._order)
-        return in_order if self.rotation is None else in_order @ self.rotation
+        return self.rotated(torch.cat(by_layer, dim=1).index_select(1, self._order))
+
+    def rotated(self, coordinates: Tensor) -> Tensor:
+        """Columns of rows from the layers' coordinates in order. [..., coordinates] -> [..., dimensions]"""
+        return coordinates if self.rotation is None else coordinates @ self.rotation
+
+    @cached_property
+    def unrotated(self) -> Basis:
+        """The same without the rotation."""
+        return self if self.rotation is None else replace(self, dimensions=self.coordinates, rotation=None)
 
     def add_use(self, coordinates: dict[str, Tensor], layer: Layer, x: Tensor, d: Tensor) -> None:
         """Add the coordinates of one use of a layer to those of its other uses."""

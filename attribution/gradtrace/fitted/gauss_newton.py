@@ -134,7 +134,8 @@ def leading_eigenvectors(matrix: Tensor, count: int) -> Tensor:
     for _ in range(_ITERATIONS):
         subspace = torch.linalg.qr(matrix @ subspace)[0]
     inside = torch.linalg.eigh((subspace.T @ matrix @ subspace).double())[1]
-    return subspace @ inside.flip(1).to(subspace.dtype)
+    within: Tensor = subspace @ inside.flip(1).to(subspace.dtype)
+    return within
 
 
 def row_curvature(

@@ -44,7 +44,8 @@ def loss_output(model: GradientModel, examples: Sequence[Example]) -> Output | N
     if errors is not None:
         squares = errors.square()
         factor = losses.sum() / squares.sum().clamp_min(torch.finfo(torch.float64).tiny)
-        return "value" if torch.allclose(losses, factor * squares, rtol=_ROUNDING, atol=_SATURATED) else None
+        smallest = _SATURATED * float(losses.abs().max())  # in the values' own unit
+        return "value" if torch.allclose(losses, factor * squares, rtol=_ROUNDING, atol=smallest) else None
     return None
 
 
@@ -80,19 +81,17 @@ def _probabilities(part: LossPart) -> Tensor | None:
 def _errors(model: GradientModel, examples: Sequence[Example]) -> Tensor | None:
     """Output minus label, float64 [batch] on the CPU; None where these are no values, or not known."""
     if (parts := _loss_parts(model, examples)) is not None:
-        if any(part.law is not GAUSSIAN or part.targets is None for part in parts):
-            return None
-        return torch.cat(
-            [
-                (part.outputs.detach().double() - part.targets.double().reshape(part.outputs.shape)).flatten().cpu()
-                for part in parts
-                if part.targets is not None
-            ]
-        )
+        return torch.cat([_part_errors(part) for part in parts]) if all(p.law is GAUSSIAN for p in parts) else None
     predicted, labels = _predicted(model, examples), [model.label(example) for example in examples]
     if predicted is None or predicted.numel() != len(examples) or not predicted.is_floating_point() or None in labels:
         return None
     return predicted.flatten().double().cpu() - torch.tensor(labels, dtype=torch.float64)
+
+
+def _part_errors(part: LossPart) -> Tensor:
+    """Of a call, [labels]. What a loss squares by hand, without a target, is taken for an error."""
+    outputs = part.outputs.detach().double().flatten()
+    return (outputs if part.targets is None else outputs - part.targets.double()).cpu()
 
 
 def _loss_parts(model: GradientModel, examples: Sequence[Example]) -> list[LossPart] | None:
