@@ -170,6 +170,8 @@ class Basis:
             return False
         by_row = columns if self.projects_all_layers else [torch.cat(columns).sort().values]
         rotation = self.rotation
+        if (rotation is not None) != (self.kind == "gauss-newton"):
+            return False
         if rotation is not None and (rotation.dtype != torch.float32 or rotation.shape[1:] != (self.dimensions,)):
             return False
         # No range of all columns is made before it is known that the file has as many.
