@@ -150,7 +150,7 @@ def test_ridge_regression_without_each_row(tmp_path: Path) -> None:
     torch.save({"weight": weights[None].float()}, path)
     task = ValueTask(lambda: nn.Linear(5, 1, bias=False), rows)
     found = Checkpoint(path, 100, 0.1)
-    index = build_index(task, [found], tmp_path / "index", precision="float16", progress=False)
+    index = build_index(task, [found], tmp_path / "index", basis="spectral", precision="float16", progress=False)
     at = torch.stack([q for q, _ in queries]).double()
     left = at @ weights - torch.stack([v for _, v in queries]).double()
     gauss_newton = 2 * x.T @ x / len(x)
