@@ -26,11 +26,12 @@ class Source(Method):
 
         sum_l q . exp(-eta_L K_L H_L) ... exp(-eta_(l+1) K_(l+1) H_(l+1)) (1 - exp(-eta_l K_l H_l)) H_l^-1 g_l
 
-    H_l is approximated as diagonal in the run's spectral basis (EK-FAC), which is fitted at one checkpoint and shared
-    by all segments, where the paper fits one for each. Heavy-ball momentum divides the learning rate by 1 - momentum
-    (Appendix C); weight decay adds to the curvature. Adam and its kin precondition the steps by P = 1 / (sqrt(v) + eps)
-    (Appendix C), of which the diagonal in these coordinates is taken; the paper takes, for Adam, a diagonal Hessian of
-    the weights in the exponentials and EK-FAC for the inverse.
+    H_l is approximated as diagonal in the run's basis, which all segments share, where the paper fits one for each. In
+    Gauss-Newton coordinates the query's gradient is that of each checkpoint too, as the row's is, where the paper takes
+    the one at the end of training: measured, that predicts retraining better (docs/methods.md). Heavy-ball momentum
+    divides the learning rate by 1 - momentum (Appendix C); weight decay adds to the curvature. Adam and its kin
+    precondition the steps by P = 1 / (sqrt(v) + eps) (Appendix C), of which the diagonal in these coordinates is taken;
+    the paper takes, for Adam, a diagonal Hessian of the weights in the exponentials and EK-FAC for the inverse.
     """
 
     name = "source"

@@ -43,7 +43,6 @@ from gradtrace.task import Example, Task
 from gradtrace_indexer.build.bad_rows import BadRows, usable_ids, with_skipped_deleted
 from gradtrace_indexer.build.fit import (
     FitSpec,
-    Models,
     RunFit,
     Samples,
     fit_basis,
@@ -183,30 +182,41 @@ class Builder:
         reference, directory = self.model(checkpoints[-1]), self.directory
 
         def models() -> Iterator[GradientModel]:
-            for checkpoint in progress_bar("fit", len(checkpoints), shown=self.progress, items=checkpoints):
-                yield reference if checkpoint is checkpoints[-1] else self.model(checkpoint)
+            return (
+                reference if checkpoint is checkpoints[-1] else self.model(checkpoint) for checkpoint in checkpoints
+            )
 
-        with samples.named_in_errors():
-            if self.recording is None:
-                basis = fit_basis(spec, reference, models, samples)
-                if spec.kind == "gauss-newton":
-                    assert fisher is not None  # the manifest has one
-                    basis = rotated_basis(basis, spec.dimensions, self._second_moments(models, basis, rows, fisher))
-            else:
-                basis = recorded_basis(self.recording, reference, len(self.task.train))
-            scales = [write_column_scales(directory, name, basis, models, samples)] if spec.precision == "int4" else []
+        def shown_models() -> Iterator[GradientModel]:
+            yield from progress_bar("fit", len(checkpoints), shown=self.progress, items=models())
+
+        if self.recording is None:
+            with samples.named_in_errors():
+                basis = fit_basis(spec, reference, shown_models, samples)
+            if spec.kind == "gauss-newton":
+                assert fisher is not None  # the manifest has one
+                with progress_bar("rotation", len(rows) * len(checkpoints), " rows", self.progress) as bar:
+                    moments = self._second_moments(models(), basis, rows, fisher, bar)
+                    basis = rotated_basis(basis, spec.dimensions, moments)
+        else:
+            basis = recorded_basis(self.recording, reference, len(self.task.train))
+        scales = []
+        if spec.precision == "int4":
+            with samples.named_in_errors():
+                scales = [write_column_scales(directory, name, basis, shown_models, samples)]
         return RunFit(reference, basis.dimensions, write_basis(directory, name, basis), scales)
 
-    def _second_moments(self, models: Models, basis: Basis, rows: Ids, fisher: FisherEntry) -> Iterator[Tensor]:
+    def _second_moments(
+        self, models: Iterator[GradientModel], basis: Basis, rows: Ids, fisher: FisherEntry, bar: tqdm[Any]
+    ) -> Iterator[Tensor]:
         """K of `fitted.gauss_newton` at each checkpoint, in the coordinates of a spectral basis."""
         projection = basis.to(self.device)
-        for number, model in enumerate(models()):
-            moments = SecondMoments(
-                basis.dimensions, len(rows), fisher.output, self.device, basis.seed, _DRAWN_ROWS + number
-            )
+        for number, model in enumerate(models):
+            stream = _DRAWN_ROWS + number
+            moments = SecondMoments(basis.dimensions, len(rows), fisher.output, self.device, basis.seed, stream)
             bad = BadRows({}, self.skip_bad_rows)
             for encoded in encoded_batches(self.reader, self._workers(model, projection), rows, self.batch_size, bad):
                 moments.add(encoded.rows, encoded.losses)
+                bar.update(len(encoded.losses))
             yield moments.mean()
 
     def _workers(self, model: GradientModel, basis: Basis, represent: bool = False) -> RowWorkers:
