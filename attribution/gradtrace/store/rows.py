@@ -37,12 +37,14 @@ class RowStore:
     dimensions: number of coordinates of a row at one checkpoint
     checkpoints: number of checkpoints
     levels: column boundaries, ascending; the last equals `dimensions`
+    precision: of the stored values
     """
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.rows = manifest.rows
         self.checkpoints = len(manifest.checkpoints)
         self.levels = list(manifest.levels)
+        self.precision = manifest.precision
         self.dimensions = self.levels[-1]
         self._directory = directory
         self._manifest = manifest
@@ -116,6 +118,10 @@ class RowStore:
         for start, shard in self.shards(checkpoint):
             yield start, decode(shard.levels[0], shard.scales, self._scales_of(checkpoint, 0))
 
+    def column_scales(self, checkpoints: Sequence[int]) -> Tensor | None:
+        """What the columns were divided by before they were rounded, [len(checkpoints), D]; None unless int4."""
+        return None if self._column_scales is None else self._column_scales[list(checkpoints)]
+
     def _scales_of(self, checkpoints: int | Sequence[int], level: int) -> Tensor | None:
         """Column scales of one level: [width] at one checkpoint, [len(checkpoints), width] at several. None unless
         int4."""
@@ -172,7 +178,7 @@ class RowStore:
         row_bytes = self._layout.stored_widths[level] * self._layout.dtype.itemsize
         scan = len(rows) * (row_bytes + mmap.PAGESIZE) * _SCAN_SHARE > self.rows * row_bytes
         if scan:
-            self._expect([checkpoint], scan=True)
+            self.expect_scan([checkpoint], True)
         out, scales = torch.empty(len(rows)), np.empty(len(rows), dtype=np.float32)
         step = min(len(rows), max(1, _PIECE_VALUES // len(vector)))
         stored = torch.empty(step, self._layout.stored_widths[level], dtype=self._layout.dtype).numpy()
@@ -188,7 +194,7 @@ class RowStore:
             codes[:count].copy_(packed if column_scales is None else unpack(packed, len(vector)))
             torch.mv(codes[:count], vector, out=out[piece])
         if scan:
-            self._expect([checkpoint], scan=False)
+            self.expect_scan([checkpoint], False)
         return out.mul_(torch.from_numpy(scales))
 
     def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, slice, NDArray[np.int64]]]:
@@ -200,7 +206,7 @@ class RowStore:
 
     def blocks(self, checkpoints: Sequence[int], block_rows: int) -> Iterator[tuple[int, Tensor]]:
         """All rows in order, in blocks: (first row, float32 [b, len(checkpoints), dimensions]), b <= block_rows."""
-        self._expect(checkpoints, scan=True)
+        self.expect_scan(checkpoints, True)
         try:
             for start in range(0, self.rows, block_rows):
                 stop = min(start + block_rows, self.rows)
@@ -209,10 +215,10 @@ class RowStore:
                     self._read(checkpoint, start, stop, block[:, position])
                 yield start, block
         finally:
-            self._expect(checkpoints, scan=False)
+            self.expect_scan(checkpoints, False)
 
-    def _expect(self, checkpoints: Sequence[int], scan: bool) -> None:
-        """Tell the operating system how the later levels are read next."""
+    def expect_scan(self, checkpoints: Sequence[int], scan: bool) -> None:
+        """Tell the operating system how the later levels are read next: from end to end, or row by row."""
         for checkpoint in checkpoints:
             for _, shard in self.shards(checkpoint):
                 shard.expect(scan)
