@@ -42,6 +42,10 @@ _SMALLEST_NORM = 2.0**-80  # of a level of such a query, for bounds of rounding:
 _LARGEST_NORM = 2.0**110  # leaves room to add bounds up
 _QUERIES_PER_PASS = 16  # that share a pass over the rows: a third of the time for each; more gain little
 
+_SCAN_SHARE = 0.2  # of the rows, that must survive the first level to make a scan of all faster than reading them
+_SCANNED_TOGETHER = 4  # queries in a pass, from which a scan of rows is so cheap that it need not be tried to prune
+_FIRST_LEVEL_SHARE = 0.2  # of the products of norms that lies in the first level, below which pruning is not tried
+
 Route = Literal["prune", "scan"]
 
 # Errors of matrix products by PyTorch's names of precisions. An operand that is truncated to 10 bits errs by up to
@@ -117,6 +121,17 @@ class _Survivors:
             self.slack = self.slack.take(keep, axis=1)
 
 
+@dataclass(slots=True)
+class _Search:
+    """The search for one query's ends. touched: rows of which more than the first level was read."""
+
+    query: _Query
+    estimate: _Estimate
+    thresholds: EndThresholds
+    survivors: _Survivors
+    touched: int
+
+
 class ProgressiveSearcher:
     """Searches a store. Holds the first level of all rows (on `device`) and the norms of their levels in memory.
 
@@ -141,9 +156,10 @@ class ProgressiveSearcher:
                 torch.maximum(rows, shard.tails[:, 0], out=rows)
         self._first = first.to(device)  # [C, width, rows]
         self._norms = norms  # [C, levels, rows]
+        self._mean_norms: Doubles = norms.double().mean(dim=2).nan_to_num_().numpy()  # [C, levels]
         self._largest_norms: Floats = largest.numpy()  # [rows], over the checkpoints
         # Twice the usual bound of float32 summation error, relative to the sum of the products of norms.
-        terms = store.dimensions + 2 * store.checkpoints + 4 * len(store.levels) + 64
+        terms = store.dimensions + 4 * (store.checkpoints + len(store.levels)) + 64
         self._summation_error = terms * 2.0**-23
 
     def search(
@@ -177,9 +193,7 @@ class ProgressiveSearcher:
         results, scan_threads = [], torch.get_num_threads()
         with threads(1):
             for start in range(0, len(prepared), _QUERIES_PER_PASS):
-                group = prepared[start : start + _QUERIES_PER_PASS]
-                for query, estimate in zip(group, self._estimates(group, len(rows), scan_threads), strict=True):
-                    results.append(self._search(query, estimate, rows, k))
+                results += self._search(prepared[start : start + _QUERIES_PER_PASS], rows, k, scan_threads)
         return results
 
     def _prepare(self, query: Tensor, checkpoints: list[int], row_scale: Floats | None) -> _Query:
@@ -189,26 +203,8 @@ class ProgressiveSearcher:
         rounding = np.maximum(norms, np.float32(_SMALLEST_NORM)) * np.float32(error)
         return _Query(query.double().numpy(), vectors, norms, checkpoints, row_scale, rounding)
 
-    def _estimates(self, queries: Sequence[_Query], rows: int, scan_threads: int) -> list[_Estimate]:
-        """One pass over memory for all queries that go the same way.  rows: how many may be returned"""
-        scanned = [self._scans(query, rows) for query in queries]
-        estimates: list[_Estimate] = []
-        ways = {
-            True: iter(self._scan([query for query, scans in zip(queries, scanned, strict=True) if scans], scan_threads)),
-            False: iter(self._first_level([query for query, scans in zip(queries, scanned, strict=True) if not scans])),
-        }
-        return [next(ways[scans]) for scans in scanned]
-
-    def _scans(self, query: _Query, rows: int) -> bool:
-        """Whether a scan in integers is likely to take less time than pruning."""
-        if self._route is not None:
-            return self._route == "scan" and can_scan(self._store)
-        return can_scan(self._store)
-
     def _first_level(self, queries: Sequence[_Query]) -> list[_Estimate]:
         """The first level's part of all scores."""
-        if not queries:
-            return []
         sums = torch.empty(len(queries), self._store.rows, device=self._first.device)
         for position, checkpoint in enumerate(queries[0].checkpoints):
             heads = torch.stack([query.vectors[position, : self._edges[1]] for query in queries]).to(sums.device)
@@ -221,8 +217,6 @@ class ProgressiveSearcher:
 
     def _scan(self, queries: Sequence[_Query], scan_threads: int) -> list[_Estimate]:
         """All scores, but for what the queries lose when they are rounded to integers."""
-        if not queries:
-            return []
         checkpoints = queries[0].checkpoints
         vectors = torch.stack([query.vectors for query in queries])
         rounded = round_queries(vectors, self._store.levels, self._store.column_scales(checkpoints))
@@ -245,29 +239,60 @@ class ProgressiveSearcher:
             for score, bound, vector, norm in zip(scores.numpy(), slack.numpy(), missing, norms, strict=True)
         ]
 
-    def _search(self, query: _Query, estimate: _Estimate, rows: Rows, k: int) -> SearchResult:
-        """rows: [m], those that may be returned, ascending."""
-        enough = 2 * k + _FINAL_ROWS
-        if not query.norms.any():  # every score is zero, and the lowest rows win at both ends
-            ends = rank(self._store, query.exact, query.checkpoints, rows[:k], k)
-            return SearchResult(*ends, exact=True, rows_touched=0, rows_searched=len(rows))
+    def _search(self, queries: Sequence[_Query], rows: Rows, k: int, scan_threads: int) -> list[SearchResult]:
+        """Queries that share passes over the rows.  rows: [m], those that may be returned, ascending"""
+        searches: dict[int, _Search] = {}
+        scanned = [number for number, query in enumerate(queries) if self._scans(query, len(queries))]
+        pruned = [number for number in range(len(queries)) if number not in scanned]
+        if pruned:
+            estimates = self._first_level([queries[number] for number in pruned])
+            for number, estimate in zip(pruned, estimates, strict=True):
+                searches[number] = self._start(queries[number], estimate, rows, EndThresholds(k))
+            if self._route is None and can_scan(self._store):
+                most = self._store.rows * _SCAN_SHARE
+                scanned += [number for number in pruned if len(searches[number].survivors.rows) > most]
+        if scanned:
+            estimates = self._scan([queries[number] for number in scanned], scan_threads)
+            for number, estimate in zip(scanned, estimates, strict=True):
+                known = searches[number].thresholds if number in searches else EndThresholds(k)
+                searches[number] = self._start(queries[number], estimate, rows, known)
+        return [self._finish(searches[number], len(rows)) for number in range(len(queries))]
+
+    def _scans(self, query: _Query, together: int) -> bool:
+        """Whether to scan without trying what the first level prunes.  together: number of queries in a pass"""
+        if self._route is not None or not can_scan(self._store):
+            return self._route == "scan" and can_scan(self._store)
+        # A scale of rows parts the scores' sizes from the norms, by which rows are pruned.
+        first_share = self._mean_products(query, 1) / max(self._mean_products(query, len(self._store.levels)), 1e-30)
+        return together >= _SCANNED_TOGETHER and (query.row_scale is not None or first_share < _FIRST_LEVEL_SHARE)
+
+    def _mean_products(self, query: _Query, levels: int) -> float:
+        """The sum over the first levels of the norms of the query and, in the mean, of the rows, multiplied."""
+        return float((self._mean_norms[query.checkpoints, :levels] * query.norms[:, :levels]).sum())
+
+    def _start(self, query: _Query, estimate: _Estimate, rows: Rows, thresholds: EndThresholds) -> _Search:
+        """Which rows may be at either end, by the estimate."""
         partial, slack = scaled(estimate, query.row_scale)
         if len(rows) < len(partial):
             partial, slack = partial[rows], slack[rows]
-        thresholds, seeds = EndThresholds(k), rows[:0]
-        if len(rows) > enough:
-            seeds = extreme_positions(partial, k + _SEED_ROWS)
+        seeds = rows[:0]
+        if len(rows) > enough(thresholds.k) and query.norms.any():
+            seeds = extreme_positions(partial, thresholds.k + _SEED_ROWS)
             self._seed(thresholds, query, estimate, rows[seeds], partial[seeds], slack[seeds])
         reach = thresholds.within_reach(partial - slack, partial + slack)
-        keep = np.flatnonzero(reach)
+        keep = np.flatnonzero(reach) if query.norms.any() else np.arange(min(thresholds.k, len(rows)))
         touched = len(keep) + int(np.count_nonzero(~reach[seeds])) if estimate.first_missing else len(rows)
         survivors = self._survivors(query, estimate, rows[keep], partial[keep])
-        levels_read = [estimate.first_missing] * len(query.checkpoints)
-        while len(survivors.rows) > enough and survivors.slack[:-1].any():
-            self._read_next_level(query, estimate, survivors, levels_read)
-            survivors.prune(thresholds)
+        return _Search(query, estimate, thresholds, survivors, touched if query.norms.any() else 0)
+
+    def _finish(self, search: _Search, searched: int) -> SearchResult:
+        query, survivors, k = search.query, search.survivors, search.thresholds.k
+        levels_read = [search.estimate.first_missing] * len(query.checkpoints)
+        while len(survivors.rows) > enough(k) and survivors.slack[:-1].any():
+            self._read_next_level(query, search.estimate, survivors, levels_read)
+            survivors.prune(search.thresholds)
         ends = rank(self._store, query.exact, query.checkpoints, survivors.rows, k, query.row_scale)
-        return SearchResult(*ends, exact=True, rows_touched=touched, rows_searched=len(rows))
+        return SearchResult(*ends, exact=True, rows_touched=search.touched, rows_searched=searched)
 
     def _seed(
         self, thresholds: EndThresholds, query: _Query, estimate: _Estimate, rows: Rows, partial: Floats, slack: Floats
@@ -317,6 +342,11 @@ class ProgressiveSearcher:
         survivors.partial += products if query.row_scale is None else products * query.row_scale[rows]
         survivors.slack[place] = self._unread_bounds(query, estimate, place, level + 1, rows)
         levels_read[place] += 1
+
+
+def enough(k: int) -> int:
+    """So few survivors are scored exactly without further bounds."""
+    return 2 * k + _FINAL_ROWS
 
 
 def scaled(estimate: _Estimate, row_scale: Floats | None) -> tuple[Floats, Floats]:

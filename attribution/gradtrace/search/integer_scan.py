@@ -5,8 +5,14 @@ codes of a row with n is an exact integer, and
 
     <q, row> = s * scale of the row * <n, codes of the row> + <e, row>,     |<e, row>| <= |e| |row|
 
-with the stored norms of the row's levels. int8 products run at the speed of memory. int4 codes c are unpacked to int8
-first; there <n, c> stands for the product of the row with n / column scales.
+with the stored norms of the row's levels. int8 products run at the speed of memory.
+
+Of int4 rows, q is multiplied by the column scales first. Codes c are not unpacked: a byte p has (c1 + 8) + 16 (c2 + 8),
+so that p - 128 = 16 c2 + c1 + 8, as int8, and p mod 16 = c1 + 8. For coefficients x of c2 and y of c1,
+
+    x c2 + y c1 = x / 16 (16 c2 + c1) + (y - x / 16) c1
+
+is the sum of two products with half as many columns.
 """
 
 from __future__ import annotations
@@ -17,123 +23,165 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gradtrace.search.integer_product import LARGEST_CODE, MOST_COLUMNS, integer_product, is_usable
-from gradtrace.store.precision import rounded_up, unpack
+from gradtrace.store.precision import level_widths, rounded_up
 from gradtrace.store.rows import RowStore
 from gradtrace.store.shards import Shard
 
 _SMALLEST_STEP = 2.0**-100  # of queries with a norm of about 1; products with what is smaller cannot be told from 0
-_BLOCK_ROWS = 1024  # that are multiplied at a time: at 1,024 columns, 1 MB of codes, which stay in the cache
-_SINGLE_BLOCK_ROWS = 1 << 15  # for one query, whose product reads every code once
+_PIECE_BYTES = 1 << 20  # that are multiplied at a time, so that they stay in the processor's cache
+_BLOCK_PRODUCTS = 1 << 15  # products of one level that are held at a time
 _ROWS_PER_THREAD = 8192  # with fewer, a further thread costs more than it gains
+_ZERO = 8  # int4's code of 0
 
 
 @dataclass(frozen=True, slots=True)
 class RoundedQueries:
     """Queries [n, C, D] rounded to integers.
 
-    codes: at each checkpoint and level int8 [width, n];  steps: float32 [C, levels, n]
+    codes: at each checkpoint, for each level one matrix (int8 rows) or two (int4), int8 [width, n]
+    steps: float32 [C, matrices, n];  offsets: int32 [C, matrices, n], what is subtracted from the products
     residuals: [n, C, D] float32, what rounding has taken away
     residual_norms: [n, C, levels] float32, of the residuals in each level, rounded up
     """
 
     codes: list[list[Tensor]]
     steps: Tensor
+    offsets: Tensor
     residuals: Tensor
     residual_norms: Tensor
 
 
 def round_queries(queries: Tensor, levels: Sequence[int], column_scales: Tensor | None) -> RoundedQueries:
-    """queries: float32 [n, C, D] of norms about 1;  column_scales: [C, D], of the rows at these checkpoints."""
+    """queries: float32 [n, C, D] of norms about 1;  column_scales: [C, D], of int4 rows at these checkpoints."""
     exact = queries.double()
     scaled = exact if column_scales is None else exact * column_scales.double()
-    codes, steps, rounded = [], [], []
-    for start, stop in pairwise([0, *levels]):
-        columns = scaled[:, :, start:stop]
-        step = (columns.abs().amax(dim=2) / LARGEST_CODE).clamp_min_(_SMALLEST_STEP).float()  # [n, C]
-        integers = (columns / step.double()[..., None]).round_().clamp_(-LARGEST_CODE, LARGEST_CODE)
-        codes.append(integers.to(torch.int8))
-        steps.append(step.T)
-        rounded.append(integers * step.double()[..., None])
-    restored = torch.cat(rounded, dim=2)
-    residuals = exact - (restored if column_scales is None else restored / column_scales.double())
-    norms = [columns.norm(dim=2) for columns in residuals.split([code.shape[2] for code in codes], dim=2)]
-    by_checkpoint = [[code[:, position].T for code in codes] for position in range(queries.shape[1])]
-    residual_norms = rounded_up(torch.stack(norms, dim=2))
-    return RoundedQueries(by_checkpoint, torch.stack(steps, dim=1), residuals.float(), residual_norms)
+    codes, steps, restored = [], [], []
+    for columns in scaled.split(level_widths(levels), dim=2):
+        rounded = [_round(columns)] if column_scales is None else _round_pairs(columns)
+        codes += [integers for integers, _ in rounded]
+        steps += [step for _, step in rounded]
+        values = [integers * step[..., None] for integers, step in rounded]
+        restored.append(values[0] if column_scales is None else _unpaired(*values)[..., : columns.shape[2]])
+    residuals = torch.cat(restored, dim=2)
+    residuals = exact - (residuals if column_scales is None else residuals / column_scales.double())
+    norms = [columns.norm(dim=2) for columns in residuals.split(level_widths(levels), dim=2)]
+    offsets = torch.stack([integers.sum(2).T * (0 if column_scales is None else _ZERO) for integers in codes], dim=1)
+    return RoundedQueries(
+        [[matrix[:, position].to(torch.int8).T for matrix in codes] for position in range(queries.shape[1])],
+        torch.stack([step.T for step in steps], dim=1).float(),
+        offsets.to(torch.int32),
+        residuals.float(),
+        rounded_up(torch.stack(norms, dim=2)),
+    )
+
+
+def _round(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers and steps, float64, with columns ~ integers * steps. [n, C, width] -> [n, C, width], [n, C]"""
+    steps = (columns.abs().amax(dim=2) / LARGEST_CODE).clamp_min_(_SMALLEST_STEP).float().double()
+    return (columns / steps[..., None]).round_().clamp_(-LARGEST_CODE, LARGEST_CODE), steps
+
+
+def _round_pairs(columns: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """As `_round`, of x / 16 and of y - x / 16: x are the second columns of each pair, y the first."""
+    pairs = F.pad(columns, (0, columns.shape[2] % 2)).unflatten(2, (-1, 2))
+    seconds, steps = _round(pairs[..., 1] / 16)
+    return [(seconds, steps), _round(pairs[..., 0] - seconds * steps[..., None])]
+
+
+def _unpaired(sixteenths: Tensor, differences: Tensor) -> Tensor:
+    return torch.stack([sixteenths + differences, sixteenths * 16], dim=3).flatten(2)
 
 
 def can_scan(store: RowStore) -> bool:
     """Whether the store's rows are integers, and products of integers are exact and fast here."""
-    width = max(stop - start for start, stop in pairwise([0, *store.levels]))
-    return store.precision in ("int8", "int4") and width <= MOST_COLUMNS and is_usable()
+    return store.precision in ("int8", "int4") and max(level_widths(store.levels)) <= MOST_COLUMNS and is_usable()
 
 
 def scan(store: RowStore, queries: RoundedQueries, checkpoints: Sequence[int], threads: int) -> Tensor:
     """Estimates of the scores of all rows, [n, rows] float32. Uses up to `threads` threads.
 
     Beside what the residuals are off, they are off by the rounding of float32: relative to the sum over checkpoints and
-    levels of the norms of query and row multiplied, by less than (levels + checkpoints + 8) 2^-22.
+    levels of the norms of query and row multiplied, by less than (levels + checkpoints + 8) 2^-21.
     """
-    count = queries.steps.shape[2]
-    estimates = torch.empty(store.rows, count)
-    size = _SINGLE_BLOCK_ROWS if count == 1 else _BLOCK_ROWS
+    estimates = torch.empty(store.rows, queries.steps.shape[2])
     store.expect_scan(checkpoints, True)
     try:
-        shards = [list(store.shards(checkpoint)) for checkpoint in checkpoints]
         # The shards of every checkpoint hold the same stretches of rows.
-        for number, (start, shard) in enumerate(shards[0] if shards else []):
-            stretch = [of_checkpoint[number][1] for of_checkpoint in shards]
-            scanned = _Stretch(store, stretch, queries, checkpoints, estimates[start : start + shard.layout.rows])
-            scanned.scan(size, threads)
+        for stretch in zip(*(store.shards(checkpoint) for checkpoint in checkpoints), strict=True):
+            start, first = stretch[0]
+            shards = [shard for _, shard in stretch]
+            _scan_stretch(shards, queries, estimates[start : start + first.layout.rows], threads)
     finally:
         store.expect_scan(checkpoints, False)
     return estimates.T
 
 
-@dataclass(frozen=True, slots=True)
-class _Stretch:
-    """Consecutive rows, with their shard at each of the checkpoints, and where their estimates go."""
+def _scan_stretch(shards: Sequence[Shard], queries: RoundedQueries, estimates: Tensor, threads: int) -> None:
+    """shards: of the same rows, one for each checkpoint;  estimates: [rows, n], to write to"""
+    rows = len(estimates)
+    workers = max(1, min(threads, rows // _ROWS_PER_THREAD))
+    edges = [rows * worker // workers // 8 * 8 for worker in range(workers)] + [rows]
 
-    store: RowStore
-    shards: list[Shard]
-    queries: RoundedQueries
-    checkpoints: Sequence[int]
-    estimates: Tensor  # [rows of the stretch, n]
+    def work(edge: tuple[int, int]) -> None:
+        _BlockScan(shards, queries, edge[1] - edge[0]).scan(estimates, *edge)
 
-    def scan(self, block_rows: int, threads: int) -> None:
-        rows = len(self.estimates)
-        workers = max(1, min(threads, rows // _ROWS_PER_THREAD))
-        edges = [rows * worker // workers for worker in range(workers + 1)]
-        if workers == 1:
-            self._scan(0, rows, block_rows)
-            return
-        with ThreadPoolExecutor(workers, initializer=torch.get_num_threads) as pool:
-            list(pool.map(lambda edge: self._scan(edge[0], edge[1], block_rows), pairwise(edges)))
+    if workers == 1:
+        work((0, rows))
+        return
+    # A thread learns how many threads its operations may use when it first asks.
+    with ThreadPoolExecutor(workers, initializer=torch.get_num_threads) as pool:
+        list(pool.map(work, pairwise(edges)))
 
-    def _scan(self, start: int, stop: int, block_rows: int) -> None:
-        """Estimates of rows [start, stop) of the stretch."""
-        block_rows = min(block_rows, stop - start)
-        levels, count = len(self.store.levels), self.estimates.shape[1]
-        products = torch.empty(levels, block_rows, count, dtype=torch.int32)
-        buffers = [torch.empty(block_rows, len(codes), dtype=torch.int8) for codes in self.queries.codes[0]]
-        for low in range(start, stop, block_rows):
-            block = slice(low, min(low + block_rows, stop))
-            size = block.stop - block.start
-            sums = self.estimates[block].zero_()
-            for position, shard in enumerate(self.shards):
-                for level, codes in enumerate(self.queries.codes[position]):
-                    rows = self._codes(shard, level, block, buffers[level][:size])
-                    integer_product(rows, codes, products[level, :size])
-                parts = products[:, :size].float().mul_(self.queries.steps[position, :, None])  # [levels, b, n]
-                sums.addcmul_(parts.sum(dim=0), shard.scales[block, None])
 
-    def _codes(self, shard: Shard, level: int, rows: slice, buffer: Tensor) -> Tensor:
-        """int8 [b, width]: for several queries in a buffer, since the product with a matrix reads each code twice and
-        not in order."""
-        stored = shard.levels[level][rows]
-        if self.store.precision == "int4":
-            return buffer.copy_(unpack(stored, buffer.shape[1]))
-        return stored if self.estimates.shape[1] == 1 else buffer.copy_(stored)
+class _BlockScan:
+    """The buffers of one thread."""
+
+    def __init__(self, shards: Sequence[Shard], queries: RoundedQueries, rows: int) -> None:
+        self._shards, self._queries = shards, queries
+        _, matrices, count = queries.steps.shape
+        self._rows = min(rows, max(8, _BLOCK_PRODUCTS // count // 8 * 8))
+        self._products = torch.empty(matrices, self._rows, count, dtype=torch.int32)
+        self._floats = torch.empty(matrices, self._rows, count)
+        self._packed = shards[0].layout.precision == "int4"
+        self._bytes = torch.empty(2, _PIECE_BYTES if self._packed else 0, dtype=torch.uint8)
+
+    def scan(self, estimates: Tensor, start: int, stop: int) -> None:
+        """Write the estimates of rows [start, stop)."""
+        for low in range(start, stop, self._rows):
+            block = slice(low, min(low + self._rows, stop))
+            size = block.stop - low
+            sums = estimates[block].zero_()
+            for position, shard in enumerate(self._shards):
+                for level, values in enumerate(shard.levels):
+                    self._multiply(values[block], position, level)
+                products, floats = self._products[:, :size], self._floats[:, :size]
+                if self._packed:
+                    products.sub_(self._queries.offsets[position, :, None])
+                floats.copy_(products).mul_(self._queries.steps[position, :, None])  # [matrices, b, n]
+                sums.addcmul_(floats.sum(dim=0), shard.scales[block, None])
+
+    def _multiply(self, rows: Tensor, position: int, level: int) -> None:
+        """The integer products of a level's stored values [b, width]."""
+        codes, start = self._queries.codes[position], 0
+        for piece in rows.split(max(8, _PIECE_BYTES // rows.shape[1] // 8 * 8)):
+            stop = start + len(piece)
+            if self._packed:
+                both, low = (bytes_[: piece.numel()].view(piece.shape) for bytes_ in self._bytes)
+                torch.bitwise_xor(piece, 128, out=both)
+                torch.bitwise_and(piece, 15, out=low)
+                integer_product(both.view(torch.int8), codes[2 * level], self._products[2 * level, start:stop])
+                integer_product(low.view(torch.int8), codes[2 * level + 1], self._products[2 * level + 1, start:stop])
+            else:
+                _read_ahead(piece)
+                integer_product(piece, codes[level], self._products[level, start:stop])
+            start = stop
+
+
+def _read_ahead(values: Tensor) -> None:
+    """Bring the values into the cache in their order, which memory is fastest in; products read many rows at once."""
+    flat = values.view(-1)
+    flat[: len(flat) // 8 * 8].view(torch.int64).sum()
