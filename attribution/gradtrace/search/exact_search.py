@@ -262,9 +262,10 @@ class ProgressiveSearcher:
         """Whether to scan without trying what the first level prunes.  together: number of queries in a pass"""
         if self._route is not None or not can_scan(self._store):
             return self._route == "scan" and can_scan(self._store)
-        # A scale of rows parts the scores' sizes from the norms, by which rows are pruned.
+        if query.row_scale is not None:  # scores of one size, whatever the norms by which rows are pruned
+            return True
         first_share = self._mean_products(query, 1) / max(self._mean_products(query, len(self._store.levels)), 1e-30)
-        return together >= _SCANNED_TOGETHER and (query.row_scale is not None or first_share < _FIRST_LEVEL_SHARE)
+        return together >= _SCANNED_TOGETHER and first_share < _FIRST_LEVEL_SHARE
 
     def _mean_products(self, query: _Query, levels: int) -> float:
         """The sum over the first levels of the norms of the query and, in the mean, of the rows, multiplied."""
@@ -287,6 +288,9 @@ class ProgressiveSearcher:
 
     def _finish(self, search: _Search, searched: int) -> SearchResult:
         query, survivors, k = search.query, search.survivors, search.thresholds.k
+        if len(survivors.rows) > enough(k) and not search.estimate.first_missing:
+            self._read_missing(query, search.estimate, survivors)
+            survivors.prune(search.thresholds)
         levels_read = [search.estimate.first_missing] * len(query.checkpoints)
         while len(survivors.rows) > enough(k) and survivors.slack[:-1].any():
             self._read_next_level(query, search.estimate, survivors, levels_read)
@@ -309,26 +313,28 @@ class ProgressiveSearcher:
 
     def _unread_bounds(self, query: _Query, estimate: _Estimate, place: int, level: int, rows: Rows) -> Floats:
         """Bounds of what misses from the scores, from `level` on, at the checkpoint at this place of the query. [m]"""
-        norms = self._norms[query.checkpoints[place], level:].numpy()
-        bounds: Floats = np.zeros(len(rows), dtype=np.float32)
-        for of_rows, of_query in zip(norms, estimate.missing_norms[place, level:], strict=True):
-            bounds += of_rows[rows] * of_query
+        norms = self._norms[query.checkpoints[place], level:].numpy()  # [levels, all rows]
+        bounds: Floats = estimate.missing_norms[place, level:] @ norms.take(rows, axis=1)
         return bounds if query.row_scale is None else bounds * np.abs(query.row_scale[rows])
 
     def _rounding(self, query: _Query, rows: Rows) -> Floats:
         """Bounds of the rounding errors of float32 scores. [m]"""
-        bounds: Floats = np.zeros(len(rows), dtype=np.float32)
-        for checkpoint, norms in zip(query.checkpoints, query.rounding, strict=True):
-            for of_rows, of_query in zip(self._norms[checkpoint].numpy(), norms, strict=True):
-                bounds += of_rows[rows] * of_query
-        bounds += np.float32(_UNDERFLOW)
+        bounds: Floats = np.full(len(rows), _UNDERFLOW, dtype=np.float32)
+        for checkpoint, of_query in zip(query.checkpoints, query.rounding, strict=True):
+            bounds += of_query @ self._norms[checkpoint].numpy().take(rows, axis=1)
         return bounds if query.row_scale is None else bounds * np.abs(query.row_scale[rows]) + np.float32(_UNDERFLOW)
 
     def _full_scores(self, query: _Query, rows: Rows) -> Floats:
         """[m] float32, right within the bounds of rounding."""
-        values = self._store.gather(query.checkpoints, rows).flatten(1)  # [m, C * D]
-        scores: Floats = torch.mv(values, query.vectors.flatten()).numpy()
+        scores: Floats = self._store.inner_products(query.checkpoints, rows, query.vectors).numpy()
         return scores if query.row_scale is None else scores * query.row_scale[rows]
+
+    def _read_missing(self, query: _Query, estimate: _Estimate, survivors: _Survivors) -> None:
+        """All that misses at once: after a scan, the survivors are few, and no level has much more of it than others."""
+        rows = survivors.rows
+        products = self._store.inner_products(query.checkpoints, rows, estimate.missing).numpy()
+        survivors.partial += products if query.row_scale is None else products * query.row_scale[rows]
+        survivors.slack[:-1] = 0
 
     def _read_next_level(
         self, query: _Query, estimate: _Estimate, survivors: _Survivors, levels_read: list[int]

@@ -76,9 +76,10 @@ def rank(
     score_parts = np.zeros((len(rows), len(checkpoints)))
     chunk = max(1, _BLOCK_VALUES // (store.dimensions * len(checkpoints)))
     for start in range(0, len(rows), chunk):
-        values = store.gather(checkpoints, rows[start : start + chunk]).numpy().astype(np.float64)  # [m, C, D]
-        values *= query
-        score_parts[start : start + chunk] = values.sum(axis=2)  # row by row, so that equal rows score equally
+        values = store.gather(checkpoints, rows[start : start + chunk]).numpy()  # [m, C, D]
+        for position, columns in enumerate(query):  # one checkpoint's values stay in the cache
+            products = values[:, position] * columns  # float64 [m, D]
+            score_parts[start : start + chunk, position] = products.sum(axis=1)  # by row: equal rows score equally
     if row_scale is not None:
         score_parts *= row_scale[rows].astype(np.float64)[:, None]
     return both_ends(rows, score_parts, k)

@@ -152,21 +152,47 @@ class RowStore:
             return self.gather(checkpoints, ascending)[order.argsort()]
         if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= self.rows):
             raise QueryError(f"rows must lie in 0 to {self.rows - 1}; got {int(rows[0])} to {int(rows[-1])}")
-        shapes = [(len(checkpoints), len(rows), width) for width in self._layout.stored_widths]
-        levels = [torch.empty(shape, dtype=self._layout.dtype).numpy() for shape in shapes]
-        scales = np.empty((len(checkpoints), len(rows)), dtype=np.float32)
-        for number, places, local in self._by_shard(rows.numpy()):
-            for position, checkpoint in enumerate(checkpoints):
-                shard = self._readable_shard(checkpoint, number)
-                shard.scale_array.take(local, out=scales[position, places], mode="clip")
-                for values, level in zip(shard.level_arrays, levels, strict=True):
-                    values.take(local, axis=0, out=level[position, places], mode="clip")
+        levels, scales = self._gather_stored(checkpoints, rows.numpy())
         out = torch.empty(len(checkpoints), len(rows), self.dimensions)
         for number, target in enumerate(out.split(self._layout.widths, dim=2)):
             column_scales = self._scales_of(list(checkpoints), number)
             broadcast = None if column_scales is None else column_scales[:, None]  # over the rows
-            decode(torch.from_numpy(levels[number]), torch.from_numpy(scales), broadcast, target)
+            decode(levels[number], scales, broadcast, target)
         return out.transpose(0, 1)
+
+    def _gather_stored(self, checkpoints: Sequence[int], rows: NDArray[np.int64]) -> tuple[list[Tensor], Tensor]:
+        """Stored values of ascending rows [m], of each level [C, m, stored width], and their scales [C, m]."""
+        shapes = [(len(checkpoints), len(rows), width) for width in self._layout.stored_widths]
+        levels = [torch.empty(shape, dtype=self._layout.dtype) for shape in shapes]
+        arrays = [level.numpy() for level in levels]
+        scales = np.empty((len(checkpoints), len(rows)), dtype=np.float32)
+        for number, places, local in self._by_shard(rows):
+            for position, checkpoint in enumerate(checkpoints):
+                shard = self._readable_shard(checkpoint, number)
+                shard.scale_array.take(local, out=scales[position, places], mode="clip")
+                for values, level in zip(shard.level_arrays, arrays, strict=True):
+                    values.take(local, axis=0, out=level[position, places], mode="clip")
+        return levels, torch.from_numpy(scales)
+
+    def inner_products(self, checkpoints: Sequence[int], rows: NDArray[np.int64], vectors: Tensor) -> Tensor:
+        """Sum over checkpoints of <row, vector>. float32 [m].
+
+        rows: [m], ascending, all in the index;  vectors: float32 [len(checkpoints), dimensions]
+        """
+        column_scales = self.column_scales(checkpoints)
+        by_level = (vectors if column_scales is None else vectors * column_scales).split(self._layout.widths, dim=1)
+        step = max(1, _PIECE_VALUES // self._layout.widths[-1])
+        out = torch.zeros(len(rows))
+        for start in range(0, len(rows), step):
+            piece = slice(start, start + step)
+            levels, scales = self._gather_stored(checkpoints, rows[piece])
+            for position in range(len(checkpoints)):
+                sums = torch.zeros(scales.shape[1])
+                for stored, columns in zip(levels, by_level, strict=True):
+                    codes = stored[position] if column_scales is None else unpack(stored[position], columns.shape[1])
+                    sums.addmv_(codes.float(), columns[position])
+                out[piece].addcmul_(sums, scales[position])
+        return out
 
     def products(self, checkpoint: int, rows: Tensor, level: int, vector: Tensor) -> Tensor:
         """<row's columns of one level, vector>. float32 [m].
