@@ -330,7 +330,7 @@ class ProgressiveSearcher:
         return scores if query.row_scale is None else scores * query.row_scale[rows]
 
     def _read_missing(self, query: _Query, estimate: _Estimate, survivors: _Survivors) -> None:
-        """All that misses at once: after a scan, the survivors are few, and no level has much more of it than others."""
+        """All that misses at once: after a scan, survivors are few, and no level has much more of it than others."""
         rows = survivors.rows
         products = self._store.inner_products(query.checkpoints, rows, estimate.missing).numpy()
         survivors.partial += products if query.row_scale is None else products * query.row_scale[rows]

@@ -24,7 +24,10 @@ _PRODUCT: Callable[..., Tensor] | None = getattr(torch, "_int_mm", None)
 def integer_product(codes: Tensor, vectors: Tensor, out: Tensor) -> None:
     """out = codes @ vectors.  int8 [m, w] x int8 [w, n] -> int32 [m, n], with w <= MOST_COLUMNS."""
     assert _PRODUCT is not None  # else `is_usable` is False
-    _PRODUCT(codes, vectors, out=out)
+    if codes.shape[1] == 1:  # PyTorch 2.13 takes the strides of such matrices for others
+        torch.mul(codes.int(), vectors.int(), out=out)
+    else:
+        _PRODUCT(codes, vectors, out=out)
 
 
 @cache

@@ -164,8 +164,10 @@ def norms_of_levels(tails: Tensor) -> Tensor:
 
 
 def rounded_up(norms: Tensor) -> Tensor:
-    """Norms float64 -> float32. Rounding to nearest loses half a float32 step at most, which one step upwards makes up for;
-    float64 errs less. Zero stays zero."""
+    """Norms float64 -> float32, never smaller. Zero stays zero.
+
+    Rounding to nearest loses half a float32 step at most, which one step upwards makes up for; float64 errs less.
+    """
     rounded = norms.float()
     return torch.where(norms > 0, torch.nextafter(rounded, torch.full_like(rounded, torch.inf)), rounded)
 
