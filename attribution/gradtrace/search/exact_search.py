@@ -242,14 +242,14 @@ class ProgressiveSearcher:
     def _search(self, queries: Sequence[_Query], rows: Rows, k: int, scan_threads: int) -> list[SearchResult]:
         """Queries that share passes over the rows.  rows: [m], those that may be returned, ascending"""
         searches: dict[int, _Search] = {}
-        scanned = [number for number, query in enumerate(queries) if self._scans(query, len(queries))]
+        most = self._store.rows * _SCAN_SHARE
+        scanned = [number for number, query in enumerate(queries) if self._scans(query, len(queries), len(rows) > most)]
         pruned = [number for number in range(len(queries)) if number not in scanned]
         if pruned:
             estimates = self._first_level([queries[number] for number in pruned])
             for number, estimate in zip(pruned, estimates, strict=True):
                 searches[number] = self._start(queries[number], estimate, rows, EndThresholds(k))
             if self._route is None and can_scan(self._store):
-                most = self._store.rows * _SCAN_SHARE
                 scanned += [number for number in pruned if len(searches[number].survivors.rows) > most]
         if scanned:
             estimates = self._scan([queries[number] for number in scanned], scan_threads)
@@ -258,10 +258,15 @@ class ProgressiveSearcher:
                 searches[number] = self._start(queries[number], estimate, rows, known)
         return [self._finish(searches[number], len(rows)) for number in range(len(queries))]
 
-    def _scans(self, query: _Query, together: int) -> bool:
-        """Whether to scan without trying what the first level prunes.  together: number of queries in a pass"""
-        if self._route is not None or not can_scan(self._store):
-            return self._route == "scan" and can_scan(self._store)
+    def _scans(self, query: _Query, together: int, many: bool) -> bool:
+        """Whether to scan without trying what the first level prunes.
+
+        together: number of queries in a pass;  many: whether many of the rows may be returned
+        """
+        if not can_scan(self._store) or self._route is not None:
+            return can_scan(self._store) and self._route == "scan"
+        if not many:
+            return False
         if query.row_scale is not None:  # scores of one size, whatever the norms by which rows are pruned
             return True
         first_share = self._mean_products(query, 1) / max(self._mean_products(query, len(self._store.levels)), 1e-30)

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradtrace.devices import threads
 from gradtrace.search.integer_product import LARGEST_CODE, MOST_COLUMNS, integer_product, is_usable
 from gradtrace.store.precision import level_widths, rounded_up
 from gradtrace.store.rows import RowStore
@@ -35,6 +36,7 @@ _SMALLEST_STEP = 2.0**-100  # of queries with a norm of about 1; products with w
 _PIECE_BYTES = 1 << 20  # that are multiplied at a time, so that they stay in the processor's cache
 _BLOCK_PRODUCTS = 1 << 15  # products of one level that are held at a time
 _ROWS_PER_THREAD = 8192  # with fewer, a further thread costs more than it gains
+_CODES_PER_FLOAT = 3
 _ZERO = 8  # int4's code of 0
 
 
@@ -101,8 +103,8 @@ def can_scan(store: RowStore) -> bool:
     return store.precision in ("int8", "int4") and max(level_widths(store.levels)) <= MOST_COLUMNS and is_usable()
 
 
-def scan(store: RowStore, queries: RoundedQueries, checkpoints: Sequence[int], threads: int) -> Tensor:
-    """Estimates of the scores of all rows, [n, rows] float32. Uses up to `threads` threads.
+def scan(store: RowStore, queries: RoundedQueries, checkpoints: Sequence[int], most_threads: int) -> Tensor:
+    """Estimates of the scores of all rows, [n, rows] float32. Uses up to `most_threads` threads.
 
     Beside what the residuals are off, they are off by the rounding of float32: relative to the sum over checkpoints and
     levels of the norms of query and row multiplied, by less than (levels + checkpoints + 8) 2^-21.
@@ -114,16 +116,48 @@ def scan(store: RowStore, queries: RoundedQueries, checkpoints: Sequence[int], t
         for stretch in zip(*(store.shards(checkpoint) for checkpoint in checkpoints), strict=True):
             start, first = stretch[0]
             shards = [shard for _, shard in stretch]
-            _scan_stretch(shards, queries, estimates[start : start + first.layout.rows], threads)
+            _scan_stretch(shards, queries, estimates[start : start + first.layout.rows], most_threads)
     finally:
         store.expect_scan(checkpoints, False)
     return estimates.T
 
 
-def _scan_stretch(shards: Sequence[Shard], queries: RoundedQueries, estimates: Tensor, threads: int) -> None:
+def scan_scores(store: RowStore, queries: Tensor, checkpoints: Sequence[int]) -> Tensor:
+    """The scores of all rows, [n, rows] float32, right up to the rounding of float32.
+
+    Of each query, what rounding takes away is rounded in turn: three codes of 8 bits hold as much as a float32.
+
+    queries: [n, C, D] float32
+    """
+    exponents = torch.frexp(queries.double().flatten(1).norm(dim=1)).exponent
+    scaled, column_scales = (
+        torch.ldexp(queries.double(), -exponents[:, None, None]).float(),
+        store.column_scales(checkpoints),
+    )
+    rounded: list[RoundedQueries] = []
+    for _ in range(_CODES_PER_FLOAT):
+        rounded.append(round_queries(rounded[-1].residuals if rounded else scaled, store.levels, column_scales))
+    count = torch.get_num_threads()
+    with threads(1):
+        sums = scan(store, _joined(rounded), checkpoints, count).unflatten(0, (_CODES_PER_FLOAT, -1)).sum(dim=0)
+    return torch.ldexp(sums, exponents[:, None])
+
+
+def _joined(rounded: Sequence[RoundedQueries]) -> RoundedQueries:
+    codes = [
+        [torch.cat(matrices, dim=1) for matrices in zip(*at_checkpoint, strict=True)]
+        for at_checkpoint in zip(*(queries.codes for queries in rounded), strict=True)
+    ]
+    steps = torch.cat([queries.steps for queries in rounded], dim=2)
+    offsets = torch.cat([queries.offsets for queries in rounded], dim=2)
+    residuals = torch.cat([queries.residuals for queries in rounded])
+    return RoundedQueries(codes, steps, offsets, residuals, torch.cat([queries.residual_norms for queries in rounded]))
+
+
+def _scan_stretch(shards: Sequence[Shard], queries: RoundedQueries, estimates: Tensor, most_threads: int) -> None:
     """shards: of the same rows, one for each checkpoint;  estimates: [rows, n], to write to"""
     rows = len(estimates)
-    workers = max(1, min(threads, rows // _ROWS_PER_THREAD))
+    workers = max(1, min(most_threads, rows // _ROWS_PER_THREAD))
     edges = [rows * worker // workers // 8 * 8 for worker in range(workers)] + [rows]
 
     def work(edge: tuple[int, int]) -> None:
