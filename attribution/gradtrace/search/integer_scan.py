@@ -119,7 +119,7 @@ def scan(store: RowStore, queries: RoundedQueries, checkpoints: Sequence[int], m
             _scan_stretch(shards, queries, estimates[start : start + first.layout.rows], most_threads)
     finally:
         store.expect_scan(checkpoints, False)
-    return estimates.T
+    return estimates.T.contiguous()
 
 
 def scan_scores(store: RowStore, queries: Tensor, checkpoints: Sequence[int]) -> Tensor:
