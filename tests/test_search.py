@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradtrace.errors import QueryError
 from gradtrace.search.exact_search import ProgressiveSearcher, Route, extreme_positions, product_error
+from gradtrace.search.integer_product import is_usable
 from gradtrace.search.scored_rows import SearchResult, exhaustive_scores
 from gradtrace.store.manifest import Precision
 from gradtrace.store.rows import RowStore
@@ -179,6 +180,22 @@ def test_few_rows_are_touched_where_the_spectrum_is_steep(store: RowStore, queri
         assert result.rows_touched < 600
 
 
+@pytest.mark.skipif(not is_usable(), reason="this processor has no exact and fast integer products")
+def test_queries_that_the_first_level_says_little_of_are_scanned(tmp_path: Path, queries: torch.Tensor) -> None:
+    """All rows are read then, whatever the rows that may be returned; steep queries read few rows as before."""
+    store = make_store(tmp_path, gradient_like(3000), "int8", [8, 24, 96], 1100)
+    searcher = ProgressiveSearcher(store)
+    white = queries * (1 + torch.arange(96.0)) ** 2
+    assert all(result.rows_touched == 3000 for result in searcher.search(white, [0, 1, 2], 10))
+    assert all(result.rows_touched < 600 for result in searcher.search(queries, [0, 1, 2], 10))
+    some = np.arange(3000) % 2 == 0
+    for query, result in zip(white, searcher.search(white, [0, 1, 2], 10, allowed=some), strict=True):
+        check(result, brute_force(store, query, [0, 1, 2], allowed=some), 10)
+        assert result.rows_touched == 1500
+    few = np.arange(3000) < 100
+    assert all(result.rows_touched <= 100 for result in searcher.search(white, [0, 1, 2], 10, allowed=few))
+
+
 def test_it_stays_exact_where_bounds_do_not_prune(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((2, 2000, 64)).astype(np.float32)
@@ -295,9 +312,14 @@ def test_impossible_searches_are_refused(store: RowStore, queries: torch.Tensor)
 
 @pytest.mark.parametrize("checkpoints", [[0, 1, 2], [2], [2, 0]])
 @pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(
+    ("precision", "size"), [("float16", 1), ("int8", 1), ("int4", 1), ("int8", 1e-30), ("int4", 1e25)]
+)
 def test_exhaustive_scores_are_brute_force(
-    store: RowStore, queries: torch.Tensor, checkpoints: list[int], scaled: bool
+    tmp_path: Path, queries: torch.Tensor, checkpoints: list[int], scaled: bool, precision: Precision, size: float
 ) -> None:
+    store = make_store(tmp_path, gradient_like(3000, columns=96), precision, [8, 24, 94, 96], 1100)
+    queries = size * torch.cat([queries, queries.flip(0), torch.zeros_like(queries)])  # more than one scan takes
     scale = torch.linspace(-1, 2, store.rows) if scaled else None
     scores = exhaustive_scores(store, queries[:, checkpoints], checkpoints, scale)
     assert scores.dtype == np.float32

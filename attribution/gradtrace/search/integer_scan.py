@@ -33,7 +33,7 @@ from gradtrace.store.rows import RowStore
 from gradtrace.store.shards import Shard
 
 _SMALLEST_STEP = 2.0**-100  # of queries with a norm of about 1; products with what is smaller cannot be told from 0
-_PIECE_BYTES = 1 << 20  # that are multiplied at a time, so that they stay in the processor's cache
+_PIECE_BYTES = 1 << 21  # that are multiplied at a time, so that they stay in the processor's cache
 _BLOCK_PRODUCTS = 1 << 15  # products of one level that are held at a time
 _ROWS_PER_THREAD = 8192  # with fewer, a further thread costs more than it gains
 _CODES_PER_FLOAT = 3
