@@ -16,6 +16,7 @@ MOST_COLUMNS = (2**31 - 1) // (2**7 * LARGEST_CODE)  # whose products fit into i
 
 _PROBE_ROWS, _PROBE_COLUMNS, _PROBE_TIMES = 512, 1024, 20
 _PROBE_VECTORS = (1, 16)  # products with a vector and with a matrix are computed in different ways
+_ODD_SHAPES = ((1, 9, 1), (7, 33, 5), (50, 2, 17), (64, 1, 3), (65, 224, 48))  # rows, columns, vectors
 _LEAST_GAIN = 2.0  # times as fast as the float32 product of the same shape, in the processor's cache
 # PyTorch's integer product has no public name yet; it is the same in all releases since 2.1.
 _PRODUCT: Callable[..., Tensor] | None = getattr(torch, "_int_mm", None)
@@ -40,7 +41,8 @@ def is_usable() -> bool:
     if _PRODUCT is None:
         return False
     try:
-        return all(_is_exact(code, count) for code in (LARGEST_CODE, -128) for count in _PROBE_VECTORS) and _is_fast()
+        large = all(_is_exact(code, count) for code in (LARGEST_CODE, -128) for count in _PROBE_VECTORS)
+        return large and all(_is_exact_for(*shape) for shape in _ODD_SHAPES) and _is_fast()
     except RuntimeError:  # not in this build
         return False
 
@@ -56,6 +58,14 @@ def _is_exact(code: int, count: int) -> bool:
     rows, vectors, products = _probe(code, count)
     integer_product(rows, vectors, products)
     return bool((products == code * LARGEST_CODE * _PROBE_COLUMNS).all())
+
+
+def _is_exact_for(rows: int, columns: int, count: int) -> bool:
+    codes = (torch.arange(rows * columns) * 37 % 255 - 127).view(rows, columns)
+    vectors = (torch.arange(count * columns) * 91 % 255 - 127).view(count, columns).T
+    products = torch.empty(rows, count, dtype=torch.int32)
+    integer_product(codes.to(torch.int8), vectors.to(torch.int8), products)
+    return torch.equal(products.double(), codes.double() @ vectors.double())
 
 
 def _is_fast() -> bool:
