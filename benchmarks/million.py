@@ -28,7 +28,7 @@ from gradtrace.store.rows import RowStore
 from gradtrace_indexer.task_loading import load_task
 
 _BLOCK = 8192
-_BATCHES = (1, 8, 64)
+_BATCHES = (1, 16, 64)
 _CHECKED = 16  # queries whose answers are compared with those of a scan
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradtrace.errors import QueryError
-from gradtrace.search.exact_search import ProgressiveSearcher, extreme_positions, product_error
+from gradtrace.search.exact_search import ProgressiveSearcher, Route, extreme_positions, product_error
+from gradtrace.search.integer_product import is_usable
 from gradtrace.search.scored_rows import SearchResult, exhaustive_scores
 from gradtrace.store.manifest import Precision
 from gradtrace.store.rows import RowStore
 from made_index import make_store
+
+ROUTES: tuple[Route | None, ...] = (None, "prune", "scan")
 
 
 @dataclass
@@ -76,6 +80,7 @@ class Case:
     integers: bool  # exact arithmetic with many ties, or normal rows of sizes over many powers of ten
     repeats: float  # share of rows that are copies of others
     zeros: float  # share of rows that are zero
+    decades: int  # over which the sizes of rows are spread, up and down
     aligned: bool  # the query points along a row, and most of both is in the last level: the bounds are tight
     scaled: bool
     share_allowed: float
@@ -93,6 +98,7 @@ CASES = st.builds(
     integers=st.booleans(),
     repeats=st.sampled_from([0.0, 0.5, 0.99]),
     zeros=st.sampled_from([0.0, 0.3, 0.97]),
+    decades=st.sampled_from([4, 25]),
     aligned=st.booleans(),
     scaled=st.booleans(),
     share_allowed=st.sampled_from([0.0, 0.03, 0.5, 1.0]),
@@ -105,7 +111,7 @@ def make_rows(case: Case, rng: np.random.Generator) -> NDArray[np.float32]:
     if case.integers:
         rows = rng.integers(-3, 4, shape) * 2.0 ** rng.integers(-6, 7, (1, case.rows, 1))
     else:
-        rows = rng.standard_normal(shape) * steep * 10.0 ** rng.uniform(-4, 4, (1, case.rows, 1))
+        rows = rng.standard_normal(shape) * steep * 10.0 ** rng.uniform(-case.decades, case.decades, (1, case.rows, 1))
     copies = rng.random(case.rows) < case.repeats
     rows[:, copies] = rows[:, rng.integers(0, case.rows, copies.sum())]
     rows[:, rng.random(case.rows) < case.zeros] = 0
@@ -115,7 +121,7 @@ def make_rows(case: Case, rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def make_query(case: Case, rng: np.random.Generator, rows: NDArray[np.float32], checkpoints: list[int]) -> torch.Tensor:
-    if case.aligned:
+    if case.aligned and case.decades < 10:  # squares of larger rows do not fit into float32
         return torch.from_numpy(rows[checkpoints, rng.integers(0, case.rows)] * rng.choice([-1, 2]))
     shape = len(checkpoints), case.levels[-1]
     values = rng.integers(-2, 3, shape) if case.integers else rng.standard_normal(shape) * 10.0 ** rng.uniform(-9, 9)
@@ -129,23 +135,25 @@ def make_scale(case: Case, rng: np.random.Generator) -> torch.Tensor:
 
 @settings(max_examples=100, deadline=None)
 @given(case=CASES)
-@example(Case(0, 400, 3, [3, 6, 12, 24], "float16", 64, 5, False, 0.0, 0.0, False, False, 1.0))
-@example(Case(1, 400, 3, [3, 6, 12, 24], "int8", 64, 5, True, 0.5, 0.3, False, True, 0.5))
-@example(Case(2, 400, 3, [3, 6, 12, 24], "float16", 1000, 2, False, 0.0, 0.0, True, False, 1.0))
-@example(Case(3, 400, 3, [4, 6, 12, 25], "int4", 64, 5, False, 0.5, 0.3, False, True, 0.5))
+@example(Case(0, 400, 3, [3, 6, 12, 24], "float16", 64, 5, False, 0.0, 0.0, 4, False, False, 1.0))
+@example(Case(1, 400, 3, [3, 6, 12, 24], "int8", 64, 5, True, 0.5, 0.3, 4, False, True, 0.5))
+@example(Case(2, 400, 3, [3, 6, 12, 24], "float16", 1000, 2, False, 0.0, 0.0, 4, True, False, 1.0))
+@example(Case(3, 400, 3, [4, 6, 12, 25], "int4", 64, 5, False, 0.5, 0.3, 25, False, True, 0.5))
 def test_both_ends_equal_brute_force(case: Case) -> None:
     rng = np.random.default_rng(case.seed)
     with tempfile.TemporaryDirectory() as name:
         rows = make_rows(case, rng)
         store = make_store(Path(name), rows, case.precision, case.levels, case.shard_rows)
-        searcher = ProgressiveSearcher(store)
+        searchers = [ProgressiveSearcher(store, route=route) for route in ROUTES]
         for _ in range(3):
             chosen = rng.permutation(case.checkpoints)[: rng.integers(1, case.checkpoints + 1)].tolist()
             query = make_query(case, rng, rows, chosen)
             scale = make_scale(case, rng) if case.scaled else None
             allowed = None if case.share_allowed == 1 else rng.random(case.rows) < case.share_allowed
-            (result,) = searcher.search(query[None], chosen, case.k, row_scale=scale, allowed=allowed)
-            check(result, brute_force(store, query, chosen, scale, allowed), case.k)
+            brute = brute_force(store, query, chosen, scale, allowed)
+            for searcher in searchers:
+                (result,) = searcher.search(query[None], chosen, case.k, row_scale=scale, allowed=allowed)
+                check(result, brute, case.k)
 
 
 def gradient_like(rows: int, checkpoints: int = 3, columns: int = 96) -> NDArray[np.float32]:
@@ -172,49 +180,74 @@ def test_few_rows_are_touched_where_the_spectrum_is_steep(store: RowStore, queri
         assert result.rows_touched < 600
 
 
+@pytest.mark.skipif(not is_usable(), reason="this processor has no exact and fast integer products")
+def test_queries_that_the_first_level_says_little_of_are_scanned(tmp_path: Path, queries: torch.Tensor) -> None:
+    """All rows are read then, whatever the rows that may be returned; steep queries read few rows as before."""
+    store = make_store(tmp_path, gradient_like(3000), "int8", [8, 24, 96], 1100)
+    searcher = ProgressiveSearcher(store)
+    white = queries * (1 + torch.arange(96.0)) ** 2
+    assert all(result.rows_touched == 3000 for result in searcher.search(white, [0, 1, 2], 10))
+    assert all(result.rows_touched < 600 for result in searcher.search(queries, [0, 1, 2], 10))
+    some = np.arange(3000) % 2 == 0
+    for query, result in zip(white, searcher.search(white, [0, 1, 2], 10, allowed=some), strict=True):
+        check(result, brute_force(store, query, [0, 1, 2], allowed=some), 10)
+        assert result.rows_touched == 1500
+    few = np.arange(3000) < 100
+    assert all(result.rows_touched <= 100 for result in searcher.search(white, [0, 1, 2], 10, allowed=few))
+
+
 def test_it_stays_exact_where_bounds_do_not_prune(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((2, 2000, 64)).astype(np.float32)
     rows[:, :, :4] = 0  # the first level says nothing
     store = make_store(tmp_path, rows / np.linalg.norm(rows, axis=2, keepdims=True), "int8", [4, 16, 64], 700)
     query = torch.from_numpy(rng.standard_normal((2, 64)).astype(np.float32))
-    (result,) = ProgressiveSearcher(store).search(query[None], [0, 1], 7)
-    check(result, brute_force(store, query, [0, 1]), 7)
-    assert result.rows_touched == 2000
+    for route in ROUTES:
+        (result,) = ProgressiveSearcher(store, route=route).search(query[None], [0, 1], 7)
+        check(result, brute_force(store, query, [0, 1]), 7)
+        assert result.rows_touched == 2000
 
 
 @pytest.mark.parametrize("k", [1, 5])
-def test_bounds_that_are_tight_lose_no_hit(tmp_path: Path, k: int) -> None:
+@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
+def test_bounds_that_are_tight_lose_no_hit(tmp_path: Path, k: int, precision: Precision) -> None:
     """All rows lie along the query, so every bound is reached; the first level is zero, so the seeds are arbitrary."""
     rng = np.random.default_rng(0)
     direction = rng.standard_normal((2, 1, 24))
-    direction[:, :, :3] = 0
+    direction[:, :, :4] = 0
     sizes = rng.uniform(0.5, 1, (1, 500, 1)) * np.sign(rng.standard_normal((1, 500, 1)))
-    store = make_store(tmp_path, (direction * sizes).astype(np.float32), "float16", [3, 6, 12, 24])
+    store = make_store(tmp_path, (direction * sizes).astype(np.float32), precision, [4, 6, 12, 24])
     query = torch.from_numpy(direction[:, 0].astype(np.float32))
-    (result,) = ProgressiveSearcher(store).search(query[None], [0, 1], k)
-    check(result, brute_force(store, query, [0, 1]), k)
+    for route in ROUTES:
+        (result,) = ProgressiveSearcher(store, route=route).search(query[None], [0, 1], k)
+        check(result, brute_force(store, query, [0, 1]), k)
 
 
-def test_a_query_gets_the_same_answer_alone_and_in_a_batch(store: RowStore, queries: torch.Tensor) -> None:
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
+def test_a_query_gets_the_same_answer_alone_and_in_a_batch(
+    tmp_path: Path, queries: torch.Tensor, precision: Precision, route: Route | None
+) -> None:
+    store = make_store(tmp_path, gradient_like(3000), precision, [8, 24, 96], 1100)
     searcher = ProgressiveSearcher(store)
-    queries = torch.cat([queries, -queries, 1e-9 * queries])  # more than one pass over the first level takes
+    white = queries / queries.abs().mean(0)
+    queries = torch.cat([queries, white, -queries, 1e-9 * queries])  # more than one pass over the rows takes
     together = searcher.search(queries, [0, 2, 1], 5)
     for query, batched in zip(queries, together, strict=True):
-        (alone,) = ProgressiveSearcher(store).search(query[None], [0, 2, 1], 5)
+        (alone,) = ProgressiveSearcher(store, route=route).search(query[None], [0, 2, 1], 5)
         for end, batched_end in ((alone.top, batched.top), (alone.bottom, batched.bottom)):
             for field in ("rows", "scores", "parts"):
                 np.testing.assert_array_equal(getattr(end, field), getattr(batched_end, field))
 
 
-@pytest.mark.parametrize("precision", ["float16", "int4"])
+@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
 def test_it_is_exact_among_many_rows(tmp_path: Path, precision: Precision) -> None:
     """So many that seeds come from stretches of rows, and that one level is read in pieces over several shards."""
     rows = gradient_like(20_003, 1, 300)
     store = make_store(tmp_path, rows[:, :20_000], precision, [4, 290, 300], 6000)
     query = torch.from_numpy(rows[:, 20_000].copy())
-    for k in (1, 10):
-        (result,) = ProgressiveSearcher(store).search(query[None], [0], k)
+    for k, route in product((1, 10), ROUTES):
+        (result,) = ProgressiveSearcher(store, route=route).search(query[None], [0], k)
         check(result, brute_force(store, query, [0]), k)
 
 
@@ -228,22 +261,28 @@ def test_extremes_hold_the_very_highest_and_lowest() -> None:
 
 
 @pytest.mark.parametrize("size", [1e-40, 1e-30, 1e30])
-def test_neither_tiny_nor_huge_queries_lose_a_hit(store: RowStore, queries: torch.Tensor, size: float) -> None:
+def test_neither_tiny_nor_huge_queries_lose_a_hit(tmp_path: Path, queries: torch.Tensor, size: float) -> None:
+    store = make_store(tmp_path, gradient_like(3000), "int8", [8, 24, 96], 1100)
     query = (queries[0].double() * size).float()
-    (result,) = ProgressiveSearcher(store).search(query[None], [0, 1, 2], 10)
-    brute = brute_force(store, query, [0, 1, 2])
-    assert result.top.rows.tolist() == brute.end(10, -1)
-    assert result.bottom.rows.tolist() == brute.end(10, 1)
+    for route in ROUTES:
+        (result,) = ProgressiveSearcher(store, route=route).search(query[None], [0, 1, 2], 10)
+        brute = brute_force(store, query, [0, 1, 2])
+        assert result.top.rows.tolist() == brute.end(10, -1)
+        assert result.bottom.rows.tolist() == brute.end(10, 1)
 
 
+@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
 @pytest.mark.parametrize("size", [1e-36, 1e-25, 1e27])
-def test_neither_tiny_nor_huge_rows_lose_a_hit(tmp_path: Path, queries: torch.Tensor, size: float) -> None:
+def test_neither_tiny_nor_huge_rows_lose_a_hit(
+    tmp_path: Path, queries: torch.Tensor, size: float, precision: Precision
+) -> None:
     rows = (gradient_like(400).astype(np.float64) * size).astype(np.float32)
-    store = make_store(tmp_path, rows, "float16", [8, 24, 96])
-    (result,) = ProgressiveSearcher(store).search(queries[:1], [0, 1, 2], 10)
+    store = make_store(tmp_path, rows, precision, [8, 24, 96])
     brute = brute_force(store, queries[0], [0, 1, 2])
-    assert result.top.rows.tolist() == brute.end(10, -1)
-    assert result.bottom.rows.tolist() == brute.end(10, 1)
+    for route in ROUTES:
+        (result,) = ProgressiveSearcher(store, route=route).search(queries[:1], [0, 1, 2], 10)
+        assert result.top.rows.tolist() == brute.end(10, -1)
+        assert result.bottom.rows.tolist() == brute.end(10, 1)
 
 
 def test_a_zero_query_scores_zero_and_the_first_rows_win(store: RowStore) -> None:
@@ -273,9 +312,14 @@ def test_impossible_searches_are_refused(store: RowStore, queries: torch.Tensor)
 
 @pytest.mark.parametrize("checkpoints", [[0, 1, 2], [2], [2, 0]])
 @pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(
+    ("precision", "size"), [("float16", 1), ("int8", 1), ("int4", 1), ("int8", 1e-30), ("int4", 1e25)]
+)
 def test_exhaustive_scores_are_brute_force(
-    store: RowStore, queries: torch.Tensor, checkpoints: list[int], scaled: bool
+    tmp_path: Path, queries: torch.Tensor, checkpoints: list[int], scaled: bool, precision: Precision, size: float
 ) -> None:
+    store = make_store(tmp_path, gradient_like(3000, columns=96), precision, [8, 24, 94, 96], 1100)
+    queries = size * torch.cat([queries, queries.flip(0), torch.zeros_like(queries)])  # more than one scan takes
     scale = torch.linspace(-1, 2, store.rows) if scaled else None
     scores = exhaustive_scores(store, queries[:, checkpoints], checkpoints, scale)
     assert scores.dtype == np.float32

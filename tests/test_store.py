@@ -63,6 +63,8 @@ def test_gather_blocks_and_products_read_the_same_rows(tmp_path: Path, precision
     parts = enumerate(vector.split([2, 4, columns - 6]))
     products = sum(store.products(1, some, level, part) for level, part in parts)
     np.testing.assert_allclose(products, whole[some, 0] @ vector, rtol=1e-4, atol=1e-5)
+    at_both = store.inner_products([1, 0], some.numpy(), torch.stack([vector, 1 - vector]))
+    np.testing.assert_allclose(at_both, products + whole[some, 1] @ (1 - vector), rtol=1e-4, atol=1e-5)
     tails = torch.stack([store.tails(1, level) for level in range(3)], dim=1)
     exact = torch.stack([whole[:, 0, low:].double().norm(dim=1) for low in (0, 2, 6)], dim=1)
     assert (tails.double() >= exact).all()

@@ -61,8 +61,8 @@ class Settings(BaseSettings):
         le=64,
         description="Number of processes that answer. One that hangs or ends is replaced; 0: a thread of the service "
         "answers, which cannot be replaced. Several are for CPUs. They share the "
-        "stored rows, but each holds models, and 4 bytes x rows x checkpoints x (columns of the first level + levels "
-        "+ 1) for the search: 0.7 GB for a million rows at 5 checkpoints.",
+        "stored rows, but each holds models, and 4 bytes x rows x checkpoints x (columns of the first level + levels) "
+        "for the search: 0.7 GB for a million rows at 5 checkpoints.",
     )
     batch_size: PositiveInt = Field(
         16,

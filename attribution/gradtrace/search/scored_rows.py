@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.errors import QueryError
+from gradtrace.search.integer_scan import can_scan, scan_scores
 from gradtrace.store.rows import RowStore
 
 Floats = NDArray[np.float32]
@@ -22,6 +23,7 @@ Doubles = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 _BLOCK_VALUES = 1 << 23  # float32 values of whole rows that are held at a time
+_QUERIES_PER_SCAN = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,10 @@ def rank(
     score_parts = np.zeros((len(rows), len(checkpoints)))
     chunk = max(1, _BLOCK_VALUES // (store.dimensions * len(checkpoints)))
     for start in range(0, len(rows), chunk):
-        values = store.gather(checkpoints, rows[start : start + chunk]).numpy().astype(np.float64)  # [m, C, D]
-        values *= query
-        score_parts[start : start + chunk] = values.sum(axis=2)  # row by row, so that equal rows score equally
+        values = store.gather(checkpoints, rows[start : start + chunk]).numpy()  # [m, C, D]
+        for position, columns in enumerate(query):  # one checkpoint's values stay in the cache
+            products = values[:, position] * columns  # float64 [m, D]
+            score_parts[start : start + chunk, position] = products.sum(axis=1)  # by row: equal rows score equally
     if row_scale is not None:
         score_parts *= row_scale[rows].astype(np.float64)[:, None]
     return both_ends(rows, score_parts, k)
@@ -119,15 +122,21 @@ def ends_of_scored(score_parts: Doubles, k: int, allowed: NDArray[np.bool_] | No
 def exhaustive_scores(
     store: RowStore, queries: Tensor, checkpoints: Sequence[int], row_scale: Tensor | None = None
 ) -> Floats:
-    """Every row's score for every query, [q, rows] float32. Reads the rows in blocks, so that memory stays bounded.
+    """Every row's score for every query, [q, rows] float32, right up to float32 rounding. Rows are read in blocks, so
+    that memory stays bounded.
 
     queries: [q, C, D] float32, C = len(checkpoints);  row_scale: [rows] float32
     """
-    flat = queries.cpu().flatten(1)  # [q, C * D]
-    scores = torch.empty(len(queries), store.rows)
-    block_rows = max(1, _BLOCK_VALUES // (store.dimensions * max(1, len(checkpoints))))
-    for start, block in store.blocks(checkpoints, block_rows):
-        scores[:, start : start + len(block)] = flat @ block.flatten(1).T
+    queries, scores = queries.cpu(), torch.empty(len(queries), store.rows)
+    if can_scan(store) and len(checkpoints):
+        for start in range(0, len(queries), _QUERIES_PER_SCAN):
+            some = slice(start, start + _QUERIES_PER_SCAN)
+            scores[some] = scan_scores(store, queries[some], checkpoints)
+    else:
+        flat = queries.flatten(1)  # [q, C * D]
+        block_rows = max(1, _BLOCK_VALUES // (store.dimensions * max(1, len(checkpoints))))
+        for start, block in store.blocks(checkpoints, block_rows):
+            scores[:, start : start + len(block)] = flat @ block.flatten(1).T
     if row_scale is not None:
         scores *= row_scale.cpu()
     result: Floats = scores.numpy()

@@ -138,12 +138,38 @@ def tail_norms(rows: Tensor, levels: list[int]) -> Tensor:
     Entry l is the Euclidean norm of columns levels[l - 1] and up (entry 0: of the whole row), rounded up, so that the
     bound by Cauchy-Schwarz holds.
     """
-    energies = [columns.double().square_().sum(dim=1) for columns in torch.split(rows, level_widths(levels), dim=1)]
-    energy = torch.stack(energies, dim=1)  # [n, levels]
-    tails = energy.flip(1).cumsum(1).flip(1).sqrt_()
-    # Rounding to nearest loses half a float32 step at most, which one step upwards makes up for; float64 errs less.
-    rounded = tails.float()
-    return torch.where(tails > 0, torch.nextafter(rounded, torch.full_like(rounded, torch.inf)), rounded)
+    return rounded_up(_energies(rows, levels).flip(1).cumsum(1).flip(1).sqrt_())
+
+
+def norms_by_level(rows: Tensor, levels: Sequence[int]) -> Tensor:
+    """Norms of the columns of each level, rounded up. float32 [n, D] -> float32 [n, len(levels)]."""
+    return rounded_up(_energies(rows, levels).sqrt_())
+
+
+def _energies(rows: Tensor, levels: Sequence[int]) -> Tensor:
+    """Sum of the squares of each level's columns. float64 [n, len(levels)]."""
+    by_level = torch.split(rows, level_widths(levels), dim=1)
+    return torch.stack([columns.double().square_().sum(dim=1) for columns in by_level], dim=1)
+
+
+def norms_of_levels(tails: Tensor) -> Tensor:
+    """Norms of each row's columns of each level, from `tail_norms`. float32 [n, levels], rounded up.
+
+    A tail norm is at most two float32 steps too large. So the difference of the squares of two is too large, by what is
+    less than 2^-21 of the first.
+    """
+    tails = tails.double()
+    later = F.pad(tails[:, 1:], (0, 1)).mul_(1 - 2.0**-22).sub_(2.0**-148).clamp_min_(0)  # not above the norm
+    return rounded_up((tails.square() - later.square_()).clamp_min_(0).sqrt_())
+
+
+def rounded_up(norms: Tensor) -> Tensor:
+    """Norms float64 -> float32, never smaller. Zero stays zero.
+
+    Rounding to nearest loses half a float32 step at most, which one step upwards makes up for; float64 errs less.
+    """
+    rounded = norms.float()
+    return torch.where(norms > 0, torch.nextafter(rounded, torch.full_like(rounded, torch.inf)), rounded)
 
 
 def level_widths(levels: Sequence[int]) -> list[int]:

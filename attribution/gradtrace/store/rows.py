@@ -37,12 +37,14 @@ class RowStore:
     dimensions: number of coordinates of a row at one checkpoint
     checkpoints: number of checkpoints
     levels: column boundaries, ascending; the last equals `dimensions`
+    precision: of the stored values
     """
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.rows = manifest.rows
         self.checkpoints = len(manifest.checkpoints)
         self.levels = list(manifest.levels)
+        self.precision = manifest.precision
         self.dimensions = self.levels[-1]
         self._directory = directory
         self._manifest = manifest
@@ -116,6 +118,10 @@ class RowStore:
         for start, shard in self.shards(checkpoint):
             yield start, decode(shard.levels[0], shard.scales, self._scales_of(checkpoint, 0))
 
+    def column_scales(self, checkpoints: Sequence[int]) -> Tensor | None:
+        """What the columns were divided by before they were rounded, [len(checkpoints), D]; None unless int4."""
+        return None if self._column_scales is None else self._column_scales[list(checkpoints)]
+
     def _scales_of(self, checkpoints: int | Sequence[int], level: int) -> Tensor | None:
         """Column scales of one level: [width] at one checkpoint, [len(checkpoints), width] at several. None unless
         int4."""
@@ -146,21 +152,47 @@ class RowStore:
             return self.gather(checkpoints, ascending)[order.argsort()]
         if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= self.rows):
             raise QueryError(f"rows must lie in 0 to {self.rows - 1}; got {int(rows[0])} to {int(rows[-1])}")
-        shapes = [(len(checkpoints), len(rows), width) for width in self._layout.stored_widths]
-        levels = [torch.empty(shape, dtype=self._layout.dtype).numpy() for shape in shapes]
-        scales = np.empty((len(checkpoints), len(rows)), dtype=np.float32)
-        for number, places, local in self._by_shard(rows.numpy()):
-            for position, checkpoint in enumerate(checkpoints):
-                shard = self._readable_shard(checkpoint, number)
-                shard.scale_array.take(local, out=scales[position, places], mode="clip")
-                for values, level in zip(shard.level_arrays, levels, strict=True):
-                    values.take(local, axis=0, out=level[position, places], mode="clip")
+        levels, scales = self._gather_stored(checkpoints, rows.numpy())
         out = torch.empty(len(checkpoints), len(rows), self.dimensions)
         for number, target in enumerate(out.split(self._layout.widths, dim=2)):
             column_scales = self._scales_of(list(checkpoints), number)
             broadcast = None if column_scales is None else column_scales[:, None]  # over the rows
-            decode(torch.from_numpy(levels[number]), torch.from_numpy(scales), broadcast, target)
+            decode(levels[number], scales, broadcast, target)
         return out.transpose(0, 1)
+
+    def _gather_stored(self, checkpoints: Sequence[int], rows: NDArray[np.int64]) -> tuple[list[Tensor], Tensor]:
+        """Stored values of ascending rows [m], of each level [C, m, stored width], and their scales [C, m]."""
+        shapes = [(len(checkpoints), len(rows), width) for width in self._layout.stored_widths]
+        levels = [torch.empty(shape, dtype=self._layout.dtype) for shape in shapes]
+        arrays = [level.numpy() for level in levels]
+        scales = np.empty((len(checkpoints), len(rows)), dtype=np.float32)
+        for number, places, local in self._by_shard(rows):
+            for position, checkpoint in enumerate(checkpoints):
+                shard = self._readable_shard(checkpoint, number)
+                shard.scale_array.take(local, out=scales[position, places], mode="clip")
+                for values, level in zip(shard.level_arrays, arrays, strict=True):
+                    values.take(local, axis=0, out=level[position, places], mode="clip")
+        return levels, torch.from_numpy(scales)
+
+    def inner_products(self, checkpoints: Sequence[int], rows: NDArray[np.int64], vectors: Tensor) -> Tensor:
+        """Sum over checkpoints of <row, vector>. float32 [m].
+
+        rows: [m], ascending, all in the index;  vectors: float32 [len(checkpoints), dimensions]
+        """
+        column_scales = self.column_scales(checkpoints)
+        by_level = (vectors if column_scales is None else vectors * column_scales).split(self._layout.widths, dim=1)
+        step = max(1, _PIECE_VALUES // self._layout.widths[-1])
+        out = torch.zeros(len(rows))
+        for start in range(0, len(rows), step):
+            piece = slice(start, start + step)
+            levels, scales = self._gather_stored(checkpoints, rows[piece])
+            for position in range(len(checkpoints)):
+                sums = torch.zeros(scales.shape[1])
+                for stored, columns in zip(levels, by_level, strict=True):
+                    codes = stored[position] if column_scales is None else unpack(stored[position], columns.shape[1])
+                    sums.addmv_(codes.float(), columns[position])
+                out[piece].addcmul_(sums, scales[position])
+        return out
 
     def products(self, checkpoint: int, rows: Tensor, level: int, vector: Tensor) -> Tensor:
         """<row's columns of one level, vector>. float32 [m].
@@ -172,7 +204,7 @@ class RowStore:
         row_bytes = self._layout.stored_widths[level] * self._layout.dtype.itemsize
         scan = len(rows) * (row_bytes + mmap.PAGESIZE) * _SCAN_SHARE > self.rows * row_bytes
         if scan:
-            self._expect([checkpoint], scan=True)
+            self.expect_scan([checkpoint], True)
         out, scales = torch.empty(len(rows)), np.empty(len(rows), dtype=np.float32)
         step = min(len(rows), max(1, _PIECE_VALUES // len(vector)))
         stored = torch.empty(step, self._layout.stored_widths[level], dtype=self._layout.dtype).numpy()
@@ -188,7 +220,7 @@ class RowStore:
             codes[:count].copy_(packed if column_scales is None else unpack(packed, len(vector)))
             torch.mv(codes[:count], vector, out=out[piece])
         if scan:
-            self._expect([checkpoint], scan=False)
+            self.expect_scan([checkpoint], False)
         return out.mul_(torch.from_numpy(scales))
 
     def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, slice, NDArray[np.int64]]]:
@@ -200,7 +232,7 @@ class RowStore:
 
     def blocks(self, checkpoints: Sequence[int], block_rows: int) -> Iterator[tuple[int, Tensor]]:
         """All rows in order, in blocks: (first row, float32 [b, len(checkpoints), dimensions]), b <= block_rows."""
-        self._expect(checkpoints, scan=True)
+        self.expect_scan(checkpoints, True)
         try:
             for start in range(0, self.rows, block_rows):
                 stop = min(start + block_rows, self.rows)
@@ -209,10 +241,10 @@ class RowStore:
                     self._read(checkpoint, start, stop, block[:, position])
                 yield start, block
         finally:
-            self._expect(checkpoints, scan=False)
+            self.expect_scan(checkpoints, False)
 
-    def _expect(self, checkpoints: Sequence[int], scan: bool) -> None:
-        """Tell the operating system how the later levels are read next."""
+    def expect_scan(self, checkpoints: Sequence[int], scan: bool) -> None:
+        """Tell the operating system how the later levels are read next: from end to end, or row by row."""
         for checkpoint in checkpoints:
             for _, shard in self.shards(checkpoint):
                 shard.expect(scan)

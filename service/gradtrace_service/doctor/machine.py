@@ -72,7 +72,7 @@ def descriptors(manifest: Manifest) -> Says:
 def memory(directory: Path, manifest: Manifest) -> Says:
     """What exact search holds in each process, and the weights; the stored rows are only mapped."""
     width, levels = manifest.levels[0], len(manifest.levels)
-    search = 4 * manifest.rows * len(manifest.checkpoints) * (width + levels + 1)
+    search = 4 * manifest.rows * len(manifest.checkpoints) * (width + levels)
     files = [directory / entry.file for entry in manifest.checkpoints]
     needed = search + sum(path.stat().st_size for path in files if path.is_file())
     total, available = _memory()

@@ -1,0 +1,221 @@
+"""A scan of all rows in integers: estimates of all scores, and how far off each may be.
+
+Of a query q, the columns of each level are rounded to int8 codes n with one step s: q = s n + e. The product of the
+codes of a row with n is an exact integer, and
+
+    <q, row> = s * scale of the row * <n, codes of the row> + <e, row>,     |<e, row>| <= |e| |row|
+
+with the stored norms of the row's levels. int8 products run at the speed of memory.
+
+Of int4 rows, q is multiplied by the column scales first. Codes c are not unpacked: a byte p has (c1 + 8) + 16 (c2 + 8),
+so that p - 128 = 16 c2 + c1 + 8, as int8, and p mod 16 = c1 + 8. For coefficients x of c2 and y of c1,
+
+    x c2 + y c1 = x / 16 (16 c2 + c1) + (y - x / 16) c1
+
+is the sum of two products with half as many columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gradtrace.devices import threads
+from gradtrace.search.integer_product import LARGEST_CODE, MOST_COLUMNS, integer_product, is_usable
+from gradtrace.store.precision import level_widths, rounded_up
+from gradtrace.store.rows import RowStore
+from gradtrace.store.shards import Shard
+
+_SMALLEST_STEP = 2.0**-100  # of queries with a norm of about 1; products with what is smaller cannot be told from 0
+_PIECE_BYTES = 1 << 21  # that are multiplied at a time, so that they stay in the processor's cache
+_BLOCK_PRODUCTS = 1 << 15  # products of one level that are held at a time
+_ROWS_PER_THREAD = 8192  # with fewer, a further thread costs more than it gains
+_CODES_PER_FLOAT = 3
+_ZERO = 8  # int4's code of 0
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedQueries:
+    """Queries [n, C, D] rounded to integers.
+
+    codes: at each checkpoint, for each level one matrix (int8 rows) or two (int4), int8 [width, n]
+    steps: float32 [C, matrices, n];  offsets: int32 [C, matrices, n], what is subtracted from the products
+    residuals: [n, C, D] float32, what rounding has taken away
+    residual_norms: [n, C, levels] float32, of the residuals in each level, rounded up
+    """
+
+    codes: list[list[Tensor]]
+    steps: Tensor
+    offsets: Tensor
+    residuals: Tensor
+    residual_norms: Tensor
+
+
+def round_queries(queries: Tensor, levels: Sequence[int], column_scales: Tensor | None) -> RoundedQueries:
+    """queries: float32 [n, C, D] of norms about 1;  column_scales: [C, D], of int4 rows at these checkpoints."""
+    exact = queries.double()
+    scaled = exact if column_scales is None else exact * column_scales.double()
+    codes, steps, restored = [], [], []
+    for columns in scaled.split(level_widths(levels), dim=2):
+        rounded = [_round(columns)] if column_scales is None else _round_pairs(columns)
+        codes += [integers for integers, _ in rounded]
+        steps += [step for _, step in rounded]
+        values = [integers * step[..., None] for integers, step in rounded]
+        restored.append(values[0] if column_scales is None else _unpaired(*values)[..., : columns.shape[2]])
+    residuals = torch.cat(restored, dim=2)
+    residuals = exact - (residuals if column_scales is None else residuals / column_scales.double())
+    norms = [columns.norm(dim=2) for columns in residuals.split(level_widths(levels), dim=2)]
+    offsets = torch.stack([integers.sum(2).T * (0 if column_scales is None else _ZERO) for integers in codes], dim=1)
+    return RoundedQueries(
+        [[matrix[:, position].to(torch.int8).T for matrix in codes] for position in range(queries.shape[1])],
+        torch.stack([step.T for step in steps], dim=1).float(),
+        offsets.to(torch.int32),
+        residuals.float(),
+        rounded_up(torch.stack(norms, dim=2)),
+    )
+
+
+def _round(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers and steps, float64, with columns ~ integers * steps. [n, C, width] -> [n, C, width], [n, C]"""
+    steps = (columns.abs().amax(dim=2) / LARGEST_CODE).clamp_min_(_SMALLEST_STEP).float().double()
+    return (columns / steps[..., None]).round_().clamp_(-LARGEST_CODE, LARGEST_CODE), steps
+
+
+def _round_pairs(columns: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """As `_round`, of x / 16 and of y - x / 16: x are the second columns of each pair, y the first."""
+    pairs = F.pad(columns, (0, columns.shape[2] % 2)).unflatten(2, (-1, 2))
+    seconds, steps = _round(pairs[..., 1] / 16)
+    return [(seconds, steps), _round(pairs[..., 0] - seconds * steps[..., None])]
+
+
+def _unpaired(sixteenths: Tensor, differences: Tensor) -> Tensor:
+    return torch.stack([sixteenths + differences, sixteenths * 16], dim=3).flatten(2)
+
+
+def can_scan(store: RowStore) -> bool:
+    """Whether the store's rows are integers, and products of integers are exact and fast here."""
+    return store.precision in ("int8", "int4") and max(level_widths(store.levels)) <= MOST_COLUMNS and is_usable()
+
+
+def scan(store: RowStore, queries: RoundedQueries, checkpoints: Sequence[int], most_threads: int) -> Tensor:
+    """Estimates of the scores of all rows, [n, rows] float32. Uses up to `most_threads` threads.
+
+    Beside what the residuals are off, they are off by the rounding of float32: relative to the sum over checkpoints and
+    levels of the norms of query and row multiplied, by less than (levels + checkpoints + 8) 2^-21.
+    """
+    estimates = torch.empty(store.rows, queries.steps.shape[2])
+    store.expect_scan(checkpoints, True)
+    try:
+        # The shards of every checkpoint hold the same stretches of rows.
+        for stretch in zip(*(store.shards(checkpoint) for checkpoint in checkpoints), strict=True):
+            start, first = stretch[0]
+            shards = [shard for _, shard in stretch]
+            _scan_stretch(shards, queries, estimates[start : start + first.layout.rows], most_threads)
+    finally:
+        store.expect_scan(checkpoints, False)
+    return estimates.T.contiguous()
+
+
+def scan_scores(store: RowStore, queries: Tensor, checkpoints: Sequence[int]) -> Tensor:
+    """The scores of all rows, [n, rows] float32, right up to the rounding of float32.
+
+    Of each query, what rounding takes away is rounded in turn: three codes of 8 bits hold as much as a float32.
+
+    queries: [n, C, D] float32
+    """
+    exponents = torch.frexp(queries.double().flatten(1).norm(dim=1)).exponent
+    scaled, column_scales = (
+        torch.ldexp(queries.double(), -exponents[:, None, None]).float(),
+        store.column_scales(checkpoints),
+    )
+    rounded: list[RoundedQueries] = []
+    for _ in range(_CODES_PER_FLOAT):
+        rounded.append(round_queries(rounded[-1].residuals if rounded else scaled, store.levels, column_scales))
+    count = torch.get_num_threads()
+    with threads(1):
+        sums = scan(store, _joined(rounded), checkpoints, count).unflatten(0, (_CODES_PER_FLOAT, -1)).sum(dim=0)
+    return torch.ldexp(sums, exponents[:, None])
+
+
+def _joined(rounded: Sequence[RoundedQueries]) -> RoundedQueries:
+    codes = [
+        [torch.cat(matrices, dim=1) for matrices in zip(*at_checkpoint, strict=True)]
+        for at_checkpoint in zip(*(queries.codes for queries in rounded), strict=True)
+    ]
+    steps = torch.cat([queries.steps for queries in rounded], dim=2)
+    offsets = torch.cat([queries.offsets for queries in rounded], dim=2)
+    residuals = torch.cat([queries.residuals for queries in rounded])
+    return RoundedQueries(codes, steps, offsets, residuals, torch.cat([queries.residual_norms for queries in rounded]))
+
+
+def _scan_stretch(shards: Sequence[Shard], queries: RoundedQueries, estimates: Tensor, most_threads: int) -> None:
+    """shards: of the same rows, one for each checkpoint;  estimates: [rows, n], to write to"""
+    rows = len(estimates)
+    workers = max(1, min(most_threads, rows // _ROWS_PER_THREAD))
+    edges = [rows * worker // workers // 8 * 8 for worker in range(workers)] + [rows]
+
+    def work(edge: tuple[int, int]) -> None:
+        _BlockScan(shards, queries, edge[1] - edge[0]).scan(estimates, *edge)
+
+    if workers == 1:
+        work((0, rows))
+        return
+    # A thread learns how many threads its operations may use when it first asks.
+    with ThreadPoolExecutor(workers, initializer=torch.get_num_threads) as pool:
+        list(pool.map(work, pairwise(edges)))
+
+
+class _BlockScan:
+    """The buffers of one thread."""
+
+    def __init__(self, shards: Sequence[Shard], queries: RoundedQueries, rows: int) -> None:
+        self._shards, self._queries = shards, queries
+        _, matrices, count = queries.steps.shape
+        self._rows = min(rows, max(8, _BLOCK_PRODUCTS // count // 8 * 8))
+        self._products = torch.empty(matrices, self._rows, count, dtype=torch.int32)
+        self._floats = torch.empty(matrices, self._rows, count)
+        self._packed = shards[0].layout.precision == "int4"
+        self._bytes = torch.empty(2, _PIECE_BYTES if self._packed else 0, dtype=torch.uint8)
+
+    def scan(self, estimates: Tensor, start: int, stop: int) -> None:
+        """Write the estimates of rows [start, stop)."""
+        for low in range(start, stop, self._rows):
+            block = slice(low, min(low + self._rows, stop))
+            size = block.stop - low
+            sums = estimates[block].zero_()
+            for position, shard in enumerate(self._shards):
+                for level, values in enumerate(shard.levels):
+                    self._multiply(values[block], position, level)
+                products, floats = self._products[:, :size], self._floats[:, :size]
+                if self._packed:
+                    products.sub_(self._queries.offsets[position, :, None])
+                floats.copy_(products).mul_(self._queries.steps[position, :, None])  # [matrices, b, n]
+                sums.addcmul_(floats.sum(dim=0), shard.scales[block, None])
+
+    def _multiply(self, rows: Tensor, position: int, level: int) -> None:
+        """The integer products of a level's stored values [b, width]."""
+        codes, start = self._queries.codes[position], 0
+        for piece in rows.split(max(8, _PIECE_BYTES // rows.shape[1] // 8 * 8)):
+            stop = start + len(piece)
+            if self._packed:
+                both, low = (bytes_[: piece.numel()].view(piece.shape) for bytes_ in self._bytes)
+                torch.bitwise_xor(piece, 128, out=both)
+                torch.bitwise_and(piece, 15, out=low)
+                integer_product(both.view(torch.int8), codes[2 * level], self._products[2 * level, start:stop])
+                integer_product(low.view(torch.int8), codes[2 * level + 1], self._products[2 * level + 1, start:stop])
+            else:
+                _read_ahead(piece)
+                integer_product(piece, codes[level], self._products[level, start:stop])
+            start = stop
+
+
+def _read_ahead(values: Tensor) -> None:
+    """Bring the values into the cache in their order, which memory is fastest in; products read many rows at once."""
+    flat = values.view(-1)
+    flat[: len(flat) // 8 * 8].view(torch.int64).sum()
