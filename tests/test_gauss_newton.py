@@ -33,7 +33,6 @@ from gradtrace.models.loss_output import loss_output
 from gradtrace.store.index_files import hash_file
 from gradtrace.store.manifest import Output
 from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, delete_rows, verify
-from gradtrace_indexer.build import builder
 from tiny import ClassTask, PairTask, ValueTask
 
 CPU = torch.device("cpu")
@@ -113,6 +112,12 @@ def test_losses_of_zero_and_huge_ones_add_nothing_and_no_nan() -> None:
 # Which rows are in it
 
 
+@pytest.fixture
+def _few_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are coordinates."""
+    monkeypatch.setattr(gauss_newton, "_FEWEST_DRAWN", 1)
+
+
 def uneven(count: int, coordinates: int) -> tuple[Tensor, Tensor]:
     """Rows whose squared norms span five orders of magnitude, and losses."""
     torch.manual_seed(1)
@@ -121,6 +126,7 @@ def uneven(count: int, coordinates: int) -> tuple[Tensor, Tensor]:
     )
 
 
+@pytest.mark.usefixtures("_few_are_drawn")
 def test_drawn_rows_give_the_matrix_in_expectation() -> None:
     rows, losses = uneven(60, 6)
     weighted = rows.double() * (1 / losses.double().expm1())[:, None].sqrt()
@@ -131,12 +137,14 @@ def test_drawn_rows_give_the_matrix_in_expectation() -> None:
     assert (error <= 5 * found.std(0) / seeds**0.5 + 1e-6 * found.abs().max()).all()
 
 
+@pytest.mark.usefixtures("_few_are_drawn")
 def test_all_rows_are_taken_where_there_are_no_more_than_coordinates() -> None:
     rows, losses = uneven(6, 6)
     for seed in range(5):
         close(matrix(rows, losses, None, seed=seed), rows.double().T @ rows.double() / 6, 1e-6)
 
 
+@pytest.mark.usefixtures("_few_are_drawn")
 def test_a_row_with_most_of_the_energy_is_always_in_it() -> None:
     rows, losses = uneven(200, 5)
     rows[:, 4], rows[120] = 0, torch.tensor([0.0, 0, 0, 0, 100])
@@ -144,11 +152,23 @@ def test_a_row_with_most_of_the_energy_is_always_in_it() -> None:
         assert float(matrix(rows, losses, None, seed=seed)[4, 4]) == pytest.approx(100**2 / 200, rel=1e-5)
 
 
+@pytest.mark.usefixtures("_few_are_drawn")
 @pytest.mark.parametrize("batch", [1, 7, 59])
 def test_draws_do_not_depend_on_the_batch(batch: int) -> None:
     rows, losses = uneven(60, 6)
     for seed in range(10):
         close(matrix(rows, losses, "value", batch, seed), matrix(rows, losses, "value", 60, seed), 1e-5)
+
+
+def test_of_few_coordinates_thousands_of_rows_are_taken() -> None:
+    """All that there are, or about 4,096."""
+    torch.manual_seed(0)
+    rows = torch.randn(20_000, 2)
+    exact = rows[:4096].double().T @ rows[:4096].double() / 4096
+    close(matrix(rows[:4096], torch.ones(4096), None), exact, 1e-5)
+    found = torch.stack([matrix(rows, torch.ones(20_000), None, seed=seed) for seed in range(20)])
+    spread = float(found.diagonal(dim1=1, dim2=2).sum(1).std())  # of a mean over 4,096 drawn rows
+    assert 0 < spread < 4 * 2 / 4096**0.5
 
 
 def test_large_blocks_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -514,19 +534,9 @@ def test_source_takes_each_checkpoints_own_query(tmp_path: Path) -> None:
     np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
-class EveryRow(SecondMoments):
-    """Draws none, whatever their number."""
-
-    def __init__(self, coordinates: int, count: int, *others: Any) -> None:
-        super().__init__(coordinates, min(count, 1), *others)
-
-
 @pytest.mark.parametrize("damping", [1e-4, 0.1, 10.0])
-def test_influence_on_a_ridge_regression_is_the_closed_form(
-    tmp_path: Path, damping: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_influence_on_a_linear_regression_is_the_closed_form(tmp_path: Path, damping: float) -> None:
     """With all rows and all coordinates the curvature is diagonal, so nothing is approximated."""
-    monkeypatch.setattr(builder, "SecondMoments", EveryRow)
     rows = [(x * torch.tensor([1.0, 0.3, 2.0, 0.1, 0.6]), y) for x, y in tiny.values(80)]
     queries = tiny.values(7, seed=5)
     x, y = (torch.stack(side).double() for side in zip(*rows, strict=True))

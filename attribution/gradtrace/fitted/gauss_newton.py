@@ -14,7 +14,8 @@ label, and w = p / (1 - p) makes w g gT = p (1 - p) phi phiT, the Gauss-Newton m
 L = c (f - y)^2, w = 1 / (2 L) makes it 2 c phi phiT. For other losses w = 1: the empirical Fisher information.
 
 Of many rows, those with a large w |g|^2 must be in K, or their scores become too large; of the others a few suffice. So
-rows are drawn with a probability in proportion to it, and weighted by its inverse: K stays right in expectation.
+rows are drawn with a probability in proportion to it, and weighted by its inverse: K stays right in expectation. Of few
+coordinates it is right sooner if more rows than coordinates are in it, and these cost little.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from gradtrace.store.rows import RowStore
 _USUAL = 4096  # coordinates
 _DECOMPOSED = 1024  # size of matrices that are decomposed in full
 _ITERATIONS = 3
+_FEWEST_DRAWN = 4096  # rows; of no more, all are taken
 _BLOCK_VALUES = 1 << 22  # float32 values of rows that are multiplied at a time
 
 
@@ -54,7 +56,7 @@ def row_weights(losses: Tensor, output: Output | None) -> Tensor:
 class SecondMoments:
     """K at one checkpoint, from rows that come in batches.
 
-    count: of the rows that will come; of more than one for each coordinate, about so many are drawn
+    count: of the rows that will come; of more than one for each coordinate, and than 4,096, about so many are drawn
     device: where the batches are
     seed, stream: of the draws; a row's depends on its place among the rows only
     """
@@ -63,7 +65,7 @@ class SecondMoments:
         self, coordinates: int, count: int, output: Output | None, device: torch.device, seed: int, stream: int
     ) -> None:
         self._output, self._seed, self._stream = output, seed, stream
-        self._share = min(1.0, coordinates / max(count, 1))
+        self._share = min(1.0, max(coordinates, _FEWEST_DRAWN) / max(count, 1))
         self._sum = torch.zeros(coordinates, coordinates, device=device)
         self._waiting: list[Tensor] = []
         self._count, self._energy = 0, 0.0
