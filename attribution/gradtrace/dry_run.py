@@ -18,7 +18,7 @@ from gradtrace.data.guards import check_dataset
 from gradtrace.data.sample import varied_rows
 from gradtrace.devices import pick_device
 from gradtrace.errors import GradtraceError
-from gradtrace.fitted.gauss_newton import coordinates_before
+from gradtrace.fitted.gauss_newton import coordinates_before, rows_drawn
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.loss_output import row_fisher
 from gradtrace.models.path_report import LayerLine, layer_lines, slow_path
@@ -177,7 +177,7 @@ def _estimate(
 
 def _rotation_products(report: TaskReport, coordinates: int, dimensions: int) -> float:
     """Number of multiplications of a Gauss-Newton basis: second moments of drawn rows, eigenvectors, rotated rows."""
-    drawn = report.checkpoints * min(report.rows, coordinates) * coordinates**2
+    drawn = report.checkpoints * rows_drawn(report.rows, coordinates) * coordinates**2
     eigenvectors = 10 * coordinates**2 * dimensions
     return drawn + eigenvectors + report.checkpoints * report.rows * coordinates * dimensions
 

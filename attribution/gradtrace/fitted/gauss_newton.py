@@ -41,6 +41,11 @@ def coordinates_before(dimensions: int) -> int:
     return max(2 * dimensions, min(8 * dimensions, _USUAL))
 
 
+def rows_drawn(rows: int, coordinates: int) -> int:
+    """About how many of the rows are in K: all, or one for each coordinate, but at least 4,096."""
+    return min(rows, max(coordinates, _FEWEST_DRAWN))
+
+
 def row_weights(losses: Tensor, output: Output | None) -> Tensor:
     """w, float64 [rows], of the losses [rows]; zero where a loss is rounded to zero, and the gradient with it.
 
@@ -56,7 +61,7 @@ def row_weights(losses: Tensor, output: Output | None) -> Tensor:
 class SecondMoments:
     """K at one checkpoint, from rows that come in batches.
 
-    count: of the rows that will come; of more than one for each coordinate, and than 4,096, about so many are drawn
+    count: of the rows that will come
     device: where the batches are
     seed, stream: of the draws; a row's depends on its place among the rows only
     """
@@ -65,7 +70,7 @@ class SecondMoments:
         self, coordinates: int, count: int, output: Output | None, device: torch.device, seed: int, stream: int
     ) -> None:
         self._output, self._seed, self._stream = output, seed, stream
-        self._share = min(1.0, max(coordinates, _FEWEST_DRAWN) / max(count, 1))
+        self._share = rows_drawn(count, coordinates) / max(count, 1)
         self._sum = torch.zeros(coordinates, coordinates, device=device)
         self._waiting: list[Tensor] = []
         self._count, self._energy = 0, 0.0
