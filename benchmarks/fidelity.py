@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--dimensions", type=int, default=1024)
-    parser.add_argument("--basis", nargs="+", default=["spectral", "two-sided"])
+    parser.add_argument("--basis", nargs="+", default=["gauss-newton", "spectral", "two-sided"])
     parser.add_argument("--precision", nargs="+", default=["float16"])
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--runs", type=Path, default=Path("runs"))

@@ -1,9 +1,10 @@
 """How well each method predicts retraining on half of the rows: `python -m benchmarks.lds --dimensions 2048 all`.
 
-The linear datamodeling score on MNIST-6k, whose training runs come from `python examples/mnist6k/train.py`. What the
-ground truth lacks is trained first (`--workers`); all indexes and methods are measured against the same one. Each run
-has an index of its own or, with `--together`, all have one, whose scores are means over them. `fast-source` has an
-index of the averages of three segments, `hydra` one of the same training, recorded.
+The linear datamodeling score on MNIST-6k, or with `--task` on 5,000 images of CIFAR-10 or on 4,000 rows of California
+housing (`benchmarks.retrained`). Training runs, and what the ground truth lacks, are trained first (`--workers`); all
+indexes and methods are measured against the same one. Each run has an index of its own or, with `--together`, all have
+one, whose scores are means over them. On MNIST-6k, `fast-source` has an index of the averages of three segments, and
+`hydra` one of the same training, recorded.
 """
 
 from __future__ import annotations
@@ -12,22 +13,31 @@ import argparse
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.datasets import task_spec
+from benchmarks.retrained import CIFAR_EPOCHS, HOUSING_EPOCHS
 from gradtrace.checkpoints import load_checkpoints
+from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.index import Index
 from gradtrace.opening import open_index
 from gradtrace.recording import InfluenceRecorder
+from gradtrace.store.manifest import BasisKind
 from gradtrace.task import Task
 from gradtrace_indexer import Retrainings, add_kernels, build_index, fit_representer, subset_outputs
 from gradtrace_indexer.evaluation.evaluate import measured
 from gradtrace_indexer.task_loading import load_task
 
 _ALL = "all"
+_TASKS = {  # specification and epochs
+    "mnist6k": (task_spec("mnist6k"), 18),
+    "cifar5k": ("benchmarks/retrained.py:CIFAR5K", CIFAR_EPOCHS),
+    "housing4k": ("benchmarks/retrained.py:HOUSING4K", HOUSING_EPOCHS),
+}
 _EPOCHS, _BATCH_SIZE = 18, 64  # of the example
 _MOST_KERNEL = 8192  # dimensions; a kernel has the square of it
 
@@ -45,12 +55,16 @@ class Bench:
     runs: Sequence[int]
     dimensions: int
     precision: str
+    basis: BasisKind
+    with_recording: bool
 
     def indexes(self, methods: Sequence[str] | None) -> Iterator[tuple[Index, str]]:
         """An index for each of the methods, None: of all that the runs can be asked by."""
         kinds: dict[str, Callable[[], Index]] = {"fast-source": self._averaged, "hydra": self._recorded}
         if len(self.runs) > 1 or self.dimensions > _MOST_KERNEL:
             del kinds["hydra"]  # one run is recorded, and its basis cannot be exact
+        if not self.with_recording:
+            kinds = {}
         usual = None if methods is None else [method for method in methods if method not in kinds]
         if usual is None or usual:
             index = self._usual(kernels=usual is None or "trak" in usual)
@@ -64,7 +78,7 @@ class Bench:
     def _build(self, **arguments: object) -> Index:
         checkpoints = [load_checkpoints(self.directory / f"run-{run}" / "checkpoints") for run in self.runs]
         some = checkpoints if len(checkpoints) > 1 else checkpoints[0]
-        shape = {"dimensions": self.dimensions, "precision": self.precision}
+        shape = {"dimensions": self.dimensions, "precision": self.precision, "basis": self.basis}
         return build_index(self.task, some, self.path, progress=False, **shape, **arguments)  # type: ignore[arg-type]
 
     def _usual(self, kernels: bool) -> Index:
@@ -100,36 +114,56 @@ def record(task: Task, seed: int, recorder: InfluenceRecorder) -> None:
     recorder.finish()
 
 
+def train(task: Task, directory: Path, run: int, epochs: int) -> None:
+    """A run's six checkpoints, unless they are there."""
+    checkpoints = directory / f"run-{run}" / "checkpoints"
+    if checkpoints.exists():
+        return
+    rows = range(len(task.train))
+    steps = epochs * -(-len(rows) // _BATCH_SIZE)
+    recorder = CheckpointRecorder(checkpoints, every=steps // 6, batch_size=_BATCH_SIZE)
+    task.fit(rows, run, recorder.step)  # type: ignore[call-arg]  # these tasks call it after each step
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dimensions", nargs="+", default=["1024", "2048", "8192", _ALL], help='numbers, or "all"')
+    parser.add_argument("--dimensions", nargs="+", default=["512", "1024", "2048", "4096"], help='numbers, or "all"')
     parser.add_argument("--runs", type=int, nargs="+", default=[0], help="numbers of training runs")
     parser.add_argument("--together", action="store_true", help="all runs in one index")
-    parser.add_argument("--precision", default="int8")
+    parser.add_argument("--task", choices=_TASKS, default="mnist6k")
+    parser.add_argument("--precision", nargs="+", default=["int8"])
+    parser.add_argument("--basis", nargs="+", default=["gauss-newton"], help="kinds of bases, one after the other")
     parser.add_argument("--methods", nargs="+", help="default: all")
     parser.add_argument("--subsets", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--directory", type=Path, default=Path("runs/mnist6k"), help="has run-0 ... and truth")
+    parser.add_argument("--directory", type=Path, help="has run-0 ... and truth; default: runs and the task's name")
     parser.add_argument("--to-zero", action="store_true", help="trainings whose learning rate falls linearly to zero")
     parser.add_argument("--indexes", type=Path, help="where they are made and removed; default: the directory")
     arguments = parser.parse_args()
-    spec, directory = task_spec("mnist6k", "TO_ZERO" if arguments.to_zero else "TASK"), arguments.directory
+    spec, epochs = _TASKS[arguments.task]
+    spec = task_spec("mnist6k", "TO_ZERO") if arguments.to_zero else spec
+    directory = arguments.directory or Path("runs") / arguments.task
     task = load_task(spec)
+    for run in arguments.runs:
+        train(task, directory, run, epochs)
     retrainings = Retrainings(spec, directory / "truth", workers=arguments.workers)
     truth = subset_outputs(retrainings, arguments.subsets, arguments.seeds)
     examples, halves = retrainings.examples, len(truth.subsets)
-    print(f"{len(examples)} queries, {halves} halves x {truth.outputs.shape[1]} seeds, {arguments.precision}\n")
-    print("| dimensions a checkpoint | runs | method | LDS | 95 % interval | ms a query |\n|--:|--:|---|--:|---|--:|")
+    print(f"{arguments.task}: {len(examples)} queries, {halves} halves x {truth.outputs.shape[1]} seeds\n")
+    print("| basis | precision | dimensions a checkpoint | runs | method | LDS | 95 % interval | ms a query |")
+    print("|---|---|--:|--:|---|--:|---|--:|")
     weights = sum(weight.numel() for weight in task.model().parameters())
     path = (arguments.indexes or directory) / "lds-index"
-    for dimensions in arguments.dimensions:
+    runs_of_indexes = [arguments.runs] if arguments.together else [[run] for run in arguments.runs]
+    shapes = product(arguments.basis, arguments.precision, arguments.dimensions, runs_of_indexes)
+    for basis, precision, dimensions, runs in shapes:
         size = weights if dimensions == _ALL else int(dimensions)
-        for runs in [arguments.runs] if arguments.together else [[run] for run in arguments.runs]:
-            bench = Bench(task, directory, path, runs, size, arguments.precision)
-            for index, method in bench.indexes(arguments.methods):
-                cells = measured(index, examples, truth, method)
-                print(f"| {dimensions} | {'+'.join(map(str, runs))} | {method} | {cells} |", flush=True)
+        bench = Bench(task, directory, path, runs, size, precision, basis, arguments.task == "mnist6k")
+        for index, method in bench.indexes(arguments.methods):
+            cells = measured(index, examples, truth, method)
+            shape = f"{basis} | {precision} | {dimensions} | {'+'.join(map(str, runs))}"
+            print(f"| {shape} | {method} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def made(home: Path) -> Path:
     generations; and outside/, the files of others. Returns it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "_SHARD_ROWS", 24)
-        tiny.build(TASK, home, 4, basis="spectral", precision="int4", dimensions=20, average_segments=2)
+        tiny.build(TASK, home, 4, basis="gauss-newton", precision="int4", dimensions=20, average_segments=2)
     delete_rows(home / "index", [3, 17])
     add_kernels(home / "index", progress=False)
     fit_representer(home / "index")

@@ -33,6 +33,7 @@ def test_a_plain_classifier(tmp_path: Path) -> None:
     ]
     assert (report.rows, report.checkpoints, report.parameters, report.labels) == (40, 2, 39, "loss")
     assert "categorical over 3 classes (cross_entropy)" in report.law
+    assert "log odds of each row's label" in report.curvature
     hooks = {hook.hook: hook.outcome for hook in report.hooks}
     model = tiny.loaded(task, tiny.checkpoints(task, tmp_path)[-1])
     rows = gradtrace.data.sample.varied_rows(task)[:3]
@@ -41,7 +42,8 @@ def test_a_plain_classifier(tmp_path: Path) -> None:
     assert hooks["representation"] == "4 features of 2"
     assert report.estimate is not None
     assert report.estimate.disk_bytes > 2 * 40 * 39
-    assert report.estimate.seconds == pytest.approx((2 * (40 + 120) + 40) / report.estimate.rows_per_second)
+    passes = (2 * (2 * 40 + 40) + 40) / report.estimate.rows_per_second  # for the rotation, the rows and the fit
+    assert report.estimate.seconds > passes
     json.dumps(report.to_dict())
 
 

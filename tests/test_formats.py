@@ -22,7 +22,10 @@ from gradtrace_indexer.task_loading import load_task
 FORMATS = Path(__file__).parent / "data" / "formats"
 
 # Of each format, the SHA-256 of its schema, as `schema_sha256` describes it.
-SCHEMAS = {3: "ad3a938a34a57fe41af81c6c1868cbbc8a1371e9c1119846b12cb7f3ecf6171a"}
+SCHEMAS = {
+    3: "ad3a938a34a57fe41af81c6c1868cbbc8a1371e9c1119846b12cb7f3ecf6171a",
+    4: "cf53b2a933fe8364f3e24e16a0efe7f3edc56917d417f96e9461e415aba2efb3",
+}
 
 
 def schema_sha256() -> str:
@@ -51,21 +54,22 @@ def test_there_is_an_index_of_each_format() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["3", "3-early"])
-def test_today_s_format_answers_as_it_did(name: str) -> None:
+@pytest.mark.parametrize("name", ["3", "3-early", "4"])
+def test_formats_that_are_read_answer_as_they_did(name: str) -> None:
     task = load_task(f"{FORMATS}/make.py:TASK")
     assert verify(FORMATS / name / "index", all_generations=True, progress=False) == []
     index = open_index(FORMATS / name / "index", task)
-    for method, expected in json.loads((FORMATS / "3" / "answers.json").read_text()).items():
+    for method, expected in json.loads((FORMATS / name.partition("-")[0] / "answers.json").read_text()).items():
         scores = index.scores(task.train[:3], method=method)
         np.testing.assert_allclose(scores, np.array(expected), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("number", range(1, schema.FORMAT_VERSION))
+@pytest.mark.parametrize("number", range(1, schema.OLDEST_FORMAT))
 def test_an_earlier_format_is_named_with_the_remedy(number: int) -> None:
     path = FORMATS / str(number) / "index"
     words = (
-        rf"has format {number}, an older one, built by Gradtrace .*reads format 3: rebuild the index with this release"
+        rf"has format {number}, an older one, built by Gradtrace .*"
+        r"reads formats 3 to 4: rebuild the index with this release"
     )
     for command in (schema.read_manifest, prune, discard, lambda path: list(details(path))):
         with pytest.raises(StoreError, match=words):

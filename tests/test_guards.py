@@ -64,7 +64,7 @@ def with_input(row: int, value: float, rows: int = 200) -> list[tuple[Tensor, in
     return train
 
 
-@pytest.mark.parametrize("basis", ["spectral", "none"])
+@pytest.mark.parametrize("basis", ["gauss-newton", "spectral", "none"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_loss_that_is_not_finite_names_the_row(tmp_path: Path, basis: str, value: float) -> None:
     task = ClassTask(lambda: nn.Linear(5, 3), with_input(150, value))

@@ -139,7 +139,8 @@ def test_a_layer_without_curvature_adds_nothing(tmp_path: Path) -> None:
     assert np.isfinite(index.scores(QUERIES, method="influence")).all()
 
 
-def test_ridge_regression_without_each_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("basis", ["gauss-newton", "spectral"])
+def test_ridge_regression_without_each_row(tmp_path: Path, basis: Any) -> None:
     """The Gauss-Newton matrix of a linear model is its Hessian: with its penalty as the damping, scores are those of
     leaving out, to first order."""
     rows, queries, decay = tiny.values(200), tiny.values(20, seed=5), 0.1
@@ -150,7 +151,7 @@ def test_ridge_regression_without_each_row(tmp_path: Path) -> None:
     torch.save({"weight": weights[None].float()}, path)
     task = ValueTask(lambda: nn.Linear(5, 1, bias=False), rows)
     found = Checkpoint(path, 100, 0.1)
-    index = build_index(task, [found], tmp_path / "index", precision="float16", progress=False)
+    index = build_index(task, [found], tmp_path / "index", basis=basis, precision="float16", progress=False)
     at = torch.stack([q for q, _ in queries]).double()
     left = at @ weights - torch.stack([v for _, v in queries]).double()
     gauss_newton = 2 * x.T @ x / len(x)

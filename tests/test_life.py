@@ -36,8 +36,8 @@ ROWS, QUERIES = tiny.classes(60), tiny.classes(2, seed=5)
 FIRST, CHECKPOINTS = 12, 4
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["gaussian", "gauss-newton"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of the first rows at one checkpoint, and exact rows of all at all checkpoints."""
     directory = tmp_path_factory.mktemp("life")
     found = tiny.checkpoints(task(FIRST), directory / "checkpoints", CHECKPOINTS)
@@ -48,7 +48,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
             found[:1],
             directory / "index",
             dimensions=12,
-            basis="gaussian",
+            basis=request.param,
             precision="float16",
             progress=False,
         )
@@ -170,7 +170,7 @@ def check(model: Model, path: Path, parts: Any) -> None:
     assert verify(path, all_generations=True) == []
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(steps=STEPS)
 def test_any_life(base: Path, parts: torch.Tensor, steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -47,7 +47,7 @@ def test_an_open_index_with_a_searcher_outlives_its_generation(tmp_path: Path) -
 
 def test_what_an_index_holds_is_told(tmp_path: Path) -> None:
     task, path = ClassTask(tiny.mlp, ROWS), tmp_path / "index"
-    tiny.build(task, tmp_path, count=3, basis="spectral", dimensions=20, average_segments=1)
+    tiny.build(task, tmp_path, count=3, basis="gauss-newton", dimensions=20, average_segments=1)
     add_kernels(path, progress=False)
     fit_representer(path)
     told = "\n".join(details(path))
@@ -78,7 +78,7 @@ def test_a_searcher_is_measured_beside_methods_that_refuse_some_queries(tmp_path
 
 def test_deleted_examples_are_not_read_for_new_checkpoints(tmp_path: Path) -> None:
     """They may be blanked in the data set, and curvature does not depend on them."""
-    tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path, basis="spectral", dimensions=20)
+    tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path, basis="gauss-newton", dimensions=20)
     delete_rows(tmp_path / "index", [3, 4])
     compact(tmp_path / "index", progress=False)
     blank = list(ROWS)

@@ -42,9 +42,9 @@ class Exact:
         return sum(s[0] for s in sums), sum(s[1] for s in sums)  # type: ignore[return-value]
 
 
-@pytest.fixture(scope="module", params=["none", "spectral"])
+@pytest.fixture(scope="module", params=["none", "spectral", "gauss-newton"])
 def exact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exact:
-    """Both bases keep all coordinates, so both have exact inner products."""
+    """All keep all coordinates, so all have exact inner products."""
     rows = [*ROWS, (torch.zeros(5), 0)]
     return Exact(tmp_path_factory.mktemp("exact"), rows, request.param)
 

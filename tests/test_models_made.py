@@ -61,11 +61,11 @@ class Counts:
         monkeypatch.setattr(Path, "open", opened)
 
 
-@pytest.mark.parametrize(("precision", "threads", "stages"), [("int8", 1, 3), ("int8", 4, 3), ("int4", 1, 4)])
+@pytest.mark.parametrize(("precision", "threads", "stages"), [("int8", 1, 4), ("int8", 4, 4), ("int4", 1, 5)])
 def test_a_build_makes_each_model_once_a_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, threads: int, stages: int
 ) -> None:
-    """The stages are the fit, int4's column scales, writing (curvature, rows, their check), and opening."""
+    """The stages are the spectral basis, its rotation, int4's column scales, writing and checking rows, and opening."""
     train(tmp_path / "checkpoints")
     counts = Counts(monkeypatch, tmp_path / "checkpoints")
     found = load_checkpoints(tmp_path / "checkpoints")
@@ -74,7 +74,7 @@ def test_a_build_makes_each_model_once_a_stage(
     *earlier, last = (checkpoint.name for checkpoint in found)
     assert len(earlier) == CHECKPOINTS - 1
     assert {counts.models[name] for name in earlier} == {stages}
-    assert counts.models[last] == 3  # the reference of the fit is used for the scales, too
+    assert counts.models[last] == 3  # the reference of the fit is used for the rotation and the scales, too
     assert set(counts.hashed.values()) == {1}
     assert len(counts.hashed) == 2 * CHECKPOINTS  # weights and second moments
     assert counts.moments == CHECKPOINTS

@@ -238,7 +238,7 @@ def test_a_mean_says_what_its_queries_share(exact: Exact) -> None:
 # Shares by layer
 
 
-@pytest.mark.parametrize("basis", ["spectral", "two-sided", "none"])
+@pytest.mark.parametrize("basis", ["gauss-newton", "spectral", "two-sided", "none"])
 @pytest.mark.parametrize("asked", [{}, {"method": "cosine"}, {"aggregate": "mean"}], ids=str)
 def test_layers_sum_to_the_score(tmp_path: Path, basis: str, asked: dict[str, Any]) -> None:
     index = tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path, basis=basis, dimensions=12)

@@ -40,7 +40,7 @@ def test_rows_that_differ_in_large_batches_alone(tmp_path: Path, precision: str)
 
 
 @pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
-@pytest.mark.parametrize("basis", ["none", "spectral", "two-sided", "rademacher"])
+@pytest.mark.parametrize("basis", ["none", "gauss-newton", "spectral", "two-sided", "rademacher"])
 def test_right_rows_pass(tmp_path: Path, precision: str, basis: str) -> None:
     tiny.build(PairTask(tiny.mlp, ROWS), tmp_path, precision=precision, basis=basis, dimensions=20)
 

@@ -67,7 +67,7 @@ def test_worker_processes_give_what_the_data_set_gives(kind: torch.dtype) -> Non
 
 def test_an_index_has_the_same_bytes_however_its_data_is_read(tmp_path: Path) -> None:
     for name, workers in (("alone", 0), ("workers", 2)):
-        tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path / name, batch_size=16, num_workers=workers, basis="spectral")
+        tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path / name, batch_size=16, num_workers=workers, basis="gauss-newton")
     assert tiny.files(tmp_path / "alone") == tiny.files(tmp_path / "workers")
 
 
@@ -130,7 +130,7 @@ def skipping(directory: Path, **arguments: Any) -> Index:
 def test_bad_rows_are_marked_and_never_found(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int, precision: str
 ) -> None:
-    index = skipping(tmp_path, num_workers=workers, precision=precision, basis="spectral")
+    index = skipping(tmp_path, num_workers=workers, precision=precision, basis="gauss-newton")
     skipped = index.manifest.skipped
     assert list(skipped) == sorted(BAD)
     assert skipped[0].startswith("reading row 0 of the data set failed: OSError: no such image")
@@ -158,7 +158,7 @@ def test_the_other_rows_are_those_of_the_data_without_the_bad_ones(tmp_path: Pat
 
 
 def test_an_index_with_bad_rows_lives_on(tmp_path: Path) -> None:
-    skipping(tmp_path, basis="spectral")
+    skipping(tmp_path, basis="gauss-newton")
     path, queries = tmp_path / "index", tiny.classes(3, seed=5)
     later = tiny.checkpoints(bad_task(), tmp_path / "checkpoints", 3)
     grown = bad_task([*ROWS, *tiny.classes(20, seed=7)], {**BAD, 70: nan_input, 71: unreadable})
@@ -179,14 +179,14 @@ def test_a_killed_build_that_skips_rows_resumes_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "_SHARD_ROWS", 24)
-    skipping(tmp_path / "whole", basis="spectral")
+    skipping(tmp_path / "whole", basis="gauss-newton")
     for survived in range(1, 8):
         with monkeypatch.context() as patch:
             end_at_commit(patch, survived)
             with pytest.raises(KeyboardInterrupt):
-                skipping(tmp_path / f"killed{survived}", basis="spectral")
+                skipping(tmp_path / f"killed{survived}", basis="gauss-newton")
         assert not (tmp_path / f"killed{survived}" / "index" / "manifest.json").exists()
-        skipping(tmp_path / f"killed{survived}", basis="spectral")
+        skipping(tmp_path / f"killed{survived}", basis="gauss-newton")
         assert tiny.files(tmp_path / f"killed{survived}") == tiny.files(tmp_path / "whole")
 
 

@@ -55,7 +55,7 @@ def runs(directory: Path) -> list[list[Checkpoint]]:
 
 
 def built(checkpoints: Any, path: Path, rows: Sequence[Any] = ROWS, **arguments: Any) -> Index:
-    wanted = {"dimensions": 20, "basis": "spectral", "precision": "float16", **arguments}
+    wanted = {"dimensions": 20, "basis": "gauss-newton", "precision": "float16", **arguments}
     return build_index(task(rows), checkpoints, path, progress=False, **wanted)
 
 
@@ -96,7 +96,7 @@ class Built:
     runs: list[list[Checkpoint]]
 
 
-CASES = [("spectral", "float16"), ("spectral", "int4"), ("gaussian", "int8")]
+CASES = [("gauss-newton", "float16"), ("spectral", "float16"), ("spectral", "int4"), ("gaussian", "int8")]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)

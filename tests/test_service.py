@@ -289,7 +289,7 @@ def test_index_says_what_may_be_asked_and_not_where_it_lies(url: str, client: Cl
     assert details.class_names == list(digits_task.NAMES)
     assert len(details.checkpoints) == 3
     assert set(details.conventions) == set(details.methods)
-    told = "Curvature: Fisher information, with labels from the law that the loss implies: categorical over 10 classes"
+    told = "Curvature: Gauss-Newton matrix: of the log odds of each row's label"
     assert {name for name, text in details.conventions.items() if told in text} == {"influence", "source"}
     assert told in client.influence(query_rows=[0], method="influence").convention
     assert str(digits_index.index.parent) not in httpx.get(f"{url}/index").text

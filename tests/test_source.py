@@ -135,7 +135,7 @@ def test_an_index_of_a_converged_quadratic_gives_the_unrolled_training(tmp_path:
     gone on for long enough for the inverse of the curvature to be right."""
     torch.save({"weight": BEST[None].float()}, tmp_path / "a.pt")
     checkpoint = Checkpoint(tmp_path / "a.pt", STEPS, RATE, Optimizer("sgd", momentum))
-    index = build_index(Line(), [checkpoint], tmp_path / "index", precision="float16", progress=False)
+    index = build_index(Line(), [checkpoint], tmp_path / "index", precision="float16", basis="spectral", progress=False)
     expected = unrolled_influence(BEST, momentum=momentum)
     assert difference(index.scores(QUERIES, method="source"), expected) < 0.02
     query, rows = gradients(BEST)
@@ -182,12 +182,14 @@ def test_a_learning_rate_that_falls_to_zero_is_summed(tmp_path: Path, momentum: 
     """A checkpoint's own rate says nothing of the steps before it: the last one's would make its stretch vanish."""
     best = [BEST] * (STEPS + 1)
     found = recorded(tmp_path / "checkpoints", best, STEPS // 3, momentum)
-    index = build_index(Line(), found, tmp_path / "index", precision="float16", progress=False)
+    index = build_index(Line(), found, tmp_path / "index", precision="float16", basis="spectral", progress=False)
     expected = unrolled_influence(BEST, momentum=momentum, rates=TO_ZERO)
     assert difference(index.scores(QUERIES, method="source"), expected) < 0.02
     guessed = [Checkpoint(one.path, one.step, one.learning_rate, one.optimizer) for one in found]
     with pytest.warns(UserWarning, match="the learning rate changes"):
-        index = build_index(Line(), guessed, tmp_path / "guessed", precision="float16", progress=False)
+        index = build_index(
+            Line(), guessed, tmp_path / "guessed", precision="float16", basis="spectral", progress=False
+        )
     assert difference(index.scores(QUERIES, method="source"), expected) > 0.1
 
 
@@ -239,7 +241,7 @@ def formula(index: Index, names: list[str], segments: list[list[int]], lengths: 
     rows = tiny.stored(index).double().numpy()[:, at]
     last = contents.models[contents.manifest.last_checkpoint]
     query = last.encode(contents.bases[0], last.batch(ASKED))[0].double().numpy()
-    values = [contents.curvature[position]["eigenvalues"].double().numpy() + decay for position in at]
+    values = [contents.curvature[position].eigenvalues.double().numpy() + decay for position in at]
     total, vector = np.zeros((len(query), len(rows))), query
     for segment in segments[::-1]:
         curvature = sum(values[number] for number in segment) / len(segment)
@@ -260,7 +262,9 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Index:
     listed = [{"file": c.path.name} | {key: getattr(c, key) for key in keys} for c in found]
     (directory / "checkpoints/checkpoints.json").write_text(json.dumps(about | {"checkpoints": listed}))
     loaded = load_checkpoints(directory / "checkpoints")
-    return build_index(task, loaded, directory / "index", precision="float16", progress=False, dimensions=1000)
+    return build_index(
+        task, loaded, directory / "index", precision="float16", basis="spectral", progress=False, dimensions=1000
+    )
 
 
 NAMES = ["1.pt", "2.pt", "3.pt", "4.pt"]
@@ -329,10 +333,10 @@ def test_adam_without_its_moments_is_refused(tmp_path: Path) -> None:
 def test_the_preconditioner_is_a_mean_over_the_weights_of_a_coordinate(tmp_path: Path) -> None:
     """Its sum over a layer's coordinates is that over the weights; it is taken once more by rotating the matrix."""
     task, found = ClassTask(tiny.mlp, ROWS), adam_run(tmp_path / "checkpoints", moments=True)
-    index = build_index(task, found, tmp_path / "index", dimensions=1000, progress=False)
+    index = build_index(task, found, tmp_path / "index", dimensions=1000, basis="spectral", progress=False)
     moments = found[0].second_moments(task.model())
     assert moments is not None
-    stored, basis = index.contents.curvature[0]["preconditioner"], index.contents.bases[0]
+    stored, basis = index.contents.curvature[0].preconditioner, index.contents.bases[0]
     for layer in ("0", "2"):
         p = [1 / (moments.by_name[f"{layer}.{kind}"].double().sqrt() + 1e-4) for kind in ("weight", "bias")]
         matrix = torch.cat([p[0], p[1][:, None]], dim=1)
@@ -379,7 +383,7 @@ class Normalized(ClassTask):
 def test_fast_source_is_source_at_the_averages(tmp_path: Path) -> None:
     task = Normalized()
     found = tiny.checkpoints(task, tmp_path / "checkpoints", 4)
-    arguments = {"precision": "float16", "dimensions": 1000, "progress": False}
+    arguments = {"precision": "float16", "basis": "spectral", "dimensions": 1000, "progress": False}
     index = build_index(task, found, tmp_path / "index", average_segments=2, **arguments)  # type: ignore[arg-type]
     entries = index.manifest.checkpoints
     assert [(entry.kind, entry.step) for entry in entries] == [("average", 30), ("average", 100), ("weights", 100)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def agrees(found: Any, wanted: Tensor, size: Tensor) -> None:
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
-@pytest.mark.parametrize("basis", ["none", "spectral"])
+@pytest.mark.parametrize("basis", ["none", "spectral", "gauss-newton"])
 def test_scores_are_those_of_adams_steps(tmp_path: Path, optimizer: Any, basis: str) -> None:
     trained = Trained(tmp_path, optimizer, basis=basis, dimensions=1000)
     agrees(trained.index.scores(QUERIES, method="tracin-adam"), *trained.expected())
@@ -109,11 +110,14 @@ def test_moments_that_are_not_those_that_were_indexed_are_refused(tmp_path: Path
 
 
 def bases(layers: list[Layer], spectral: Basis) -> dict[str, Basis]:
+    torch.manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(spectral.coordinates, 9))[0]
     return {
         "none": identity_basis(layers, 0),
         "two-sided": two_sided_basis(layers, 40, 0),
         "gaussian": dense_basis(layers, "gaussian", 20, 0),
         "spectral": spectral,
+        "gauss-newton": replace(spectral, kind="gauss-newton", dimensions=9, rotation=rotation),
     }
 
 

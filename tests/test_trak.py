@@ -76,9 +76,9 @@ def agrees(found: NDArray[np.float32], wanted: Tensor) -> None:
     np.testing.assert_allclose(found, wanted, rtol=0, atol=4e-3 * float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize("basis", ["none", "spectral"])
+@pytest.mark.parametrize("basis", ["none", "spectral", "gauss-newton"])
 def test_scores_are_the_papers(tmp_path: Path, basis: str) -> None:
-    """At each checkpoint, and on average; spectral coordinates that are all kept only rotate."""
+    """At each checkpoint, and on average; coordinates that are all kept only rotate."""
     task = MarginTask(tiny.mlp, ROWS)
     index = built(task, tmp_path, basis=basis, dimensions=1000)
     files = [tmp_path / "checkpoints" / f"{number}.pt" for number in (1, 2)]

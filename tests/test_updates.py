@@ -99,10 +99,15 @@ def agrees(index: Index, fresh: Index, present: Sequence[int]) -> None:
 # Checkpoints
 
 
-@pytest.mark.parametrize(("first", "steps"), [(5, [6]), (2, [4, 5]), (1, [3])])
-def test_added_checkpoints_equal_a_full_build_with_the_same_basis(tmp_path: Path, first: int, steps: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("basis", "first", "steps"),
+    [("spectral", 5, [6]), ("gauss-newton", 5, [6]), ("gauss-newton", 2, [4, 5]), ("gauss-newton", 1, [3])],
+)
+def test_added_checkpoints_equal_a_full_build_with_the_same_basis(
+    tmp_path: Path, basis: str, first: int, steps: list[int]
+) -> None:
     """Byte for byte: rows, columns, curvature, and what identifies the task."""
-    path = built(tmp_path, count=first, basis="spectral")
+    path = built(tmp_path, count=first, basis=basis)
     before = tiny.files(path)
     for count in steps:
         index = add(path, checkpoints(tmp_path, count))  # those that are there already are passed over
@@ -121,8 +126,9 @@ def test_added_checkpoints_equal_a_full_build_with_the_same_basis(tmp_path: Path
     assert after["generations/1.json"] == before["manifest.json"]
 
 
-def test_nothing_is_computed_at_the_old_checkpoints(tmp_path: Path) -> None:
-    path = built(tmp_path, count=3, basis="spectral")
+@pytest.mark.parametrize("basis", ["gauss-newton", "spectral"])
+def test_nothing_is_computed_at_the_old_checkpoints(tmp_path: Path, basis: str) -> None:
+    path = built(tmp_path, count=3, basis=basis)
     seen: list[bytes] = []
 
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -181,9 +187,10 @@ def test_updates_by_another_task_are_refused(tmp_path: Path, change: str) -> Non
     assert tiny.files(path) == before
 
 
-def test_curvature_is_of_the_rows_that_the_basis_was_fitted_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("basis", ["gauss-newton", "spectral"])
+def test_curvature_is_of_the_rows_that_the_basis_was_fitted_on(tmp_path: Path, basis: str) -> None:
     """Eigenvalues depend neither on rows that were appended before the checkpoint came nor on those deleted again."""
-    first, later = built(tmp_path / "a", basis="spectral"), built(tmp_path / "b", basis="spectral")
+    first, later = built(tmp_path / "a", basis=basis), built(tmp_path / "b", basis=basis)
     grown = [*ROWS, *tiny.classes(30, seed=9)]
     add(first, checkpoints(tmp_path / "a", 3))
     append(later, grown)

@@ -1,7 +1,8 @@
 """The basis: the coordinates of gradients that an index keeps, and how gradients are brought into them.
 
-A layer's basis turns its per-example gradient into columns of a row; an index's basis has those of all layers. Bases
-without fitting are made here: the identity, and random projections. How a basis is fitted to a model is in `fitted`.
+A layer's basis turns its per-example gradient into some coordinates; an index's basis has those of all layers. They are
+the columns of a row, or are rotated into them together. Bases without fitting are made here: the identity, and random
+projections. How a basis is fitted to a model is in `fitted`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gradtrace.store.regular_files import regular_path
 from gradtrace.store.tensors import load_tensors
 
 _DENSE_BLOCK = 1 << 24  # elements of a dense projection that are drawn at a time
+_ROTATION = "rotation"  # key in a basis's file; those of layers have a slash
 _DENSE_CACHE = 1 << 27  # elements of a dense projection that are kept instead of drawn again (512 MB)
 
 
@@ -132,35 +134,48 @@ class Basis:
     """Turns a model's per-example gradients into rows of `dimensions` columns, the same at every checkpoint.
 
     layers: by layer name; gradients of layers that are not named are left out of the rows
+    rotation: float32 [coordinates, dimensions] with orthonormal columns, of the layers' coordinates; None: these are
+        the columns
     """
 
     kind: BasisKind
     dimensions: int
     seed: int
     layers: Mapping[str, LayerBasis]
+    rotation: Tensor | None = None
 
     @cached_property
     def _order(self) -> Tensor:
-        """Position of each column of a row in the concatenated coordinates of the layers. int64 [dimensions]."""
+        """Position of each coordinate of a row in the concatenated coordinates of the layers. int64 [coordinates]."""
         return torch.cat([layer.columns for layer in self.layers.values()]).argsort()
 
     @property
-    def mixes_layers(self) -> bool:
-        """Whether every layer is projected to all columns; else each column belongs to one layer."""
+    def coordinates(self) -> int:
+        """Number of the layers' coordinates: `dimensions`, or more where these are rotated."""
+        return self.dimensions if self.rotation is None else len(self.rotation)
+
+    @property
+    def projects_all_layers(self) -> bool:
+        """Whether every layer is projected to all columns; else each coordinate belongs to one layer."""
         return self.kind in ("gaussian", "rademacher")
 
     def is_whole(self) -> bool:
         """Whether each column of a row is that of one coordinate; if all layers are projected to all columns, of one
-        coordinate of every layer."""
+        coordinate of every layer. Where a rotation follows, whether it has a row for each coordinate."""
         columns = [layer.columns for layer in self.layers.values()]
         numbers = [part for layer in self.layers.values() for part in layer.positions()]
         if not columns or any(part.dtype != torch.int64 or part.ndim != 1 for part in numbers):
             return False
         if any(len(part) != len(layer.columns) for layer in self.layers.values() for part in layer.positions()):
             return False
-        by_row = columns if self.mixes_layers else [torch.cat(columns).sort().values]
+        by_row = columns if self.projects_all_layers else [torch.cat(columns).sort().values]
+        rotation = self.rotation
+        if (rotation is not None) != (self.kind == "gauss-newton"):
+            return False
+        if rotation is not None and (rotation.dtype != torch.float32 or rotation.shape[1:] != (self.dimensions,)):
+            return False
         # No range of all columns is made before it is known that the file has as many.
-        return all(len(row) == self.dimensions and torch.equal(row, torch.arange(len(row))) for row in by_row)
+        return all(len(row) == self.coordinates and torch.equal(row, torch.arange(len(row))) for row in by_row)
 
     def assemble(self, coordinates: Mapping[str, Tensor], batch: int) -> Tensor:
         """Rows, float32 [batch, dimensions], from the coordinates [batch, k] of each layer by its name.
@@ -173,9 +188,18 @@ class Basis:
             else torch.zeros(layer.columns.shape, device=layer.columns.device).expand(batch, -1)
             for name, layer in self.layers.items()
         ]
-        if self.mixes_layers:
+        if self.projects_all_layers:
             return torch.stack(by_layer).sum(0)
-        return torch.cat(by_layer, dim=1).index_select(1, self._order)
+        return self.rotated(torch.cat(by_layer, dim=1).index_select(1, self._order))
+
+    def rotated(self, coordinates: Tensor) -> Tensor:
+        """Columns of rows from the layers' coordinates in order. [..., coordinates] -> [..., dimensions]"""
+        return coordinates if self.rotation is None else coordinates @ self.rotation
+
+    @cached_property
+    def unrotated(self) -> Basis:
+        """The same without the rotation."""
+        return self if self.rotation is None else replace(self, dimensions=self.coordinates, rotation=None)
 
     def add_use(self, coordinates: dict[str, Tensor], layer: Layer, x: Tensor, d: Tensor) -> None:
         """Add the coordinates of one use of a layer to those of its other uses."""
@@ -190,18 +214,34 @@ class Basis:
                 coordinates[layer.name] = self.layers[layer.name].of_gradient(gradient)
 
     def to(self, device: torch.device) -> Basis:
-        return replace(self, layers={name: layer.to(device) for name, layer in self.layers.items()})
+        rotation = None if self.rotation is None else self.rotation.to(device)
+        return replace(self, layers={name: layer.to(device) for name, layer in self.layers.items()}, rotation=rotation)
 
     def tensors(self) -> dict[str, Tensor]:
         """The content of a basis's file, by "layer name/key". The manifest holds kind, dimensions and seed."""
-        return {f"{name}/{key}": value for name, layer in self.layers.items() for key, value in layer.tensors().items()}
+        by_key = {
+            f"{name}/{key}": value for name, layer in self.layers.items() for key, value in layer.tensors().items()
+        }
+        return by_key if self.rotation is None else by_key | {_ROTATION: self.rotation.contiguous()}
 
-    def layer_of_columns(self) -> Tensor:
-        """Number of the layer, in alphabetical order, that each column belongs to. int64 [dimensions]."""
-        numbers = torch.full((self.dimensions,), -1)
+    def layer_of_coordinates(self) -> Tensor:
+        """Number of the layer, in alphabetical order, that each coordinate belongs to. int64 [coordinates]."""
+        numbers = torch.full((self.coordinates,), -1)
         for number, name in enumerate(sorted(self.layers)):
             numbers[self.layers[name].columns.cpu()] = number
         return numbers
+
+    def shares_by_layer(self, vector: Tensor) -> Tensor:
+        """The part of each layer, in alphabetical order, in inner products of rows with a vector [dimensions]: rows
+        times the returned matrix, float64 [dimensions, layers], whose columns sum to the vector.
+
+        Of rotated rows, the coordinates are taken back by the transposed rotation, which loses what is not stored.
+        """
+        rotation = None if self.rotation is None else self.rotation.double().cpu()
+        weights = vector.double().cpu() if rotation is None else rotation @ vector.double().cpu()  # [coordinates]
+        by_layer = torch.zeros(self.coordinates, len(self.layers), dtype=torch.float64)
+        by_layer[torch.arange(self.coordinates), self.layer_of_coordinates()] = weights
+        return by_layer if rotation is None else rotation.T @ by_layer
 
 
 def load_bases(directory: Path, manifest: Manifest) -> list[Basis]:
@@ -218,6 +258,7 @@ def load_basis(path: Path, kind: BasisKind, dimensions: int, seed: int) -> Basis
         CorruptIndexError: the file is missing or damaged.
     """
     tensors = load_tensors(path, "rebuild the index")
+    rotation = tensors.pop(_ROTATION, None)
     by_layer: dict[str, dict[str, Tensor]] = {}
     for full_key, value in tensors.items():
         name, _, key = full_key.rpartition("/")
@@ -232,7 +273,7 @@ def load_basis(path: Path, kind: BasisKind, dimensions: int, seed: int) -> Basis
             else:
                 bases = Bases(of_layer.get("inputs"), of_layer.get("outputs"))
                 layers[name] = ChosenCoordinates(bases, of_layer["kept"], of_layer["columns"])
-        basis = Basis(kind, dimensions, seed, layers)
+        basis = Basis(kind, dimensions, seed, layers, rotation)
         whole = basis.is_whole()
     except (KeyError, TypeError, ValueError, RuntimeError):  # tensors are missing, or of another type or shape
         whole = False

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.basis import Basis
+from gradtrace.fitted.curvature import Curvature
 from gradtrace.fitted.representer_head import Refit
 from gradtrace.fitted.trak_kernels import Kernel
 from gradtrace.models.gradient_model import GradientModel
@@ -24,7 +25,7 @@ from gradtrace.task import Task
 @dataclass
 class IndexContents:
     """models: of every checkpoint, in the manifest's order;  bases: of every training run, on the models' device
-    curvature: as `load_curvature` returns it
+    curvature: of every checkpoint, or empty, see `load_curvature`
     kernels: TRAK's, by checkpoint, on that device
     representations: see `representation_store`;  refit: of the last layer, if there is one for these rows
     verified: whether the checksums of the rows were compared at the opening, too
@@ -36,7 +37,7 @@ class IndexContents:
     task: Task
     models: list[GradientModel]
     bases: list[Basis]
-    curvature: list[dict[str, Tensor]]
+    curvature: list[Curvature]
     store: RowStore
     searcher: Searcher
     kernels: Mapping[int, Kernel]

@@ -18,7 +18,9 @@ from gradtrace.data.guards import check_dataset
 from gradtrace.data.sample import varied_rows
 from gradtrace.devices import pick_device
 from gradtrace.errors import GradtraceError
+from gradtrace.fitted.gauss_newton import coordinates_before, rows_drawn
 from gradtrace.models.gradient_model import GradientModel
+from gradtrace.models.loss_output import row_fisher
 from gradtrace.models.path_report import LayerLine, layer_lines, slow_path
 from gradtrace.store.manifest import Precision
 from gradtrace.store.shards import ShardLayout, default_levels
@@ -49,8 +51,10 @@ class TaskReport:
     """The result of a dry run.
 
     rows, checkpoints, parameters: numbers of training rows, of checkpoints and of attributed parameters
-    labels: where the labels of the curvature come from: "loss", "predict" or "empirical", see docs/methods.md
+    labels: where the labels that the eigenbasis is fitted with come from: "loss", "predict" or "empirical", see
+        docs/methods.md
     law: a description of these labels
+    curvature: a description of the curvature that influence and source would use
     hooks: results of the task's optional methods on training examples, or their problems
     notes: what is slow or unusual
     problems: what a build would refuse, each with its remedy
@@ -63,6 +67,7 @@ class TaskReport:
     layers: list[LayerLine] = field(default_factory=list)
     labels: str = ""
     law: str = ""
+    curvature: str = ""
     hooks: list[HookCheck] = field(default_factory=list)
     estimate: BuildEstimate | None = None
     notes: list[str] = field(default_factory=list)
@@ -122,11 +127,12 @@ def _describe(report: TaskReport, model: GradientModel, examples: Sequence[Any])
     report.layers = layer_lines(model)
     report.parameters = sum(line.parameters for line in report.layers)
     report.labels, report.law = model.outputs.source, model.outputs.description
+    report.curvature = row_fisher(model, examples).sentence
     slow = slow_path(model, examples)
     report.notes += [] if slow is None else [slow]
     if report.labels == "empirical":
         report.notes.append(
-            f"influence and source take the rows' own labels for those that the model would give: {report.law}. They "
+            f"the rows' own labels are taken for those that the model would give: {report.law}. Influence and source "
             "predict less well then; compute the loss by a function of torch.nn.functional, or define predict"
         )
 
@@ -157,12 +163,30 @@ def _estimate(
         model.encode_and_predict(basis, batch)
         timed_rows += batch_size
     rate = timed_rows / (time.perf_counter() - started)
-    fitted = min(report.rows, _FITTED_ROWS)
+    fitted, rotated = min(report.rows, _FITTED_ROWS), min(coordinates_before(dimensions), report.parameters)
     layout = ShardLayout(1024, tuple(default_levels(basis.dimensions)), precision)
     weights = sum(value.numel() * value.element_size() for value in model.model.state_dict().values())
     return BuildEstimate(
         rows_per_second=rate,
-        seconds=(report.checkpoints * (report.rows + 3 * fitted) + fitted) / rate,
-        memory_bytes=psutil.Process().memory_info().rss + weights * torch.get_num_threads(),
+        seconds=(report.checkpoints * (2 * report.rows + fitted) + fitted) / rate
+        + _rotation_products(report, rotated, dimensions) / _products_per_second(model.device),
+        memory_bytes=psutil.Process().memory_info().rss + weights * torch.get_num_threads() + 16 * rotated**2,
         disk_bytes=report.checkpoints * report.rows * (layout.bytes // 1024 + _COLUMN_BYTES),
     )
+
+
+def _rotation_products(report: TaskReport, coordinates: int, dimensions: int) -> float:
+    """Number of multiplications of a Gauss-Newton basis: second moments of drawn rows, eigenvectors, rotated rows."""
+    drawn = report.checkpoints * rows_drawn(report.rows, coordinates) * coordinates**2
+    eigenvectors = 10 * coordinates**2 * dimensions
+    return drawn + eigenvectors + report.checkpoints * report.rows * coordinates * dimensions
+
+
+def _products_per_second(device: torch.device) -> float:
+    """Of a product of float32 matrices."""
+    size = 1024
+    matrix = torch.ones(size, size, device=device)
+    float((matrix @ matrix)[0, 0])  # the first one warms up
+    started = time.perf_counter()
+    float((matrix @ matrix)[0, 0])
+    return size**3 / (time.perf_counter() - started)

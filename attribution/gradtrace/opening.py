@@ -18,7 +18,7 @@ from gradtrace.data.guards import check_dataset
 from gradtrace.devices import pick_device
 from gradtrace.errors import CorruptIndexError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.fitted.ekfac import load_curvature
+from gradtrace.fitted.curvature import load_curvature
 from gradtrace.fitted.representer_head import load_refit
 from gradtrace.fitted.trak_kernels import load_kernels
 from gradtrace.index import Index
@@ -67,7 +67,7 @@ def open_index(
         task,
         _models(directory, manifest, task, store.row_ids.live_ids(), bases, checkpoints, where),
         bases,
-        load_curvature(directory, manifest),
+        load_curvature(directory, manifest, bases),
         store,
         open_searcher(directory, manifest, store, searcher, where),
         load_kernels(directory, manifest, where),

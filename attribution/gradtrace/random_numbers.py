@@ -42,6 +42,11 @@ def rademacher(seed: int, stream: int, start: int, count: int, device: torch.dev
     return 1.0 - 2.0 * _shift_right(random_integers(seed, stream, start, count, device), 63).float()
 
 
+def uniforms(seed: int, stream: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """In [0, 1). float64 [count]."""
+    return _shift_right(random_integers(seed, stream, start, count, device), 11).double() / 2**53
+
+
 def gaussian(seed: int, stream: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """Standard normal draws, sqrt(-2 log u) cos(2 pi v) of uniforms u, v (Box and Muller 1958). float32 [count]."""
     integers = random_integers(seed, stream, start, count, device)

@@ -17,7 +17,7 @@ class QuestionOptions(TypedDict, total=False):
         of each run.
     weights: Weight of each checkpoint in the sum over checkpoints. `learning_rate`; `learning_rate_steps`, the sum of
         the learning rates of all steps since the checkpoint before; or `equal`. Default: the method's own.
-    damping: Added to the eigenvalues of the curvature before they are inverted, as a multiple of each layer's mean
+    damping: Added to the eigenvalues of the curvature before they are inverted, as a multiple of the mean
         eigenvalue; greater than 0. For `influence`, by default 1.
     segments: Number of segments of the training, each with one curvature and one gradient. For `source`.
     similarity: How representations are compared: `cosine` (default), `dot` or `l2`. For `repsim`.

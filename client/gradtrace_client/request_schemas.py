@@ -184,7 +184,7 @@ class Question(RequestSchema):
     )
     weights: Weights | None = Field(None, description="Weight of each checkpoint. Default: the method's own.")
     damping: Annotated[Number, Field(strict=True, gt=0)] | None = Field(
-        None, description="Added to the curvature, relative to each layer's mean eigenvalue."
+        None, description="Added to the curvature, relative to the mean eigenvalue."
     )
     segments: Annotated[int, Field(strict=True, ge=1, le=1000), BeforeValidator(_whole)] | None = Field(
         None, description="Segments of the training, each with one curvature and one gradient."
@@ -296,7 +296,7 @@ class SelfInfluenceRequest(Question):
     offset: Annotated[int, Field(ge=0, lt=2**53)] = Field(0, description="Rows skipped before the first.")
     # Again, and not strict: a URL holds only text.
     damping: Annotated[Number, Field(gt=0)] | None = Field(
-        None, description="Added to the curvature, relative to each layer's mean eigenvalue."
+        None, description="Added to the curvature, relative to the mean eigenvalue."
     )
     segments: Annotated[int, Field(ge=1, le=1000)] | None = Field(
         None, description="Segments of the training, each with one curvature and one gradient."

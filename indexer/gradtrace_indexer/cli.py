@@ -108,7 +108,7 @@ def build(
     checkpoints: RunsOption,
     out: Annotated[Path, typer.Option(help="The index directory; an interrupted build there is resumed.")],
     dimensions: DimensionsOption = 2048,
-    basis: Annotated[BasisKind, typer.Option(help="How gradients are compressed.")] = "spectral",
+    basis: Annotated[BasisKind, typer.Option(help="How gradients are compressed: docs/methods.md.")] = "gauss-newton",
     precision: PrecisionOption = "int8",
     batch_size: BatchOption = 128,
     searcher: SearcherOption = None,

@@ -124,7 +124,8 @@ def print_report(report: TaskReport, console: Console) -> None:
     )
     if report.layers:
         console.print(_layers(report))
-        console.print(f"[bold]Labels of the curvature[/bold] ({report.labels}): {escape(report.law)}")
+        console.print(f"[bold]Labels of the eigenbasis[/bold] ({report.labels}): {escape(report.law)}")
+        console.print(f"[bold]Curvature[/bold]: {escape(report.curvature)}")
     if report.hooks:
         console.print(_hooks(report))
     if report.estimate is not None:

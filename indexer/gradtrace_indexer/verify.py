@@ -11,7 +11,7 @@ import torch
 from gradtrace.basis import load_bases
 from gradtrace.checkpoints.indexed import directories_of_runs, indexed_checkpoint
 from gradtrace.errors import CheckpointError, GradtraceError, IncompleteIndexError, StoreError
-from gradtrace.fitted.ekfac import load_curvature
+from gradtrace.fitted.curvature import load_curvature
 from gradtrace.fitted.representer_head import load_refit
 from gradtrace.fitted.trak_kernels import load_kernels
 from gradtrace.store.index_files import file_problems
@@ -95,8 +95,7 @@ def _content_problems(directory: Path, manifest: Manifest) -> Iterator[str]:
         lambda: RowStore(directory, manifest).row_ids,
         lambda: [RowStore(directory, manifest).columns(number) for number in range(len(manifest.checkpoints))],
         lambda: representation_store(directory, manifest),
-        lambda: load_bases(directory, manifest),
-        lambda: load_curvature(directory, manifest),
+        lambda: load_curvature(directory, manifest, load_bases(directory, manifest)),
         lambda: load_kernels(directory, manifest, torch.device("cpu")),
         lambda: load_refit(directory, manifest),
     ]

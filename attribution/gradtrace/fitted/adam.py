@@ -6,6 +6,7 @@ SOURCE takes its diagonal in the coordinates of a basis; TracIn for Adam multipl
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,9 +27,9 @@ def preconditioner(model: GradientModel, basis: Basis, moments: SecondMoments) -
 
     Coordinate (s, r) of a layer is sum_ij U_S[i, s] U_A[j, r] g_ij, so its diagonal element is
     sum_ij U_S[i, s]^2 U_A[j, r]^2 P_ij. That is all of P where the basis does not rotate (`none`); else the elements
-    of P between different coordinates are left out.
+    of P between different coordinates are left out, as they are once more where the coordinates are rotated together.
 
-    basis: spectral, or none
+    basis: gauss-newton, spectral or none
 
     Raises:
         CheckpointError: the moments are of other parameters than the model's.
@@ -38,7 +39,8 @@ def preconditioner(model: GradientModel, basis: Basis, moments: SecondMoments) -
         for name, matrix in _by_layer(model, moments)
         if isinstance(chosen := basis.layers.get(name), ChosenCoordinates)
     }
-    return basis.assemble(diagonals, 1)[0]
+    squared = None if basis.rotation is None else basis.rotation.square()
+    return replace(basis, rotation=squared).assemble(diagonals, 1)[0]
 
 
 def _by_layer(model: GradientModel, moments: SecondMoments) -> Iterator[tuple[str, Tensor]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +21,6 @@ from gradtrace.fitted.fisher_batches import FisherBatch, fisher_batches
 from gradtrace.layers import IDENTITY, Bases, Layer
 from gradtrace.models.full_gradients import FullGradients, full_gradients, per_example
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.store.manifest import Manifest
-from gradtrace.store.regular_files import regular_path
-from gradtrace.store.tensors import load_tensors
 from gradtrace.task import Example
 
 _WIDEST = 4096  # features above which the eigenvectors come from a sample of factors, not from an n x n matrix
@@ -200,19 +196,3 @@ def curvature(model: GradientModel, basis: Basis, samples: Iterable[Sequence[Exa
         "eigenvalues": (total / count).float(),
         "layer_means": torch.tensor(list(traces.values()), dtype=torch.float32) / count,
     }
-
-
-def load_curvature(directory: Path, manifest: Manifest) -> list[dict[str, Tensor]]:
-    """For each checkpoint "eigenvalues" [dimensions], "layer_means" [layers] and, where second moments were kept,
-    "preconditioner" [dimensions], float32; an empty list for bases without curvature.
-
-    Raises:
-        CorruptIndexError: a file is missing or damaged.
-    """
-    eigenvalues: tuple[int | None, ...] = (manifest.basis.dimensions,)
-    loaded = []
-    for file, entry in zip(manifest.curvature, manifest.checkpoints, strict=False):
-        kept = {"preconditioner": eigenvalues} if entry.second_moments else {}
-        path = regular_path(directory, file.path)
-        loaded.append(load_tensors(path, "rebuild the index", eigenvalues=eigenvalues, layer_means=(None,), **kept))
-    return loaded

@@ -46,7 +46,8 @@ class GradientScoring(Scoring):
         last = self._contents.manifest.last_checkpoint
         model, checkpoints = self._contents.models[last], sorted(set(self.query_at))
         losses = [math.nan] * len(queries)
-        coordinates = torch.empty(len(queries), len(self.query_at), self.store.dimensions, device=model.device)
+        width = self._contents.bases[0].coordinates
+        coordinates = torch.empty(len(queries), len(self.query_at), width, device=model.device)
         for numbers, measure in query_batches(model, queries):
             batch = model.batch([queries[number].example for number in numbers])
             with named_in_errors(numbers):
@@ -59,13 +60,23 @@ class GradientScoring(Scoring):
                 coordinates[numbers, position] = by_checkpoint[checkpoint][0]
             for number, value in zip(numbers, values.tolist(), strict=True):
                 losses[number] = value
-        return self.reweighted(coordinates), losses
+        return self.reweighted(self._rotated(coordinates)), losses
+
+    def _rotated(self, coordinates: Tensor) -> Tensor:
+        """[queries, blocks, coordinates] -> [queries, blocks, dimensions]. A rotation is large: it is read once for all
+        checkpoints of its run."""
+        rows = coordinates.new_empty(*coordinates.shape[:2], self.store.dimensions)
+        entries = self._contents.manifest.checkpoints
+        for run, basis in enumerate(self._contents.bases):
+            of_run = [position for position, block in enumerate(self.query_at) if entries[block].run == run]
+            rows[:, of_run] = basis.rotated(coordinates[:, of_run])
+        return rows
 
     def encode(self, checkpoint: int, batch: ExampleBatch, measure: MeasureName) -> tuple[Tensor, Tensor]:
-        """A batch of queries at one checkpoint: the coordinates of the measure's gradients, float32 [batch,
-        dimensions], and the measured values [batch]."""
+        """A batch of queries at one checkpoint: the coordinates of the measure's gradients before the basis's rotation,
+        float32 [batch, coordinates], and the measured values [batch]."""
         model = self._contents.models[checkpoint]
-        return model.encode(self._contents.basis_of(checkpoint), batch, model.measure(measure))
+        return model.encode(self._contents.basis_of(checkpoint).unrotated, batch, model.measure(measure))
 
     def reweighted(self, coordinates: Tensor) -> Tensor:
         """The query vectors of coordinates [queries, blocks, dimensions] of gradients at `query_at`."""

@@ -33,7 +33,7 @@ class MethodOptions(TypedDict, total=False):
 
     checkpoints: names of those that are used.
     weights: of the checkpoints, for the methods that sum over them: one of `Weights`.
-    damping: of the inverse curvature, relative to each layer's mean eigenvalue.
+    damping: of the inverse curvature, relative to the mean eigenvalue.
     segments: number of segments of the training, with one curvature each.
     similarity: how representations are compared: one of `Similarity`.
     """

@@ -26,11 +26,12 @@ class Source(Method):
 
         sum_l q . exp(-eta_L K_L H_L) ... exp(-eta_(l+1) K_(l+1) H_(l+1)) (1 - exp(-eta_l K_l H_l)) H_l^-1 g_l
 
-    H_l is approximated as diagonal in the run's spectral basis (EK-FAC), which is fitted at one checkpoint and shared
-    by all segments, where the paper fits one for each. Heavy-ball momentum divides the learning rate by 1 - momentum
-    (Appendix C); weight decay adds to the curvature. Adam and its kin precondition the steps by P = 1 / (sqrt(v) + eps)
-    (Appendix C), of which the diagonal in these coordinates is taken; the paper takes, for Adam, a diagonal Hessian of
-    the weights in the exponentials and EK-FAC for the inverse.
+    H_l is approximated as diagonal in the run's basis, which all segments share, where the paper fits one for each. In
+    Gauss-Newton coordinates the query's gradient is that of each checkpoint too, as the row's is, where the paper takes
+    the one at the end of training: measured, that predicts retraining better (docs/methods.md). Heavy-ball momentum
+    divides the learning rate by 1 - momentum (Appendix C); weight decay adds to the curvature. Adam and its kin
+    precondition the steps by P = 1 / (sqrt(v) + eps) (Appendix C), of which the diagonal in these coordinates is taken;
+    the paper takes, for Adam, a diagonal Hessian of the weights in the exponentials and EK-FAC for the inverse.
     """
 
     name = "source"
@@ -65,8 +66,9 @@ class Source(Method):
         for run in by_run(entries, available):
             segments = None if self.kind == "average" else options.get("segments") or _SEGMENTS
             factors[run] = torch.from_numpy(_run_factors(contents, run, segments)).float()
-        trained = trained_models(entries)
-        query_at = [trained[entries[block].run] for block in chosen]
+        query_at, trained = None, trained_models(entries)
+        if contents.bases[0].rotation is None:
+            query_at = [trained[entries[block].run] for block in chosen]
         return GradientScoring(contents, chosen, factors[chosen] / len(runs), query_at)
 
 
@@ -123,11 +125,13 @@ def _run_factors(contents: IndexContents, blocks: list[int], segments: int | Non
     """As `unrolled`, of the checkpoints of a training run."""
     entries = [contents.manifest.checkpoints[block] for block in blocks]
     curvature = [contents.curvature[block] for block in blocks]
-    eigenvalues = torch.stack([checkpoint["eigenvalues"] for checkpoint in curvature]).double().numpy()
+    eigenvalues = torch.stack([checkpoint.eigenvalues for checkpoint in curvature]).double().numpy()
     gains = np.ones_like(eigenvalues)
     for number, entry in enumerate(entries):
         if not _is_sgd(entry):
-            gains[number] = curvature[number]["preconditioner"]
+            preconditioner = curvature[number].preconditioner
+            assert preconditioner is not None  # else `lacks` refused
+            gains[number] = preconditioner
     optimizers = [entry.optimizer or _PLAIN_SGD for entry in entries]
     decays = np.array([optimizer.weight_decay for optimizer in optimizers])
     momenta = np.array([optimizer.momentum for optimizer in optimizers])

@@ -127,7 +127,7 @@ class _AdamScoring(GradientScoring):
                     "was built: restore that file, or rebuild the index"
                 )
             contents.adam_factors[checkpoint] = adam_factors(model)
-        factors, basis = contents.adam_factors[checkpoint], contents.basis_of(checkpoint)
+        factors, basis = contents.adam_factors[checkpoint], contents.basis_of(checkpoint).unrotated
         return encode_preconditioned(model, basis, batch, model.measure(measure), factors)
 
     def self_influence(self) -> NoReturn:

@@ -229,8 +229,7 @@ def drawn_labels(
     with torch.no_grad():
         if predicted.dim() == 2 and predicted.shape[1] > 1:
             chances = class_probabilities(predicted).double().cumsum(1)  # [batch, classes]
-            integers = random_numbers.random_integers(seed, stream, 0, len(examples), chances.device)
-            uniforms = ((integers >> 11) & ((1 << 53) - 1)).double() / 2**53
+            uniforms = random_numbers.uniforms(seed, stream, 0, len(examples), chances.device)
             return (chances / chances[:, -1:] <= uniforms[:, None]).sum(1).tolist()
         if not predicted.is_floating_point():  # predicted classes without scores: nothing to draw from
             return predicted.flatten().tolist()

@@ -47,10 +47,10 @@ def layer_lines(model: GradientModel) -> list[LayerLine]:
 
 
 def summary(model: GradientModel) -> str:
-    """One line: how many layers take which path, and whose labels the curvature is of."""
+    """One line: how many layers take which path, and with which labels an eigenbasis is fitted."""
     counts = Counter(line.path for line in layer_lines(model))
     paths = ", ".join(f"{count} {path}" for path, count in counts.items())
-    return f"layers: {paths}; labels of the curvature: {model.outputs.source} ({model.outputs.description})"
+    return f"layers: {paths}; labels of the eigenbasis: {model.outputs.source} ({model.outputs.description})"
 
 
 def warn_of_slow_paths(model: GradientModel, examples: Sequence[Example]) -> None:

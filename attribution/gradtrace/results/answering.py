@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
@@ -108,7 +107,7 @@ class Answering:
             raise QueryError(
                 f"method {self.method.name!r} compares no gradients, so its scores have no shares by layer"
             )
-        if "layers" in self.include and self.contents.bases[0].mixes_layers and not self.rescore:
+        if "layers" in self.include and self.contents.bases[0].projects_all_layers and not self.rescore:
             raise QueryError(
                 f"the columns of a {self.contents.manifest.basis.kind} projection mix all layers, so they give no "
                 "shares by layer: ask for rescore as well, or build the index with another basis"
@@ -176,10 +175,9 @@ class Answering:
             positions = draft.positions
             shares = torch.zeros(len(names), len(positions), dtype=torch.float64)
             for block, basis, query in zip(scoring.blocks, scoring.bases, draft.vector, strict=True):
-                numbers = torch.tensor([names.index(name) for name in sorted(basis.layers)])
-                by_layer = one_hot(numbers[basis.layer_of_columns()], len(names)).double()  # [D, layers]
-                by_layer *= query.double().cpu()[:, None]
-                shares += (scoring.store.gather([block], positions)[:, 0].double() @ by_layer).T
+                numbers = [names.index(name) for name in sorted(basis.layers)]
+                rows = scoring.store.gather([block], positions)[:, 0].double()  # [m, D]
+                shares[numbers] += (rows @ basis.shares_by_layer(query)).T
             if scale is not None:
                 shares *= scale[positions]
             draft.share_by_layer(positions, dict(zip(names, shares.numpy(), strict=True)))

@@ -22,7 +22,8 @@ from gradtrace.errors import CorruptIndexError, IncompleteIndexError, StoreError
 from gradtrace.store.manifest_checks import manifest_problems
 from gradtrace.store.regular_files import regular_path, shortened
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+OLDEST_FORMAT = 3  # that is still read: 4 has the basis "gauss-newton" besides
 MANIFEST_NAME = "manifest.json"
 PENDING_NAME = "pending.json"
 _LARGEST_MANIFEST = 64 << 20  # bytes; a shard takes 600
@@ -30,10 +31,11 @@ _NAMED_PROBLEMS = 5
 _RESTORE = "restore it from a copy, or rebuild the index"
 
 Precision = Literal["float16", "int8", "int4"]
-BasisKind = Literal["spectral", "two-sided", "gaussian", "rademacher", "none"]
+BasisKind = Literal["gauss-newton", "spectral", "two-sided", "gaussian", "rademacher", "none"]
 Output = Literal["log odds", "value"]  # TRAK's model output: the log odds of the label's class, or a predicted value
 # Where the labels of the Fisher information are from: the law that the loss implies, Task.predict, or the training data
-FisherSource = Literal["loss", "predict", "empirical"]
+# ("empirical"). "rows": none are drawn, the curvature is that of the weighted gradients of the rows themselves
+FisherSource = Literal["loss", "predict", "empirical", "rows"]
 # average: the mean weights of several consecutive checkpoints;  recorded: the rows are from a recording of the training
 CheckpointKind = Literal["weights", "average", "recorded"]
 Operation = Literal[
@@ -116,12 +118,21 @@ class BasisEntry(_Entry):
     fitted_rows: int  # basis and curvature are fitted on samples of the first `fitted_rows` training rows
     files: list[FileEntry]  # one for each training run, used at all checkpoints of the run
 
+    @property
+    def has_curvature(self) -> bool:
+        """Whether the curvature is known in its coordinates."""
+        return self.kind in ("gauss-newton", "spectral")
+
 
 class FisherEntry(_Entry):
-    """The labels of the Fisher information: the curvature is the mean square of the gradients at these labels."""
+    """The labels of the Fisher information: the curvature is the mean square of the gradients at these labels.
+
+    output: for source "rows", what the loss is of, and so what their weights are (`fitted.gauss_newton`)
+    """
 
     source: FisherSource
     description: str
+    output: Output | None = None
 
     @property
     def sentence(self) -> str:
@@ -130,6 +141,7 @@ class FisherEntry(_Entry):
             "loss": "Fisher information, with labels from the law that the loss implies",
             "predict": "Fisher information, with labels from the task's predictions",
             "empirical": "empirical Fisher information, with the rows' own labels",
+            "rows": "Gauss-Newton matrix" if self.output else "empirical Fisher information, with the rows' own labels",
         }
         return f"{kind[self.source]}: {self.description}"
 
@@ -368,14 +380,15 @@ def _check_format(path: Path, content: bytes) -> None:
         header = _Header.model_validate_json(content)
     except ValidationError:
         return
-    if header.format == FORMAT_VERSION:
+    if OLDEST_FORMAT <= header.format <= FORMAT_VERSION:
         return
     age = "an older" if header.format < FORMAT_VERSION else "a newer"
     builder = header.libraries.get("gradtrace")
     by = f", built by Gradtrace {builder[:40]}" if isinstance(builder, str) else ""
     raise StoreError(
-        f"{path} has format {header.format}, {age} one{by}; Gradtrace {version('gradtrace')} reads format "
-        f"{FORMAT_VERSION}: rebuild the index with this release, or open it with the release that built it"
+        f"{path} has format {header.format}, {age} one{by}; Gradtrace {version('gradtrace')} reads formats "
+        f"{OLDEST_FORMAT} to {FORMAT_VERSION}: rebuild the index with this release, or open it with the release that "
+        "built it"
     )
 
 

@@ -107,7 +107,7 @@ def _runs(manifest: Manifest) -> Iterator[str]:
     scales = len(manifest.basis.files) if manifest.precision == "int4" else 0
     if len(manifest.column_scales) != scales:
         yield f"it has {len(manifest.column_scales)} files of column scales, not {scales}"
-    needed = len(manifest.checkpoints) if manifest.basis.kind == "spectral" else 0
+    needed = len(manifest.checkpoints) if manifest.basis.has_curvature else 0
     if len(manifest.curvature) != needed and (manifest.complete or len(manifest.curvature) > needed):
         yield f"it has {len(manifest.curvature)} files of curvature, not {needed}"
 

@@ -21,6 +21,7 @@ from gradtrace.errors import CheckpointError, RecordingError, StoreError
 from gradtrace.fingerprint import task_entry
 from gradtrace.index import Index
 from gradtrace.models.gradient_model import GradientModel
+from gradtrace.models.loss_output import row_fisher
 from gradtrace.opening import open_index
 from gradtrace.recording import read_recording
 from gradtrace.recording.files import ROWS_NAME
@@ -60,7 +61,7 @@ def build_index(
     path: str | Path,
     *,
     dimensions: int = 2048,
-    basis: BasisKind = "spectral",
+    basis: BasisKind = "gauss-newton",
     precision: Precision = "int8",
     seed: int = 0,
     searcher: str | None = None,
@@ -188,7 +189,9 @@ def _begin(builder: Builder, runs: Runs, rows: int, spec: FitSpec) -> Manifest:
     bad = BadRows({}, builder.skip_bad_rows)
     good = _screened(builder, runs, sample_rows(spec.seed, rows).tolist(), bad) if bad.skipping else np.arange(rows)
     samples = Samples(builder.task, spec.seed, rows, good)
-    fits = [builder.fit(run, f"{number}.1", spec, samples) for number, run in enumerate(runs)]
+    live = np.setdiff1d(np.arange(rows), list(bad.new))
+    fisher = _fisher(builder.model(runs[-1][-1]), spec, samples)
+    fits = [builder.fit(run, f"{number}.1", spec, samples, live, fisher) for number, run in enumerate(runs)]
     reference, dimensions = fits[-1].reference, check_dimensions(fits, fits[0].dimensions)
     levels, representation = default_levels(dimensions), reference.representation
     represented = representation and RepresentationsEntry(
@@ -209,7 +212,7 @@ def _begin(builder: Builder, runs: Runs, rows: int, spec: FitSpec) -> Manifest:
             files=[fit.basis for fit in fits],
         ),
         curvature=[],
-        fisher=_fisher(reference) if spec.kind == "spectral" else None,
+        fisher=fisher,
         precision=spec.precision,
         column_scales=[file for fit in fits for file in fit.column_scales],
         levels=levels,
@@ -236,7 +239,15 @@ def _screened(builder: Builder, runs: Runs, rows: Sequence[int], bad: BadRows) -
     return np.array(screening.good)
 
 
-def _fisher(model: GradientModel) -> FisherEntry:
+def _fisher(model: GradientModel, spec: FitSpec, samples: Samples) -> FisherEntry | None:
+    """What the curvature is; None for a basis without one."""
+    if spec.kind == "gauss-newton":
+        with samples.named_in_errors():
+            return row_fisher(model, next(iter(samples)))
+    return _label_fisher(model) if spec.kind == "spectral" else None
+
+
+def _label_fisher(model: GradientModel) -> FisherEntry:
     """Warns where the curvature is not that of the whole loss, at labels that the model would give."""
     outputs = model.outputs
     if outputs.source == "empirical":

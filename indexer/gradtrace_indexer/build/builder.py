@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import TypedDict
 
@@ -26,11 +27,14 @@ from gradtrace.data.sample import varied_rows
 from gradtrace.devices import pick_device
 from gradtrace.errors import MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
+from gradtrace.fitted.adam import preconditioner
+from gradtrace.fitted.ekfac import curvature
+from gradtrace.fitted.gauss_newton import SecondMoments, row_curvature
 from gradtrace.models.examination import Examination
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.path_report import summary, warn_of_slow_paths
 from gradtrace.recording import Recording
-from gradtrace.store.manifest import Manifest, ShardEntry
+from gradtrace.store.manifest import FisherEntry, Manifest, ShardEntry
 from gradtrace.store.precision import load_column_scales
 from gradtrace.store.row_ids import Ids, read_row_ids
 from gradtrace.store.rows import RowStore
@@ -43,13 +47,14 @@ from gradtrace_indexer.build.fit import (
     Samples,
     fit_basis,
     recorded_basis,
+    rotated_basis,
     write_basis,
     write_column_scales,
     write_curvature,
 )
-from gradtrace_indexer.build.row_check import check_new_rows, zero_rows_message
+from gradtrace_indexer.build.row_check import check_new_rows, readable_store, zero_rows_message
 from gradtrace_indexer.build.row_reader import RowReader
-from gradtrace_indexer.build.rows import RowWorkers, write_rows
+from gradtrace_indexer.build.rows import RowWorkers, encoded_batches, write_rows
 from gradtrace_indexer.generations import publish, save_pending
 from gradtrace_indexer.progress import note, progress_bar
 from gradtrace_indexer.searchers import check_searcher
@@ -63,6 +68,7 @@ from gradtrace_indexer.writing.shard_writer import (
     with_shard,
 )
 
+_DRAWN_ROWS = 1 << 40  # first of the streams of random numbers that draw rows
 _MOST_WORKERS = 8  # copies of the model
 
 
@@ -154,9 +160,19 @@ class Builder:
         """One for each training run."""
         return [basis.to(self.device) for basis in load_bases(self.directory, manifest)]
 
-    def fit(self, checkpoints: Sequence[Checkpoint], name: str, spec: FitSpec, samples: Samples) -> RunFit:
+    def fit(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        name: str,
+        spec: FitSpec,
+        samples: Samples,
+        rows: Ids,
+        fisher: FisherEntry | None,
+    ) -> RunFit:
         """Fit a training run's basis at these checkpoints, the last one its reference, or take the recording's; and,
         for int4, the scales of its columns. Both are written to files of this name.
+
+        rows: those that a Gauss-Newton basis is fitted to;  fisher: the manifest's
 
         Raises:
             StoreError: as `fit_basis`, or a full disk.
@@ -166,16 +182,46 @@ class Builder:
         reference, directory = self.model(checkpoints[-1]), self.directory
 
         def models() -> Iterator[GradientModel]:
-            for checkpoint in progress_bar("fit", len(checkpoints), shown=self.progress, items=checkpoints):
-                yield reference if checkpoint is checkpoints[-1] else self.model(checkpoint)
+            return (
+                reference if checkpoint is checkpoints[-1] else self.model(checkpoint) for checkpoint in checkpoints
+            )
 
-        with samples.named_in_errors():
-            if self.recording is None:
-                basis = fit_basis(spec, reference, models, samples)
-            else:
-                basis = recorded_basis(self.recording, reference, len(self.task.train))
-            scales = [write_column_scales(directory, name, basis, models, samples)] if spec.precision == "int4" else []
+        def shown_models() -> Iterator[GradientModel]:
+            yield from progress_bar("fit", len(checkpoints), shown=self.progress, items=models())
+
+        if self.recording is None:
+            with samples.named_in_errors():
+                basis = fit_basis(spec, reference, shown_models, samples)
+            if spec.kind == "gauss-newton":
+                assert fisher is not None  # the manifest has one
+                with progress_bar("rotation", len(rows) * len(checkpoints), " rows", self.progress) as bar:
+                    moments = self._second_moments(models(), basis, rows, fisher, bar)
+                    basis = rotated_basis(basis, spec.dimensions, moments)
+        else:
+            basis = recorded_basis(self.recording, reference, len(self.task.train))
+        scales = []
+        if spec.precision == "int4":
+            with samples.named_in_errors():
+                scales = [write_column_scales(directory, name, basis, shown_models, samples)]
         return RunFit(reference, basis.dimensions, write_basis(directory, name, basis), scales)
+
+    def _second_moments(
+        self, models: Iterator[GradientModel], basis: Basis, rows: Ids, fisher: FisherEntry, bar: tqdm[Any]
+    ) -> Iterator[Tensor]:
+        """K of `fitted.gauss_newton` at each checkpoint, in the coordinates of a spectral basis."""
+        projection = basis.to(self.device)
+        for number, model in enumerate(models):
+            stream = _DRAWN_ROWS + number
+            moments = SecondMoments(basis.dimensions, len(rows), fisher.output, self.device, basis.seed, stream)
+            bad = BadRows({}, self.skip_bad_rows)
+            for encoded in encoded_batches(self.reader, self._workers(model, projection), rows, self.batch_size, bad):
+                moments.add(encoded.rows, encoded.losses)
+                bar.update(len(encoded.losses))
+            yield moments.mean()
+
+    def _workers(self, model: GradientModel, basis: Basis, represent: bool = False) -> RowWorkers:
+        count = min(_MOST_WORKERS, torch.get_num_threads()) if self.device.type == "cpu" else 1
+        return RowWorkers([model, *(model.clone() for _ in range(count - 1))], basis, represent)
 
     def check(self, manifest: Manifest, grown: bool = False) -> GradientModel:
         """Check that the task is the index's, with or without new rows at its end, and that its next generation could
@@ -219,9 +265,6 @@ class Builder:
         with progress_bar("index", total, " rows", self.progress) as bar:
             for number, entry in enumerate(manifest.checkpoints):
                 missing = [task for task in tasks if task.checkpoint == number]
-                if manifest.basis.kind == "spectral" and len(manifest.curvature) <= number:
-                    bar.set_description_str(f"curvature at {entry.name}", refresh=False)
-                    manifest = self._with_curvature(manifest, number, bases[entry.run])
                 if entry.kind == "recorded":
                     manifest = self._with_recorded_rows(manifest, missing, bar)
                     continue
@@ -229,18 +272,35 @@ class Builder:
                     bar.set_description_str(f"rows at {entry.name}", refresh=False)
                     manifest = self._with_rows(manifest, missing, bases[entry.run], bar)
                 check_new_rows(self.directory, manifest, number, bases[entry.run], self._model_of)
+                if manifest.basis.has_curvature and len(manifest.curvature) <= number:
+                    bar.set_description_str(f"curvature at {entry.name}", refresh=False)
+                    manifest = self._with_curvature(manifest, number, bases[entry.run])
         return manifest
 
     def _model_of(self, manifest: Manifest, number: int) -> GradientModel:
         return self.model(indexed_checkpoint(self.directory, manifest.checkpoints[number]))
 
     def _with_curvature(self, manifest: Manifest, number: int, basis: Basis) -> Manifest:
-        spec, entry = manifest.basis, manifest.checkpoints[number]
-        samples = Samples(self.task, spec.seed, spec.fitted_rows, self._usable(manifest))
-        model = self._model_of(manifest, number)
-        moments = model.checkpoint.second_moments(self.task.model()) if entry.second_moments else None
-        file = write_curvature(self.directory, f"{entry.name}.{manifest.generation}", basis, model, samples, moments)
+        entry = manifest.checkpoints[number]
+        tensors = self._curvature(manifest, number, basis)
+        if entry.second_moments:
+            model = self._model_of(manifest, number)
+            moments = model.checkpoint.second_moments(self.task.model())
+            assert moments is not None  # the checkpoint is that of the entry
+            tensors["preconditioner"] = preconditioner(model, basis.to(torch.device("cpu")), moments)
+        file = write_curvature(self.directory, f"{entry.name}.{manifest.generation}", tensors)
         return save_pending(self.directory, manifest.model_copy(update={"curvature": [*manifest.curvature, file]}))
+
+    def _curvature(self, manifest: Manifest, number: int, basis: Basis) -> dict[str, Tensor]:
+        """From the rows at a checkpoint, or from gradients of sampled labels."""
+        spec, usable = manifest.basis, self._usable(manifest)
+        if manifest.fisher is not None and manifest.fisher.source == "rows":
+            store = readable_store(self.directory, manifest, number)
+            fitted = np.isin(store.row_ids.ids, usable[usable < spec.fitted_rows])
+            return row_curvature(store, number, manifest.fisher.output, torch.from_numpy(fitted), basis.coordinates)
+        samples = Samples(self.task, spec.seed, spec.fitted_rows, usable)
+        with samples.named_in_errors():
+            return curvature(self._model_of(manifest, number), basis, samples, spec.seed)
 
     def _usable(self, manifest: Manifest) -> Ids:
         return usable_ids(read_row_ids(self.directory, manifest).live_ids(), manifest)
@@ -248,10 +308,7 @@ class Builder:
     def _with_rows(self, manifest: Manifest, tasks: Sequence[ShardTask], basis: Basis, bar: tqdm[Any]) -> Manifest:
         """With the rows of these stretches, all at one checkpoint."""
         number = tasks[0].checkpoint
-        model = self._model_of(manifest, number)
-        count = min(_MOST_WORKERS, torch.get_num_threads()) if self.device.type == "cpu" else 1
-        models = [model, *(model.clone() for _ in range(count - 1))]
-        workers = RowWorkers(models, basis, represent=number in manifest.represented)
+        workers = self._workers(self._model_of(manifest, number), basis, represent=number in manifest.represented)
         for task in tasks:
             bad = BadRows(manifest.skipped, self.skip_bad_rows)
             shard = self._write_shard(manifest, workers, task, bar, bad)

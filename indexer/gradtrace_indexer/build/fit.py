@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -12,14 +12,14 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gradtrace.basis import Basis, check_layers, dense_basis, identity_basis, two_sided_basis
-from gradtrace.checkpoints.second_moments import SecondMoments
 from gradtrace.data.dataset import fetch
 from gradtrace.errors import LossError, RecordingError, StoreError
-from gradtrace.fitted.adam import preconditioner
-from gradtrace.fitted.ekfac import curvature, fit_spectral_basis
+from gradtrace.fitted.ekfac import fit_spectral_basis
 from gradtrace.fitted.fisher_batches import fisher_batches
+from gradtrace.fitted.gauss_newton import coordinates_before, rotation
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.recording import Recording
 from gradtrace.recording.influence_recorder import weights_sha256
@@ -104,7 +104,8 @@ class RunFit:
 
 
 def fit_basis(spec: FitSpec, reference: GradientModel, models: Models, samples: Samples) -> Basis:
-    """The basis of this kind; fewer dimensions if the model has fewer parameters.
+    """The basis of this kind; fewer dimensions if the model has fewer parameters. Of a Gauss-Newton basis, the
+    spectral one whose coordinates are still to be rotated.
 
     Raises:
         StoreError: an unknown kind or no dimensions.
@@ -112,8 +113,11 @@ def fit_basis(spec: FitSpec, reference: GradientModel, models: Models, samples: 
     layers, kind, seed = reference.plan.layers, spec.kind, spec.seed
     if spec.dimensions < 1:
         raise StoreError(f"dimensions must be at least 1, not {spec.dimensions}")
-    dimensions = min(spec.dimensions, sum(layer.size for layer in layers))
-    if kind == "spectral":
+    parameters = sum(layer.size for layer in layers)
+    dimensions = min(spec.dimensions, parameters)
+    if kind == "gauss-newton":
+        dimensions = min(coordinates_before(spec.dimensions), parameters)
+    if kind in ("gauss-newton", "spectral"):
         return fit_spectral_basis(
             models,
             reference,
@@ -132,7 +136,13 @@ def fit_basis(spec: FitSpec, reference: GradientModel, models: Models, samples: 
         return dense_basis(layers, kind, dimensions, seed)
     if kind == "none":
         return identity_basis(layers, seed)
-    raise StoreError(f"unknown basis {kind!r}; choose spectral, two-sided, gaussian, rademacher or none")
+    raise StoreError(f"unknown basis {kind!r}; choose gauss-newton, spectral, two-sided, gaussian, rademacher or none")
+
+
+def rotated_basis(spectral: Basis, dimensions: int, moments: Iterable[Tensor]) -> Basis:
+    """The Gauss-Newton basis. moments: as `fitted.gauss_newton.rotation` takes them, in the spectral coordinates"""
+    dimensions = min(dimensions, spectral.dimensions)
+    return replace(spectral, kind="gauss-newton", dimensions=dimensions, rotation=rotation(moments, dimensions))
 
 
 def recorded_basis(recording: Recording, reference: GradientModel, rows: int) -> Basis:
@@ -164,12 +174,5 @@ def write_column_scales(directory: Path, name: str, basis: Basis, models: Models
     return write_file(directory, f"column_scales/{name}.safetensors", content)
 
 
-def write_curvature(
-    directory: Path, name: str, basis: Basis, model: GradientModel, samples: Samples, moments: SecondMoments | None
-) -> FileEntry:
-    """Eigenvalues at one checkpoint in the spectral coordinates, and the preconditioner of its second moments."""
-    with samples.named_in_errors():
-        tensors = curvature(model, basis.to(model.device), samples, basis.seed)
-    if moments is not None:
-        tensors["preconditioner"] = preconditioner(model, basis.to(torch.device("cpu")), moments)
-    return write_file(directory, f"curvature/{name}.safetensors", safetensors.torch.save(tensors))
+def write_curvature(directory: Path, name: str, tensors: Mapping[str, Tensor]) -> FileEntry:
+    return write_file(directory, f"curvature/{name}.safetensors", safetensors.torch.save(dict(tensors)))

@@ -51,8 +51,7 @@ def check_new_rows(
     ]
     if not shards:
         return
-    readable = manifest.model_copy(update={"checkpoints": manifest.checkpoints[: checkpoint + 1]})
-    store, entry = RowStore(directory, readable), manifest.checkpoints[checkpoint]
+    store, entry = readable_store(directory, manifest, checkpoint), manifest.checkpoints[checkpoint]
     usable = usable_ids(store.row_ids.live_ids(), manifest)
     scales = load_column_scales(directory, manifest)
     check = _RowCheck(model_of(manifest, checkpoint), basis, manifest, scales[entry.run] if scales else None)
@@ -66,6 +65,12 @@ def check_new_rows(
         differing = [row for row, vector in zip(rows, stored, strict=True) if not check.agrees(row, vector, largest)]
         if differing:
             raise LossError(_message(entry.name, differing))
+
+
+def readable_store(directory: Path, manifest: Manifest, checkpoint: int) -> RowStore:
+    """The rows of an unfinished generation up to this checkpoint."""
+    update = {"checkpoints": manifest.checkpoints[: checkpoint + 1]}
+    return RowStore(directory, manifest.model_copy(update=update))
 
 
 def zero_rows_message(store: RowStore, manifest: Manifest) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from queue import SimpleQueue
@@ -16,6 +16,7 @@ from gradtrace.basis import Basis
 from gradtrace.devices import threads
 from gradtrace.errors import LossError
 from gradtrace.models.gradient_model import Encoded, GradientModel
+from gradtrace.store.row_ids import Ids
 from gradtrace.task import Batch, Example, Label
 from gradtrace_indexer.build.bad_rows import BadRows, encode_finite
 from gradtrace_indexer.build.row_reader import RowReader
@@ -76,6 +77,18 @@ class RowWorkers:
             return model.encode_and_predict(self._basis, batch, self._represent)
         finally:
             self._models.put(model)
+
+
+def encoded_batches(
+    reader: RowReader, workers: RowWorkers, rows: Ids, batch_size: int, bad: BadRows
+) -> Iterator[Encoded]:
+    """These training rows in batches, without bad ones. Raises as `write_rows`."""
+    batches = [rows[start : start + batch_size].tolist() for start in range(0, len(rows), batch_size)]
+    with closing(workers.encode(map(bad.readable, batches, reader.batches(batches)), bad)) as results:
+        for encoded, _ in results:
+            if encoded is not None:
+                yield encoded
+    bad.refuse_many(len(rows))
 
 
 def write_rows(

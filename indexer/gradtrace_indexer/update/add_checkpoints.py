@@ -150,12 +150,14 @@ def _begin(builder: Builder, current: Manifest, new: Sequence[Checkpoint], run: 
 def _begin_run(builder: Builder, current: Manifest, checkpoints: Sequence[Checkpoint]) -> Manifest:
     """Fit the run's basis, and commit the next generation without its columns."""
     live, basis, run = read_row_ids(builder.directory, current).live_ids(), current.basis, len(current.basis.files)
-    if basis.kind != "spectral":  # its fit makes every checkpoint's model; else see here that each fits
+    if not basis.has_curvature:  # its fit makes every checkpoint's model; else see here that each fits
         for checkpoint in checkpoints[:-1]:
             builder.model(checkpoint)
     spec = FitSpec(basis.kind, basis.requested, basis.seed, current.precision)
     samples = Samples(builder.task, basis.seed, basis.fitted_rows, live)
-    fit = builder.fit(checkpoints, f"{run}.{current.generation + 1}", spec, samples)
+    fit = builder.fit(
+        checkpoints, f"{run}.{current.generation + 1}", spec, samples, live[live < basis.fitted_rows], current.fisher
+    )
     check_dimensions([fit], basis.dimensions)
     manifest = successor(
         current,
