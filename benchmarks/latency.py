@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
-    path = arguments.index or arguments.runs / arguments.dataset / "index-spectral-1024-float16"
+    path = arguments.index or arguments.runs / arguments.dataset / "index-gauss-newton-1024-float16"
     spec = task_spec(arguments.dataset)
     task = load_task(spec)
     payloads = requests(task, arguments.queries + _WARM_UP)

@@ -53,7 +53,7 @@ def main() -> None:
 
 def make(arguments: argparse.Namespace) -> None:
     run = arguments.runs / arguments.dataset
-    path = arguments.source or run / "index-spectral-1024-float16"
+    path = arguments.source or run / "index-gauss-newton-1024-float16"
     manifest = read_manifest(path)
     started = time.perf_counter()
     mix(path, manifest, arguments.out, arguments.checkpoints, arguments.rows, arguments.precision)

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     run, most = arguments.runs / arguments.dataset, max(arguments.dimensions)
-    path = run / f"index-spectral-{most}-float16"
+    path = run / f"index-gauss-newton-{most}-float16"
     task = load_task(f"examples/{arguments.dataset}/task.py:TASK")
     checkpoints = load_checkpoints(run / "checkpoints")
     if not path.exists():

@@ -38,7 +38,7 @@ def main() -> None:
     rows = np.sort(np.random.default_rng(0).choice(len(task.query), arguments.queries, replace=False))
     queries = fetch(task.query, rows.tolist())
     exact = exact_tracin(task, checkpoints, queries, run / f"exact-{arguments.queries}.npy")
-    path = run / f"index-spectral-{arguments.dimensions}-float16"
+    path = run / f"index-gauss-newton-{arguments.dimensions}-float16"
     index = build_index(task, checkpoints, path, dimensions=arguments.dimensions, precision="float16")
     print(
         f"| {arguments.dataset}, {index.rows:,} rows x {len(checkpoints)} checkpoints x "

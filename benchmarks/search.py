@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="default: all that the index answers from its gradient rows")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
-    path = arguments.index or arguments.runs / arguments.dataset / "index-spectral-1024-float16"
+    path = arguments.index or arguments.runs / arguments.dataset / "index-gauss-newton-1024-float16"
     index = open_index(path, load_task(task_spec(arguments.dataset)))
     store = index.contents.store
     print(

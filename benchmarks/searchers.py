@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     run = arguments.runs / arguments.dataset
-    path = arguments.index or run / "index-spectral-1024-float16"
+    path = arguments.index or run / "index-gauss-newton-1024-float16"
     manifest = read_manifest(path)
     task = load_task(f"examples/{arguments.dataset}/task.py:TASK")
     vectors = query_vectors(task, path, manifest, run / "checkpoints", arguments.queries + _WARM_UP)

@@ -65,7 +65,7 @@ def main() -> None:
     run: Path = arguments.runs / arguments.dataset
     task = load_task(task_spec(arguments.dataset))
     checkpoints = load_checkpoints(run / "checkpoints")
-    path = run / f"index-spectral-{arguments.dimensions}-float16"
+    path = run / f"index-gauss-newton-{arguments.dimensions}-float16"
     index = build_index(task, checkpoints, path, dimensions=arguments.dimensions, precision="float16")
     (basis,) = load_bases(path, index.manifest)
 

@@ -44,7 +44,7 @@ PEERS = "digits --rows 64 --queries 4 --runs {runs}"
 SMOKE = {
     "checkpoint_selection": Smoke("--rows 300 --epochs 8 --count 3 --seeds 1 --plot {out}/plot.png", data=True),
     "damage": Smoke("digits --index {index} --flips 2 --truncations 1 --seconds 0.1"),
-    "fidelity": Smoke(f"digits --queries 4 --dimensions {DIMENSIONS} --basis spectral --runs {{runs}}"),
+    "fidelity": Smoke(f"digits --queries 4 --dimensions {DIMENSIONS} --basis gauss-newton --runs {{runs}}"),
     "hostile": Smoke("digits --index {index} --requests 8 --seconds 1"),
     "kill_operations": Smoke("--kills 11", apart=True),
     "kill_resume": Smoke(
@@ -99,7 +99,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     listing = run / "checkpoints" / "checkpoints.json"
     content = json.loads(listing.read_text())
     listing.write_text(json.dumps(content | {"checkpoints": content["checkpoints"][-KEPT:]}))
-    path = run / f"index-spectral-{DIMENSIONS}-float16"
+    path = run / f"index-gauss-newton-{DIMENSIONS}-float16"
     checkpoints = load_checkpoints(run / "checkpoints")
     build_index(task, checkpoints, path, dimensions=DIMENSIONS, precision="float16", progress=False)
     return runs
@@ -143,7 +143,7 @@ def test_it_runs_and_prints_its_table(
     if name == "lds":
         train_mnist6k_briefly(tmp_path / "run-0")
     monkeypatch.setattr(rescoring, "CANDIDATES", rescoring.CANDIDATES)  # which one of them sets
-    index = runs / "digits" / f"index-spectral-{DIMENSIONS}-float16"
+    index = runs / "digits" / f"index-gauss-newton-{DIMENSIONS}-float16"
     paths = {"runs": runs, "index": index, "made": made, "tests": ROOT / "tests", "out": tmp_path}
     words = smoke.words.format(**paths).split()
     if smoke.apart:

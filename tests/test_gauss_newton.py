@@ -26,6 +26,7 @@ from gradtrace import (
     load_checkpoints,
     open_index,
 )
+from gradtrace.errors import StoreError
 from gradtrace.fitted import gauss_newton
 from gradtrace.fitted.gauss_newton import SecondMoments, coordinates_before, leading_eigenvectors, rotation
 from gradtrace.models.gradient_model import GradientModel
@@ -116,6 +117,7 @@ def test_losses_of_zero_and_huge_ones_add_nothing_and_no_nan() -> None:
 def _few_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as there are coordinates."""
     monkeypatch.setattr(gauss_newton, "_FEWEST_DRAWN", 1)
+    monkeypatch.setattr(gauss_newton, "_FIRST_ROWS", 3)
 
 
 def uneven(count: int, coordinates: int) -> tuple[Tensor, Tensor]:
@@ -147,9 +149,17 @@ def test_all_rows_are_taken_where_there_are_no_more_than_coordinates() -> None:
 @pytest.mark.usefixtures("_few_are_drawn")
 def test_a_row_with_most_of_the_energy_is_always_in_it() -> None:
     rows, losses = uneven(200, 5)
-    rows[:, 4], rows[120] = 0, torch.tensor([0.0, 0, 0, 0, 100])
-    for seed in range(20):
-        assert float(matrix(rows, losses, None, seed=seed)[4, 4]) == pytest.approx(100**2 / 200, rel=1e-5)
+    for place in (0, 2, 120):  # also where no mean is known yet
+        rows[:, 4] = 0
+        rows[place] = torch.tensor([0.0, 0, 0, 0, 100])
+        for seed in range(20):
+            assert float(matrix(rows, losses, None, seed=seed)[4, 4]) == pytest.approx(100**2 / 200, rel=1e-5)
+
+
+def test_more_coordinates_than_can_be_rotated_are_refused() -> None:
+    gauss_newton.check_rotation(gauss_newton.coordinates_before(8_192))
+    with pytest.raises(StoreError, match=r"at most 8,192 dimensions.*not 9,000: .*basis='spectral'"):
+        gauss_newton.check_rotation(gauss_newton.coordinates_before(9_000))
 
 
 @pytest.mark.usefixtures("_few_are_drawn")

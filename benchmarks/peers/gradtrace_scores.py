@@ -85,6 +85,7 @@ def influence_scores(case: Case, task: TrueLabels) -> Scores:
             [case.checkpoints[-1]],
             f"{directory}/index",
             dimensions=sum(parameter.numel() for parameter in task.model().parameters()),
+            basis="spectral",
             precision="float16",
             seed=_SEED,
             progress=False,

@@ -26,19 +26,32 @@ import torch
 from torch import Tensor
 
 from gradtrace import random_numbers
+from gradtrace.errors import StoreError
 from gradtrace.store.manifest import Output
 from gradtrace.store.rows import RowStore
 
 _USUAL = 4096  # coordinates
 _DECOMPOSED = 1024  # size of matrices that are decomposed in full
 _ITERATIONS = 3
+_MOST = 8192  # coordinates: a matrix has the square of it, and its eigenvectors take the cube of time
 _FEWEST_DRAWN = 4096  # rows; of no more, all are taken
+_FIRST_ROWS = 256  # that are always taken: the mean that later ones are compared with is not known yet
 _BLOCK_VALUES = 1 << 22  # float32 values of rows that are multiplied at a time
 
 
 def coordinates_before(dimensions: int) -> int:
-    """How many of EK-FAC's coordinates are rotated into so many columns: eight times as many up to 4,096, or twice."""
-    return max(2 * dimensions, min(8 * dimensions, _USUAL))
+    """How many of EK-FAC's coordinates are rotated into so many columns: eight times as many up to 4,096, or twice as
+    many up to 8,192."""
+    return max(dimensions, min(8 * dimensions, _USUAL), min(2 * dimensions, _MOST))
+
+
+def check_rotation(coordinates: int) -> None:
+    """Raises StoreError where so many coordinates are too many to be rotated."""
+    if coordinates > _MOST:
+        raise StoreError(
+            f"a Gauss-Newton basis has at most {_MOST:,} dimensions, of which the square is held, not {coordinates:,}: "
+            "ask for fewer, or for basis='spectral' (--basis spectral), which needs no rotation"
+        )
 
 
 def rows_drawn(rows: int, coordinates: int) -> int:
@@ -96,8 +109,9 @@ class SecondMoments:
         totals = self._energy + energies.cumsum(0)
         means = totals / torch.arange(self._count + 1, self._count + 1 + len(energies), device=energies.device)
         self._energy = float(totals[-1])
-        relative = torch.where(means > 0, energies / means, 0)
-        return (self._share * relative).clamp(max=1)
+        probabilities = (self._share * torch.where(means > 0, energies / means, 0)).clamp(max=1)
+        probabilities[: max(0, _FIRST_ROWS - self._count)] = 1
+        return probabilities
 
     def _multiply(self) -> None:
         if self._waiting:

@@ -46,8 +46,8 @@ class GradientScoring(Scoring):
         last = self._contents.manifest.last_checkpoint
         model, checkpoints = self._contents.models[last], sorted(set(self.query_at))
         losses = [math.nan] * len(queries)
-        width = self._contents.bases[0].coordinates
-        coordinates = torch.empty(len(queries), len(self.query_at), width, device=model.device)
+        widths = [self._contents.basis_of(block).coordinates for block in self.query_at]
+        coordinates = [torch.empty(len(queries), width, device=model.device) for width in widths]
         for numbers, measure in query_batches(model, queries):
             batch = model.batch([queries[number].example for number in numbers])
             with named_in_errors(numbers):
@@ -57,19 +57,20 @@ class GradientScoring(Scoring):
                 has_losses = measure == "loss" and last in by_checkpoint
                 values = by_checkpoint[last][1] if has_losses else model.losses(batch)
             for position, checkpoint in enumerate(self.query_at):
-                coordinates[numbers, position] = by_checkpoint[checkpoint][0]
+                coordinates[position][numbers] = by_checkpoint[checkpoint][0]
             for number, value in zip(numbers, values.tolist(), strict=True):
                 losses[number] = value
         return self.reweighted(self._rotated(coordinates)), losses
 
-    def _rotated(self, coordinates: Tensor) -> Tensor:
-        """[queries, blocks, coordinates] -> [queries, blocks, dimensions]. A rotation is large: it is read once for all
-        checkpoints of its run."""
-        rows = coordinates.new_empty(*coordinates.shape[:2], self.store.dimensions)
+    def _rotated(self, coordinates: Sequence[Tensor]) -> Tensor:
+        """[queries, coordinates] at each block -> [queries, blocks, dimensions]. A rotation is large: it is read once
+        for all checkpoints of its run."""
+        rows = coordinates[0].new_empty(len(coordinates[0]), len(coordinates), self.store.dimensions)
         entries = self._contents.manifest.checkpoints
         for run, basis in enumerate(self._contents.bases):
             of_run = [position for position, block in enumerate(self.query_at) if entries[block].run == run]
-            rows[:, of_run] = basis.rotated(coordinates[:, of_run])
+            if of_run:
+                rows[:, of_run] = basis.rotated(torch.stack([coordinates[position] for position in of_run], dim=1))
         return rows
 
     def encode(self, checkpoint: int, batch: ExampleBatch, measure: MeasureName) -> tuple[Tensor, Tensor]:

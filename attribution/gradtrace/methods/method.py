@@ -135,7 +135,7 @@ class Method(ABC):
     def lacks(self, manifest: Manifest) -> str | None:
         """What an index lacks to answer by this method, and the command that adds it; None if it lacks nothing."""
         if self.uses_curvature and len(manifest.curvature) < len(manifest.checkpoints):
-            return "it has no curvature; build it with basis='spectral' (`gradtrace build --basis spectral`)"
+            return "it has no curvature; build it with basis='gauss-newton' or 'spectral' (`gradtrace build`)"
         if not self.compares_gradients and manifest.representations is None:
             return (
                 "it holds no last hidden representations, since the model's last fully connected layer is not given "

@@ -19,7 +19,7 @@ from gradtrace.data.dataset import fetch
 from gradtrace.errors import LossError, RecordingError, StoreError
 from gradtrace.fitted.ekfac import fit_spectral_basis
 from gradtrace.fitted.fisher_batches import fisher_batches
-from gradtrace.fitted.gauss_newton import coordinates_before, rotation
+from gradtrace.fitted.gauss_newton import check_rotation, coordinates_before, rotation
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.recording import Recording
 from gradtrace.recording.influence_recorder import weights_sha256
@@ -108,7 +108,7 @@ def fit_basis(spec: FitSpec, reference: GradientModel, models: Models, samples: 
     spectral one whose coordinates are still to be rotated.
 
     Raises:
-        StoreError: an unknown kind or no dimensions.
+        StoreError: an unknown kind, no dimensions, or too many for a Gauss-Newton basis.
     """
     layers, kind, seed = reference.plan.layers, spec.kind, spec.seed
     if spec.dimensions < 1:
@@ -117,6 +117,7 @@ def fit_basis(spec: FitSpec, reference: GradientModel, models: Models, samples: 
     dimensions = min(spec.dimensions, parameters)
     if kind == "gauss-newton":
         dimensions = min(coordinates_before(spec.dimensions), parameters)
+        check_rotation(dimensions)
     if kind in ("gauss-newton", "spectral"):
         return fit_spectral_basis(
             models,
