@@ -187,5 +187,5 @@ def test_what_it_does_not_take(index: Index, arguments: dict[str, Any], words: s
 
 
 def test_it_needs_curvature(tmp_path: Path) -> None:
-    with pytest.raises(QueryError, match="no curvature; build it with basis='spectral'"):
+    with pytest.raises(QueryError, match="no curvature; build it with basis='gauss-newton' or 'spectral'"):
         tiny.build(ClassTask(tiny.mlp, ROWS), tmp_path).scores(QUERIES, method="influence")
