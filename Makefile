@@ -9,8 +9,8 @@ export GRADTRACE_DATA ?= $(abspath ../shared/data)
 DATASET ?= digits
 ONCE ?=
 FUZZ_SECONDS ?= 90
-# Processes of `make test`: three for two cores, since many tests wait for a service.
-TEST_PROCESSES ?= $(shell echo $$(( ($$(nproc 2>/dev/null || echo 2) * 3 + 1) / 2 )))
+# Processes of `make test`: two for each core, since many tests wait for a service.
+TEST_PROCESSES ?= $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) * 2 )))
 
 .PHONY: demo test test-unit test-portable fuzz lint docker-check reference client bench peers install clean
 install: $(VENV)/.installed
