@@ -6,6 +6,7 @@ import ast
 import hashlib
 import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import xxhash
 
 from gradtrace import CorruptIndexError, StoreError, open_index
 from gradtrace.store import manifest as schema
-from gradtrace_indexer import discard, prune, verify
+from gradtrace_indexer import delete_rows, discard, prune, verify
 from gradtrace_indexer.description import details
 from gradtrace_indexer.task_loading import load_task
 
@@ -62,6 +63,17 @@ def test_formats_that_are_read_answer_as_they_did(name: str) -> None:
     for method, expected in json.loads((FORMATS / name.partition("-")[0] / "answers.json").read_text()).items():
         scores = index.scores(task.train[:3], method=method)
         np.testing.assert_allclose(scores, np.array(expected), rtol=1e-3, atol=1e-5)
+
+
+def test_an_update_of_an_earlier_format_is_of_this_one(tmp_path: Path) -> None:
+    """A release that reads only the earlier one must not take what it cannot read for damage."""
+    shutil.copytree(FORMATS / "3", tmp_path / "3")
+    path = tmp_path / "3" / "index"
+    assert schema.read_manifest(path).format == 3
+    delete_rows(path, [0])
+    assert schema.read_manifest(path).format == schema.FORMAT_VERSION
+    assert json.loads((path / "generations" / "2.json").read_text())["format"] == 3  # it stays as it was
+    assert verify(path, progress=False) == []
 
 
 @pytest.mark.parametrize("number", range(1, schema.OLDEST_FORMAT))

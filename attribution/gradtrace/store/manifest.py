@@ -285,9 +285,9 @@ class Manifest(_Entry):
         return xxhash.xxh3_128_hexdigest("".join(shard.rows.xxh3 for shard in self.shards).encode())
 
     def sealed(self) -> Manifest:
-        """The manifest with its checksum."""
-        blank = self.model_copy(update={"checksum": ""})
-        return self.model_copy(update={"checksum": xxhash.xxh3_128_hexdigest(blank.content())})
+        """The manifest in this format, whatever it was read in, with its checksum."""
+        blank = self.model_copy(update={"checksum": "", "format": FORMAT_VERSION})
+        return blank.model_copy(update={"checksum": xxhash.xxh3_128_hexdigest(blank.content())})
 
     def content(self) -> bytes:
         """The bytes of the file."""

@@ -190,7 +190,7 @@ def _begin(builder: Builder, runs: Runs, rows: int, spec: FitSpec) -> Manifest:
     good = _screened(builder, runs, sample_rows(spec.seed, rows).tolist(), bad) if bad.skipping else np.arange(rows)
     samples = Samples(builder.task, spec.seed, rows, good)
     live = np.setdiff1d(np.arange(rows), list(bad.new))
-    fisher = _fisher(builder.model(runs[-1][-1]), spec, samples)
+    fisher = _fisher(builder.model(runs[0][-1]), spec, samples)  # the model that the first fit begins with
     fits = [builder.fit(run, f"{number}.1", spec, samples, live, fisher) for number, run in enumerate(runs)]
     reference, dimensions = fits[-1].reference, check_dimensions(fits, fits[0].dimensions)
     levels, representation = default_levels(dimensions), reference.representation

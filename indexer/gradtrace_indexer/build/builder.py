@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,37 +181,44 @@ class Builder:
             LossError: a loss or gradient of the samples is NaN or infinite.
         """
         reference, directory = self.model(checkpoints[-1]), self.directory
-
-        def models() -> Iterator[GradientModel]:
-            return (
-                reference if checkpoint is checkpoints[-1] else self.model(checkpoint) for checkpoint in checkpoints
-            )
-
-        def shown_models() -> Iterator[GradientModel]:
-            yield from progress_bar("fit", len(checkpoints), shown=self.progress, items=models())
-
-        if self.recording is None:
-            with samples.named_in_errors():
-                basis = fit_basis(spec, reference, shown_models, samples)
-            if spec.kind == "gauss-newton":
-                assert fisher is not None  # the manifest has one
-                with progress_bar("rotation", len(rows) * len(checkpoints), " rows", self.progress) as bar:
-                    moments = self._second_moments(models(), basis, rows, fisher, bar)
-                    basis = rotated_basis(basis, spec.dimensions, moments)
-        else:
-            basis = recorded_basis(self.recording, reference, len(self.task.train))
+        models = partial(self._shown_models, checkpoints, reference)
+        with samples.named_in_errors():
+            if self.recording is None:
+                basis = fit_basis(spec, reference, models, samples)
+            else:
+                basis = recorded_basis(self.recording, reference, len(self.task.train))
+        if spec.kind == "gauss-newton":
+            assert fisher is not None  # the manifest has one
+            with progress_bar("rotation", len(rows) * len(checkpoints), " rows", self.progress) as bar:
+                moments = self._second_moments(checkpoints, reference, basis, rows, fisher, bar)
+                basis = rotated_basis(basis, spec.dimensions, moments)
         scales = []
         if spec.precision == "int4":
             with samples.named_in_errors():
-                scales = [write_column_scales(directory, name, basis, shown_models, samples)]
+                scales = [write_column_scales(directory, name, basis, models, samples)]
         return RunFit(reference, basis.dimensions, write_basis(directory, name, basis), scales)
 
+    def _models(self, checkpoints: Sequence[Checkpoint], reference: GradientModel) -> Iterator[GradientModel]:
+        """reference: the model of the last of them"""
+        yield from map(self.model, checkpoints[:-1])
+        yield reference
+
+    def _shown_models(self, checkpoints: Sequence[Checkpoint], reference: GradientModel) -> Iterator[GradientModel]:
+        models = self._models(checkpoints, reference)
+        yield from progress_bar("fit", len(checkpoints), shown=self.progress, items=models)
+
     def _second_moments(
-        self, models: Iterator[GradientModel], basis: Basis, rows: Ids, fisher: FisherEntry, bar: tqdm[Any]
+        self,
+        checkpoints: Sequence[Checkpoint],
+        reference: GradientModel,
+        basis: Basis,
+        rows: Ids,
+        fisher: FisherEntry,
+        bar: tqdm[Any],
     ) -> Iterator[Tensor]:
         """K of `fitted.gauss_newton` at each checkpoint, in the coordinates of a spectral basis."""
         projection = basis.to(self.device)
-        for number, model in enumerate(models):
+        for number, model in enumerate(self._models(checkpoints, reference)):
             stream = _DRAWN_ROWS + number
             moments = SecondMoments(basis.dimensions, len(rows), fisher.output, self.device, basis.seed, stream)
             bad = BadRows({}, self.skip_bad_rows)
