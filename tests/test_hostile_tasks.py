@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from fastapi import FastAPI
 
@@ -152,6 +153,18 @@ def test_a_worker_that_was_killed_loses_no_request(hosted: Hosted) -> None:
             if worker.pid is not None:
                 os.kill(worker.pid, signal.SIGKILL)
             assert [rows(response.result()) for response in asked] == [expected] * 4
+
+
+def test_processes_that_were_killed_while_idle_are_no_fault_of_the_next_request(hosted: Hosted) -> None:
+    with service(hosted, processes=2) as (app, http):
+        expected = rows(ask(http, GOOD))
+        for _ in range(3):
+            wait_until(lambda: None not in [worker.pid for worker in app.state.engine.workers])
+            for worker in app.state.engine.workers:
+                process = psutil.Process(worker.pid)
+                process.kill()
+                process.wait(60)
+            assert rows(ask(http, GOOD)) == expected
 
 
 def test_a_worker_above_its_memory_limit_is_replaced_between_answers(

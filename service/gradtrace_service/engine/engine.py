@@ -254,7 +254,10 @@ class Engine:
             self._give_up(worker, batch)
         try:
             outcomes = (await computing).outcomes
-        except WorkerEndedError:
+        except WorkerEndedError as error:
+            if in_time and not error.taken:
+                _log.warning("a worker process had ended while it had nothing to do, and is replaced")
+                return [_AGAIN] * len(batch)
             return self._after_loss(batch, not in_time, time.perf_counter() - started)
         except Exception as error:  # what was asked cannot be sent to the process
             return [error] * len(batch)

@@ -132,14 +132,16 @@ class ProcessWorker(Worker):
         return replace(reply, outcomes=outcomes)
 
     def _ask(self, message: Any) -> Any:
+        taken = False
         try:
             if self._connection is None:
                 raise EOFError
             self._connection.send(message)
+            taken = self._receive()
             return self._receive()
         except (EOFError, OSError):
             self._lose()
-            raise WorkerEndedError from None
+            raise WorkerEndedError(taken) from None
         except BaseException:  # such as MemoryError: half a message may be in the pipe
             self._lose()
             raise
@@ -233,7 +235,9 @@ def _work(connection: Connection[Any, Any], indexes: Callable[[], Indexes], log_
     connection.send(None)
     with suppress(EOFError, OSError):
         while True:
-            connection.send(_reply(opened, connection.recv()))
+            message = connection.recv()
+            connection.send(True)  # it is taken: a process that ended before, while it had nothing to do, is no
+            connection.send(_reply(opened, message))  # fault of this batch
     os._exit(0)  # whatever threads a task may have left
 
 

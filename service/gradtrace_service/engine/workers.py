@@ -16,7 +16,11 @@ Timed = list[tuple[Work[Any], float]]  # works, each with its time of arrival
 
 
 class WorkerEndedError(Exception):
-    """The worker's process ended while it computed."""
+    """The worker's process ended. taken: whether it had taken the batch, which may have been the reason"""
+
+    def __init__(self, taken: bool) -> None:
+        super().__init__(taken)
+        self.taken = taken
 
 
 @dataclass(frozen=True, slots=True)
