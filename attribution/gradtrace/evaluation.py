@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from gradtrace.errors import EvaluationError
 
@@ -68,6 +67,8 @@ def linear_datamodeling_score(
 
 def _spearman(a: Floats, b: Floats) -> NDArray[np.float64]:
     """Spearman's rank correlation of each column of two matrices [n, columns]; 0 where either is constant."""
+    from scipy.stats import rankdata  # takes a second, which every command would wait for
+
     ranks = [rankdata(values, axis=0) - (len(values) + 1) / 2 for values in (a, b)]
     norms = np.linalg.norm(ranks[0], axis=0) * np.linalg.norm(ranks[1], axis=0)
     products = (ranks[0] * ranks[1]).sum(0)
