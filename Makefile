@@ -1,4 +1,4 @@
-# make demo | test | test-unit | test-portable | fuzz | lint | docker-check | reference | client | bench | peers, in a virtual environment that make makes.
+# make demo | test | test-unit | test-portable | fuzz | lint | lint-page | vendor | docker-check | reference | client | bench | peers, in a virtual environment that make makes.
 PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
@@ -12,7 +12,7 @@ FUZZ_SECONDS ?= 90
 # Processes of `make test`: two for each core, since many tests wait for a service.
 TEST_PROCESSES ?= $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) * 2 )))
 
-.PHONY: demo test test-unit test-portable fuzz lint docker-check reference client bench peers install clean
+.PHONY: demo test test-unit test-portable fuzz lint lint-page vendor docker-check reference client bench peers install clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml client/pyproject.toml
@@ -43,6 +43,18 @@ lint: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+PAGE_TOOLS = service/page_tools
+vendor: $(PAGE_TOOLS)/node_modules/.package-lock.json  # the page's libraries, of the versions in its package.json; needs Node
+	node $(PAGE_TOOLS)/vendor.mjs
+
+lint-page: $(PAGE_TOOLS)/node_modules/.package-lock.json  # types and style of the page's JavaScript and CSS; needs Node
+	cd $(PAGE_TOOLS) && npx tsc -p tsconfig.json
+	cd $(PAGE_TOOLS) && npx biome check --config-path=. --error-on-warnings ../gradtrace_service/page vendor.mjs
+
+$(PAGE_TOOLS)/node_modules/.package-lock.json: $(PAGE_TOOLS)/package.json $(PAGE_TOOLS)/package-lock.json
+	cd $(PAGE_TOOLS) && npm ci
+	@touch $@
 
 docker-check: install  # what the images install and the compose file starts, without a container engine
 	$(VENV)/bin/hadolint docker/Dockerfile

@@ -261,7 +261,6 @@ def test_no_redirect_leads_to_the_host_that_is_named(url: str) -> None:
     for path in ("/", "/influence/", "/index/", "/docs/"):
         answer = httpx.get(url + path, headers={"Host": "evil.example"})
         assert "evil" not in answer.headers.get("location", "")
-    assert httpx.get(url).headers["location"] == "/docs"
     assert httpx.get(f"{url}/index/").status_code == 404
 
 

@@ -17,7 +17,7 @@ from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.processes import ProcessWorker
 from gradtrace_service.engine.work import Work
 from gradtrace_service.engine.workers import ThreadWorker, Worker
-from gradtrace_service.http import docs_page, job_routes, ops_routes, query_routes
+from gradtrace_service.http import docs_page, job_routes, ops_routes, page_routes, query_routes
 from gradtrace_service.http.api_keys import KeyFile
 from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.middlewares import add_middlewares, guarded, key_file
@@ -121,6 +121,7 @@ def _app(
         app.include_router(router, **guarded(settings))
     app.include_router(ops_routes.open_router)
     app.include_router(docs_page.router)
+    app.include_router(page_routes.router)
     return app
 
 

@@ -14,6 +14,7 @@ from starlette.types import Scope as Connection
 
 from gradtrace_service.http.api_keys import ApiKey, KeyFile, Scope
 from gradtrace_service.http.docs_page import PAGES
+from gradtrace_service.http.page_routes import PREFIX as PAGE
 from gradtrace_service.http.problems import problem
 from gradtrace_service.ops.audit import audited
 
@@ -67,7 +68,7 @@ class Access:
         self._app, self._keys, self._rate, self._admin = app, keys, rate, admin
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN:
+        if scope["type"] != "http" or scope["path"] in OPEN or scope["path"].startswith(PAGE):
             await self._app(scope, receive, send)
             return
         key = self._key(scope)

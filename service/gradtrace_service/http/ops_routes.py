@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import RedirectResponse
 
 from gradtrace_client.service_schemas import Status
 from gradtrace_service.engine.engine import DrainingError, Engine, WorkerHungError
@@ -36,11 +35,6 @@ async def readyz(request: Request) -> Status:
     if states and all(state is None for state in states):
         raise IndexUnavailableError
     return Status(status="ready")
-
-
-@open_router.get("/", include_in_schema=False)
-async def root() -> RedirectResponse:
-    return RedirectResponse("/docs")
 
 
 @metrics_router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -1,0 +1,55 @@
+"""The files of the page, as they are sent: compressed, and named by their content, so that browsers may keep them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / "page"
+_PRELOADED = "<!-- every module: one by one, each would be found only in the one that imports it -->"
+_TYPES = {
+    ".css": "text/css",
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain",
+    ".json": "application/json",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PageFile:
+    content: bytes
+    compressed: bytes
+    media_type: str
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class PageFiles:
+    """start: the document at `/`;  version: of all files together;  by_path: the files that it loads"""
+
+    start: PageFile
+    version: str
+    by_path: Mapping[str, PageFile]
+
+
+def read_page(folder: Path = FOLDER) -> PageFiles:
+    """Every file of the page. The document loads them from page/VERSION/, whose content never changes."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in _TYPES)
+    files = {path.relative_to(folder).as_posix(): _page_file(path.read_bytes(), path.suffix) for path in paths}
+    document = files.pop("index.html").content.decode()
+    version = hashlib.sha256("".join(f"{name} {file.etag}" for name, file in files.items()).encode()).hexdigest()[:16]
+    modules = [name for name in files if name.endswith(".js") and name not in document]
+    preloads = "\n".join(f'<link rel="modulepreload" href="page/{name}">' for name in modules)
+    # Relative to the page, which a proxy may serve below another address.
+    document = document.replace(_PRELOADED, preloads).replace('"page/', f'"page/{version}/')
+    return PageFiles(_page_file(document.encode(), ".html"), version, files)
+
+
+def _page_file(content: bytes, suffix: str) -> PageFile:
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    return PageFile(content, gzip.compress(content, mtime=0), _TYPES[suffix], etag)

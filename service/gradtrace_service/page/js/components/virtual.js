@@ -1,0 +1,188 @@
+// A list or grid of any length, of which only what is visible is fetched and drawn. It scrolls with the page.
+import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib.js";
+
+const PAGE = 60; // items fetched at a time
+const KEPT_PAGES = 60;
+const AHEAD = 600; // pixels drawn beyond the window
+const SETTLED_MS = 60; // what is only scrolled past is not fetched
+
+/**
+ * @template T
+ * @typedef {{total: number, items: T[]}} Fetched
+ */
+
+/**
+ * @template T
+ * @param {{id: string, load: (offset: number, count: number, signal: AbortSignal) => Promise<Fetched<T>>,
+ *   render: (item: T | null, at: number, focus: {tabindex: number, "data-at": number}) => any, itemHeight: number,
+ *   itemWidth?: number, gap?: number, label: string, onTotal?: (total: number) => void, empty?: any,
+ *   failed?: (problem: Error, retry: () => void) => any}} props
+ *   id: of the list; another one begins at its top.  render: an item, null while it is fetched; its link or button
+ *   takes the `focus` properties, by which arrow keys move.  itemWidth: at least, of a grid's cells; none: one a line
+ */
+export function VirtualList({ id, load, render, itemHeight, itemWidth, gap = 8, label, onTotal, empty, failed }) {
+  const place = useRef(/** @type {HTMLDivElement | null} */ (null));
+  const [view, setView] = useState({ top: 0, bottom: 1200, width: 0 });
+  const [current, setCurrent] = useState(0);
+  const { pages, total, problem, want, retry } = usePages(id, load, onTotal);
+  useLayoutEffect(() => watchedWindow(place, setView), []);
+  useEffect(() => setCurrent(0), [id]);
+
+  const columns = itemWidth ? Math.max(1, Math.floor((view.width + gap) / (itemWidth + gap))) : 1;
+  const lineHeight = itemHeight + gap;
+  const length = total ?? Math.min(PAGE, columns * 8);
+  const lines = Math.ceil(length / columns);
+  const first = Math.max(0, Math.floor((view.top - AHEAD) / lineHeight)) * columns;
+  const end = Math.min(length, Math.ceil((view.bottom + AHEAD) / lineHeight) * columns);
+  useEffect(() => want(first, end), [id, first, end]);
+
+  /** @param {KeyboardEvent} event */
+  const move = (event) => {
+    const steps = /** @type {Record<string, number>} */ ({
+      ArrowRight: 1,
+      ArrowLeft: -1,
+      ArrowDown: columns,
+      ArrowUp: -columns,
+      PageDown: columns * 4,
+      PageUp: -columns * 4,
+      Home: -length,
+      End: length,
+    });
+    const step = steps[event.key];
+    if (step === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    const next = Math.min(Math.max(current + step, 0), length - 1);
+    setCurrent(next);
+    moveFocus(place, next, Math.floor(next / columns) * lineHeight, itemHeight);
+  };
+
+  if (problem && failed) return failed(problem, retry);
+  if (total === 0) return empty ?? null;
+  const width = (view.width - gap * (columns - 1)) / columns;
+  const cells = [];
+  for (let at = first; at < end; at++) {
+    const style = {
+      top: `${Math.floor(at / columns) * lineHeight}px`,
+      left: `${(at % columns) * (width + gap)}px`,
+      width: `${width}px`,
+      height: `${itemHeight}px`,
+    };
+    const item = pages.get(Math.floor(at / PAGE))?.[at % PAGE] ?? null;
+    const focus = { tabindex: at === current ? 0 : -1, "data-at": at };
+    cells.push(
+      html`<div class="cell" role="listitem" aria-setsize=${length} aria-posinset=${at + 1} key=${at} style=${style}>${render(item, at, focus)}</div>`,
+    );
+  }
+  return html`<div class="virtual" ref=${place} role="list" aria-label=${label} aria-busy=${total === null} onKeyDown=${move}
+    onFocusIn=${(/** @type {any} */ event) => setCurrent(Number(event.target.closest("[data-at]")?.dataset.at ?? current))}
+    style=${{ height: `${Math.max(lines * lineHeight - gap, 0)}px` }}>${cells}</div>`;
+}
+
+/**
+ * The pages that were fetched, and a function that fetches those of a range.
+ * @template T
+ * @param {string} id
+ * @param {(offset: number, count: number, signal: AbortSignal) => Promise<Fetched<T>>} load
+ * @param {((total: number) => void) | undefined} onTotal
+ */
+function usePages(id, load, onTotal) {
+  const fresh = () => ({
+    id,
+    pages: /** @type {Map<number, T[]>} */ (new Map()),
+    asked: new Set(),
+    total: /** @type {number | null} */ (null),
+    problem: /** @type {Error | null} */ (null),
+    abort: new AbortController(),
+    range: [0, PAGE],
+    timer: 0,
+  });
+  const kept = useRef(fresh());
+  const [, redraw] = useState(0);
+  if (kept.current.id !== id) {
+    kept.current.abort.abort();
+    clearTimeout(kept.current.timer);
+    kept.current = fresh();
+  }
+  useEffect(() => () => kept.current.abort.abort(), []);
+  const list = kept.current;
+
+  /** @param {number} page */
+  const fetchPage = async (page) => {
+    list.asked.add(page);
+    try {
+      const { total, items } = await load(page * PAGE, PAGE, list.abort.signal);
+      if (list.abort.signal.aborted) return;
+      list.pages.set(page, items);
+      if (list.total !== total) onTotal?.(total);
+      list.total = total;
+      const [oldest] = list.pages.keys();
+      if (list.pages.size > KEPT_PAGES && oldest !== undefined) {
+        list.pages.delete(oldest);
+        list.asked.delete(oldest);
+      }
+    } catch (problem) {
+      if (list.abort.signal.aborted) return;
+      list.problem = /** @type {Error} */ (problem);
+    }
+    redraw((turn) => turn + 1);
+  };
+  const fetchRange = () => {
+    const [first = 0, end = 0] = list.range;
+    for (let page = Math.floor(first / PAGE); page * PAGE < end; page++) {
+      if (!list.asked.has(page)) fetchPage(page);
+    }
+  };
+  /** @param {number} first @param {number} end */
+  const want = (first, end) => {
+    list.range = [first, end];
+    clearTimeout(list.timer);
+    if (list.asked.size) list.timer = setTimeout(fetchRange, SETTLED_MS);
+    else fetchPage(0); // the first page tells how many there are
+  };
+  const retry = () => {
+    list.problem = null;
+    list.asked = new Set(list.pages.keys());
+    fetchRange();
+    redraw((turn) => turn + 1);
+  };
+  return { pages: list.pages, total: list.total, problem: list.problem, want, retry };
+}
+
+/** @param {{current: HTMLDivElement | null}} place @param {(view: {top: number, bottom: number, width: number}) => void} setView */
+function watchedWindow(place, setView) {
+  let frame = 0;
+  const look = () => {
+    frame = 0;
+    const box = place.current?.getBoundingClientRect();
+    if (box) setView({ top: -box.top, bottom: innerHeight - box.top, width: box.width });
+  };
+  const later = () => {
+    frame ||= requestAnimationFrame(look);
+  };
+  look();
+  const resize = new ResizeObserver(later);
+  if (place.current?.parentElement) resize.observe(place.current.parentElement);
+  addEventListener("scroll", later, { passive: true });
+  addEventListener("resize", later);
+  return () => {
+    cancelAnimationFrame(frame);
+    resize.disconnect();
+    removeEventListener("scroll", later);
+    removeEventListener("resize", later);
+  };
+}
+
+/** @param {{current: HTMLDivElement | null}} place @param {number} at @param {number} top @param {number} height */
+function moveFocus(place, at, top, height) {
+  const box = place.current?.getBoundingClientRect();
+  if (!box) return;
+  const above = box.top + top - 140; // the header and the filters lie there
+  const below = box.top + top + height + 16 - innerHeight;
+  if (above < 0) scrollBy(0, above);
+  else if (below > 0) scrollBy(0, below);
+  const focus = () =>
+    /** @type {HTMLElement | null} */ (place.current?.querySelector(`[data-at="${at}"]`))?.focus({
+      preventScroll: true,
+    });
+  requestAnimationFrame(() => requestAnimationFrame(focus));
+}

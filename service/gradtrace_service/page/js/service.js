@@ -1,0 +1,48 @@
+// What the page knows of the service: its indexes, the one that is looked at, and who asks.
+
+import { address } from "./address.js";
+import { api } from "./api.js";
+import { computed, signal } from "./lib.js";
+import { apiKey } from "./session.js";
+
+/**
+ * @typedef {import("./wire.js").IndexDetails} IndexDetails
+ * @typedef {import("./wire.js").IndexSummary} IndexSummary
+ * @typedef {import("./wire.js").Who} Who
+ */
+
+/** Name of the index that is looked at; null: the service's first, or only one. */
+export const indexName = computed(() => address.value.params.get("index"));
+
+/** Grows when something changed that every view depends on, such as the index's generation. */
+export const turn = signal(0);
+
+export const indexes = signal(/** @type {IndexSummary[]} */ ([]));
+export const who = signal(
+  /** @type {Who} */ ({ name: null, scopes: ["query", "admin"], keys_required: false, read_only: false }),
+);
+
+/** @param {AbortSignal} [abort] @returns {Promise<IndexDetails>} */
+export async function loadDetails(abort) {
+  const options = { query: { index: indexName.peek() }, ...(abort ? { signal: abort } : {}) };
+  const details = await api.get("index", options); // first: it is the one that asks for a key
+  loadSurroundings();
+  return details;
+}
+
+async function loadSurroundings() {
+  const [known, asking] = await Promise.allSettled([api.get("indexes"), api.get("whoami")]);
+  if (known.status === "fulfilled") indexes.value = known.value.indexes;
+  if (asking.status === "fulfilled") who.value = asking.value;
+  else if (apiKey.peek()) who.value = { ...who.value, keys_required: true };
+}
+
+/** For requests: which index. @returns {{index?: string}} */
+export function chosenIndex() {
+  return indexName.value === null ? {} : { index: indexName.value };
+}
+
+/** @param {"query" | "admin"} scope */
+export function mayI(scope) {
+  return who.value.scopes.includes(scope);
+}

@@ -1,0 +1,16 @@
+// The views of the page, in the order of the navigation.
+import { Answer } from "./views/answer.js";
+import { Ask } from "./views/ask.js";
+
+/**
+ * @typedef {{params: URLSearchParams, details: import("./wire.js").IndexDetails}} ViewProps
+ * @typedef {{name: string, title: string, component: (props: ViewProps) => any, hidden?: boolean,
+ *   scope?: "query" | "admin"}} View
+ *   hidden: reached from another view, not from the navigation.  scope: of the key that it needs.
+ */
+
+/** @type {View[]} */
+export const VIEWS = [
+  { name: "ask", title: "Ask", component: Ask },
+  { name: "answer", title: "Answer", component: Answer, hidden: true },
+];

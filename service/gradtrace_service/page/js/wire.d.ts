@@ -1,0 +1,122 @@
+// The shapes of requests and answers, for the type checker alone; docs/api.md describes them.
+
+export type Split = "train" | "query";
+export type Payload = {
+  image?: string;
+  text?: string;
+  features?: Record<string, number | string | null>;
+  error?: string;
+  token_ids?: number[];
+  label?: number | string;
+  [other: string]: unknown;
+};
+export type Feature = {
+  name: string;
+  min: number | null;
+  max: number | null;
+  median: number | null;
+  integer: boolean;
+  choices: string[] | null;
+};
+export type Input =
+  | { kind: "image"; height: number; width: number; channels: number }
+  | { kind: "text" }
+  | { kind: "features"; features: Feature[] }
+  | { kind: "other" };
+
+export type Checkpoint = { name: string; step: number; learning_rate: number; run: number; kind: string };
+export type IndexInfo = {
+  generation: number;
+  task: string;
+  rows: number;
+  checkpoints: Checkpoint[];
+  dimensions: number;
+  basis: string;
+  precision: string;
+  verified: boolean;
+};
+export type IndexDetails = IndexInfo & {
+  methods: string[];
+  class_names: string[] | null;
+  query_rows: number;
+  conventions: Record<string, string>;
+  splits?: Record<Split, number>;
+  input?: Input | null;
+  columns?: string[];
+  layers?: string[];
+  can_retrain?: boolean;
+};
+export type IndexSummary = {
+  name: string | null;
+  generation: number | null;
+  task: string | null;
+  rows: number | null;
+  loaded: boolean | null;
+  opening_seconds: number | null;
+};
+export type Who = { name: string | null; scopes: string[]; keys_required: boolean; read_only: boolean };
+
+export type Judged = {
+  label: number | null;
+  label_name: string | null;
+  prediction: number | null;
+  prediction_name: string | null;
+  loss: number | null;
+  correct?: boolean | null;
+};
+export type Example = Judged & { split: Split; row: number; example: Payload | null };
+export type ExampleList = { split: Split; rows_total: number; results: Example[]; note?: string | null };
+export type Hit = Judged & {
+  row: number;
+  score: number;
+  parts: Record<string, number> | null;
+  layers?: Record<string, number> | null;
+  percentile?: number | null;
+  cluster?: number | null;
+  example: Payload | null;
+};
+export type Probability = { label: number; label_name: string | null; probability: number };
+export type QueryInfo = Judged & {
+  split: Split | null;
+  row: number | null;
+  rows: number[] | null;
+  count: number;
+  target: string;
+  example: Payload | null;
+  probabilities?: Probability[] | null;
+};
+export type Histogram = { edges: number[]; counts: number[] };
+export type Distribution = {
+  mean: number;
+  std: number;
+  quantiles: Record<string, number>;
+  histogram?: Histogram | null;
+};
+export type Influence = {
+  query: QueryInfo;
+  proponents: Hit[];
+  opponents: Hit[];
+  rows_searched: number;
+  rows_touched: number;
+  rows_rescored: number;
+  distribution: Distribution | null;
+  note: string | null;
+};
+export type InfluenceAnswer = {
+  index: IndexInfo;
+  method: string;
+  convention: string;
+  exact: boolean;
+  recall: { top: number; bottom: number } | null;
+  rescored: boolean;
+  results: Influence[];
+  timing_ms: Record<string, number>;
+};
+export type Group = {
+  group: number | boolean | null;
+  group_name: string | null;
+  rows: number;
+  sum: number;
+  mean: number;
+};
+export type GroupsAnswer = { by: string; results: { groups: Group[] }[] };
