@@ -5,6 +5,7 @@ from gradtrace_client._errors import (
     AuthenticationError,
     BusyError,
     ClientError,
+    ConflictError,
     DeadlineError,
     ForbiddenError,
     InvalidRequestError,
@@ -35,6 +36,15 @@ from gradtrace_client.schemas import (
     SelfInfluenceAnswer,
 )
 from gradtrace_client.service_schemas import Indexes, Job, Jobs
+from gradtrace_client.state_schemas import (
+    Mark,
+    MarkChange,
+    MarksAnswer,
+    SavedQuestion,
+    SavedQuestions,
+    ServiceEvent,
+    WhoAmI,
+)
 
 __all__ = [
     "AsyncClient",
@@ -42,6 +52,7 @@ __all__ = [
     "BusyError",
     "Client",
     "ClientError",
+    "ConflictError",
     "DeadlineError",
     "ExampleAnswer",
     "ForbiddenError",
@@ -57,6 +68,9 @@ __all__ = [
     "Job",
     "JobFailedError",
     "Jobs",
+    "Mark",
+    "MarkChange",
+    "MarksAnswer",
     "NotFoundError",
     "NotTakenOverError",
     "PairsAnswer",
@@ -65,8 +79,12 @@ __all__ = [
     "ProtocolError",
     "QuestionOptions",
     "RowFilter",
+    "SavedQuestion",
+    "SavedQuestions",
     "SelfInfluenceAnswer",
     "SelfInfluenceOptions",
     "ServiceError",
+    "ServiceEvent",
     "UnreachableError",
+    "WhoAmI",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -14,12 +14,13 @@ from pydantic import ValidationError
 from tenacity import AsyncRetrying
 from typing_extensions import Self, Unpack
 
+from gradtrace_client._async_state_client import AsyncStateClient
 from gradtrace_client._connection import LIMITS, TIMEOUT, checked_url, request_headers, retry_policy
 from gradtrace_client._errors import BusyError, DeadlineError, ForbiddenError, JobFailedError, NotTakenOverError
 from gradtrace_client._options import GroupsOptions, InfluenceOptions, PairsOptions, SelfInfluenceOptions
 from gradtrace_client._progress_bar import progress_bar
 from gradtrace_client._requests import query_pages, request_json
-from gradtrace_client._responses import Answer, failed_request, parse_answer
+from gradtrace_client._responses import Answer, Verb, checked, failed_request, parse_answer
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.request_schemas import (
     MAX_K,
@@ -46,7 +47,7 @@ TAKE_OVER_SECONDS = 60.0
 TAKE_OVER_POLL_SECONDS = 0.25
 
 
-class AsyncClient:
+class AsyncClient(AsyncStateClient):
     """A connection to a Gradtrace service, which may be shared by tasks.
 
     Every call raises a ClientError when it fails, see the tree of errors in `gradtrace_client`: an InvalidRequestError
@@ -277,7 +278,7 @@ class AsyncClient:
 
     async def _send(
         self,
-        verb: Literal["GET", "POST"],
+        verb: Verb,
         path: str,
         schema: type[Answer],
         *,
@@ -285,13 +286,17 @@ class AsyncClient:
         **content: Any,
     ) -> Answer:
         """The answer to a request. repeatable: it only reads, so it may be sent again after its answer was lost"""
+        return parse_answer(await self._response(verb, path, repeatable=repeatable, **content), schema)
 
-        async def attempt() -> Answer:
+    async def _response(self, verb: Verb, path: str, *, repeatable: bool = True, **content: Any) -> httpx.Response:
+        """As `_send`, for an answer that is not JSON."""
+
+        async def attempt() -> httpx.Response:
             try:
                 response = await self._http.request(verb, path, **content)
             except httpx.RequestError as error:
                 raise failed_request(error) from error
-            return parse_answer(response, schema)
+            return checked(response)
 
         return await AsyncRetrying(**retry_policy(self._retries, repeatable))(attempt)
 

@@ -7,6 +7,7 @@ ClientError
 ├── NotTakenOverError         the job succeeded, but the service does not serve the new generation
 └── ProblemError              the service refused, with a problem document (RFC 9457)
     ├── InvalidRequestError   400, 405, 413, 422 ...: the request itself; `errors` names the fields
+    │   └── ConflictError     409: others have changed something since; `conflicts` has the marks that are there now
     ├── AuthenticationError   401: the API key is missing or wrong
     ├── ForbiddenError        403: the API key is not allowed to do this
     ├── NotFoundError         404: no such row, job or address
@@ -18,6 +19,7 @@ ClientError
 from __future__ import annotations
 
 from gradtrace_client.service_schemas import FieldProblem, Job, Problem
+from gradtrace_client.state_schemas import MarksConflict
 
 
 class ClientError(Exception):
@@ -68,6 +70,17 @@ class InvalidRequestError(ProblemError):
     """The request is invalid (any other 4xx); `errors` names the fields. Also raised before a request is sent."""
 
 
+class ConflictError(InvalidRequestError):
+    """Others have changed something since, or another job is running (409). Of marks, `conflicts` has what is there
+    now; at most 50, of `conflicts_total`."""
+
+    def __init__(self, problem: Problem, retry_after: float | None = None, versions: str = "") -> None:
+        super().__init__(problem, retry_after, versions)
+        known = problem if isinstance(problem, MarksConflict) else None
+        self.conflicts = [] if known is None else known.conflicts
+        self.conflicts_total = 0 if known is None else known.conflicts_total
+
+
 class AuthenticationError(ProblemError):
     """The API key is missing or wrong (401)."""
 
@@ -96,6 +109,7 @@ _BY_STATUS: dict[int, type[ProblemError]] = {
     401: AuthenticationError,
     403: ForbiddenError,
     404: NotFoundError,
+    409: ConflictError,
     429: BusyError,
     503: BusyError,
     504: DeadlineError,

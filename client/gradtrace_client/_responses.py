@@ -5,29 +5,37 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
 from gradtrace_client._errors import ClientError, ProtocolError, UnreachableError, problem_error
 from gradtrace_client.service_schemas import VERSION_HEADER, Problem
+from gradtrace_client.state_schemas import MarksConflict
 
 Answer = TypeVar("Answer", bound=BaseModel)
+
+Verb = Literal["GET", "POST", "PUT", "DELETE"]
 
 VERSION = version("gradtrace-client")
 
 
-def parse_answer(response: httpx.Response, schema: type[Answer]) -> Answer:
-    """The typed answer.
+def checked(response: httpx.Response) -> httpx.Response:
+    """The response, of a service that answers.
 
     Raises:
         ProblemError: the service refused.
-        ProtocolError: the answer does not fit the schema, or the service has another major version.
+        ProtocolError: it has another major version.
     """
     _check_version(response)
     if response.is_error:
         raise problem_error(_problem(response), retry_after(response), _versions(response))
+    return response
+
+
+def parse_answer(response: httpx.Response, schema: type[Answer]) -> Answer:
+    """The typed answer, of a `checked` response. Raises ProtocolError where it does not fit the schema."""
     try:
         return schema.model_validate_json(response.content)
     except ValidationError as error:
@@ -82,8 +90,9 @@ def _versions(response: httpx.Response) -> str:
 
 
 def _problem(response: httpx.Response) -> Problem:
+    schema = MarksConflict if response.status_code == 409 else Problem
     try:
-        return Problem.model_validate_json(response.content)
+        return schema.model_validate_json(response.content)
     except ValidationError:
         return Problem(
             type="about:blank",

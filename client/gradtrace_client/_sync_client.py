@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -20,7 +20,8 @@ from gradtrace_client._errors import BusyError, DeadlineError, ForbiddenError, J
 from gradtrace_client._options import GroupsOptions, InfluenceOptions, PairsOptions, SelfInfluenceOptions
 from gradtrace_client._progress_bar import progress_bar
 from gradtrace_client._requests import query_pages, request_json
-from gradtrace_client._responses import Answer, failed_request, parse_answer
+from gradtrace_client._responses import Answer, Verb, checked, failed_request, parse_answer
+from gradtrace_client._sync_state_client import StateClient
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.request_schemas import (
     MAX_K,
@@ -47,7 +48,7 @@ TAKE_OVER_SECONDS = 60.0
 TAKE_OVER_POLL_SECONDS = 0.25
 
 
-class Client:
+class Client(StateClient):
     """A connection to a Gradtrace service, which may be shared by threads.
 
     Every call raises a ClientError when it fails, see the tree of errors in `gradtrace_client`: an InvalidRequestError
@@ -276,7 +277,7 @@ class Client:
 
     def _send(
         self,
-        verb: Literal["GET", "POST"],
+        verb: Verb,
         path: str,
         schema: type[Answer],
         *,
@@ -284,13 +285,17 @@ class Client:
         **content: Any,
     ) -> Answer:
         """The answer to a request. repeatable: it only reads, so it may be sent again after its answer was lost"""
+        return parse_answer(self._response(verb, path, repeatable=repeatable, **content), schema)
 
-        def attempt() -> Answer:
+    def _response(self, verb: Verb, path: str, *, repeatable: bool = True, **content: Any) -> httpx.Response:
+        """As `_send`, for an answer that is not JSON."""
+
+        def attempt() -> httpx.Response:
             try:
                 response = self._http.request(verb, path, **content)
             except httpx.RequestError as error:
                 raise failed_request(error) from error
-            return parse_answer(response, schema)
+            return checked(response)
 
         return Retrying(**retry_policy(self._retries, repeatable))(attempt)
 

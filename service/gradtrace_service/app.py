@@ -6,8 +6,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -17,21 +19,32 @@ from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.processes import ProcessWorker
 from gradtrace_service.engine.work import Work
 from gradtrace_service.engine.workers import ThreadWorker, Worker
-from gradtrace_service.http import docs_page, job_routes, ops_routes, page_routes, query_routes
+from gradtrace_service.http import (
+    docs_page,
+    event_routes,
+    job_routes,
+    ops_routes,
+    page_routes,
+    query_routes,
+    state_routes,
+)
 from gradtrace_service.http.api_keys import KeyFile
 from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.middlewares import add_middlewares, guarded, key_file
 from gradtrace_service.http.problems import add_problem_handlers
 from gradtrace_service.http.streams import OpenStreams
 from gradtrace_service.indexes.catalog import Catalog
+from gradtrace_service.indexes.changes import Changes
 from gradtrace_service.indexes.hosted import Hosted, known_name
 from gradtrace_service.indexes.jobs import JobRunner
 from gradtrace_service.indexes.open_index import OpenIndex, no_name
 from gradtrace_service.indexes.summaries import Summaries, summaries, summary
+from gradtrace_service.indexes.training_rows import RowsOf, RowsOnDisk, rows_of_open_index
 from gradtrace_service.ops.audit import AuditLog
 from gradtrace_service.ops.logs import log_config
 from gradtrace_service.ops.timings import tracer_provider
 from gradtrace_service.settings import DEFAULTS, Settings
+from gradtrace_service.state.database import Database
 
 _TRY_AGAIN_SECONDS = 5
 _REFRESH_SECONDS = 1.0  # between two looks at the indexes of workers that have nothing to do
@@ -40,7 +53,8 @@ _log = logging.getLogger(__name__)
 
 
 def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
-    """The service over an open index, which belongs to the service's thread from now on. It offers no jobs.
+    """The service over an open index, which belongs to the service's thread from now on. It offers no jobs, and keeps
+    marks and questions only where the settings name a file for them.
 
     Once a file of the index was written to, all answers are 503, also after a repair: open it anew, for another app.
 
@@ -50,7 +64,9 @@ def create_app(index: Index, settings: Settings | None = None) -> FastAPI:
     keys, audit = key_file(settings), AuditLog(settings.audit_log)
     engine = Engine([ThreadWorker(OpenIndex(index))], settings, metrics.batch_answered)
     metrics.watch(engine)
-    return _app(engine, settings, metrics, lambda: [summary(None, index.manifest, loaded=True)], no_name, audit, keys)
+    database = None if settings.state is None else Database(settings.state)
+    offered = _Offered(lambda: [summary(None, index.manifest, loaded=True)], no_name, [None], rows_of_open_index(index))
+    return _app(engine, settings, metrics, offered, audit, keys, database)
 
 
 def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
@@ -68,13 +84,38 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
         metrics, jobs = Metrics(), JobRunner(hosted)
         engine = Engine(workers, settings, metrics.batch_answered)
         metrics.watch(engine, hosted, jobs)
-        index_name = partial(known_name, {index.name: index for index in hosted})
-        return _app(engine, settings, metrics, partial(summaries, hosted, engine), index_name, audit, keys, jobs)
+        names = {index.name: index for index in hosted}
+        offered = _Offered(
+            partial(summaries, hosted, engine), partial(known_name, names), list(names), RowsOnDisk(hosted)
+        )
+        return _app(engine, settings, metrics, offered, audit, keys, Database(state_file(hosted, settings)), jobs)
     except BaseException:  # a worker process that is left would keep the program from ending
         audit.close()
         for worker in workers:
             worker.close(wait=False)
         raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Offered:
+    """The indexes of a service, as its routes see them.
+
+    index_name: by which work waits, for one that a request names or leaves out
+    names: None: the only one, which has no name
+    """
+
+    summaries: Summaries
+    index_name: Callable[[str | None], str | None]
+    names: Sequence[str | None]
+    rows_of: RowsOf
+
+
+def state_file(hosted: Sequence[Hosted], settings: Settings) -> Path:
+    """Where marks and questions are kept: beside the first index, unless the settings name a file."""
+    if settings.state is not None or not hosted:
+        return settings.state or Path("gradtrace.state.sqlite")
+    index = hosted[0].path.resolve()
+    return index.with_name(f"{index.name}.state.sqlite")
 
 
 def _workers(hosted: list[Hosted], settings: Settings) -> Sequence[Worker]:
@@ -93,10 +134,10 @@ def _app(
     engine: Engine,
     settings: Settings,
     metrics: Metrics,
-    summaries: Summaries,
-    index_name: Callable[[str | None], str | None],
+    offered: _Offered,
     audit: AuditLog,
     keys: KeyFile | None,
+    database: Database | None,
     jobs: JobRunner | None = None,
 ) -> FastAPI:
     tracing = tracer_provider(settings.otel_endpoint)
@@ -112,12 +153,14 @@ def _app(
     )
     app.state.engine, app.state.jobs, app.state.ready = engine, jobs, False
     app.state.streams = OpenStreams()
-    app.state.metrics, app.state.tracer_provider, app.state.summaries = metrics, tracing, summaries
-    app.state.index_name = index_name  # by which work waits, for one that a request names or leaves out
+    app.state.metrics, app.state.tracer_provider, app.state.summaries = metrics, tracing, offered.summaries
+    app.state.index_name, app.state.rows_of, app.state.database = offered.index_name, offered.rows_of, database
+    app.state.changes = Changes(offered.names, offered.rows_of, database, jobs)
     add_middlewares(app, settings, metrics, keys)
     add_problem_handlers(app)
-    job_routers = [] if jobs is None else [job_routes.router]
-    for router in (query_routes.router, *job_routers, ops_routes.metrics_router):
+    optional = [] if jobs is None else [job_routes.router]
+    optional += [] if database is None else [state_routes.router]
+    for router in (query_routes.router, *optional, event_routes.router, ops_routes.metrics_router):
         app.include_router(router, **guarded(settings))
     app.include_router(ops_routes.open_router)
     app.include_router(docs_page.router)
@@ -128,7 +171,10 @@ def _app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI, audit: AuditLog) -> AsyncIterator[None]:
     engine, jobs = app.state.engine, app.state.jobs
-    background = [asyncio.ensure_future(_warm_up(app, engine)), asyncio.ensure_future(_refresh(engine))]
+    database: Database | None = app.state.database
+    background = [
+        asyncio.ensure_future(work) for work in (_warm_up(app, engine), _refresh(engine), app.state.changes.run())
+    ]
     if jobs is not None:
         await jobs.resume()
     yield
@@ -136,6 +182,8 @@ async def _lifespan(app: FastAPI, audit: AuditLog) -> AsyncIterator[None]:
         task.cancel()
     if jobs is not None:
         await jobs.close()
+    if database is not None:
+        await database.close()
     engine.close()
     audit.close()
     if app.state.tracer_provider is not None:
@@ -144,6 +192,7 @@ async def _lifespan(app: FastAPI, audit: AuditLog) -> AsyncIterator[None]:
 
 async def drain(app: FastAPI) -> None:
     """Refuse new requests, /readyz included, and wait until all accepted ones are answered."""
+    await app.state.changes.drain()
     if app.state.jobs is not None:
         await app.state.jobs.drain()
     await app.state.engine.drain()

@@ -98,6 +98,11 @@ class Settings(BaseSettings):
         None,
         description="Origin, such as https://example.org, whose pages may ask; by default none but the service's own.",
     )
+    state: Path | None = Field(
+        None,
+        description="SQLite file of what people keep in the service: marks of training rows, and saved questions. Made "
+        "when it is first written to. Default: INDEX.state.sqlite, beside the directory of the first index.",
+    )
     audit_log: Path | None = Field(None, description="File to which each admin call is written, as a line of JSON.")
     max_body_mb: PositiveFloat = Field(16.0, description="Size of a request's body; larger ones are refused with 413.")
     max_connections: PositiveInt | None = Field(

@@ -19,6 +19,7 @@ from gradtrace_service.http.problems import problem
 from gradtrace_service.ops.audit import audited
 
 OPEN = PAGES | {"/", "/openapi.json", "/healthz", "/readyz"}  # reveal nothing about any index
+_ANY_KEY = frozenset({"/whoami"})  # tells the holder of a key what it is for
 _MINUTE = 60.0
 
 
@@ -61,7 +62,7 @@ class Access:
         keys: None: anybody may ask for anything.
         rate: for each key, and for each client's address where there is no valid key.
         admin: first segments of the paths that need the scope `admin`; calls of them are audited. All other paths but
-            the open ones need `query`.
+            the open ones need `query`, and /whoami any key.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyFile | None, rate: RateLimit | None, admin: frozenset[str]) -> None:
@@ -74,13 +75,18 @@ class Access:
         key = self._key(scope)
         address = scope["client"][0] if scope["client"] else ""
         caller = f"key {key.name}" if key else f"address {network(address)}"
-        scope.setdefault("state", {})["caller"] = caller
-        needed = Scope.admin if scope["path"].lstrip("/").partition("/")[0] in self._admin else Scope.query
+        scope.setdefault("state", {}).update(caller=caller, key=key)
+        needed = self._needed(scope["path"])
         answering = self._too_many(caller) or self._not_allowed(key, needed) or self._app
         if needed is Scope.admin:
             await audited(answering, key.name if key else None, scope, receive, send)
         else:
             await answering(scope, receive, send)
+
+    def _needed(self, path: str) -> Scope | None:
+        if path in _ANY_KEY:
+            return None
+        return Scope.admin if path.lstrip("/").partition("/")[0] in self._admin else Scope.query
 
     def _key(self, scope: Connection) -> ApiKey | None:
         scheme, _, token = Headers(scope=scope).get("Authorization", "").partition(" ")
@@ -95,13 +101,13 @@ class Access:
         detail = f"this client sends more requests than it may; send this one again in {math.ceil(wait)} s"
         return problem(429, "rate-limit", detail, headers={"Retry-After": str(math.ceil(wait))})
 
-    def _not_allowed(self, key: ApiKey | None, needed: Scope) -> Response | None:
+    def _not_allowed(self, key: ApiKey | None, needed: Scope | None) -> Response | None:
         if self._keys is None:
             return None
         if key is None:
             detail = "the request has no valid API key; send one as Authorization: Bearer KEY (the SDK: api_key=KEY)"
             return problem(401, "unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="gradtrace"'})
-        if needed not in key.scopes:
+        if needed is not None and needed not in key.scopes:
             detail = f"the key {key.name!r} lacks the scope {needed.value!r}, which this address needs; use one with it"
             challenge = f'Bearer realm="gradtrace", error="insufficient_scope", scope="{needed.value}"'
             return problem(403, "forbidden", detail, headers={"WWW-Authenticate": challenge})

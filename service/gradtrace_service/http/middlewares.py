@@ -56,7 +56,7 @@ def add_middlewares(app: FastAPI, settings: Settings, metrics: Metrics, keys: Ke
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["Authorization", "Content-Type", _REQUEST_ID],
             expose_headers=["Location", "Retry-After", _REQUEST_ID],
         )

@@ -24,6 +24,7 @@ from gradtrace_client.service_schemas import (
     field_problems,
     shortened,
 )
+from gradtrace_client.state_schemas import MAX_CONFLICTS, MarksConflict
 from gradtrace_service.engine.engine import (
     ClientBusyError,
     DeadlineError,
@@ -39,7 +40,7 @@ from gradtrace_service.engine.work import (
     OutOfMemoryError,
     is_out_of_memory,
 )
-from gradtrace_service.errors import FieldError, NotReadyError
+from gradtrace_service.errors import FieldError, MarksConflictError, NotReadyError, StateBusyError, StateError
 
 _MEDIA_TYPE = "application/problem+json"
 _REMEDIES = {  # for refusals for which the framework gives only a status phrase
@@ -107,11 +108,11 @@ class AnswerFailures:
             raise
 
 
-def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int, model: type[Problem] = Problem) -> dict[int | str, dict[str, Any]]:
     """What OpenAPI says of the refusals with these statuses."""
-    content = {_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    content = {_MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
     return {
-        status: {"model": Problem, "description": HTTPStatus(status).phrase, "content": content} for status in statuses
+        status: {"model": model, "description": HTTPStatus(status).phrase, "content": content} for status in statuses
     }
 
 
@@ -124,6 +125,8 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(DatasetError, _failed)  # about the service's data; its text may name files
     app.add_exception_handler(OutOfMemoryError, _out_of_memory)
     app.add_exception_handler(WorkFailedError, _failed)
+    app.add_exception_handler(StateError, _state_file)
+    app.add_exception_handler(MarksConflictError, _marks_conflict)
     for kind in _STATES:
         app.add_exception_handler(kind, _state)
 
@@ -161,6 +164,19 @@ def _state(request: Request, error: Exception) -> Response:
     return problem(status, kind, detail, headers=headers)
 
 
+def _state_file(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StateError)
+    headers = {"Retry-After": "1"} if isinstance(error, StateBusyError) else {}
+    return problem(error.status, error.kind, str(error), headers=headers)
+
+
+def _marks_conflict(request: Request, error: Exception) -> Response:
+    assert isinstance(error, MarksConflictError)
+    document = _document(409, "conflict", f"{error}; look at `conflicts`, which has what is there now")
+    conflicts = {"conflicts": error.conflicts[:MAX_CONFLICTS], "conflicts_total": len(error.conflicts)}
+    return _answered(MarksConflict(**document.model_dump(), **conflicts))
+
+
 def _out_of_memory(request: Request, error: Exception) -> Response:
     _log.error("request %s ran out of memory: %s", correlation_id.get(), error)
     return _no_memory()
@@ -188,7 +204,11 @@ def problem(
 ) -> Response:
     """A refusal as its problem document; `kind` is the last part of its `type`. Whatever the texts
     quote of the request, it holds a few kilobytes at most."""
-    document = Problem(
+    return _answered(_document(status, kind, detail, errors), headers)
+
+
+def _document(status: int, kind: str, detail: str, errors: Sequence[FieldProblem] = ()) -> Problem:
+    return Problem(
         type=f"urn:gradtrace:problem:{kind}",
         title=HTTPStatus(status).phrase,
         status=status,
@@ -199,6 +219,9 @@ def problem(
         ],
         request_id=correlation_id.get(),
     )
+
+
+def _answered(document: Problem, headers: Mapping[str, str] | None = None) -> Response:
     # A detail that quotes the request may hold half a surrogate pair: JSON's escapes can write it, UTF-8 cannot.
-    content = json.dumps(document.model_dump(), ensure_ascii=False).encode(errors="replace")
-    return Response(content, status, dict(headers or {}), _MEDIA_TYPE)
+    content = json.dumps(document.model_dump(mode="json"), ensure_ascii=False).encode(errors="replace")
+    return Response(content, document.status, dict(headers or {}), _MEDIA_TYPE)
