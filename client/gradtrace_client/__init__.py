@@ -34,7 +34,7 @@ from gradtrace_client.schemas import (
     InfluenceAnswer,
     SelfInfluenceAnswer,
 )
-from gradtrace_client.service_schemas import Indexes, Job, Jobs
+from gradtrace_client.service_schemas import Generations, Indexes, Job, Jobs
 
 __all__ = [
     "AsyncClient",
@@ -45,6 +45,7 @@ __all__ = [
     "DeadlineError",
     "ExampleAnswer",
     "ForbiddenError",
+    "Generations",
     "GroupsAnswer",
     "GroupsOptions",
     "Hit",

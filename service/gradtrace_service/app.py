@@ -17,7 +17,7 @@ from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.processes import ProcessWorker
 from gradtrace_service.engine.work import Work
 from gradtrace_service.engine.workers import ThreadWorker, Worker
-from gradtrace_service.http import docs_page, job_routes, ops_routes, query_routes
+from gradtrace_service.http import docs_page, generation_routes, job_routes, ops_routes, query_routes
 from gradtrace_service.http.api_keys import KeyFile
 from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.middlewares import add_middlewares, guarded, key_file
@@ -68,8 +68,11 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
         metrics, jobs = Metrics(), JobRunner(hosted)
         engine = Engine(workers, settings, metrics.batch_answered)
         metrics.watch(engine, hosted, jobs)
-        index_name = partial(known_name, {index.name: index for index in hosted})
-        return _app(engine, settings, metrics, partial(summaries, hosted, engine), index_name, audit, keys, jobs)
+        by_name = {index.name: index for index in hosted}
+        index_name, listed = partial(known_name, by_name), partial(summaries, hosted, engine)
+        app = _app(engine, settings, metrics, listed, index_name, audit, keys, jobs)
+        app.state.hosted = by_name
+        return app
     except BaseException:  # a worker process that is left would keep the program from ending
         audit.close()
         for worker in workers:
@@ -116,7 +119,7 @@ def _app(
     app.state.index_name = index_name  # by which work waits, for one that a request names or leaves out
     add_middlewares(app, settings, metrics, keys)
     add_problem_handlers(app)
-    job_routers = [] if jobs is None else [job_routes.router]
+    job_routers = [] if jobs is None else [job_routes.router, generation_routes.router]
     for router in (query_routes.router, *job_routers, ops_routes.metrics_router):
         app.include_router(router, **guarded(settings))
     app.include_router(ops_routes.open_router)
