@@ -28,6 +28,7 @@ from gradtrace_client.service_schemas import Job
 from gradtrace_indexer import build_index
 from gradtrace_indexer.writing.files import sole_writer
 from gradtrace_service.app import create_service
+from gradtrace_service.indexes import job_files
 from gradtrace_service.indexes import jobs as jobs_module
 from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
@@ -243,13 +244,13 @@ def test_a_job_ends_also_where_the_service_fails_on_it(
 
 
 def test_a_slow_disk_keeps_nobody_waiting(run: DigitsRun, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, released = jobs_module.write_file, threading.Event()
+    write, released = job_files.write_file, threading.Event()
 
     def stuck(*arguments: Any) -> Any:
         released.wait(120)
         return write(*arguments)
 
-    monkeypatch.setattr(jobs_module, "write_file", stuck)
+    monkeypatch.setattr(job_files, "write_file", stuck)
     with ThreadPoolExecutor(1) as pool:
         starting = pool.submit(begin, url)
         try:

@@ -35,7 +35,7 @@ from gradtrace_client.schemas import (
     InfluenceAnswer,
     SelfInfluenceAnswer,
 )
-from gradtrace_client.service_schemas import Indexes, Job, Jobs
+from gradtrace_client.service_schemas import Generations, Indexes, Job, Jobs
 from gradtrace_client.state_schemas import (
     Mark,
     MarkChange,
@@ -56,6 +56,7 @@ __all__ = [
     "DeadlineError",
     "ExampleAnswer",
     "ForbiddenError",
+    "Generations",
     "GroupsAnswer",
     "GroupsOptions",
     "Hit",

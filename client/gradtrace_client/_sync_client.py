@@ -26,6 +26,7 @@ from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.request_schemas import (
     MAX_K,
     Aggregate,
+    DeleteRowsRequest,
     GroupsRequest,
     InfluenceRequest,
     PairsRequest,
@@ -41,7 +42,7 @@ from gradtrace_client.schemas import (
     SelfInfluenceAnswer,
     Split,
 )
-from gradtrace_client.service_schemas import Indexes, Job, Jobs
+from gradtrace_client.service_schemas import Generations, Indexes, Job, Jobs
 
 POLL_SECONDS = 1.0  # between two requests for a job's state, if its events do not come through
 TAKE_OVER_SECONDS = 60.0
@@ -218,6 +219,20 @@ class Client(StateClient):
         """
         body = request_json(ReindexRequest, index=index, roll_back_to=roll_back_to)
         return self._send("POST", "/reindex", Job, repeatable=False, json=body)
+
+    def delete_rows(self, rows: Sequence[int], *, index: str | None = None) -> Job:
+        """Start a job that deletes training rows: no answer of the index's next generation names them.
+
+        Any running job of the index is a refusal (409). The request is not repeated when its answer is lost. Raises
+        NotFoundError if the service offers no jobs.
+        """
+        body = request_json(DeleteRowsRequest, index=index, rows=rows)
+        return self._send("POST", "/rows/delete", Job, repeatable=False, json=body)
+
+    def generations(self, index: str | None = None) -> Generations:
+        """The generations of an index, the current one first: `reindex(roll_back_to=...)` returns to another.
+        NotFoundError if the service offers no jobs."""
+        return self._send("GET", "/generations", Generations, params=_index_param(index))
 
     def job(self, job: Job | str) -> Job:
         """The current state of a job, given by itself or its id; NotFoundError if there is no such job."""

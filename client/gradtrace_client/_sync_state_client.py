@@ -1,4 +1,5 @@
 # Generated from _async_state_client.py by generate_sync_client.py: edit that file and run `make client`.
+# ruff: noqa: UP028
 """The calls about what people keep in a service."""
 
 from __future__ import annotations

@@ -315,3 +315,10 @@ class ReindexRequest(RequestSchema):
     roll_back_to: Annotated[int, Field(strict=True, ge=1, lt=2**53), BeforeValidator(_whole)] | None = Field(
         None, description="An earlier generation that is still kept."
     )
+
+
+class DeleteRowsRequest(RequestSchema):
+    """Training rows that no answer shall name any more. They may include deleted ones."""
+
+    index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
+    rows: Rows = Field(min_length=1, description="Numbers of the rows.")

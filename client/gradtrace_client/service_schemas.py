@@ -21,6 +21,8 @@ LONGEST_PATH = 200  # characters
 LONGEST_DETAIL = 1_000
 _LONGEST_KEY = 80
 
+JobOperation = Literal["update", "roll back", "delete"]
+
 
 class Status(AnswerSchema):
     status: Literal["ok", "ready"]
@@ -54,13 +56,45 @@ class Indexes(AnswerSchema):
         return table_html("Indexes", list(IndexSummary.model_fields), lines)
 
 
+class Generation(AnswerSchema):
+    """One state of an index. Every change makes another, and earlier ones are kept until they are pruned."""
+
+    generation: int
+    created: datetime | None = Field(
+        description="When it was published, as the times of the index's files tell; null: they do not."
+    )
+    rows: int | None = Field(description="Training rows that answers may name; null: its manifest is damaged.")
+    checkpoints: int | None = Field(description="Number of its checkpoints; null: its manifest is damaged.")
+    current: bool = Field(description="Whether it is the one that is published.")
+    reason: str | None = Field(
+        None, description="What made it: `build`, `append rows`, `delete rows`, `roll back` ...; null: not known."
+    )
+    problem: str | None = Field(None, description="Why it cannot be rolled back to, if that is known.")
+
+
+class Generations(AnswerSchema):
+    """The current one first, then the earlier ones that are kept, the latest first."""
+
+    generations: list[Generation]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One line for each generation."""
+        return frame([generation.model_dump() for generation in self.generations])
+
+    def _repr_html_(self) -> str:
+        records = [generation.model_dump().values() for generation in self.generations]
+        lines = [["" if value is None else escape(str(value)) for value in record] for record in records]
+        return table_html("Generations", list(Generation.model_fields), lines)
+
+
 class Job(AnswerSchema):
-    """A change of an index, made by a separate process."""
+    """Work on an index that takes longer than a request, done by a separate process."""
 
     id: str
     index: str
-    operation: Literal["update", "roll back"]
+    operation: JobOperation
     roll_back_to: int | None = None
+    rows: int | None = Field(None, description="Of `delete`: how many rows were asked for.")
     state: Literal["running", "succeeded", "failed"]
     progress: float = Field(description="Share of the rows that have been computed, from 0 to 1.")
     generation: int = Field(description="The index's, when the job started or, once it has ended, when it ended.")

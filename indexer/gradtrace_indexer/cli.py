@@ -66,6 +66,9 @@ SearcherOption = Annotated[
 SegmentsOption = Annotated[
     int | None, typer.Option(min=1, help="Index averaged weights of so many segments, for fast-source.")
 ]
+RowsFileOption = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="A file of such numbers, one a line.")
+]
 RecordingOption = Annotated[
     Path | None, typer.Option(help="Directory of an InfluenceRecorder: its basis, and method hydra.")
 ]
@@ -247,14 +250,15 @@ def append(
 @app.command()
 def delete(
     index: IndexArgument,
-    rows: Annotated[list[str], typer.Option(help="Numbers and ranges: 3,17,100-199. Repeatable.")],
+    rows: Annotated[list[str] | None, typer.Option(help="Numbers and ranges: 3,17,100-199. Repeatable.")] = None,
+    rows_file: RowsFileOption = None,
 ) -> None:
     """Delete training rows: no answer names them again, and the other rows keep their numbers.
 
     The rows are marked; `gradtrace compact` takes them out of the files, and `gradtrace prune` removes the files that
     only earlier generations have.
     """
-    typer.echo(f"{index}: {describe(delete_rows(index, _numbers(rows)))}")
+    typer.echo(f"{index}: {describe(delete_rows(index, _named_rows(rows, rows_file, '--rows')))}")
 
 
 @app.command()
@@ -380,6 +384,13 @@ def evaluate(
     outputs = subset_outputs(retrainings, subsets, seeds, among=np.flatnonzero(opened.present))
     for line in evaluation.evaluate(opened, retrainings.examples, outputs, method or opened.methods):
         typer.echo(line)
+
+
+def _named_rows(rows: Sequence[str] | None, file: Path | None, option: str) -> list[int]:
+    """The rows that an option or its file names."""
+    if (not rows) == (file is None):
+        raise QueryError(f"give the rows by {option} or by {option}-file, the name of a file with a number a line")
+    return _numbers(rows or [] if file is None else file.read_text("utf-8").split())
 
 
 def _numbers(texts: Sequence[str]) -> list[int]:

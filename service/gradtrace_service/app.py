@@ -22,6 +22,7 @@ from gradtrace_service.engine.workers import ThreadWorker, Worker
 from gradtrace_service.http import (
     docs_page,
     event_routes,
+    generation_routes,
     job_routes,
     ops_routes,
     page_routes,
@@ -84,11 +85,14 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
         metrics, jobs = Metrics(), JobRunner(hosted)
         engine = Engine(workers, settings, metrics.batch_answered)
         metrics.watch(engine, hosted, jobs)
-        names = {index.name: index for index in hosted}
+        by_name = {index.name: index for index in hosted}
         offered = _Offered(
-            partial(summaries, hosted, engine), partial(known_name, names), list(names), RowsOnDisk(hosted)
+            partial(summaries, hosted, engine), partial(known_name, by_name), list(by_name), RowsOnDisk(hosted)
         )
-        return _app(engine, settings, metrics, offered, audit, keys, Database(state_file(hosted, settings)), jobs)
+        database = Database(state_file(hosted, settings))
+        app = _app(engine, settings, metrics, offered, audit, keys, database, jobs)
+        app.state.hosted = by_name
+        return app
     except BaseException:  # a worker process that is left would keep the program from ending
         audit.close()
         for worker in workers:
@@ -158,7 +162,7 @@ def _app(
     app.state.changes = Changes(offered.names, offered.rows_of, database, jobs)
     add_middlewares(app, settings, metrics, keys)
     add_problem_handlers(app)
-    optional = [] if jobs is None else [job_routes.router]
+    optional = [] if jobs is None else [job_routes.router, generation_routes.router]
     optional += [] if database is None else [state_routes.router]
     for router in (query_routes.router, *optional, event_routes.router, ops_routes.metrics_router):
         app.include_router(router, **guarded(settings))

@@ -44,8 +44,8 @@ class OtherJobError(FieldError):
 
     status, kind = 409, "conflict"
 
-    def __init__(self, job: str, operation: str) -> None:
-        super().__init__("roll_back_to", f"job {job}, an {operation!r}, is running on this index; wait until it ends")
+    def __init__(self, job: str, operation: str, field: str) -> None:
+        super().__init__(field, f"job {job} ({operation}) is running on this index; wait until it ends")
 
 
 class NotReadyError(Exception):

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.sse import EventSourceResponse
 
-from gradtrace_client.request_schemas import ReindexRequest
+from gradtrace_client.request_schemas import DeleteRowsRequest, ReindexRequest
 from gradtrace_client.service_schemas import Job, Jobs
 from gradtrace_service.http.json_bodies import JsonRoute
 from gradtrace_service.http.problems import error_responses
@@ -39,6 +39,17 @@ async def reindex(request: ReindexRequest, jobs: OfflineJobs, response: Response
     Queries are answered all the while, and by the new generation from about a second after the job has ended.
     """
     job = await jobs.start(request.index, request.roll_back_to)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return job
+
+
+@router.post("/rows/delete", status_code=202, responses=error_responses(400, 408, 409, 413, 422, 500, 503))
+async def delete_rows(request: DeleteRowsRequest, jobs: OfflineJobs, response: Response) -> Job:
+    """Start a job that deletes training rows from an index: its next generation's answers name them no more.
+
+    The other rows keep their numbers; the data set must keep its length. Rolling back brings the rows back.
+    """
+    job = await jobs.delete_rows(request.index, request.rows)
     response.headers["Location"] = f"/jobs/{job.id}"
     return job
 

@@ -25,7 +25,8 @@ from gradtrace_service.http.request_reading import RequestReading
 from gradtrace_service.settings import Settings
 
 _REQUEST_ID = "X-Request-ID"
-_LARGE_BODIES = frozenset(("/influence", "/influence/groups", "/influence/pairs"))  # which hold examples and filters
+# Which hold examples, filters and lists of rows.
+_LARGE_BODIES = frozenset(("/influence", "/influence/groups", "/influence/pairs", "/rows/delete"))
 # What others use as ids, and nothing that could forge a log line.
 _KNOWN_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 _HEADERS = {

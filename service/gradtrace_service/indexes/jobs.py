@@ -1,8 +1,8 @@
 """Jobs that change an index: each runs a command of the command line in a process of its own.
 
-A job's state is kept in INDEX/jobs/{id}.json. The commands resume, so a job whose process was killed is started again,
-and so are the jobs that a killed service left behind, when the service is started the next time. Files are read and
-written on threads: a slow disk must not keep the event loop from answering.
+The commands resume, so a job whose process was killed is started again, and so are the jobs that a killed service left
+behind, when the service is started the next time. Files are read and written on threads: a slow disk must not keep the
+event loop from answering.
 """
 
 from __future__ import annotations
@@ -11,37 +11,38 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
-
-from gradtrace.errors import CorruptIndexError, GradtraceError, StoreError
-from gradtrace.store.manifest import PENDING_NAME, read_manifest
-from gradtrace.store.regular_files import regular_path
+from gradtrace.errors import GradtraceError, StoreError
+from gradtrace.store.manifest import PENDING_NAME, Manifest, read_manifest
 from gradtrace_client.service_schemas import Job
 from gradtrace_indexer.generations import kept_generations, lost_methods, read_pending
-from gradtrace_indexer.writing.files import write_file
-from gradtrace_indexer.writing.format_files import remove_file
 from gradtrace_indexer.writing.shard_writer import missing_shards
 from gradtrace_service.engine.engine import DrainingError
 from gradtrace_service.engine.work import IndexUnavailableError
-from gradtrace_service.errors import NoSuchJobError, OtherJobError
+from gradtrace_service.errors import FieldError, NoSuchJobError, OtherJobError
 from gradtrace_service.indexes.hosted import Hosted, file_stamp, known_name
+from gradtrace_service.indexes.job_files import (
+    kept_jobs,
+    remove_job,
+    remove_request,
+    rows_path,
+    write_rows,
+    write_state,
+)
 
 _ATTEMPTS = 5
 _KEPT_JOBS = 100  # of an index, that have ended; older ones are forgotten
 _LOCKED_SECONDS = 2.0  # between two attempts while another process writes the index
 _KILL_SECONDS = 10.0  # that a process has to end after SIGTERM
 _POLL_SECONDS = 0.2  # between two readings of a job's progress
-_FOLDER = "jobs"
-_ID = "[0-9a-f]{16}"  # of jobs: what else lies in their folder is left alone
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class JobRunner:
 
     def __init__(self, hosted: Sequence[Hosted]) -> None:
         self._hosted: Mapping[str, Hosted] = {index.name: index for index in hosted}
-        kept = sorted((job for index in hosted for job in _kept_jobs(index)), key=lambda job: job.created)
+        kept = sorted((job for index in hosted for job in kept_jobs(index)), key=lambda job: job.created)
         self._jobs = {job.id: job for job in kept}  # then in the order of their starts: clocks may be set back
         self._running: dict[str, asyncio.Task[None]] = {}  # by index: an index has one writer
         self._changed = asyncio.Condition()
@@ -82,37 +83,51 @@ class JobRunner:
             IndexUnavailableError: the index was deleted, or its manifest is damaged.
             OtherJobError: another job is running on it.
         """
+        asked = {"operation": "update" if roll_back_to is None else "roll back", "roll_back_to": roll_back_to}
+        return await self._begin(index, "index" if roll_back_to is None else "roll_back_to", asked)
+
+    async def delete_rows(self, index: str | None, rows: Sequence[int]) -> Job:
+        """Start to delete rows of an index. Raises as `start`; FieldError also for a row that the index never had."""
+        return await self._begin(index, "rows", {"operation": "delete", "rows": len(rows)}, rows)
+
+    async def _begin(self, index: str | None, field: str, asked: Mapping[str, Any], rows: Sequence[int] = ()) -> Job:
+        """field: of the request, that a conflict names;  asked: fields of the job;  rows: those that it is about"""
         if self._draining:
             raise DrainingError
         index = known_name(self._hosted, index)
         async with self._starting:
-            return self._running_job(index, roll_back_to) or await self._new_job(index, roll_back_to)
+            if index not in self._running:
+                return await self._new_job(index, asked, rows)
+            running = next(job for job in self._jobs.values() if job.index == index and job.state == "running")
+            if rows or any(getattr(running, name) != value for name, value in asked.items()):
+                raise OtherJobError(running.id, running.operation, field)
+            return running
 
-    def _running_job(self, index: str, roll_back_to: int | None) -> Job | None:
-        if index not in self._running:
-            return None
-        running = next(job for job in self._jobs.values() if job.index == index and job.state == "running")
-        if running.roll_back_to != roll_back_to:
-            raise OtherJobError(running.id, running.operation)
-        return running
-
-    async def _new_job(self, index: str, roll_back_to: int | None) -> Job:
+    async def _new_job(self, index: str, asked: Mapping[str, Any], rows: Sequence[int]) -> Job:
+        manifest = await asyncio.to_thread(self._manifest, index)
+        _check_rows(rows, manifest)
         job = Job(
             id=secrets.token_hex(8),
             index=index,
-            operation="update" if roll_back_to is None else "roll back",
-            roll_back_to=roll_back_to,
             state="running",
             progress=0.0,
-            generation=await asyncio.to_thread(self._generation, index),
+            generation=manifest.generation,
             created=_now(),
+            **asked,
         )
-        await self._start(job)
+        try:
+            if rows:
+                await asyncio.to_thread(write_rows, self._hosted[index].path, job.id, rows)
+        except StoreError as error:
+            job = job.model_copy(update={"state": "failed", "error": str(error), "ended": job.created})
+            await self._keep(job)
+        else:
+            await self._start(job)
         return job
 
-    def _generation(self, index: str) -> int:
+    def _manifest(self, index: str) -> Manifest:
         try:
-            return read_manifest(self._hosted[index].path).generation
+            return read_manifest(self._hosted[index].path)
         except StoreError as error:
             raise IndexUnavailableError(str(error)) from error
 
@@ -163,6 +178,7 @@ class JobRunner:
         finally:
             del self._running[job.index]
         await self._change(job.id, ended=_now(), **ending)
+        self._writer.submit(remove_request, self._hosted[job.index].path, job.id)
         self._forget_old(job.index)
 
     async def _ending(self, job: Job) -> dict[str, object]:
@@ -235,6 +251,8 @@ class JobRunner:
         program = [sys.executable, "-m", "gradtrace_service"]
         if job.roll_back_to is not None:
             return [*program, "rollback", str(hosted.path), str(job.roll_back_to)]
+        if job.operation == "delete":
+            return [*program, "delete", str(hosted.path), "--rows-file", str(rows_path(hosted.path, job.id))]
         moved = [] if hosted.checkpoints is None else ["--checkpoints", str(hosted.checkpoints[-1])]
         return [*program, "update", str(hosted.path), "--task", hosted.task, "--device", hosted.device, *moved]
 
@@ -257,37 +275,19 @@ class JobRunner:
         ended = [job for job in self._jobs.values() if job.index == index and job.state != "running"]
         for job in ended[:-_KEPT_JOBS]:
             del self._jobs[job.id]
-            self._writer.submit(remove_file, self._hosted[index].path, _file_name(job.id))
+            self._writer.submit(remove_job, self._hosted[index].path, job.id)
 
     async def _keep(self, job: Job) -> None:
         self._jobs[job.id] = job
-        await asyncio.get_running_loop().run_in_executor(self._writer, _write, self._hosted[job.index].path, job)
+        await asyncio.get_running_loop().run_in_executor(self._writer, write_state, self._hosted[job.index].path, job)
 
 
-def _write(directory: Path, job: Job) -> None:
-    try:
-        write_file(directory, _file_name(job.id), job.model_dump_json(indent=1).encode())
-    except GradtraceError as error:  # the job itself goes on
-        _log.error("the state of job %s could not be kept: %s", job.id, error)
-
-
-def _kept_jobs(hosted: Hosted) -> Iterator[Job]:
-    """The jobs kept in an index, whatever its name was then. All that have ended have an end time."""
-    for path in (hosted.path / _FOLDER).glob("*.json"):
-        if not re.fullmatch(_ID, path.stem):
-            continue
-        # A file that a full disk cut short, one of another user, or no regular one.
-        with contextlib.suppress(ValidationError, OSError, CorruptIndexError):
-            regular_path(hosted.path, _file_name(path.stem))
-            job = Job.model_validate_json(path.read_bytes())
-            written = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
-            ended = written if job.ended is None and job.state != "running" else job.ended
-            yield job.model_copy(update={"id": path.stem, "index": hosted.name, "ended": ended})
-
-
-def _file_name(job: str) -> str:
-    """Of a job's state, in the index directory."""
-    return f"{_FOLDER}/{job}.json"
+def _check_rows(rows: Sequence[int], manifest: Manifest) -> None:
+    """Raises FieldError for the first row that an index never had."""
+    known = manifest.task.train_rows
+    if max(rows, default=0) >= known:
+        at, row = next((at, row) for at, row in enumerate(rows) if row >= known)
+        raise FieldError(f"rows[{at}]", f"there is no row {row}; rows of this index are 0 to {known - 1}")
 
 
 def _share_done(path: Path) -> float | None:
