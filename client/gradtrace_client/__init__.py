@@ -17,6 +17,7 @@ from gradtrace_client._errors import (
     UnreachableError,
 )
 from gradtrace_client._options import (
+    ExamplesOptions,
     GroupsOptions,
     InfluenceOptions,
     PairsOptions,
@@ -24,6 +25,7 @@ from gradtrace_client._options import (
     SelfInfluenceOptions,
 )
 from gradtrace_client._sync_client import Client
+from gradtrace_client.browse_schemas import ExamplesAnswer
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.request_schemas import RowFilter
 from gradtrace_client.schemas import (
@@ -44,6 +46,8 @@ __all__ = [
     "ClientError",
     "DeadlineError",
     "ExampleAnswer",
+    "ExamplesAnswer",
+    "ExamplesOptions",
     "ForbiddenError",
     "GroupsAnswer",
     "GroupsOptions",

@@ -13,11 +13,12 @@ from fastapi import FastAPI
 
 from gradtrace import Index
 from gradtrace_service.answers.influence import warm_up
+from gradtrace_service.engine.background import Background
 from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.processes import ProcessWorker
 from gradtrace_service.engine.work import Work
 from gradtrace_service.engine.workers import ThreadWorker, Worker
-from gradtrace_service.http import docs_page, job_routes, ops_routes, query_routes
+from gradtrace_service.http import browse_routes, docs_page, job_routes, ops_routes, query_routes
 from gradtrace_service.http.api_keys import KeyFile
 from gradtrace_service.http.metrics import Metrics
 from gradtrace_service.http.middlewares import add_middlewares, guarded, key_file
@@ -111,13 +112,13 @@ def _app(
         telemetry=None if tracing is None else {"tracer_provider": tracing, "operation_spans": False},
     )
     app.state.engine, app.state.jobs, app.state.ready = engine, jobs, False
-    app.state.streams = OpenStreams()
+    app.state.background, app.state.streams = Background(engine), OpenStreams()
     app.state.metrics, app.state.tracer_provider, app.state.summaries = metrics, tracing, summaries
     app.state.index_name = index_name  # by which work waits, for one that a request names or leaves out
     add_middlewares(app, settings, metrics, keys)
     add_problem_handlers(app)
     job_routers = [] if jobs is None else [job_routes.router]
-    for router in (query_routes.router, *job_routers, ops_routes.metrics_router):
+    for router in (query_routes.router, browse_routes.router, *job_routers, ops_routes.metrics_router):
         app.include_router(router, **guarded(settings))
     app.include_router(ops_routes.open_router)
     app.include_router(docs_page.router)
@@ -133,6 +134,7 @@ async def _lifespan(app: FastAPI, audit: AuditLog) -> AsyncIterator[None]:
     yield
     for task in background:
         task.cancel()
+    app.state.background.close()
     if jobs is not None:
         await jobs.close()
     engine.close()
