@@ -9,7 +9,7 @@ from pathlib import Path
 
 SOURCES = sorted((Path(__file__).parent / "gradtrace_client").glob("_async_*.py"))
 BANNER = f"""# Generated from {{}} by {Path(__file__).name}: edit that file and run `make client`.
-# ruff: noqa: UP028
+# ruff: noqa: RUF100, UP028
 """
 REPLACEMENTS = {
     r"`?AsyncClient`?: every call of the API\. `make client` generates .*": 'Client: every call of the API."""',
@@ -20,7 +20,7 @@ REPLACEMENTS = {
     r"\bAsync([A-Z]\w*)": r"\1",
     r"\basync (def|with|for)": r"\1",
     r"\bawait ": "",
-    r"\ba(connect_sse|iter_sse|close)\b": r"\1",
+    r"\ba(connect_sse|iter_sse|read|close)\b": r"\1",
     r"\b__a(enter|exit)__": r"__\1__",
     r"shared by tasks": "shared by threads",
 }

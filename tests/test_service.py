@@ -276,7 +276,7 @@ def test_examples(client: Client) -> None:
     assert shown.example == TASK.render(TASK.train[17])
     asked = client.examples("query", 17)
     assert asked.label == TASK.query[17][1]
-    assert asked.prediction is None
+    assert asked.prediction == client.influence(query_rows=[17]).results[0].query.prediction
     with pytest.raises(NotFoundError, match="no row 60 in the query data set; its rows are 0 to 59"):
         client.examples("query", 60)
     with pytest.raises(NotFoundError, match="0 to 399"):

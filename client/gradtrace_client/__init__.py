@@ -18,6 +18,7 @@ from gradtrace_client._errors import (
     UnreachableError,
 )
 from gradtrace_client._options import (
+    ExamplesOptions,
     GroupsOptions,
     InfluenceOptions,
     PairsOptions,
@@ -25,6 +26,7 @@ from gradtrace_client._options import (
     SelfInfluenceOptions,
 )
 from gradtrace_client._sync_client import Client
+from gradtrace_client.browse_schemas import ExamplesAnswer
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.request_schemas import RowFilter
 from gradtrace_client.schemas import (
@@ -55,6 +57,8 @@ __all__ = [
     "ConflictError",
     "DeadlineError",
     "ExampleAnswer",
+    "ExamplesAnswer",
+    "ExamplesOptions",
     "ForbiddenError",
     "Generations",
     "GroupsAnswer",

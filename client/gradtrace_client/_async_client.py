@@ -17,10 +17,18 @@ from typing_extensions import Self, Unpack
 from gradtrace_client._async_state_client import AsyncStateClient
 from gradtrace_client._connection import LIMITS, TIMEOUT, checked_url, request_headers, retry_policy
 from gradtrace_client._errors import BusyError, DeadlineError, ForbiddenError, JobFailedError, NotTakenOverError
-from gradtrace_client._options import GroupsOptions, InfluenceOptions, PairsOptions, SelfInfluenceOptions
+from gradtrace_client._options import (
+    ExamplesOptions,
+    GroupsOptions,
+    InfluenceOptions,
+    PairsOptions,
+    SelfInfluenceOptions,
+)
 from gradtrace_client._progress_bar import progress_bar
 from gradtrace_client._requests import query_pages, request_json
 from gradtrace_client._responses import Answer, Verb, checked, failed_request, parse_answer
+from gradtrace_client.browse_requests import ExamplesRequest
+from gradtrace_client.browse_schemas import ExamplesAnswer
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.request_schemas import (
     MAX_K,
@@ -203,6 +211,19 @@ class AsyncClient(AsyncStateClient):
     async def examples(self, split: Split, row: int, *, index: str | None = None) -> ExampleAnswer:
         """One row of the training or query data set, rendered; NotFoundError if there is no such row."""
         return await self._send("GET", f"/examples/{split}/{row}", ExampleAnswer, params=_index_param(index))
+
+    async def list_examples(
+        self, split: Split, *, k: int = 50, offset: int = 0, **options: Unpack[ExamplesOptions]
+    ) -> ExamplesAnswer:
+        """One page of the rows of the training or query data set that meet all conditions.
+
+        Args:
+            k: Rows in the answer, at most 1,000.
+            offset: Rows skipped before the first.
+            options: See `ExamplesOptions`: labels, correct, min_loss, text, order, render ...
+        """
+        params = request_json(ExamplesRequest, k=k, offset=offset, **options)
+        return await self._send("GET", f"/examples/{split}", ExamplesAnswer, params=params)
 
     async def index(self, name: str | None = None) -> IndexDetails:
         """What an index of the service holds; by default the first one."""

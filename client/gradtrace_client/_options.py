@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
+from gradtrace_client.browse_requests import RowOrder
 from gradtrace_client.request_schemas import Aggregate, Include, Order, RowFilter, Similarity, Target, Weights
 
 
@@ -86,3 +87,28 @@ class SelfInfluenceOptions(QuestionOptions, total=False):
     order: Order
     labels: Sequence[int | float] | None
     examples: bool
+
+
+class ExamplesOptions(TypedDict, total=False):
+    """The options of `list_examples`: conditions that rows must meet, and how they are shown. Each may be left out.
+
+    index: Name of the index, one of `client.indexes()`. Default: the first.
+    labels, predictions: Only rows with one of these labels, or predictions; classes also by their names.
+    correct: Only rows that the last checkpoint predicts correctly (True) or wrongly (False).
+    min_loss, max_loss: Only rows whose loss lies between these, both inclusive.
+    text: Only rows whose rendering contains each of these words, in upper or lower case.
+    rows: Only these rows.
+    order: `row` (default), `-row`, `loss` or `-loss`, which begins with the largest.
+    render: Whether the answer carries the rendered examples. Default: True.
+    """
+
+    index: str | None
+    labels: Sequence[int | float | str] | None
+    predictions: Sequence[int | float | str] | None
+    correct: bool | None
+    min_loss: float | None
+    max_loss: float | None
+    text: str | None
+    rows: Sequence[int] | None
+    order: RowOrder
+    render: bool

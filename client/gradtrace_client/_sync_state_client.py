@@ -1,5 +1,5 @@
 # Generated from _async_state_client.py by generate_sync_client.py: edit that file and run `make client`.
-# ruff: noqa: UP028
+# ruff: noqa: RUF100, UP028
 """The calls about what people keep in a service."""
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class StateClient(ABC):
         try:
             with connect_sse(self._http, "GET", "/events") as source:
                 if source.response.is_error:
-                    source.response.aread()
+                    source.response.read()
                 checked(source.response)
                 for event in source.iter_sse():
                     yield ServiceEvent.model_validate_json(event.data)

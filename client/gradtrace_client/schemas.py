@@ -53,11 +53,62 @@ class IndexInfo(AnswerSchema):
     verified: bool = Field(True, description="False: opened without comparing the checksums of the rows.")
 
 
+class ImageInput(AnswerSchema):
+    """`{"image": ...}`, of this size."""
+
+    kind: Literal["image"] = "image"
+    height: int
+    width: int
+    channels: int
+
+
+class TextInput(AnswerSchema):
+    """`{"text": ...}`"""
+
+    kind: Literal["text"] = "text"
+
+
+class Feature(AnswerSchema):
+    """A column of a table: a number, of which the training data has these values, or one of several words."""
+
+    name: str
+    min: float | None
+    max: float | None
+    median: float | None
+    integer: bool = Field(description="Whether all values are whole numbers.")
+    choices: list[str] | None = Field(description="The words of a category; null: a number.")
+    optional: bool = Field(description="Whether null may be given for a number that is not known.")
+
+
+class FeaturesInput(AnswerSchema):
+    """`{"features": {name: value}}`, with a value for each."""
+
+    kind: Literal["features"] = "features"
+    features: list[Feature]
+
+
+class OtherInput(AnswerSchema):
+    """A form of the task's own."""
+
+    kind: Literal["other"] = "other"
+
+
 class IndexDetails(IndexInfo):
     methods: list[str]
     class_names: list[str] | None
     query_rows: int = Field(description="Size of the task's query data set, 0 if it has none.")
     conventions: dict[str, str] = Field(description="By method: sign and unit of its scores.")
+    splits: dict[Split, int] = Field(
+        default_factory=dict, description="Number of rows of `train`, deleted ones included, and of `query`."
+    )
+    input: ImageInput | TextInput | FeaturesInput | OtherInput | None = Field(
+        None, description="What an example of a request looks like; null: the task takes none."
+    )
+    columns: list[str] = Field(
+        default_factory=list, description="Names for a filter's `where`, for `by` of groups, and for `GET /columns`."
+    )
+    layers: list[str] = Field(default_factory=list, description="Layers whose shares a score can be split into.")
+    can_retrain: bool = Field(False, description="Whether the task can train a model on some of its rows.")
 
 
 class Timing(AnswerSchema):
@@ -220,7 +271,7 @@ class SelfInfluenceAnswer(ScoresAnswer):
 
 
 class ExampleAnswer(AnswerSchema):
-    """One row of a data set. Prediction, loss and correct are known only for training rows."""
+    """One row of a data set; prediction, loss and correct are those of the last checkpoint, null where unknown."""
 
     split: Split
     row: int
@@ -230,7 +281,7 @@ class ExampleAnswer(AnswerSchema):
     prediction_name: str | None
     loss: float | None
     correct: bool | None
-    example: Payload
+    example: Payload | None = Field(description="As of a hit; null where rendering was not asked for.")
 
     def _repr_html_(self) -> str:
         words = f"{self.split} row {self.row}, label {label_text(self.label, self.label_name)}"

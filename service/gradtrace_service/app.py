@@ -15,11 +15,13 @@ from fastapi import FastAPI
 
 from gradtrace import Index
 from gradtrace_service.answers.influence import warm_up
+from gradtrace_service.engine.background import Background
 from gradtrace_service.engine.engine import Engine
 from gradtrace_service.engine.processes import ProcessWorker
 from gradtrace_service.engine.work import Work
 from gradtrace_service.engine.workers import ThreadWorker, Worker
 from gradtrace_service.http import (
+    browse_routes,
     docs_page,
     event_routes,
     generation_routes,
@@ -156,7 +158,7 @@ def _app(
         telemetry=None if tracing is None else {"tracer_provider": tracing, "operation_spans": False},
     )
     app.state.engine, app.state.jobs, app.state.ready = engine, jobs, False
-    app.state.streams = OpenStreams()
+    app.state.background, app.state.streams = Background(engine), OpenStreams()
     app.state.metrics, app.state.tracer_provider, app.state.summaries = metrics, tracing, offered.summaries
     app.state.index_name, app.state.rows_of, app.state.database = offered.index_name, offered.rows_of, database
     app.state.changes = Changes(offered.names, offered.rows_of, database, jobs)
@@ -164,7 +166,13 @@ def _app(
     add_problem_handlers(app)
     optional = [] if jobs is None else [job_routes.router, generation_routes.router]
     optional += [] if database is None else [state_routes.router]
-    for router in (query_routes.router, *optional, event_routes.router, ops_routes.metrics_router):
+    for router in (
+        query_routes.router,
+        browse_routes.router,
+        *optional,
+        event_routes.router,
+        ops_routes.metrics_router,
+    ):
         app.include_router(router, **guarded(settings))
     app.include_router(ops_routes.open_router)
     app.include_router(docs_page.router)
@@ -184,6 +192,7 @@ async def _lifespan(app: FastAPI, audit: AuditLog) -> AsyncIterator[None]:
     yield
     for task in background:
         task.cancel()
+    app.state.background.close()
     if jobs is not None:
         await jobs.close()
     if database is not None:

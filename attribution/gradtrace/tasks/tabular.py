@@ -96,6 +96,19 @@ class _Tabular(DataTask):
         cells = zip(self.feature_names, example[0].cpu().numpy(), strict=True)
         return {"features": {name: self._rendered(name, value) for name, value in cells}}
 
+    def in_memory(self, dataset: Any) -> bool:
+        """Whether `table` reads any number of rows of `train` or `query` at once."""
+        return isinstance(dataset, TensorRows) and isinstance(dataset.inputs, Tensor)
+
+    def table(self, dataset: Any, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """The features of some rows of `train` or `query` as examples hold them: unscaled, NaN for a missing number,
+        categories by their number. float32 [rows, features]."""
+        if self.in_memory(dataset):
+            table: Tensor = dataset.inputs[torch.as_tensor(rows)]
+        else:
+            table = torch.stack([dataset[int(row)][0] for row in rows])
+        return table.cpu().float().numpy()
+
     def _column(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if name in self.categories:
             codes = {word: number for number, word in enumerate(self.categories[name])}

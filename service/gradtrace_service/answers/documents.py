@@ -12,10 +12,9 @@ from gradtrace.methods import METHODS, MethodOptions
 from gradtrace.store.manifest import FisherEntry
 from gradtrace_client import schemas
 from gradtrace_client.request_schemas import Question
-from gradtrace_client.schemas import IndexDetails, IndexInfo, Timing
-from gradtrace_service.answers.questions import options_of, split_size
+from gradtrace_client.schemas import IndexInfo, Timing
+from gradtrace_service.answers.questions import options_of
 from gradtrace_service.answers.rendering import Renderer
-from gradtrace_service.engine.work import each_alone
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -74,17 +73,4 @@ def index_info(index: Index) -> IndexInfo:
         dimensions=manifest.basis.dimensions,
         basis=manifest.basis.kind,
         verified=index.verified,
-    )
-
-
-@each_alone
-def index_details(index: Index, request: None, waited_ms: float) -> IndexDetails:
-    """Answer GET /index."""
-    names = index.task.class_names
-    return IndexDetails(
-        **dict(index_info(index)),
-        methods=list(index.methods),
-        class_names=None if names is None else list(names),
-        query_rows=split_size(index, "query"),
-        conventions={method: convention(method, fisher=index.manifest.fisher) for method in index.methods},
     )

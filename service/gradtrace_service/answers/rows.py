@@ -1,4 +1,4 @@
-"""Answers that show rows of the data sets, asked for by their place in an order or by their number."""
+"""Training rows by their influence on themselves."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from gradtrace import Index, RowFilter, Task
 from gradtrace.methods import MethodOptions
 from gradtrace.task import Label
 from gradtrace_client.request_schemas import SelfInfluenceRequest
-from gradtrace_client.schemas import ExampleAnswer, SelfInfluenceAnswer, Split
+from gradtrace_client.schemas import SelfInfluenceAnswer
 from gradtrace_service.answers import documents
-from gradtrace_service.answers.questions import check_names, options_of, why_absent
-from gradtrace_service.answers.rendering import rendered_rows, renderer
+from gradtrace_service.answers.questions import check_names, options_of
+from gradtrace_service.answers.rendering import renderer
 from gradtrace_service.engine.work import each_alone
-from gradtrace_service.errors import NoSuchRowError
 from gradtrace_service.ops.timings import milliseconds_since
 
 # What was asked for, and the scores: 4 bytes a row. They end with their generation.
@@ -59,31 +58,6 @@ def _self_influence(index: Index, request: SelfInfluenceRequest) -> NDArray[np.f
     if known is None or known[0] != asked:
         known = _last_scores[index] = asked, index.self_influence(method=request.method, **options_of(request))
     return known[1]
-
-
-@each_alone
-def example(index: Index, request: tuple[Split, int], waited_ms: float) -> ExampleAnswer:
-    """Answer GET /examples/{split}/{row}, of which `request` holds the split and the row.
-
-    Raises:
-        NoSuchRowError: the split has no such row.
-    """
-    split, row = request
-    if (reason := why_absent(index, split, row)) is not None:
-        raise NoSuchRowError("row", reason)
-    if split == "train":
-        hit = documents.hit(index.task, _stored_hit(index, row, 0.0), renderer(index, True))
-        return documents.document(ExampleAnswer, hit, split=split)
-    query = index.task.query[row]
-    label = index.label(query)
-    return ExampleAnswer(
-        split=split,
-        row=row,
-        label=label,
-        label_name=index.task.label_name(label),
-        **dict.fromkeys(("prediction", "prediction_name", "loss", "correct")),
-        example=rendered_rows(index).example(query),
-    )
 
 
 def _stored_hit(index: Index, row: int, score: float) -> gradtrace.Hit:

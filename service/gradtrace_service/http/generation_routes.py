@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from gradtrace_client.service_schemas import Generations
 from gradtrace_service.http.json_bodies import JsonRoute
 from gradtrace_service.http.problems import error_responses
-from gradtrace_service.http.query_routes import Choice
+from gradtrace_service.http.timed_engine import Choice
 from gradtrace_service.indexes.history import generations
 from gradtrace_service.indexes.hosted import Hosted, known_name
 

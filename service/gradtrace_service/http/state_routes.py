@@ -28,7 +28,7 @@ from gradtrace_service.engine.work import Work
 from gradtrace_service.http.json_bodies import JsonRoute
 from gradtrace_service.http.keeping import Keeping, Kept
 from gradtrace_service.http.problems import error_responses
-from gradtrace_service.http.query_routes import Workers
+from gradtrace_service.http.timed_engine import Workers
 from gradtrace_service.state import marks, questions
 from gradtrace_service.state.data_sets import TrainingRows
 from gradtrace_service.state.exports import Export, export

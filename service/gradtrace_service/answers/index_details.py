@@ -1,0 +1,43 @@
+"""What an index holds, and what may be asked of it."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+from gradtrace import Index
+from gradtrace_client.schemas import IndexDetails
+from gradtrace_service.answers.documents import convention, index_info
+from gradtrace_service.answers.inputs import Input, input_of
+from gradtrace_service.answers.questions import split_size
+from gradtrace_service.engine.work import each_alone
+
+_inputs: WeakKeyDictionary[Index, Input] = WeakKeyDictionary()  # the ranges of a large table take a while
+
+
+@each_alone
+def index_details(index: Index, request: None, waited_ms: float) -> IndexDetails:
+    """Answer GET /index."""
+    names, query_rows = index.task.class_names, split_size(index, "query")
+    if index not in _inputs:
+        _inputs[index] = input_of(index.task, index.present)
+    return IndexDetails(
+        **dict(index_info(index)),
+        methods=list(index.methods),
+        class_names=None if names is None else list(names),
+        query_rows=query_rows,
+        conventions={method: convention(method, fisher=index.manifest.fisher) for method in index.methods},
+        splits={"train": index.rows, "query": query_rows},
+        input=_inputs[index],
+        columns=list(index.columns),
+        layers=_layers(index),
+        can_retrain=index.task.has_fit,
+    )
+
+
+def _layers(index: Index) -> list[str]:
+    """In the model's order; none where the basis mixes them."""
+    bases = index.contents.bases
+    if any(basis.projects_all_layers for basis in bases):
+        return []
+    names = {name for basis in bases for name in basis.layers}
+    return [layer.name for layer in index.contents.last_model.plan.layers if layer.name in names]
