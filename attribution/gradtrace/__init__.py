@@ -27,7 +27,8 @@ from gradtrace.index import Index
 from gradtrace.opening import open_index
 from gradtrace.recording import InfluenceRecorder, Recording, read_recording
 from gradtrace.results.groups import GroupInfluence, GroupInfluences
-from gradtrace.results.hits import Distribution, Hit, InfluenceResult, InfluenceResults, Recall
+from gradtrace.results.hits import Distribution, Histogram, Hit, InfluenceResult, InfluenceResults, Recall
+from gradtrace.results.probable_classes import ClassProbability
 from gradtrace.store.row_filter import RowFilter
 from gradtrace.task import Task
 
@@ -35,6 +36,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CheckpointRecorder",
+    "ClassProbability",
     "CorruptIndexError",
     "CurvatureError",
     "DatasetError",
@@ -44,6 +46,7 @@ __all__ = [
     "GradtraceError",
     "GroupInfluence",
     "GroupInfluences",
+    "Histogram",
     "Hit",
     "IncompleteIndexError",
     "Index",

@@ -8,18 +8,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.basis import Basis
+from gradtrace.data.dataset import fetch
 from gradtrace.fitted.curvature import Curvature
 from gradtrace.fitted.representer_head import Refit
 from gradtrace.fitted.trak_kernels import Kernel
+from gradtrace.models.class_probabilities import number_of_classes
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.search.by_name import Searcher
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.rows import RowStore
-from gradtrace.task import Task
+from gradtrace.task import Example, Task
 
 
 @dataclass
@@ -54,6 +57,17 @@ class IndexContents:
     def columns(self) -> dict[str, NDArray[Any]]:
         """label, prediction, loss, correct and norm at the last checkpoint, each [stored rows]."""
         return self.store.columns(self.manifest.last_checkpoint)
+
+    @cached_property
+    def classes(self) -> int | None:
+        """The number of classes that labels are of; None: labels are values, or there are none."""
+        return number_of_classes(self.last_model, self.first_row, self.columns["label"].astype(np.float64))
+
+    @property
+    def first_row(self) -> Example:
+        """The first training row that is there."""
+        (example,) = fetch(self.task.train, self.store.row_ids.live_ids()[:1].tolist())
+        return example
 
     @cached_property
     def last_model(self) -> GradientModel:

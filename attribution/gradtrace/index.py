@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,9 @@ from typing_extensions import Unpack
 
 from gradtrace import methods
 from gradtrace.contents import IndexContents
-from gradtrace.data.dataset import fetch
 from gradtrace.errors import GradtraceError, QueryError
 from gradtrace.models.queries import QUERY_BATCH, Query, is_one_example, require_labels, resolve_queries
+from gradtrace.models.targets import Target, TargetLabels, check_replaceable, target_labels
 from gradtrace.results.answering import Aggregate, Answering, Include, Stopwatch, check_aggregate
 from gradtrace.results.display import describe, frame, table_html
 from gradtrace.results.groups import GroupInfluences, RowGroups
@@ -71,7 +71,7 @@ class Index:
         k: int = 10,
         method: str = "tracin",
         filter: RowFilter | Mapping[str, Any] | None = None,  # noqa: A002  (the word of the HTTP contract)
-        target: str | None = None,
+        target: Target | None = None,
         rescore: bool = False,
         aggregate: Aggregate | None = None,
         include: Collection[Include] = (),
@@ -84,12 +84,15 @@ class Index:
             method: one of `methods`; docs/methods.md says what each estimates.
             options: the method's own, see `methods.MethodOptions`.
             filter: which rows may be found, a RowFilter or its conditions as a dict: {"labels": [3]}.
-            target: "loss" explains the loss even where the task defines a measurement.
+            target: "loss" explains the loss even where the task defines a measurement; {"label": c} the loss that each
+                example would have with this label, by number or name; {"label": c, "rather_than": d} the loss at c
+                minus that at d, of which proponents are the rows that push towards c.
             rescore: recompute the full gradients of the rows found, twice as many at either end as asked for, and order
                 them by exact scores.
             aggregate: "mean": one result, whose scores are the means over the examples of their scores.
             include: "layers", each score's shares by layer; "percentiles", where each score stands among the scores of
-                all rows, which reads the whole index.
+                all rows, and "histogram", that of all these scores, which read the whole index; "probabilities", those
+                of the classes.
 
         Raises:
             QueryError: something asked for does not exist.
@@ -101,7 +104,7 @@ class Index:
         known = methods.METHODS[method]
         answering = Answering(self.contents, known, scoring, k, allowed, rescore, aggregate, include, recall)
         with (stopwatch := Stopwatch())("gradient"):
-            queries = self._resolved(examples, target)
+            queries = self._resolved(examples, method, target)
             vectors, losses = scoring.query_vectors(queries)
         return answering.answer(queries, vectors, losses, stopwatch)
 
@@ -110,7 +113,7 @@ class Index:
         examples: Sequence[Example],
         *,
         method: str = "tracin",
-        target: str | None = None,
+        target: Target | None = None,
         **options: Unpack[methods.MethodOptions],
     ) -> NDArray[np.float32]:
         """The score of every training row for each example. float32 [queries, rows].
@@ -121,7 +124,7 @@ class Index:
         Raises as `influence`.
         """
         scoring = self.scoring(method, **options)
-        vectors, _ = scoring.query_vectors(self._resolved(examples, target))
+        vectors, _ = scoring.query_vectors(self._resolved(examples, method, target))
         return self._row_ids.spread(scoring.scores(vectors), 0.0 if methods.METHODS[method].signed else -np.inf)
 
     def pairs(
@@ -130,7 +133,7 @@ class Index:
         queries: Sequence[Example],
         *,
         method: str = "tracin",
-        target: str | None = None,
+        target: Target | None = None,
         **options: Unpack[methods.MethodOptions],
     ) -> NDArray[np.float32]:
         """The score that training examples have, or would have were they rows of the index (Pruthi et al. 2020, Remark
@@ -148,7 +151,7 @@ class Index:
         """
         scoring = self.scoring(method, **options)
         require_labels(self.task, train_examples)
-        vectors, _ = scoring.query_vectors(self._resolved(queries, target))
+        vectors, _ = scoring.query_vectors(self._resolved(queries, method, target))
         rows = scoring.row_vectors(train_examples)
         scores: NDArray[np.float32] = (vectors.flatten(1) @ rows.flatten(1).T).cpu().numpy()
         return scores
@@ -160,7 +163,7 @@ class Index:
         by: str = "label",
         method: str = "tracin",
         filter: RowFilter | Mapping[str, Any] | None = None,  # noqa: A002
-        target: str | None = None,
+        target: Target | None = None,
         aggregate: Aggregate | None = None,
         **options: Unpack[methods.MethodOptions],
     ) -> list[GroupInfluences]:
@@ -175,7 +178,7 @@ class Index:
         scoring = self.scoring(method, **options)
         check_aggregate(aggregate)
         groups = RowGroups(self.contents.columns, by, self._allowed(filter))
-        vectors, _ = scoring.query_vectors(self._resolved(examples, target))
+        vectors, _ = scoring.query_vectors(self._resolved(examples, method, target))
         vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
         together = max(1, _SCORES_TOGETHER // scoring.store.rows)
         return [groups.influence(scores) for batch in vectors.split(together) for scores in scoring.scores(batch)]
@@ -203,13 +206,13 @@ class Index:
         examples: Sequence[Example],
         *,
         method: str = "tracin",
-        target: str | None = None,
+        target: Target | None = None,
         **options: Unpack[methods.MethodOptions],
     ) -> None:
         """Compute the examples' query vectors, to see whether they can be asked about. Raises as `influence`, or
         whatever the task and the model raise for an example that they cannot take."""
         scoring = self.scoring(method, **options)
-        scoring.query_vectors(self._resolved(examples, target))
+        scoring.query_vectors(self._resolved(examples, method, target))
 
     def _allowed(self, row_filter: RowFilter | Mapping[str, Any] | None) -> NDArray[np.bool_] | None:
         """Which stored rows may be found; None: all. [stored rows]"""
@@ -217,18 +220,33 @@ class Index:
             return self._row_ids.allowed(None)
         return self._row_ids.allowed(RowFilter.of(row_filter).mask(self.rows, self.columns, self.task.class_names))
 
-    def _resolved(self, examples: Sequence[Example], target: str | None) -> list[Query]:
+    def check_target(self, method: str, target: Target | None) -> Literal["loss"] | TargetLabels | None:
+        """What is explained, with labels as numbers.
+
+        Raises:
+            QueryError: there is no such target, or this task or method has none that names labels.
+        """
+        if isinstance(target, Mapping):
+            if not methods.METHODS[method].uses_labels:
+                raise QueryError(f"method {method!r} compares representations, whatever the label: leave target out")
+            labels = target_labels(target, self.task, self.contents.classes)
+            check_replaceable(self.task, self.contents.first_row, labels)
+            return labels
+        if target not in (None, "loss"):
+            raise QueryError(f'unknown target {target!r}; leave it out, or pass "loss" or {{"label": ...}}')
+        return target
+
+    def _resolved(self, examples: Sequence[Example], method: str, target: Target | None) -> list[Query]:
         if not len(examples):
             raise QueryError("no example to explain")
-        last = self.contents.last_model
+        last, checked = self.contents.last_model, self.check_target(method, target)
         try:
             batches = (examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH))
-            return [query for batch in batches for query in resolve_queries(last, batch, target)]
+            return [query for batch in batches for query in resolve_queries(last, batch, checked)]
         except GradtraceError:
             raise
         except Exception as error:
-            first = fetch(self.task.train, self._row_ids.live_ids()[:1].tolist())
-            if any(is_one_example(examples, row) for row in first):
+            if is_one_example(examples, self.contents.first_row):
                 raise QueryError("this is one example where a list of examples is asked for: pass [example]") from error
             raise
 

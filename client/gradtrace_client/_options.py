@@ -37,15 +37,17 @@ class InfluenceOptions(QuestionOptions, total=False):
     """The options of `influence`: the `QuestionOptions`, and those below. Each may be left out.
 
     filter: Which training rows are searched, as a `RowFilter` or a dict of its fields. Default: all.
-    target: `loss` explains the loss even if the task defines another measurement.
+    target: `loss` explains the loss even if the task defines another measurement; `{"label": "dog"}` the loss at that
+        label; `{"label": "dog", "rather_than": "cat"}` the difference: proponents push towards the first.
     rescore: Recompute the full gradients of twice as many rows as asked for at either end, and order them by their
         exact scores. Default: False.
     include: What hits carry: `parts`, the score by checkpoint; `layers`, the score by layer; `percentiles`, the score's
-        place among those of all rows; `examples`, the rendered example. Default: `parts` and `examples`.
+        place among those of all rows; `examples`, the rendered example. What results carry: `histogram`, that of the
+        scores of all rows; `probabilities`, those of the query's classes. Default: `parts` and `examples`.
     """
 
     filter: RowFilter | Mapping[str, Any] | None
-    target: Target | None
+    target: Target | Mapping[str, Any] | None
     rescore: bool
     include: Iterable[Include]
 
@@ -55,12 +57,12 @@ class PairsOptions(QuestionOptions, total=False):
 
     examples: Several queries in the task's own form.
     query_rows: Queries, as rows of the task's query data set.
-    target: `loss` explains the loss even if the task defines another measurement.
+    target: As in `InfluenceOptions`.
     """
 
     examples: Sequence[Mapping[str, Any]] | None
     query_rows: Sequence[int] | None
-    target: Target | None
+    target: Target | Mapping[str, Any] | None
 
 
 class GroupsOptions(PairsOptions, total=False):

@@ -14,7 +14,9 @@ from pydantic import (
     Field,
     JsonValue,
     PlainValidator,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
     model_validator,
 )
 
@@ -96,8 +98,7 @@ Value = Annotated[
 Weights = Literal["learning_rate", "learning_rate_steps", "equal"]
 Similarity = Literal["cosine", "dot", "l2"]
 Aggregate = Literal["mean"]
-Target = Literal["loss"]
-Include = Literal["parts", "layers", "percentiles", "examples"]
+Include = Literal["parts", "layers", "percentiles", "histogram", "probabilities", "examples"]
 Order = Literal["descending", "ascending"]
 
 
@@ -138,6 +139,27 @@ class RequestSchema(BaseModel):
                 f"there are {len(data):,} fields, of which {len(cls.model_fields)} are known; leave out others"
             )
         return data
+
+
+class LabelTarget(RequestSchema):
+    """The loss that the query would have with another label; or how much greater it is than with a second one."""
+
+    label: Class = Field(description="The loss at this label is explained: a class by number or name, or a value.")
+    rather_than: Class | None = Field(
+        None, description="The loss at `label` minus that at this one is explained: proponents push towards `label`."
+    )
+
+
+def _target(value: Any, read: ValidatorFunctionWrapHandler) -> LabelTarget | Literal["loss"]:
+    """By hand, because pydantic's unions put the type's name into the path of the field."""
+    if value == "loss":
+        return "loss"
+    if not isinstance(value, dict | LabelTarget):
+        raise ValueError('give "loss", or an object with label and, for a contrast, rather_than')
+    return LabelTarget.model_validate(value)
+
+
+Target = Annotated[LabelTarget | Literal["loss"], WrapValidator(_target)]
 
 
 class Condition(RequestSchema):
@@ -206,7 +228,9 @@ class _ExamplesQuestion(Question):
         None, min_length=1, max_length=MAX_QUERIES, description="Rows of the training data set."
     )
     target: Target | None = Field(
-        None, description="`loss`: explain the loss even where the task defines another measurement."
+        None,
+        description="`loss`: explain the loss even where the task defines another measurement. An object: explain the "
+        "loss at another label, or the difference of the losses at two.",
     )
 
 
@@ -243,7 +267,8 @@ class InfluenceRequest(Queries):
     include: Annotated[frozenset[Include], Field(fail_fast=True), _at_most(_MAX_FIELDS)] = Field(
         frozenset(("parts", "examples")),
         description="What hits carry besides: `parts`, the score by checkpoint; `layers`, the score by layer; "
-        "`percentiles`, where the score stands among those of all rows; `examples`, the rendered example.",
+        "`percentiles`, where the score stands among those of all rows; `examples`, the rendered example. What results "
+        "carry: `histogram`, that of the scores of all rows; `probabilities`, those of the query's classes.",
     )
 
     @model_validator(mode="after")

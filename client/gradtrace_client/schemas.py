@@ -152,28 +152,47 @@ class Hit(AnswerSchema):
         return example_text(self.example)
 
 
+class ClassProbability(AnswerSchema):
+    label: Label
+    label_name: str | None
+    probability: float
+
+
 class QueryInfo(AnswerSchema):
-    """What was explained. `split` and `row` are set if the query was given by its row.
+    """What was explained. `split` and `row` are set if the query was given by its row. `loss` is that at the query's
+    own label, or else at the predicted one, whatever the target.
 
     For the mean of several queries, `rows` takes the place of `row`, `label` and `prediction` are set only if all
-    queries share them, and `loss` is their mean.
+    queries share them, and `loss` and `probabilities` are their means.
     """
 
     split: Split | None
     row: int | None
     rows: list[int] | None = None
     count: int = Field(default=1, description="Number of queries, if it is a mean.")
-    target: str = Field(description="The quantity explained, such as `loss` or `loss at the predicted label`.")
+    target: str = Field(description="The quantity explained, in words, such as `loss at the predicted label`.")
     label: Label | None
     label_name: str | None
     prediction: Label | None
     prediction_name: str | None
     loss: float | None
+    probabilities: list[ClassProbability] | None = Field(
+        default=None,
+        description="Of the classes, at the last checkpoint used, the largest first, at most 20; null if they were not "
+        "included, or the task gives no scores of classes.",
+    )
     example: Payload | None
 
     def example_text(self) -> str:
         """The example in one line of at most 200 characters; an image is only named."""
         return example_text(self.example)
+
+
+class Histogram(AnswerSchema):
+    """Bins of equal width from the lowest to the highest score: one more edge than counts."""
+
+    edges: list[float]
+    counts: list[int] = Field(description="Rows with a score from an edge to the next; the last bin has both its ends.")
 
 
 class Distribution(AnswerSchema):
@@ -182,6 +201,7 @@ class Distribution(AnswerSchema):
     mean: float
     std: float
     quantiles: dict[str, float] = Field(description="By percentage: `0` is the lowest score, `100` the highest.")
+    histogram: Histogram | None = Field(default=None, description="Only if `histogram` was included.")
 
 
 class Influence(AnswerSchema):
@@ -197,7 +217,9 @@ class Influence(AnswerSchema):
     rows_searched: int = Field(description="Rows that passed the filter.")
     rows_touched: int = Field(description="Rows for which the search read more than the first level.")
     rows_rescored: int = Field(default=0, description="Rows whose full gradients were recomputed.")
-    distribution: Distribution | None = Field(default=None, description="Only if `percentiles` were included.")
+    distribution: Distribution | None = Field(
+        default=None, description="Only if `percentiles` or `histogram` were included."
+    )
     note: str | None = Field(
         default=None, description="Why there are fewer hits than asked for, or why every score is zero."
     )

@@ -68,13 +68,25 @@ FilterOption = Annotated[
 ]
 IncludeOption = Annotated[
     list[str] | None,
-    typer.Option(help='"layers": scores by layer; "percentiles": where scores stand among all. Repeatable.'),
+    typer.Option(
+        help='"layers": scores by layer; "percentiles": where scores stand among all; "histogram": of all scores, with '
+        '--json; "probabilities": of the classes. Repeatable.'
+    ),
+]
+TargetLabelOption = Annotated[
+    str | None, typer.Option(help="Explain the loss at this label: a number or a class name. Why not a dog?")
+]
+RatherThanOption = Annotated[
+    str | None, typer.Option(help="With --target-label: explain the loss there minus that at this label.")
+]
+TargetOption = Annotated[
+    str | None, typer.Option(help='"loss": explain the loss even where the task defines another measurement.')
 ]
 KeyOption = Annotated[str | None, typer.Option(envvar="GRADTRACE_API_KEY")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")]
 
 # Fields of a request that need a flag of another kind.
-_SPELLED = {"index", *SOURCES, "checkpoints", "filter", "include"}
+_SPELLED = {"index", *SOURCES, "checkpoints", "target", "filter", "include"}
 
 _QUERY_HELP = """Ask which training rows made the model predict that.
 
@@ -85,6 +97,7 @@ docs/queries.md describes every option, with its cost. Examples, with U for http
   gradtrace query runs/1/index --task my_task.py:MyTask --train-row 17
   gradtrace query U --image cat.png --label cat --rescore
   gradtrace query U --query-row 3 --include layers --include percentiles
+  gradtrace query U --query-row 3 --target-label dog --rather-than cat
   gradtrace query U --query-row 3 --query-row 8 --aggregate mean
   gradtrace query U --query-row 3 --filter '{"labels": ["cat", 5]}'
   gradtrace query U --query-row 3 --filter '{"where": {"loss": {"min": 1}}}'
@@ -178,6 +191,9 @@ def query(
     checkpoint: CheckpointOption = None,
     row_filter: FilterOption = None,
     include: IncludeOption = None,
+    target: TargetOption = None,
+    target_label: TargetLabelOption = None,
+    rather_than: RatherThanOption = None,
     api_key: KeyOption = None,
     as_json: JsonOption = False,
     **flags: Any,
@@ -189,6 +205,7 @@ def query(
         "train_rows": train_row,
         "checkpoints": checkpoint,
         "filter": None if row_filter is None else _json_object("--filter", row_filter),
+        "target": _target(target, target_label, rather_than),
         "include": ["parts", "examples", *(include or ())],
         **flags,
     }
@@ -252,8 +269,26 @@ def _payload(example: str | None, image: Path | None, label: str | None) -> dict
         return None if example is None else _json_object("--example", example)
     payload: dict[str, Any] = {"image": image}
     if label is not None:
-        payload["label"] = int(label) if label.lstrip("-").isdecimal() else label
+        payload["label"] = _number_or_name(label)
     return payload
+
+
+def _target(target: str | None, label: str | None, rather_than: str | None) -> str | dict[str, Any] | None:
+    if label is None:
+        if rather_than is not None:
+            raise QueryError("--rather-than belongs to --target-label, whose loss is compared with")
+        return target
+    if target is not None:
+        raise QueryError("give --target or --target-label, not both")
+    fields = {"label": label, "rather_than": rather_than}
+    return {name: _number_or_name(value) for name, value in fields.items() if value is not None}
+
+
+def _number_or_name(label: str) -> float | str:
+    try:
+        return float(label) if "." in label else int(label)
+    except ValueError:
+        return label
 
 
 def _json_object(option: str, text: str) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gradtrace_client.schemas import Hit, Influence, InfluenceAnswer, Label, QueryInfo, Timing
+from gradtrace_client.schemas import ClassProbability, Hit, Influence, InfluenceAnswer, Label, QueryInfo, Timing
 
-_SHOWN = 3  # rows of a mean, and layers of a hit
+_SHOWN = 3  # rows of a mean, layers of a hit, and classes
 
 
 def print_answer(answer: InfluenceAnswer) -> None:
@@ -20,6 +20,8 @@ def print_answer(answer: InfluenceAnswer) -> None:
         console.print(f"\n[bold]{escape(_question(result.query))}[/bold]")
         if _has_text(result.query):
             console.print(escape(result.query.example_text()))
+        if result.query.probabilities:
+            console.print(escape(_probabilities(result.query.probabilities)))
         for title, colour, hits in (("Proponents", "green", result.proponents), ("Opponents", "red", result.opponents)):
             if hits:
                 console.print(_table(title, colour, hits))
@@ -37,6 +39,11 @@ def _question(query: QueryInfo) -> str:
         return f"{_subject(query)}{_loss(query)}; explained: {query.target}"
     label = "without a label" if query.label is None else f"labelled {_label(query.label, query.label_name)}"
     return f"{_subject(query)}, {label}, {_predicted(query)}; explained: {query.target}"
+
+
+def _probabilities(classes: Sequence[ClassProbability]) -> str:
+    shown = (f"{_label(entry.label, entry.label_name)} {entry.probability:.3g}" for entry in classes[:_SHOWN])
+    return f"Probabilities: {', '.join(shown)}{' ...' * (len(classes) > _SHOWN)}"
 
 
 def _subject(query: QueryInfo) -> str:

@@ -14,7 +14,7 @@ from gradtrace.contents import IndexContents
 from gradtrace.data.batches import ExampleBatch
 from gradtrace.devices import map_in_threads
 from gradtrace.methods.method import Scoring
-from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors, query_batches
+from gradtrace.models.queries import QUERY_BATCH, Query, explained_batches, named_in_errors, query_batches
 from gradtrace.models.task_model import MeasureName
 from gradtrace.search.scored_rows import Floats
 from gradtrace.task import Example
@@ -49,13 +49,15 @@ class GradientScoring(Scoring):
         widths = [self._contents.basis_of(block).coordinates for block in self.query_at]
         coordinates = [torch.empty(len(queries), width, device=model.device) for width in widths]
         for numbers, measure in query_batches(model, queries):
-            batch = model.batch([queries[number].example for number in numbers])
+            asked = [queries[number] for number in numbers]
+            batches, at_other_labels = explained_batches(model, asked), bool(asked[0].relabelled)
             with named_in_errors(numbers):
                 # Every checkpoint has a model of its own, so they run side by side.
-                encoded = map_in_threads(partial(self.encode, batch=batch, measure=measure), checkpoints, model.device)
-                by_checkpoint = dict(zip(checkpoints, encoded, strict=True))
-                has_losses = measure == "loss" and last in by_checkpoint
-                values = by_checkpoint[last][1] if has_losses else model.losses(batch)
+                encode = partial(self._encode_explained, batches=batches, measure=measure)
+                by_checkpoint = dict(zip(checkpoints, map_in_threads(encode, checkpoints, model.device), strict=True))
+                has_losses = measure == "loss" and last in by_checkpoint and not at_other_labels
+                with_labels = model.batch([query.example for query in asked]) if at_other_labels else batches[0]
+                values = by_checkpoint[last][1] if has_losses else model.losses(with_labels)
             for position, checkpoint in enumerate(self.query_at):
                 coordinates[position][numbers] = by_checkpoint[checkpoint][0]
             for number, value in zip(numbers, values.tolist(), strict=True):
@@ -72,6 +74,15 @@ class GradientScoring(Scoring):
             if of_run:
                 rows[:, of_run] = basis.rotated(torch.stack([coordinates[position] for position in of_run], dim=1))
         return rows
+
+    def _encode_explained(
+        self, checkpoint: int, batches: Sequence[ExampleBatch], measure: MeasureName
+    ) -> tuple[Tensor, Tensor]:
+        """`encode` of the first batch, minus that of a second one for a contrast."""
+        coordinates, values = self.encode(checkpoint, batches[0], measure)
+        for subtracted in batches[1:]:
+            coordinates = coordinates - self.encode(checkpoint, subtracted, measure)[0]
+        return coordinates, values
 
     def encode(self, checkpoint: int, batch: ExampleBatch, measure: MeasureName) -> tuple[Tensor, Tensor]:
         """A batch of queries at one checkpoint: the coordinates of the measure's gradients before the basis's rotation,

@@ -118,6 +118,7 @@ class Method(ABC):
     signed: whether positive scores are proponents and negative ones opponents
     compares_gradients: whether scores are made of gradients, in the coordinates of the index; else of representations
     uses_curvature: whether scores depend on the Fisher information in the index
+    uses_labels: whether scores depend on the query's label
     forecasts: whether scores estimate the effect of training without the row
     """
 
@@ -129,6 +130,7 @@ class Method(ABC):
     )
     signed: ClassVar[bool] = True
     compares_gradients: ClassVar[bool] = True
+    uses_labels: ClassVar[bool] = True
     forecasts: ClassVar[bool] = False
     uses_curvature: ClassVar[bool] = False
 

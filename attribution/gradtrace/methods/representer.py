@@ -22,7 +22,8 @@ from gradtrace.task import Example, Label
 class Representer(Method):
     """Yeh et al. 2018, Theorem 3.1: alpha_ij <f_i, f_q>, the row's term in the refitted layer's output j for the query.
 
-    j is the query's label, or the predicted label if it has none; a layer that predicts values has one output.
+    j is the query's label, or the predicted label if it has none, or the label of the target (of a contrast, the
+    difference of two outputs); a layer that predicts values has one output.
     `fitted.representer_head` fits the layer to the rows' labels (Section 3.1 of the paper).
     """
 
@@ -31,9 +32,9 @@ class Representer(Method):
     sign = ""
     compares_gradients = False
     meaning = (
-        "Score: the row's term in the last layer's output for the query's class (its label, or the predicted one; for "
-        "values the predicted value), with that layer refitted under L2 regularisation. The terms of all rows sum to "
-        "that output: positive raised it, negative lowered it. Of several runs, the mean over their models"
+        "Score: the row's term in the last layer's output for the query's class (its label, the predicted one or the "
+        "target's; for values the predicted value), with that layer refitted under L2 regularisation. The terms of all "
+        "rows sum to that output: positive raised it, negative lowered it. Of several runs, the mean over their models"
     )
 
     def lacks(self, manifest: Manifest) -> str | None:
@@ -61,9 +62,16 @@ class _RepresenterScoring(RepresentationScoring):
     def _query_side(self, representations: Tensor, queries: Sequence[Query]) -> Tensor:
         f = with_constant(representations)
         vectors = f.new_zeros(len(f), f.shape[1], self._outputs, f.shape[2])
-        outputs = [self._output(query.prediction if query.label is None else query.label) for query in queries]
-        vectors[range(len(f)), :, outputs] = f
+        for number, query in enumerate(queries):
+            for sign, label in zip((1, -1), self._explained(query), strict=False):
+                vectors[number, :, self._output(label)] += sign * f[number]
         return vectors.flatten(2)
+
+    def _explained(self, query: Query) -> Sequence[Label | None]:
+        """The label whose output is explained; the output of a second one is subtracted."""
+        if query.target_labels and self._refit.entry.classes is None:
+            raise QueryError("method 'representer' explains the predicted value, whatever the label: leave target out")
+        return query.target_labels or [query.prediction if query.label is None else query.label]
 
     def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
         f, shares = with_constant(rows), self._refit.shares[position, start : start + len(rows)]  # [b, F + 1], [b, C]

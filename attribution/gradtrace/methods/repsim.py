@@ -34,6 +34,7 @@ class RepSim(Method):
     options = ("similarity",)
     sign = ""
     signed = False
+    uses_labels = False
     compares_gradients = False
 
     def meaning_with(self, options: MethodOptions) -> str:

@@ -42,6 +42,16 @@ class FullGradients:
             self.losses,
         )
 
+    def minus(self, others: FullGradients) -> FullGradients:
+        """Each example's gradient minus that of the same position of another batch, at the same checkpoint."""
+        negative = others.times(-torch.ones_like(others.losses))
+        layers = {**self.uses, **negative.uses}
+        return FullGradients(
+            {layer: [*self.uses.get(layer, []), *negative.uses.get(layer, [])] for layer in layers},
+            {layer: gradient - others.strays[layer] for layer, gradient in self.strays.items()},
+            self.losses - others.losses,
+        )
+
     def squared_norms(self) -> Tensor:
         """float64 [batch]: squares of float32 gradients may underflow. One example at a time: of the products of all
         pairs only the diagonal is wanted."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gradtrace.labels.call_readers import LossPart
-from gradtrace.labels.laws import BERNOULLI, BERNOULLI_PROBABILITY, GAUSSIAN, Categorical
+from gradtrace.labels.laws import GAUSSIAN, Categorical
+from gradtrace.models.class_probabilities import probabilities_by_class
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.outputs import class_probabilities
 from gradtrace.store.manifest import FisherEntry, Output
@@ -66,16 +67,12 @@ def _label_probabilities(model: GradientModel, examples: Sequence[Example]) -> T
 
 def _probabilities(part: LossPart) -> Tensor | None:
     """Of the labels that a loss function was called with, [labels]."""
-    targets, outputs = part.targets, part.outputs.detach().double()
-    if targets is None:
+    by_class = probabilities_by_class(part)
+    if by_class is None or part.targets is None:
         return None
-    if isinstance(part.law, Categorical):
-        by_class = part.law.probabilities(outputs).movedim(part.law.dim, -1).flatten(0, -2)  # [labels, classes]
-        return by_class.gather(1, targets.flatten().long()[:, None])[:, 0].cpu()
-    if part.law not in (BERNOULLI, BERNOULLI_PROBABILITY) or not bool(((targets == 0) | (targets == 1)).all()):
+    if not isinstance(part.law, Categorical) and not bool(((part.targets == 0) | (part.targets == 1)).all()):
         return None
-    ones = (outputs.sigmoid() if part.law is BERNOULLI else outputs).flatten()
-    return torch.where(targets.flatten() == 1, ones, 1 - ones).cpu()
+    return by_class.gather(1, part.targets.flatten().long()[:, None])[:, 0].cpu()
 
 
 def _errors(model: GradientModel, examples: Sequence[Example]) -> Tensor | None:

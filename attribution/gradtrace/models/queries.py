@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from torch.utils._pytree import tree_flatten
 
-from gradtrace.data.batches import size_of
+from gradtrace.data.batches import ExampleBatch, size_of
 from gradtrace.errors import LossError, QueryError
 from gradtrace.models.gradient_model import GradientModel
+from gradtrace.models.targets import TargetLabels, relabelled
 from gradtrace.models.task_model import MeasureName
 from gradtrace.task import Example, Label, Task
 
@@ -20,16 +22,30 @@ QUERY_BATCH = 64  # examples that go through the model together
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """An example with a label, what is measured on it, and what the last checkpoint says of it."""
+    """An example with a label, what is measured on it, and what the last checkpoint says of it.
+
+    target: what is explained, in words
+    target_labels: where the loss at other labels is explained, these: one, or two whose difference it is
+    relabelled: the example with each of them
+    """
 
     example: Example
     measure: MeasureName
     target: str
     label: Label | None
     prediction: Label | None
+    target_labels: tuple[Label, ...] = ()
+    relabelled: tuple[Example, ...] = ()
+
+    @property
+    def explained(self) -> tuple[Example, ...]:
+        """The examples whose measure is differentiated; the gradient of a second one is subtracted."""
+        return self.relabelled or (self.example,)
 
 
-def resolve_queries(model: GradientModel, examples: Sequence[Example], target: str | None) -> list[Query]:
+def resolve_queries(
+    model: GradientModel, examples: Sequence[Example], target: Literal["loss"] | TargetLabels | None
+) -> list[Query]:
     """Fill in missing labels with the model's predictions, and choose what is measured.
 
     A class label that was not given is the predicted one. A value that was not given would make the residual, and with
@@ -37,15 +53,20 @@ def resolve_queries(model: GradientModel, examples: Sequence[Example], target: s
     proponents are the rows that raised it).
 
     Raises:
-        QueryError: an unknown target, or a label is missing and the task predicts none.
+        QueryError: a label is missing and the task predicts none, or labels cannot be replaced by those of a target.
     """
     task = model.task
-    if target not in (None, "loss"):
-        raise QueryError(f'unknown target {target!r}; leave it out or pass "loss"')
+    if isinstance(target, TargetLabels):
+        return _at_labels(model, examples, target)
     name: MeasureName = "measurement" if task.has_measurement and target is None else "loss"
     labels = [model.label(example) for example in examples]
     lacking = [_lacks_label(task, example, label) for example, label in zip(examples, labels, strict=True)]
-    predictions = _predictions(model, examples, lacking)
+    predictions, are_labels = _predictions(model, examples, lacking)
+    if any(lacking) and not are_labels:
+        raise QueryError(
+            f"the example has no label, and {type(task).__name__} defines no predict(self, model, batch) to take one "
+            "from: give a label"
+        )
     queries = []
     for example, label, lacks, prediction in zip(examples, labels, lacking, predictions, strict=True):
         explained: tuple[MeasureName, str] = (name, name)
@@ -55,6 +76,20 @@ def resolve_queries(model: GradientModel, examples: Sequence[Example], target: s
             if isinstance(prediction, float) and name == "loss":
                 explained = ("prediction", "prediction")
         queries.append(Query(example, *explained, label, prediction))
+    return queries
+
+
+def _at_labels(model: GradientModel, examples: Sequence[Example], target: TargetLabels) -> list[Query]:
+    """Queries about the losses at other labels. One without a label of its own has the predicted one, if any."""
+    task, queries = model.task, []
+    labels = [model.label(example) for example in examples]
+    lacking = [_lacks_label(task, example, label) for example, label in zip(examples, labels, strict=True)]
+    predictions, _ = _predictions(model, examples, lacking)
+    for example, label, lacks, prediction in zip(examples, labels, lacking, predictions, strict=True):
+        at_labels = relabelled(task, example, target)
+        if lacks:
+            example = at_labels[0] if prediction is None else task.with_label(example, prediction)
+        queries.append(Query(example, "loss", target.described(task), label, prediction, target.all, at_labels))
     return queries
 
 
@@ -85,6 +120,18 @@ def query_batches(model: GradientModel, queries: Sequence[Query]) -> Iterator[tu
             yield [numbers[place] for place in places], measure
 
 
+def explained_batches(model: GradientModel, queries: Sequence[Query]) -> list[ExampleBatch]:
+    """What is differentiated of some of `query_batches`; the gradients of a second batch are subtracted."""
+    return [model.batch(examples) for examples in zip(*(query.explained for query in queries), strict=True)]
+
+
+def query_example_batches(model: GradientModel, queries: Sequence[Query]) -> Iterator[tuple[list[int], ExampleBatch]]:
+    """The queries' numbers and examples, with labels, in batches that may go through the model together."""
+    examples = [query.example for query in queries]
+    for numbers in _batches(model, examples):
+        yield numbers, model.batch([examples[number] for number in numbers])
+
+
 def _batches(model: GradientModel, examples: Sequence[Example]) -> Iterator[list[int]]:
     """Numbers of examples that may go through the model together. Where all training rows are of one size, nothing is
     known of padding: then examples are not padded to each other's."""
@@ -108,24 +155,22 @@ def named_in_errors(numbers: Sequence[int], what: str = "query") -> Iterator[Non
         raise error.naming_asked(numbers, what) from error
 
 
-def _predictions(model: GradientModel, examples: Sequence[Example], lacking: Sequence[bool]) -> list[Label | None]:
-    """The last checkpoint's prediction for each example; a placeholder stands for a missing label meanwhile."""
+def _predictions(
+    model: GradientModel, examples: Sequence[Example], lacking: Sequence[bool]
+) -> tuple[list[Label | None], bool]:
+    """The last checkpoint's prediction for each example, and whether it may stand for a missing label; a placeholder
+    does meanwhile."""
     task = model.task
     predictions: list[Label | None] = [None] * len(examples)
-    explained = model.predicts
+    are_labels = model.predicts
     if model.predicts:
         complete = [task.with_label(e, 0) if lacks else e for e, lacks in zip(examples, lacking, strict=True)]
         for numbers in _batches(model, complete):
             predicted = model.predict(model.batch([complete[number] for number in numbers]))
-            explained = task.has_predict or not predicted.is_floating_point()
+            are_labels = task.has_predict or not predicted.is_floating_point()
             for number, prediction in zip(numbers, predicted.tolist(), strict=True):
                 predictions[number] = prediction
-    if any(lacking) and not explained:
-        raise QueryError(
-            f"the example has no label, and {type(task).__name__} defines no predict(self, model, batch) to take one "
-            "from: give a label"
-        )
-    return predictions
+    return predictions, are_labels
 
 
 def _lacks_label(task: Task, example: Example, label: Label | None) -> bool:

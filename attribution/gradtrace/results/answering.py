@@ -19,13 +19,14 @@ from gradtrace.methods.method import Method, Scoring
 from gradtrace.models.queries import QUERY_BATCH, Query
 from gradtrace.results import rescoring
 from gradtrace.results.hits import Distribution, Hit, InfluenceResult, InfluenceResults, Recall
+from gradtrace.results.probable_classes import ClassProbability, class_probabilities, last_model_used, most_probable
 from gradtrace.search.scored_rows import RankingEnd, SearchResult
 from gradtrace.task import Label
 
 T = TypeVar("T")
 
 Aggregate = Literal["mean"]
-Include = Literal["layers", "percentiles"]
+Include = Literal["layers", "percentiles", "histogram", "probabilities"]
 
 
 def check_aggregate(aggregate: str | None) -> None:
@@ -62,6 +63,7 @@ class _Draft:
     layers: dict[int, dict[str, float]] = field(default_factory=dict)
     percentiles: dict[int, float] = field(default_factory=dict)
     distribution: Distribution | None = None
+    probabilities: list[ClassProbability] | None = None
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -132,10 +134,12 @@ class Answering:
         if self.rescore:
             with stopwatch("rescore"):
                 self._rescore(drafts)
-        if "percentiles" in self.include:
+        if {"percentiles", "histogram"} & set(self.include):
             with stopwatch("percentiles"):
-                self._add_percentiles(drafts, vectors)
+                self._place_among_all(drafts, vectors)
         with stopwatch("rest"):
+            if "probabilities" in self.include:
+                self._add_probabilities(drafts)
             if "layers" in self.include and not self.rescore:
                 self._share_by_layer(drafts)
             return InfluenceResults(map(self._result, drafts), timing=stopwatch.timing)
@@ -152,8 +156,8 @@ class Answering:
             if "layers" in self.include:
                 draft.share_by_layer(rescored.rows, rescored.layers)
 
-    def _add_percentiles(self, drafts: Sequence[_Draft], vectors: Tensor) -> None:
-        """percentile: the share of all rows with a lower score, in percent."""
+    def _place_among_all(self, drafts: Sequence[_Draft], vectors: Tensor) -> None:
+        """The distribution of all scores; and if asked for percentiles, the shares of all rows with a lower score."""
         for start in range(0, len(drafts), QUERY_BATCH):
             batch = slice(start, start + QUERY_BATCH)
             for draft, scores in zip(drafts[batch], self.scoring.scores(vectors[batch]), strict=True):
@@ -161,10 +165,18 @@ class Answering:
                     for end in (draft.ends.top, draft.ends.bottom):
                         scores[end.rows] = end.scores
                 present = scores[self.contents.store.row_ids.live()]
-                draft.distribution = Distribution.of(present)
-                below = np.searchsorted(np.sort(present), scores[draft.positions], side="left")
-                percentiles = 100.0 * below / len(present)
-                draft.percentiles = dict(zip(draft.positions.tolist(), percentiles.tolist(), strict=True))
+                draft.distribution = Distribution.of(present, "histogram" in self.include)
+                if "percentiles" in self.include:
+                    below = np.searchsorted(np.sort(present), scores[draft.positions], side="left")
+                    percentiles = 100.0 * below / len(present)
+                    draft.percentiles = dict(zip(draft.positions.tolist(), percentiles.tolist(), strict=True))
+
+    def _add_probabilities(self, drafts: Sequence[_Draft]) -> None:
+        queries = [query for draft in drafts for query in draft.queries]
+        probabilities = class_probabilities(last_model_used(self.contents, self.scoring.blocks), queries)
+        if probabilities is not None:
+            for draft, of_draft in zip(drafts, probabilities.split([len(d.queries) for d in drafts]), strict=True):
+                draft.probabilities = most_probable(of_draft)
 
     def _share_by_layer(self, drafts: Sequence[_Draft]) -> None:
         """By layer the sum over its columns, and over the checkpoints, of query vector times row."""
@@ -200,6 +212,7 @@ class Answering:
             queries=len(draft.queries),
             rows_rescored=draft.rows_rescored,
             distribution=draft.distribution,
+            probabilities=draft.probabilities,
             note=self._note(draft, len(proponents), len(opponents)),
             task=self.contents.task,
         )

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace.results.display import frame, label_text, table_html, table_text, training_example_html
+from gradtrace.results.probable_classes import ClassProbability
 from gradtrace.task import Label, Task
 
 if TYPE_CHECKING:
     import pandas
 
+_BINS = 60
 _QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 _HEADS = ("row", "score", "label", "prediction", "loss")
 
@@ -55,6 +57,23 @@ class Recall:
 
 
 @dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many rows have a score from edges[i] on and below edges[i + 1], which belongs to the last bin.
+
+    edges: [bins + 1], of equal distances from the lowest score to the highest;  counts: [bins]
+    """
+
+    edges: list[float]
+    counts: list[int]
+
+    @classmethod
+    def of(cls, scores: NDArray[np.float32]) -> Histogram:
+        """scores: [rows]; where all are equal, the bins lie around their value."""
+        counts, edges = np.histogram(scores.astype(np.float64), _BINS)
+        return cls(edges.tolist(), counts.tolist())
+
+
+@dataclass(frozen=True, slots=True)
 class Distribution:
     """The scores of all rows of the index on one query, whatever its filter.
 
@@ -64,13 +83,15 @@ class Distribution:
     mean: float
     std: float
     quantiles: dict[str, float]
+    histogram: Histogram | None = None  # where asked for
 
     @classmethod
-    def of(cls, scores: NDArray[np.float32]) -> Distribution:
+    def of(cls, scores: NDArray[np.float32], histogram: bool = False) -> Distribution:
         """scores: [rows]."""
         values = np.percentile(scores, _QUANTILES)
         quantiles = {str(share): float(value) for share, value in zip(_QUANTILES, values, strict=True)}
-        return cls(float(scores.mean(dtype=np.float64)), float(scores.std(dtype=np.float64)), quantiles)
+        mean, std = float(scores.mean(dtype=np.float64)), float(scores.std(dtype=np.float64))
+        return cls(mean, std, quantiles, Histogram.of(scores) if histogram else None)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -85,17 +106,18 @@ class InfluenceResult:
     proponents: list[Hit]
     opponents: list[Hit]
     method: str
-    target: str  # what is explained: "loss", "loss at the predicted label", "measurement" or "prediction"
+    target: str  # in words, such as "loss", "loss at the predicted label", "measurement" or "prediction"
     label: Label | None
     prediction: Label | None
-    loss: float  # of the query at the last checkpoint
+    loss: float  # of the query at the last checkpoint, at its own label or the predicted one, whatever the target
     exact: bool  # True: the rows found are those that scoring every stored row would find
     recall: Recall | None  # of the searcher with this method, where not exact and measured
     rows_touched: int  # rows of which more than the first level was read
     rows_searched: int  # rows that the filter left
     queries: int = 1
     rows_rescored: int = 0  # candidates that were scored by full gradients; 0: scores are those of the stored rows
-    distribution: Distribution | None = None  # where percentiles were asked for
+    distribution: Distribution | None = None  # where percentiles or the histogram were asked for
+    probabilities: list[ClassProbability] | None = None  # the largest first, where asked for and known
     note: str | None = None  # why there are fewer hits than asked for, or why every score is zero
 
     task: Task | None = field(default=None, compare=False)  # names classes and renders rows where it is shown

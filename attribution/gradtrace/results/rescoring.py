@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from gradtrace.data.dataset import fetch
 from gradtrace.errors import QueryError
 from gradtrace.methods.method import Scoring
 from gradtrace.methods.tracin import inverse
-from gradtrace.models.full_gradients import full_gradients
+from gradtrace.models.full_gradients import FullGradients, full_gradients
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.models.queries import Query, query_batches
+from gradtrace.models.queries import Query, explained_batches, query_batches
+from gradtrace.models.task_model import MeasureName
 from gradtrace.search.scored_rows import Doubles, Rows, SearchResult, both_ends
 from gradtrace.task import Example
 
@@ -94,8 +95,7 @@ def _scores(
                     "the measurement could not be tried on training examples, nor on task.query: leave rescore out, or "
                     "give the task a query data set that has what it needs"
                 )
-            batch = model.batch([queries[number].example for number in numbers])
-            query_gradients = full_gradients(model, batch, model.measure(measure))
+            query_gradients = _explained_gradients(model, [queries[number] for number in numbers], measure)
             for start in range(0, len(examples), _ROW_BATCH):
                 rows = slice(start, start + _ROW_BATCH)
                 row_gradients = full_gradients(model, model.batch(examples[rows]))
@@ -110,3 +110,10 @@ def _scores(
         query_norms, row_norms = query_squares.sum(0).sqrt(), row_squares.sum(0).sqrt()
         factors = factors * inverse(query_norms)[:, None] * inverse(row_norms)
     return {name: values * factors for name, values in products.items()}
+
+
+def _explained_gradients(model: GradientModel, queries: Sequence[Query], measure: MeasureName) -> FullGradients:
+    """Of a batch of queries, of one measure."""
+    batches = explained_batches(model, queries)
+    first, *subtracted = (full_gradients(model, batch, model.measure(measure)) for batch in batches)
+    return reduce(FullGradients.minus, subtracted, first)

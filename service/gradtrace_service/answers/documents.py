@@ -39,6 +39,12 @@ def class_names(task: Task, result: gradtrace.Hit | gradtrace.InfluenceResult) -
     return {"label_name": task.label_name(result.label), "prediction_name": task.label_name(result.prediction)}
 
 
+def probabilities(task: Task, result: gradtrace.InfluenceResult) -> list[schemas.ClassProbability] | None:
+    if result.probabilities is None:
+        return None
+    return [document(schemas.ClassProbability, p, label_name=task.label_name(p.label)) for p in result.probabilities]
+
+
 def head(index: Index, request: Question, rescored: bool = False) -> dict[str, Any]:
     """The fields of every answer about scores: which index, which method, and what its numbers mean."""
     meaning = convention(request.method, options_of(request), rescored, index.manifest.fisher)

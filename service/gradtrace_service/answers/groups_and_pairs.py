@@ -20,6 +20,7 @@ from gradtrace_service.answers.questions import (
     queries_of,
     row_examples,
     row_filter_of,
+    target_of,
 )
 from gradtrace_service.answers.unfit_queries import named_refusals
 from gradtrace_service.engine.work import each_alone
@@ -38,6 +39,7 @@ def groups(index: Index, request: GroupsRequest, waited_ms: float) -> GroupsAnsw
     started = time.perf_counter()
     check_names(index, request.method, request.checkpoints)
     check_known("by", request.by, index.columns)
+    target = target_of(index, request)
     queries = queries_of(index, request)
     with named_refusals(index, request, queries):
         influences = index.group_influence(
@@ -46,7 +48,7 @@ def groups(index: Index, request: GroupsRequest, waited_ms: float) -> GroupsAnsw
             method=request.method,
             **options_of(request),
             filter=row_filter_of(request),
-            target=request.target,
+            target=target,
             aggregate=request.aggregate,
         )
     asked = [queries] if request.aggregate else [[query] for query in queries]
@@ -67,6 +69,7 @@ def pairs(index: Index, request: PairsRequest, waited_ms: float) -> PairsAnswer:
     """Answer POST /influence/pairs. Raises as `groups`."""
     started = time.perf_counter()
     check_names(index, request.method, request.checkpoints)
+    target = target_of(index, request)
     queries, train = queries_of(index, request), _training_examples(index, request)
     with named_refusals(index, request, [*train, *queries]):
         scores = index.pairs(
@@ -74,7 +77,7 @@ def pairs(index: Index, request: PairsRequest, waited_ms: float) -> PairsAnswer:
             [query.example for query in queries],
             method=request.method,
             **options_of(request),
-            target=request.target,
+            target=target,
         )
     return PairsAnswer(
         **documents.head(index, request),

@@ -16,7 +16,14 @@ from gradtrace.results.answering import Include
 from gradtrace_client.request_schemas import InfluenceRequest
 from gradtrace_client.schemas import Influence, InfluenceAnswer, QueryInfo, Timing
 from gradtrace_service.answers import documents
-from gradtrace_service.answers.questions import AskedExample, check_names, options_of, queries_of, row_filter_of
+from gradtrace_service.answers.questions import (
+    AskedExample,
+    check_names,
+    options_of,
+    queries_of,
+    row_filter_of,
+    target_of,
+)
 from gradtrace_service.answers.rendering import rendered_rows, renderer
 from gradtrace_service.answers.unfit_queries import unfit_queries
 from gradtrace_service.engine.work import each_alone
@@ -58,6 +65,7 @@ def influence(
     """
     try:
         check_names(index, requests[0].method, requests[0].checkpoints)
+        target_of(index, requests[0])
     except FieldError as error:  # the same of each
         return [error] * len(requests)
     questions = [_read(index, request, waited) for request, waited in zip(requests, waited_ms, strict=True)]
@@ -131,7 +139,7 @@ def _search(index: Index, request: InfluenceRequest, examples: list[Any]) -> gra
         method=request.method,
         **options_of(request),
         filter=row_filter_of(request),
-        target=request.target,
+        target=target_of(index, request),
         rescore=request.rescore,
         aggregate=request.aggregate,
         include=[name for name in get_args(Include) if name in request.include],
@@ -165,5 +173,6 @@ def _query_info(
         row=None if several else first.row,
         rows=rows if several else None,
         count=result.queries,
+        probabilities=documents.probabilities(index.task, result),
         example=rendered_rows(index).example(first.example) if shown else None,
     )

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import cast
 
 from gradtrace import Index, RowFilter, Task
-from gradtrace.errors import GradtraceError
+from gradtrace.errors import GradtraceError, QueryError
 from gradtrace.methods import METHODS, MethodOptions
+from gradtrace.models.targets import Target
 from gradtrace.task import Example
 from gradtrace.tasks.payload import listed, shown
-from gradtrace_client.request_schemas import PairsRequest, Queries, Question
+from gradtrace_client.request_schemas import LabelTarget, PairsRequest, Queries, Question
 from gradtrace_client.schemas import Payload, Split
 from gradtrace_client.service_schemas import LONGEST_DETAIL, shortened
 from gradtrace_service.engine.work import is_out_of_memory
@@ -107,6 +108,17 @@ def split_size(index: Index, split: Split) -> int:
 
 def options_of(request: Question) -> MethodOptions:
     return cast(MethodOptions, {name: getattr(request, name) for name in MethodOptions.__annotations__})
+
+
+def target_of(index: Index, request: Queries | PairsRequest) -> Target | None:
+    """Raises FieldError for a target that names no label of this index, or that its task or method does not have."""
+    target = request.target
+    given = target.model_dump(exclude_none=True) if isinstance(target, LabelTarget) else target
+    try:
+        index.check_target(request.method, given)
+    except QueryError as error:
+        raise FieldError("target", str(error)) from error
+    return given
 
 
 def row_filter_of(request: Queries) -> RowFilter | None:

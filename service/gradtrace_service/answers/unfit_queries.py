@@ -11,7 +11,7 @@ import numpy as np
 from gradtrace import Index
 from gradtrace.errors import DatasetError, QueryError, TaskError
 from gradtrace_client.request_schemas import PairsRequest, Queries
-from gradtrace_service.answers.questions import AskedExample, options_of
+from gradtrace_service.answers.questions import AskedExample, options_of, target_of
 from gradtrace_service.engine.work import is_out_of_memory
 from gradtrace_service.errors import FieldError
 
@@ -37,9 +37,11 @@ def unfit_queries(
     if isinstance(error, DatasetError) or not isinstance(error, _VALUE_ERRORS) or is_out_of_memory(error):
         raise error
 
+    target = target_of(index, request)
+
     def attempt(asked: Sequence[AskedExample]) -> None:
         examples = [query.example for query in asked]
-        index.try_queries(examples, method=request.method, target=request.target, **options_of(request))
+        index.try_queries(examples, method=request.method, target=target, **options_of(request))
 
     indexed = index.task.train[int(np.argmax(index.present))]
     if failing_alone(attempt, [AskedExample(indexed, "")]):
