@@ -33,10 +33,10 @@ def test_products_are_exact(width: int, count: int, code: int | None) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(-128, 128, (50, width), dtype=torch.int8, generator=generator)
     rows = rows if code is None else torch.full_like(rows, code)
-    vectors = torch.randint(-LARGEST_CODE, LARGEST_CODE + 1, (count, width), dtype=torch.int8, generator=generator).T
-    products = torch.empty(50, count, dtype=torch.int32)
-    integer_product(rows, vectors, products)
-    assert np.array_equal(products.numpy(), rows.numpy().astype(np.int64) @ vectors.numpy().astype(np.int64))
+    vectors = torch.randint(-LARGEST_CODE, LARGEST_CODE + 1, (count, width), dtype=torch.int8, generator=generator)
+    products = torch.empty(count, 50, dtype=torch.int32)
+    integer_product(vectors, rows, products)
+    assert np.array_equal(products.numpy(), vectors.numpy().astype(np.int64) @ rows.numpy().astype(np.int64).T)
 
 
 @needs_products

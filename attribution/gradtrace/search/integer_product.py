@@ -22,13 +22,16 @@ _LEAST_GAIN = 2.0  # times as fast as the float32 product of the same shape, in 
 _PRODUCT: Callable[..., Tensor] | None = getattr(torch, "_int_mm", None)
 
 
-def integer_product(codes: Tensor, vectors: Tensor, out: Tensor) -> None:
-    """out = codes @ vectors.  int8 [m, w] x int8 [w, n] -> int32 [m, n], with w <= MOST_COLUMNS."""
+def integer_product(vectors: Tensor, codes: Tensor, out: Tensor) -> None:
+    """out = vectors @ codes.T.  int8 [n, w] x int8 [m, w] -> int32 [n, m], with w <= MOST_COLUMNS.
+
+    In this order, the many rows of `codes` are read in half the time of codes @ vectors.T where n > 1.
+    """
     assert _PRODUCT is not None  # else `is_usable` is False
     if codes.shape[1] == 1:  # PyTorch 2.13 takes the strides of such matrices for others
-        torch.mul(codes.int(), vectors.int(), out=out)
+        torch.mul(vectors.int(), codes.int().T, out=out)
     else:
-        _PRODUCT(codes, vectors, out=out)
+        _PRODUCT(vectors, codes.T, out=out)
 
 
 @cache
@@ -48,32 +51,32 @@ def is_usable() -> bool:
 
 
 def _probe(code: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, vectors and their products to be."""
+    """Vectors, rows and their products to be."""
+    vectors = torch.full((count, _PROBE_COLUMNS), LARGEST_CODE, dtype=torch.int8)
     rows = torch.full((_PROBE_ROWS, _PROBE_COLUMNS), code, dtype=torch.int8)
-    vectors = torch.full((_PROBE_COLUMNS, count), LARGEST_CODE, dtype=torch.int8)
-    return rows, vectors, torch.empty(_PROBE_ROWS, count, dtype=torch.int32)
+    return vectors, rows, torch.empty(count, _PROBE_ROWS, dtype=torch.int32)
 
 
 def _is_exact(code: int, count: int) -> bool:
-    rows, vectors, products = _probe(code, count)
-    integer_product(rows, vectors, products)
+    vectors, rows, products = _probe(code, count)
+    integer_product(vectors, rows, products)
     return bool((products == code * LARGEST_CODE * _PROBE_COLUMNS).all())
 
 
 def _is_exact_for(rows: int, columns: int, count: int) -> bool:
     codes = (torch.arange(rows * columns) * 37 % 255 - 127).view(rows, columns)
-    vectors = (torch.arange(count * columns) * 91 % 255 - 127).view(count, columns).T
-    products = torch.empty(rows, count, dtype=torch.int32)
-    integer_product(codes.to(torch.int8), vectors.to(torch.int8), products)
-    return torch.equal(products.double(), codes.double() @ vectors.double())
+    vectors = (torch.arange(count * columns) * 91 % 255 - 127).view(count, columns)
+    products = torch.empty(count, rows, dtype=torch.int32)
+    integer_product(vectors.to(torch.int8), codes.to(torch.int8), products)
+    return torch.equal(products.double(), vectors.double() @ codes.double().T)
 
 
 def _is_fast() -> bool:
-    rows, vectors, products = _probe(1, 1)
-    floats, float_vectors = rows.float(), vectors.float()
+    vectors, rows, products = _probe(1, 1)
+    floats, float_vector = rows.float(), vectors[0].float()
     with threads(1):
-        seconds = _fastest(lambda: integer_product(rows, vectors, products))
-        return _LEAST_GAIN * seconds < _fastest(lambda: floats @ float_vectors)
+        seconds = _fastest(lambda: integer_product(vectors, rows, products))
+        return _LEAST_GAIN * seconds < _fastest(lambda: floats @ float_vector)
 
 
 def _fastest(work: Callable[[], object]) -> float:

@@ -17,10 +17,9 @@ is the sum of two products with half as many columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +32,8 @@ from gradtrace.store.rows import RowStore
 from gradtrace.store.shards import Shard
 
 _SMALLEST_STEP = 2.0**-100  # of queries with a norm of about 1; products with what is smaller cannot be told from 0
-_PIECE_BYTES = 1 << 21  # that are multiplied at a time, so that they stay in the processor's cache
-_BLOCK_PRODUCTS = 1 << 15  # products of one level that are held at a time
+_PIECE_BYTES = 1 << 20  # that each thread multiplies at a time: they stay in its core's cache
+_BLOCK_PRODUCTS = 1 << 17  # of one level that are held at a time
 _ROWS_PER_THREAD = 8192  # with fewer, a further thread costs more than it gains
 _CODES_PER_FLOAT = 3
 _ZERO = 8  # int4's code of 0
@@ -44,7 +43,7 @@ _ZERO = 8  # int4's code of 0
 class RoundedQueries:
     """Queries [n, C, D] rounded to integers.
 
-    codes: at each checkpoint, for each level one matrix (int8 rows) or two (int4), int8 [width, n]
+    codes: at each checkpoint, for each level one matrix (int8 rows) or two (int4), int8 [n, width]
     steps: float32 [C, matrices, n];  offsets: int32 [C, matrices, n], what is subtracted from the products
     residuals: [n, C, D] float32, what rounding has taken away
     residual_norms: [n, C, levels] float32, of the residuals in each level, rounded up
@@ -73,7 +72,7 @@ def round_queries(queries: Tensor, levels: Sequence[int], column_scales: Tensor 
     norms = [columns.norm(dim=2) for columns in residuals.split(level_widths(levels), dim=2)]
     offsets = torch.stack([integers.sum(2).T * (0 if column_scales is None else _ZERO) for integers in codes], dim=1)
     return RoundedQueries(
-        [[matrix[:, position].to(torch.int8).T for matrix in codes] for position in range(queries.shape[1])],
+        [[matrix[:, position].to(torch.int8) for matrix in codes] for position in range(queries.shape[1])],
         torch.stack([step.T for step in steps], dim=1).float(),
         offsets.to(torch.int32),
         residuals.float(),
@@ -109,17 +108,18 @@ def scan(store: RowStore, queries: RoundedQueries, checkpoints: Sequence[int], m
     Beside what the residuals are off, they are off by the rounding of float32: relative to the sum over checkpoints and
     levels of the norms of query and row multiplied, by less than (levels + checkpoints + 8) 2^-21.
     """
-    estimates = torch.empty(store.rows, queries.steps.shape[2])
+    estimates = torch.empty(queries.steps.shape[2], store.rows)
     store.expect_scan(checkpoints, True)
     try:
-        # The shards of every checkpoint hold the same stretches of rows.
-        for stretch in zip(*(store.shards(checkpoint) for checkpoint in checkpoints), strict=True):
-            start, first = stretch[0]
-            shards = [shard for _, shard in stretch]
-            _scan_stretch(shards, queries, estimates[start : start + first.layout.rows], most_threads)
+        with threads(max(1, min(most_threads, store.rows // _ROWS_PER_THREAD))):
+            # The shards of every checkpoint hold the same stretches of rows.
+            for stretch in zip(*(store.shards(checkpoint) for checkpoint in checkpoints), strict=True):
+                start, first = stretch[0]
+                of_stretch = estimates[:, start : start + first.layout.rows]
+                _StretchScan([shard for _, shard in stretch], queries).scan(of_stretch)
     finally:
         store.expect_scan(checkpoints, False)
-    return estimates.T.contiguous()
+    return estimates
 
 
 def scan_scores(store: RowStore, queries: Tensor, checkpoints: Sequence[int]) -> Tensor:
@@ -145,7 +145,7 @@ def scan_scores(store: RowStore, queries: Tensor, checkpoints: Sequence[int]) ->
 
 def _joined(rounded: Sequence[RoundedQueries]) -> RoundedQueries:
     codes = [
-        [torch.cat(matrices, dim=1) for matrices in zip(*at_checkpoint, strict=True)]
+        [torch.cat(matrices) for matrices in zip(*at_checkpoint, strict=True)]
         for at_checkpoint in zip(*(queries.codes for queries in rounded), strict=True)
     ]
     steps = torch.cat([queries.steps for queries in rounded], dim=2)
@@ -154,65 +154,54 @@ def _joined(rounded: Sequence[RoundedQueries]) -> RoundedQueries:
     return RoundedQueries(codes, steps, offsets, residuals, torch.cat([queries.residual_norms for queries in rounded]))
 
 
-def _scan_stretch(shards: Sequence[Shard], queries: RoundedQueries, estimates: Tensor, most_threads: int) -> None:
-    """shards: of the same rows, one for each checkpoint;  estimates: [rows, n], to write to"""
-    rows = len(estimates)
-    workers = max(1, min(most_threads, rows // _ROWS_PER_THREAD))
-    edges = [rows * worker // workers // 8 * 8 for worker in range(workers)] + [rows]
+class _StretchScan:
+    """Multiplies a stretch of rows with queries, block by block. shards: of these rows, one for each checkpoint"""
 
-    def work(edge: tuple[int, int]) -> None:
-        _BlockScan(shards, queries, edge[1] - edge[0]).scan(estimates, *edge)
-
-    if workers == 1:
-        work((0, rows))
-        return
-    # A thread learns how many threads its operations may use when it first asks.
-    with ThreadPoolExecutor(workers, initializer=torch.get_num_threads) as pool:
-        list(pool.map(work, pairwise(edges)))
-
-
-class _BlockScan:
-    """The buffers of one thread."""
-
-    def __init__(self, shards: Sequence[Shard], queries: RoundedQueries, rows: int) -> None:
+    def __init__(self, shards: Sequence[Shard], queries: RoundedQueries) -> None:
         self._shards, self._queries = shards, queries
-        _, matrices, count = queries.steps.shape
-        self._rows = min(rows, max(8, _BLOCK_PRODUCTS // count // 8 * 8))
-        self._products = torch.empty(matrices, self._rows, count, dtype=torch.int32)
-        self._floats = torch.empty(matrices, self._rows, count)
+        _, self._matrices, count = queries.steps.shape
+        self._rows = min(shards[0].layout.rows, max(8, _BLOCK_PRODUCTS // count // 8 * 8))  # of a block
+        # Buffers, since new memory costs more than the products.
+        self._integers = torch.empty(count * self._rows, dtype=torch.int32)
+        self._floats = torch.empty(self._matrices * count * self._rows)
         self._packed = shards[0].layout.precision == "int4"
-        self._bytes = torch.empty(2, _PIECE_BYTES if self._packed else 0, dtype=torch.uint8)
+        self._piece_bytes = _PIECE_BYTES * torch.get_num_threads()
+        self._bytes = torch.empty(2, self._piece_bytes if self._packed else 0, dtype=torch.uint8)
 
-    def scan(self, estimates: Tensor, start: int, stop: int) -> None:
-        """Write the estimates of rows [start, stop)."""
-        for low in range(start, stop, self._rows):
-            block = slice(low, min(low + self._rows, stop))
-            size = block.stop - low
-            sums = estimates[block].zero_()
+    def scan(self, estimates: Tensor) -> None:
+        """Write the estimates, [n, rows]."""
+        for start in range(0, estimates.shape[1], self._rows):
+            block = slice(start, start + self._rows)
+            sums = estimates[:, block].zero_()
+            shape = (self._matrices, *sums.shape)  # [matrices, n, rows of the block]
+            products = self._floats[: math.prod(shape)].view(shape)
             for position, shard in enumerate(self._shards):
                 for level, values in enumerate(shard.levels):
-                    self._multiply(values[block], position, level)
-                products, floats = self._products[:, :size], self._floats[:, :size]
-                if self._packed:
-                    products.sub_(self._queries.offsets[position, :, None])
-                floats.copy_(products).mul_(self._queries.steps[position, :, None])  # [matrices, b, n]
-                sums.addcmul_(floats.sum(dim=0), shard.scales[block, None])
+                    self._multiply(values[block], position, level, products)
+                sums.addcmul_(products.mul_(self._queries.steps[position, :, :, None]).sum(dim=0), shard.scales[block])
 
-    def _multiply(self, rows: Tensor, position: int, level: int) -> None:
-        """The integer products of a level's stored values [b, width]."""
+    def _multiply(self, rows: Tensor, position: int, level: int, products: Tensor) -> None:
+        """The products of a level's stored values [b, width].  products: float32 [matrices, n, b], to write to"""
         codes, start = self._queries.codes[position], 0
-        for piece in rows.split(max(8, _PIECE_BYTES // rows.shape[1] // 8 * 8)):
-            stop = start + len(piece)
+        for piece in rows.split(max(8, self._piece_bytes // rows.shape[1] // 8 * 8)):
+            columns = slice(start, start + len(piece))
             if self._packed:
                 both, low = (bytes_[: piece.numel()].view(piece.shape) for bytes_ in self._bytes)
                 torch.bitwise_xor(piece, 128, out=both)
                 torch.bitwise_and(piece, 15, out=low)
-                integer_product(both.view(torch.int8), codes[2 * level], self._products[2 * level, start:stop])
-                integer_product(low.view(torch.int8), codes[2 * level + 1], self._products[2 * level + 1, start:stop])
+                for matrix, nibbles in ((2 * level, both), (2 * level + 1, low)):
+                    integers = self._product(codes[matrix], nibbles.view(torch.int8))
+                    products[matrix, :, columns] = integers.sub_(self._queries.offsets[position, matrix, :, None])
             else:
                 _read_ahead(piece)
-                integer_product(piece, codes[level], self._products[level, start:stop])
-            start = stop
+                products[level, :, columns] = self._product(codes[level], piece)
+            start = columns.stop
+
+    def _product(self, codes: Tensor, rows: Tensor) -> Tensor:
+        """[n, rows] int32, valid until the next call."""
+        integers = self._integers[: len(codes) * len(rows)].view(len(codes), len(rows))
+        integer_product(codes, rows, integers)
+        return integers
 
 
 def _read_ahead(values: Tensor) -> None:
