@@ -19,7 +19,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +35,8 @@ from gradtrace.store.rows import RowStore
 from gradtrace.store.shards import Shard
 
 _SMALLEST_STEP = 2.0**-100  # of queries with a norm of about 1; products with what is smaller cannot be told from 0
-_PIECE_BYTES = 1 << 20  # that each thread multiplies at a time: they stay in its core's cache
-_BLOCK_PRODUCTS = 1 << 17  # of one level that are held at a time
+_PIECE_BYTES = 1 << 22  # that are multiplied at a time: the buffers of unpacked rows stay in the processor's cache
+_BLOCK_PRODUCTS = 1 << 18  # of one level that are held at a time
 _ROWS_PER_THREAD = 8192  # with fewer, a further thread costs more than it gains
 _CODES_PER_FLOAT = 3
 _ZERO = 8  # int4's code of 0
@@ -111,12 +114,11 @@ def scan(store: RowStore, queries: RoundedQueries, checkpoints: Sequence[int], m
     estimates = torch.empty(queries.steps.shape[2], store.rows)
     store.expect_scan(checkpoints, True)
     try:
-        with threads(max(1, min(most_threads, store.rows // _ROWS_PER_THREAD))):
-            # The shards of every checkpoint hold the same stretches of rows.
-            for stretch in zip(*(store.shards(checkpoint) for checkpoint in checkpoints), strict=True):
-                start, first = stretch[0]
-                of_stretch = estimates[:, start : start + first.layout.rows]
-                _StretchScan([shard for _, shard in stretch], queries).scan(of_stretch)
+        # The shards of every checkpoint hold the same stretches of rows.
+        for stretch in zip(*(store.shards(checkpoint) for checkpoint in checkpoints), strict=True):
+            start, first = stretch[0]
+            shards = [shard for _, shard in stretch]
+            _scan_stretch(shards, queries, estimates[:, start : start + first.layout.rows], most_threads)
     finally:
         store.expect_scan(checkpoints, False)
     return estimates
@@ -154,24 +156,45 @@ def _joined(rounded: Sequence[RoundedQueries]) -> RoundedQueries:
     return RoundedQueries(codes, steps, offsets, residuals, torch.cat([queries.residual_norms for queries in rounded]))
 
 
-class _StretchScan:
-    """Multiplies a stretch of rows with queries, block by block. shards: of these rows, one for each checkpoint"""
+def _scan_stretch(shards: Sequence[Shard], queries: RoundedQueries, estimates: Tensor, most_threads: int) -> None:
+    """shards: of the same rows, one for each checkpoint;  estimates: [n, rows], to write to"""
+    rows = estimates.shape[1]
+    workers = max(1, min(most_threads, rows // _ROWS_PER_THREAD))
+    edges = [rows * worker // workers // 8 * 8 for worker in range(workers)] + [rows]
 
-    def __init__(self, shards: Sequence[Shard], queries: RoundedQueries) -> None:
+    def work(edge: tuple[int, int]) -> None:
+        _BlockScan(shards, queries, edge[1] - edge[0]).scan(estimates, *edge)
+
+    if workers == 1:
+        work((0, rows))
+    else:
+        list(_pool(workers).map(work, pairwise(edges)))
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Threads with rows of their own. Those of PyTorch wait for each other in every product, many times as long as it
+    takes where another process keeps a core busy."""
+    # A thread learns how many threads its operations may use when it first asks.
+    return ThreadPoolExecutor(workers, "gradtrace-scan", initializer=torch.get_num_threads)
+
+
+class _BlockScan:
+    """The buffers of one thread."""
+
+    def __init__(self, shards: Sequence[Shard], queries: RoundedQueries, rows: int) -> None:
         self._shards, self._queries = shards, queries
         _, self._matrices, count = queries.steps.shape
-        self._rows = min(shards[0].layout.rows, max(8, _BLOCK_PRODUCTS // count // 8 * 8))  # of a block
-        # Buffers, since new memory costs more than the products.
+        self._rows = min(rows, max(8, _BLOCK_PRODUCTS // count // 8 * 8))
         self._integers = torch.empty(count * self._rows, dtype=torch.int32)
         self._floats = torch.empty(self._matrices * count * self._rows)
         self._packed = shards[0].layout.precision == "int4"
-        self._piece_bytes = _PIECE_BYTES * torch.get_num_threads()
-        self._bytes = torch.empty(2, self._piece_bytes if self._packed else 0, dtype=torch.uint8)
+        self._bytes = torch.empty(2, _PIECE_BYTES if self._packed else 0, dtype=torch.uint8)
 
-    def scan(self, estimates: Tensor) -> None:
-        """Write the estimates, [n, rows]."""
-        for start in range(0, estimates.shape[1], self._rows):
-            block = slice(start, start + self._rows)
+    def scan(self, estimates: Tensor, start: int, stop: int) -> None:
+        """Write the estimates of rows [start, stop)."""
+        for low in range(start, stop, self._rows):
+            block = slice(low, min(low + self._rows, stop))
             sums = estimates[:, block].zero_()
             shape = (self._matrices, *sums.shape)  # [matrices, n, rows of the block]
             products = self._floats[: math.prod(shape)].view(shape)
@@ -183,8 +206,8 @@ class _StretchScan:
     def _multiply(self, rows: Tensor, position: int, level: int, products: Tensor) -> None:
         """The products of a level's stored values [b, width].  products: float32 [matrices, n, b], to write to"""
         codes, start = self._queries.codes[position], 0
-        for piece in rows.split(max(8, self._piece_bytes // rows.shape[1] // 8 * 8)):
-            columns = slice(start, start + len(piece))
+        for piece in rows.split(max(8, _PIECE_BYTES // rows.shape[1] // 8 * 8)):
+            columns = slice(start, start + piece.shape[0])
             if self._packed:
                 both, low = (bytes_[: piece.numel()].view(piece.shape) for bytes_ in self._bytes)
                 torch.bitwise_xor(piece, 128, out=both)
@@ -193,18 +216,12 @@ class _StretchScan:
                     integers = self._product(codes[matrix], nibbles.view(torch.int8))
                     products[matrix, :, columns] = integers.sub_(self._queries.offsets[position, matrix, :, None])
             else:
-                _read_ahead(piece)
                 products[level, :, columns] = self._product(codes[level], piece)
             start = columns.stop
 
     def _product(self, codes: Tensor, rows: Tensor) -> Tensor:
         """[n, rows] int32, valid until the next call."""
-        integers = self._integers[: len(codes) * len(rows)].view(len(codes), len(rows))
+        shape = (codes.shape[0], rows.shape[0])
+        integers = self._integers[: math.prod(shape)].view(shape)
         integer_product(codes, rows, integers)
         return integers
-
-
-def _read_ahead(values: Tensor) -> None:
-    """Bring the values into the cache in their order, which memory is fastest in; products read many rows at once."""
-    flat = values.view(-1)
-    flat[: len(flat) // 8 * 8].view(torch.int64).sum()
