@@ -12,7 +12,7 @@ FUZZ_SECONDS ?= 90
 # Processes of `make test`: two for each core, since many tests wait for a service.
 TEST_PROCESSES ?= $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) * 2 )))
 
-.PHONY: demo test test-unit test-portable fuzz lint lint-page vendor docker-check reference client bench peers install clean
+.PHONY: demo test test-unit test-portable fuzz lint lint-page vendor docker-check reference client bench peers install compiled clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml client/pyproject.toml
@@ -24,14 +24,18 @@ $(VENV)/.installed: pyproject.toml client/pyproject.toml
 demo: install
 	$(VENV)/bin/gradtrace demo --dataset $(DATASET) $(if $(ONCE),--once)
 
-test: install  # in several processes; a file's tests share their fixtures, in the order of names: slow files have few
+# What tests start would otherwise compile all modules each time where PYTHONDONTWRITEBYTECODE is set, as in containers.
+compiled: install
+	@$(VENV)/bin/python -m compileall -q attribution indexer service client tests benchmarks examples
+
+test: compiled  # in several processes; a file's tests share their fixtures; the longest files first: tests/conftest.py
 	$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-test-unit: install  # those marked so, in under a minute
+test-unit: compiled  # those marked so, in under a minute
 	$(VENV)/bin/python -m pytest -n logical --dist loadfile -m unit
 
 PORTABLE = layers full_gradients basis search build methods
-test-portable: install  # gradients, bases, search, builds and methods with several threads, without vector instructions
+test-portable: compiled  # gradients, bases, search, builds and methods with several threads, without vector instructions
 	GRADTRACE_TEST_THREADS=4 ATEN_CPU_CAPABILITY=default $(VENV)/bin/python -m pytest -n logical --dist loadfile \
 		-m "not recipe" $(PORTABLE:%=tests/test_%.py)
 

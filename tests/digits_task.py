@@ -1,4 +1,8 @@
-"""A small real task for end-to-end tests: 400 handwritten digits, a network of 2,410 weights, three checkpoints."""
+"""A small real task for end-to-end tests: 400 handwritten digits, a network of 2,410 weights, three checkpoints.
+
+The digits are the first of scikit-learn's `load_digits`, whose import would take each process that loads the task, and
+each worker of a service, longer than all else that it does.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import nn
 
 from gradtrace import CheckpointRecorder
 from gradtrace.tasks import ImageClassification
 
 TRAIN_ROWS, QUERY_ROWS = 400, 60
+DIGITS = Path(__file__).parent / "data" / "digits.npz"  # images: uint8 [460, 8, 8], labels: uint8 [460]
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -23,8 +27,8 @@ def model() -> nn.Module:
 
 
 def load(rows: slice) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    digits = load_digits()
-    return (digits.images[rows] * 255 / 16).round().astype(np.uint8), digits.target[rows]
+    with np.load(DIGITS) as digits:
+        return digits["images"][rows], digits["labels"][rows].astype(np.int64)
 
 
 TASK = ImageClassification(

@@ -20,8 +20,9 @@ import pytest
 from benchmarks.restarts import restart
 
 import digits_task
-from conftest import DigitsRun, program, wait_until
+from conftest import DigitsRun, wait_until
 from gradtrace_service import app as app_module
+from gradtrace_service import cli
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.engine.work import IndexUnavailableError
 from gradtrace_service.indexes.hosted import Hosted
@@ -200,14 +201,21 @@ def test_a_damaged_index_is_refused_at_once(digits_index: DigitsRun, tmp_path: P
     ],
 )
 def test_a_setting_that_is_refused_ends_the_program_before_an_index_is_opened(
-    digits_index: DigitsRun, tmp_path: Path, flag: str, value: str, told: str
+    digits_index: DigitsRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flag: str,
+    value: str,
+    told: str,
 ) -> None:
     words = ["serve", str(digits_index.index), "--task", "missing.py:TASK", "--port", "0"]
     setting = [flag, value.format(missing=tmp_path / "missing")]
-    with program("-m", "gradtrace_service", *words, *setting, stderr=subprocess.PIPE) as process:
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert told in errors
+    monkeypatch.setattr(sys, "argv", ["gradtrace", *words, *setting])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("descriptor", ["97", "0"])

@@ -22,6 +22,7 @@ from gradtrace.fitted.curvature import load_curvature
 from gradtrace.fitted.representer_head import load_refit
 from gradtrace.fitted.trak_kernels import load_kernels
 from gradtrace.index import Index
+from gradtrace.models.examination import Examination
 from gradtrace.models.gradient_model import GradientModel, open_models
 from gradtrace.models.path_report import summary
 from gradtrace.search.by_name import open_searcher
@@ -59,13 +60,36 @@ def open_index(
         CheckpointError: weights are missing or do not fit the model.
     """
     manifest = _whole_manifest(directory := Path(path), searcher, verify, verified)
+    return _opened(directory, manifest, task, checkpoints, searcher, device, verified=verify)
+
+
+def open_examined(path: str | Path, task: Task, examination: Examination | None, *, device: str = "auto") -> Index:
+    """As `open_index`, right after a build by this process.
+
+    examination: that of the build, on the rows of the index, which spares another; None: the task is examined.
+    """
+    manifest = _whole_manifest(directory := Path(path), None, True, None)
+    return _opened(directory, manifest, task, None, None, device, verified=True, examination=examination)
+
+
+def _opened(
+    directory: Path,
+    manifest: Manifest,
+    task: Task,
+    checkpoints: str | Path | Sequence[str | Path] | None,
+    searcher: str | None,
+    device: str,
+    *,
+    verified: bool,
+    examination: Examination | None = None,
+) -> Index:
     store, where = RowStore(directory, manifest), torch.device(pick_device(device))
     bases = [basis.to(where) for basis in load_bases(directory, manifest)]
     contents = IndexContents(
         directory,
         manifest,
         task,
-        _models(directory, manifest, task, store.row_ids.live_ids(), bases, checkpoints, where),
+        _models(directory, manifest, task, store.row_ids.live_ids(), bases, checkpoints, where, examination),
         bases,
         load_curvature(directory, manifest, bases),
         store,
@@ -73,7 +97,7 @@ def open_index(
         load_kernels(directory, manifest, where),
         representation_store(directory, manifest),
         load_refit(directory, manifest),
-        verified=verify,
+        verified=verified,
     )
     return Index(contents)
 
@@ -86,6 +110,7 @@ def _models(
     bases: Sequence[Basis],
     checkpoints: str | Path | Sequence[str | Path] | None,
     device: torch.device,
+    examination: Examination | None,
 ) -> list[GradientModel]:
     """Those of all checkpoints. Raises as `open_index` where task or weights are not those that were indexed.
 
@@ -95,7 +120,7 @@ def _models(
     check_task(task, manifest.task)
     moved = directories_of_runs(checkpoints, len(bases))
     weights = [indexed_checkpoint(directory, entry, moved[entry.run]) for entry in manifest.checkpoints]
-    models = open_models(task, weights, device, rows)
+    models = open_models(task, weights, device, rows, examination)
     for entry, model in zip(manifest.checkpoints, models, strict=True):
         check_layers(bases[entry.run], model.plan.layers)
     last = models[manifest.last_checkpoint]

@@ -1,4 +1,8 @@
-"""The one command line, put together from each room's commands."""
+"""The one command line, put together from each room's commands.
+
+The application and its server are imported by the commands that serve: FastAPI and uvicorn take a third of a second,
+and every job of a service is a command that needs neither.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,6 @@ from gradtrace.user_code import user_line
 from gradtrace_client import Client, ClientError, InfluenceAnswer
 from gradtrace_client.request_schemas import SOURCES, InfluenceRequest
 from gradtrace_indexer.cli import app as indexer_commands
-from gradtrace_service.app import create_app, create_service
 from gradtrace_service.console import print_answer
 from gradtrace_service.demo import Dataset, run_demo
 from gradtrace_service.doctor.command import app as doctor_command
@@ -27,14 +30,6 @@ from gradtrace_service.flags import with_flags
 from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.indexes.hosted import Hosted, hosted
 from gradtrace_service.listeners import host_of, inherited
-from gradtrace_service.server import (
-    answer_local_names_alone,
-    refuse_public,
-    refuse_taken,
-    refuse_too_few_descriptors,
-    serve_until_told,
-    serving,
-)
 from gradtrace_service.settings import Settings, read_settings
 
 _MORE_MEMORY = "give the machine or container more, or lower --batch-size or --num-workers where the command has them"
@@ -162,6 +157,15 @@ def serve(
     Requests choose an index by `index`; the default is the first. Its name is the directory's, unless NAME= gives one.
     New generations of an index are taken up while serving. docs/settings.md explains the settings.
     """
+    from gradtrace_service.app import create_service
+    from gradtrace_service.server import (
+        answer_local_names_alone,
+        refuse_public,
+        refuse_taken,
+        refuse_too_few_descriptors,
+        serve_until_told,
+    )
+
     settings = read_settings(config, **flags)
     local = settings.api_key_file is None and not settings.insecure
     listener = None if settings.fd is None else inherited(settings.fd)
@@ -229,6 +233,8 @@ def demo(
     ] = False,
 ) -> None:
     """Train on real data, build an index, serve it, and ask it why a test example is predicted as it is."""
+    from gradtrace_service.server import refuse_public, refuse_taken
+
     if not insecure:
         refuse_public(host)
     refuse_taken(host, port)
@@ -255,6 +261,9 @@ def _ask(source: str, task: str | None, api_key: str | None, fields: dict[str, A
             return client.influence(**fields)
     if task is None:
         raise QueryError(f"{source} is not an http:// address; to ask an index directory, give its --task")
+    from gradtrace_service.app import create_app
+    from gradtrace_service.server import serving
+
     # By a service of its own, so that answers and messages are the same as over the network.
     with serving(create_app(Hosted("", Path(source), task).open_or_say_why())) as url, Client(url) as client:
         return client.influence(**fields)

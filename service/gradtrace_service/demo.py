@@ -17,10 +17,8 @@ from gradtrace import Task
 from gradtrace_client import Client
 from gradtrace_indexer import build_index
 from gradtrace_indexer.task_loading import import_source, load_task
-from gradtrace_service.app import create_service
 from gradtrace_service.console import print_answer
 from gradtrace_service.indexes.hosted import Hosted
-from gradtrace_service.server import serving
 from gradtrace_service.settings import DEFAULTS
 
 
@@ -40,6 +38,9 @@ def run_demo(dataset: Dataset, out: Path, *, host: str, port: int, once: bool) -
         GradtraceError: a stage failed, or the index there belongs to other data or checkpoints.
         OSError: the port is taken.
     """
+    from gradtrace_service.app import create_service  # with FastAPI, which other commands do not need: see `cli`
+    from gradtrace_service.server import serving
+
     folder = _examples_folder() / dataset.value
     spec = f"{folder / 'task.py'}:TASK"
     task = load_task(spec)

@@ -222,17 +222,22 @@ class GradientModel(TaskModel):
 
 
 def open_models(
-    task: Task, checkpoints: Sequence[Checkpoint], device: torch.device, rows: NDArray[np.int64] | None = None
+    task: Task,
+    checkpoints: Sequence[Checkpoint],
+    device: torch.device,
+    rows: NDArray[np.int64] | None = None,
+    examination: Examination | None = None,
 ) -> list[GradientModel]:
-    """A task's models at several checkpoints, examined at the last one on some of the rows (None: of all).
+    """A task's models at several checkpoints, examined at the last one on some of the rows (None: of all), unless an
+    examination of the task on such rows is given.
 
     Raises as `GradientModel`."""
     probe_rows = varied_rows(task, among=rows)
     probe = fetch(task.train, probe_rows)
     models: list[GradientModel] = []
     for checkpoint in reversed(checkpoints):
-        examination = models[0].examination if models else None
-        models.append(GradientModel(task, checkpoint, device, probe, rows=probe_rows, examination=examination))
+        known = models[0].examination if models else examination
+        models.append(GradientModel(task, checkpoint, device, probe, rows=probe_rows, examination=known))
     return models[::-1]
 
 

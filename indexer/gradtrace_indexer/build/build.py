@@ -22,7 +22,7 @@ from gradtrace.fingerprint import task_entry
 from gradtrace.index import Index
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.loss_output import row_fisher
-from gradtrace.opening import open_index
+from gradtrace.opening import open_examined
 from gradtrace.recording import read_recording
 from gradtrace.recording.files import ROWS_NAME
 from gradtrace.store.manifest import (
@@ -93,7 +93,7 @@ def build_index(
     device = passes.get("device", "auto")
     if searcher is not None:
         return set_searcher(path, task, searcher, device=device, progress=builder.progress)
-    return open_index(path, task, device=device)
+    return open_examined(path, task, builder.examination, device=device)
 
 
 def _build(

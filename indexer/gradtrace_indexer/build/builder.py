@@ -24,7 +24,7 @@ from gradtrace.basis import Basis, load_bases
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.checkpoints.indexed import indexed_checkpoint
 from gradtrace.data.dataset import fetch
-from gradtrace.data.sample import varied_rows
+from gradtrace.data.sample import SAMPLE_ROWS, varied_rows
 from gradtrace.devices import pick_device
 from gradtrace.errors import MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
@@ -150,6 +150,12 @@ class Builder:
                 self._summarised = True
                 note(summary(model))
         return model
+
+    @property
+    def examination(self) -> Examination | None:
+        """That of the task, if there was one that an index of all rows may be opened with."""
+        of_all_rows = not self.skip_bad_rows and self.batch_size >= SAMPLE_ROWS
+        return self._examination if of_all_rows else None
 
     def probe_on(self, rows: Ids) -> None:
         """Examine models on some of these rows from now on."""
