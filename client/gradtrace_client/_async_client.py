@@ -260,11 +260,8 @@ class AsyncClient(AsyncStateClient):
         return await self._send("POST", "/reindex", Job, repeatable=False, json=body)
 
     async def delete_rows(self, rows: Sequence[int], *, index: str | None = None) -> Job:
-        """Start a job that deletes training rows: no answer of the index's next generation names them.
-
-        Any running job of the index is a refusal (409). The request is not repeated when its answer is lost. Raises
-        NotFoundError if the service offers no jobs.
-        """
+        """Start a job that deletes training rows: no answer of the index's next generation names them. Refused (409)
+        while another job of the index runs; else as `reindex`."""
         body = request_json(DeleteRowsRequest, index=index, rows=rows)
         return await self._send("POST", "/rows/delete", Job, repeatable=False, json=body)
 
