@@ -115,7 +115,7 @@ def test_every_operation_but_health_needs_a_key_and_says_so(http: httpx.Client, 
 
 def test_a_key_opens_what_its_scope_names(http: httpx.Client, guarded: Guarded) -> None:
     for verb, path, _ in operations(http, guarded.url):
-        admin = path.startswith(("/reindex", "/rows", "/jobs"))
+        admin = path.startswith(("/reindex", "/rows", "/retrain", "/jobs"))
         for key, may in ((guarded.query, not admin), (guarded.admin, admin)):
             response = http.request(verb, guarded.url + path, headers=bearer(key), json=None)
             assert (response.status_code == 403) == (not may and path not in OPEN), path

@@ -29,6 +29,7 @@ from gradtrace.recording import InfluenceRecorder, Recording, read_recording
 from gradtrace.results.groups import GroupInfluence, GroupInfluences
 from gradtrace.results.hits import Distribution, Histogram, Hit, InfluenceResult, InfluenceResults, Recall
 from gradtrace.results.probable_classes import ClassProbability
+from gradtrace.results.removal import RemovalEffect
 from gradtrace.store.row_filter import RowFilter
 from gradtrace.task import Task
 
@@ -60,6 +61,7 @@ __all__ = [
     "Recall",
     "Recording",
     "RecordingError",
+    "RemovalEffect",
     "RowFilter",
     "SlowPathWarning",
     "StoreError",

@@ -20,6 +20,7 @@ from gradtrace.results.answering import Aggregate, Answering, Include, Stopwatch
 from gradtrace.results.display import describe, frame, table_html
 from gradtrace.results.groups import GroupInfluences, RowGroups
 from gradtrace.results.hits import InfluenceResults, Recall
+from gradtrace.results.removal import RemovalEffect, removal_effects
 from gradtrace.search.by_name import Searcher
 from gradtrace.store.row_filter import RowFilter
 from gradtrace.task import Example, Label
@@ -182,6 +183,36 @@ class Index:
         vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
         together = max(1, _SCORES_TOGETHER // scoring.store.rows)
         return [groups.influence(scores) for batch in vectors.split(together) for scores in scoring.scores(batch)]
+
+    def removal(
+        self,
+        rows: Sequence[int],
+        examples: Sequence[Example],
+        *,
+        method: str = "influence",
+        target: Target | None = None,
+        **options: Unpack[methods.MethodOptions],
+    ) -> list[RemovalEffect]:
+        """For each example, what leaving these rows out of the training is predicted to do to it. Rows named twice
+        count once. Reads the whole index.
+
+        A method with `removal` predicts the change of what is explained, in its own unit, to first order: by the sum of
+        the rows' scores, each as if it acted by itself. Of other methods, sums only tell which sets of rows do more.
+
+        Raises:
+            QueryError: as `influence`, no rows are given, or the index has no such row, or not any more.
+            LossError: a query's loss is NaN or infinite.
+        """
+        scoring, removed = self.scoring(method, **options), np.zeros(self.rows, dtype=np.bool_)
+        for row in rows:
+            if not 0 <= row < self.rows or not self.present[row]:
+                raise QueryError(f"row {row} is not in the index, or was deleted from it: name rows that are there")
+            removed[row] = True
+        if not len(rows):
+            raise QueryError("no row to leave out")
+        allowed = self._row_ids.allowed(removed)
+        assert allowed is not None  # None only for no mask
+        return removal_effects(scoring, self._resolved(examples, method, target), allowed)
 
     def self_influence(
         self, *, method: str = "tracin", **options: Unpack[methods.MethodOptions]

@@ -23,11 +23,13 @@ from gradtrace_client._options import (
     InfluenceOptions,
     PairsOptions,
     QuestionOptions,
+    RemovalOptions,
     SelfInfluenceOptions,
 )
 from gradtrace_client._sync_client import Client
 from gradtrace_client.browse_schemas import ExamplesAnswer
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
+from gradtrace_client.removal_schemas import RemovalAnswer
 from gradtrace_client.request_schemas import RowFilter
 from gradtrace_client.schemas import (
     ExampleAnswer,
@@ -37,7 +39,7 @@ from gradtrace_client.schemas import (
     InfluenceAnswer,
     SelfInfluenceAnswer,
 )
-from gradtrace_client.service_schemas import Generations, Indexes, Job, Jobs
+from gradtrace_client.service_schemas import Generations, Indexes, Job, Jobs, Retraining
 from gradtrace_client.state_schemas import (
     Mark,
     MarkChange,
@@ -83,6 +85,9 @@ __all__ = [
     "ProblemError",
     "ProtocolError",
     "QuestionOptions",
+    "RemovalAnswer",
+    "RemovalOptions",
+    "Retraining",
     "RowFilter",
     "SavedQuestion",
     "SavedQuestions",

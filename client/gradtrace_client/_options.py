@@ -78,6 +78,15 @@ class GroupsOptions(PairsOptions, total=False):
     aggregate: Aggregate | None
 
 
+class RemovalOptions(PairsOptions, total=False):
+    """The options of `removal`: the `PairsOptions`, of which `method` is `influence` by default, and those below.
+
+    train_rows: Queries, as rows of the training data set.
+    """
+
+    train_rows: Sequence[int] | None
+
+
 class SelfInfluenceOptions(QuestionOptions, total=False):
     """The options of `self_influence`: the `QuestionOptions`, and those below. Each may be left out.
 

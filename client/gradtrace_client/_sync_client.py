@@ -22,6 +22,7 @@ from gradtrace_client._options import (
     GroupsOptions,
     InfluenceOptions,
     PairsOptions,
+    RemovalOptions,
     SelfInfluenceOptions,
 )
 from gradtrace_client._progress_bar import progress_bar
@@ -31,6 +32,7 @@ from gradtrace_client._sync_state_client import StateClient
 from gradtrace_client.browse_requests import ExamplesRequest
 from gradtrace_client.browse_schemas import ExamplesAnswer
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
+from gradtrace_client.removal_schemas import RemovalAnswer
 from gradtrace_client.request_schemas import (
     MAX_K,
     Aggregate,
@@ -39,6 +41,8 @@ from gradtrace_client.request_schemas import (
     InfluenceRequest,
     PairsRequest,
     ReindexRequest,
+    RemovalRequest,
+    RetrainRequest,
     SelfInfluenceRequest,
 )
 from gradtrace_client.schemas import (
@@ -184,6 +188,19 @@ class Client(StateClient):
         body = request_json(PairsRequest, **arguments, **options)
         return self._send("POST", "/influence/pairs", PairsAnswer, json=body)
 
+    def removal(
+        self,
+        rows: Sequence[int],
+        example: Mapping[str, Any] | None = None,
+        **options: Unpack[RemovalOptions],
+    ) -> RemovalAnswer:
+        """What leaving these training rows out of the training would do to each query, as predicted.
+
+        Give the queries by `example`, or by one of the options `examples`, `query_rows` and `train_rows`.
+        """
+        body = request_json(RemovalRequest, rows=rows, example=example, **options)
+        return self._send("POST", "/influence/removal", RemovalAnswer, json=body)
+
     def self_influence(
         self, *, k: int = 10, offset: int = 0, **options: Unpack[SelfInfluenceOptions]
     ) -> SelfInfluenceAnswer:
@@ -242,13 +259,31 @@ class Client(StateClient):
         return self._send("POST", "/reindex", Job, repeatable=False, json=body)
 
     def delete_rows(self, rows: Sequence[int], *, index: str | None = None) -> Job:
-        """Start a job that deletes training rows: no answer of the index's next generation names them.
-
-        Any running job of the index is a refusal (409). The request is not repeated when its answer is lost. Raises
-        NotFoundError if the service offers no jobs.
-        """
+        """Start a job that deletes training rows: no answer of the index's next generation names them. Refused (409)
+        while another job of the index runs; else as `reindex`."""
         body = request_json(DeleteRowsRequest, index=index, rows=rows)
         return self._send("POST", "/rows/delete", Job, repeatable=False, json=body)
+
+    def retrain(
+        self,
+        without_rows: Sequence[int],
+        *,
+        query_rows: Sequence[int] | None = None,
+        seed: int = 0,
+        method: str | None = None,
+        index: str | None = None,
+    ) -> Job:
+        """Start a job whose `result` compares a training with all rows of an index to one without these, and to what
+        methods predict. Only where the task defines `fit`. Refused (409) while another runs; else as `delete_rows`.
+
+        Args:
+            query_rows: Rows of the query data set that are measured. Default: at most 128 at random.
+            seed: Of both trainings.
+            method: The one that is compared. Default: all of the index that forecast.
+        """
+        arguments = {"index": index, "without_rows": without_rows, "query_rows": query_rows}
+        body = request_json(RetrainRequest, **arguments, seed=seed, method=method)
+        return self._send("POST", "/retrain", Job, repeatable=False, json=body)
 
     def generations(self, index: str | None = None) -> Generations:
         """The generations of an index, the current one first: `reindex(roll_back_to=...)` returns to another.

@@ -234,6 +234,11 @@ class _ExamplesQuestion(Question):
     )
 
 
+def _count(request: _ExamplesQuestion) -> int:
+    """Of its queries."""
+    return max(len(given or ()) for given in (request.examples, request.query_rows, request.train_rows)) or 1
+
+
 class Queries(_ExamplesQuestion):
     """Exactly one of `example`, `examples`, `query_rows` and `train_rows` gives the queries."""
 
@@ -252,7 +257,7 @@ class Queries(_ExamplesQuestion):
     @property
     def queries(self) -> int:
         """Number of queries."""
-        return max(len(given or ()) for given in (self.examples, self.query_rows, self.train_rows)) or 1
+        return _count(self)
 
 
 class InfluenceRequest(Queries):
@@ -314,6 +319,28 @@ class PairsRequest(_ExamplesQuestion):
         return self
 
 
+class RemovalRequest(_ExamplesQuestion):
+    """What leaving training rows out of the training would do to queries.
+
+    Exactly one of `example`, `examples`, `query_rows` and `train_rows` gives the queries.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_exactly_one(SOURCES))
+
+    method: str = Field("influence", max_length=64, description="One of the methods that GET /index lists.")
+    rows: Rows = Field(min_length=1, description="The training rows that are left out, together.")
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> RemovalRequest:
+        _require_one(self, SOURCES)
+        return self
+
+    @property
+    def queries(self) -> int:
+        """Number of queries."""
+        return _count(self)
+
+
 class SelfInfluenceRequest(Question):
     """One page of the training rows, ordered by their influence on themselves."""
 
@@ -347,3 +374,23 @@ class DeleteRowsRequest(RequestSchema):
 
     index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
     rows: Rows = Field(min_length=1, description="Numbers of the rows.")
+
+
+class RetrainRequest(RequestSchema):
+    """Train a new model with all rows of an index and another one without some of them, to see what they do."""
+
+    index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
+    without_rows: Rows = Field(min_length=1, description="The training rows that are left out, together.")
+    query_rows: list[Row] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_QUERIES,
+        description="Rows of the query data set on which both models are measured (of the training data set, where the "
+        "task has no other). Default: at most 128 chosen at random, the same ones every time.",
+    )
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**32), BeforeValidator(_whole)] = Field(
+        0, description="Of both trainings."
+    )
+    method: str | None = Field(
+        None, max_length=64, description="The method that is compared. Default: all of the index that forecast."
+    )

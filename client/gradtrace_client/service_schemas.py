@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from gradtrace_client._display import frame, table_html
-from gradtrace_client.schemas import AnswerSchema
+from gradtrace_client.schemas import AnswerSchema, Split
 
 if TYPE_CHECKING:
     import pandas
@@ -21,7 +21,7 @@ LONGEST_PATH = 200  # characters
 LONGEST_DETAIL = 1_000
 _LONGEST_KEY = 80
 
-JobOperation = Literal["update", "roll back", "delete"]
+JobOperation = Literal["update", "roll back", "delete", "retrain"]
 
 
 class Status(AnswerSchema):
@@ -87,6 +87,54 @@ class Generations(AnswerSchema):
         return table_html("Generations", list(Generation.model_fields), lines)
 
 
+class RetrainingPrediction(AnswerSchema):
+    """What a method predicted of a retraining, on each query and in the mean over the queries."""
+
+    method: str
+    score_sums: list[float] = Field(description="Of the scores of the rows left out, on each query.")
+    predicted_changes: list[float] | None = Field(
+        description="Of what is measured, on each query; null: the method predicts nothing in that unit."
+    )
+    predicted_change: float | None = Field(description="Their mean.")
+    spearman: float | None = Field(
+        description="Rank correlation over the queries of `score_sums` and measured changes; null: one is constant."
+    )
+
+
+class Retraining(AnswerSchema):
+    """Two trainings with one seed, with all rows of an index and without some, beside what was predicted."""
+
+    rows: int = Field(description="Training rows of the first training: all that are in the index.")
+    removed: int = Field(description="How many of them the second one lacked.")
+    seed: int
+    split: Split = Field(description="The data set of the queries.")
+    queries: list[int] = Field(description="Rows of that data set.")
+    measurement: str = Field(description="What was measured on the queries: `loss` or the task's `measurement`.")
+    before: list[float] = Field(description="Measured on each query after the training with all rows.")
+    after: list[float] = Field(description="The same without the rows.")
+    measured: tuple[float, float] = Field(description="Means of `before` and of `after`.")
+    measured_change: float = Field(description="Above zero: the model is worse without the rows.")
+    accuracy: tuple[float, float] | None = Field(
+        description="Share of queries that are predicted correctly, before and after; null: labels are no classes."
+    )
+    method: str | None = Field(description="Whose `predicted_change` it is: the first that predicts in this unit.")
+    predicted_change: float | None
+    predictions: list[RetrainingPrediction]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One line for each query, with the predicted change of each method that predicts."""
+        columns: dict[str, Sequence[float]] = {"row": self.queries, "before": self.before, "after": self.after}
+        predicted = {of.method: of.predicted_changes for of in self.predictions if of.predicted_changes is not None}
+        columns |= {f"predicted:{method}": changes for method, changes in predicted.items()}
+        return frame([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
+
+    def text(self) -> str:
+        """What came out, in words."""
+        predicted = "" if self.predicted_change is None else f", predicted {self.predicted_change:+.3g} ({self.method})"
+        words = f"{self.measurement} {self.measured[0]:.4g} to {self.measured[1]:.4g} without {self.removed:,} rows"
+        return f"{words}: {self.measured_change:+.3g}{predicted}"
+
+
 class Job(AnswerSchema):
     """Work on an index that takes longer than a request, done by a separate process."""
 
@@ -94,9 +142,12 @@ class Job(AnswerSchema):
     index: str
     operation: JobOperation
     roll_back_to: int | None = None
-    rows: int | None = Field(None, description="Of `delete`: how many rows were asked for.")
+    rows: int | None = Field(None, description="How many rows are deleted, or left out: as many as were named.")
+    query_rows: list[int] | None = Field(None, description="Of `retrain`, as it was asked for; so `seed`, `method`.")
+    seed: int | None = None
+    method: str | None = None
     state: Literal["running", "succeeded", "failed"]
-    progress: float = Field(description="Share of the rows that have been computed, from 0 to 1.")
+    progress: float = Field(description="Share of the rows computed, or of the trainings done, from 0 to 1.")
     generation: int = Field(description="The index's, when the job started or, once it has ended, when it ended.")
     attempts: int = Field(default=1, description="How often its process was started: a killed job is resumed.")
     error: str | None = Field(default=None, description="Why it failed, with the remedy.")
@@ -104,12 +155,14 @@ class Job(AnswerSchema):
         default_factory=dict,
         description="Methods that the index offered before the job and no longer offers, each with the remedy.",
     )
+    result: Retraining | None = Field(None, description="Of `retrain`, once it has succeeded.")
     created: datetime
     ended: datetime | None = None
 
     def _repr_html_(self) -> str:
         words = f"{self.operation} of {self.index}, {self.state}, generation {self.generation}"
         words += "" if self.error is None else f": {self.error}"
+        words += "" if self.result is None else f": {self.result.text()}"
         words += "".join(f"; no {method} any more: {remedy}" for method, remedy in self.lost_methods.items())
         return f'<p><progress value="{self.progress:.3f}" max="1"></progress> {escape(words)}</p>'
 

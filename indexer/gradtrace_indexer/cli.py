@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 
@@ -15,22 +13,35 @@ from gradtrace import dry_run
 from gradtrace.checkpoints import load_checkpoints
 from gradtrace.checkpoints.checkpoints_json import INDEX_NAME
 from gradtrace.checkpoints.selection import choose
-from gradtrace.errors import CheckpointError, QueryError
-from gradtrace.methods import method_named
-from gradtrace.opening import open_index
+from gradtrace.errors import CheckpointError
 from gradtrace.results.display import describe
-from gradtrace.store.manifest import BasisKind, Precision, read_manifest
+from gradtrace.store.manifest import BasisKind, read_manifest
 from gradtrace.task import Task
 from gradtrace_indexer import generations
 from gradtrace_indexer.build.build import build_index
 from gradtrace_indexer.build.builder import PassOptions
+from gradtrace_indexer.cli_options import (
+    BatchOption,
+    CheckpointsOption,
+    DeviceOption,
+    DimensionsOption,
+    IndexArgument,
+    PrecisionOption,
+    RecordingOption,
+    RowsFileOption,
+    RunsOption,
+    SearcherOption,
+    SegmentsOption,
+    SkipOption,
+    TaskArgument,
+    TaskOption,
+    WorkersOption,
+    named_rows,
+)
 from gradtrace_indexer.derived import DAMPING, add_kernels, fit_representer
 from gradtrace_indexer.description import describe_searcher, details, print_report
-from gradtrace_indexer.evaluation import evaluate as evaluation
-from gradtrace_indexer.evaluation.ground_truth import subset_outputs
-from gradtrace_indexer.evaluation.retraining import Retrainings
 from gradtrace_indexer.evaluation.select import explained, mean_losses, plot_selection, selection_index
-from gradtrace_indexer.held_out import held_out_rows
+from gradtrace_indexer.evaluation_cli import app as evaluation_commands
 from gradtrace_indexer.task_loading import load_task
 from gradtrace_indexer.update.add_checkpoints import add_run
 from gradtrace_indexer.update.compact import compact as compact_index
@@ -39,39 +50,6 @@ from gradtrace_indexer.update.update import INTERVAL, run_directory, update_inde
 from gradtrace_indexer.verify import verify as verify_index
 
 app = typer.Typer()
-
-_TASK = "module:attribute or path/to/file.py:attribute"
-TaskArgument = Annotated[str, typer.Argument(help=_TASK)]
-TaskOption = Annotated[str, typer.Option(help=_TASK)]
-IndexArgument = Annotated[Path, typer.Argument(help="The index directory.")]
-CheckpointsOption = Annotated[Path, typer.Option(help="Directory of a training's checkpoints, or a list by `select`.")]
-DimensionsOption = Annotated[int, typer.Option(min=1, help="Columns kept for each checkpoint.")]
-PrecisionOption = Annotated[Precision, typer.Option(help="Of the stored rows: 2, 1 or half a byte a value.")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Examples a step.")]
-DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
-WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that read the training data ahead. 0: none.")]
-SkipOption = Annotated[
-    bool,
-    typer.Option("--skip-bad-rows", help="Mark rows that cannot be read or have no finite gradient; do not stop."),
-]
-RunsOption = Annotated[
-    list[Path],
-    typer.Option(
-        help="Directory of a training's checkpoints, or a list by `select`. Repeatable, for runs with other seeds."
-    ),
-]
-SearcherOption = Annotated[
-    str | None, typer.Option(help="progressive (exact), faiss:FACTORY such as faiss:HNSW32,SQfp16, or annoy:TREES.")
-]
-SegmentsOption = Annotated[
-    int | None, typer.Option(min=1, help="Index averaged weights of so many segments, for fast-source.")
-]
-RowsFileOption = Annotated[
-    Path | None, typer.Option(exists=True, dir_okay=False, help="A file of such numbers, one a line.")
-]
-RecordingOption = Annotated[
-    Path | None, typer.Option(help="Directory of an InfluenceRecorder: its basis, and method hydra.")
-]
 
 
 @app.command()
@@ -258,7 +236,7 @@ def delete(
     The rows are marked; `gradtrace compact` takes them out of the files, and `gradtrace prune` removes the files that
     only earlier generations have.
     """
-    typer.echo(f"{index}: {describe(delete_rows(index, _named_rows(rows, rows_file, '--rows')))}")
+    typer.echo(f"{index}: {describe(delete_rows(index, named_rows(rows, rows_file, '--rows')))}")
 
 
 @app.command()
@@ -343,62 +321,4 @@ def info(index: IndexArgument) -> None:
         typer.echo(line)
 
 
-@app.command()
-def bench(
-    index: IndexArgument,
-    task: TaskOption,
-    k: Annotated[int, typer.Option(min=1, help="Hits at each end.")] = 10,
-    queries: Annotated[int, typer.Option(min=1, help="Held-out examples to ask about.")] = 64,
-    device: DeviceOption = "auto",
-) -> None:
-    """Measure how fast an index answers here, one query at a time and many, and what an approximate searcher misses."""
-    for line in evaluation.bench(index, load_task(task), k=k, queries=queries, device=device):
-        typer.echo(line)
-
-
-@app.command()
-def evaluate(
-    index: IndexArgument,
-    task: TaskOption,
-    truth: Annotated[Path, typer.Option(help="Directory of trainings on random halves; what it lacks is trained.")],
-    method: Annotated[list[str] | None, typer.Option(help="Repeatable; default: all that the index has.")] = None,
-    subsets: Annotated[int, typer.Option(min=2, help="Random halves of the training rows.")] = 100,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings on each.")] = 5,
-    queries: Annotated[
-        int | None, typer.Option(min=1, help="Held-out examples on which trainings are measured; default: all.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Trainings at the same time.")] = 1,
-    device: DeviceOption = "auto",
-) -> None:
-    """Measure how well the methods predict what training on half of the rows does (linear datamodeling score).
-
-    The task must define fit(rows, seed). Rows that are deleted from the index are in no training. Trainings are kept:
-    run again after an interruption, it resumes, and other indexes of the task are measured with the same ones.
-    """
-    loaded = load_task(task)
-    opened = open_index(index, loaded, device=device)  # what cannot be evaluated is refused before any training
-    for name in method or ():
-        method_named(name, opened.manifest)
-    split, numbers = held_out_rows(loaded, queries, opened.present)
-    retrainings = Retrainings(task, truth, queries=sorted(numbers) if queries else None, split=split, workers=workers)
-    outputs = subset_outputs(retrainings, subsets, seeds, among=np.flatnonzero(opened.present))
-    for line in evaluation.evaluate(opened, retrainings.examples, outputs, method or opened.methods):
-        typer.echo(line)
-
-
-def _named_rows(rows: Sequence[str] | None, file: Path | None, option: str) -> list[int]:
-    """The rows that an option or its file names."""
-    if (not rows) == (file is None):
-        raise QueryError(f"give the rows by {option} or by {option}-file, the name of a file with a number a line")
-    return _numbers(rows or [] if file is None else file.read_text("utf-8").split())
-
-
-def _numbers(texts: Sequence[str]) -> list[int]:
-    """["3,17", "100-199"] -> 3, 17, 100, 101, ... 199."""
-    rows: list[int] = []
-    for part in (part.strip() for text in texts for part in text.split(",")):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(first) > int(last)):
-            raise QueryError(f"{part!r} names no rows; write numbers and ranges, such as 3,17,100-199")
-        rows += range(int(first), int(last or first) + 1)
-    return rows
+app.registered_commands += evaluation_commands.registered_commands

@@ -40,12 +40,12 @@ class NoSuchJobError(FieldError):
 
 
 class OtherJobError(FieldError):
-    """Another job is running on the index, which has one writer."""
+    """Another job is running: an index has one writer, and a service retrains one model at a time."""
 
     status, kind = 409, "conflict"
 
-    def __init__(self, job: str, operation: str, field: str) -> None:
-        super().__init__(field, f"job {job} ({operation}) is running on this index; wait until it ends")
+    def __init__(self, field: str, job: str, what: str) -> None:
+        super().__init__(field, f"job {job} ({what}) is running; wait until it ends")
 
 
 class NotReadyError(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class Hydra(Method):
         "Score: how much what is explained would fall, in its own unit, if the row counted twice in the whole "
         "training, to first order and without the curvature of the loss"
     )
+    removal = "the sum of their scores"
 
     def lacks(self, manifest: Manifest) -> str | None:
         if any(entry.kind == "recorded" for entry in manifest.checkpoints):
@@ -43,7 +45,9 @@ class Hydra(Method):
         kinds = [(entry.kind, entry.sha256) for entry in contents.manifest.checkpoints]
         recorded = [kind for kind, _ in kinds].index("recorded")
         trained = kinds.index(("weights", kinds[recorded][1]))
-        return _HydraScoring(contents, [recorded], torch.ones(1, 1), query_at=[trained])
+        scoring = _HydraScoring(contents, [recorded], torch.ones(1, 1), query_at=[trained])
+        scoring.removal_factors = np.ones(1)
+        return scoring
 
 
 class _HydraScoring(GradientScoring):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from gradtrace.contents import IndexContents
@@ -38,6 +40,7 @@ class Influence(Method):
         "without the row, times the number of training rows: to first order, where the model as it is stands at its "
         "optimum. Of several checkpoints of a run, as usual, the sum of what each estimates; of several runs, the mean"
     )
+    removal = "the sum of their scores, divided by the number of training rows and of the checkpoints used of a run"
 
     def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
         entries = contents.manifest.checkpoints
@@ -52,4 +55,8 @@ class Influence(Method):
             damped.append(curvature.eigenvalues.double() + damping * curvature.means.double())
         eigenvalues = torch.stack(damped)  # [checkpoints, D]
         inverse = torch.where(eigenvalues > 0, 1 / eigenvalues, 0)  # a layer that no sample used has no curvature
-        return GradientScoring(contents, chosen, (inverse / len(by_run(entries, chosen))).float())
+        scoring = GradientScoring(contents, chosen, (inverse / len(by_run(entries, chosen))).float())
+        of_run = Counter(entries[checkpoint].run for checkpoint in chosen)
+        estimates = np.array([of_run[entries[checkpoint].run] for checkpoint in chosen])
+        scoring.removal_factors = 1 / (contents.manifest.task.train_rows * estimates)
+        return scoring

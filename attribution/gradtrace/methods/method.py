@@ -59,6 +59,9 @@ class Scoring(ABC):
         full_gradient_weights: float64 [blocks]; scores are sums with these weights of inner products of the gradients
             of query and row, each at its block's checkpoint, so full gradients can rescore them. None: they are not.
         normalized: scores are divided by the norms of query and row, each over all blocks together.
+        removal_factors: float64 [blocks]; a score's parts times these sum to how much what is explained is predicted
+            to rise, in its own unit, when the row is left out of the training. None: no such prediction is made; set
+            where the method has `removal`, whose scores are then linear in the query's vectors.
     """
 
     store: RowStore
@@ -67,6 +70,7 @@ class Scoring(ABC):
     bases: Sequence[Basis] | None = None
     full_gradient_weights: Doubles | None = None
     normalized: bool = False
+    removal_factors: Doubles | None = None
 
     @abstractmethod
     def query_vectors(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
@@ -120,6 +124,8 @@ class Method(ABC):
     uses_curvature: whether scores depend on the Fisher information in the index
     uses_labels: whether scores depend on the query's label
     forecasts: whether scores estimate the effect of training without the row
+    removal: what rows' scores predict when these rows are left out of the training, in the unit of what is explained,
+        as the end of a sentence about that rise; None: scores are in no such unit, and only order sets of rows
     """
 
     name: ClassVar[str]
@@ -132,6 +138,7 @@ class Method(ABC):
     compares_gradients: ClassVar[bool] = True
     uses_labels: ClassVar[bool] = True
     forecasts: ClassVar[bool] = False
+    removal: ClassVar[str | None] = None
     uses_curvature: ClassVar[bool] = False
 
     def lacks(self, manifest: Manifest) -> str | None:

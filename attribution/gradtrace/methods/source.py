@@ -44,6 +44,7 @@ class Source(Method):
         "the number of training rows: an estimate from the training's course. Where the index does not know the "
         "optimizer, it is taken for SGD without momentum and weight decay. Of several training runs, the mean"
     )
+    removal = "the sum of their scores, divided by the number of training rows"
 
     def lacks(self, manifest: Manifest) -> str | None:
         if lacking := super().lacks(manifest):
@@ -69,7 +70,9 @@ class Source(Method):
         query_at, trained = None, trained_models(entries)
         if contents.bases[0].rotation is None:
             query_at = [trained[entries[block].run] for block in chosen]
-        return GradientScoring(contents, chosen, factors[chosen] / len(runs), query_at)
+        scoring = GradientScoring(contents, chosen, factors[chosen] / len(runs), query_at)
+        scoring.removal_factors = np.full(len(chosen), 1 / contents.manifest.task.train_rows)
+        return scoring
 
 
 class FastSource(Source):

@@ -195,10 +195,14 @@ class GradientModel(TaskModel):
         Raises:
             TaskError: task.predict returns something else than one prediction an example.
         """
+        return self.predict_by(self.model, batch)
+
+    def predict_by(self, model: nn.Module, batch: ExampleBatch) -> Tensor:
+        """As `predict`, of another model of the task, such as a retrained one, on whose device the batch is."""
         if not self.task.has_predict:
-            return self.outputs.predicted(self.model, self.trainable, batch.collated)
+            return self.outputs.predicted(model, self.trainable, batch.collated)
         with torch.no_grad():
-            return self.outputs.predictions(self.task.predict(self.model, batch.collated))
+            return self.outputs.predictions(self.task.predict(model, batch.collated))
 
     def label(self, example: Example) -> Label | None:
         """The task's label of an example, as whole number where it is a class."""

@@ -88,7 +88,7 @@ class Trainer:
         path = self.path(training)
         if not path.exists():
             content = io.BytesIO()
-            np.save(content, self._measured(self._trained(training)))
+            np.save(content, self.measured(self.trained(training)))
             write_file(path.parent, path.name, content.getvalue())
         try:
             outputs: Outputs = np.load(path, allow_pickle=False)
@@ -96,8 +96,8 @@ class Trainer:
             raise StoreError(f"{path} is damaged ({error}); delete it and run the same again") from error
         return outputs
 
-    def _trained(self, training: Training) -> nn.Module:
-        """Without any row, the model as it is before training."""
+    def trained(self, training: Training) -> nn.Module:
+        """A new model; without any row, as it is before training. Raises TaskError: the task's `fit` failed."""
         if not training.rows:
             with torch.random.fork_rng():
                 torch.manual_seed(training.seed)
@@ -117,7 +117,12 @@ class Trainer:
         return model
 
     @torch.no_grad()
-    def _measured(self, model: nn.Module) -> Outputs:
+    def measured(self, model: nn.Module) -> Outputs:
+        """What is measured on each query, lower is better. float32 [queries].
+
+        Raises:
+            LossError: a measured value is NaN or infinite.
+        """
         task, dataset = self.task, getattr(self.task, self.split)
         device = next(model.parameters()).device
         measure = task.loss if self.target == "loss" else task.measurement
@@ -170,7 +175,7 @@ class Retrainings:
             raise QueryError(f'unknown target {target!r}; leave it out or pass "loss"')
         loaded = load_task(task) if isinstance(task, str) else task
         self.rows = check_dataset(loaded)
-        _check_retrainable(loaded, split)
+        check_retrainable(loaded, split)
         recorded = _recorded(Path(directory))
         if queries is None:
             queries = recorded["queries"] if recorded else range(len(getattr(loaded, split)))
@@ -219,7 +224,8 @@ class Retrainings:
             )
 
 
-def _check_retrainable(task: Task, split: Split) -> None:
+def check_retrainable(task: Task, split: Split) -> None:
+    """Raises TaskError where the task has no `fit`, or not this data set."""
     if not task.has_fit:
         raise TaskError(
             f"{type(task).__name__} cannot be retrained: define fit(self, rows, seed), which trains a new model "

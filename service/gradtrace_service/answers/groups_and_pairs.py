@@ -57,7 +57,7 @@ def groups(index: Index, request: GroupsRequest, waited_ms: float) -> GroupsAnsw
         **documents.head(index, request),
         by=request.by,
         results=[
-            GroupInfluence(query=_asked(index, examples), groups=[_group(group, classes) for group in influence])
+            GroupInfluence(query=asked_about(index, examples), groups=[_group(group, classes) for group in influence])
             for examples, influence in zip(asked, influences, strict=True)
         ],
         timing_ms=documents.timing(waited_ms, len(queries), search=milliseconds_since(started)),
@@ -81,8 +81,8 @@ def pairs(index: Index, request: PairsRequest, waited_ms: float) -> PairsAnswer:
         )
     return PairsAnswer(
         **documents.head(index, request),
-        queries=[_asked(index, [query]) for query in queries],
-        train=[_asked(index, [row]) for row in train],
+        queries=[asked_about(index, [query]) for query in queries],
+        train=[asked_about(index, [row]) for row in train],
         scores=scores.tolist(),
         timing_ms=documents.timing(waited_ms, len(queries), gradient=milliseconds_since(started)),
     )
@@ -98,7 +98,7 @@ def _training_examples(index: Index, request: PairsRequest) -> list[AskedExample
     return given + row_examples(index, "train", request.train_rows or [])
 
 
-def _asked(index: Index, examples: Sequence[AskedExample]) -> Asked:
+def asked_about(index: Index, examples: Sequence[AskedExample]) -> Asked:
     """One example, or several whose mean is asked about."""
     first, labels = examples[0], {index.label(asked.example) for asked in examples}
     label = labels.pop() if len(labels) == 1 else None

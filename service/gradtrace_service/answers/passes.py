@@ -8,15 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer
-from gradtrace_client.request_schemas import SOURCES, GroupsRequest, InfluenceRequest
+from gradtrace_client.removal_schemas import RemovalAnswer, mean_of
+from gradtrace_client.request_schemas import SOURCES, GroupsRequest, InfluenceRequest, RemovalRequest
 from gradtrace_client.schemas import InfluenceAnswer, Timing
 from gradtrace_service.errors import FieldError
 
-Q = TypeVar("Q", InfluenceRequest, GroupsRequest)
-A = TypeVar("A", InfluenceAnswer, GroupsAnswer)
+Q = TypeVar("Q", InfluenceRequest, GroupsRequest, RemovalRequest)
+A = TypeVar("A", InfluenceAnswer, GroupsAnswer, RemovalAnswer)
 
 _ELEMENT = re.compile(rf"({'|'.join(SOURCES)})\[(\d+)\]")
 _SUMMED = ("queue", "gradient", "search", "rescore", "percentiles", "render", "total")
@@ -37,7 +38,7 @@ class Pass(Generic[Q]):
 
 def passes_of(request: Q, most: int) -> list[Pass[Q]]:
     """most: queries of a pass. The mean of several queries is computed in one: it is searched for once."""
-    if request.aggregate or request.queries <= most:
+    if getattr(request, "aggregate", None) or request.queries <= most:
         return [Pass(request)]
     source = next(name for name in SOURCES if getattr(request, name) is not None)
     queries = getattr(request, source)
@@ -47,7 +48,7 @@ def passes_of(request: Q, most: int) -> list[Pass[Q]]:
     ]
 
 
-def outdated(answers: Sequence[InfluenceAnswer | GroupsAnswer]) -> list[int]:
+def outdated(answers: Sequence[InfluenceAnswer | GroupsAnswer | RemovalAnswer]) -> list[int]:
     """Positions of the passes that an earlier generation of the index answered than another of them."""
     newest = max(answer.index.generation for answer in answers)
     return [at for at, answer in enumerate(answers) if answer.index.generation < newest]
@@ -58,12 +59,15 @@ def joined(answers: Sequence[A]) -> A:
     first = answers[0]
     if len(answers) == 1:
         return first
-    together = {
-        "results": [result for answer in answers for result in answer.results],
+    results: list[Any] = [result for answer in answers for result in answer.results]
+    together: dict[str, Any] = {
+        "results": results,
         "timing_ms": _timing([answer.timing_ms for answer in answers]),
     }
     if isinstance(first, InfluenceAnswer):
         together["exact"] = all(getattr(answer, "exact", True) for answer in answers)
+    if isinstance(first, RemovalAnswer):
+        together["mean"] = mean_of(results)
     return first.model_copy(update=together)
 
 

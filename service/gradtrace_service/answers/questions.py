@@ -7,13 +7,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
+
 from gradtrace import Index, RowFilter, Task
 from gradtrace.errors import GradtraceError, QueryError
 from gradtrace.methods import METHODS, MethodOptions
 from gradtrace.models.targets import Target
 from gradtrace.task import Example
 from gradtrace.tasks.payload import listed, shown
-from gradtrace_client.request_schemas import LabelTarget, PairsRequest, Queries, Question
+from gradtrace_client.request_schemas import LabelTarget, PairsRequest, Queries, Question, RemovalRequest
 from gradtrace_client.schemas import Payload, Split
 from gradtrace_client.service_schemas import LONGEST_DETAIL, shortened
 from gradtrace_service.engine.work import is_out_of_memory
@@ -48,11 +50,11 @@ def check_known(field: str, name: str, known: Collection[str]) -> None:
         raise FieldError(field, f"there is no {shown(name)}; this index has {listed(known)}")
 
 
-def queries_of(index: Index, request: Queries | PairsRequest) -> list[AskedExample]:
+def queries_of(index: Index, request: Queries | PairsRequest | RemovalRequest) -> list[AskedExample]:
     """The queries of a request. Raises FieldError for a row that does not exist or an example the task cannot read."""
     if request.query_rows is not None:
         return row_examples(index, "query", request.query_rows)
-    if request.train_rows is not None and isinstance(request, Queries):  # those of pairs are the other side
+    if request.train_rows is not None and not isinstance(request, PairsRequest):  # those of pairs are the other side
         return row_examples(index, "train", request.train_rows)
     if request.example is not None:
         return parsed_examples(index.task, [request.example], "example")
@@ -86,6 +88,16 @@ def row_examples(index: Index, split: Split, rows: Sequence[int]) -> list[AskedE
     return [AskedExample(dataset[row], f"{split}_rows[{at}]", split, row) for at, row in enumerate(rows)]
 
 
+def check_rows(index: Index, field: str, rows: Sequence[int]) -> None:
+    """Raises FieldError for a training row that is not there or was deleted. In one look, since they may be many."""
+    numbers = np.asarray(rows, dtype=np.int64)
+    absent = numbers >= index.rows
+    absent[~absent] = ~index.present[numbers[~absent]]
+    if absent.any():
+        first = int(absent.argmax())
+        raise FieldError(f"{field}[{first}]", str(why_absent(index, "train", rows[first])))
+
+
 def why_absent(index: Index, split: Split, row: int) -> str | None:
     """Why a row of a data set cannot be asked about; None where it can."""
     size = split_size(index, split)
@@ -110,7 +122,7 @@ def options_of(request: Question) -> MethodOptions:
     return cast(MethodOptions, {name: getattr(request, name) for name in MethodOptions.__annotations__})
 
 
-def target_of(index: Index, request: Queries | PairsRequest) -> Target | None:
+def target_of(index: Index, request: Queries | PairsRequest | RemovalRequest) -> Target | None:
     """Raises FieldError for a target that names no label of this index, or that its task or method does not have."""
     target = request.target
     given = target.model_dump(exclude_none=True) if isinstance(target, LabelTarget) else target

@@ -10,12 +10,13 @@ import numpy as np
 
 from gradtrace import Index
 from gradtrace.errors import DatasetError, QueryError, TaskError
-from gradtrace_client.request_schemas import PairsRequest, Queries
+from gradtrace_client.request_schemas import PairsRequest, Queries, RemovalRequest
 from gradtrace_service.answers.questions import AskedExample, options_of, target_of
 from gradtrace_service.engine.work import is_out_of_memory
 from gradtrace_service.errors import FieldError
 
 T = TypeVar("T")
+Asking = Queries | PairsRequest | RemovalRequest
 Failures = list[tuple[int, Exception]]  # positions in a sequence, with what the item there raised by itself
 
 # What code raises on values that it does not expect. Other errors are the machine's, and their text may name files.
@@ -24,7 +25,7 @@ _VALUE_ERRORS = (QueryError, TaskError, ArithmeticError, AssertionError, Attribu
 
 
 def unfit_queries(
-    index: Index, request: Queries | PairsRequest, queries: Sequence[AskedExample], error: Exception
+    index: Index, request: Asking, queries: Sequence[AskedExample], error: Exception
 ) -> dict[int, FieldError]:
     """Find the queries that made answering them together raise `error`, by their positions in `queries`. Those of a
     micro-batch may come from several requests that differ in nothing else.
@@ -56,7 +57,7 @@ def unfit_queries(
 
 
 @contextmanager
-def named_refusals(index: Index, request: Queries | PairsRequest, queries: Sequence[AskedExample]) -> Iterator[None]:
+def named_refusals(index: Index, request: Asking, queries: Sequence[AskedExample]) -> Iterator[None]:
     """When the block fails, raise the first of the refusals that `unfit_queries` finds. Raises as that."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Jobs that change indexes, over HTTP."""
+"""Jobs that change indexes or retrain their models, over HTTP."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Annotated, cast
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.sse import EventSourceResponse
 
-from gradtrace_client.request_schemas import DeleteRowsRequest, ReindexRequest
+from gradtrace_client.request_schemas import DeleteRowsRequest, ReindexRequest, RetrainRequest
 from gradtrace_client.service_schemas import Job, Jobs
+from gradtrace_service.answers.retraining import check_retraining
+from gradtrace_service.engine.work import Work
 from gradtrace_service.http.json_bodies import JsonRoute
 from gradtrace_service.http.problems import error_responses
 from gradtrace_service.http.streams import one_stream
+from gradtrace_service.http.timed_engine import Workers
 from gradtrace_service.indexes.jobs import JobRunner
 
 router = APIRouter(route_class=JsonRoute)
@@ -54,10 +57,23 @@ async def delete_rows(request: DeleteRowsRequest, jobs: OfflineJobs, response: R
     return job
 
 
+@router.post("/retrain", status_code=202, responses=error_responses(400, 408, 409, 413, 422, 429, 500, 503, 504))
+async def retrain(request: RetrainRequest, engine: Workers, jobs: OfflineJobs, response: Response) -> Job:
+    """Start a job that trains with all rows of an index and without some, and compares the change with predictions.
+
+    Only where the task defines `fit`. The job's `result` has the comparison. The index stays as it is, and other jobs
+    run beside it; a service retrains one model at a time.
+    """
+    await engine.run(Work(request.index, check_retraining, request))
+    job = await jobs.retrain(request)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return job
+
+
 @router.get("/jobs", responses=error_responses(500))
 async def list_jobs(jobs: OfflineJobs) -> Jobs:
-    """Jobs, running and ended."""
-    return Jobs(jobs=jobs.all())
+    """Jobs, running and ended, without their results."""
+    return Jobs(jobs=[job.model_copy(update={"result": None}) for job in jobs.all()])
 
 
 @router.get("/jobs/{job}", responses=error_responses(404, 422, 500))

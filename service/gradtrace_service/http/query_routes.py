@@ -7,11 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
+from gradtrace_client.removal_schemas import RemovalAnswer
 from gradtrace_client.request_schemas import (
     SOURCES,
     GroupsRequest,
     InfluenceRequest,
     PairsRequest,
+    RemovalRequest,
     SelfInfluenceRequest,
 )
 from gradtrace_client.schemas import IndexDetails, InfluenceAnswer, SelfInfluenceAnswer
@@ -19,6 +21,7 @@ from gradtrace_client.service_schemas import Indexes
 from gradtrace_service.answers import groups_and_pairs, rows
 from gradtrace_service.answers import index_details as details
 from gradtrace_service.answers import influence as answers
+from gradtrace_service.answers import removal as removals
 from gradtrace_service.engine.work import Work
 from gradtrace_service.http.json_bodies import JsonRoute
 from gradtrace_service.http.problems import error_responses
@@ -46,6 +49,12 @@ async def influence_groups(request: GroupsRequest, engine: Workers) -> GroupsAns
 async def influence_pairs(request: PairsRequest, engine: Workers) -> PairsAnswer:
     """The scores of given training examples, which need not be in the training set, on each query."""
     return await engine.run(Work(request.index, groups_and_pairs.pairs, request))
+
+
+@router.post("/influence/removal", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))
+async def influence_removal(request: RemovalRequest, engine: Workers) -> RemovalAnswer:
+    """How much the loss on each query would change if training rows were left out of the training, as predicted."""
+    return await engine.run_in_passes(request, lambda part: Work(request.index, removals.removal, part))
 
 
 @router.get("/self-influence", responses=error_responses(422, 429, 500, 503, 504))

@@ -1,5 +1,10 @@
-"""The files of jobs, in the directory of their index: INDEX/jobs/{id}.json, the job's state, and {id}.rows, the numbers
-of the rows that it is about, one a line."""
+"""The files of jobs, in the directory of their index.
+
+INDEX/jobs/{id}.json                    the job's state, and its result
+INDEX/jobs/{id}.rows                    while it runs: the numbers of the rows that it is about, one a line
+INDEX/jobs/{id}.result.json             until the state has it: what `gradtrace retrain` writes
+INDEX/jobs/{id}.result.json.trainings/  while it runs: the trainings that are done
+"""
 
 from __future__ import annotations
 
@@ -14,12 +19,14 @@ from pydantic import ValidationError
 
 from gradtrace.errors import CorruptIndexError, GradtraceError
 from gradtrace.store.regular_files import regular_path
-from gradtrace_client.service_schemas import Job
+from gradtrace_client.service_schemas import Job, Retraining
 from gradtrace_indexer.writing.files import write_file
 from gradtrace_indexer.writing.format_files import remove_file
 from gradtrace_service.indexes.hosted import Hosted
 
 _FOLDER = "jobs"
+_RESULT = "result.json"
+_TRAININGS = f"{_RESULT}.trainings"
 _ID = "[0-9a-f]{16}"  # of jobs: what else lies in their folder is left alone
 
 _log = logging.getLogger(__name__)
@@ -41,6 +48,23 @@ def rows_path(directory: Path, job: str) -> Path:
     return directory / _name(job, "rows")
 
 
+def result_path(directory: Path, job: str) -> Path:
+    return directory / _name(job, _RESULT)
+
+
+def has_result(directory: Path, job: str) -> bool:
+    return result_path(directory, job).is_file()
+
+
+def read_result(directory: Path, job: str) -> Retraining:
+    return Retraining.model_validate_json(regular_path(directory, _name(job, _RESULT)).read_bytes())
+
+
+def share_trained(directory: Path, job: str) -> float:
+    """Of the two trainings of a retraining."""
+    return len(list((directory / _name(job, _TRAININGS)).glob("*.json"))) / 2
+
+
 def remove_job(directory: Path, job: str) -> None:
     """Forget a job that has ended. Raises StoreError where a file cannot be removed."""
     remove_request(directory, job)
@@ -49,7 +73,14 @@ def remove_job(directory: Path, job: str) -> None:
 
 def remove_request(directory: Path, job: str) -> None:
     """Remove what only a running job needs. Raises as `remove_job`."""
-    remove_file(directory, _name(job, "rows"))
+    for ending in ("rows", _RESULT):
+        remove_file(directory, _name(job, ending))
+    trainings = directory / _name(job, _TRAININGS)
+    if trainings.is_dir() and not trainings.is_symlink():
+        for path in list(trainings.iterdir()):
+            remove_file(directory, f"{_name(job, _TRAININGS)}/{path.name}")
+        with contextlib.suppress(OSError):  # somebody else's folder is in it
+            trainings.rmdir()
 
 
 def kept_jobs(hosted: Hosted) -> Iterator[Job]:

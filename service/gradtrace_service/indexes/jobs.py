@@ -1,4 +1,4 @@
-"""Jobs that change an index: each runs a command of the command line in a process of its own.
+"""Jobs that change an index or retrain its model: each runs a command of the command line in a process of its own.
 
 The commands resume, so a job whose process was killed is started again, and so are the jobs that a killed service left
 behind, when the service is started the next time. Files are read and written on threads: a slow disk must not keep the
@@ -22,6 +22,7 @@ from typing import Any
 
 from gradtrace.errors import GradtraceError, StoreError
 from gradtrace.store.manifest import PENDING_NAME, Manifest, read_manifest
+from gradtrace_client.request_schemas import RetrainRequest
 from gradtrace_client.service_schemas import Job
 from gradtrace_indexer.generations import kept_generations, lost_methods, read_pending
 from gradtrace_indexer.writing.shard_writer import missing_shards
@@ -30,10 +31,14 @@ from gradtrace_service.engine.work import IndexUnavailableError
 from gradtrace_service.errors import FieldError, NoSuchJobError, OtherJobError
 from gradtrace_service.indexes.hosted import Hosted, file_stamp, known_name
 from gradtrace_service.indexes.job_files import (
+    has_result,
     kept_jobs,
+    read_result,
     remove_job,
     remove_request,
+    result_path,
     rows_path,
+    share_trained,
     write_rows,
     write_state,
 )
@@ -54,7 +59,7 @@ class JobRunner:
         self._hosted: Mapping[str, Hosted] = {index.name: index for index in hosted}
         kept = sorted((job for index in hosted for job in kept_jobs(index)), key=lambda job: job.created)
         self._jobs = {job.id: job for job in kept}  # then in the order of their starts: clocks may be set back
-        self._running: dict[str, asyncio.Task[None]] = {}  # by index: an index has one writer
+        self._running: dict[str | None, asyncio.Task[None]] = {}  # by lane
         self._changed = asyncio.Condition()
         self._starting = asyncio.Lock()
         self._writer = ThreadPoolExecutor(1, "gradtrace-jobs")  # one: states are written in their order
@@ -63,10 +68,10 @@ class JobRunner:
             self._forget_old(index.name)
 
     async def resume(self) -> None:
-        """Restart the jobs that were running when the service ended: for each index the latest, since an index has one
-        writer; of the others, the end could not be written down."""
+        """Restart the jobs that were running when the service ended: of each lane the latest; of the others, the end
+        could not be written down."""
         for job in reversed(list(self._jobs.values())):
-            if job.state == "running" and job.index in self._running:
+            if job.state == "running" and _lane(job.operation, job.index) in self._running:
                 unknown = {"state": "failed", "error": "how it ended is unknown", "ended": _now()}
                 await self._keep(job.model_copy(update=unknown))
             elif job.state == "running":
@@ -90,28 +95,40 @@ class JobRunner:
         """Start to delete rows of an index. Raises as `start`; FieldError also for a row that the index never had."""
         return await self._begin(index, "rows", {"operation": "delete", "rows": len(rows)}, rows)
 
+    async def retrain(self, request: RetrainRequest) -> Job:
+        """Start to train without some rows, for comparison. It writes no index, and other jobs run beside it. Raises as
+        `start`; OtherJobError while another index's model is retrained, too."""
+        asked = {"operation": "retrain", "rows": len(request.without_rows)}
+        asked |= request.model_dump(include={"query_rows", "seed", "method"})
+        return await self._begin(request.index, "without_rows", asked, request.without_rows)
+
     async def _begin(self, index: str | None, field: str, asked: Mapping[str, Any], rows: Sequence[int] = ()) -> Job:
         """field: of the request, that a conflict names;  asked: fields of the job;  rows: those that it is about"""
         if self._draining:
             raise DrainingError
         index = known_name(self._hosted, index)
+        lane = _lane(asked["operation"], index)
         async with self._starting:
-            if index not in self._running:
-                return await self._new_job(index, asked, rows)
-            running = next(job for job in self._jobs.values() if job.index == index and job.state == "running")
+            if lane not in self._running:
+                manifest = await asyncio.to_thread(self._manifest, index)
+                _check_rows(field, rows, manifest)
+                return await self._new_job(index, manifest.generation, asked, rows)
+            running = self._running_in(lane)
             if rows or any(getattr(running, name) != value for name, value in asked.items()):
-                raise OtherJobError(running.id, running.operation, field)
+                raise OtherJobError(field, running.id, f"{running.operation} of {running.index}")
             return running
 
-    async def _new_job(self, index: str, asked: Mapping[str, Any], rows: Sequence[int]) -> Job:
-        manifest = await asyncio.to_thread(self._manifest, index)
-        _check_rows(rows, manifest)
+    def _running_in(self, lane: str | None) -> Job:
+        running = (job for job in self._jobs.values() if job.state == "running")
+        return next(job for job in running if _lane(job.operation, job.index) == lane)
+
+    async def _new_job(self, index: str, generation: int, asked: Mapping[str, Any], rows: Sequence[int]) -> Job:
         job = Job(
             id=secrets.token_hex(8),
             index=index,
             state="running",
             progress=0.0,
-            generation=manifest.generation,
+            generation=generation,
             created=_now(),
             **asked,
         )
@@ -170,13 +187,13 @@ class JobRunner:
 
     async def _start(self, job: Job) -> None:
         await self._keep(job)
-        self._running[job.index] = asyncio.ensure_future(self._run(job))
+        self._running[_lane(job.operation, job.index)] = asyncio.ensure_future(self._run(job))
 
     async def _run(self, job: Job) -> None:
         try:
             ending = await self._ending(job)
         finally:
-            del self._running[job.index]
+            del self._running[_lane(job.operation, job.index)]
         await self._change(job.id, ended=_now(), **ending)
         self._writer.submit(remove_request, self._hosted[job.index].path, job.id)
         self._forget_old(job.index)
@@ -195,6 +212,8 @@ class JobRunner:
     def _outcome(self, job: Job, code: int, error: str) -> dict[str, object]:
         path = self._hosted[job.index].path
         generation = read_manifest(path).generation
+        if code == 0 and job.operation == "retrain":
+            return {"state": "succeeded", "progress": 1.0, "result": read_result(path, job.id)}
         if code == 0:
             lost = _lost_methods(path, job.generation)
             return {"state": "succeeded", "generation": generation, "progress": 1.0, "lost_methods": lost}
@@ -205,6 +224,8 @@ class JobRunner:
         writes the index, which a killed service may have left behind, the job waits for it."""
         attempt = 1
         while True:
+            if await asyncio.to_thread(has_result, self._hosted[job.index].path, job.id):
+                return os.EX_OK, ""  # of a process that a killed service left behind
             code, error = await self._attempt(job, attempt)
             if code == os.EX_TEMPFAIL:
                 await asyncio.sleep(_LOCKED_SECONDS)
@@ -253,12 +274,19 @@ class JobRunner:
             return [*program, "rollback", str(hosted.path), str(job.roll_back_to)]
         if job.operation == "delete":
             return [*program, "delete", str(hosted.path), "--rows-file", str(rows_path(hosted.path, job.id))]
+        if job.operation == "retrain":
+            return [*program, *_retrain_words(job, hosted)]
         moved = [] if hosted.checkpoints is None else ["--checkpoints", str(hosted.checkpoints[-1])]
         return [*program, "update", str(hosted.path), "--task", hosted.task, "--device", hosted.device, *moved]
 
     async def _update_progress(self, job: str, before: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
         """before: as returned by the last call, None at first"""
         path = self._hosted[self._jobs[job].index].path
+        if self._jobs[job].operation == "retrain":
+            trained = await asyncio.to_thread(share_trained, path, job)
+            if trained > self._jobs[job].progress:
+                await self._change(job, progress=trained)
+            return None
         stamp = await asyncio.to_thread(file_stamp, path / PENDING_NAME)
         if stamp != before:  # it is long where there are many shards
             share = await asyncio.to_thread(_share_done, path)
@@ -282,12 +310,27 @@ class JobRunner:
         await asyncio.get_running_loop().run_in_executor(self._writer, write_state, self._hosted[job.index].path, job)
 
 
-def _check_rows(rows: Sequence[int], manifest: Manifest) -> None:
+def _lane(operation: str, index: str) -> str | None:
+    """Jobs of one lane run one at a time: those that write an index, and all that retrain."""
+    return None if operation == "retrain" else index
+
+
+def _retrain_words(job: Job, hosted: Hosted) -> list[str]:
+    """Of the command line."""
+    files = ["--without-rows", str(rows_path(hosted.path, job.id)), "--out", str(result_path(hosted.path, job.id))]
+    moved = [word for path in hosted.checkpoints or () for word in ("--checkpoints", str(path))]
+    chosen = [] if job.query_rows is None else ["--query-rows", ",".join(map(str, job.query_rows))]
+    chosen += [] if job.method is None else ["--method", job.method]
+    options = ["--task", hosted.task, "--device", hosted.device, "--seed", str(job.seed or 0)]
+    return ["retrain", str(hosted.path), *options, *files, *chosen, *moved]
+
+
+def _check_rows(field: str, rows: Sequence[int], manifest: Manifest) -> None:
     """Raises FieldError for the first row that an index never had."""
     known = manifest.task.train_rows
     if max(rows, default=0) >= known:
         at, row = next((at, row) for at, row in enumerate(rows) if row >= known)
-        raise FieldError(f"rows[{at}]", f"there is no row {row}; rows of this index are 0 to {known - 1}")
+        raise FieldError(f"{field}[{at}]", f"there is no row {row}; rows of this index are 0 to {known - 1}")
 
 
 def _share_done(path: Path) -> float | None:
