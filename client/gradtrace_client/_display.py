@@ -70,7 +70,8 @@ def feature_text(value: Any) -> str:
     """A feature's value; numbers with six digits."""
     if value is None:
         return "unknown"
-    return _number_text(value) if isinstance(value, int | float) else str(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return _number_text(value) if is_number else str(value)
 
 
 def _number_text(value: float) -> str:

@@ -23,7 +23,7 @@ def query_card(query: Query, with_example: bool = True) -> Markup:
         fact("Explained", element("bdi", clipped(query.target, _NAME_LIMIT))),
     ]
     told = element("div", element("dl", *facts, class_="facts"), _probabilities(query), class_="told")
-    return element("div", example, told, class_="query card")
+    return element("div", element("div", example, told, class_="body"), class_="query card")
 
 
 def hit_card(hit: Hit, rank: int, scale: float, query: Payload | None) -> Markup:
@@ -36,14 +36,14 @@ def hit_card(hit: Hit, rank: int, scale: float, query: Payload | None) -> Markup
         fact("Loss", None if hit.loss is None else plain(hit.loss)),
         fact("Percentile", percentile),
     ]
+    told = element(
+        "div", element("dl", *facts, class_="facts"), _by_checkpoint(hit), _by_layer(hit, scale), class_="told"
+    )
     return element(
         "li",
         element("h4", element("span", f"{rank}. ", class_="rank"), f"Row {hit.row}", score),
         score_bar(hit.score, scale),
-        example_view(hit.example, query),
-        element("dl", *facts, class_="facts"),
-        _by_checkpoint(hit),
-        _by_layer(hit, scale),
+        element("div", example_view(hit.example, query), told, class_="body"),
         class_="card",
     )
 

@@ -10,7 +10,7 @@ from gradtrace_client._html_file.numbers import signed
 from gradtrace_client._shown import Histogram
 
 _MOST_COLUMNS = 60
-_NAME_LIMIT = 100
+_NAME_LIMIT = 200
 
 
 def score_bar(score: float, scale: float) -> Markup:
@@ -52,7 +52,7 @@ def histogram_chart(histogram: Histogram, hit_scores: Iterable[float]) -> Markup
         _bin(600 * at / len(histogram.counts), 600 / len(histogram.counts), count, 100 * math.log1p(count) / tallest)
         for at, count in enumerate(histogram.counts)
     ]
-    marks = [_rectangle((score - low) * across - 1, 103, 2, 15, side(score)) for score in hit_scores]
+    marks = [_rectangle(min(max((score - low) * across - 1, 0), 598), 103, 2, 15, side(score)) for score in hit_scores]
     zero = [_rectangle(-low * across - 0.5, 0, 1, 100, "zero")] if low <= 0 <= high else []
     axis = _rectangle(0, 100, 600, 1, "axis")
     told = f"Histogram of the scores of {sum(histogram.counts):,} rows, from {signed(low)} to {signed(high)}"

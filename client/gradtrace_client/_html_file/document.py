@@ -32,7 +32,7 @@ def document_html(answer: Answer, largest: int = MAX_BYTES) -> str:
     room = Room(largest)
     room.take(joined(_style(), _head("", _style()), _about(answer)))
     sections = [result_section(answer, at, room) for at in range(len(answer.results))]
-    heading = f"Which training examples made the model {_verb(answer.results)}?"
+    heading = _question(answer.results)
     body = element(
         "main",
         element("h1", heading),
@@ -45,13 +45,14 @@ def document_html(answer: Answer, largest: int = MAX_BYTES) -> str:
     return f"<!DOCTYPE html>\n{page}\n"
 
 
-def _verb(results: Sequence[Result]) -> str:
-    """What the model did, with the class that it predicts for all queries, if it is one."""
-    predictions = {label_text(result.query.prediction, result.query.prediction_name) for result in results}
-    known = all(result.query.prediction is not None for result in results)
-    if known and len(predictions) == 1:
-        return f"predict “{clipped(predictions.pop(), _NAME_LIMIT)}”"
-    return "predict this"
+def _question(results: Sequence[Result]) -> str:
+    """What is answered. Proponents of a loss speak for its label, so only of a right prediction are they the reason."""
+    queries = [result.query for result in results]
+    predictions = {label_text(query.prediction, query.prediction_name) for query in queries}
+    right = all(query.target.startswith("loss") and query.label in (None, query.prediction) for query in queries)
+    if right and len(predictions) == 1 and queries[0].prediction is not None:
+        return f"Which training examples made the model predict “{clipped(predictions.pop(), _NAME_LIMIT)}”?"
+    return "Which training examples helped the model here, and which misled it?"
 
 
 def _head(title: str, style: str) -> Markup:

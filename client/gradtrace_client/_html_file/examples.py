@@ -41,7 +41,8 @@ def example_view(example: dict[str, Any] | None, query: Payload | None = None) -
         _features(_mapping(example.get("features")), _mapping((query or {}).get("features"))),
         _features(rest, {name: (query or {})[name] for name in rest if name in (query or {})}),
     ]
-    return element("div", *views, class_="example")
+    pictured = image_address(example) is not None and len(example) == 1
+    return element("div", *views, class_="example pictured" if pictured else "example")
 
 
 def shared_words(text: str, other: str) -> frozenset[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 
-def signed(score: float) -> str:
-    """Four digits, with a sign; the minus is as wide as the plus."""
-    return f"{score:+.4g}".replace("-", "\N{MINUS SIGN}")
+def signed(number: float) -> str:
+    """Four digits, with a sign, and with separators of thousands."""
+    return f"{number:+,.4g}"
 
 
 def plain(number: float) -> str:
     """Four digits."""
-    return f"{number:.4g}".replace("-", "\N{MINUS SIGN}")
+    return f"{number:.4g}"

@@ -43,7 +43,7 @@ def _columns(result: Result, room: Room) -> list[Markup]:
             break
         for end, card in zip(ends, cards, strict=True):
             end += [] if card is None else [card]
-    titles = ("Proponents", "for it"), ("Opponents", "against it")
+    titles = ("Proponents", "highest scores first"), ("Opponents", "lowest scores first")
     hits = (result.proponents, result.opponents)
     return [_column(*title, cards, len(of)) for title, cards, of in zip(titles, ends, hits, strict=True)]
 
@@ -79,7 +79,8 @@ def _histogram(scores: Distribution, hits: Sequence[Hit]) -> Markup | None:
 
 def _notes(result: Result, answer: Answer) -> Markup:
     note = None if result.note is None else element("p", f"Note: {clipped(result.note, _TEXT_LIMIT)}", class_="note")
-    return element("div", note, element("p", _sentence(search_text(result, answer)), class_="missing"))
+    searched = f"{_sentence(search_text(result, answer))} All bars are on one scale."
+    return element("div", note, element("p", searched, class_="missing"))
 
 
 def _sentence(words: str) -> str:
