@@ -39,10 +39,16 @@ def note_html(text: str) -> str:
 
 def example_html(example: dict[str, Any] | None) -> str:
     """An image as a thumbnail, anything else as escaped text; only `data:image/` addresses are ever put in a page."""
-    image = (example or {}).get("image")
-    if isinstance(image, str) and image.startswith("data:image/"):
+    image = image_address(example)
+    if image is not None:
         return f'<img src="{escape(image)}" style="height:48px;image-rendering:pixelated">'
     return escape(example_text(example))
+
+
+def image_address(example: dict[str, Any] | None) -> str | None:
+    """The `data:image/` address of an image; None for any other address."""
+    image = (example or {}).get("image")
+    return image if isinstance(image, str) and image.startswith("data:image/") else None
 
 
 def example_text(example: dict[str, Any] | None) -> str:
@@ -52,7 +58,7 @@ def example_text(example: dict[str, Any] | None) -> str:
     if "text" in example:
         text = " ".join(str(example["text"]).split())
     elif isinstance(example.get("features"), dict):
-        text = ", ".join(f"{name} {_feature_text(value)}" for name, value in example["features"].items())
+        text = ", ".join(f"{name} {feature_text(value)}" for name, value in example["features"].items())
     elif isinstance(example.get("error"), str):
         text = f"not shown: {example['error']}"
     else:
@@ -60,10 +66,12 @@ def example_text(example: dict[str, Any] | None) -> str:
     return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 1] + "…"
 
 
-def _feature_text(value: Any) -> str:
+def feature_text(value: Any) -> str:
+    """A feature's value; numbers with six digits."""
     if value is None:
         return "unknown"
-    return _number_text(value) if isinstance(value, int | float) else str(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return _number_text(value) if is_number else str(value)
 
 
 def _number_text(value: float) -> str:

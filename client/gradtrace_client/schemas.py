@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from gradtrace_client._display import example_html, example_text, frame, label_text, note_html, table_html
+from gradtrace_client._html_file import document_html
 
 if TYPE_CHECKING:
     import pandas
@@ -272,6 +273,14 @@ class InfluenceAnswer(ScoresAnswer):
     def to_pandas(self) -> pandas.DataFrame:
         """One line for each hit; `query` is the position in `results`."""
         return frame(_hit_records(self.results))
+
+    def to_html(self) -> str:
+        """The answer as one HTML document, with its pictures, to be written in UTF-8 and sent to others.
+
+        It holds no script and loads nothing. It is at most 20 MB long: of longer ones, the weakest hits are left out,
+        and the document says how many.
+        """
+        return document_html(self)
 
     def _repr_html_(self) -> str:
         return "".join(result._repr_html_() for result in self.results) + note_html(self.convention)

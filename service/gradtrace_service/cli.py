@@ -78,6 +78,9 @@ TargetOption = Annotated[
     str | None, typer.Option(help='"loss": explain the loss even where the task defines another measurement.')
 ]
 KeyOption = Annotated[str | None, typer.Option(envvar="GRADTRACE_API_KEY")]
+HtmlOption = Annotated[
+    Path | None, typer.Option(dir_okay=False, help="Write the answer into this file, as an HTML document to send on.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")]
 
 # Fields of a request that need a flag of another kind.
@@ -94,6 +97,7 @@ docs/queries.md describes every option, with its cost. Examples, with U for http
   gradtrace query U --query-row 3 --include layers --include percentiles
   gradtrace query U --query-row 3 --target-label dog --rather-than cat
   gradtrace query U --query-row 3 --query-row 8 --aggregate mean
+  gradtrace query U --query-row 3 --html why.html
   gradtrace query U --query-row 3 --filter '{"labels": ["cat", 5]}'
   gradtrace query U --query-row 3 --filter '{"where": {"loss": {"min": 1}}}'
 """
@@ -199,6 +203,7 @@ def query(
     target_label: TargetLabelOption = None,
     rather_than: RatherThanOption = None,
     api_key: KeyOption = None,
+    html: HtmlOption = None,
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:
@@ -215,9 +220,12 @@ def query(
     }
     # Options that may be repeated come as an empty list where they are not given.
     answer = _ask(source, task, api_key, {name: value for name, value in fields.items() if value not in (None, [])})
+    if html is not None:
+        html.write_text(answer.to_html(), encoding="utf-8")
+        typer.echo(f"wrote {html}", err=True)
     if as_json:
         typer.echo(answer.model_dump_json(indent=2))
-    else:
+    elif html is None:
         print_answer(answer)
 
 

@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gradtrace_client.schemas import ClassProbability, Hit, Influence, InfluenceAnswer, Label, QueryInfo, Timing
+from gradtrace_client.schemas import ClassProbability, Hit, InfluenceAnswer, Label, QueryInfo
+from gradtrace_client.sentences import distribution_text, search_text, subject_text, timing_text
 
-_SHOWN = 3  # rows of a mean, layers of a hit, and classes
+_SHOWN = 3  # layers of a hit, and classes
 
 
 def print_answer(answer: InfluenceAnswer) -> None:
@@ -27,8 +28,10 @@ def print_answer(answer: InfluenceAnswer) -> None:
                 console.print(_table(title, colour, hits))
         if result.note is not None:
             console.print(escape(f"Note: {result.note}"), style="yellow")
-        console.print(_searched(result, answer), style="dim")
-    console.print(_spent(answer.timing_ms), style="dim")
+        console.print(search_text(result, answer), style="dim")
+        if result.distribution is not None:
+            console.print(distribution_text(result.distribution), style="dim")
+    console.print(timing_text(answer.timing_ms), style="dim")
     console.print(escape(answer.convention), style="dim")
     if not answer.index.verified:
         console.print("The index was opened without comparing the checksums of its rows.", style="yellow")
@@ -36,23 +39,14 @@ def print_answer(answer: InfluenceAnswer) -> None:
 
 def _question(query: QueryInfo) -> str:
     if query.count > 1:
-        return f"{_subject(query)}{_loss(query)}; explained: {query.target}"
+        return f"{subject_text(query)}{_loss(query)}; explained: {query.target}"
     label = "without a label" if query.label is None else f"labelled {_label(query.label, query.label_name)}"
-    return f"{_subject(query)}, {label}, {_predicted(query)}; explained: {query.target}"
+    return f"{subject_text(query)}, {label}, {_predicted(query)}; explained: {query.target}"
 
 
 def _probabilities(classes: Sequence[ClassProbability]) -> str:
     shown = (f"{_label(entry.label, entry.label_name)} {entry.probability:.3g}" for entry in classes[:_SHOWN])
     return f"Probabilities: {', '.join(shown)}{' ...' * (len(classes) > _SHOWN)}"
-
-
-def _subject(query: QueryInfo) -> str:
-    if query.rows is not None:
-        listed = ", ".join(map(str, query.rows[:_SHOWN])) + (" ..." if len(query.rows) > _SHOWN else "")
-        return f"The mean of {query.count} rows of the {query.split} data ({listed})"
-    if query.count > 1:
-        return f"The mean of {query.count} examples"
-    return "The example" if query.row is None else f"Row {query.row} of the {query.split} data"
 
 
 def _table(title: str, colour: str, hits: Sequence[Hit]) -> Table:
@@ -78,29 +72,6 @@ def _table(title: str, colour: str, hits: Sequence[Hit]) -> Table:
 def _layers(hit: Hit) -> str:
     strongest = sorted((hit.layers or {}).items(), key=lambda item: -abs(item[1]))[:_SHOWN]
     return ", ".join(f"{name} {share:+.3g}" for name, share in strongest)
-
-
-def _spent(timing: Timing) -> str:
-    parts = [f"queue {timing.queue:.1f}", f"gradient {timing.gradient:.1f}", f"search {timing.search:.1f}"]
-    if timing.rescore_per_row is not None:
-        parts.append(f"rescoring {timing.rescore:.1f} ({timing.rescore_per_row:.2f} a row)")
-    if timing.percentiles:
-        parts.append(f"percentiles {timing.percentiles:.1f}")
-    return f"{timing.total:.1f} ms: {', '.join(parts)}, rendering {timing.render:.1f}"
-
-
-def _searched(result: Influence, answer: InfluenceAnswer) -> str:
-    kind = "exact" if answer.exact else "approximate"
-    if answer.recall is not None:
-        kind += f" (recall {answer.recall.top:.3f} at the top, {answer.recall.bottom:.3f} at the bottom)"
-    text = f"{kind} search of {result.rows_searched:,} rows; {result.rows_touched:,} read beyond the first level"
-    if result.rows_rescored:
-        text += f"; {result.rows_rescored:,} rescored by full gradients"
-    if result.distribution is not None:
-        scores = result.distribution
-        low, high = scores.quantiles["0"], scores.quantiles["100"]
-        text += f"\nscores of all rows: {low:.4g} to {high:.4g}, mean {scores.mean:.4g}, deviation {scores.std:.4g}"
-    return text
 
 
 def _text_table(title: str, colour: str, hits: Sequence[Hit]) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.removal_schemas import RemovalAnswer
@@ -23,6 +23,7 @@ from gradtrace_service.answers import index_details as details
 from gradtrace_service.answers import influence as answers
 from gradtrace_service.answers import removal as removals
 from gradtrace_service.engine.work import Work
+from gradtrace_service.http.html_answers import HTML_RESPONSE, html_answer, wants_html
 from gradtrace_service.http.json_bodies import JsonRoute
 from gradtrace_service.http.problems import error_responses
 from gradtrace_service.http.timed_engine import Choice, Workers
@@ -30,13 +31,23 @@ from gradtrace_service.http.timed_engine import Choice, Workers
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/influence", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))
-async def influence(request: InfluenceRequest, engine: Workers) -> InfluenceAnswer:
-    """The training rows that most lowered (proponents) and most raised (opponents) what each query is explained for."""
+@router.post(
+    "/influence",
+    response_model=InfluenceAnswer,
+    responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504) | HTML_RESPONSE,
+)
+async def influence(
+    request: InfluenceRequest, engine: Workers, asked: Request, response: Response
+) -> InfluenceAnswer | Response:
+    """The training rows that most lowered (proponents) and most raised (opponents) what each query is explained for.
+
+    With `Accept: text/html`, the answer is one HTML document, with its pictures, to be kept or sent to others.
+    """
     key = None if request.aggregate else _batch_key(request)
-    return await engine.run_in_passes(
+    answer = await engine.run_in_passes(
         request, lambda part: Work(request.index, answers.influence, part, part.queries, key)
     )
+    return await html_answer(answer, response) if wants_html(asked) else answer
 
 
 @router.post("/influence/groups", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))
