@@ -26,7 +26,7 @@ from gradtrace_client._options import (
     SelfInfluenceOptions,
 )
 from gradtrace_client._sync_client import Client
-from gradtrace_client.browse_schemas import ExamplesAnswer
+from gradtrace_client.browse_schemas import ColumnsAnswer, ExamplesAnswer, Overview
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.request_schemas import RowFilter
 from gradtrace_client.schemas import (
@@ -54,6 +54,7 @@ __all__ = [
     "BusyError",
     "Client",
     "ClientError",
+    "ColumnsAnswer",
     "ConflictError",
     "DeadlineError",
     "ExampleAnswer",
@@ -78,6 +79,7 @@ __all__ = [
     "MarksAnswer",
     "NotFoundError",
     "NotTakenOverError",
+    "Overview",
     "PairsAnswer",
     "PairsOptions",
     "ProblemError",
