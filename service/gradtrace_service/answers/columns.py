@@ -66,8 +66,7 @@ def columns(index: Index, request: tuple[Split, ColumnsRequest], waited_ms: floa
 def _check_names(index: Index, split: Split, names: Sequence[str], rows: NDArray[np.int64]) -> None:
     known = [*index.columns, _SELF_INFLUENCE] if split == "train" else list(NAMES)
     if len(rows) and any(name.startswith(FEATURE) for name in names):
-        features = feature_names(index.task, getattr(index.task, split), int(rows[0]))
-        known += [FEATURE + name for name in features]
+        known += [FEATURE + name for name in feature_names(index.task, getattr(index.task, split), rows)]
     for position, name in enumerate(names if len(rows) else ()):
         check_known(f"names[{position}]", name, known)
 

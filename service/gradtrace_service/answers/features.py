@@ -16,6 +16,8 @@ from gradtrace_service.engine.work import is_out_of_memory
 
 READ_ROWS = 2_000  # at most, where a data set is read row by row
 
+_LOOKED_AT = 3  # rows, as one may fail
+
 _LONGITUDES, _LATITUDES = {"longitude", "long", "lon", "lng"}, {"latitude", "lat"}
 
 TabularTask = TabularClassification | TabularRegression
@@ -32,10 +34,13 @@ def in_memory(task: Task, dataset: Any) -> bool:
     return table is not None and table.in_memory(dataset)
 
 
-def feature_names(task: Task, dataset: Any, row: int) -> list[str]:
-    """row: one that the data set has"""
+def feature_names(task: Task, dataset: Any, rows: NDArray[np.int64]) -> list[str]:
+    """rows: int64 [rows] that the data set has; the first are rendered to find the names"""
     table = as_table(task)
-    return list(table.feature_names if table is not None else _rendered_features(task, dataset, row))
+    if table is not None:
+        return list(table.feature_names)
+    renderings = (_rendered_features(task, dataset, row) for row in rows[:_LOOKED_AT].tolist())
+    return list(dict.fromkeys(name for rendering in renderings for name in rendering))
 
 
 def feature_cells(task: Task, dataset: Any, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, Cells]:

@@ -10,6 +10,8 @@ from gradtrace.tasks import ImageClassification, TextClassification
 from gradtrace_client.schemas import Feature, FeaturesInput, ImageInput, OtherInput, TextInput
 from gradtrace_service.answers.features import READ_ROWS, TabularTask, as_table
 
+_MOST_ROWS = 100_000  # that ranges are from
+
 Input = ImageInput | TextInput | FeaturesInput | OtherInput | None
 
 
@@ -27,7 +29,7 @@ def input_of(task: Task, present: NDArray[np.bool_]) -> Input:
 
 
 def _features(task: TabularTask, rows: NDArray[np.int64]) -> list[Feature]:
-    table = task.table(task.train, rows if task.in_memory(task.train) else evenly(rows, READ_ROWS))
+    table = task.table(task.train, evenly(rows, _MOST_ROWS if task.in_memory(task.train) else READ_ROWS))
     return [_feature(task, name, column) for name, column in zip(task.feature_names, table.T, strict=True)]
 
 
