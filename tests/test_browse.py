@@ -1,10 +1,9 @@
-"""Lists of rows over real HTTP; every figure is compared with a plain forward pass of the last checkpoint's weights."""
+"""Lists of rows over real HTTP, and what an index says of its data. Figures are compared with a plain forward pass."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import nn
 
 import digits_task
@@ -21,42 +19,24 @@ import gradtrace
 import tiny
 from conftest import DigitsRun, serving_when_ready, wait_until
 from gradtrace import Index, Task
-from gradtrace.tasks import TabularRegression, TextClassification, Vocabulary
 from gradtrace_client import Client, ExamplesAnswer, InvalidRequestError
 from gradtrace_indexer import delete_rows
 from gradtrace_service.answers.browsed import browsed
 from gradtrace_service.answers.row_texts import RowTexts
 from gradtrace_service.app import create_app
+from plain_forward import Expected, of_last_digits
+from small_tasks import TEXTS, house_task, text_task
 
 TASK = digits_task.TASK
 
 
-@dataclass(frozen=True)
-class Expected:
-    """Of every row of a data set: label, prediction and loss, by PyTorch alone. Each [rows]."""
-
-    labels: NDArray[Any]
-    predictions: NDArray[Any]
-    losses: NDArray[Any]
-
-    @property
-    def wrong(self) -> NDArray[Any]:
-        return np.flatnonzero(self.labels != self.predictions)
-
-
 @pytest.fixture(scope="module")
 def expected(digits_index: DigitsRun) -> dict[str, Expected]:
-    model = TASK.model()
-    model.load_state_dict(gradtrace.load_checkpoints(digits_index.checkpoints)[-1].load())
-    return {split: forward(model.double(), getattr(TASK, split)) for split in ("train", "query")}
+    return of_last_digits(digits_index)
 
 
-def forward(model: nn.Module, dataset: Any) -> Expected:
-    images, labels = TASK.collate([dataset[row] for row in range(len(dataset))])
-    with torch.no_grad():
-        logits = model(images.double())
-    losses = F.cross_entropy(logits, labels, reduction="none")
-    return Expected(labels.numpy(), logits.argmax(1).numpy(), losses.numpy())
+def wrong(known: Expected) -> list[int]:
+    return np.flatnonzero(known.labels != known.predictions).tolist()
 
 
 def complete(client: Client, split: Any, **options: Any) -> ExamplesAnswer:
@@ -90,7 +70,7 @@ def test_rows_are_listed_with_what_the_model_makes_of_them(
 def test_rows_are_chosen_by_conditions(client: Client, expected: dict[str, Expected], split: Any) -> None:
     complete(client, split)
     known, every = expected[split], {"k": 1000, "render": False}
-    assert rows(client.list_examples(split, correct=False, **every)) == known.wrong.tolist()
+    assert rows(client.list_examples(split, correct=False, **every)) == wrong(known)
     either = np.flatnonzero(np.isin(known.labels, [3, 5]))
     assert rows(client.list_examples(split, labels=[3, "five"], **every)) == either.tolist()
     predicted = np.flatnonzero(known.predictions == 8)
@@ -99,7 +79,7 @@ def test_rows_are_chosen_by_conditions(client: Client, expected: dict[str, Expec
     dear = client.list_examples(split, min_loss=middle, max_loss=4 * middle, **every)
     assert rows(dear) == np.flatnonzero((known.losses >= middle) & (known.losses <= 4 * middle)).tolist()
     some = client.list_examples(split, rows=[5, 2, 50], correct=True, **every)
-    assert rows(some) == [row for row in (2, 5, 50) if row not in known.wrong]
+    assert rows(some) == [row for row in (2, 5, 50) if row not in wrong(known)]
     assert client.list_examples(split, min_loss=1e6).rows_total == 0
     assert all(example.example is None for example in some.results)
 
@@ -120,7 +100,7 @@ def test_one_query_row_has_a_prediction_before_all_have(digits_index: DigitsRun,
         shown = client.examples("query", 41)
     known = expected["query"]
     assert (shown.label, shown.prediction) == (known.labels[41], known.predictions[41])
-    assert shown.correct == (41 not in known.wrong)
+    assert shown.correct == (41 not in wrong(known))
     assert shown.loss == pytest.approx(known.losses[41], rel=1e-4, abs=1e-6)
 
 
@@ -164,27 +144,6 @@ def test_deleted_rows_are_not_listed(digits_index: DigitsRun, tmp_path: Path) ->
         nothing = client.list_examples("query")
         assert (nothing.rows_total, nothing.results) == (0, [])
         assert nothing.note == "the task has no query data set"
-
-
-TEXTS = ["A fine film", "dull", "Fine: a dull FILM indeed", "Straße und Film", "fine fine"] * 8
-
-
-class Words(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.words, self.classifier = nn.Embedding(50, 4), nn.Linear(4, 2)
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        sums = self.words(ids).masked_fill(~mask[..., None], 0).sum(1)
-        return self.classifier(sums / mask.sum(1, keepdim=True))
-
-
-def text_task() -> TextClassification:
-    vocabulary = Vocabulary(TEXTS, 50)
-    data = (TEXTS, [row % 2 for row in range(len(TEXTS))])
-    return TextClassification(
-        Words, data, data, vocabulary_size=50, encode=lambda text: vocabulary.encode(text, 20), class_names=("-", "+")
-    )
 
 
 @pytest.fixture(scope="module")
@@ -267,22 +226,6 @@ def test_what_takes_long_is_completed_while_others_are_answered(tmp_path: Path) 
         wait_until(lambda: not app.state.background._running)
         last = client.list_examples("query", k=100)
         assert (last.pending, last.note) == (0, None)
-
-
-HOUSES = [[41.0, 3, "INLAND"], [None, 5, "ISLAND"], [12.5, 2, "INLAND"], [7.0, 1, "BAY"]] * 5
-
-
-def house_task() -> TabularRegression:
-    return TabularRegression(
-        lambda: nn.Linear(5, 1),
-        (HOUSES, [float(row) for row in range(20)]),
-        (HOUSES[:4], [1.5, 2.0, 3.0, 4.0]),
-        feature_names=("age", "rooms", "place"),
-        categories={"place": ("BAY", "INLAND", "ISLAND")},
-        fill={"age": 20.0},
-        mean=(20.0, 3.0),
-        std=(10.0, 2.0),
-    )
 
 
 def details(task: Task, tmp_path: Path) -> Any:

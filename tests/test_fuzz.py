@@ -74,13 +74,14 @@ def test_what_names_things_that_are_there_is_accepted(target: Target) -> None:
 def narrowed(schema: dict[str, Any], index: dict[str, Any]) -> dict[str, Any]:
     """The schema, of TracIn alone, about rows, checkpoints and columns that are there, with filters that leave rows."""
     names = _names(index)
-    unused = {"damping", "segments", "similarity", "correct_only", "rows", "max", "in"}
+    unused = {"damping", "segments", "similarity", "correct_only", "rows", "max", "in", "text"}
     for request in ("InfluenceRequest", "GroupsRequest", "PairsRequest", "ReindexRequest", "RowFilter", "Condition"):
         properties = schema["components"]["schemas"][request]["properties"]
         for name in unused & set(properties):
             del properties[name]
         properties.update({name: names[name] for name in set(names) & set(properties)})
-    for path in ("/index", "/self-influence", "/examples/{split}/{row}"):
+    lists = ("/examples/{split}", "/columns/{split}", "/overview")
+    for path in ("/index", "/self-influence", "/examples/{split}/{row}", *lists):
         operation = schema["paths"][path]["get"]
         operation["parameters"] = [one for one in operation["parameters"] if one["name"] not in unused]
         for parameter in operation["parameters"]:
@@ -115,6 +116,8 @@ def _names(index: dict[str, Any]) -> dict[str, Any]:
         "train_rows": few | {"items": train_row},
         "exclude_rows": few | {"items": train_row},
         "labels": few | {"items": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "predictions": few | {"items": {"enum": [*range(10), *index["class_names"]]}},
+        "names": few | {"items": {"enum": ["label", "prediction", "loss", "correct"]}},
         "where": {
             "type": "object",
             "propertyNames": {"const": "loss"},

@@ -27,7 +27,7 @@ from gradtrace_client._options import (
     SelfInfluenceOptions,
 )
 from gradtrace_client._sync_client import Client
-from gradtrace_client.browse_schemas import ExamplesAnswer
+from gradtrace_client.browse_schemas import ColumnsAnswer, ExamplesAnswer, Overview
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.removal_schemas import RemovalAnswer
 from gradtrace_client.request_schemas import RowFilter
@@ -56,6 +56,7 @@ __all__ = [
     "BusyError",
     "Client",
     "ClientError",
+    "ColumnsAnswer",
     "ConflictError",
     "DeadlineError",
     "ExampleAnswer",
@@ -80,6 +81,7 @@ __all__ = [
     "MarksAnswer",
     "NotFoundError",
     "NotTakenOverError",
+    "Overview",
     "PairsAnswer",
     "PairsOptions",
     "ProblemError",

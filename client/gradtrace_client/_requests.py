@@ -32,6 +32,10 @@ def request_json(schema: type[BaseModel], **fields: Any) -> dict[str, Any]:
         raise not_sent(FieldProblem(field="", detail=f"examples must be JSON values: {error}")) from None
 
 
+def index_param(index: str | None) -> dict[str, str]:
+    return {} if index is None else {"index": index}
+
+
 def query_pages(
     sources: Mapping[str, Iterable[Any] | None], k: int, page: int | None, options: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,6 @@ from typing_extensions import Self, Unpack
 from gradtrace_client._connection import LIMITS, TIMEOUT, checked_url, request_headers, retry_policy
 from gradtrace_client._errors import BusyError, DeadlineError, ForbiddenError, JobFailedError, NotTakenOverError
 from gradtrace_client._options import (
-    ExamplesOptions,
     GroupsOptions,
     InfluenceOptions,
     PairsOptions,
@@ -26,11 +25,10 @@ from gradtrace_client._options import (
     SelfInfluenceOptions,
 )
 from gradtrace_client._progress_bar import progress_bar
-from gradtrace_client._requests import query_pages, request_json
+from gradtrace_client._requests import index_param, query_pages, request_json
 from gradtrace_client._responses import Answer, Verb, checked, failed_request, parse_answer
+from gradtrace_client._sync_browse_client import BrowseClient
 from gradtrace_client._sync_state_client import StateClient
-from gradtrace_client.browse_requests import ExamplesRequest
-from gradtrace_client.browse_schemas import ExamplesAnswer
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.removal_schemas import RemovalAnswer
 from gradtrace_client.request_schemas import (
@@ -46,13 +44,11 @@ from gradtrace_client.request_schemas import (
     SelfInfluenceRequest,
 )
 from gradtrace_client.schemas import (
-    ExampleAnswer,
     Hit,
     IndexDetails,
     Influence,
     InfluenceAnswer,
     SelfInfluenceAnswer,
-    Split,
 )
 from gradtrace_client.service_schemas import Generations, Indexes, Job, Jobs
 
@@ -61,7 +57,7 @@ TAKE_OVER_SECONDS = 60.0
 TAKE_OVER_POLL_SECONDS = 0.25
 
 
-class Client(StateClient):
+class Client(BrowseClient, StateClient):
     """A connection to a Gradtrace service, which may be shared by threads.
 
     Every call raises a ClientError when it fails, see the tree of errors in `gradtrace_client`: an InvalidRequestError
@@ -224,26 +220,9 @@ class Client(StateClient):
                 yield hit
             offset, rows = offset + page, answer.rows_total
 
-    def examples(self, split: Split, row: int, *, index: str | None = None) -> ExampleAnswer:
-        """One row of the training or query data set, rendered; NotFoundError if there is no such row."""
-        return self._send("GET", f"/examples/{split}/{row}", ExampleAnswer, params=_index_param(index))
-
-    def list_examples(
-        self, split: Split, *, k: int = 50, offset: int = 0, **options: Unpack[ExamplesOptions]
-    ) -> ExamplesAnswer:
-        """One page of the rows of the training or query data set that meet all conditions.
-
-        Args:
-            k: Rows in the answer, at most 1,000.
-            offset: Rows skipped before the first.
-            options: See `ExamplesOptions`: labels, correct, min_loss, text, order, render ...
-        """
-        params = request_json(ExamplesRequest, k=k, offset=offset, **options)
-        return self._send("GET", f"/examples/{split}", ExamplesAnswer, params=params)
-
     def index(self, name: str | None = None) -> IndexDetails:
         """What an index of the service holds; by default the first one."""
-        return self._send("GET", "/index", IndexDetails, params=_index_param(name))
+        return self._send("GET", "/index", IndexDetails, params=index_param(name))
 
     def indexes(self) -> Indexes:
         """The indexes of the service; the first is the default."""
@@ -288,7 +267,7 @@ class Client(StateClient):
     def generations(self, index: str | None = None) -> Generations:
         """The generations of an index, the current one first: `reindex(roll_back_to=...)` returns to another.
         NotFoundError if the service offers no jobs."""
-        return self._send("GET", "/generations", Generations, params=_index_param(index))
+        return self._send("GET", "/generations", Generations, params=index_param(index))
 
     def job(self, job: Job | str) -> Job:
         """The current state of a job, given by itself or its id; NotFoundError if there is no such job."""
@@ -386,10 +365,6 @@ class Client(StateClient):
             return False
         except ForbiddenError:  # this API key may start jobs but not ask
             return True
-
-
-def _index_param(index: str | None) -> dict[str, str]:
-    return {} if index is None else {"index": index}
 
 
 def _job_path(job: Job | str) -> str:

@@ -11,6 +11,9 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 from gradtrace_client.request_schemas import MAX_K, MAX_NAME, MAX_VALUES, Number, RequestSchema
 
 MAX_TEXT = 200  # characters that are searched for
+MAX_POINTS = 100_000  # rows of columns
+MAX_POINT_COLUMNS = 8
+FEATURE = "feature:"  # begins the name of a column that is a feature of a table
 
 RowOrder = Literal["row", "-row", "loss", "-loss"]
 
@@ -63,3 +66,18 @@ class ExamplesRequest(BrowseRequest):
     )
     order: RowOrder = Field("row", description="`-` begins with the largest; rows of unknown loss come last.")
     render: bool = Field(True, description="Whether the answer carries the rendered examples.")
+
+
+class ColumnsRequest(BrowseRequest):
+    """Columns of a data set, for charts."""
+
+    names: Annotated[
+        list[Annotated[str, Field(max_length=len(FEATURE) + MAX_NAME)]],
+        Field(min_length=1, max_length=MAX_POINT_COLUMNS, fail_fast=True),
+    ] = Field(
+        description="`label`, `prediction`, `loss`, `correct`, of training rows also `norm` and `self_influence` (by "
+        "`tracin`), and `feature:NAME` of a table."
+    )
+    k: Annotated[int, Field(ge=1, le=MAX_POINTS)] = Field(
+        MAX_POINTS, description="Rows at most: where there are more, they are evenly spaced."
+    )

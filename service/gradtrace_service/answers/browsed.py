@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 from gradtrace import Index
 from gradtrace_client.schemas import Split
+from gradtrace_service.answers.checkpoint_losses import CheckpointLosses
 from gradtrace_service.answers.row_texts import RowTexts
 from gradtrace_service.answers.slices import Sliced
 from gradtrace_service.answers.split_rows import QueryRows, SplitRows, training_rows
@@ -35,6 +36,10 @@ class Browsed:
     @cached_property
     def queries(self) -> QueryRows:
         return QueryRows(self._contents.last_model, self._task.query)
+
+    @cached_property
+    def checkpoint_losses(self) -> CheckpointLosses:
+        return CheckpointLosses(self._contents)
 
     def texts(self, split: Split) -> RowTexts:
         if split not in self._texts:

@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace import Task
-from gradtrace.tasks import ImageClassification, TabularClassification, TabularRegression, TextClassification
+from gradtrace.tasks import ImageClassification, TextClassification
 from gradtrace_client.schemas import Feature, FeaturesInput, ImageInput, OtherInput, TextInput
+from gradtrace_service.answers.features import READ_ROWS, TabularTask, as_table
+
+_MOST_ROWS = 100_000  # that ranges are from
 
 Input = ImageInput | TextInput | FeaturesInput | OtherInput | None
-TabularTask = TabularClassification | TabularRegression
-
-_SAMPLED_ROWS = 5_000  # that ranges are from, where a data set must be read row by row
 
 
 def input_of(task: Task, present: NDArray[np.bool_]) -> Input:
@@ -23,13 +23,13 @@ def input_of(task: Task, present: NDArray[np.bool_]) -> Input:
         return ImageInput(height=height, width=width, channels=channels)
     if isinstance(task, TextClassification):
         return TextInput() if task.encode is not None else OtherInput()
-    if isinstance(task, TabularClassification | TabularRegression):
-        return FeaturesInput(features=_features(task, rows))
+    if (table := as_table(task)) is not None:
+        return FeaturesInput(features=_features(table, rows))
     return None if type(task).parse is Task.parse else OtherInput()
 
 
 def _features(task: TabularTask, rows: NDArray[np.int64]) -> list[Feature]:
-    table = task.table(task.train, rows if task.in_memory(task.train) else evenly(rows, _SAMPLED_ROWS))
+    table = task.table(task.train, evenly(rows, _MOST_ROWS if task.in_memory(task.train) else READ_ROWS))
     return [_feature(task, name, column) for name, column in zip(task.feature_names, table.T, strict=True)]
 
 

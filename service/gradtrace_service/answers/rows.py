@@ -36,7 +36,7 @@ def self_influence(index: Index, request: SelfInfluenceRequest, waited_ms: float
     """
     started = time.perf_counter()
     check_names(index, request.method, request.checkpoints)
-    scores = _self_influence(index, request)
+    scores = self_influence_of_all(index, request)
     rows = _rows_with_labels(index, request.labels)
     keys = -scores[rows] if request.order == "descending" else scores[rows]
     page = rows[np.argsort(keys, kind="stable")][request.offset : request.offset + request.k]
@@ -51,7 +51,7 @@ def self_influence(index: Index, request: SelfInfluenceRequest, waited_ms: float
     )
 
 
-def _self_influence(index: Index, request: SelfInfluenceRequest) -> NDArray[np.float32]:
+def self_influence_of_all(index: Index, request: SelfInfluenceRequest) -> NDArray[np.float32]:
     """Of all rows, kept until something else is asked for: who reads them page by page has them computed once."""
     asked = request.model_dump_json(include={"method", *MethodOptions.__annotations__})
     known = _last_scores.get(index)

@@ -1,0 +1,60 @@
+# Generated from _async_browse_client.py by generate_sync_client.py: edit that file and run `make client`.
+# ruff: noqa: RUF100, UP028
+"""The calls that look through data sets."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from typing_extensions import Unpack
+
+from gradtrace_client._options import ExamplesOptions
+from gradtrace_client._requests import index_param, request_json
+from gradtrace_client._responses import Answer, Verb
+from gradtrace_client.browse_requests import MAX_POINTS, ColumnsRequest, ExamplesRequest
+from gradtrace_client.browse_schemas import ColumnsAnswer, ExamplesAnswer, Overview
+from gradtrace_client.schemas import ExampleAnswer, Split
+
+
+class BrowseClient(ABC):
+    """Rows, columns and the overview. The subclass sends requests."""
+
+    @abstractmethod
+    def _send(
+        self, verb: Verb, path: str, schema: type[Answer], *, repeatable: bool = True, **content: Any
+    ) -> Answer: ...
+
+    def examples(self, split: Split, row: int, *, index: str | None = None) -> ExampleAnswer:
+        """One row of the training or query data set, rendered; NotFoundError if there is no such row."""
+        return self._send("GET", f"/examples/{split}/{row}", ExampleAnswer, params=index_param(index))
+
+    def list_examples(
+        self, split: Split, *, k: int = 50, offset: int = 0, **options: Unpack[ExamplesOptions]
+    ) -> ExamplesAnswer:
+        """One page of the rows of the training or query data set that meet all conditions.
+
+        Args:
+            k: Rows in the answer, at most 1,000.
+            offset: Rows skipped before the first.
+            options: See `ExamplesOptions`: labels, correct, min_loss, text, order, render ...
+        """
+        params = request_json(ExamplesRequest, k=k, offset=offset, **options)
+        return self._send("GET", f"/examples/{split}", ExamplesAnswer, params=params)
+
+    def columns(
+        self, split: Split, names: Sequence[str], *, k: int = MAX_POINTS, index: str | None = None
+    ) -> ColumnsAnswer:
+        """Values of all rows of a data set or, where these are more than k, of k evenly spaced ones.
+
+        Args:
+            names: `label`, `prediction`, `loss`, `correct`, of training rows also `norm` and `self_influence`, and
+                `feature:NAME` of a table.
+        """
+        params = request_json(ColumnsRequest, names=names, k=k, index=index)
+        return self._send("GET", f"/columns/{split}", ColumnsAnswer, params=params)
+
+    def overview(self, index: str | None = None) -> Overview:
+        """An index at a glance: rows and losses by class, by checkpoint, and their distribution."""
+        return self._send("GET", "/overview", Overview, params=index_param(index))
