@@ -163,7 +163,8 @@ class Database:
 
     def _lacks_permission(self) -> bool:
         places = [self.path, self.path.parent] if self.path.exists() else [self.path.parent]  # WAL is beside it
-        return not all(os.access(place, os.W_OK) for place in places)
+        effective = os.access in os.supports_effective_ids
+        return not all(os.access(place, os.W_OK, effective_ids=effective) for place in places)
 
     def _close(self) -> None:
         if self._connection is not None:
