@@ -277,7 +277,7 @@ def test_files_of_others_and_of_later_releases_are_left_alone(tmp_path: Path) ->
                     call()
         with closing(sqlite3.connect(path)) as other:
             assert other.execute("SELECT name FROM sqlite_schema").fetchall() == [("x",)]
-        assert len(path.read_bytes()) == len(before)
+        assert path.read_bytes() == before
 
 
 def test_reading_makes_no_file_and_what_is_made_is_for_its_owner_alone(kept: Kept) -> None:
@@ -313,6 +313,21 @@ def test_a_damaged_file_is_refused_and_taken_again_once_restored(kept: Kept, dam
         path.rmdir() if path.is_dir() else path.unlink()
         shutil.copy(copy, path)
         assert again.there() == before
+
+
+def test_values_that_were_never_kept_are_refused(kept: Kept) -> None:
+    kept.mark([1])
+    with closing(sqlite3.connect(kept.database.path)) as other:
+        other.execute("UPDATE changes SET mark = 'wrnog'")
+        other.commit()
+    with pytest.raises(StateUnavailableError, match="restore it"):
+        kept.there()
+    with closing(sqlite3.connect(kept.database.path)) as other:
+        other.execute("UPDATE changes SET mark = 'wrong'")
+        other.execute("UPDATE data_sets SET identity = '{'")
+        other.commit()
+    with pytest.raises(StateUnavailableError, match="restore it"):
+        kept.mark([1])
 
 
 def test_nothing_is_kept_in_a_file_that_was_removed_meanwhile(kept: Kept) -> None:
