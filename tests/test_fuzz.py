@@ -45,6 +45,7 @@ class Target:
         file.write_text(json.dumps(schema))
         words = [str(Path(sys.executable).with_name("st")), "run", file.name, "--url", self.url, "--no-color"]
         key = [f"{name}: {value}" for name, value in self.headers.items()]
+        words += ["--exclude-path", "/events"]  # an answer without an end
         words += ["--checks", "all", "--header", *key, *BOUND, *options]
         done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -74,14 +75,20 @@ def test_what_names_things_that_are_there_is_accepted(target: Target) -> None:
 def narrowed(schema: dict[str, Any], index: dict[str, Any]) -> dict[str, Any]:
     """The schema, of TracIn alone, about rows, checkpoints and columns that are there, with filters that leave rows."""
     names = _names(index)
-    unused = {"damping", "segments", "similarity", "correct_only", "rows", "max", "in", "text"}
-    for request in ("InfluenceRequest", "GroupsRequest", "PairsRequest", "ReindexRequest", "RowFilter", "Condition"):
+    unused = {"damping", "segments", "similarity", "correct_only", "rows", "max", "in", "text", "expected"}
+    schema["components"]["schemas"]["MarkRequest"]["properties"]["rows"] = names["train_rows"]
+    schema["components"]["schemas"]["UnmarkRequest"]["properties"]["rows"] = names["train_rows"]
+    marks = ("MarkRequest", "UnmarkRequest", "UndoRequest")
+    for request in (
+        *("InfluenceRequest", "GroupsRequest", "PairsRequest", "ReindexRequest", "RowFilter", "Condition"),
+        *marks,
+    ):
         properties = schema["components"]["schemas"][request]["properties"]
-        for name in unused & set(properties):
+        for name in unused & set(properties) - ({"rows"} if request in marks else set()):
             del properties[name]
         properties.update({name: names[name] for name in set(names) & set(properties)})
     lists = ("/examples/{split}", "/columns/{split}", "/overview")
-    for path in ("/index", "/self-influence", "/examples/{split}/{row}", *lists):
+    for path in ("/index", "/self-influence", "/examples/{split}/{row}", "/marks", "/marks/export", *lists):
         operation = schema["paths"][path]["get"]
         operation["parameters"] = [one for one in operation["parameters"] if one["name"] not in unused]
         for parameter in operation["parameters"]:
@@ -115,6 +122,7 @@ def _names(index: dict[str, Any]) -> dict[str, Any]:
         "query_rows": few | {"items": query_row},
         "train_rows": few | {"items": train_row},
         "exclude_rows": few | {"items": train_row},
+        "label": {"enum": [*range(10), *index["class_names"]]},
         "labels": few | {"items": {"type": "integer", "minimum": 0, "maximum": 9}},
         "predictions": few | {"items": {"enum": [*range(10), *index["class_names"]]}},
         "names": few | {"items": {"enum": ["label", "prediction", "loss", "correct"]}},

@@ -140,7 +140,7 @@ def test_the_examples_of_the_page_run_and_a_job_that_fails_is_raised(
 
 def test_the_page_describes_every_call_and_error() -> None:
     page = (DOCS / "client.md").read_text()
-    calls = {name for name in vars(Client) if not name.startswith("_")}
+    calls = {name for name in dir(Client) if not name.startswith("_")}
     errors = {name for name in gradtrace_client.__all__ if name.endswith("Error")}
     assert [name for name in sorted(calls | errors) if not re.search(rf"`(client\.)?{name}\b", page)] == []
 

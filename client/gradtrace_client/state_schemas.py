@@ -110,7 +110,7 @@ class Mark(AnswerSchema):
     note: str | None
     who: str | None = Field(description="Name of the API key; null: the service had none.")
     when: datetime
-    version: int = Field(description="Another one for every change of the row's mark.")
+    version: int = Field(description="Of the mark: the number of the change that made it.")
 
 
 class MarksAnswer(AnswerSchema):

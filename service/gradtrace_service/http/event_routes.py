@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.sse import EventSourceResponse
@@ -40,5 +41,6 @@ async def whoami(request: Request) -> WhoAmI:
 async def events(request: Request) -> AsyncIterator[ServiceEvent]:
     """Changes of marks, questions, jobs and generations from now on, as server-sent events."""
     changes: Changes = request.app.state.changes
-    async for event in changes.follow():
-        yield event
+    async with aclosing(changes.follow()) as followed:
+        async for event in followed:
+            yield event

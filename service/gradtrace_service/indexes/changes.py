@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from sqlite3 import Connection
 
 import anyio
@@ -59,7 +59,7 @@ class Changes:
                 except Exception:  # the next look may succeed, and nobody else would look
                     _log.exception("events could not be looked for; they are looked for again")
 
-    async def follow(self) -> AsyncIterator[ServiceEvent]:
+    async def follow(self) -> AsyncGenerator[ServiceEvent, None]:
         """What changes from now on, until the service ends."""
         self._followers += 1
         try:

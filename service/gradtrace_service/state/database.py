@@ -12,11 +12,14 @@ import stat
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from gradtrace_service.errors import StateBusyError, StateError, StateFullError, StateUnavailableError
-from gradtrace_service.state.migrations import migrate
+from gradtrace_service.state.migrations import known_version, migrate
 
 T = TypeVar("T")
 
@@ -39,7 +42,8 @@ class Database:
         self._thread = ThreadPoolExecutor(1, "gradtrace-state")
         self._connection: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None  # of the open file
-        self._immutable = False  # it cannot be written to
+        self._empty: sqlite3.Connection | None = None  # stands for a file that is not there yet
+        self._read_only = False  # the open file cannot be written to
         self._waiting = 0
         self._complaint = ""  # the last error that was logged
 
@@ -81,14 +85,18 @@ class Database:
     def _attempt(self, work: Callable[[], T], writes: bool) -> T:
         try:
             result = work()
-        except (StateError, OSError, sqlite3.OperationalError, sqlite3.DatabaseError) as error:
-            if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):  # a defect, not the file's
-                raise
-            refusal = error if isinstance(error, StateError) else _refusal(error, writes)
+        except StateError as refusal:
             self._complain(refusal)
-            if not isinstance(error, StateError):
-                self._close()
+            raise
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # a defect, not the file's
+            raise
+        except (OSError, sqlite3.DatabaseError, ValidationError, JSONDecodeError) as error:
+            self._close()
+            refusal = _refusal(error, writes)
+            self._complain(refusal)
             raise refusal from error
+        if self._read_only:  # another service may write to it, which is seen only by who opens it anew
+            self._close()
         self._complaint = ""
         return result
 
@@ -109,15 +117,16 @@ class Database:
             raise
 
     def _reading(self) -> sqlite3.Connection:
-        if self._connection is None and not os.path.lexists(self.path):
-            empty = sqlite3.connect(":memory:", isolation_level=None)
-            migrate(empty)
-            return empty
-        return self._opened()
+        if self._connection is not None or os.path.lexists(self.path):
+            return self._opened()
+        if self._empty is None:
+            self._empty = sqlite3.connect(":memory:", isolation_level=None)
+            migrate(self._empty)
+        return self._empty
 
     def _writing(self) -> sqlite3.Connection:
         connection = self._opened()
-        if self._immutable:
+        if self._read_only:
             raise StateUnavailableError("it is read-only: let the service write to it and to its folder")
         return connection
 
@@ -142,11 +151,13 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         _check_regular(self.path)
-        self._immutable = self._lacks_permission() and self.path.exists()
-        if not self._immutable:
+        self._read_only = self._lacks_permission() and self.path.exists()
+        if not self._read_only:
             with contextlib.suppress(FileExistsError):  # notes are for the service's callers alone
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        mode = "mode=ro&immutable=1" if self._immutable else "mode=rw"
+        # Without a log beside it nobody writes to it now; SQLite would have to make one even to read.
+        unused = not self.path.with_name(f"{self.path.name}-wal").exists()
+        mode = "mode=rw" if not self._read_only else "mode=ro&immutable=1" if unused else "mode=ro"
         connection = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?{mode}",
             _WAIT_SECONDS,
@@ -155,7 +166,7 @@ class Database:
             uri=True,
         )
         try:
-            _prepare(connection, self._immutable)
+            _prepare(connection, self._read_only)
         except BaseException:
             connection.close()
             raise
@@ -163,20 +174,23 @@ class Database:
 
     def _lacks_permission(self) -> bool:
         places = [self.path, self.path.parent] if self.path.exists() else [self.path.parent]  # WAL is beside it
-        return not all(os.access(place, os.W_OK) for place in places)
+        effective = os.access in os.supports_effective_ids
+        return not all(os.access(place, os.W_OK, effective_ids=effective) for place in places)
 
     def _close(self) -> None:
-        if self._connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.close()
-        self._connection = None
+        for connection in (self._connection, self._empty):
+            if connection is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.close()
+        self._connection = self._empty = None
 
 
-def _prepare(connection: sqlite3.Connection, immutable: bool) -> None:
+def _prepare(connection: sqlite3.Connection, read_only: bool) -> None:
     """Raises sqlite3.Error where the file is damaged, and as `migrate`."""
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
-    if not immutable:
+    known_version(connection)  # before anything is changed in a file of others
+    if not read_only:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
     migrate(connection)
@@ -202,6 +216,8 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 def _refusal(error: Exception, writes: bool) -> StateError:
     """What callers are told of an error of the file; its path is for the log alone."""
+    if isinstance(error, ValidationError | JSONDecodeError):
+        return StateUnavailableError("it holds what was never kept in it; restore it from a copy")
     text = error.strerror or "" if isinstance(error, OSError) else str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StateFullError(f"it cannot be written: {text}")

@@ -65,11 +65,11 @@ def migrate(connection: sqlite3.Connection) -> None:
         StateUnavailableError: the file is of a later release, or of another program.
         sqlite3.Error: it is damaged, or cannot be written.
     """
-    if _version(connection) == len(MIGRATIONS):
+    if known_version(connection) == len(MIGRATIONS):
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for statements in MIGRATIONS[_version(connection) :]:
+        for statements in MIGRATIONS[known_version(connection) :]:
             for statement in statements:
                 connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -81,7 +81,13 @@ def migrate(connection: sqlite3.Connection) -> None:
         raise
 
 
-def _version(connection: sqlite3.Connection) -> int:
+def known_version(connection: sqlite3.Connection) -> int:
+    """The number of migrations that the file has had.
+
+    Raises:
+        StateUnavailableError: the file is of a later release, or of another program.
+        sqlite3.Error: it is damaged.
+    """
     application, version = (_value(connection, f"PRAGMA {name}") for name in ("application_id", "user_version"))
     empty = not _value(connection, "SELECT count(*) FROM sqlite_schema")
     if application != APPLICATION_ID and not empty:
