@@ -92,9 +92,9 @@ class Database:
             raise
         except (OSError, sqlite3.DatabaseError, ValidationError, JSONDecodeError) as error:
             self._close()
-            refusal = _refusal(error, writes)
-            self._complain(refusal)
-            raise refusal from error
+            told = _refusal(error, writes)
+            self._complain(told)
+            raise told from error
         if self._read_only:  # another service may write to it, which is seen only by who opens it anew
             self._close()
         self._complaint = ""
