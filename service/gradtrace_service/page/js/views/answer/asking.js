@@ -4,7 +4,7 @@ import { hitsOf, questionOf } from "../../question.js";
 import { useResource } from "../../resource.js";
 import { turn } from "../../service.js";
 
-const FIRST = ["parts", "examples", "probabilities", "clusters"];
+const FIRST = ["parts", "examples", "probabilities"];
 const LATER = ["percentiles", "histogram", "layers"];
 
 /**

@@ -7,8 +7,9 @@ import { HitCard } from "./hit-card.js";
 
 /**
  * @typedef {import("../../wire.js").Hit} Hit
- * @typedef {{largest: number, query: import("../../wire.js").QueryInfo, details: import("../../wire.js").IndexDetails, more: Map<number, Hit>}} Shared
- *   largest: absolute score on the page, for one scale.  more: by row, what came after the cards
+ * @typedef {{largest: number, query: import("../../wire.js").QueryInfo, details: import("../../wire.js").IndexDetails, more: Map<number, Hit>, reach: number}} Shared
+ *   largest: absolute score on the page, for one scale.  more: by row, what came after the cards.
+ *   reach: the largest difference to the query, in parts of a feature's range
  * @typedef {{hit: Hit, rank: number}} Ranked
  */
 

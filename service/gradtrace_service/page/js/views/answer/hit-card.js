@@ -39,7 +39,7 @@ function Content({ hit, kind, shared }) {
     return html`<${Example} example=${hit.example} lines=${5} mark=${words} />`;
   }
   if (kind === "features" && shared.query.example?.features) {
-    return html`<${Differences} features=${hit.example?.features ?? {}} query=${shared.query.example.features} details=${shared.details} />`;
+    return html`<${Differences} features=${hit.example?.features ?? {}} query=${shared.query.example.features} reach=${shared.reach} details=${shared.details} />`;
   }
   return html`<${Example} example=${hit.example} lines=${5} />`;
 }
@@ -70,6 +70,7 @@ function facts({ loss }, percentile) {
 
 /** @param {number} percentile */
 function percentileText(percentile) {
+  if (percentile === 0) return "the lowest of all rows";
   return percentile >= 50
     ? `above ${percentile.toFixed(2)} % of rows`
     : `below ${(100 - percentile).toFixed(2)} % of rows`;

@@ -7,7 +7,7 @@ import { html, useMemo } from "../../lib.js";
 
 /** @typedef {import("../../wire.js").Influence} Influence */
 
-const HEIGHT = 150;
+const HEIGHT = 140;
 
 /** @param {{result: Influence, distribution: import("../../wire.js").Distribution | null}} props */
 export function Landscape({ result, distribution }) {
@@ -65,10 +65,15 @@ function optionsOf(paint, result, edges) {
       },
     },
     axes: [
-      axis(paint, { values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map(measured) }),
+      axis(paint, { size: 28, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map(measured) }),
       axis(paint, {
         size: 46,
-        splits: () => [0, 1, 2, 3, 4, 5, 6],
+        splits: (
+          /** @type {any} */ _,
+          /** @type {number} */ __,
+          /** @type {number} */ ___,
+          /** @type {number} */ high,
+        ) => [0, 1, 2, 3, 4, 5, 6].filter((tick) => tick <= high),
         values: (/** @type {any} */ _, /** @type {number[]} */ ticks) =>
           ticks.map((tick) => count(tick === 0 ? 0 : 10 ** tick)),
       }),

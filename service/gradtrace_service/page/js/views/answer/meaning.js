@@ -14,10 +14,17 @@ export function Meaning({ answer, result }) {
     <span class=${`tag${exact ? "" : " warning"}`} title=${found}>${exact ? "exact" : "approximate"}</span>
     ${rescored && html`<span class="tag" title="Scores are from full gradients, for the rows that the search found.">rescored</span>`}
     <span class="small soft number">${count(result.rows_touched)} of ${count(result.rows_searched)} rows read in full · ${milliseconds(times.total ?? 0)}</span>
-    <details class="fold meaning-words"><summary>What the score means</summary><div class="panel stack small">
+    <span class="small soft unit" title=${answer.convention}>${unitOf(answer.convention)}</span>
+    <details class="fold meaning-words"><summary>More about the score</summary><div class="panel stack small">
       <p>${answer.convention}</p><p>${found}</p>
       <p>${timesText(times)}</p></div></details>
   </div>`;
+}
+
+/** The sentence of a convention that says what a score is. @param {string} convention */
+function unitOf(convention) {
+  const sentence = /Score: (.*?)\.(?: |$)/s.exec(convention)?.[1];
+  return sentence ? `Score: ${sentence}.` : convention.split(". ")[0];
 }
 
 /** @param {Record<string, number>} times */

@@ -1,13 +1,13 @@
 // The rows of a data set, to choose one from by a click, or several for their mean.
 import { change, changed, link, rowsIn } from "../../address.js";
-import { Example, kindOf } from "../../components/example.js";
+import { Example, featureText, kindOf } from "../../components/example.js";
 import { Check, Choice, ClassChoice } from "../../components/fields.js";
 import { Icon } from "../../components/icons.js";
 import { Label } from "../../components/label.js";
 import { Empty, Failed, Notice } from "../../components/states.js";
 import { VirtualList } from "../../components/virtual.js";
 import { examples, example as fetchExample, listOf } from "../../examples.js";
-import { count, labelText, measured, plural } from "../../format.js";
+import { count, labelText, plural } from "../../format.js";
 import { html, useEffect, useRef, useState } from "../../lib.js";
 import { MOST_QUERIES } from "../../question.js";
 import { useResource } from "../../resource.js";
@@ -19,6 +19,7 @@ import { turn } from "../../service.js";
  */
 
 const TYPING_MS = 250;
+const LOOK_AGAIN_MS = 2000; // at predictions that are still being computed
 const GRID = { itemWidth: 92, itemHeight: 122 };
 const LINES = { itemHeight: 68 };
 
@@ -26,6 +27,13 @@ const LINES = { itemHeight: 68 };
 export function Picker({ params, details, split }) {
   const [total, setTotal] = useState(/** @type {number | null} */ (null));
   const [note, setNote] = useState(/** @type {string | null} */ (null));
+  const [pending, setPending] = useState(0);
+  const [look, setLook] = useState(0);
+  useEffect(() => {
+    if (!pending) return;
+    const timer = setTimeout(() => setLook(look + 1), LOOK_AGAIN_MS);
+    return () => clearTimeout(timer);
+  }, [pending, look]);
   const list = listOf(params);
   const several = params.has("several");
   const chosen = rowsIn(params, split);
@@ -35,6 +43,7 @@ export function Picker({ params, details, split }) {
   const load = async (offset, k, signal) => {
     const page = await examples(split, list, offset, k, signal);
     setNote(page.note ?? null);
+    setPending(page.pending ?? 0);
     return { total: page.rows_total, items: page.results };
   };
   /** @param {number} row */
@@ -51,11 +60,11 @@ export function Picker({ params, details, split }) {
       return html`<a class=${shape} ...${focus} href=${link("answer", changed({ [split]: row.row, example: null, kept: null }))}>${content}</a>`;
     return html`<button type="button" class=${shape} ...${focus} aria-pressed=${chosen.includes(row.row)} onClick=${() => toggle(row.row)}>${content}</button>`;
   };
-  return html`<${Filters} params=${params} details=${details} split=${split} total=${total} />
+  return html`<${Filters} params=${params} details=${details} split=${split} kind=${kind} total=${total} />
     ${note && html`<${Notice}>${note}<//>`}
     ${
       kind &&
-      html`<${VirtualList} id=${id} load=${load} render=${render} onTotal=${setTotal}
+      html`<${VirtualList} id=${id} look=${look} load=${load} render=${render} onTotal=${setTotal}
       label=${split === "query" ? "Rows of the query set" : "Rows of the training set"} ...${kind === "image" ? GRID : LINES}
       empty=${html`<${Empty} title="No row is like this" icon="search"><button type="button" class="button"
         onClick=${() => change({ class: null, wrong: null, text: null, order: null, only: null })}>Show all rows</button><//>`}
@@ -76,12 +85,12 @@ function useKind(split, details) {
   return first.data ? kindOf(first.data.example) : null;
 }
 
-/** @param {PickerProps & {total: number | null}} props */
-function Filters({ params, details, split, total }) {
+/** @param {PickerProps & {kind: string | null, total: number | null}} props */
+function Filters({ params, details, split, kind, total }) {
   const names = details.class_names;
   const words = split === "query" ? details.query_rows : details.rows;
   return html`<search class="filters">
-    <${Words} params=${params} />
+    ${kind !== "image" && html`<${Words} params=${params} />`}
     ${names && html`<${ClassChoice} name="Class" names=${names} chosen=${params.getAll("class").map(Number)} choose=${(/** @type {number[]} */ next) => change({ class: next })} />`}
     <${Choice} name="Order" value=${params.get("order") ?? "row"} choose=${(/** @type {string} */ order) => change({ order: order === "row" ? null : order })}
       options=${[
@@ -126,13 +135,11 @@ function Tile({ row }) {
 function Line({ row }) {
   const features = row.example?.features;
   return html`<span class="line-row soft number">${count(row.row)}</span>
-    <span class="line-example">${
+    ${
       features
-        ? Object.entries(features)
-            .map(([name, value]) => `${name} ${typeof value === "number" ? measured(value) : (value ?? "–")}`)
-            .join(" · ")
-        : html`<${Example} example=${row.example} lines=${2} />`
-    }</span>
+        ? html`<span class="line-features">${Object.entries(features).map(([name, value]) => html`<span title=${name}><span class="name">${name}</span> ${featureText(value)}</span>`)}</span>`
+        : html`<span class="line-example"><${Example} example=${row.example} lines=${2} /></span>`
+    }
     <span class="line-words"><${Label} label=${row.label} name=${row.label_name} /><${Verdict} row=${row} short /></span>`;
 }
 
