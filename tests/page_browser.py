@@ -47,7 +47,8 @@ class Visit:
         self.page.goto(f"{self.url}/{place}")
 
     def rows(self, end: str) -> list[int]:
-        """The rows of the cards of an end of the answer, once they are there."""
+        """The rows of the cards of an end of the answer, once they are those of what was asked last."""
+        self.page.locator('.answer > [aria-busy="false"]').wait_for()
         cards = self.page.get_by_role("region", name=end, exact=True).get_by_role("article")
         cards.first.wait_for()
         names = [card.get_attribute("aria-label") for card in cards.all()]

@@ -134,7 +134,7 @@ def test_training_rows_are_filtered_and_checkpoints_chosen(visit: Visit, client:
     visit.rows("Proponents")
     visit.page.get_by_text("All 3 checkpoints").click()
     visit.page.get_by_role("group", name="Checkpoints").get_by_role("checkbox").first.uncheck()
-    visit.page.get_by_text("All training rows").click()
+    visit.page.get_by_text("All training rows", exact=True).click()
     visit.page.get_by_label("Label", exact=True).select_option("five")
     visit.page.get_by_role("button", name="Remove five").wait_for()
     visit.page.get_by_text("of 400 rows read").wait_for(state="detached")
@@ -251,8 +251,7 @@ class Words(nn.Module):
         super().__init__()
         self.words, self.classifier = nn.Embedding(80, 4), nn.Linear(4, 2)
 
-    def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        ids, mask = inputs
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.classifier((self.words(ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
 
 

@@ -19,7 +19,7 @@ export function Answer({ params, details }) {
   const source = sourceOf(params);
   const { answer, more } = useAnswer(params, source);
   if (!source) {
-    return html`<${Empty} title="Nothing was asked">
+    return html`<${Empty} title="Nothing was asked" page>
       <p>${params.has("kept") ? "The example was too long for the address, so this link does not hold it." : "Choose an example to explain."}</p>
       <a class="button primary" href=${link("ask", params)}>Choose an example</a><//>`;
   }
