@@ -67,7 +67,7 @@ function optionsOf(paint, result, edges) {
     axes: [
       axis(paint, { size: 28, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map(measured) }),
       axis(paint, {
-        size: 46,
+        size: 54,
         splits: (
           /** @type {any} */ _,
           /** @type {number} */ __,
