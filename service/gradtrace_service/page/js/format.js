@@ -16,6 +16,9 @@ export function measured(value) {
   return minus(new Intl.NumberFormat("en", { maximumFractionDigits: digits }).format(value));
 }
 
+/** A value of a table, as exact as people write them. @param {number} value */
+export const exactly = (value) => minus(new Intl.NumberFormat("en", { maximumSignificantDigits: 6 }).format(value));
+
 /** A score, with its sign. @param {number | null | undefined} value */
 export function signed(value) {
   const text = measured(value);
@@ -33,7 +36,7 @@ export const milliseconds = (ms) =>
 /** A label in words. @param {number | null | undefined} label @param {string | null | undefined} [name] */
 export function labelText(label, name) {
   if (name) return name;
-  return label === null || label === undefined ? "unknown" : Number.isInteger(label) ? String(label) : measured(label);
+  return label === null || label === undefined ? "unknown" : Number.isInteger(label) ? count(label) : measured(label);
 }
 
 /** @param {number} n @param {string} one @param {string} [many] */

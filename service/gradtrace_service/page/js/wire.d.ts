@@ -65,7 +65,13 @@ export type Judged = {
   correct?: boolean | null;
 };
 export type Example = Judged & { split: Split; row: number; example: Payload | null };
-export type ExampleList = { split: Split; rows_total: number; results: Example[]; note?: string | null };
+export type ExampleList = {
+  split: Split;
+  rows_total: number;
+  results: Example[];
+  pending?: number;
+  note?: string | null;
+};
 export type Hit = Judged & {
   row: number;
   score: number;

@@ -1,5 +1,5 @@
 // An example as its task renders it: a picture, a text, or a row of a table.
-import { measured } from "../format.js";
+import { exactly } from "../format.js";
 import { html } from "../lib.js";
 
 const SMALL = 128; // pixels: smaller pictures are shown with sharp pixels
@@ -64,5 +64,5 @@ function Features({ features, most = Number.POSITIVE_INFINITY }) {
 /** @param {number | string | null | undefined} value */
 export function featureText(value) {
   if (value === null || value === undefined) return "–";
-  return typeof value === "number" ? measured(value) : value;
+  return typeof value === "number" ? exactly(value) : value;
 }

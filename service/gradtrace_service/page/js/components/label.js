@@ -7,7 +7,7 @@ const GOLDEN_ANGLE = 137.508; // neighbouring classes get distant hues
 /** @param {{label: number | null | undefined, name?: string | null | undefined}} props */
 export function Label({ label, name }) {
   const text = labelText(label, name);
-  const valued = typeof label === "number" && !Number.isInteger(label);
+  const valued = !name; // a number to be predicted, most likely
   const hue = (Number(label ?? 0) * GOLDEN_ANGLE + 250) % 360;
-  return html`<span class=${`label${valued || label == null ? " valued" : ""}`} style=${{ "--hue": hue }} title=${text}><span>${text}</span></span>`;
+  return html`<span class=${`label${valued ? " valued" : ""}`} style=${{ "--hue": hue }} title=${text}><span>${text}</span></span>`;
 }

@@ -35,13 +35,13 @@ export function Shell() {
 function Content({ view, details }) {
   const [error, forget] = useErrorBoundary();
   useEffect(forget, [address.value.view]);
-  if (error) return html`<${Failed} problem=${error} retry=${forget} title="This view failed" />`;
+  if (error) return html`<${Failed} problem=${error} retry=${forget} title="This view failed" page />`;
   if (!view)
-    return html`<${Empty} title="There is no such view"><a class="button" href=${link("ask")}>Ask a question</a><//>`;
-  if (details.problem) return html`<${Failed} problem=${details.problem} retry=${details.reload} />`;
+    return html`<${Empty} title="There is no such view" page><a class="button" href=${link("ask")}>Ask a question</a><//>`;
+  if (details.problem) return html`<${Failed} problem=${details.problem} retry=${details.reload} page />`;
   if (!details.data) return html`<${Skeleton} lines=${6} height="3rem" label="Loading the index" />`;
   if (view.scope && !mayI(view.scope)) {
-    return html`<${Empty} title=${`${view.title} needs a key of scope ${view.scope}`} icon="alert">
+    return html`<${Empty} title=${`${view.title} needs a key of scope ${view.scope}`} icon="alert" page>
       <button type="button" class="button" onClick=${() => askToSignIn("")}>Use another key</button><//>`;
   }
   return html`<${view.component} key=${view.name} params=${address.value.params} details=${details.data} />`;

@@ -9,17 +9,17 @@ export function Skeleton({ lines = 1, height = "1rem", label = "Loading" }) {
     ${Array.from({ length: lines }, () => html`<div class="skeleton" style=${{ height }} aria-hidden="true"></div>`)}</div>`;
 }
 
-/** @param {{title: string, children?: any, icon?: "empty" | "search" | "alert"}} props */
-export function Empty({ title, children, icon = "empty" }) {
-  return html`<div class="state"><${Icon} name=${icon} class="picture" /><h2>${title}</h2>${children}</div>`;
+/** @param {{title: string, children?: any, icon?: "empty" | "search" | "alert", page?: boolean}} props page: it is all of the page */
+export function Empty({ title, children, icon = "empty", page = false }) {
+  return html`<div class="state"><${Icon} name=${icon} class="picture" /><${page ? "h1" : "h2"}>${title}<//>${children}</div>`;
 }
 
-/** @param {{problem: Error, retry?: () => void, title?: string}} props */
-export function Failed({ problem, retry, title }) {
+/** @param {{problem: Error, retry?: () => void, title?: string, page?: boolean}} props page: it is all of the page */
+export function Failed({ problem, retry, title, page = false }) {
   const named = problem instanceof Problem ? problem : new Problem(String(problem));
   return html`<div class="state" role="alert">
     <${Icon} name="alert" class="picture" />
-    <h2>${title ?? titleOf(named)}</h2>
+    <${page ? "h1" : "h2"}>${title ?? titleOf(named)}<//>
     <p>${named.message}</p>
     ${named.errors.length > 0 && html`<ul>${named.errors.map((error) => html`<li><code>${error.field}</code> ${error.detail}</li>`)}</ul>`}
     ${named.requestId && html`<p class="small">Request ${named.requestId}, by which the service's log names it.</p>`}

@@ -15,16 +15,29 @@ const SETTLED_MS = 60; // what is only scrolled past is not fetched
  * @template T
  * @param {{id: string, load: (offset: number, count: number, signal: AbortSignal) => Promise<Fetched<T>>,
  *   render: (item: T | null, at: number, focus: {tabindex: number, "data-at": number}) => any, itemHeight: number,
- *   itemWidth?: number, gap?: number, label: string, onTotal?: (total: number) => void, empty?: any,
+ *   itemWidth?: number, gap?: number, look?: number, label: string, onTotal?: (total: number) => void, empty?: any,
  *   failed?: (problem: Error, retry: () => void) => any}} props
  *   id: of the list; another one begins at its top.  render: an item, null while it is fetched; its link or button
- *   takes the `focus` properties, by which arrow keys move.  itemWidth: at least, of a grid's cells; none: one a line
+ *   takes the `focus` properties, by which arrow keys move.  itemWidth: at least, of a grid's cells; none: one a line.  look: a
+ *   new number has what is shown fetched again, in its place
  */
-export function VirtualList({ id, load, render, itemHeight, itemWidth, gap = 8, label, onTotal, empty, failed }) {
+export function VirtualList({
+  id,
+  load,
+  render,
+  itemHeight,
+  itemWidth,
+  gap = 8,
+  look = 0,
+  label,
+  onTotal,
+  empty,
+  failed,
+}) {
   const place = useRef(/** @type {HTMLDivElement | null} */ (null));
   const [view, setView] = useState({ top: 0, bottom: 1200, width: 0 });
   const [current, setCurrent] = useState(0);
-  const { pages, total, problem, want, retry } = usePages(id, load, onTotal);
+  const { pages, total, problem, want, retry } = usePages(id, look, load, onTotal);
   useLayoutEffect(() => watchedWindow(place, setView), []);
   useEffect(() => setCurrent(0), [id]);
 
@@ -81,11 +94,11 @@ export function VirtualList({ id, load, render, itemHeight, itemWidth, gap = 8, 
 /**
  * The pages that were fetched, and a function that fetches those of a range.
  * @template T
- * @param {string} id
+ * @param {string} id @param {number} look
  * @param {(offset: number, count: number, signal: AbortSignal) => Promise<Fetched<T>>} load
  * @param {((total: number) => void) | undefined} onTotal
  */
-function usePages(id, load, onTotal) {
+function usePages(id, look, load, onTotal) {
   const fresh = () => ({
     id,
     pages: /** @type {Map<number, T[]>} */ (new Map()),
@@ -104,6 +117,12 @@ function usePages(id, load, onTotal) {
     kept.current = fresh();
   }
   useEffect(() => () => kept.current.abort.abort(), []);
+  useEffect(() => {
+    if (!look) return;
+    list.asked.clear();
+    if (list.total) fetchRange();
+    else fetchPage(0);
+  }, [look]);
   const list = kept.current;
 
   /** @param {number} page */

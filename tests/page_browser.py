@@ -1,0 +1,62 @@
+"""A real browser for tests of the page, driven by Playwright. Tests that use it are skipped where there is none."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WAIT_MS = 120_000  # generous: machines differ
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@contextmanager
+def started() -> Iterator[Any]:
+    """A browser. Skips the test, with the reason, where Playwright or a browser is missing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A new window at an address, which collects what the browser complains about."""
+
+    def __init__(self, browser: Any, url: str, place: str = "", **options: Any) -> None:
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+        self.url, self.page, self.complaints = url, context.new_page(), list[str]()
+        self.page.set_default_timeout(WAIT_MS)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", self._heard)
+        self.go(place)
+
+    def _heard(self, message: Any) -> None:
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            self.complaints.append(message.text)
+
+    def go(self, place: str) -> None:
+        self.page.goto(f"{self.url}/{place}")
+
+    def rows(self, end: str) -> list[int]:
+        """The rows of the cards of an end of the answer, once they are those of what was asked last."""
+        self.page.locator('.answer > [aria-busy="false"]').wait_for()
+        cards = self.page.get_by_role("region", name=end, exact=True).get_by_role("article")
+        cards.first.wait_for()
+        names = [card.get_attribute("aria-label") for card in cards.all()]
+        return [int(name.rpartition(" ")[2]) for name in names]
+
+    def violations(self) -> list[str]:
+        """What axe-core finds wrong for people who cannot see or cannot use a mouse."""
+        axe = pytest.importorskip("axe_playwright_python", reason="axe is not installed")
+        self.page.evaluate(next(Path(axe.__file__).parent.rglob("axe.min.js")).read_text())
+        found = self.page.evaluate("axe.run()")["violations"]
+        return [f"{rule['id']}: {node['html']}" for rule in found for node in rule["nodes"]]
