@@ -1,6 +1,7 @@
 // The views of the page, in the order of the navigation.
 import { Answer } from "./views/answer.js";
 import { Ask } from "./views/ask.js";
+import { Clean } from "./views/clean.js";
 
 /**
  * @typedef {{params: URLSearchParams, details: import("./wire.js").IndexDetails}} ViewProps
@@ -13,4 +14,5 @@ import { Ask } from "./views/ask.js";
 export const VIEWS = [
   { name: "ask", title: "Ask", component: Ask },
   { name: "answer", title: "Answer", component: Answer, hidden: true },
+  { name: "clean", title: "Clean", component: Clean },
 ];
