@@ -2,6 +2,7 @@
 import { Answer } from "./views/answer.js";
 import { Ask } from "./views/ask.js";
 import { Clean } from "./views/clean.js";
+import { Overview } from "./views/overview.js";
 
 /**
  * @typedef {{params: URLSearchParams, details: import("./wire.js").IndexDetails}} ViewProps
@@ -15,4 +16,5 @@ export const VIEWS = [
   { name: "ask", title: "Ask", component: Ask },
   { name: "answer", title: "Answer", component: Answer, hidden: true },
   { name: "clean", title: "Clean", component: Clean },
+  { name: "overview", title: "Overview", component: Overview },
 ];
