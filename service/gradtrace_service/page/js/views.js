@@ -2,6 +2,7 @@
 import { Answer } from "./views/answer.js";
 import { Ask } from "./views/ask.js";
 import { Clean } from "./views/clean.js";
+import { Compare } from "./views/compare.js";
 import { Overview } from "./views/overview.js";
 
 /**
@@ -15,6 +16,7 @@ import { Overview } from "./views/overview.js";
 export const VIEWS = [
   { name: "ask", title: "Ask", component: Ask },
   { name: "answer", title: "Answer", component: Answer, hidden: true },
+  { name: "compare", title: "Compare", component: Compare },
   { name: "clean", title: "Clean", component: Clean },
   { name: "overview", title: "Overview", component: Overview },
 ];
