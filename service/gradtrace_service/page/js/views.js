@@ -3,6 +3,7 @@ import { Answer } from "./views/answer.js";
 import { Ask } from "./views/ask.js";
 import { Clean } from "./views/clean.js";
 import { Compare } from "./views/compare.js";
+import { Operate } from "./views/operate.js";
 import { Overview } from "./views/overview.js";
 
 /**
@@ -19,4 +20,5 @@ export const VIEWS = [
   { name: "compare", title: "Compare", component: Compare },
   { name: "clean", title: "Clean", component: Clean },
   { name: "overview", title: "Overview", component: Overview },
+  { name: "operate", title: "Operate", component: Operate, scope: "admin" },
 ];
