@@ -15,14 +15,16 @@ const LONGEST_WAIT_MS = 8_000;
 export class Problem extends Error {
   /**
    * @param {string} detail what is wrong, and the remedy
-   * @param {{status?: number, kind?: string, errors?: FieldProblem[], requestId?: string | null}} [more]
+   * @param {{status?: number, kind?: string, errors?: FieldProblem[], requestId?: string | null,
+   *   document?: Record<string, any>}} [more] document: the whole problem document, which may say more
    */
-  constructor(detail, { status = 0, kind = "", errors = [], requestId = null } = {}) {
+  constructor(detail, { status = 0, kind = "", errors = [], requestId = null, document = {} } = {}) {
     super(detail);
     this.status = status;
     this.kind = kind;
     this.errors = errors;
     this.requestId = requestId;
+    this.document = document;
   }
 }
 
@@ -152,7 +154,8 @@ async function problemOf(response) {
         .split(":")
         .pop() ?? "";
     const detail = String(document.detail ?? document.title ?? `the service answered ${status}`);
-    return new Problem(detail, { status, kind, errors: document.errors ?? [], requestId: document.request_id });
+    const { errors = [], request_id: requestId = null } = document;
+    return new Problem(detail, { status, kind, errors, requestId, document });
   } catch {
     return new Problem(`The service, or a proxy before it, answered ${status}.`, { status });
   }

@@ -44,3 +44,19 @@ export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one
 
 /** @param {string} text */
 const minus = (text) => text.replace("-", "−");
+
+const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
+const moment = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "short" });
+
+/** How long ago, in words. @param {string} when ISO @param {number} [now] milliseconds */
+export function ago(when, now = Date.now()) {
+  const seconds = (Date.parse(when) - now) / 1000;
+  if (!Number.isFinite(seconds)) return "–";
+  if (seconds > -45) return "just now";
+  if (seconds > -3_600) return relative.format(Math.round(seconds / 60), "minute");
+  if (seconds > -86_400) return relative.format(Math.round(seconds / 3_600), "hour");
+  return relative.format(Math.round(seconds / 86_400), "day");
+}
+
+/** A time of the clock. @param {string | null | undefined} when ISO */
+export const clock = (when) => (when ? moment.format(new Date(when)) : "–");

@@ -1,6 +1,10 @@
 // The views of the page, in the order of the navigation.
 import { Answer } from "./views/answer.js";
 import { Ask } from "./views/ask.js";
+import { Clean } from "./views/clean.js";
+import { Compare } from "./views/compare.js";
+import { Operate } from "./views/operate.js";
+import { Overview } from "./views/overview.js";
 
 /**
  * @typedef {{params: URLSearchParams, details: import("./wire.js").IndexDetails}} ViewProps
@@ -13,4 +17,8 @@ import { Ask } from "./views/ask.js";
 export const VIEWS = [
   { name: "ask", title: "Ask", component: Ask },
   { name: "answer", title: "Answer", component: Answer, hidden: true },
+  { name: "compare", title: "Compare", component: Compare },
+  { name: "clean", title: "Clean", component: Clean },
+  { name: "overview", title: "Overview", component: Overview },
+  { name: "operate", title: "Operate", component: Operate, scope: "admin" },
 ];

@@ -126,3 +126,89 @@ export type Group = {
   mean: number;
 };
 export type GroupsAnswer = { by: string; results: { groups: Group[] }[] };
+
+export type Mark = {
+  row: number;
+  mark: "wrong" | "right" | "unsure" | "remove";
+  label: number | null;
+  label_name: string | null;
+  note: string | null;
+  who: string | null;
+  when: string;
+  version: number;
+};
+export type MarksAnswer = { rows_total: number; counts: Record<string, number>; results: Mark[] };
+export type RetrainPrediction = {
+  method: string;
+  score_sums: number[];
+  predicted_changes: number[] | null;
+  predicted_change: number | null;
+  spearman: number | null;
+};
+export type RetrainResult = {
+  rows: number;
+  removed: number;
+  seed: number;
+  split: Split;
+  queries: number[];
+  measurement: string;
+  before: number[];
+  after: number[];
+  measured: [number, number];
+  measured_change: number;
+  accuracy: [number, number] | null;
+  method: string | null;
+  predicted_change: number | null;
+  predictions: RetrainPrediction[];
+};
+export type Job = {
+  id: string;
+  index: string;
+  operation: string;
+  roll_back_to: number | null;
+  rows?: number | null;
+  state: "running" | "succeeded" | "failed";
+  progress: number;
+  generation: number;
+  attempts: number;
+  error: string | null;
+  lost_methods: Record<string, string>;
+  created: string;
+  ended: string | null;
+  result?: RetrainResult | null;
+};
+export type Generation = {
+  generation: number;
+  created: string | null;
+  rows: number | null;
+  checkpoints: number | null;
+  current: boolean;
+  reason: string | null;
+  problem: string | null;
+};
+export type RemovalTerms = { loss: number; score_sum: number; predicted_change: number | null };
+export type Asked = { split: Split | null; row: number | null; label: number | null; label_name: string | null };
+export type RemovalAnswer = {
+  method: string;
+  convention: string;
+  rows: number;
+  results: (RemovalTerms & { query: Asked; target: string })[];
+  mean: RemovalTerms;
+};
+export type ColumnsAnswer = {
+  rows: number[];
+  columns: Record<string, (number | boolean | string | null)[]>;
+  rows_total: number;
+  sampled: boolean;
+  pending?: number;
+};
+export type OverviewAnswer = {
+  index: IndexInfo;
+  labels: { label: number; label_name: string | null; rows: number; correct: number | null; mean_loss: number | null }[];
+  loss_by_checkpoint: { name: string; step: number; run: number; mean_loss: number | null }[];
+  loss_histogram: Histogram | null;
+  coordinates: [string, string] | null;
+  pending?: number;
+};
+export type SelfInfluenceAnswer = { method: string; convention: string; rows_total: number; results: Hit[] };
+export type ComparisonHead = { method: string; convention: string; index?: IndexInfo; exact?: boolean; results?: Influence[] };

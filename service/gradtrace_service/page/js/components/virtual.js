@@ -16,10 +16,11 @@ const SETTLED_MS = 60; // what is only scrolled past is not fetched
  * @param {{id: string, load: (offset: number, count: number, signal: AbortSignal) => Promise<Fetched<T>>,
  *   render: (item: T | null, at: number, focus: {tabindex: number, "data-at": number}) => any, itemHeight: number,
  *   itemWidth?: number, gap?: number, look?: number, label: string, onTotal?: (total: number) => void, empty?: any,
- *   failed?: (problem: Error, retry: () => void) => any}} props
+ *   failed?: (problem: Error, retry: () => void) => any, at?: number, onMove?: (at: number) => void}} props
  *   id: of the list; another one begins at its top.  render: an item, null while it is fetched; its link or button
  *   takes the `focus` properties, by which arrow keys move.  itemWidth: at least, of a grid's cells; none: one a line.  look: a
- *   new number has what is shown fetched again, in its place
+ *   new number has what is shown fetched again, in its place.  at: the item that is looked at, where something outside
+ *   the list moves it too; onMove: when the list moves it
  */
 export function VirtualList({
   id,
@@ -33,13 +34,16 @@ export function VirtualList({
   onTotal,
   empty,
   failed,
+  at: wanted,
+  onMove,
 }) {
   const place = useRef(/** @type {HTMLDivElement | null} */ (null));
   const [view, setView] = useState({ top: 0, bottom: 1200, width: 0 });
-  const [current, setCurrent] = useState(0);
+  const [current, setCurrent] = useState(wanted ?? 0);
+  const reached = useRef(0); // where the list moved, or was moved, last
   const { pages, total, problem, want, retry } = usePages(id, look, load, onTotal);
   useLayoutEffect(() => watchedWindow(place, setView), []);
-  useEffect(() => setCurrent(0), [id]);
+  useEffect(() => setCurrent(wanted ?? 0), [id]);
 
   const columns = itemWidth ? Math.max(1, Math.floor((view.width + gap) / (itemWidth + gap))) : 1;
   const lineHeight = itemHeight + gap;
@@ -48,6 +52,20 @@ export function VirtualList({
   const first = Math.max(0, Math.floor((view.top - AHEAD) / lineHeight)) * columns;
   const end = Math.min(length, Math.ceil((view.bottom + AHEAD) / lineHeight) * columns);
   useEffect(() => want(first, end), [id, first, end]);
+
+  /** @param {number} next */
+  const moveTo = (next) => {
+    reached.current = next;
+    setCurrent(next);
+    onMove?.(next);
+  };
+  useEffect(() => {
+    if (wanted === undefined || !view.width || wanted === reached.current) return;
+    reached.current = wanted;
+    setCurrent(wanted);
+    const focused = place.current?.contains(document.activeElement) ?? false;
+    moveFocus(place, wanted, Math.floor(wanted / columns) * lineHeight, itemHeight, focused);
+  }, [wanted, id, view.width > 0]);
 
   /** @param {KeyboardEvent} event */
   const move = (event) => {
@@ -65,7 +83,7 @@ export function VirtualList({
     if (step === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     const next = Math.min(Math.max(current + step, 0), length - 1);
-    setCurrent(next);
+    moveTo(next);
     moveFocus(place, next, Math.floor(next / columns) * lineHeight, itemHeight);
   };
 
@@ -87,7 +105,7 @@ export function VirtualList({
     );
   }
   return html`<div class="virtual" ref=${place} role="list" aria-label=${label} aria-busy=${total === null} onKeyDown=${move}
-    onFocusIn=${(/** @type {any} */ event) => setCurrent(Number(event.target.closest("[data-at]")?.dataset.at ?? current))}
+    onFocusIn=${(/** @type {any} */ event) => moveTo(Number(event.target.closest("[data-at]")?.dataset.at ?? current))}
     style=${{ height: `${Math.max(lines * lineHeight - gap, 0)}px` }}>${cells}</div>`;
 }
 
@@ -191,14 +209,19 @@ function watchedWindow(place, setView) {
   };
 }
 
-/** @param {{current: HTMLDivElement | null}} place @param {number} at @param {number} top @param {number} height */
-function moveFocus(place, at, top, height) {
+/**
+ * Scroll an item into the window, and give it the focus.
+ * @param {{current: HTMLDivElement | null}} place @param {number} at @param {number} top @param {number} height
+ * @param {boolean} [take] whether it is given the focus
+ */
+function moveFocus(place, at, top, height, take = true) {
   const box = place.current?.getBoundingClientRect();
   if (!box) return;
   const above = box.top + top - 140; // the header and the filters lie there
   const below = box.top + top + height + 16 - innerHeight;
   if (above < 0) scrollBy(0, above);
   else if (below > 0) scrollBy(0, below);
+  if (!take) return;
   const focus = () =>
     /** @type {HTMLElement | null} */ (place.current?.querySelector(`[data-at="${at}"]`))?.focus({
       preventScroll: true,

@@ -1,0 +1,137 @@
+// Which training rows to look at first, and why.
+import { api } from "../../api.js";
+import { measured, plural, signed } from "../../format.js";
+import { MOST_QUERIES } from "../../question.js";
+import { useResource } from "../../resource.js";
+import { chosenIndex, turn } from "../../service.js";
+
+/**
+ * @typedef {import("../../wire.js").Judged & {row: number, score: number | null, rank: number}} Candidate
+ * @typedef {{candidates: Candidate[], total: number, note: string, queries?: number[]}} Ranking
+ *   total: of the rows that the list is the beginning of.  queries: rows of the query set that are harmed
+ * @typedef {"self" | "harm" | "disagree"} By
+ */
+
+/** @type {{by: By, title: string, words: string, score: (candidate: Candidate) => string}[]} */
+export const RANKINGS = [
+  {
+    by: "self",
+    title: "Self-influence",
+    words: "Rows that the model had to learn by heart: mislabelled and unusual ones come first.",
+    score: ({ score }) => `self-influence ${measured(score)}`,
+  },
+  {
+    by: "harm",
+    title: "Harm to queries",
+    words: "Rows that raised the loss on queries which are predicted wrongly.",
+    score: ({ score }) => `score ${signed(score)}`,
+  },
+  {
+    by: "disagree",
+    title: "Disagreement",
+    words: "Rows of which the model predicts something else than their label, the highest loss first.",
+    score: ({ loss }) => `loss ${measured(loss)}`,
+  },
+];
+
+const PAGE = 1_000;
+const MOST = 2_000; // rows of a list: who has looked at them asks again without them
+
+/** @param {URLSearchParams} params */
+export function rankingOf(params) {
+  return RANKINGS.find(({ by }) => by === params.get("by")) ?? /** @type {(typeof RANKINGS)[0]} */ (RANKINGS[0]);
+}
+
+/** @param {URLSearchParams} params @param {import("../../wire.js").IndexDetails} details */
+export function useRanking(params, details) {
+  const { by } = rankingOf(params);
+  const asked = {
+    by: by === "harm" && !details.query_rows ? /** @type {By} */ ("self") : by,
+    labels: params.getAll("class").map(Number),
+    slice: params.getAll("slice").map(Number),
+    method: params.get("method"),
+    classes: details.class_names !== null,
+  };
+  const key = JSON.stringify([asked, chosenIndex(), details.generation, turn.value]);
+  const load = { self: bySelfInfluence, harm: byHarm, disagree: byDisagreement }[asked.by];
+  return useResource(key, (signal) => load(asked, signal), { keep: false });
+}
+
+/** @typedef {{labels: number[], slice: number[], method: string | null, classes: boolean}} Asked */
+
+/** @param {Asked} asked @param {AbortSignal} signal @returns {Promise<Ranking>} */
+async function bySelfInfluence({ labels, method }, signal) {
+  const { rows, total } = await paged(async (offset) => {
+    const query = { ...chosenIndex(), k: PAGE, offset, labels, method, examples: "false" };
+    /** @type {import("../../wire.js").SelfInfluenceAnswer} */
+    const page = await api.get("self-influence", { query, signal });
+    return { rows: page.results, total: page.rows_total };
+  });
+  return { candidates: ranked(rows), total, note: "" };
+}
+
+/** @param {Asked} asked @param {AbortSignal} signal @returns {Promise<Ranking>} */
+async function byDisagreement({ labels, classes }, signal) {
+  const { rows, total } = await paged(async (offset) => {
+    const page = await highestLoss("train", { labels, k: PAGE, offset, ...(classes && { correct: "false" }) }, signal);
+    return { rows: page.results, total: page.rows_total };
+  });
+  return { candidates: ranked(rows.map((row) => ({ ...row, score: row.loss }))), total, note: "" };
+}
+
+/** @param {Asked} asked @param {AbortSignal} signal @returns {Promise<Ranking>} */
+async function byHarm({ labels, slice, method, classes }, signal) {
+  const list = { labels: slice, k: MOST_QUERIES };
+  let page = await highestLoss("query", { ...list, ...(classes && { correct: "false" }) }, signal);
+  const wrong = classes && page.rows_total > 0;
+  if (!page.rows_total) page = await highestLoss("query", list, signal);
+  const queries = page.results.map(({ row }) => row);
+  if (!queries.length)
+    return { candidates: [], total: 0, note: page.note ?? "The query set has no such row.", queries };
+  const body = {
+    ...chosenIndex(),
+    query_rows: queries,
+    aggregate: "mean",
+    k: PAGE,
+    include: [],
+    ...(method && { method }),
+    ...(labels.length && { filter: { labels } }),
+  };
+  /** @type {import("../../wire.js").InfluenceAnswer} */
+  const answer = await api.ask("influence", body, { signal });
+  const hits = answer.results[0]?.opponents ?? [];
+  const few = queries.length < page.rows_total ? `, of ${plural(page.rows_total, "such row")}` : "";
+  const what = wrong ? "query rows that are predicted wrongly" : "query rows with the highest loss";
+  const none = classes && !wrong ? " None is predicted wrongly." : "";
+  const note = `Mean over ${plural(queries.length, what.replace("rows", "row"), what)}${few}.${none} ${page.note ?? ""}`;
+  return { candidates: ranked(hits), total: answer.results[0]?.rows_searched ?? hits.length, note, queries };
+}
+
+/** @param {"train" | "query"} split @param {import("../../address.js").Parameters} list @param {AbortSignal} signal @returns {Promise<import("../../wire.js").ExampleList>} */
+function highestLoss(split, list, signal) {
+  return api.get(`examples/${split}`, {
+    query: { ...chosenIndex(), ...list, order: "-loss", render: "false" },
+    signal,
+  });
+}
+
+/** @template T @param {(offset: number) => Promise<{rows: T[], total: number}>} load */
+async function paged(load) {
+  const first = await load(0);
+  const { total } = first;
+  const rows = [...first.rows];
+  while (rows.length < Math.min(total, MOST)) {
+    const { rows: more } = await load(rows.length);
+    if (!more.length) break;
+    rows.push(...more);
+  }
+  return { rows, total };
+}
+
+/** @param {(import("../../wire.js").Judged & {row: number, score: number | null})[]} rows @returns {Candidate[]} */
+function ranked(rows) {
+  return rows.map(({ row, score, label, label_name, prediction, prediction_name, loss, correct }, at) => ({
+    ...{ row, score, label, label_name, prediction, prediction_name, loss, rank: at + 1 },
+    correct: correct ?? null,
+  }));
+}

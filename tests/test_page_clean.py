@@ -1,0 +1,232 @@
+"""Clean in a real browser: rows in their orders, marks by keys and of several people, and what is done with them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+import digits_task
+from conftest import DigitsRun, wait_until
+from gradtrace_client import Client
+from gradtrace_service.app import create_service
+from gradtrace_service.http.api_keys import Scope, add_key
+from gradtrace_service.indexes.hosted import Hosted
+from gradtrace_service.server import serving
+from gradtrace_service.settings import Settings
+from page_browser import Visit, started
+
+SCRIPT = "<img src=x onerror=harmed=1><script>harmed=1</script>"
+TRAINABLE = """
+import sys
+import torch
+sys.path.insert(0, {tests!r})
+from digits_task import NAMES, TASK as PLAIN
+from gradtrace.tasks import ImageClassification
+
+class Trainable(ImageClassification):
+    def fit(self, rows, seed):
+        torch.manual_seed(seed)
+        model = self.model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+        images, labels = self.collate([self.train[row] for row in rows])
+        for _ in range(30):
+            optimizer.zero_grad()
+            self.loss(model, (images, labels)).mean().backward()
+            optimizer.step()
+        return model
+
+TASK = Trainable(PLAIN.model, PLAIN.train, PLAIN.query, class_names=NAMES)
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with started() as browser:
+        yield browser
+
+
+@pytest.fixture
+def address(digits_index: DigitsRun, tmp_path: Path) -> Iterator[str]:
+    """Of a service over an index of its own, whose task can be trained."""
+    for folder in ("checkpoints", "index"):
+        shutil.copytree(getattr(digits_index, folder), tmp_path / folder)
+    script = tmp_path / "trainable.py"
+    script.write_text(TRAINABLE.format(tests=str(Path(digits_task.__file__).parent)))
+    hosted = Hosted("digits", tmp_path / "index", f"{script}:TASK")
+    with serving(create_service([hosted], Settings(processes=0, state=tmp_path / "state.sqlite"))) as url:
+        yield url
+
+
+@pytest.fixture
+def shown(browser: Any) -> Iterator[Callable[..., Visit]]:
+    """Opens windows. Afterwards, no browser must have had anything to complain about."""
+    with ExitStack() as windows:
+        visits: list[Visit] = []
+
+        def shown(url: str, place: str, **options: Any) -> Visit:
+            visits.append(visit := Visit(browser, url, place, **options))
+            windows.callback(visit.page.context.close)
+            return visit
+
+        yield shown
+    assert [complaint for visit in visits for complaint in visit.complaints] == []
+
+
+def rows_of(visit: Visit, least: int = 1) -> list[int]:
+    """Of the list of rows to look at, as far as it is drawn."""
+    buttons = visit.page.get_by_role("list", name="Rows to look at").get_by_role("button")
+    buttons.nth(least - 1).wait_for()
+    names = [button.get_attribute("aria-label") for button in buttons.all()]
+    return [int(re.match(r"row ([\d,]+)", name)[1].replace(",", "")) for name in names]  # type: ignore[index]
+
+
+def press(visit: Visit, *keys: str) -> None:
+    for key in keys:
+        visit.page.keyboard.press(key)
+
+
+def kinds(client: Client) -> dict[int, str]:
+    return {mark.row: mark.mark for mark in client.marks().results}
+
+
+def test_rows_are_marked_by_quick_keys_and_undone(address: str, shown: Callable[..., Visit]) -> None:
+    with Client(address) as client:
+        first = [hit.row for hit in client.self_influence(k=6).results]
+        visit = shown(address, "#/clean")
+        assert rows_of(visit, 6)[:6] == first
+        press(visit, "w", "r", "u", "j", "x")
+        expected = dict(zip(first, ["wrong", "right", "unsure", None, "remove"], strict=False))
+        wait_until(lambda: kinds(client) == {row: kind for row, kind in expected.items() if kind})
+        press(visit, "z")
+        wait_until(lambda: first[4] not in kinds(client))
+        visit.page.get_by_text("3 of the first 200 rows marked").wait_for()
+        press(visit, "k", "k", "k", "k")
+        assert f"row={first[0]}" in visit.page.url
+        visit.page.get_by_role("button", name="Clear").click()
+        wait_until(lambda: first[0] not in kinds(client))
+        visit.page.get_by_label("Quick keys").uncheck()
+        press(visit, "x")
+        visit.page.get_by_role("button", name="Remove").click()
+        wait_until(lambda: kinds(client).get(first[0]) == "remove")
+
+
+def test_the_prediction_is_suggested_and_a_note_is_shown_as_text(address: str, shown: Callable[..., Visit]) -> None:
+    with Client(address) as client:
+        worst = client.list_examples("train", correct=False, order="-loss", k=1).results[0]
+        visit = shown(address, "#/clean?by=disagree")
+        assert rows_of(visit)[0] == worst.row
+        press(visit, "w")
+        wait_until(lambda: kinds(client) == {worst.row: "wrong"})
+        assert client.marks().results[0].label == worst.prediction
+        visit.go(f"#/clean?by=disagree&row={worst.row}")
+        visit.page.get_by_label("Note").fill(SCRIPT)
+        visit.page.get_by_label("Note").press("Enter")
+        wait_until(lambda: client.marks().results[0].note == SCRIPT)
+        visit.page.get_by_label("Suggested label").select_option("three")
+        wait_until(lambda: client.marks().results[0].label == 3)
+        visit.page.get_by_text("suggested label three").first.wait_for()
+        assert visit.page.evaluate("globalThis.harmed") is None
+
+
+def test_rows_are_ordered_by_harm_to_a_class_of_wrong_queries(address: str, shown: Callable[..., Visit]) -> None:
+    with Client(address) as client:
+        wrong = client.list_examples("query", correct=False, order="-loss", k=128).results
+        queries = [row.row for row in wrong]
+        harmful = client.influence(query_rows=queries, aggregate="mean", k=8).results[0].opponents
+        visit = shown(address, "#/clean")
+        visit.page.get_by_role("link", name="Harm to queries").click()
+        visit.page.get_by_text(f"Mean over {len(queries)} query rows that are predicted wrongly.").wait_for()
+        assert rows_of(visit, 8)[:8] == [hit.row for hit in harmful]
+        visit.page.get_by_label("Harm to queries of").select_option(wrong[0].label_name)
+        of_class = [row.row for row in wrong if row.label == wrong[0].label]
+        harmful = client.influence(query_rows=of_class, aggregate="mean", k=3).results[0].opponents
+        visit.page.get_by_text(re.compile(f"Mean over {len(of_class)} query rows? that are|that is")).first.wait_for()
+        wait_until(lambda: rows_of(visit, 3)[:3] == [hit.row for hit in harmful])
+
+
+def test_two_people_see_each_others_marks_and_no_mark_is_overwritten_unseen(
+    digits_index: DigitsRun, tmp_path: Path, shown: Callable[..., Visit]
+) -> None:
+    keys = {name: add_key(tmp_path / "keys", name, [Scope.QUERY]) for name in ("anna", "ben")}
+    settings = Settings(processes=0, state=tmp_path / "state.sqlite", api_key_file=tmp_path / "keys")
+    hosted = Hosted("digits", digits_index.index, digits_index.task)
+    with serving(create_service([hosted], settings)) as url, Client(url, api_key=keys["ben"]) as ben:
+        first, second = (hit.row for hit in ben.self_influence(k=2).results)
+        visit = shown(url, "#/clean")
+        visit.page.get_by_label("API key").fill(keys["anna"])
+        visit.page.get_by_role("button", name="Sign in").click()
+        rows_of(visit, 2)
+        ben.mark([second], "unsure")
+        visit.page.get_by_label("Marked last").get_by_text(re.compile("^ben · ")).wait_for()
+        visit.page.get_by_label(re.compile(f"row {second}, .*marked unsure · ben")).wait_for()
+
+        visit.page.route("**/events", lambda route: route.abort())  # from here on she does not see what he does
+        visit.go("#/ask")
+        visit.go("#/clean")
+        visit.page.get_by_label(re.compile(f"row {second}, .*marked unsure · ben")).wait_for()
+        ben.mark([first], "right")
+        press(visit, "w")
+        visit.page.get_by_role("alert").get_by_text("ben has set this to right").wait_for()
+        assert kinds(ben)[first] == "right"
+        visit.page.get_by_role("button", name="Set mine").click()
+        wait_until(lambda: kinds(ben)[first] == "wrong")
+        assert {mark.row: mark.who for mark in ben.marks().results} == {first: "anna", second: "ben"}
+
+
+def test_marks_are_exported_removed_and_retrained_without(address: str, shown: Callable[..., Visit], tmp_path: Path) -> None:
+    rows = [11, 25, 240]
+    with Client(address) as client:
+        client.mark(rows, "remove")
+        client.mark([77], "wrong", label="two")
+        visit = shown(address, "#/clean?part=act")
+        files = {}
+        for name, ending in (("CSV", "csv"), ("Parquet", "parquet"), ("Row numbers", "txt")):
+            with visit.page.expect_download() as download:
+                visit.page.get_by_role("button", name=name).click()
+            files[ending] = tmp_path / f"marks.{ending}"
+            download.value.save_as(files[ending])
+        assert [line.split(",")[0] for line in files["csv"].read_text().splitlines()] == ["row", "11", "25", "77", "240"]
+        assert pyarrow.parquet.read_table(files["parquet"])["row"].to_pylist() == [11, 25, 77, 240]
+        assert files["txt"].read_text().split() == ["11", "25", "77", "240"]
+
+        region = visit.page.get_by_role("region", name="Removal")
+        region.get_by_label("Predicted by").select_option("influence")
+        region.get_by_text(re.compile(r"Without 3 rows: \d+ of 60 queries")).wait_for()
+        mean = client.removal(rows, query_rows=list(range(60)), method="influence").mean
+        assert mean.predicted_change is not None
+        region.get_by_text("lower" if mean.predicted_change < 0 else "higher").first.wait_for()
+
+        training = visit.page.get_by_role("region", name="Retraining")
+        training.get_by_role("button", name="Train without 3 rows").click()
+        training.get_by_text("Measured, accuracy").wait_for()
+        training.get_by_text("Predicted by influence, mean loss").wait_for()
+        training.get_by_text("Measured, mean loss").wait_for()
+
+        deletion = visit.page.get_by_role("region", name="Deletion")
+        deletion.get_by_role("button", name="Delete 3 rows").click()
+        visit.page.get_by_role("dialog").get_by_role("button", name="Delete", exact=True).click()
+        deletion.get_by_text("succeeded").wait_for()
+        assert client.index().generation == 2
+        assert client.index().rows == 397
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("place", ["#/clean", "#/clean?part=act"])
+def test_nothing_keeps_people_out(address: str, shown: Callable[..., Visit], scheme: str, place: str) -> None:
+    with Client(address) as client:
+        client.mark([int(client.self_influence(k=1).results[0].row)], "remove")
+    visit = shown(address, place, color_scheme=scheme)
+    if "part" in place:
+        visit.page.get_by_text(re.compile("Without 1 row: ")).wait_for()
+    else:
+        rows_of(visit, 20)
+    assert visit.violations() == []
+    visit.page.set_viewport_size({"width": 360, "height": 740})
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 360

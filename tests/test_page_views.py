@@ -1,0 +1,172 @@
+"""Compare, Overview and Operate in a real browser; what is shown is compared with what the SDK is told."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import digits_task
+from conftest import DigitsRun, wait_until
+from gradtrace_client import Client
+from gradtrace_service.app import create_service
+from gradtrace_service.http.api_keys import Scope, add_key
+from gradtrace_service.indexes.hosted import Hosted
+from gradtrace_service.server import serving
+from gradtrace_service.settings import Settings
+from page_browser import Visit, started
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with started() as browser:
+        yield browser
+
+
+@pytest.fixture
+def shown(browser: Any) -> Iterator[Callable[..., Visit]]:
+    """Opens windows. Afterwards, no browser must have had anything to complain about."""
+    with ExitStack() as windows:
+        visits: list[Visit] = []
+
+        def shown(url: str, place: str, **options: Any) -> Visit:
+            visits.append(visit := Visit(browser, url, place, **options))
+            windows.callback(visit.page.context.close)
+            return visit
+
+        yield shown
+    assert [complaint for visit in visits for complaint in visit.complaints] == []
+
+
+@pytest.fixture
+def run(digits_index: DigitsRun, tmp_path: Path) -> DigitsRun:
+    shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints")
+    shutil.copytree(digits_index.index, tmp_path / "index")
+    return DigitsRun(tmp_path / "checkpoints", tmp_path / "index", digits_index.task)
+
+
+@pytest.fixture
+def address(run: DigitsRun, tmp_path: Path) -> Iterator[str]:
+    settings = Settings(processes=0, state=tmp_path / "state.sqlite")
+    with serving(create_service([Hosted("digits", run.index, run.task)], settings)) as url:
+        yield url
+
+
+def hit_rows(visit: Visit, side: str) -> list[int]:
+    """Of the hits of a region, once they are there."""
+    articles = visit.page.get_by_role("region", name=re.compile(side)).get_by_role("article")
+    articles.first.wait_for()
+    return [int(article.get_attribute("aria-label").removeprefix("row ")) for article in articles.all()]
+
+
+def told(client: Client, **request: Any) -> list[int]:
+    (result,) = client.influence(**request).results
+    return [hit.row for hit in (*result.proponents, *result.opponents)]
+
+
+def test_two_methods_are_compared_and_what_they_share_is_marked(address: str, shown: Callable[..., Visit]) -> None:
+    with Client(address) as client:
+        first, second = (told(client, query_rows=[0], method=method) for method in ("tracin", "influence"))
+        visit = shown(address, "#/compare")
+        assert hit_rows(visit, "^First: tracin") == first
+        assert hit_rows(visit, "^Second: influence") == second
+        shared = len(set(first[:10]) & set(second[:10])) + len(set(first[10:]) & set(second[10:]))
+        assert visit.page.get_by_text(re.compile("^in both")).count() == 2 * shared
+        visit.page.get_by_role("region", name="Second", exact=True).get_by_label("Method").select_option("cosine")
+        visit.page.get_by_role("region", name="Second", exact=True).get_by_label("Row", exact=True).fill("7")
+        visit.page.keyboard.press("Enter")
+        wait_until(lambda: hit_rows(visit, "^Second: cosine") == told(client, query_rows=[7], method="cosine"))
+        linked = shown(address, visit.page.url.partition("#")[1] + visit.page.url.partition("#")[2])
+        assert hit_rows(linked, "^Second: cosine") == told(client, query_rows=[7], method="cosine")
+        visit.page.get_by_role("link", name="Swap").click()
+        wait_until(lambda: hit_rows(visit, "^First: cosine") == told(client, query_rows=[7], method="cosine"))
+        assert hit_rows(visit, "^Second: tracin") == first
+
+
+def test_the_heat_map_shows_the_mean_score_of_each_class_on_each(address: str, run: DigitsRun, shown: Callable[..., Visit]) -> None:
+    index = run.open()
+    queries = np.array([digits_task.TASK.query[row][1] for row in range(digits_task.QUERY_ROWS)])
+    rows = np.flatnonzero(queries == 3)[:16]
+    assert len(rows) == (queries == 3).sum()  # else the page takes some of them
+    scores = index.scores([digits_task.TASK.query[row] for row in rows]).mean(0)
+    labels = np.array([digits_task.TASK.train[row][1] for row in range(digits_task.TRAIN_ROWS)])
+    visit = shown(address, "#/overview")
+    table = visit.page.get_by_role("region", name="Table of influence by class")
+    line = table.get_by_role("row", name=re.compile("^three"))
+    line.get_by_role("link").nth(9).wait_for()
+    for label, cell in enumerate(line.get_by_role("link").all()):
+        shown_mean = float(cell.get_attribute("title").replace("−", "-").replace("+", "").replace(",", ""))
+        assert shown_mean == pytest.approx(scores[labels == label].mean(), rel=0.06, abs=1e-4)
+    line.get_by_role("link").nth(4).click()
+    assert "labels=4" in visit.page.url
+    assert f"query={','.join(map(str, rows))}" in visit.page.url
+
+
+def test_the_overview_says_what_the_index_holds(address: str, shown: Callable[..., Visit]) -> None:
+    with Client(address) as client:
+        overview = client.overview()
+        visit = shown(address, "#/overview")
+        facts = visit.page.get_by_role("region", name="The index")
+        facts.get_by_text("400", exact=True).wait_for()
+        visit.page.get_by_role("img", name=re.compile("Losses of 400 training rows")).wait_for()
+        visit.page.get_by_role("img", name=re.compile("Self-influence of 400 training rows")).wait_for()
+        visit.page.get_by_role("img", name=re.compile("Mean loss of the training rows. step 20: .*step 60: ")).wait_for()
+        classes = visit.page.get_by_role("region", name="Table of classes")
+        assert classes.get_by_role("row").count() == 1 + len(overview.labels)
+        influential = told(client, query_rows=list(range(60)), aggregate="mean", k=8)
+        assert hit_rows(visit, "Most influential rows") == influential
+
+
+def test_generations_are_rolled_back_and_jobs_are_followed(address: str, shown: Callable[..., Visit]) -> None:
+    with Client(address) as client:
+        client.wait(client.delete_rows([1, 2, 3]))
+        visit = shown(address, "#/operate")
+        table = visit.page.get_by_role("region", name="Table of generations")
+        table.get_by_role("row", name=re.compile("^2 current delete rows 397")).wait_for()
+        table.get_by_role("button", name="Roll back to generation 1").click()
+        visit.page.get_by_role("dialog").get_by_role("button", name="Roll back", exact=True).click()
+        jobs = visit.page.get_by_role("region", name="Jobs")
+        jobs.get_by_role("article", name="Roll back to generation 1").get_by_text("succeeded").wait_for()
+        table.get_by_role("row", name=re.compile("^3 current roll back 400")).wait_for()
+        assert client.index().rows == 400
+        visit.page.get_by_role("button", name="Bring up to date").click()
+        jobs.get_by_role("article", name="Bring up to date").get_by_text("succeeded").wait_for()
+        metrics = visit.page.get_by_role("region", name="Metrics")
+        metrics.get_by_text("/generations").wait_for()
+
+
+def test_operating_needs_a_key_that_may(digits_index: DigitsRun, tmp_path: Path, shown: Callable[..., Visit]) -> None:
+    keys = {scope: add_key(tmp_path / "keys", scope.value, [scope]) for scope in (Scope.QUERY, Scope.ADMIN)}
+    both = add_key(tmp_path / "keys", "both", [Scope.QUERY, Scope.ADMIN])
+    settings = Settings(processes=0, state=tmp_path / "state.sqlite", api_key_file=tmp_path / "keys")
+    hosted = Hosted("digits", digits_index.index, digits_index.task)
+    with serving(create_service([hosted], settings)) as url:
+        visit = shown(url, "#/operate")
+        visit.page.get_by_label("API key").fill(keys[Scope.QUERY])
+        visit.page.get_by_role("button", name="Sign in").click()
+        visit.page.get_by_text("Operate needs a key of scope admin").wait_for()
+        assert visit.page.get_by_role("link", name="Operate").count() == 0
+        visit.page.get_by_role("button", name="Use another key").click()
+        visit.page.get_by_label("API key").fill(both)
+        visit.page.get_by_role("button", name="Sign in").click()
+        visit.page.get_by_role("region", name="Table of generations").wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("place", "last"),
+    [("#/overview", "Table of influence by class"), ("#/operate", "Table of generations"), ("#/compare", "First: tracin")],
+)
+def test_nothing_keeps_people_out(address: str, shown: Callable[..., Visit], scheme: str, place: str, last: str) -> None:
+    visit = shown(address, place, color_scheme=scheme)
+    visit.page.get_by_role("region", name=last).wait_for()
+    visit.page.locator(".skeleton").first.wait_for(state="detached")
+    assert visit.violations() == []
+    visit.page.set_viewport_size({"width": 360, "height": 740})
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 360
