@@ -69,7 +69,7 @@ def test_keys_alone_lead_from_an_example_to_its_answer(visit: Visit, client: Cli
             break
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.activeElement.dataset.at === '2'")
+    page.locator('[data-at="2"]:focus').wait_for()
     page.keyboard.press("Enter")
     assert visit.rows("Proponents") == told(client, "proponents", query_rows=[2])
 
@@ -79,7 +79,7 @@ def test_a_link_shows_the_same_and_the_back_button_leads_back(browser: Any, visi
     visit.page.get_by_label("Method").select_option("cosine")
     visit.page.get_by_label("Rows at each end").select_option("5")
     expected = told(client, "proponents", query_rows=[3], method="cosine", k=5)
-    visit.page.wait_for_function("document.querySelectorAll('article').length === 10")
+    visit.page.get_by_role("article").nth(10).wait_for(state="detached")
     assert visit.rows("Proponents") == expected
     other = Visit(browser, visit.url, "#" + visit.page.url.partition("#")[2])
     assert other.rows("Proponents") == expected
@@ -150,7 +150,7 @@ def test_a_picture_of_ones_own_is_given_or_drawn(visit: Visit, tmp_path: Path) -
     page.get_by_label("Picture file").set_input_files(tmp_path / "picture.png")
     preview = page.get_by_role("img", name="the picture at the model's size")
     preview.wait_for()
-    page.wait_for_function("document.querySelector('.preview img').naturalWidth === 8")
+    assert preview.evaluate("image => image.decode().then(() => image.naturalWidth)") == 8
     page.get_by_label("Picture file").set_input_files(
         {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"}
     )
