@@ -126,10 +126,10 @@ def test_the_prediction_is_suggested_and_a_note_is_shown_as_text(address: str, s
         wait_until(lambda: kinds(client) == {worst.row: "wrong"})
         assert client.marks().results[0].label == worst.prediction
         visit.go(f"#/clean?by=disagree&row={worst.row}")
-        visit.page.get_by_label("Note").fill(SCRIPT)
-        visit.page.get_by_label("Note").press("Enter")
+        visit.page.get_by_role("textbox", name="Note").fill(SCRIPT)
+        visit.page.get_by_role("textbox", name="Note").press("Enter")
         wait_until(lambda: client.marks().results[0].note == SCRIPT)
-        visit.page.get_by_label("Suggested label").select_option("three")
+        visit.page.get_by_role("combobox", name="Suggested label").select_option("three")
         wait_until(lambda: client.marks().results[0].label == 3)
         visit.page.get_by_text("suggested label three").first.wait_for()
         assert visit.page.evaluate("globalThis.harmed") is None
@@ -180,7 +180,9 @@ def test_two_people_see_each_others_marks_and_no_mark_is_overwritten_unseen(
         assert {mark.row: mark.who for mark in ben.marks().results} == {first: "anna", second: "ben"}
 
 
-def test_marks_are_exported_removed_and_retrained_without(address: str, shown: Callable[..., Visit], tmp_path: Path) -> None:
+def test_marks_are_exported_removed_and_retrained_without(
+    address: str, shown: Callable[..., Visit], tmp_path: Path
+) -> None:
     rows = [11, 25, 240]
     with Client(address) as client:
         client.mark(rows, "remove")
@@ -192,7 +194,13 @@ def test_marks_are_exported_removed_and_retrained_without(address: str, shown: C
                 visit.page.get_by_role("button", name=name).click()
             files[ending] = tmp_path / f"marks.{ending}"
             download.value.save_as(files[ending])
-        assert [line.split(",")[0] for line in files["csv"].read_text().splitlines()] == ["row", "11", "25", "77", "240"]
+        assert [line.split(",")[0] for line in files["csv"].read_text().splitlines()] == [
+            "row",
+            "11",
+            "25",
+            "77",
+            "240",
+        ]
         assert pyarrow.parquet.read_table(files["parquet"])["row"].to_pylist() == [11, 25, 77, 240]
         assert files["txt"].read_text().split() == ["11", "25", "77", "240"]
 

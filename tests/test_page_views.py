@@ -76,6 +76,11 @@ def test_two_methods_are_compared_and_what_they_share_is_marked(address: str, sh
         visit = shown(address, "#/compare")
         assert hit_rows(visit, "^First: tracin") == first
         assert hit_rows(visit, "^Second: influence") == second
+        questions = [{"query_rows": [0], "method": method} for method in ("tracin", "influence")]
+        compared = client.compare(*questions)
+        visit.page.get_by_role("img", name=f"Scores of 400 rows: correlation {compared.pearson:.3f}").wait_for()
+        figures = visit.page.get_by_role("region", name="Agreement")
+        figures.get_by_text(f"{compared.overlap.proponents} of 10").first.wait_for()
         shared = len(set(first[:10]) & set(second[:10])) + len(set(first[10:]) & set(second[10:]))
         assert visit.page.get_by_text(re.compile("^in both")).count() == 2 * shared
         visit.page.get_by_role("region", name="Second", exact=True).get_by_label("Method").select_option("cosine")
@@ -89,7 +94,9 @@ def test_two_methods_are_compared_and_what_they_share_is_marked(address: str, sh
         assert hit_rows(visit, "^Second: tracin") == first
 
 
-def test_the_heat_map_shows_the_mean_score_of_each_class_on_each(address: str, run: DigitsRun, shown: Callable[..., Visit]) -> None:
+def test_the_heat_map_shows_the_mean_score_of_each_class_on_each(
+    address: str, run: DigitsRun, shown: Callable[..., Visit]
+) -> None:
     index = run.open()
     queries = np.array([digits_task.TASK.query[row][1] for row in range(digits_task.QUERY_ROWS)])
     rows = np.flatnonzero(queries == 3)[:16]
@@ -101,7 +108,7 @@ def test_the_heat_map_shows_the_mean_score_of_each_class_on_each(address: str, r
     line = table.get_by_role("row", name=re.compile("^three"))
     line.get_by_role("link").nth(9).wait_for()
     for label, cell in enumerate(line.get_by_role("link").all()):
-        shown_mean = float(cell.get_attribute("title").replace("−", "-").replace("+", "").replace(",", ""))
+        shown_mean = float(cell.get_attribute("title").replace("\N{MINUS SIGN}", "-").replace("+", "").replace(",", ""))
         assert shown_mean == pytest.approx(scores[labels == label].mean(), rel=0.06, abs=1e-4)
     line.get_by_role("link").nth(4).click()
     assert "labels=4" in visit.page.url
@@ -116,7 +123,9 @@ def test_the_overview_says_what_the_index_holds(address: str, shown: Callable[..
         facts.get_by_text("400", exact=True).wait_for()
         visit.page.get_by_role("img", name=re.compile("Losses of 400 training rows")).wait_for()
         visit.page.get_by_role("img", name=re.compile("Self-influence of 400 training rows")).wait_for()
-        visit.page.get_by_role("img", name=re.compile("Mean loss of the training rows. step 20: .*step 60: ")).wait_for()
+        visit.page.get_by_role(
+            "img", name=re.compile("Mean loss of the training rows. step 20: .*step 60: ")
+        ).wait_for()
         classes = visit.page.get_by_role("region", name="Table of classes")
         assert classes.get_by_role("row").count() == 1 + len(overview.labels)
         influential = told(client, query_rows=list(range(60)), aggregate="mean", k=8)
@@ -161,9 +170,15 @@ def test_operating_needs_a_key_that_may(digits_index: DigitsRun, tmp_path: Path,
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(
     ("place", "last"),
-    [("#/overview", "Table of influence by class"), ("#/operate", "Table of generations"), ("#/compare", "First: tracin")],
+    [
+        ("#/overview", "Table of influence by class"),
+        ("#/operate", "Table of generations"),
+        ("#/compare", "First: tracin"),
+    ],
 )
-def test_nothing_keeps_people_out(address: str, shown: Callable[..., Visit], scheme: str, place: str, last: str) -> None:
+def test_nothing_keeps_people_out(
+    address: str, shown: Callable[..., Visit], scheme: str, place: str, last: str
+) -> None:
     visit = shown(address, place, color_scheme=scheme)
     visit.page.get_by_role("region", name=last).wait_for()
     visit.page.locator(".skeleton").first.wait_for(state="detached")

@@ -79,7 +79,7 @@ function More({ candidate, mark, details, acts }) {
     acts.judge(mark?.mark ?? "unsure", { label: mark?.label ?? null, note: target.value, stay: true });
   };
   const names = details.class_names;
-  return html`<div class="clean-more">
+  return html`<details class="fold" open=${matchMedia("(min-width: 60rem)").matches}><summary>Label and note</summary><div class="clean-more">
     ${
       names
         ? html`<${Choice} name="Suggested label" value=${suggested === null ? "" : String(suggested)} choose=${suggest}
@@ -87,7 +87,7 @@ function More({ candidate, mark, details, acts }) {
         : html`<${Field} name="Suggested label">${(/** @type {string} */ id) => html`<input class="input" id=${id} type="number" step="any" value=${suggested ?? ""} disabled=${who.value.read_only} onChange=${(/** @type {any} */ event) => suggest(event.target.value)} />`}<//>`
     }
     <${Field} name="Note">${(/** @type {string} */ id) => html`<input class="input" id=${id} maxlength="1000" value=${note} placeholder="for the others" disabled=${who.value.read_only} onChange=${keep} />`}<//>
-  </div>`;
+  </div></details>`;
 }
 
 /** What somebody else set in the meantime. @param {{row: number, acts: Acts}} props */
