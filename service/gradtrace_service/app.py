@@ -203,11 +203,16 @@ async def _lifespan(app: FastAPI, audit: AuditLog) -> AsyncIterator[None]:
         app.state.tracer_provider.shutdown()
 
 
-async def drain(app: FastAPI) -> None:
-    """Refuse new requests, /readyz included, and wait until all accepted ones are answered."""
+async def end_streams(app: FastAPI) -> None:
+    """End answers that would go on, and start no more jobs: a server waits for its answers when it ends."""
     await app.state.changes.drain()
     if app.state.jobs is not None:
         await app.state.jobs.drain()
+
+
+async def drain(app: FastAPI) -> None:
+    """Refuse new requests, /readyz included, and wait until all accepted ones are answered."""
+    await end_streams(app)
     await app.state.engine.drain()
 
 

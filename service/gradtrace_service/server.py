@@ -19,7 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from gradtrace_service.app import drain
+from gradtrace_service.app import drain, end_streams
 from gradtrace_service.http.connections import http_options, raise_descriptors
 from gradtrace_service.listeners import deaf
 from gradtrace_service.ops.logs import log_config
@@ -193,6 +193,18 @@ class _DrainingServer(uvicorn.Server):
         await asyncio.sleep(_LAST_REQUESTS_SECONDS)
 
 
+class _StreamEndingServer(uvicorn.Server):
+    """Ends also where somebody follows events."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await end_streams(self._app)
+        await super().shutdown(sockets)
+
+
 @contextmanager
 def serving(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """Serve the app on a thread until the block is left. Yields its address; port 0 takes a free one.
@@ -204,9 +216,8 @@ def serving(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Iterator[st
     # Connections inherit it. asyncio sets it itself only on sockets made with an explicit protocol, which this one is
     # not; without it every answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", server_header=False, ws="none", **http_options(None))
-    )
+    config = uvicorn.Config(app, log_level="warning", server_header=False, ws="none", **http_options(None))
+    server = _StreamEndingServer(config, app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="gradtrace-http")
     thread.start()
     try:
