@@ -31,7 +31,7 @@ BOUND = ["--max-time", SECONDS] if SECONDS else ["--max-examples", "5", "--seed"
 # What is too large for the schema may be too large to be read.
 _CONFIGURATION = """
 [checks]
-negative_data_rejection.expected-statuses = ["400", "401", "403", "404", "405", "409", "413", "415", "422", "429", "5xx"]
+negative_data_rejection.expected-statuses = ["400", "401", "403", "404", "405", "409", "413", "422", "429", "5xx"]
 """
 
 
@@ -83,15 +83,18 @@ def narrowed(schema: dict[str, Any], index: dict[str, Any]) -> dict[str, Any]:
     """The schema, of TracIn alone, about rows, checkpoints and columns that are there, with filters that leave rows."""
     names = _names(index)
     unused = {"damping", "segments", "similarity", "correct_only", "rows", "max", "in", "text", "expected"}
-    schema["components"]["schemas"]["MarkRequest"]["properties"]["rows"] = names["train_rows"]
-    schema["components"]["schemas"]["UnmarkRequest"]["properties"]["rows"] = names["train_rows"]
-    marks = ("MarkRequest", "UnmarkRequest", "UndoRequest")
+    of_rows = ("MarkRequest", "UnmarkRequest", "RemovalRequest")
+    for request in of_rows:
+        schema["components"]["schemas"][request]["properties"]["rows"] = names["train_rows"]
+    del schema["components"]["schemas"]["RemovalRequest"]["properties"]["weights"]  # its default method takes none
+    for path in ("/rows/delete", "/retrain"):  # later requests would name rows that are gone; the task has no `fit`
+        del schema["paths"][path]
     for request in (
-        *("InfluenceRequest", "GroupsRequest", "PairsRequest", "ReindexRequest", "RowFilter", "Condition"),
-        *marks,
+        *("InfluenceRequest", "GroupsRequest", "PairsRequest", "ReindexRequest", "UndoRequest", *of_rows),
+        *("RowFilter", "Condition", "LabelTarget"),
     ):
         properties = schema["components"]["schemas"][request]["properties"]
-        for name in unused & set(properties) - ({"rows"} if request in marks else set()):
+        for name in unused & set(properties) - ({"rows"} if request in of_rows else set()):
             del properties[name]
         properties.update({name: names[name] for name in set(names) & set(properties)})
     lists = ("/examples/{split}", "/columns/{split}", "/overview")
@@ -108,10 +111,11 @@ def _names(index: dict[str, Any]) -> dict[str, Any]:
     """By field: what it may hold."""
     row = {"type": "integer", "minimum": 0}
     train_row, query_row = row | {"maximum": index["rows"] - 1}, row | {"maximum": index["query_rows"] - 1}
+    label = {"enum": [*range(10), *index["class_names"]]}
     pixels = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}, "minItems": 8, "maxItems": 8}
     example = {
         "type": "object",
-        "properties": {"image": pixels | {"items": pixels}, "label": {"enum": [*range(10), *index["class_names"]]}},
+        "properties": {"image": pixels | {"items": pixels}, "label": label},
         "required": ["image", "label"],
         "additionalProperties": False,
     }
@@ -129,9 +133,10 @@ def _names(index: dict[str, Any]) -> dict[str, Any]:
         "query_rows": few | {"items": query_row},
         "train_rows": few | {"items": train_row},
         "exclude_rows": few | {"items": train_row},
-        "label": {"enum": [*range(10), *index["class_names"]]},
+        "label": label,
+        "rather_than": label,
         "labels": few | {"items": {"type": "integer", "minimum": 0, "maximum": 9}},
-        "predictions": few | {"items": {"enum": [*range(10), *index["class_names"]]}},
+        "predictions": few | {"items": label},
         "names": few | {"items": {"enum": ["label", "prediction", "loss", "correct"]}},
         "where": {
             "type": "object",
