@@ -223,6 +223,8 @@ def test_marks_are_exported_removed_and_retrained_without(
         deletion.get_by_text("succeeded").wait_for()
         assert client.index().generation == 2
         assert client.index().rows == 397
+        deletion.get_by_role("button", name="Clear the marks of these 3 rows").click()
+        wait_until(lambda: kinds(client) == {77: "wrong"})
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

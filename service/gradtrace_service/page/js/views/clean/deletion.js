@@ -7,6 +7,7 @@ import { Failed, Notice } from "../../components/states.js";
 import { plural } from "../../format.js";
 import { useJob } from "../../jobs.js";
 import { html, useState } from "../../lib.js";
+import { unmark } from "../../marks.js";
 import { chosenIndex } from "../../service.js";
 
 /** @param {{rows: number[], params: URLSearchParams, mine: boolean}} props mine: whether the key may do it */
@@ -33,6 +34,7 @@ export function Deletion({ rows, params, mine }) {
     }
     ${(problem ?? lost) && html`<${Failed} problem=${problem ?? lost} title="Not deleted" />`}
     ${job && html`<${JobCard} job=${job} />`}
+    ${job?.state === "succeeded" && html`<${Notice}>The rows are in no answer any more. Their marks are kept. <button type="button" class="button" onClick=${() => unmark(rows)}>Clear the marks of these ${plural(rows.length, "row")}</button><//>`}
     ${
       asks &&
       html`<${Dialog} title=${`Delete ${plural(rows.length, "row")} from the index?`} close=${() => setAsks(false)}>
