@@ -60,6 +60,7 @@ TASK = Retrained(PLAIN.model, PLAIN.train, PLAIN.query, class_names=NAMES)
 """
 REMOVED = list(range(0, 400, 5))
 QUERIES = [3, 1, 4, 15]
+PATIENCE = 1800  # seconds: a process starts, opens the index and trains, and does so again where it is killed
 
 
 @pytest.fixture
@@ -159,10 +160,10 @@ def test_a_killed_process_is_started_again_and_trains_only_what_lacks(run: Digit
     waiting.touch()
     job = client.retrain(REMOVED, query_rows=QUERIES)
     for started in (2, 3):
-        wait_until(lambda count=started: begun(fits) == count)  # type: ignore[misc]
+        wait_until(lambda count=started: begun(fits) == count, PATIENCE)  # type: ignore[misc]
         assert client.job(job).progress in (0.0, 0.5)
         os.kill(int(fits.read_text().split()[-2]), signal.SIGKILL)
-    wait_until(lambda: begun(fits) == 4 and client.job(job).progress == 0.5)
+    wait_until(lambda: begun(fits) == 4 and client.job(job).progress == 0.5, PATIENCE)
     with pytest.raises(ProblemError, match=job.id) as caught:
         client.retrain([1])
     assert caught.value.status == 409
@@ -185,13 +186,13 @@ def test_a_service_that_is_started_again_resumes_the_retraining(run: DigitsRun) 
     waiting.touch()
     with serving(service(run)) as url, Client(url) as client:
         job = client.retrain(REMOVED, query_rows=QUERIES)
-        wait_until(lambda: client.job(job).progress == 0.5)
+        wait_until(lambda: client.job(job).progress == 0.5, PATIENCE)
     waiting.unlink()
     with serving(service(run)) as url, Client(url) as client:
         last = client.wait(job)
     assert last.result is not None
-    check(last.result.model_dump(mode="json"), run, list(range(400)), QUERIES)
     assert [line.split()[1] for line in fits.read_text().splitlines()].count("400") == 1
+    check(last.result.model_dump(mode="json"), run, list(range(400)), QUERIES)
 
 
 @pytest.mark.parametrize(
