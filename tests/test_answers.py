@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import tiny
-from gradtrace import Index, InfluenceResult, Task, open_index
+from gradtrace import Index, InfluenceResult, QueryError, Task, open_index
 from gradtrace_indexer import delete_rows
 from tiny import ClassTask, PairTask
 
@@ -159,3 +159,84 @@ def test_values_have_no_probabilities(tmp_path: Path) -> None:
     rows = tiny.values(30)
     index = tiny.build(tiny.ValueTask(tiny.value_mlp, rows), tmp_path)
     assert index.influence(rows[:2], include=["probabilities"])[0].probabilities is None
+
+
+# Clusters
+
+
+def near(rows: NDArray[np.float64], hits: list[int]) -> list[int]:
+    """By hand: for each hit the first hit above it that leads a cluster and has almost its direction. rows: [all, D]"""
+    leaders: list[int] = []
+    of: list[int] = []
+    for hit in hits:
+        norms = [np.linalg.norm(rows[hit]) * np.linalg.norm(rows[leader]) for leader in leaders]
+        close = [leader for leader, norm in zip(leaders, norms, strict=True) if rows[hit] @ rows[leader] / norm >= 0.97]
+        of.append(close[0] if close else hit)
+        if not close:
+            leaders.append(hit)
+    return of
+
+
+def copies(directory: Path) -> tuple[Index, NDArray[np.float64]]:
+    """Every row has two almost like it, by another amount of noise each; and the vectors of all [rows, D]."""
+    generator = torch.Generator().manual_seed(3)
+    rows = [
+        (x + noise * torch.randn(5, generator=generator), y) for noise in (0, 0.01, 0.2) for x, y in tiny.classes(25)
+    ]
+    index = tiny.build(ClassTask(tiny.mlp, rows), directory, precision="int8")
+    return index, tiny.stored(index).flatten(1).double().numpy()
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"checkpoints": ["2.pt"]}, {"rescore": True}, {"filter": {"labels": [1]}}], ids=str
+)
+def test_clusters_are_near_in_direction_and_led_by_the_strongest(tmp_path: Path, asked: dict[str, Any]) -> None:
+    index, rows = copies(tmp_path)
+    if "checkpoints" in asked:
+        rows = rows[:, rows.shape[1] // 2 :]
+    together = 0
+    for result in index.influence(QUERIES, k=25, include=["clusters"], **asked):
+        for hits in (result.proponents, result.opponents):
+            found = [hit.cluster for hit in hits]
+            assert found == near(rows, [hit.row for hit in hits])
+            together += len(hits) - len(set(found))
+    assert together > 10
+
+
+def test_clusters_of_representations_and_of_rows_that_are_left(tmp_path: Path) -> None:
+    index, _ = copies(tmp_path)
+    delete_rows(tmp_path / "index", [0, 1, 30])
+    index = open_index(tmp_path / "index", index.task)
+    for method in ("repsim", "tracin"):
+        for result in index.influence(QUERIES[:2], k=25, method=method, include=["clusters"]):
+            rows = [hit.row for hit in result.proponents]
+            assert {hit.cluster for hit in result.proponents} < set(rows)
+            assert not {0, 1, 30} & set(rows)
+            assert result.proponents[0].cluster == rows[0]
+    store = index.contents.representations
+    assert store is not None
+    vectors = np.zeros((75, store.dimensions))
+    vectors[store.row_ids.ids] = store.gather([0], range(store.rows))[:, 0].double().numpy()
+    (result,) = index.influence(QUERIES[:1], k=25, method="repsim", include=["clusters"])
+    for hits in (result.proponents, result.opponents):
+        assert [hit.cluster for hit in hits] == near(vectors, [hit.row for hit in hits])
+
+
+def test_rows_without_a_direction_are_alone(tmp_path: Path) -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return model(batch[0]).flatten() * batch[1]
+
+    sizes = [0.0, 0.0, 1.0, 2.0]
+    task = PairTask(lambda: nn.Linear(5, 1, bias=False), [(torch.ones(5), torch.tensor(s)) for s in sizes], loss)
+    (result,) = tiny.build(task, tmp_path, count=1).influence(
+        task.train[2:3], k=4, method="repsim", include=["clusters"]
+    )
+    assert [hit.cluster for hit in result.proponents] == [0, 0, 0, 0]  # the same inputs
+    (result,) = open_index(tmp_path / "index", task).influence(task.train[2:3], k=4, include=["clusters"])
+    assert [(hit.row, hit.cluster) for hit in result.proponents] == [(3, 3), (2, 3)]
+
+
+def test_clusters_are_of_few_hits(index: Index) -> None:
+    with pytest.raises(QueryError, match="clusters are of 1,000 hits"):
+        index.influence(QUERIES, k=1001, include=["clusters"])
+    assert all(hit.cluster is None for hit in index.influence(QUERIES[:1])[0].proponents)

@@ -19,6 +19,7 @@ import tiny
 from gradtrace import Index, Task, tasks
 from gradtrace.methods import METHODS
 from gradtrace_client import Client
+from gradtrace_client.comparison_schemas import CompareRequest
 from gradtrace_client.request_schemas import (
     Condition,
     GroupsRequest,
@@ -27,6 +28,7 @@ from gradtrace_client.request_schemas import (
     PairsRequest,
     Question,
     RowFilter,
+    ScoresQuestion,
     Weights,
 )
 from gradtrace_service import cli
@@ -84,6 +86,14 @@ def test_groups_and_pairs_are_described_and_taken(heading: str, request_type: An
     assert arguments(sdk) == fields
     examples = {"example", "examples", "query_rows", "train_rows", "index"}
     assert fields - examples <= arguments(library)
+
+
+def test_comparisons_are_described_and_taken() -> None:
+    text = PAGE.split("\n## Comparing\n")[1].split("\n## ")[0]
+    assert {name for name in CompareRequest.model_fields if f'"{name}": ' in text} == set(CompareRequest.model_fields)
+    assert arguments(Client.compare) == set(CompareRequest.model_fields)
+    asked_with = {"example", "examples", "query_rows", "train_rows", "index"}
+    assert arguments(Index.mean_scores) - {"examples"} == set(ScoresQuestion.model_fields) - asked_with
 
 
 def test_the_command_line_has_the_options_that_the_page_shows() -> None:

@@ -26,6 +26,7 @@ from gradtrace.gradients.reference import gradients_reference
 from gradtrace.index import Index
 from gradtrace.opening import open_index
 from gradtrace.recording import InfluenceRecorder, Recording, read_recording
+from gradtrace.results.comparison import Comparison, Scores, compare_scores
 from gradtrace.results.groups import GroupInfluence, GroupInfluences
 from gradtrace.results.hits import Distribution, Histogram, Hit, InfluenceResult, InfluenceResults, Recall
 from gradtrace.results.probable_classes import ClassProbability
@@ -38,6 +39,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointRecorder",
     "ClassProbability",
+    "Comparison",
     "CorruptIndexError",
     "CurvatureError",
     "DatasetError",
@@ -63,6 +65,7 @@ __all__ = [
     "RecordingError",
     "RemovalEffect",
     "RowFilter",
+    "Scores",
     "SlowPathWarning",
     "StoreError",
     "Task",
@@ -70,6 +73,7 @@ __all__ = [
     "TaskReport",
     "UnsupportedLayerError",
     "check",
+    "compare_scores",
     "gradients_reference",
     "load_checkpoints",
     "open_index",

@@ -14,9 +14,17 @@ from typing_extensions import Unpack
 from gradtrace import methods
 from gradtrace.contents import IndexContents
 from gradtrace.errors import GradtraceError, QueryError
-from gradtrace.models.queries import QUERY_BATCH, Query, is_one_example, require_labels, resolve_queries
+from gradtrace.models.queries import (
+    QUERY_BATCH,
+    Query,
+    is_one_example,
+    require_labels,
+    resolve_queries,
+    targets_in_words,
+)
 from gradtrace.models.targets import Target, TargetLabels, check_replaceable, target_labels
 from gradtrace.results.answering import Aggregate, Answering, Include, Stopwatch, check_aggregate
+from gradtrace.results.comparison import Scores
 from gradtrace.results.display import describe, frame, table_html
 from gradtrace.results.groups import GroupInfluences, RowGroups
 from gradtrace.results.hits import InfluenceResults, Recall
@@ -93,7 +101,7 @@ class Index:
             aggregate: "mean": one result, whose scores are the means over the examples of their scores.
             include: "layers", each score's shares by layer; "percentiles", where each score stands among the scores of
                 all rows, and "histogram", that of all these scores, which read the whole index; "probabilities", those
-                of the classes.
+                of the classes; "clusters", which hits are near-duplicates of which.
 
         Raises:
             QueryError: something asked for does not exist.
@@ -127,6 +135,21 @@ class Index:
         scoring = self.scoring(method, **options)
         vectors, _ = scoring.query_vectors(self._resolved(examples, method, target))
         return self._row_ids.spread(scoring.scores(vectors), 0.0 if methods.METHODS[method].signed else -np.inf)
+
+    def mean_scores(
+        self,
+        examples: Sequence[Example],
+        *,
+        method: str = "tracin",
+        target: Target | None = None,
+        **options: Unpack[methods.MethodOptions],
+    ) -> Scores:
+        """The mean over the examples of every training row's scores, for `compare_scores`. Raises as `influence`."""
+        scoring, known = self.scoring(method, **options), methods.METHODS[method]
+        queries = self._resolved(examples, method, target)
+        vectors, _ = scoring.query_vectors(queries)
+        (scores,) = scoring.scores(vectors.mean(0, keepdim=True))
+        return Scores(self._row_ids.spread(scores, 0.0), self.present, known.signed, targets_in_words(queries))
 
     def pairs(
         self,

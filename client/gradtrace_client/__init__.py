@@ -28,9 +28,10 @@ from gradtrace_client._options import (
 )
 from gradtrace_client._sync_client import Client
 from gradtrace_client.browse_schemas import ColumnsAnswer, ExamplesAnswer, Overview
+from gradtrace_client.comparison_schemas import ComparisonAnswer
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.removal_schemas import RemovalAnswer
-from gradtrace_client.request_schemas import RowFilter
+from gradtrace_client.request_schemas import RowFilter, ScoresQuestion
 from gradtrace_client.schemas import (
     ExampleAnswer,
     Hit,
@@ -57,6 +58,7 @@ __all__ = [
     "Client",
     "ClientError",
     "ColumnsAnswer",
+    "ComparisonAnswer",
     "ConflictError",
     "DeadlineError",
     "ExampleAnswer",
@@ -93,6 +95,7 @@ __all__ = [
     "RowFilter",
     "SavedQuestion",
     "SavedQuestions",
+    "ScoresQuestion",
     "SelfInfluenceAnswer",
     "SelfInfluenceOptions",
     "ServiceError",

@@ -42,8 +42,9 @@ class InfluenceOptions(QuestionOptions, total=False):
     rescore: Recompute the full gradients of twice as many rows as asked for at either end, and order them by their
         exact scores. Default: False.
     include: What hits carry: `parts`, the score by checkpoint; `layers`, the score by layer; `percentiles`, the score's
-        place among those of all rows; `examples`, the rendered example. What results carry: `histogram`, that of the
-        scores of all rows; `probabilities`, those of the query's classes. Default: `parts` and `examples`.
+        place among those of all rows; `clusters`, which of them are near-duplicates; `examples`, the rendered example.
+        What results carry: `histogram`, that of the scores of all rows; `probabilities`, those of the query's classes.
+        Default: `parts` and `examples`.
     """
 
     filter: RowFilter | Mapping[str, Any] | None

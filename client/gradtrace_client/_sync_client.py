@@ -29,6 +29,7 @@ from gradtrace_client._requests import index_param, query_pages, request_json
 from gradtrace_client._responses import Answer, Verb, checked, failed_request, parse_answer
 from gradtrace_client._sync_browse_client import BrowseClient
 from gradtrace_client._sync_state_client import StateClient
+from gradtrace_client.comparison_schemas import CompareRequest, ComparisonAnswer
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.removal_schemas import RemovalAnswer
 from gradtrace_client.request_schemas import (
@@ -41,6 +42,7 @@ from gradtrace_client.request_schemas import (
     ReindexRequest,
     RemovalRequest,
     RetrainRequest,
+    ScoresQuestion,
     SelfInfluenceRequest,
 )
 from gradtrace_client.schemas import (
@@ -196,6 +198,20 @@ class Client(BrowseClient, StateClient):
         """
         body = request_json(RemovalRequest, rows=rows, example=example, **options)
         return self._send("POST", "/influence/removal", RemovalAnswer, json=body)
+
+    def compare(
+        self, first: ScoresQuestion | Mapping[str, Any], second: ScoresQuestion | Mapping[str, Any], *, k: int = 10
+    ) -> ComparisonAnswer:
+        """The scores of all training rows by two questions side by side: two methods, queries, targets or indexes.
+
+        Args:
+            first, second: As a `ScoresQuestion` or a dict of its fields: the queries, by exactly one of `example`,
+                `examples`, `query_rows` and `train_rows`, of several of which the mean counts; `target`, and the
+                `QuestionOptions`.
+            k: Hits at either end, of which the answer counts those that both have; at most 500.
+        """
+        body = request_json(CompareRequest, first=first, second=second, k=k)
+        return self._send("POST", "/influence/compare", ComparisonAnswer, json=body)
 
     def self_influence(
         self, *, k: int = 10, offset: int = 0, **options: Unpack[SelfInfluenceOptions]

@@ -19,6 +19,7 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
+from typing_extensions import Self
 
 from gradtrace_client.schemas import Payload
 
@@ -37,15 +38,15 @@ _PAIRS_SOURCES = ("example", "examples", "query_rows")
 _JSON_TYPES = {"example": "object", "min": "number", "max": "number"}  # of the fields that are not lists
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """1.0 is an integer in JSON, which has only numbers."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _wholes(value: Any) -> Any:
-    """`_whole` for a list: one call, where an element's own validator would triple the time for thousands of rows."""
+    """`whole` for a list: one call, where an element's own validator would triple the time for thousands of rows."""
     if isinstance(value, list) and len(value) <= MAX_ROWS and float in map(type, value):
-        return [_whole(element) for element in value]
+        return [whole(element) for element in value]
     return value
 
 
@@ -77,7 +78,7 @@ def _class(value: Any) -> float | str:
     return _value(value)
 
 
-Row = Annotated[int, Field(strict=True, ge=0, lt=2**53), BeforeValidator(_whole)]
+Row = Annotated[int, Field(strict=True, ge=0, lt=2**53), BeforeValidator(whole)]
 # Of long lists the first element that does not fit is named, and reading ends there.
 Rows = Annotated[
     list[Annotated[int, Field(strict=True, ge=0, lt=2**53)]],
@@ -98,7 +99,7 @@ Value = Annotated[
 Weights = Literal["learning_rate", "learning_rate_steps", "equal"]
 Similarity = Literal["cosine", "dot", "l2"]
 Aggregate = Literal["mean"]
-Include = Literal["parts", "layers", "percentiles", "histogram", "probabilities", "examples"]
+Include = Literal["parts", "layers", "percentiles", "histogram", "probabilities", "clusters", "examples"]
 Order = Literal["descending", "ascending"]
 
 
@@ -208,7 +209,7 @@ class Question(RequestSchema):
     damping: Annotated[Number, Field(strict=True, gt=0)] | None = Field(
         None, description="Added to the curvature, relative to the mean eigenvalue."
     )
-    segments: Annotated[int, Field(strict=True, ge=1, le=1000), BeforeValidator(_whole)] | None = Field(
+    segments: Annotated[int, Field(strict=True, ge=1, le=1000), BeforeValidator(whole)] | None = Field(
         None, description="Segments of the training, each with one curvature and one gradient."
     )
     similarity: Similarity | None = Field(None, description="How representations are compared.")
@@ -234,34 +235,33 @@ class _ExamplesQuestion(Question):
     )
 
 
-def _count(request: _ExamplesQuestion) -> int:
-    """Of its queries."""
-    return max(len(given or ()) for given in (request.examples, request.query_rows, request.train_rows)) or 1
-
-
-class Queries(_ExamplesQuestion):
+class ScoresQuestion(_ExamplesQuestion):
     """Exactly one of `example`, `examples`, `query_rows` and `train_rows` gives the queries."""
 
     model_config = ConfigDict(json_schema_extra=_exactly_one(SOURCES))
 
-    filter: RowFilter | None = Field(None, description="Which training rows are searched. Default: all.")
-    aggregate: Aggregate | None = Field(
-        None, description="`mean`: one result, whose scores are the means over the queries of their scores."
-    )
-
     @model_validator(mode="after")
-    def _has_one_source(self) -> Queries:
+    def _has_one_source(self) -> Self:
         _require_one(self, SOURCES)
         return self
 
     @property
     def queries(self) -> int:
         """Number of queries."""
-        return _count(self)
+        return max(len(given or ()) for given in (self.examples, self.query_rows, self.train_rows)) or 1
+
+
+class Queries(ScoresQuestion):
+    """Exactly one of `example`, `examples`, `query_rows` and `train_rows` gives the queries."""
+
+    filter: RowFilter | None = Field(None, description="Which training rows are searched. Default: all.")
+    aggregate: Aggregate | None = Field(
+        None, description="`mean`: one result, whose scores are the means over the queries of their scores."
+    )
 
 
 class InfluenceRequest(Queries):
-    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K), BeforeValidator(_whole)] = Field(
+    k: Annotated[int, Field(strict=True, ge=1, le=MAX_K), BeforeValidator(whole)] = Field(
         10, description="Hits at each of the two ends."
     )
     rescore: Flag = Field(
@@ -272,8 +272,9 @@ class InfluenceRequest(Queries):
     include: Annotated[frozenset[Include], Field(fail_fast=True), _at_most(_MAX_FIELDS)] = Field(
         frozenset(("parts", "examples")),
         description="What hits carry besides: `parts`, the score by checkpoint; `layers`, the score by layer; "
-        "`percentiles`, where the score stands among those of all rows; `examples`, the rendered example. What results "
-        "carry: `histogram`, that of the scores of all rows; `probabilities`, those of the query's classes.",
+        "`percentiles`, where the score stands among those of all rows; `clusters`, which of them are near-duplicates; "
+        "`examples`, the rendered example. What results carry: `histogram`, that of the scores of all rows; "
+        "`probabilities`, those of the query's classes.",
     )
 
     @model_validator(mode="after")
@@ -283,6 +284,11 @@ class InfluenceRequest(Queries):
             raise ValueError(
                 f"rescore takes {MAX_K} hits at each end at most, over all results, not {results} x {self.k}; lower k "
                 "or send fewer queries at a time"
+            )
+        if "clusters" in self.include and results * self.k > MAX_K:
+            raise ValueError(
+                f"clusters are of {MAX_K} hits at each end at most, over all results, not {results} x {self.k}; lower "
+                "k or send fewer queries at a time"
             )
         if results * self.k > MAX_HITS:
             raise ValueError(
@@ -319,26 +325,14 @@ class PairsRequest(_ExamplesQuestion):
         return self
 
 
-class RemovalRequest(_ExamplesQuestion):
+class RemovalRequest(ScoresQuestion):
     """What leaving training rows out of the training would do to queries.
 
     Exactly one of `example`, `examples`, `query_rows` and `train_rows` gives the queries.
     """
 
-    model_config = ConfigDict(json_schema_extra=_exactly_one(SOURCES))
-
     method: str = Field("influence", max_length=64, description="One of the methods that GET /index lists.")
     rows: Rows = Field(min_length=1, description="The training rows that are left out, together.")
-
-    @model_validator(mode="after")
-    def _has_one_source(self) -> RemovalRequest:
-        _require_one(self, SOURCES)
-        return self
-
-    @property
-    def queries(self) -> int:
-        """Number of queries."""
-        return _count(self)
 
 
 class SelfInfluenceRequest(Question):
@@ -364,7 +358,7 @@ class ReindexRequest(RequestSchema):
     """Bring an index up to date, with appended rows and new checkpoints, or back to an earlier generation."""
 
     index: str | None = Field(None, max_length=64, description="Which of the service's indexes. Default: the first.")
-    roll_back_to: Annotated[int, Field(strict=True, ge=1, lt=2**53), BeforeValidator(_whole)] | None = Field(
+    roll_back_to: Annotated[int, Field(strict=True, ge=1, lt=2**53), BeforeValidator(whole)] | None = Field(
         None, description="An earlier generation that is still kept."
     )
 
@@ -388,7 +382,7 @@ class RetrainRequest(RequestSchema):
         description="Rows of the query data set on which both models are measured (of the training data set, where the "
         "task has no other). Default: at most 128 chosen at random, the same ones every time.",
     )
-    seed: Annotated[int, Field(strict=True, ge=0, lt=2**32), BeforeValidator(_whole)] = Field(
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**32), BeforeValidator(whole)] = Field(
         0, description="Of both trainings."
     )
     method: str | None = Field(

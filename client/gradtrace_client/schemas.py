@@ -144,6 +144,11 @@ class Hit(AnswerSchema):
     parts: dict[str, float] | None = Field(description="By checkpoint; they sum to the score.")
     layers: dict[str, float] | None = Field(default=None, description="By layer; they sum to the score.")
     percentile: float | None = Field(default=None, description="Share of all training rows with a lower score, in %.")
+    cluster: int | None = Field(
+        default=None,
+        description="Row of the highest hit of the same end that this one is a near-duplicate of, its own if of none. "
+        "Only if `clusters` were included.",
+    )
     example: Payload | None = Field(
         description='{"image": data URL}, {"text": ...} or {"features": {...}}; {"error": reason} if rendering failed.'
     )

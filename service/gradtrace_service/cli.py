@@ -64,8 +64,8 @@ FilterOption = Annotated[
 IncludeOption = Annotated[
     list[str] | None,
     typer.Option(
-        help='"layers": scores by layer; "percentiles": where scores stand among all; "histogram": of all scores, with '
-        '--json; "probabilities": of the classes. Repeatable.'
+        help='"layers": scores by layer; "percentiles": where scores stand among all; "histogram": of all scores, and '
+        '"clusters": near-duplicates among hits, with --json; "probabilities": of the classes. Repeatable.'
     ),
 ]
 TargetLabelOption = Annotated[

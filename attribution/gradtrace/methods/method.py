@@ -99,6 +99,11 @@ class Scoring(ABC):
         """Of every row for each query vector. float32 [queries, stored rows]"""
         return exhaustive_scores(self.store, vectors, self.blocks, self.row_scale())
 
+    @property
+    def store_blocks(self) -> Sequence[int]:
+        """Where `blocks` are in the store."""
+        return self.blocks
+
     def row_scale(self) -> Tensor | None:
         """float32 [stored rows], finite; None: 1 for all."""
         return None

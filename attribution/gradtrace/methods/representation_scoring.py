@@ -79,11 +79,14 @@ class RepresentationScoring(Scoring):
                 parts[:, start : start + len(rows), position] = torch.stack(products)
         return parts
 
+    @property
+    def store_blocks(self) -> range:
+        return range(len(self.blocks))
+
     def _rows(self) -> Iterator[tuple[int, Tensor]]:
         """All stored rows in order, as (first row, [b, blocks, features] float64)."""
-        blocks = range(len(self.blocks))
         size = max(1, _BLOCK_VALUES // (self.store.dimensions * len(self.blocks)))
-        return ((start, rows.double()) for start, rows in self.store.blocks(blocks, size))
+        return ((start, rows.double()) for start, rows in self.store.blocks(self.store_blocks, size))
 
     def _represented(self, examples: Sequence[Example], what: str = "query") -> tuple[Tensor, list[float]]:
         """Representations float64 [examples, blocks, features], and losses at the last checkpoint.

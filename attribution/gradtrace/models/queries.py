@@ -93,6 +93,11 @@ def _at_labels(model: GradientModel, examples: Sequence[Example], target: Target
     return queries
 
 
+def targets_in_words(queries: Sequence[Query]) -> str:
+    """What is explained of several queries."""
+    return " and ".join(dict.fromkeys(query.target for query in queries))
+
+
 def is_one_example(examples: object, train_example: Example) -> bool:
     """Whether what was passed as examples is of the form of a single one."""
     (given, given_form), (leaves, form) = tree_flatten(examples), tree_flatten(train_example)

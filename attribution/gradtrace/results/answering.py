@@ -16,8 +16,9 @@ from torch import Tensor
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.methods.method import Method, Scoring
-from gradtrace.models.queries import QUERY_BATCH, Query
+from gradtrace.models.queries import QUERY_BATCH, Query, targets_in_words
 from gradtrace.results import rescoring
+from gradtrace.results.clusters import MOST_CLUSTERED, cluster_leaders
 from gradtrace.results.hits import Distribution, Hit, InfluenceResult, InfluenceResults, Recall
 from gradtrace.results.probable_classes import ClassProbability, class_probabilities, last_model_used, most_probable
 from gradtrace.search.scored_rows import RankingEnd, SearchResult
@@ -26,7 +27,7 @@ from gradtrace.task import Label
 T = TypeVar("T")
 
 Aggregate = Literal["mean"]
-Include = Literal["layers", "percentiles", "histogram", "probabilities"]
+Include = Literal["layers", "percentiles", "histogram", "probabilities", "clusters"]
 
 
 def check_aggregate(aggregate: str | None) -> None:
@@ -105,6 +106,8 @@ class Answering:
         unknown = set(self.include) - set(get_args(Include))
         if unknown:
             raise QueryError(f"unknown include {sorted(unknown)}; choose from {', '.join(get_args(Include))}")
+        if "clusters" in self.include and self.k > MOST_CLUSTERED:
+            raise QueryError(f"clusters are of {MOST_CLUSTERED:,} hits at each end at most, not {self.k}: lower k")
         if "layers" in self.include and self.scoring.bases is None:
             raise QueryError(
                 f"method {self.method.name!r} compares no gradients, so its scores have no shares by layer"
@@ -201,7 +204,7 @@ class Answering:
             proponents=proponents,
             opponents=opponents,
             method=self.method.name,
-            target=" and ".join(dict.fromkeys(query.target for query in draft.queries)),
+            target=targets_in_words(draft.queries),
             label=_common([query.label for query in draft.queries]),
             prediction=_common([query.prediction for query in draft.queries]),
             loss=float(np.mean(draft.losses)),
@@ -223,22 +226,27 @@ class Answering:
         names = [self.contents.manifest.checkpoints[block].name for block in self.scoring.blocks]
         columns = self.contents.columns
         positions = end.rows[belongs]  # [m]
+        ids = self.contents.store.row_ids.ids
+        leaders = ids[cluster_leaders(self.scoring, positions)].tolist() if "clusters" in self.include else None
         return [
             Hit(
                 row=row,
                 score=score,
+                cluster=leaders and leaders[place],
                 parts=dict(zip(names, parts, strict=True)),
                 loss=float(columns["loss"][position]),
                 layers=draft.layers.get(position),
                 percentile=draft.percentiles.get(position),
                 **{name: _python_value(columns[name][position]) for name in ("label", "prediction", "correct")},
             )
-            for position, row, score, parts in zip(
-                positions.tolist(),
-                self.contents.store.row_ids.ids[positions].tolist(),
-                end.scores[belongs].tolist(),
-                end.parts[belongs].tolist(),
-                strict=True,
+            for place, (position, row, score, parts) in enumerate(
+                zip(
+                    positions.tolist(),
+                    ids[positions].tolist(),
+                    end.scores[belongs].tolist(),
+                    end.parts[belongs].tolist(),
+                    strict=True,
+                )
             )
         ]
 

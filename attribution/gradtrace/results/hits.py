@@ -35,6 +35,7 @@ class Hit:
     correct: bool | None
     layers: dict[str, float] | None = None  # layer name -> its share of the score, likewise; where asked for
     percentile: float | None = None  # share of all rows of the index with a lower score, in %; where asked for
+    cluster: int | None = None  # the highest hit of the end that it is a near-duplicate of, or itself; where asked for
 
     def __repr__(self) -> str:
         labels = f"label={self.label}, prediction={self.prediction}"
@@ -42,7 +43,7 @@ class Hit:
 
     def record(self) -> dict[str, Any]:
         """Its values by name, each checkpoint's part as `part:NAME` and each layer's share as `layer:NAME`."""
-        names = ("row", "score", "label", "prediction", "loss", "correct", "percentile")
+        names = ("row", "score", "label", "prediction", "loss", "correct", "percentile", "cluster")
         parts = {f"part:{name}": part for name, part in self.parts.items()}
         layers = {f"layer:{name}": share for name, share in (self.layers or {}).items()}
         return {name: getattr(self, name) for name in names} | parts | layers

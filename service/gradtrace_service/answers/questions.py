@@ -15,7 +15,7 @@ from gradtrace.methods import METHODS, MethodOptions
 from gradtrace.models.targets import Target
 from gradtrace.task import Example
 from gradtrace.tasks.payload import listed, shown
-from gradtrace_client.request_schemas import LabelTarget, PairsRequest, Queries, Question, RemovalRequest
+from gradtrace_client.request_schemas import LabelTarget, PairsRequest, Queries, Question, ScoresQuestion
 from gradtrace_client.schemas import Payload, Split
 from gradtrace_client.service_schemas import LONGEST_DETAIL, shortened
 from gradtrace_service.engine.work import is_out_of_memory
@@ -50,11 +50,11 @@ def check_known(field: str, name: str, known: Collection[str]) -> None:
         raise FieldError(field, f"there is no {shown(name)}; this index has {listed(known)}")
 
 
-def queries_of(index: Index, request: Queries | PairsRequest | RemovalRequest) -> list[AskedExample]:
+def queries_of(index: Index, request: ScoresQuestion | PairsRequest) -> list[AskedExample]:
     """The queries of a request. Raises FieldError for a row that does not exist or an example the task cannot read."""
     if request.query_rows is not None:
         return row_examples(index, "query", request.query_rows)
-    if request.train_rows is not None and not isinstance(request, PairsRequest):  # those of pairs are the other side
+    if request.train_rows is not None and isinstance(request, ScoresQuestion):  # those of pairs are the other side
         return row_examples(index, "train", request.train_rows)
     if request.example is not None:
         return parsed_examples(index.task, [request.example], "example")
@@ -122,7 +122,7 @@ def options_of(request: Question) -> MethodOptions:
     return cast(MethodOptions, {name: getattr(request, name) for name in MethodOptions.__annotations__})
 
 
-def target_of(index: Index, request: Queries | PairsRequest | RemovalRequest) -> Target | None:
+def target_of(index: Index, request: ScoresQuestion | PairsRequest) -> Target | None:
     """Raises FieldError for a target that names no label of this index, or that its task or method does not have."""
     target = request.target
     given = target.model_dump(exclude_none=True) if isinstance(target, LabelTarget) else target

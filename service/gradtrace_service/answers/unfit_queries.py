@@ -10,13 +10,13 @@ import numpy as np
 
 from gradtrace import Index
 from gradtrace.errors import DatasetError, QueryError, TaskError
-from gradtrace_client.request_schemas import PairsRequest, Queries, RemovalRequest
+from gradtrace_client.request_schemas import PairsRequest, ScoresQuestion
 from gradtrace_service.answers.questions import AskedExample, options_of, target_of
 from gradtrace_service.engine.work import is_out_of_memory
 from gradtrace_service.errors import FieldError
 
 T = TypeVar("T")
-Asking = Queries | PairsRequest | RemovalRequest
+Asking = ScoresQuestion | PairsRequest
 Failures = list[tuple[int, Exception]]  # positions in a sequence, with what the item there raised by itself
 
 # What code raises on values that it does not expect. Other errors are the machine's, and their text may name files.

@@ -27,7 +27,15 @@ from gradtrace_service.settings import Settings
 _REQUEST_ID = "X-Request-ID"
 # Which hold examples, filters and lists of rows.
 _LARGE_BODIES = frozenset(
-    ("/influence", "/influence/groups", "/influence/pairs", "/influence/removal", "/rows/delete", "/retrain")
+    (
+        "/influence",
+        "/influence/compare",
+        "/influence/groups",
+        "/influence/pairs",
+        "/influence/removal",
+        "/rows/delete",
+        "/retrain",
+    )
 )
 # What others use as ids, and nothing that could forge a log line.
 _KNOWN_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)

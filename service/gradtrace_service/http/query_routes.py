@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from gradtrace_client.comparison_schemas import CompareRequest, ComparisonAnswer
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.removal_schemas import RemovalAnswer
 from gradtrace_client.request_schemas import (
@@ -18,7 +19,7 @@ from gradtrace_client.request_schemas import (
 )
 from gradtrace_client.schemas import IndexDetails, InfluenceAnswer, SelfInfluenceAnswer
 from gradtrace_client.service_schemas import Indexes
-from gradtrace_service.answers import groups_and_pairs, rows
+from gradtrace_service.answers import comparisons, groups_and_pairs, rows
 from gradtrace_service.answers import index_details as details
 from gradtrace_service.answers import influence as answers
 from gradtrace_service.answers import removal as removals
@@ -66,6 +67,15 @@ async def influence_pairs(request: PairsRequest, engine: Workers) -> PairsAnswer
 async def influence_removal(request: RemovalRequest, engine: Workers) -> RemovalAnswer:
     """How much the loss on each query would change if training rows were left out of the training, as predicted."""
     return await engine.run_in_passes(request, lambda part: Work(request.index, removals.removal, part))
+
+
+@router.post("/influence/compare", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))
+async def influence_compare(request: CompareRequest, engine: Workers) -> ComparisonAnswer:
+    """The scores of all training rows by two questions, which may be about two indexes: how alike they are."""
+    first = Work(request.first.index, comparisons.first_side, request)
+    return await engine.run_both(
+        first, lambda side: Work(request.second.index, comparisons.comparison, (request, side))
+    )
 
 
 @router.get("/self-influence", responses=error_responses(422, 429, 500, 503, 504))

@@ -16,6 +16,7 @@ from gradtrace_service.errors import FieldError
 from gradtrace_service.ops.timings import server_timing, trace_stages
 
 T = TypeVar("T")
+B = TypeVar("B")
 
 
 class _Choice(BaseModel):
@@ -50,6 +51,13 @@ class TimedEngine:
                 for at in behind:
                     answers[at] = await _named(accepted.answer(works[at]), passes[at])
         return self._timed(joined(answers))
+
+    async def run_both(self, first: Work[T], second: Callable[[T], Work[B]]) -> B:
+        """As `run`, for a request of two works that may be of two indexes: the second is made of the first's answer.
+        It is accepted, and counts, once."""
+        addressed = self._addressed(first)
+        with self._engine.accept(addressed) as accepted:
+            return self._timed(await accepted.answer(self._addressed(second(await accepted.answer(addressed)))))
 
     def go_on(self, work: Work[bool]) -> None:
         """As `Background.go_on`."""
