@@ -37,6 +37,11 @@ THREADS = int(os.environ.get("GRADTRACE_TEST_THREADS", "1"))
 torch.set_num_threads(THREADS)
 os.environ["OMP_NUM_THREADS"] = str(THREADS)  # for the processes that tests start
 
+# No test trusts a certificate authority, and httpx would read all of them for each request without a client: 25 ms,
+# again and again where a test asks whether a service is ready.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = os.devnull
+
 # A shell's background jobs ignore Ctrl-C, and so would the programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
