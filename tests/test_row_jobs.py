@@ -120,7 +120,7 @@ def test_a_killed_service_deletes_the_rows_when_it_is_started_again(run: DigitsR
     words = ["-m", "gradtrace_service", "serve", str(run.index), "--task", run.task, "--port", str(port)]
     with sole_writer(run.index):
         with program(*words) as served, Client(f"http://127.0.0.1:{port}", retries=0) as client:
-            wait_until(lambda: answers(f"http://127.0.0.1:{port}/readyz"))
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), 1800)
             job = client.delete_rows([3, 5])
             served.send_signal(signal.SIGKILL)
         with serving(service(run)) as url, Client(url) as client:
