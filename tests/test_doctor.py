@@ -34,7 +34,6 @@ from gradtrace_service import cli
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.indexes.hosted import Hosted
-from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 
 Findings = list[dict[str, str]]
@@ -302,7 +301,7 @@ def odd_service(**headers: str) -> FastAPI:
 
 
 def test_another_version_and_another_time_are_said() -> None:
-    with serving(odd_service(**{VERSION_HEADER: "9.1.0"})) as url:
+    with uvicorn_serving(odd_service(**{VERSION_HEADER: "9.1.0"})) as url:
         assert "pip install 'gradtrace-client==9.1.0'" in about(doctor(url), "versions", "problem")
     late = {VERSION_HEADER: "0.1.0", "Date": formatdate(time.time() - 3600, usegmt=True)}
     app = odd_service(**late)

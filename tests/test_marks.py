@@ -48,7 +48,7 @@ SCRIPT = "<script>alert(1)</script>"
 
 
 def service(run: DigitsRun, state: Path, **settings: Any) -> Any:
-    hosted = [Hosted("digits", run.index, run.task)]
+    hosted = [Hosted("digits", run.index, run.task, [run.checkpoints])]
     return serving(create_service(hosted, Settings(processes=0, state=state, **settings)))
 
 
@@ -281,7 +281,7 @@ def test_an_open_index_keeps_marks_where_the_settings_say(digits_index: DigitsRu
 
 def test_without_a_setting_marks_are_kept_beside_the_index(digits_index: DigitsRun, tmp_path: Path) -> None:
     index = Path(shutil.copytree(digits_index.index, tmp_path / "runs" / "index"))
-    hosted = [Hosted("digits", index, digits_index.task)]
+    hosted = [Hosted("digits", index, digits_index.task, [digits_index.checkpoints])]
     with serving(create_service(hosted, Settings(processes=0))) as url, Client(url) as client:
         client.marks()
         assert [path.name for path in index.parent.iterdir()] == ["index"]

@@ -12,7 +12,7 @@ from asgi_correlation_id import correlation_id
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradtrace.errors import DatasetError, QueryError, TaskError
@@ -154,14 +154,19 @@ def _refused(request: Request, error: Exception) -> Response:
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = _KINDS.get(error.status_code) or HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
-    headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
+    headers = error.headers
+    if error.status_code == 405 and (methods := _methods(request)):  # Starlette names those of its first route alone
+        headers = {"Allow": ", ".join(methods)}
     return problem(error.status_code, kind, _REMEDIES.get(error.status_code, error.detail), headers=headers)
 
 
-def _allowed(request: Request) -> str:
-    """The methods that an address takes: Starlette names those of its first route alone."""
-    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
-    return ", ".join(sorted({method for route in routes for method in getattr(route, "methods", None) or ()}))
+def _methods(request: Request) -> list[str]:
+    """Of the address that is asked, as documented."""
+    address = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    documented = request.app.openapi()["paths"].items()
+    return sorted(
+        method.upper() for path, methods in documented if compile_path(path)[0].match(address) for method in methods
+    )
 
 
 def _state(request: Request, error: Exception) -> Response:
