@@ -48,8 +48,14 @@ SCRIPT = "<script>alert(1)</script>"
 
 
 def service(run: DigitsRun, state: Path, **settings: Any) -> Any:
-    hosted = [Hosted("digits", run.index, run.task, [run.checkpoints])]
+    hosted = [Hosted("digits", run.index, run.task)]
     return serving(create_service(hosted, Settings(processes=0, state=state, **settings)))
+
+
+def copied(run: DigitsRun, folder: Path) -> DigitsRun:
+    """With its checkpoints, which an index finds beside itself."""
+    checkpoints = Path(shutil.copytree(run.checkpoints, folder / "checkpoints"))
+    return DigitsRun(checkpoints, Path(shutil.copytree(run.index, folder / "index")), run.task)
 
 
 @pytest.fixture
@@ -130,7 +136,8 @@ def program(run: DigitsRun, *flags: str, before: tuple[str, ...] = ()) -> Iterat
     process = subprocess.Popen([*before, *words, "--port", port, *flags], stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: process.poll() is not None or _answers(f"{url}/healthz"))
+        wait_until(lambda: process.poll() is not None or _answers(f"{url}/healthz"), 600)
+        assert process.poll() is None
         yield process, url
     finally:
         process.kill()
@@ -216,13 +223,12 @@ def listening(url: str, **arguments: Any) -> Iterator[list[ServiceEvent]]:
 
 
 def test_events_tell_what_has_changed_and_end_with_the_service(digits_index: DigitsRun, tmp_path: Path) -> None:
-    index = Path(shutil.copytree(digits_index.index, tmp_path / "index"))
-    run = DigitsRun(digits_index.checkpoints, index, digits_index.task)
+    run = copied(digits_index, tmp_path)
     with service(run, tmp_path / "state.sqlite") as url, listening(url) as events, Client(url) as client:
         wanted = []
         change = client.mark([4], "unsure")
         wanted.append(ServiceEvent(kind="marks", index="digits", change=change.change))
-        delete_rows(index, [399])
+        delete_rows(run.index, [399])
         wanted.append(ServiceEvent(kind="generation", index="digits", generation=2))
         job = client.reindex(roll_back_to=7)  # which does not exist
         wanted.append(ServiceEvent(kind="job", index="digits", job=job.id, state="failed"))
@@ -280,13 +286,13 @@ def test_an_open_index_keeps_marks_where_the_settings_say(digits_index: DigitsRu
 
 
 def test_without_a_setting_marks_are_kept_beside_the_index(digits_index: DigitsRun, tmp_path: Path) -> None:
-    index = Path(shutil.copytree(digits_index.index, tmp_path / "runs" / "index"))
-    hosted = [Hosted("digits", index, digits_index.task, [digits_index.checkpoints])]
+    index = copied(digits_index, tmp_path / "run").index
+    hosted = [Hosted("digits", index, digits_index.task)]
     with serving(create_service(hosted, Settings(processes=0))) as url, Client(url) as client:
         client.marks()
-        assert [path.name for path in index.parent.iterdir()] == ["index"]
+        assert {path.name for path in index.parent.iterdir()} == {"index", "checkpoints"}
         client.mark([1], "wrong")
-    assert {path.name for path in index.parent.iterdir()} == {"index", "index.state.sqlite"}
+    assert {path.name for path in index.parent.iterdir()} == {"index", "checkpoints", "index.state.sqlite"}
 
 
 def test_marks_are_exported(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
