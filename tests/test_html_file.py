@@ -147,6 +147,15 @@ def test_the_histogram_marks_the_hits() -> None:
 
 
 @pytest.mark.unit
+def test_near_duplicates_name_the_row_that_they_are_like() -> None:
+    content = answer(hits=3)
+    for hit_, cluster in zip(content["results"][0]["proponents"], (100, 100, 102), strict=True):
+        hit_["cluster"] = cluster
+    cards = [texts(card) for card in named(named(parsed(page(content)), "proponents")[0], "li")]
+    assert ["Near-duplicate of row 100" in card for card in cards] == [False, True, False]
+
+
+@pytest.mark.unit
 def test_what_is_not_included_is_left_out() -> None:
     content = answer()
     bare = {"parts": None, "layers": None, "percentile": None, "label": None, "label_name": None, "loss": None}

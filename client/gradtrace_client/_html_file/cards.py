@@ -35,6 +35,7 @@ def hit_card(hit: Hit, rank: int, scale: float, query: Payload | None) -> Markup
         fact("Prediction", _prediction(hit, hit.correct)),
         fact("Loss", None if hit.loss is None else plain(hit.loss)),
         fact("Percentile", percentile),
+        fact("Near-duplicate of", None if hit.cluster in (None, hit.row) else f"row {hit.cluster}"),
     ]
     told = element(
         "div", element("dl", *facts, class_="facts"), _by_checkpoint(hit), _by_layer(hit, scale), class_="told"
