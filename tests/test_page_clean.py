@@ -154,7 +154,7 @@ def test_rows_are_ordered_by_harm_to_a_class_of_wrong_queries(address: str, show
 def test_two_people_see_each_others_marks_and_no_mark_is_overwritten_unseen(
     digits_index: DigitsRun, tmp_path: Path, shown: Callable[..., Visit]
 ) -> None:
-    keys = {name: add_key(tmp_path / "keys", name, [Scope.QUERY]) for name in ("anna", "ben")}
+    keys = {name: add_key(tmp_path / "keys", name, [Scope.query]) for name in ("anna", "ben")}
     settings = Settings(processes=0, state=tmp_path / "state.sqlite", api_key_file=tmp_path / "keys")
     hosted = Hosted("digits", digits_index.index, digits_index.task)
     with serving(create_service([hosted], settings)) as url, Client(url, api_key=keys["ben"]) as ben:

@@ -151,13 +151,13 @@ def test_generations_are_rolled_back_and_jobs_are_followed(address: str, shown: 
 
 
 def test_operating_needs_a_key_that_may(digits_index: DigitsRun, tmp_path: Path, shown: Callable[..., Visit]) -> None:
-    keys = {scope: add_key(tmp_path / "keys", scope.value, [scope]) for scope in (Scope.QUERY, Scope.ADMIN)}
-    both = add_key(tmp_path / "keys", "both", [Scope.QUERY, Scope.ADMIN])
+    keys = {scope: add_key(tmp_path / "keys", scope.value, [scope]) for scope in (Scope.query, Scope.admin)}
+    both = add_key(tmp_path / "keys", "both", [Scope.query, Scope.admin])
     settings = Settings(processes=0, state=tmp_path / "state.sqlite", api_key_file=tmp_path / "keys")
     hosted = Hosted("digits", digits_index.index, digits_index.task)
     with serving(create_service([hosted], settings)) as url:
         visit = shown(url, "#/operate")
-        visit.page.get_by_label("API key").fill(keys[Scope.QUERY])
+        visit.page.get_by_label("API key").fill(keys[Scope.query])
         visit.page.get_by_role("button", name="Sign in").click()
         visit.page.get_by_text("Operate needs a key of scope admin").wait_for()
         assert visit.page.get_by_role("link", name="Operate").count() == 0
