@@ -22,6 +22,8 @@ from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 from page_browser import Visit, started
 
+JOB_MS = 600_000  # of a job, whose process loads PyTorch first
+
 SCRIPT = "<img src=x onerror=harmed=1><script>harmed=1</script>"
 TRAINABLE = """
 import sys
@@ -213,16 +215,16 @@ def test_marks_are_exported_removed_and_retrained_without(
 
         training = visit.page.get_by_role("region", name="Retraining")
         training.get_by_role("button", name="Train without 3 rows").click()
-        training.get_by_text("Measured, accuracy").wait_for()
+        training.get_by_text("Measured, accuracy").wait_for(timeout=JOB_MS)
         training.get_by_text("Predicted by influence, mean loss").wait_for()
         training.get_by_text("Measured, mean loss").wait_for()
 
         deletion = visit.page.get_by_role("region", name="Deletion")
         deletion.get_by_role("button", name="Delete 3 rows").click()
         visit.page.get_by_role("dialog").get_by_role("button", name="Delete", exact=True).click()
-        deletion.get_by_text("succeeded").wait_for()
+        deletion.get_by_text("succeeded").wait_for(timeout=JOB_MS)
         assert client.index().generation == 2
-        assert client.index().rows == 397
+        assert client.generations().generations[0].rows == 397
         deletion.get_by_role("button", name="Clear the marks of these 3 rows").click()
         wait_until(lambda: kinds(client) == {77: "wrong"})
 

@@ -22,6 +22,8 @@ from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 from page_browser import Visit, started
 
+JOB_MS = 600_000  # of a job, whose process loads PyTorch first
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
@@ -141,11 +143,11 @@ def test_generations_are_rolled_back_and_jobs_are_followed(address: str, shown: 
         table.get_by_role("button", name="Roll back to generation 1").click()
         visit.page.get_by_role("dialog").get_by_role("button", name="Roll back", exact=True).click()
         jobs = visit.page.get_by_role("region", name="Jobs")
-        jobs.get_by_role("article", name="Roll back to generation 1").get_by_text("succeeded").wait_for()
+        jobs.get_by_role("article", name="Roll back to generation 1").get_by_text("succeeded").wait_for(timeout=JOB_MS)
         table.get_by_role("row", name=re.compile("^3 current roll back 400")).wait_for()
         assert client.index().rows == 400
         visit.page.get_by_role("button", name="Bring up to date").click()
-        jobs.get_by_role("article", name="Bring up to date").get_by_text("succeeded").wait_for()
+        jobs.get_by_role("article", name="Bring up to date").get_by_text("succeeded").wait_for(timeout=JOB_MS)
         metrics = visit.page.get_by_role("region", name="Metrics")
         metrics.get_by_text("/generations").wait_for()
 

@@ -12,10 +12,11 @@ import { Sides } from "./compare/sides.js";
 export function Compare({ params, details }) {
   const first = sideOf(params, details, 1);
   const second = sideOf(params, details, 2);
+  const exchange = swapped(first, second);
   const asked = useComparison(first, second, details.generation);
   return html`<div class="title"><h1>Compare two answers</h1>
       <p class="soft">Two methods, checkpoints, indexes or queries: which rows do they agree on?</p>
-      <a class="button" href=${link("compare", changed(swapped(params)))}><${Icon} name="swap" /> Swap</a></div>
+      ${exchange && html`<a class="button" href=${link("compare", changed(exchange))}><${Icon} name="swap" /> Swap</a>`}</div>
     <div class="cmp-forms">
       <${Form} side=${first} details=${details} params=${params} result=${asked.first.data?.results[0] ?? null} />
       <${Form} side=${second} details=${details} params=${params} result=${asked.second.data?.results[0] ?? null} />

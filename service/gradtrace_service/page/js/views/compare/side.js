@@ -1,6 +1,6 @@
 // The two questions of a comparison, as the address holds them: the second has what differs from the first.
 import { questionOf, sourceOf } from "../../question.js";
-import { indexName } from "../../service.js";
+import { indexes, indexName } from "../../service.js";
 
 /**
  * @typedef {{n: 1 | 2, params: URLSearchParams, index: string | null, source: import("../../question.js").Source | null,
@@ -46,15 +46,29 @@ function methodOf(params, details, n) {
   return others.includes("influence") ? "influence" : (others[0] ?? first);
 }
 
-/** The address with the two sides exchanged. @param {URLSearchParams} params */
-export function swapped(params) {
-  /** @type {Record<string, string[]>} */
-  const changes = {};
-  for (const name of OWN) {
-    if (!params.has(`${name}2`)) continue;
-    const [mine, other] = [params.getAll(name), params.getAll(`${name}2`)];
-    changes[name] = other.filter((value) => value !== "*");
-    changes[`${name}2`] = mine.length ? mine : name === "checkpoints" ? ["*"] : [];
-  }
-  return changes;
+/**
+ * What changes in the address when the two sides are exchanged; null: the second cannot be given an example that is no
+ * row.
+ * @param {Side} first @param {Side} second
+ */
+export function swapped(first, second) {
+  const [mine, theirs] = [sourceIn(first), sourceIn(second)];
+  const same = JSON.stringify(mine) === JSON.stringify(theirs);
+  if (!same && !(mine && theirs)) return null;
+  const [checkpoints, others] = [first.params.getAll("checkpoints"), second.params.getAll("checkpoints")];
+  const differ = first.index !== second.index;
+  return {
+    ...(theirs && { query: theirs.query, train: theirs.train }),
+    ...{ query2: same ? null : mine?.query, train2: same ? null : mine?.train },
+    ...{ method: second.method, method2: first.method },
+    ...{ checkpoints: others, checkpoints2: checkpoints.length ? checkpoints : others.length ? ["*"] : [] },
+    ...(differ && { index: second.index, index2: first.index ?? indexes.peek()[0]?.name }),
+  };
+}
+
+/** @param {Side} side */
+function sourceIn({ source }) {
+  if (!source || "example" in source) return null;
+  if ("query_rows" in source) return { query: source.query_rows.join(","), train: null };
+  return { query: null, train: source.train_rows.join(",") };
 }

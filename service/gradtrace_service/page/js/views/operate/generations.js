@@ -47,7 +47,7 @@ export function Generations({ details }) {
         ? html`<${Failed} problem=${kept.problem} retry=${kept.reload} />`
         : !kept.data
           ? html`<${Skeleton} lines=${2} height="2rem" label="Reading the generations" />`
-          : html`<div class="ov-scrolls" tabindex="0" role="region" aria-label="Table of generations"><table class="op-table"><thead><tr><th scope="col">Generation</th><th scope="col">Made by</th><th scope="col">Rows</th><th scope="col">Checkpoints</th><th scope="col">Published</th><th scope="col"><span class="hidden">Action</span></th></tr></thead>
+          : html`<div class="scrolls" tabindex="0" role="region" aria-label="Table of generations"><table class="op-table"><thead><tr><th scope="col">Generation</th><th scope="col">Made by</th><th scope="col">Rows</th><th scope="col">Checkpoints</th><th scope="col">Published</th><th scope="col"><span class="hidden">Action</span></th></tr></thead>
             <tbody>${kept.data.generations.map((one) => html`<${Line} key=${one.generation} generation=${one} ask=${ask} />`)}</tbody></table></div>`
     }
     ${

@@ -7,7 +7,7 @@ import { indexes } from "../../service.js";
 export function Indexes() {
   if (!indexes.value.length) return null;
   return html`<section class="panel stack" aria-label="Indexes"><h2>Indexes of this service</h2>
-    <div class="ov-scrolls" tabindex="0" role="region" aria-label="Table of indexes"><table class="op-table"><thead><tr><th scope="col">Index</th><th scope="col">Task</th><th scope="col">Rows</th><th scope="col">Generation</th><th scope="col">State</th></tr></thead>
+    <div class="scrolls" tabindex="0" role="region" aria-label="Table of indexes"><table class="op-table"><thead><tr><th scope="col">Index</th><th scope="col">Task</th><th scope="col">Rows</th><th scope="col">Generation</th><th scope="col">State</th></tr></thead>
     <tbody>${indexes.value.map(
       ({
         name,

@@ -95,7 +95,7 @@ function Endpoints({ samples }) {
     .sort((a, b) => b.requests - a.requests)
     .slice(0, ENDPOINTS);
   if (!lines.length) return null;
-  return html`<div class="ov-scrolls" tabindex="0" role="region" aria-label="Table of endpoints"><table class="op-table"><thead><tr><th scope="col">Endpoint</th><th scope="col">Requests</th><th scope="col">Median</th><th scope="col">95 %</th></tr></thead>
+  return html`<div class="scrolls" tabindex="0" role="region" aria-label="Table of endpoints"><table class="op-table"><thead><tr><th scope="col">Endpoint</th><th scope="col">Requests</th><th scope="col">Median</th><th scope="col">95 %</th></tr></thead>
     <tbody>${lines.map(({ endpoint, requests, times }) => html`<tr><th scope="row"><code>${endpoint}</code></th><td class="number">${count(requests)}</td>${times.map((time) => html`<td class="number">${seconds(time)}</td>`)}</tr>`)}</tbody></table></div>`;
 }
 

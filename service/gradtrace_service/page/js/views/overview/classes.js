@@ -13,7 +13,7 @@ export function Classes({ labels }) {
   const shown = all ? labels : labels.slice(0, SHOWN);
   const most = Math.max(...labels.map(({ mean_loss: loss }) => loss ?? 0), 0);
   return html`<section class="panel" aria-label="Classes"><h2>Classes of the training rows</h2>
-    <div class="ov-scrolls" tabindex="0" role="region" aria-label="Table of classes"><table class="ov-classes"><thead><tr><th scope="col">Class</th><th scope="col">Rows</th><th scope="col">Correct</th><th scope="col" colspan="2">Mean loss</th></tr></thead>
+    <div class="scrolls" tabindex="0" role="region" aria-label="Table of classes"><table class="ov-classes"><thead><tr><th scope="col">Class</th><th scope="col">Rows</th><th scope="col">Correct</th><th scope="col" colspan="2">Mean loss</th></tr></thead>
     <tbody>${shown.map(
       ({
         label,

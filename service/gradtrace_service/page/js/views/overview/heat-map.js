@@ -35,7 +35,7 @@ export function HeatMap({ params, details, labels }) {
       <${Choice} name="Method" value=${method} options=${details.methods.map((name) => [name, name])}
         choose=${(/** @type {string} */ name) => change({ method: name === "tracin" ? null : name })} /></div>
     ${problem && html`<${Failed} problem=${problem} retry=${retry} />`}
-    <div class="ov-scrolls" tabindex="0" role="region" aria-label="Table of influence by class" aria-busy=${lines.length < classes.length}><table class="heat"><caption class="hidden">Mean score of training rows of a class on query rows of a class</caption>
+    <div class="scrolls" tabindex="0" role="region" aria-label="Table of influence by class" aria-busy=${lines.length < classes.length}><table class="heat"><caption class="hidden">Mean score of training rows of a class on query rows of a class</caption>
       <thead><tr><td class="small soft">queries ↓<br />training rows →</td>${classes.map((train) => html`<th class="heat-name" scope="col">${labelText(train.label, train.label_name)}</th>`)}</tr></thead>
       <tbody>${classes.map(
         (query) =>
