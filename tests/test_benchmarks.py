@@ -127,8 +127,25 @@ def run(*words: str) -> str:
     return done.stdout
 
 
+# They start services or kill processes for tens of seconds; what they measure has tests of its own.
+LONG = {
+    "damage",
+    "hostile",
+    "kill_operations",
+    "load",
+    "models",
+    "neighbours",
+    "overhead",
+    "restarts",
+    "searchers",
+    "soak",
+}
+
+
 @pytest.mark.recipe
-@pytest.mark.parametrize("name", SMOKE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in SMOKE]
+)
 def test_it_runs_and_prints_its_table(
     name: str,
     runs: Path,
