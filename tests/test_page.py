@@ -57,6 +57,29 @@ def test_no_file_names_another_server_or_makes_markup_of_text(name: str) -> None
         assert ((FOLDER / name).parent / module).resolve().is_file()
 
 
+def test_modules_are_sent_without_their_comments_on_the_same_lines() -> None:
+    for name, file in read_page().by_path.items():
+        source = (FOLDER / name).read_bytes()
+        if not name.startswith("js/"):
+            assert file.content == source
+            continue
+        lines = source.decode().split("\n")
+        sent = file.content.decode().split("\n")
+        assert len(sent) == len(lines)
+        for line, left in zip(lines, sent, strict=True):
+            assert left in (line, "")
+            assert left or not line or line.lstrip().startswith(("//", "/**", "*"))
+
+
+def test_every_module_is_loaded_in_the_first_round() -> None:
+    """One that is not named in the document would only be asked for once the one that imports it is there."""
+    document = read_page().start.content.decode()
+    for name in FILES:
+        if name.endswith(".js"):
+            (tag,) = re.findall(rf'<(?:link|script)[^>]*"page/[0-9a-f]+/{re.escape(name)}"[^>]*>', document)
+            assert "modulepreload" in tag or name in ("js/app.js", "js/early.js")
+
+
 def test_every_stylesheet_is_linked() -> None:
     document = (FOLDER / "index.html").read_text()
     assert all(f'href="page/{name}"' in document for name in FILES if name.endswith(".css"))

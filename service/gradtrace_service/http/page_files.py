@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "page"
 _PRELOADED = "<!-- every module: one by one, each would be found only in the one that imports it -->"
+# Whole lines alone: what could stand in a string or a template stays.
+_COMMENT = re.compile(rb"^[ \t]*(?:/\*\*(?:[^*]|\*(?!/))*\*/|//[^\n]*)[ \t]*$", re.MULTILINE)
 _TYPES = {
     ".css": "text/css",
     ".html": "text/html",
@@ -40,7 +43,7 @@ class PageFiles:
 def read_page(folder: Path = FOLDER) -> PageFiles:
     """Every file of the page. The document loads them from page/VERSION/, whose content never changes."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix in _TYPES)
-    files = {path.relative_to(folder).as_posix(): _page_file(path.read_bytes(), path.suffix) for path in paths}
+    files = {path.relative_to(folder).as_posix(): _page_file(_sent(path, folder), path.suffix) for path in paths}
     document = files.pop("index.html").content.decode()
     version = hashlib.sha256("".join(f"{name} {file.etag}" for name, file in files.items()).encode()).hexdigest()[:16]
     modules = [name for name in files if name.endswith(".js") and name not in document]
@@ -48,6 +51,14 @@ def read_page(folder: Path = FOLDER) -> PageFiles:
     # Relative to the page, which a proxy may serve below another address.
     document = document.replace(_PRELOADED, preloads).replace('"page/', f'"page/{version}/')
     return PageFiles(_page_file(document.encode(), ".html"), version, files)
+
+
+def _sent(path: Path, folder: Path) -> bytes:
+    """A file, the page's own modules without their comments, a seventh of the page; lines keep their numbers."""
+    content = path.read_bytes()
+    if path.suffix != ".js" or not path.is_relative_to(folder / "js"):
+        return content
+    return _COMMENT.sub(lambda comment: b"\n" * comment[0].count(b"\n"), content)
 
 
 def _page_file(content: bytes, suffix: str) -> PageFile:

@@ -4,7 +4,7 @@ import { apiKey, askToSignIn } from "./session.js";
 
 /**
  * @typedef {import("./address.js").Parameters} Parameters
- * @typedef {{query?: Parameters, body?: unknown, signal?: AbortSignal}} Options
+ * @typedef {{query?: Parameters, body?: unknown, accept?: string, signal?: AbortSignal}} Options
  * @typedef {{field: string, detail: string}} FieldProblem
  */
 
@@ -43,6 +43,8 @@ export const api = {
   get: (path, options = {}) => request("GET", path, options, true),
   /** A question, which may be asked again. @param {string} path @param {unknown} body @param {Options} [options] @returns {Promise<any>} */
   ask: (path, body, options = {}) => request("POST", path, { ...options, body }, true),
+  /** A question whose answer is a file of the media type `accept`. @param {string} path @param {unknown} body @param {string} accept @returns {Promise<Response>} */
+  file: (path, body, accept) => answered("POST", path, { body, accept }, true),
   /** An act, which is not repeated where it may have been done. @param {string} path @param {unknown} body @param {Options} [options] @returns {Promise<any>} */
   act: (path, body, options = {}) => request("POST", path, { ...options, body }, false),
   /** @param {string} path @param {unknown} body @param {Options} [options] @returns {Promise<any>} */
@@ -117,9 +119,10 @@ async function answered(method, path, options, repeatable) {
 }
 
 /** @param {string} method @param {string} path @param {Options} options */
-async function tried(method, path, { query, body, signal: abort }) {
+async function tried(method, path, { query, body, accept, signal: abort }) {
   const headers = new Headers(apiKey.peek() ? { Authorization: `Bearer ${apiKey.peek()}` } : {});
   if (body !== undefined) headers.set("Content-Type", "application/json");
+  if (accept !== undefined) headers.set("Accept", accept);
   try {
     const init = { method, headers, body: body === undefined ? null : JSON.stringify(body), signal: abort ?? null };
     return { response: await fetch(target(path, query), init) };

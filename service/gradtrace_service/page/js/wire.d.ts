@@ -138,6 +138,15 @@ export type Mark = {
   version: number;
 };
 export type MarksAnswer = { rows_total: number; counts: Record<string, number>; results: Mark[] };
+export type SavedQuestion = {
+  id: number;
+  title: string;
+  address: string;
+  note: string | null;
+  who: string | null;
+  when: string;
+};
+export type SavedQuestions = { total: number; results: SavedQuestion[] };
 export type RetrainPrediction = {
   method: string;
   score_sums: number[];

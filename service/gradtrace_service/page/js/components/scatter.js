@@ -14,9 +14,9 @@ const PLAIN = { plain: { token: "--accent", size: 5 } };
 const NEAR = 14; // pixels around the pointer
 
 /**
- * @param {{points: Point[], x: string, y: string, styles?: Styles, height?: number, diagonal?: boolean, zero?: boolean,
+ * @param {{points: Point[], x: string, y: string, styles?: Styles, height?: number | null, diagonal?: boolean, zero?: boolean,
  *   say?: (point: Point) => string, pick?: (point: Point) => void, label?: string}} props
- *   styles: by the points' style, the later ones are drawn above.  diagonal, zero: lines of equality and of zero.
+ *   styles: by the points' style, the later ones are drawn above.  diagonal, zero: lines of equality and of zero.  height: null: of its place, which must not depend on it.
  *   pick: what a click on a point does
  */
 export function Scatter({

@@ -1,10 +1,11 @@
 // A list or grid of any length, of which only what is visible is fetched and drawn. It scrolls with the page.
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib.js";
 
-const PAGE = 60; // items fetched at a time
+export const PAGE = 60; // items fetched at a time
 const KEPT_PAGES = 60;
 const AHEAD = 600; // pixels drawn beyond the window
-const SETTLED_MS = 60; // what is only scrolled past is not fetched
+const LOOK_MS = 50; // what is further away after that time was only scrolled past, and is not fetched
+const STEP = 100; // pixels: shorter ways need no other cells
 
 /**
  * @template T
@@ -41,6 +42,7 @@ export function VirtualList({
   const [view, setView] = useState({ top: 0, bottom: 1200, width: 0 });
   const [current, setCurrent] = useState(wanted ?? 0);
   const reached = useRef(0); // where the list moved, or was moved, last
+  const drawn = useRef(/** @type {Map<number, any>} */ (new Map()));
   const { pages, total, problem, want, retry } = usePages(id, look, load, onTotal);
   useLayoutEffect(() => watchedWindow(place, setView), []);
   useEffect(() => setCurrent(wanted ?? 0), [id]);
@@ -90,23 +92,36 @@ export function VirtualList({
   if (problem && failed) return failed(problem, retry);
   if (total === 0) return empty ?? null;
   const width = (view.width - gap * (columns - 1)) / columns;
-  const cells = [];
+  const cells = new Map();
   for (let at = first; at < end; at++) {
-    const style = {
-      top: `${Math.floor(at / columns) * lineHeight}px`,
-      left: `${(at % columns) * (width + gap)}px`,
-      width: `${width}px`,
-      height: `${itemHeight}px`,
-    };
     const item = pages.get(Math.floor(at / PAGE))?.[at % PAGE] ?? null;
-    const focus = { tabindex: at === current ? 0 : -1, "data-at": at };
-    cells.push(
-      html`<div class="cell" role="listitem" aria-setsize=${length} aria-posinset=${at + 1} key=${at} style=${style}>${render(item, at, focus)}</div>`,
-    );
+    const corner = { top: Math.floor(at / columns) * lineHeight, left: (at % columns) * (width + gap) };
+    const props = { render, item, at, length, current: at === current, ...corner, width, height: itemHeight };
+    cells.set(at, cellOf(drawn.current.get(at), props));
   }
+  drawn.current = cells;
   return html`<div class="virtual" ref=${place} role="list" aria-label=${label} aria-busy=${total === null} onKeyDown=${move}
     onFocusIn=${(/** @type {any} */ event) => moveTo(Number(event.target.closest("[data-at]")?.dataset.at ?? current))}
-    style=${{ height: `${Math.max(lines * lineHeight - gap, 0)}px` }}>${cells}</div>`;
+    style=${{ height: `${Math.max(lines * lineHeight - gap, 0)}px` }}>${[...cells.values()]}</div>`;
+}
+
+/**
+ * The cell that was drawn last where nothing of it has changed: it is then not looked at, so that scrolling costs what
+ * comes into view, not what is there.
+ * @typedef {{render: (item: any, at: number, focus: {tabindex: number, "data-at": number}) => any, item: any, at: number,
+ *   length: number, current: boolean, top: number, left: number, width: number, height: number}} CellProps
+ * @param {any} last @param {CellProps} props
+ */
+function cellOf(last, props) {
+  const same = last && Object.entries(props).every(([name, value]) => last.props[name] === value);
+  return same ? last : html`<${Cell} key=${props.at} ...${props} />`;
+}
+
+/** A component, so that it is drawn again when a signal changes that `render` reads. @param {CellProps} props */
+function Cell({ render, item, at, length, current, top, left, width, height }) {
+  const style = { top: `${top}px`, left: `${left}px`, width: `${width}px`, height: `${height}px` };
+  const focus = { tabindex: current ? 0 : -1, "data-at": at };
+  return html`<div class="cell" role="listitem" aria-setsize=${length} aria-posinset=${at + 1} style=${style}>${render(item, at, focus)}</div>`;
 }
 
 /**
@@ -134,7 +149,13 @@ function usePages(id, look, load, onTotal) {
     clearTimeout(kept.current.timer);
     kept.current = fresh();
   }
-  useEffect(() => () => kept.current.abort.abort(), []);
+  useEffect(
+    () => () => {
+      kept.current.abort.abort();
+      clearTimeout(kept.current.timer);
+    },
+    [],
+  );
   useEffect(() => {
     if (!look) return;
     list.asked.clear();
@@ -169,11 +190,18 @@ function usePages(id, look, load, onTotal) {
       if (!list.asked.has(page)) fetchPage(page);
     }
   };
+  /** @param {number[]} before the range at the last look */
+  const fetchSeen = ([first = 0, end = 0]) => {
+    const [nowFirst = 0, nowEnd = 0] = list.range;
+    const stays = nowFirst < end && first < nowEnd;
+    list.timer = stays ? 0 : setTimeout(fetchSeen, LOOK_MS, list.range);
+    if (stays) fetchRange();
+  };
   /** @param {number} first @param {number} end */
   const want = (first, end) => {
+    const before = list.range;
     list.range = [first, end];
-    clearTimeout(list.timer);
-    if (list.asked.size) list.timer = setTimeout(fetchRange, SETTLED_MS);
+    if (list.asked.size) list.timer ||= setTimeout(fetchSeen, LOOK_MS, before);
     else fetchPage(0); // the first page tells how many there are
   };
   const retry = () => {
@@ -185,13 +213,20 @@ function usePages(id, look, load, onTotal) {
   return { pages: list.pages, total: list.total, problem: list.problem, want, retry };
 }
 
-/** @param {{current: HTMLDivElement | null}} place @param {(view: {top: number, bottom: number, width: number}) => void} setView */
+/** @typedef {{top: number, bottom: number, width: number}} View */
+
+/** @param {{current: HTMLDivElement | null}} place @param {(next: (last: View) => View) => void} setView */
 function watchedWindow(place, setView) {
   let frame = 0;
   const look = () => {
     frame = 0;
     const box = place.current?.getBoundingClientRect();
-    if (box) setView({ top: -box.top, bottom: innerHeight - box.top, width: box.width });
+    if (!box) return;
+    const top = Math.floor(-box.top / STEP) * STEP;
+    const next = { top, bottom: top + Math.ceil(innerHeight / STEP + 1) * STEP, width: box.width };
+    setView((last) =>
+      next.top === last.top && next.bottom === last.bottom && next.width === last.width ? last : next,
+    );
   };
   const later = () => {
     frame ||= requestAnimationFrame(look);

@@ -8,6 +8,7 @@ import { useAnswer } from "./answer/asking.js";
 import { reachOf } from "./answer/differences.js";
 import { End } from "./answer/end.js";
 import { Groups } from "./answer/groups.js";
+import { Keep } from "./answer/keep.js";
 import { Landscape } from "./answer/landscape.js";
 import { Meaning } from "./answer/meaning.js";
 import { Neighbours, QueryCard } from "./answer/query-card.js";
@@ -25,8 +26,10 @@ export function Answer({ params, details }) {
   }
   const result = answer.data?.results[0];
   const shown = answer.busy ? " stale" : "";
-  return html`<div class="title"><h1>${title(params, result, details)}</h1><${Neighbours} params=${params} details=${details} />
-      <a class="button ask-again" href=${link("ask", params)}>Choose another</a></div>
+  const words = title(params, result, details);
+  return html`<div class="title"><h1>${words}</h1><${Neighbours} params=${params} details=${details} />
+      <div class="row ask-again"><${Keep} params=${params} source=${source} title=${words} />
+        <a class="button" href=${link("ask", params)}>Choose another</a></div></div>
     <div class="beside answer">
       <aside class="rail stack" aria-label="The question">
         <${QueryCard} params=${params} details=${details} source=${source} query=${result?.query ?? null} />

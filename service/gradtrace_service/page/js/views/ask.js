@@ -4,6 +4,7 @@ import { count } from "../format.js";
 import { html } from "../lib.js";
 import { Own } from "./ask/own.js";
 import { Picker } from "./ask/picker.js";
+import { Saved } from "./ask/saved.js";
 import { Options } from "./question/options.js";
 
 /** @param {import("../views.js").ViewProps} props */
@@ -13,8 +14,9 @@ export function Ask({ params, details }) {
     ...(details.query_rows ? [["query", "Query set", count(details.query_rows)]] : []),
     ["train", "Training set", count(details.rows)],
     ["own", "Your own", ""],
+    ["saved", "Saved", ""],
   ];
-  const none = { query: null, train: null, several: null };
+  const none = { query: null, train: null, several: null, offset: null };
   return html`<div class="title"><h1>What should be explained?</h1>
       <p class="soft">Choose an example, and see which training rows made the model predict what it does.</p></div>
     <div class="beside ask">
@@ -24,7 +26,13 @@ export function Ask({ params, details }) {
           ([name, words, rows]) => html`<a class="tab" href=${link("ask", changed({ ...none, from: name }))}
             aria-current=${name === from ? "page" : null}>${words} <span class="count">${rows}</span></a>`,
         )}</nav>
-        ${from === "own" ? html`<${Own} params=${params} details=${details} />` : html`<${Picker} params=${params} details=${details} split=${from === "train" ? "train" : "query"} />`}
+        ${
+          from === "own"
+            ? html`<${Own} params=${params} details=${details} />`
+            : from === "saved"
+              ? html`<${Saved} params=${params} />`
+              : html`<${Picker} params=${params} details=${details} split=${from === "train" ? "train" : "query"} />`
+        }
       </section>
     </div>`;
 }

@@ -4,8 +4,9 @@ import { hitsOf, questionOf } from "../../question.js";
 import { useResource } from "../../resource.js";
 import { turn } from "../../service.js";
 
-const FIRST = ["parts", "examples", "probabilities"];
+const FIRST = ["parts", "examples", "probabilities", "clusters"];
 const LATER = ["percentiles", "histogram", "layers"];
+const IN_FILE = ["parts", "examples", "probabilities", ...LATER]; // a file folds no near-duplicates
 
 /**
  * @param {URLSearchParams} params @param {import("../../question.js").Source | null} source
@@ -13,8 +14,7 @@ const LATER = ["percentiles", "histogram", "layers"];
  *   more: import("../../resource.js").Resource<import("../../wire.js").InfluenceAnswer>}}
  */
 export function useAnswer(params, source) {
-  const rescore = params.has("rescore") ? { rescore: true } : {};
-  const body = source && { ...questionOf(params, source), ...rescore, k: hitsOf(params) };
+  const body = source && asked(params, source);
   const key = body && JSON.stringify([body, turn.value]);
   const answer = useResource(key, (signal) => api.ask("influence", { ...body, include: FIRST }, { signal }));
   const cards = answer.data && !answer.busy && !answer.problem; // first of all the cards
@@ -24,4 +24,15 @@ export function useAnswer(params, source) {
     { keep: false },
   );
   return { answer, more };
+}
+
+/** The whole answer as one HTML document. @param {URLSearchParams} params @param {import("../../question.js").Source} source */
+export function answerDocument(params, source) {
+  return api.file("influence", { ...asked(params, source), include: IN_FILE }, "text/html");
+}
+
+/** @param {URLSearchParams} params @param {import("../../question.js").Source} source */
+function asked(params, source) {
+  const rescore = params.has("rescore") ? { rescore: true } : {};
+  return { ...questionOf(params, source), ...rescore, k: hitsOf(params) };
 }

@@ -5,6 +5,7 @@ import { Choice } from "../../components/fields.js";
 import { Icon } from "../../components/icons.js";
 import { Empty } from "../../components/states.js";
 import { toast } from "../../components/toast.js";
+import { save } from "../../download.js";
 import { count, plural } from "../../format.js";
 import { html, useMemo, useState } from "../../lib.js";
 import { KINDS, marks, marksState } from "../../marks.js";
@@ -74,18 +75,15 @@ function Export({ total }) {
   return html`<div class="clean-export"><${Choice} name="Export" value=${kind} options=${options} choose=${setKind} />
     <div class="row">${FORMATS.map(
       ([format, words, ending]) => html`<button type="button" class="button" disabled=${!total}
-      onClick=${() => save(format, kind, ending)}><${Icon} name="download" /> ${words}</button>`,
+      onClick=${() => exported(format, kind, ending)}><${Icon} name="download" /> ${words}</button>`,
     )}</div></div>`;
 }
 
-/** By a link to what was fetched: the key travels in a header. @param {string} format @param {string} kind @param {string} ending */
-async function save(format, kind, ending) {
+/** @param {string} format @param {string} kind @param {string} ending */
+async function exported(format, kind, ending) {
   try {
     const response = await api.raw("marks/export", { query: { ...chosenIndex(), format, mark: kind } });
-    const address = URL.createObjectURL(await response.blob());
-    const link = Object.assign(document.createElement("a"), { href: address, download: `marks.${ending}` });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(address), 10_000);
+    await save(response, `marks.${ending}`);
   } catch (problem) {
     toast(`Not exported: ${/** @type {Error} */ (problem).message}`);
   }

@@ -36,8 +36,8 @@ export function GroundMap({ params, details, coordinates }) {
       columns.problem
         ? html`<${Failed} problem=${columns.problem} retry=${columns.reload} />`
         : !drawn
-          ? html`<${Skeleton} height="26rem" label="Drawing the map" />`
-          : html`<div class=${columns.busy ? "stale" : ""}><${Scatter} points=${drawn.points} styles=${STYLES} x=${x} y=${y} height=${540}
+          ? html`<${Skeleton} height="34rem" label="Drawing the map" />`
+          : html`<div class=${`ov-map-place${columns.busy ? " stale" : ""}`}><${Scatter} points=${drawn.points} styles=${STYLES} x=${x} y=${y} height=${null}
               label=${`Map of ${count(drawn.points.length)} training rows by ${x} and ${y}, coloured by ${words.toLowerCase()}`}
               say=${(/** @type {any} */ point) => `row ${count(point.row)}: ${words.toLowerCase()} ${measured(point.value)}`}
               pick=${(/** @type {any} */ point) => go("answer", { ...chosenIndex(), train: point.row })} /></div>
