@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,7 +111,7 @@ def test_while_it_is_scrolled_each_page_is_fetched_once(browser: Any, url: str) 
     taken = rows.taken()
     assert len(taken) == len(set(taken))
     assert rows.seen() <= set(taken) <= set(range(max(seen) + 1))
-    rows.page.locator('.virtual .skeleton').first.wait_for(state="detached")
+    rows.page.locator(".virtual .skeleton").first.wait_for(state="detached")
 
 
 def test_keys_lead_to_the_end_and_back(browser: Any, url: str) -> None:
