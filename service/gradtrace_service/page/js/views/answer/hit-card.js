@@ -71,10 +71,11 @@ function facts({ loss }, percentile) {
 /** @param {number} percentile */
 function percentileText(percentile) {
   if (percentile === 0) return "the lowest of all rows";
-  return percentile >= 50
-    ? `above ${percentile.toFixed(2)} % of rows`
-    : `below ${(100 - percentile).toFixed(2)} % of rows`;
+  return percentile >= 50 ? `above ${share(percentile)} % of rows` : `below ${share(100 - percentile)} % of rows`;
 }
+
+/** Rounded down: no row is above 100 % of them. @param {number} percentage */
+const share = (percentage) => (Math.floor(percentage * 100) / 100).toFixed(2);
 
 /** Shares of the score. @param {{hit: Hit, layers: Record<string, number> | null}} props */
 function Shares({ hit, layers }) {
