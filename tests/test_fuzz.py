@@ -90,13 +90,23 @@ def narrowed(schema: dict[str, Any], index: dict[str, Any]) -> dict[str, Any]:
     for path in ("/rows/delete", "/retrain"):  # later requests would name rows that are gone; the task has no `fit`
         del schema["paths"][path]
     for request in (
-        *("InfluenceRequest", "GroupsRequest", "PairsRequest", "ReindexRequest", "UndoRequest", *of_rows),
+        *(
+            "InfluenceRequest",
+            "GroupsRequest",
+            "PairsRequest",
+            "ReindexRequest",
+            "UndoRequest",
+            "ScoresQuestion",
+            *of_rows,
+        ),
         *("RowFilter", "Condition", "LabelTarget"),
     ):
         properties = schema["components"]["schemas"][request]["properties"]
         for name in unused & set(properties) - ({"rows"} if request in of_rows else set()):
             del properties[name]
         properties.update({name: names[name] for name in set(names) & set(properties)})
+    contrast = {"label": {"enum": [0, 1, 2]}, "rather_than": {"enum": [3, "nine", None]}}
+    schema["components"]["schemas"]["LabelTarget"]["properties"].update(contrast)
     lists = ("/examples/{split}", "/columns/{split}", "/overview")
     for path in ("/index", "/self-influence", "/examples/{split}/{row}", "/marks", "/marks/export", *lists):
         operation = schema["paths"][path]["get"]

@@ -240,6 +240,7 @@ def test_it_works_below_the_prefix_of_a_proxy(browser: Any, digits_index: Digits
             scope = scope | {"path": path.removeprefix(prefix) if path.startswith(prefix) else "/outside"}
         await app(scope, receive, send)
 
+    below.state = app.state  # type: ignore[attr-defined]  # as a server looks for it
     with serving(below) as url:  # type: ignore[arg-type]
         visit = Visit(browser, f"{url}/some/where", "#/answer?query=1")
         assert len(visit.rows("Proponents")) == 10
