@@ -155,6 +155,8 @@ def test_within_the_grace_requests_are_answered(slow_task: str, digits_index: Di
         process.terminate()
         until(503, url)
         assert httpx.get(f"{url}/readyz").json()["type"] == "urn:gradtrace:problem:draining"
+        # From the next of its ticks on, ten a second, the server ends connections.
+        wait_until(lambda: httpx.get(f"{url}/healthz").headers.get("connection") == "close")
         answered = httpx.post(f"{url}/influence", json={"query_rows": [0], "k": 2}, timeout=120)
         assert (answered.status_code, answered.headers["connection"]) == (200, "close")
         process.terminate()  # a second signal ends it at once
