@@ -1,4 +1,4 @@
-# make demo | test | test-unit | test-long | test-portable | fuzz | lint | lint-page | vendor | docker-check | reference | client | bench | peers, in a virtual environment that make makes.
+# make demo | test | test-unit | test-long | test-page | test-portable | fuzz | lint | lint-page | vendor | docker-check | reference | client | bench | peers, in a virtual environment that make makes.
 PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
@@ -12,7 +12,7 @@ FUZZ_SECONDS ?= 90
 # Processes of `make test`: two for each core, since many tests wait for a service.
 TEST_PROCESSES ?= $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) * 2 )))
 
-.PHONY: demo test test-unit test-long test-portable fuzz lint lint-page vendor docker-check reference client bench peers install compiled clean
+.PHONY: demo test test-unit test-long test-page test-portable fuzz lint lint-page vendor docker-check reference client bench peers install compiled clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml client/pyproject.toml
@@ -29,10 +29,13 @@ compiled: install
 	@$(VENV)/bin/python -m compileall -q attribution indexer service client tests benchmarks examples
 
 test: compiled  # in several processes; a file's tests share their fixtures; the longest files first: tests/conftest.py
-	$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m "not long"
+	$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m "not long and not browser"
 
 test-long: compiled  # small runs of the benchmarks that take longest
 	$(VENV)/bin/python -m pytest -m long
+
+test-page: compiled  # the page in a real browser; skipped without one
+	$(VENV)/bin/python -m pytest -m browser
 
 test-unit: compiled  # those marked so, in under a minute
 	$(VENV)/bin/python -m pytest -n logical --dist loadfile -m unit

@@ -59,7 +59,10 @@ LONGEST_FILES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` hands files to its processes in this order."""
+    """`make test` hands files to its processes in this order, but for those that need a browser."""
+    for item in items:
+        if item.path.stem.startswith("test_page_"):
+            item.add_marker(pytest.mark.browser)
     order = {name: place for place, name in enumerate(LONGEST_FILES)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
