@@ -35,6 +35,8 @@ export const RANKINGS = [
 ];
 
 const PAGE = 1_000;
+const PATIENCE_MS = 30_000; // then those that are known by then
+const AGAIN_MS = 1_000;
 const MOST = 2_000; // rows of a list: who has looked at them asks again without them
 
 /** @param {URLSearchParams} params */
@@ -82,7 +84,10 @@ async function byDisagreement({ labels, classes }, signal) {
 /** @param {Asked} asked @param {AbortSignal} signal @returns {Promise<Ranking>} */
 async function byHarm({ labels, slice, method, classes }, signal) {
   const list = { labels: slice, k: MOST_QUERIES };
-  let page = await highestLoss("query", { ...list, ...(classes && { correct: "false" }) }, signal);
+  let page = await onceKnown(
+    () => highestLoss("query", { ...list, ...(classes && { correct: "false" }) }, signal),
+    signal,
+  );
   const wrong = classes && page.rows_total > 0;
   if (!page.rows_total) page = await highestLoss("query", list, signal);
   const queries = page.results.map(({ row }) => row);
@@ -102,8 +107,8 @@ async function byHarm({ labels, slice, method, classes }, signal) {
   const hits = answer.results[0]?.opponents ?? [];
   const few = queries.length < page.rows_total ? `, of ${plural(page.rows_total, "such row")}` : "";
   const what = wrong ? "query rows that are predicted wrongly" : "query rows with the highest loss";
-  const none = classes && !wrong ? " None is predicted wrongly." : "";
-  const note = `Mean over ${plural(queries.length, what.replace("rows", "row"), what)}${few}.${none} ${page.note ?? ""}`;
+  const none = classes && !wrong && !page.pending ? " None is predicted wrongly." : "";
+  const note = `Mean over ${plural(queries.length, what.replace("rows", "row"), what)}${few}.${none}${page.note ? ` So far: ${page.note}.` : ""}`;
   return { candidates: ranked(hits), total: answer.results[0]?.rows_searched ?? hits.length, note, queries };
 }
 
@@ -113,6 +118,19 @@ function highestLoss(split, list, signal) {
     query: { ...chosenIndex(), ...list, order: "-loss", render: "false" },
     signal,
   });
+}
+
+/**
+ * Predictions on the query set are computed once, at the first question about them.
+ * @param {() => Promise<import("../../wire.js").ExampleList>} load @param {AbortSignal} signal
+ */
+async function onceKnown(load, signal) {
+  const until = performance.now() + PATIENCE_MS;
+  for (;;) {
+    const page = await load();
+    if (!page.pending || performance.now() > until || signal.aborted) return page;
+    await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+  }
 }
 
 /** @template T @param {(offset: number) => Promise<{rows: T[], total: number}>} load */
