@@ -128,12 +128,16 @@ def test_the_prediction_is_suggested_and_a_note_is_shown_as_text(address: str, s
         wait_until(lambda: kinds(client) == {worst.row: "wrong"})
         assert client.marks().results[0].label == worst.prediction
         visit.go(f"#/clean?by=disagree&row={worst.row}")
+        visit.page.get_by_role("heading", name=f"Row {worst.row}").wait_for()
         visit.page.get_by_role("textbox", name="Note").fill(SCRIPT)
         visit.page.get_by_role("textbox", name="Note").press("Enter")
         wait_until(lambda: client.marks().results[0].note == SCRIPT)
         visit.page.get_by_role("combobox", name="Suggested label").select_option("three")
         wait_until(lambda: client.marks().results[0].label == 3)
         visit.page.get_by_text("suggested label three").first.wait_for()
+        visit.page.get_by_role("button", name="Unsure").click()
+        wait_until(lambda: kinds(client) == {worst.row: "unsure"})
+        assert (client.marks().results[0].label, client.marks().results[0].note) == (3, SCRIPT)
         assert visit.page.evaluate("globalThis.harmed") is None
 
 
@@ -223,7 +227,7 @@ def test_marks_are_exported_removed_and_retrained_without(
         deletion.get_by_role("button", name="Delete 3 rows").click()
         visit.page.get_by_role("dialog").get_by_role("button", name="Delete", exact=True).click()
         deletion.get_by_text("succeeded").wait_for(timeout=JOB_MS)
-        assert client.index().generation == 2
+        wait_until(lambda: client.index().generation == 2)
         assert client.generations().generations[0].rows == 397
         deletion.get_by_role("button", name="Clear the marks of these 3 rows").click()
         wait_until(lambda: kinds(client) == {77: "wrong"})

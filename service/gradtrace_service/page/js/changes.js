@@ -32,7 +32,7 @@ export function useChanges(receive) {
   }, [receive]);
 }
 
-/** Whether it is a change of the index that is looked at. @param {Change} change */
+/** Whether it is a change of the index that is looked at. @param {{index: string | null}} change */
 export function concerns({ index }) {
   const shown = indexName.peek() ?? indexes.peek()[0]?.name ?? null;
   return index === null || shown === null || index === shown;

@@ -1,7 +1,8 @@
 // Jobs that change an index or retrain, followed until they end.
 import { api, Problem } from "./api.js";
+import { concerns } from "./changes.js";
 import { useEffect, useState } from "./lib.js";
-import { turn } from "./service.js";
+import { whenAnsweredFrom } from "./service.js";
 
 /** @typedef {import("./wire.js").Job} Job */
 
@@ -49,11 +50,8 @@ async function follow(id, receive, abort) {
     await new Promise((resolve) => setTimeout(resolve, POLL_MS)); // the service was restarted: the job goes on
     take(await api.get(`jobs/${id}`, { signal: abort }));
   }
-  // Answers are from the new generation about a second later.
-  if (running && last.operation !== "retrain")
-    setTimeout(() => {
-      turn.value += 1;
-    }, 1_500);
+  if (running && last.state === "succeeded" && last.operation !== "retrain" && concerns(last))
+    whenAnsweredFrom(last.generation);
 }
 
 const WORDS = /** @type {Record<string, string>} */ ({

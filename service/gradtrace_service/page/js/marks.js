@@ -84,11 +84,15 @@ async function reload(abort) {
 
 /**
  * Mark rows, as far as nobody else has changed them since they were shown here.
- * @param {number[]} rows @param {Kind} kind @param {{label?: number | null, note?: string | null}} [more]
+ * @param {number[]} rows @param {Kind} kind
+ * @param {{label?: number | null, note?: string | undefined}} [more] note: none: that of the first row's mark stays
  */
-export function mark(rows, kind, { label = null, note = null } = {}) {
-  const body = { ...chosenIndex(), rows, mark: kind, ...given({ label, note }) };
-  return inTurn(() => changing(rows, kind, () => api.put("marks", { ...body, expected: expected(rows) })));
+export function mark(rows, kind, { label = null, note } = {}) {
+  return inTurn(() => {
+    const kept = note ?? marks.peek().get(rows[0] ?? -1)?.note ?? null;
+    const body = { ...chosenIndex(), rows, mark: kind, expected: expected(rows), ...given({ label, note: kept }) };
+    return changing(rows, kind, () => api.put("marks", body));
+  });
 }
 
 /** Take marks away. @param {number[]} rows */

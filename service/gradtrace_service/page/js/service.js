@@ -46,3 +46,15 @@ export function chosenIndex() {
 export function mayI(scope) {
   return who.value.scopes.includes(scope);
 }
+
+const TAKE_OVER_TRIES = 60;
+
+/** Show what a job has published, once the service answers from it, which is about a second later. @param {number} generation */
+export async function whenAnsweredFrom(generation) {
+  for (let attempt = 0; attempt < TAKE_OVER_TRIES; attempt++) {
+    await new Promise((resolve) => setTimeout(resolve, 1_000));
+    const details = await api.get("index", { query: chosenIndex() }).catch(() => null);
+    if (details?.generation >= generation) break;
+  }
+  turn.value += 1;
+}

@@ -1,6 +1,6 @@
 // Fields of forms, each with its name, and a hint where one is needed.
 import { labelText } from "../format.js";
-import { html, useId } from "../lib.js";
+import { html, useEffect, useId, useState } from "../lib.js";
 
 /** @param {{name: string, hint?: string, children: (id: string) => any}} props children: the control, which takes the id */
 export function Field({ name, hint, children }) {
@@ -46,4 +46,19 @@ export function ClassChoice({ name, names, chosen, choose, all = "All classes" }
       )}</ul>`
     }
   </div>`;
+}
+
+/**
+ * A text or number that counts with Enter or when the field is left; what is typed until then stays, whatever is drawn anew.
+ * @param {{name: string, value: string, commit: (value: string) => void, [attribute: string]: any}} props
+ */
+export function Entry({ name, value, commit, ...attributes }) {
+  const [text, setText] = useState(value);
+  useEffect(() => setText(value), [value]);
+  /** @param {any} event */
+  const enter = ({ target }) => target.validity.valid && commit(target.value);
+  return html`<${Field} name=${name}>${(
+    /** @type {string} */ id,
+  ) => html`<input class="input" id=${id} ...${attributes} value=${text}
+    onInput=${(/** @type {any} */ event) => setText(event.target.value)} onChange=${enter} />`}<//>`;
 }

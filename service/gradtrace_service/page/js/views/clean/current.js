@@ -1,13 +1,13 @@
 // The row that is looked at, large, with its buttons.
 import { change, link } from "../../address.js";
 import { Example } from "../../components/example.js";
-import { Check, Choice, Field } from "../../components/fields.js";
+import { Check, Choice, Entry } from "../../components/fields.js";
 import { Icon } from "../../components/icons.js";
 import { Label } from "../../components/label.js";
 import { Notice } from "../../components/states.js";
 import { example } from "../../examples.js";
 import { count, labelText, measured } from "../../format.js";
-import { html, useEffect, useState } from "../../lib.js";
+import { html } from "../../lib.js";
 import { canUndo, conflicts, forget, KINDS, marks, unmark } from "../../marks.js";
 import { useResource } from "../../resource.js";
 import { chosenIndex, who } from "../../service.js";
@@ -67,26 +67,24 @@ function Buttons({ mark, acts, keys }) {
 
 /** Suggested label and note. @param {{candidate: Candidate, mark: import("../../marks.js").Mark | undefined, details: import("../../wire.js").IndexDetails, acts: Acts}} props */
 function More({ candidate, mark, details, acts }) {
-  const [note, setNote] = useState(mark?.note ?? "");
-  useEffect(() => setNote(mark?.note ?? ""), [mark?.note]);
   const suggested = mark?.label ?? (candidate.prediction !== candidate.label ? candidate.prediction : null);
-  /** @param {string} value */
-  const suggest = (value) =>
-    acts.judge(mark?.mark ?? "wrong", { label: value === "" ? null : Number(value), note, stay: true });
-  /** @param {any} event */
-  const keep = ({ target }) => {
-    setNote(target.value);
-    acts.judge(mark?.mark ?? "unsure", { label: mark?.label ?? null, note: target.value, stay: true });
-  };
+  const value = suggested === null ? "" : String(suggested);
+  const readOnly = who.value.read_only;
+  /** @param {string} label */
+  const suggest = (label) =>
+    acts.judge(mark?.mark ?? "wrong", { candidate, label: label === "" ? null : Number(label), stay: true });
+  /** @param {string} note */
+  const keep = (note) =>
+    acts.judge(mark?.mark ?? "unsure", { candidate, label: mark?.label ?? null, note, stay: true });
   const names = details.class_names;
   return html`<details class="fold" open=${matchMedia("(min-width: 60rem)").matches}><summary>Label and note</summary><div class="clean-more">
     ${
       names
-        ? html`<${Choice} name="Suggested label" value=${suggested === null ? "" : String(suggested)} choose=${suggest}
+        ? html`<${Choice} name="Suggested label" value=${value} choose=${suggest}
           options=${[["", "none"], ...names.map((name, label) => [String(label), labelText(label, name)])]} />`
-        : html`<${Field} name="Suggested label">${(/** @type {string} */ id) => html`<input class="input" id=${id} type="number" step="any" value=${suggested ?? ""} disabled=${who.value.read_only} onChange=${(/** @type {any} */ event) => suggest(event.target.value)} />`}<//>`
+        : html`<${Entry} name="Suggested label" type="number" step="any" value=${value} disabled=${readOnly} commit=${suggest} />`
     }
-    <${Field} name="Note">${(/** @type {string} */ id) => html`<input class="input" id=${id} maxlength="1000" value=${note} placeholder="for the others" disabled=${who.value.read_only} onChange=${keep} />`}<//>
+    <${Entry} name="Note" maxlength="1000" placeholder="for the others" value=${mark?.note ?? ""} disabled=${readOnly} commit=${keep} />
   </div></details>`;
 }
 

@@ -69,7 +69,8 @@ function useListed(candidates, params) {
 }
 
 /**
- * @typedef {{judge: (kind: import("../../marks.js").Kind, more?: {label?: number | null, note?: string | null, stay?: boolean}) => void,
+ * @typedef {{judge: (kind: import("../../marks.js").Kind, more?: {candidate?: Candidate | undefined, label?: number | null,
+ *   note?: string | undefined, stay?: boolean}) => void,
  *   back: () => void, move: (by: number) => void}} Acts
  * @param {Candidate[] | null} list @param {(words: string) => void} say @returns {Acts}
  */
@@ -94,14 +95,13 @@ function useActs(list, say) {
       if (next) change({ row: next.row });
     };
     /** @type {Acts["judge"]} */
-    const judge = async (kind, { label, note = null, stay = false } = {}) => {
-      const { candidate } = now();
+    const judge = async (kind, { candidate = now().candidate, label, note, stay = false } = {}) => {
       if (!candidate || who.peek().read_only) return;
-      const suggested = label === undefined ? suggestion(candidate, kind) : label;
+      const { row } = candidate;
       if (!stay) move(1); // before the answer: the next key is about the next row
-      const kept = await mark([candidate.row], kind, { label: suggested, note });
-      if (!kept && conflicts.peek().has(candidate.row)) change({ row: candidate.row });
-      say(kept ? `Row ${candidate.row} is marked ${kind}.` : `Row ${candidate.row} is not marked.`);
+      const kept = await mark([row], kind, { label: label === undefined ? suggestion(candidate, kind) : label, note });
+      if (!kept && conflicts.peek().has(row)) change({ row });
+      say(kept ? `Row ${row} is marked ${kind}.` : `Row ${row} is not marked.`);
     };
     const back = async () => {
       const row = await undo();
@@ -113,9 +113,13 @@ function useActs(list, say) {
   }, []);
 }
 
-/** The label that a mark suggests by itself: what the model predicts. @param {Candidate} candidate @param {import("../../marks.js").Kind} kind */
-function suggestion({ label, prediction }, kind) {
-  return kind === "wrong" && prediction !== label ? prediction : null;
+/**
+ * The label that a mark suggests by itself: what somebody has chosen, or what the model predicts.
+ * @param {Candidate} candidate @param {import("../../marks.js").Kind} kind
+ */
+function suggestion({ row, label, prediction }, kind) {
+  if (kind === "right" || kind === "remove") return null;
+  return marks.peek().get(row)?.label ?? (kind === "wrong" && prediction !== label ? prediction : null);
 }
 
 /** @param {boolean} on @param {Acts} acts */

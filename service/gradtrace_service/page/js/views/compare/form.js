@@ -2,7 +2,7 @@
 import { change } from "../../address.js";
 import { api } from "../../api.js";
 import { Example } from "../../components/example.js";
-import { Choice, Field } from "../../components/fields.js";
+import { Choice, Entry } from "../../components/fields.js";
 import { Label } from "../../components/label.js";
 import { count, measured } from "../../format.js";
 import { html } from "../../lib.js";
@@ -86,9 +86,7 @@ function Row({ side, details }) {
     ${
       rows.length > 1
         ? html`<p class="small soft">Mean of ${count(rows.length)} rows</p>`
-        : html`<${Field} name="Row">${(
-            /** @type {string} */ id,
-          ) => html`<input class="input" id=${id} type="number" min="0" max=${most} step="1" value=${rows[0]}
-          onChange=${(/** @type {any} */ event) => event.target.validity.valid && event.target.value !== "" && choose(split, event.target.value)} />`}<//>`
+        : html`<${Entry} name="Row" type="number" min="0" max=${most} step="1" value=${String(rows[0])}
+            commit=${(/** @type {string} */ row) => row !== "" && choose(split, row)} />`
     }`;
 }

@@ -8,7 +8,7 @@ import { toast } from "../../components/toast.js";
 import { ago, clock, count } from "../../format.js";
 import { html, useCallback, useState } from "../../lib.js";
 import { useResource } from "../../resource.js";
-import { chosenIndex, turn } from "../../service.js";
+import { chosenIndex, turn, whenAnsweredFrom } from "../../service.js";
 
 /** @typedef {import("../../wire.js").Generation} Generation */
 
@@ -22,9 +22,7 @@ export function Generations({ details }) {
   const receive = useCallback((/** @type {import("../../changes.js").Change | null} */ change) => {
     if (change && !(change.kind === "generation" && concerns(change))) return;
     kept.reload();
-    setTimeout(() => {
-      turn.value += 1; // answers are from it about a second later
-    }, 1_500);
+    if (change?.generation) whenAnsweredFrom(change.generation);
   }, []);
   useChanges(receive);
   /** @param {number | null} generation */
