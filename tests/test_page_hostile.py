@@ -26,8 +26,8 @@ from page_browser import Visit, started
 
 TASKS = {INDEX_NAME: "TEXTS", "table": "TABLE", "elsewhere": "ELSEWHERE"}
 PLACES = (
-    "ask", "ask?from=train", "ask?from=own", "answer?query=1", "answer?query=1,2", "answer?train=3", "compare",
-    "overview", "clean", "clean?by=disagree", "clean?by=harm", "clean?part=act", "operate",
+    "ask", "ask?from=train", "ask?from=own", "ask?from=saved", "answer?query=1", "answer?query=1,2", "answer?train=3",
+    "compare", "overview", "clean", "clean?by=disagree", "clean?by=harm", "clean?part=act", "operate",
 )  # fmt: skip
 ADDRESSES = (
     "{script}",
