@@ -75,7 +75,7 @@ PICTURES = {
     "compare": Picture("/compare?index=digits&query=0", size=(1200, 900), dark=True),
     "clean": Picture("/clean?index=cifar10&by=disagree", mark_some),
     "act": Picture("/clean?index=digits", mark_to_remove, size=(1200, 900)),
-    "map": Picture("/overview?index=california&colour=label", element=".ov-map"),
+    "map": Picture("/overview?index=california&colour=label", size=(1440, 1600), element=".ov-map"),
     "phone": Picture("/answer?index=cifar10&query=3087", size=(390, 844)),
 }
 
