@@ -120,9 +120,9 @@ def test_keys_lead_to_the_end_and_back(browser: Any, url: str) -> None:
     rows.page.keyboard.press("End")
     rows.page.locator(f'a[data-at="{ROWS - 1}"]:focus').wait_for()
     assert set(rows.taken()) <= {0, 1, *rows.seen()}
-    rows.page.keyboard.press("ArrowUp")
-    rows.page.locator(f'a[data-at="{ROWS - 2}"]:focus').wait_for()
     rows.page.keyboard.press("Home")
     rows.page.locator('a[data-at="0"]:focus').wait_for()
-    rows.page.keyboard.press("ArrowDown")
-    rows.page.locator('a[data-at="1"]:focus').wait_for()
+    rows.page.keyboard.press("End")
+    rows.page.keyboard.press("ArrowUp")  # heard, whether or not the last row is there yet
+    rows.page.locator(f'a[data-at="{ROWS - 2}"]:focus').wait_for()
+    assert not rows.visit.complaints

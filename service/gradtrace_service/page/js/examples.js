@@ -17,13 +17,33 @@ export function listOf(params) {
   };
 }
 
+/** Pages that are on their way before anything shows them. @type {Map<string, Promise<import("./wire.js").ExampleList>>} */
+const ahead = new Map();
+
+/** Ask for the first page of a list that is going to be shown. @param {Split} split @param {ReturnType<typeof listOf>} list @param {number} k */
+export function askAhead(split, list, k) {
+  const query = pageQuery(list, 0, k);
+  const page = api.get(`examples/${split}`, { query });
+  page.catch(() => {}); // whoever shows it is told
+  ahead.set(JSON.stringify([split, query]), page);
+}
+
 /**
  * One page of a list. `note` says what is not known yet.
  * @param {Split} split @param {ReturnType<typeof listOf>} list @param {number} offset @param {number} k @param {AbortSignal} signal
  * @returns {Promise<import("./wire.js").ExampleList>}
  */
 export function examples(split, list, offset, k, signal) {
-  return api.get(`examples/${split}`, { query: { ...chosenIndex(), ...list, offset, k, render: "true" }, signal });
+  const query = pageQuery(list, offset, k);
+  const key = JSON.stringify([split, query]);
+  const page = ahead.get(key) ?? api.get(`examples/${split}`, { query, signal });
+  ahead.delete(key); // what is asked for again may have changed
+  return page;
+}
+
+/** @param {ReturnType<typeof listOf>} list @param {number} offset @param {number} k */
+function pageQuery(list, offset, k) {
+  return { ...chosenIndex(), ...list, offset, k, render: "true" };
 }
 
 /** @param {Split} split @param {number} row @param {AbortSignal} signal @returns {Promise<import("./wire.js").Example>} */

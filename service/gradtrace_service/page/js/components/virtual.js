@@ -42,6 +42,7 @@ export function VirtualList({
   const [view, setView] = useState({ top: 0, bottom: 1200, width: 0 });
   const [current, setCurrent] = useState(wanted ?? 0);
   const reached = useRef(0); // where the list moved, or was moved, last
+  const toFocus = useRef(/** @type {number | null} */ (null)); // once it is fetched
   const drawn = useRef(/** @type {Map<number, any>} */ (new Map()));
   const { pages, total, problem, want, retry } = usePages(id, look, load, onTotal);
   useLayoutEffect(() => watchedWindow(place, setView), []);
@@ -65,8 +66,8 @@ export function VirtualList({
     if (wanted === undefined || !view.width || wanted === reached.current) return;
     reached.current = wanted;
     setCurrent(wanted);
-    const focused = place.current?.contains(document.activeElement) ?? false;
-    moveFocus(place, wanted, Math.floor(wanted / columns) * lineHeight, itemHeight, focused);
+    if (place.current?.contains(document.activeElement)) toFocus.current = wanted;
+    scrollIntoWindow(place, Math.floor(wanted / columns) * lineHeight, itemHeight);
   }, [wanted, id, view.width > 0]);
 
   /** @param {KeyboardEvent} event */
@@ -85,9 +86,13 @@ export function VirtualList({
     if (step === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     const next = Math.min(Math.max(current + step, 0), length - 1);
+    toFocus.current = next;
     moveTo(next);
-    moveFocus(place, next, Math.floor(next / columns) * lineHeight, itemHeight);
+    scrollIntoWindow(place, Math.floor(next / columns) * lineHeight, itemHeight);
   };
+  useLayoutEffect(() => {
+    if (toFocus.current !== null && givenFocus(place, toFocus.current)) toFocus.current = null;
+  });
 
   if (problem && failed) return failed(problem, retry);
   if (total === 0) return empty ?? null;
@@ -100,7 +105,7 @@ export function VirtualList({
     cells.set(at, cellOf(drawn.current.get(at), props));
   }
   drawn.current = cells;
-  return html`<div class="virtual" ref=${place} role="list" aria-label=${label} aria-busy=${total === null} onKeyDown=${move}
+  return html`<div class="virtual" ref=${place} role="list" tabindex="-1" aria-label=${label} aria-busy=${total === null} onKeyDown=${move}
     onFocusIn=${(/** @type {any} */ event) => moveTo(Number(event.target.closest("[data-at]")?.dataset.at ?? current))}
     style=${{ height: `${Math.max(lines * lineHeight - gap, 0)}px` }}>${[...cells.values()]}</div>`;
 }
@@ -244,22 +249,26 @@ function watchedWindow(place, setView) {
   };
 }
 
-/**
- * Scroll an item into the window, and give it the focus.
- * @param {{current: HTMLDivElement | null}} place @param {number} at @param {number} top @param {number} height
- * @param {boolean} [take] whether it is given the focus
- */
-function moveFocus(place, at, top, height, take = true) {
+/** @param {{current: HTMLDivElement | null}} place @param {number} top of the item @param {number} height */
+function scrollIntoWindow(place, top, height) {
   const box = place.current?.getBoundingClientRect();
   if (!box) return;
   const above = box.top + top - 140; // the header and the filters lie there
   const below = box.top + top + height + 16 - innerHeight;
   if (above < 0) scrollBy(0, above);
   else if (below > 0) scrollBy(0, below);
-  if (!take) return;
-  const focus = () =>
-    /** @type {HTMLElement | null} */ (place.current?.querySelector(`[data-at="${at}"]`))?.focus({
-      preventScroll: true,
-    });
-  requestAnimationFrame(() => requestAnimationFrame(focus));
+}
+
+/**
+ * Whether the item has the focus now, or somebody has moved it elsewhere. Until the item is there, the list has it, so
+ * that keys are still heard.
+ * @param {{current: HTMLDivElement | null}} place @param {number} at
+ */
+function givenFocus(place, at) {
+  const focused = document.activeElement;
+  if (focused !== document.body && !place.current?.contains(focused)) return true;
+  /** @type {HTMLElement | null | undefined} */
+  const item = place.current?.querySelector(`[data-at="${at}"]`);
+  (item ?? place.current)?.focus({ preventScroll: true });
+  return Boolean(item);
 }

@@ -1,11 +1,19 @@
 // Ask: what to explain. A click on a row answers; the ways to ask stand beside.
 import { changed, link } from "../address.js";
+import { PAGE } from "../components/virtual.js";
+import { askAhead, listOf } from "../examples.js";
 import { count } from "../format.js";
 import { html } from "../lib.js";
 import { Own } from "./ask/own.js";
 import { Picker } from "./ask/picker.js";
 import { Saved } from "./ask/saved.js";
 import { Options } from "./question/options.js";
+
+/** Most indexes have a query set; where this one has none, the answer is empty. @param {URLSearchParams} params */
+export function askRowsAhead(params) {
+  const from = params.get("from") ?? "query";
+  if (from === "query" || from === "train") askAhead(from, listOf(params), PAGE);
+}
 
 /** @param {import("../views.js").ViewProps} props */
 export function Ask({ params, details }) {
