@@ -170,6 +170,22 @@ def test_a_picture_of_ones_own_is_given_or_drawn(visit: Visit, tmp_path: Path) -
     preview.wait_for()
 
 
+def test_rows_are_asked_for_beside_the_details_of_the_index_and_once(visit: Visit) -> None:
+    page, asked, held = visit.page, list[str](), list[Any]()
+    page.get_by_role("listitem").first.get_by_role("link").wait_for()
+    page.on("request", lambda request: asked.append(request.url))
+    page.route(re.compile(r"/index$"), lambda route: held.append(route))
+    with page.expect_request(re.compile("/examples/query")):
+        page.reload()
+    assert not page.get_by_role("listitem").count()
+    while not held:
+        page.wait_for_timeout(20)
+    held.pop().continue_()
+    page.get_by_role("listitem").first.get_by_role("link").wait_for()
+    page.wait_for_load_state("networkidle")
+    assert sum("/examples/query?offset=0&" in url for url in asked) == 1
+
+
 def test_only_visible_rows_are_drawn_and_fetched(visit: Visit) -> None:
     asked = list[str]()
     visit.page.on("request", lambda request: asked.append(request.url))
