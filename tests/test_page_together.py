@@ -132,6 +132,7 @@ def test_a_killed_service_loses_no_acknowledged_mark_and_the_page_goes_on(
         first_rows(visit, 30)
         while len(kept) < 5:
             visit.page.keyboard.press("w")
+            visit.page.wait_for_timeout(PUMP_MS)
         process.kill()
     visit.page.locator(".banner", has_text="It may be restarting").wait_for()
     visit.page.keyboard.press("w")
