@@ -152,8 +152,8 @@ def test_each_address_takes_what_its_bodies_can_mean(digits_index: DigitsRun) ->
 def refused_beside(
     held: ExitStack, url: str, arriving: list[bytes], ask: Callable[[], httpx.Response]
 ) -> httpx.Response:
-    """The refusal of a request beside others that are still arriving. Asked before they fill the room, it is answered,
-    and they may be refused in its place: they are then sent again, and given longer."""
+    """The refusal of a request beside others that are still arriving. Asked before these have been read, it is answered,
+    and one of them may be refused in its place: they are then sent again, and given longer."""
     for doubling in range(10):
         for sent in arriving:
             connection = held.enter_context(closing(socket.create_connection(address(url), timeout=60)))
@@ -173,10 +173,8 @@ def test_bodies_that_are_held_leave_room(digits_index: DigitsRun) -> None:
     with serving_when_ready(create_app(digits_index.open(), settings)) as url, ExitStack() as held:
         large = {"example": {"image": " " * 900_000}}
         assert httpx.post(f"{url}/influence", json=large).status_code == 422
-        connection = held.enter_context(closing(socket.create_connection(address(url), timeout=60)))
-        connection.sendall(head % (1 << 20) + body)
-        wait_until(lambda: httpx.post(f"{url}/influence", json=large).status_code == 503)
-        busy = httpx.post(f"{url}/influence", json=large)
+        arriving = head % (1 << 20) + body
+        busy = refused_beside(held, url, [arriving], lambda: httpx.post(f"{url}/influence", json=large))
         assert busy.headers["retry-after"]
         assert Problem.model_validate_json(busy.content).type == "urn:gradtrace:problem:busy"
         assert httpx.post(f"{url}/influence", json=ASKED).status_code == 200
@@ -298,10 +296,7 @@ def test_where_all_connections_are_busy_a_further_one_is_told(narrow: str, monke
     monkeypatch.setattr(watched_connections, "STALLED_SECONDS", 600.0)
     begun = b"POST /influence HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
     with ExitStack() as opened:
-        for _ in range(4):
-            opened.enter_context(closing(socket.create_connection(address(narrow)))).sendall(begun)
-        wait_until(lambda: httpx.get(f"{narrow}/healthz").status_code == 503)
-        refusal = httpx.get(f"{narrow}/healthz")
+        refusal = refused_beside(opened, narrow, [begun] * 4, lambda: httpx.get(f"{narrow}/healthz"))
         assert refusal.headers["retry-after"]
         assert refusal.headers["connection"] == "close"
         assert "connections" in Problem.model_validate_json(refusal.content).detail

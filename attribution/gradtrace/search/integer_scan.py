@@ -38,20 +38,21 @@ _SMALLEST_STEP = 2.0**-100  # of queries with a norm of about 1; products with w
 _PIECE_BYTES = 1 << 22  # that are multiplied at a time: the buffers of unpacked rows stay in the processor's cache
 _BLOCK_PRODUCTS = 1 << 18  # of one level that are held at a time
 _ROWS_PER_THREAD = 8192  # with fewer, a further thread costs more than it gains
-_CODES_PER_FLOAT = 3
+_LIMBS_OF_A_FLOAT = 3  # of 8 bits
 _ZERO = 8  # int4's code of 0
 
 
 @dataclass(frozen=True, slots=True)
 class RoundedQueries:
-    """Queries [n, C, D] rounded to integers.
+    """Queries [n, C, D] rounded to integers, each to `limbs` vectors: what rounding takes away is rounded in turn.
 
-    codes: at each checkpoint, for each level one matrix (int8 rows) or two (int4), int8 [n, width]
-    steps: float32 [C, matrices, n];  offsets: int32 [C, matrices, n], what is subtracted from the products
-    residuals: [n, C, D] float32, what rounding has taken away
+    codes: at each checkpoint, for each level one matrix (int8 rows) or two (int4), int8 [limbs * n, width]
+    steps: float32 [C, matrices, limbs * n];  offsets: int32, as `steps`, what is subtracted from the products
+    residuals: [n, C, D] float32, what the last limb has left
     residual_norms: [n, C, levels] float32, of the residuals in each level, rounded up
     """
 
+    limbs: int
     codes: list[list[Tensor]]
     steps: Tensor
     offsets: Tensor
@@ -59,8 +60,27 @@ class RoundedQueries:
     residual_norms: Tensor
 
 
-def round_queries(queries: Tensor, levels: Sequence[int], column_scales: Tensor | None) -> RoundedQueries:
+def round_queries(
+    queries: Tensor, levels: Sequence[int], column_scales: Tensor | None, limbs: int = 1
+) -> RoundedQueries:
     """queries: float32 [n, C, D] of norms about 1;  column_scales: [C, D], of int4 rows at these checkpoints."""
+    rounded: list[RoundedQueries] = []
+    for _ in range(limbs):
+        rounded.append(_rounded_once(rounded[-1].residuals if rounded else queries, levels, column_scales))
+    return RoundedQueries(
+        limbs,
+        [
+            [torch.cat(codes) for codes in zip(*level, strict=True)]
+            for level in zip(*(r.codes for r in rounded), strict=True)
+        ],
+        torch.cat([limb.steps for limb in rounded], dim=2),
+        torch.cat([limb.offsets for limb in rounded], dim=2),
+        rounded[-1].residuals,
+        rounded[-1].residual_norms,
+    )
+
+
+def _rounded_once(queries: Tensor, levels: Sequence[int], column_scales: Tensor | None) -> RoundedQueries:
     exact = queries.double()
     scaled = exact if column_scales is None else exact * column_scales.double()
     codes, steps, restored = [], [], []
@@ -75,6 +95,7 @@ def round_queries(queries: Tensor, levels: Sequence[int], column_scales: Tensor 
     norms = [columns.norm(dim=2) for columns in residuals.split(level_widths(levels), dim=2)]
     offsets = torch.stack([integers.sum(2).T * (0 if column_scales is None else _ZERO) for integers in codes], dim=1)
     return RoundedQueries(
+        1,
         [[matrix[:, position].to(torch.int8) for matrix in codes] for position in range(queries.shape[1])],
         torch.stack([step.T for step in steps], dim=1).float(),
         offsets.to(torch.int32),
@@ -111,7 +132,7 @@ def scan(store: RowStore, queries: RoundedQueries, checkpoints: Sequence[int], m
     Beside what the residuals are off, they are off by the rounding of float32: relative to the sum over checkpoints and
     levels of the norms of query and row multiplied, by less than (levels + checkpoints + 8) 2^-21.
     """
-    estimates = torch.empty(queries.steps.shape[2], store.rows)
+    estimates = torch.empty(queries.steps.shape[2], store.rows)  # [limbs * n, rows]
     store.expect_scan(checkpoints, True)
     try:
         # The shards of every checkpoint hold the same stretches of rows.
@@ -121,39 +142,21 @@ def scan(store: RowStore, queries: RoundedQueries, checkpoints: Sequence[int], m
             _scan_stretch(shards, queries, estimates[:, start : start + first.layout.rows], most_threads)
     finally:
         store.expect_scan(checkpoints, False)
-    return estimates
+    return estimates if queries.limbs == 1 else estimates.unflatten(0, (queries.limbs, -1)).sum(dim=0)
 
 
 def scan_scores(store: RowStore, queries: Tensor, checkpoints: Sequence[int]) -> Tensor:
     """The scores of all rows, [n, rows] float32, right up to the rounding of float32.
 
-    Of each query, what rounding takes away is rounded in turn: three codes of 8 bits hold as much as a float32.
-
     queries: [n, C, D] float32
     """
     exponents = torch.frexp(queries.double().flatten(1).norm(dim=1)).exponent
-    scaled, column_scales = (
-        torch.ldexp(queries.double(), -exponents[:, None, None]).float(),
-        store.column_scales(checkpoints),
-    )
-    rounded: list[RoundedQueries] = []
-    for _ in range(_CODES_PER_FLOAT):
-        rounded.append(round_queries(rounded[-1].residuals if rounded else scaled, store.levels, column_scales))
+    scaled = torch.ldexp(queries.double(), -exponents[:, None, None]).float()
+    rounded = round_queries(scaled, store.levels, store.column_scales(checkpoints), _LIMBS_OF_A_FLOAT)
     count = torch.get_num_threads()
     with threads(1):
-        sums = scan(store, _joined(rounded), checkpoints, count).unflatten(0, (_CODES_PER_FLOAT, -1)).sum(dim=0)
+        sums = scan(store, rounded, checkpoints, count)
     return torch.ldexp(sums, exponents[:, None])
-
-
-def _joined(rounded: Sequence[RoundedQueries]) -> RoundedQueries:
-    codes = [
-        [torch.cat(matrices) for matrices in zip(*at_checkpoint, strict=True)]
-        for at_checkpoint in zip(*(queries.codes for queries in rounded), strict=True)
-    ]
-    steps = torch.cat([queries.steps for queries in rounded], dim=2)
-    offsets = torch.cat([queries.offsets for queries in rounded], dim=2)
-    residuals = torch.cat([queries.residuals for queries in rounded])
-    return RoundedQueries(codes, steps, offsets, residuals, torch.cat([queries.residual_norms for queries in rounded]))
 
 
 def _scan_stretch(shards: Sequence[Shard], queries: RoundedQueries, estimates: Tensor, most_threads: int) -> None:
