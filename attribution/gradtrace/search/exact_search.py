@@ -46,7 +46,6 @@ _SCAN_SHARE = 0.2  # of the rows, that must survive the first level to make a sc
 _SCANNED_TOGETHER = 4  # queries in a pass, from which a scan of rows is so cheap that it need not be tried to prune
 _FIRST_LEVEL_SHARE = 0.2  # of the products of norms that lies in the first level, below which pruning is not tried
 
-_QUERIES_OF_TWO_LIMBS = 2  # up to here, the second costs a scan less than the rows that it need not read again
 
 Route = Literal["prune", "scan"]
 
@@ -221,8 +220,7 @@ class ProgressiveSearcher:
         """All scores, but for what the queries lose when they are rounded to integers."""
         checkpoints = queries[0].checkpoints
         vectors = torch.stack([query.vectors for query in queries])
-        limbs = 2 if len(queries) <= _QUERIES_OF_TWO_LIMBS else 1
-        rounded = round_queries(vectors, self._store.levels, self._store.column_scales(checkpoints), limbs)
+        rounded = round_queries(vectors, self._store.levels, self._store.column_scales(checkpoints))
         sums = scan(self._store, rounded, checkpoints, scan_threads)
         return self._with_slack(queries, sums, rounded.residuals, rounded.residual_norms.numpy(), 0)
 
