@@ -3,6 +3,7 @@ programs in processes of their own, waiting. Small tasks and data are in `tiny`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import shutil
@@ -27,9 +28,12 @@ import digits_task
 import gradtrace
 from gradtrace import Index
 from gradtrace_client import Client
+from gradtrace_client.service_schemas import Job
 from gradtrace_indexer import build_index
 from gradtrace_service.app import create_app
 from gradtrace_service.server import serving
+from gradtrace_service.state import jobs as job_states
+from gradtrace_service.state.database import Database
 
 # The tests' tensors are small: a second thread gains nothing, and on a busy machine the threads wait for each other.
 # `make test-portable` shows that nothing depends on their number.
@@ -130,6 +134,17 @@ def largest_file() -> Iterator[Callable[[int], None]]:
         yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def keep_job(index: Path, job: Job) -> None:
+    """As a service that has this index first keeps it, in the state file beside it."""
+    database = Database(index.with_name(f"{index.name}.state.sqlite"))
+
+    async def write() -> None:
+        await database.write(lambda connection: job_states.keep(connection, str(index.resolve()), job))
+        await database.close()
+
+    asyncio.run(write())
 
 
 @contextmanager

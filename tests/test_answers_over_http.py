@@ -40,6 +40,13 @@ def test_a_contrast_over_http(client: Client, index: Index) -> None:
     pairs = client.pairs(train_rows=[5, 6], query_rows=[0], target=CONTRAST)
     own_pairs = index.pairs([TASK.train[5], TASK.train[6]], [TASK.query[0]], target=CONTRAST)
     np.testing.assert_allclose(pairs.scores, own_pairs, rtol=1e-4, atol=1e-8)
+    contrast = "loss at the label eight minus loss at the label three"
+    assert [query.target for query in pairs.queries] == [contrast]
+    assert [row.target for row in pairs.train] == [None, None]
+    assert groups.results[0].query.target == "loss at the label eight"
+    assert "its loss at the label eight</" in groups._repr_html_()
+    (mean,) = client.groups(query_rows=[0, 4], aggregate="mean").results
+    assert (mean.query.target, mean.query.count) == ("loss", 2)
 
 
 def test_histogram_and_probabilities_over_http(client: Client, index: Index) -> None:

@@ -29,6 +29,7 @@ from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.indexes.jobs import JobRunner
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
+from gradtrace_service.state.database import Database
 
 # Renders at once when it is tried, and when it is let once it is armed.
 SLOW_TASK = """
@@ -239,7 +240,7 @@ def test_the_events_of_a_job_do_not_hold_the_end_up(digits_index: DigitsRun, tmp
     index = Path(shutil.copytree(digits_index.index, tmp_path / "index"))
 
     async def follow_until_the_end() -> list[str]:
-        jobs = JobRunner([Hosted("index", index, digits_index.task)])
+        jobs = JobRunner([Hosted("index", index, digits_index.task)], Database(tmp_path / "state.sqlite"))
         job = await jobs.start(None, roll_back_to=7)
 
         heard, begun = [], asyncio.Event()

@@ -103,6 +103,15 @@ def test_scores_are_products_of_the_query_s_gradient_and_the_recorded_rows(run: 
     np.testing.assert_allclose(own, wanted, atol=1e-2 * np.abs(wanted).max())
 
 
+def test_rows_that_are_removed_take_their_recorded_products_away(run: Run, index: Index) -> None:
+    removed = [3, 17, 200, 399]
+    products = expected(run)
+    effects = index.removal([*removed, 17], QUERIES, method="hydra")
+    changes = [effect.predicted_change for effect in effects]
+    np.testing.assert_allclose(changes, products[:, removed].sum(1), atol=4 * 2e-3 * np.abs(products).max())
+    np.testing.assert_allclose(changes, index.scores(QUERIES, method="hydra")[:, removed].sum(1), rtol=1e-4, atol=1e-7)
+
+
 def test_other_methods_never_sum_over_the_recorded_rows(run: Run, index: Index, tmp_path: Path) -> None:
     entry = index.manifest.basis
     plain = build_index(

@@ -7,14 +7,14 @@ import os
 import resource
 import shutil
 import signal
+import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -28,11 +28,11 @@ from gradtrace_client.service_schemas import Job
 from gradtrace_indexer import build_index
 from gradtrace_indexer.writing.files import sole_writer
 from gradtrace_service.app import create_service
-from gradtrace_service.indexes import job_files
 from gradtrace_service.indexes import jobs as jobs_module
 from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
+from gradtrace_service.state import database as database_module
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_a_full_disk_fails_the_job_and_the_next_one_goes_on(
 ) -> None:
     with Client(url) as client:
         before = client.influence(query_rows=[0]).results
-        largest_file(3000)  # the state of the job fits
+        largest_file(3000)
         last = ended(url, begin(url))
         largest_file(resource.RLIM_INFINITY)
         assert last.state == "failed"
@@ -175,7 +175,9 @@ def test_jobs_whose_process_cannot_be_started_fail_and_are_forgotten_after_some(
     assert {(job.state, "No such file" in str(job.error)) for job in jobs} == {("failed", True)}
     kept = [job.id for job in jobs[1:]]
     wait_until(lambda: [job["id"] for job in httpx.get(f"{url}/jobs").json()["jobs"]] == kept[::-1])
-    wait_until(lambda: {path.stem for path in (run.index / "jobs").iterdir()} == set(kept))
+    with closing(sqlite3.connect(run.index.with_name("index.state.sqlite"))) as state:
+        query = "SELECT id FROM jobs ORDER BY number"
+        wait_until(lambda: [job for (job,) in state.execute(query)] == kept)
 
 
 def test_a_job_waits_for_another_writer(
@@ -188,36 +190,6 @@ def test_a_job_waits_for_another_writer(
         assert Job.model_validate_json(httpx.get(f"{url}/jobs/{job.id}").content).state == "running"
     last = ended(url, job)
     assert (last.state, last.attempts) == ("succeeded", 1), last.error
-
-
-def test_of_jobs_that_seem_to_run_on_one_index_the_latest_is_resumed(run: DigitsRun) -> None:
-    hosted = [Hosted("index", run.index, run.task)]
-    with serving(create_service(hosted, Settings(processes=0))) as url:
-        kept = ended(url, begin(url, roll_back_to=7))
-    path = run.index / "jobs" / f"{kept.id}.json"
-    for number in range(3):
-        later = {"id": f"{number:x}" * 16, "state": "running", "created": kept.created + timedelta(days=number)}
-        path.with_name(f"{later['id']}.json").write_text(kept.model_copy(update=later).model_dump_json())
-    path.unlink()
-    with serving(create_service(hosted, Settings(processes=0))) as url:
-        wait_until(lambda: {job["state"] for job in httpx.get(f"{url}/jobs").json()["jobs"]} == {"failed"})
-        jobs = httpx.get(f"{url}/jobs").json()["jobs"]
-    errors = [job["error"] for job in jobs]
-    assert all(job["ended"] for job in jobs)
-    assert "keeps no generation 7" in errors[0]
-    assert errors[1:] == ["how it ended is unknown"] * 2
-
-
-def test_a_job_that_was_kept_without_its_end_has_one(run: DigitsRun) -> None:
-    hosted = [Hosted("index", run.index, run.task)]
-    with serving(create_service(hosted, Settings(processes=0))) as url:
-        kept = ended(url, begin(url, roll_back_to=7))
-    (path,) = (run.index / "jobs").iterdir()
-    path.write_text(kept.model_copy(update={"ended": None}).model_dump_json())
-    with serving(create_service(hosted, Settings(processes=0))) as url:
-        again = Job.model_validate_json(httpx.get(f"{url}/jobs/{kept.id}").content)
-    assert again.ended is not None
-    assert again.ended.timestamp() == pytest.approx(path.stat().st_mtime)
 
 
 @pytest.mark.parametrize("ending", ["kill -KILL $$", "exit 137"])
@@ -234,6 +206,19 @@ def test_a_job_that_is_killed_again_and_again_says_that_memory_may_lack(
     assert "more memory" in str(last.error)
 
 
+def test_a_job_yields_the_processors_to_answers(
+    run: DigitsRun, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    wanted, program = min(before + 10, 19), tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nuntil test $(nice) = {wanted}; do sleep 0.05; done\necho nice enough >&2\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    last = ended(url, begin(url))
+    assert (last.state, last.error) == ("failed", "nice enough")
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
 def test_a_job_ends_also_where_the_service_fails_on_it(
     run: DigitsRun, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -244,21 +229,14 @@ def test_a_job_ends_also_where_the_service_fails_on_it(
 
 
 def test_a_slow_disk_keeps_nobody_waiting(run: DigitsRun, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, released = job_files.write_file, threading.Event()
-
-    def stuck(*arguments: Any) -> Any:
-        released.wait(120)
-        return write(*arguments)
-
-    monkeypatch.setattr(job_files, "write_file", stuck)
-    with ThreadPoolExecutor(1) as pool:
+    monkeypatch.setattr(database_module, "_WAIT_SECONDS", 120)
+    with closing(sqlite3.connect(run.index.with_name("index.state.sqlite"))) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("BEGIN EXCLUSIVE")
         starting = pool.submit(begin, url)
-        try:
-            wait_until(lambda: len(httpx.get(f"{url}/jobs", timeout=60).json()["jobs"]) == 1)
-            assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200
-            assert not starting.done()  # it is told of once it is kept
-        finally:
-            released.set()
+        wait_until(lambda: len(httpx.get(f"{url}/jobs", timeout=60).json()["jobs"]) == 1)
+        assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200
+        assert not starting.done()  # it is told of once it is kept
+        other.rollback()
         assert ended(url, starting.result()).state == "succeeded"
 
 
@@ -270,15 +248,6 @@ def test_nothing_is_started_while_the_service_ends(run: DigitsRun) -> None:
     assert (refused.status_code, refused.json()["type"]) == (503, "urn:gradtrace:problem:draining")
 
 
-def test_a_service_that_is_started_again_resumes_its_job(run: DigitsRun) -> None:
-    hosted = [Hosted("index", run.index, run.task)]
-    with serving(create_service(hosted, Settings(processes=0))) as url:
-        job = begin(url)
-    with serving(create_service(hosted, Settings(processes=0))) as url:
-        last = ended(url, job)
-        assert (last.state, last.generation) == ("succeeded", 2), last.error
-
-
 def test_several_indexes(run: DigitsRun, digits_index: DigitsRun) -> None:
     hosted = [Hosted("two", run.index, run.task), Hosted("three", digits_index.index, digits_index.task)]
     with serving(create_service(hosted, Settings(processes=0))) as url, Client(url) as client:
@@ -287,23 +256,3 @@ def test_several_indexes(run: DigitsRun, digits_index: DigitsRun) -> None:
         found = client.influence(query_rows=[0], index="three")
         assert len(found.index.checkpoints) == 3
         assert "two, three" in httpx.get(f"{url}/index", params={"index": "four"}).text
-
-
-def test_files_of_others_among_the_jobs_are_left_alone(run: DigitsRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job's number is its file's name, whatever the file says: no path is made of its content."""
-    monkeypatch.setattr(jobs_module, "_KEPT_JOBS", 1)
-    hosted = [Hosted("index", run.index, run.task)]
-    with serving(create_service(hosted, Settings())) as url:
-        kept = ended(url, begin(url, roll_back_to=7))
-    folder, precious = run.index / "jobs", run.index.parent / "precious.json"
-    older = {"id": "../../precious", "created": kept.created - timedelta(days=1)}
-    content = kept.model_copy(update=older).model_dump_json()
-    for path in (precious, folder / "notes.json", folder / f"{'a' * 16}.json"):
-        path.write_text(content)
-    (folder / f"{'b' * 16}.json").symlink_to(precious)
-    os.mkfifo(folder / f"{'c' * 16}.json")
-    with serving(create_service(hosted, Settings())) as url:
-        wait_until(lambda: not (folder / f"{'a' * 16}.json").exists())
-        assert [job["id"] for job in httpx.get(f"{url}/jobs").json()["jobs"]] == [kept.id]
-    assert precious.read_text() == (folder / "notes.json").read_text() == content
-    assert (folder / f"{'b' * 16}.json").is_symlink()

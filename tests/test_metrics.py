@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from conftest import DigitsRun, wait_until
+from conftest import DigitsRun, keep_job, wait_until
 from gradtrace import MissingLibraryError
 from gradtrace_client import AsyncClient, Client, InfluenceAnswer
 from gradtrace_client.schemas import Timing
@@ -148,8 +148,7 @@ def test_jobs_and_published_generations(digits_index: DigitsRun, tmp_path: Path)
     kept = Job(
         id="0123456789abcdef", index="here", operation="update", state="failed", progress=0.5, generation=1, created=now
     )
-    (index / "jobs").mkdir()
-    (index / "jobs" / f"{kept.id}.json").write_text(kept.model_dump_json())
+    keep_job(index, kept)
     hosted = [Hosted("here", index, digits_index.task, [digits_index.checkpoints])]
     with serving(create_service(hosted, Settings(processes=0))) as url:
         wait_ready(url)
@@ -158,8 +157,8 @@ def test_jobs_and_published_generations(digits_index: DigitsRun, tmp_path: Path)
         found = samples(url)
         assert found["gradtrace_index_generation", "here"] == 1
         assert found["gradtrace_index_published_generation", "here"] == 1
-        jobs = {state: found["gradtrace_jobs", state] for state in ("running", "succeeded", "failed")}
-        assert jobs == {"running": 0, "succeeded": 0, "failed": 1}
+        jobs = {state: found["gradtrace_jobs", state] for state in ("running", "succeeded", "failed", "interrupted")}
+        assert jobs == {"running": 0, "succeeded": 0, "failed": 1, "interrupted": 0}
         (index / "manifest.json").unlink()
         assert ("gradtrace_index_published_generation", "here") not in samples(url)
 

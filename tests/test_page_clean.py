@@ -135,10 +135,31 @@ def test_the_prediction_is_suggested_and_a_note_is_shown_as_text(address: str, s
         visit.page.get_by_role("combobox", name="Suggested label").select_option("three")
         wait_until(lambda: client.marks().results[0].label == 3)
         visit.page.get_by_text("suggested label three").first.wait_for()
-        visit.page.get_by_role("button", name="Unsure").click()
+        press(visit, "u")
         wait_until(lambda: kinds(client) == {worst.row: "unsure"})
         assert (client.marks().results[0].label, client.marks().results[0].note) == (3, SCRIPT)
         assert visit.page.evaluate("globalThis.harmed") is None
+
+
+def test_quick_keys_go_on_after_a_field(address: str, shown: Callable[..., Visit]) -> None:
+    """A note ends with Enter; labels that are stepped through by keys end with Escape."""
+    with Client(address) as client:
+        visit = shown(address, "#/clean")
+        first, second, *_ = rows_of(visit, 6)
+        visit.page.get_by_role("textbox", name="Note").fill("faint")
+        press(visit, "Enter", "w")
+        wait_until(lambda: {mark.row: (mark.mark, mark.note) for mark in client.marks().results}[first][0] == "wrong")
+        assert client.marks().results[0].note == "faint"
+        visit.page.get_by_role("heading", name=f"Row {second}").wait_for()
+        field = visit.page.get_by_role("combobox", name="Suggested label")
+        field.select_option("three")
+        wait_until(lambda: second in kinds(client))
+        field.focus()
+        press(visit, "ArrowDown", "ArrowDown")
+        wait_until(lambda: client.marks(rows=[second]).results[0].label == 5)
+        assert field.evaluate("field => field === document.activeElement")
+        press(visit, "Escape", "x")
+        wait_until(lambda: kinds(client) == {first: "wrong", second: "remove"})
 
 
 def test_rows_are_ordered_by_harm_to_a_class_of_wrong_queries(address: str, shown: Callable[..., Visit]) -> None:

@@ -140,6 +140,7 @@ def test_a_killed_service_loses_no_acknowledged_mark_and_the_page_goes_on(
     before = [*kept]
     with program(*words, stderr=subprocess.DEVNULL) as process, Client(url) as client:
         wait_until(lambda: answers(f"{url}/readyz"))
+        visit.page.get_by_text("The service was restarted.").wait_for()
         visit.page.locator(".banner").wait_for(state="detached")
         assert set(before) <= {mark.row for mark in client.marks("wrong").results}
         for row in before:

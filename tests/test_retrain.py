@@ -141,7 +141,7 @@ def test_a_job_retrains_and_keeps_its_result(run: DigitsRun, client: Client) -> 
     assert list(job.result.to_pandas()["row"]) == QUERIES
     assert "without 80 rows" in job._repr_html_()
     assert [listed.result for listed in client.jobs().jobs] == [None]
-    wait_until(lambda: [path.name for path in (run.index / "jobs").iterdir()] == [f"{job.id}.json"])
+    wait_until(lambda: not list((run.index / "jobs").iterdir()))
     with serving(service(run)) as url, Client(url) as again:
         assert again.job(job).result == job.result
 
@@ -232,4 +232,4 @@ def test_a_failing_fit_fails_the_job(run: DigitsRun, client: Client) -> None:
     *_, last = client.follow(client.retrain([1], query_rows=[0]))
     assert last.state == "failed"
     assert "no luck" in str(last.error)
-    wait_until(lambda: [path.name for path in (run.index / "jobs").iterdir()] == [f"{last.id}.json"])
+    wait_until(lambda: not list((run.index / "jobs").iterdir()))

@@ -397,6 +397,9 @@ def test_fast_source_is_source_at_the_averages(tmp_path: Path) -> None:
     expected = formula(index, names, [[0], [1]], [0.1 * 10 + 0.05 * 20, 0.1 / 3 * 30 + 0.025 * 40], 0.0)
     scores = index.scores(ASKED, method="fast-source")
     np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+    changes = [effect.predicted_change for effect in index.removal([0, 3, 7, 3], ASKED, method="fast-source")]
+    wanted = expected[:, [0, 3, 7]].sum(1) / len(ROWS)
+    np.testing.assert_allclose(changes, wanted, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
 
 
 def test_other_methods_pass_over_averages(tmp_path: Path) -> None:

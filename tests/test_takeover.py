@@ -31,7 +31,7 @@ from gradtrace_indexer.task_loading import load_task
 from gradtrace_service.app import create_service
 from gradtrace_service.indexes.catalog import Catalog
 from gradtrace_service.indexes.hosted import Hosted
-from gradtrace_service.indexes.jobs import last_complaint
+from gradtrace_service.indexes.job_commands import last_complaint
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 

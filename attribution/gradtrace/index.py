@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from typing_extensions import Unpack
 
 from gradtrace import methods
@@ -103,9 +104,7 @@ class Index:
                 all rows, and "histogram", that of all these scores, which read the whole index; "probabilities", those
                 of the classes; "clusters", which hits are near-duplicates of which.
 
-        Raises:
-            QueryError: something asked for does not exist.
-            LossError: a query's loss is NaN or infinite.
+        Raises QueryError where something asked for does not exist, and LossError where a query's loss is not finite.
         """
         scoring, allowed = self.scoring(method, **options), self._allowed(filter)
         changed = target or rescore or aggregate or any(value is not None for value in options.values())
@@ -113,8 +112,7 @@ class Index:
         known = methods.METHODS[method]
         answering = Answering(self.contents, known, scoring, k, allowed, rescore, aggregate, include, recall)
         with (stopwatch := Stopwatch())("gradient"):
-            queries = self._resolved(examples, method, target)
-            vectors, losses = scoring.query_vectors(queries)
+            queries, vectors, losses = self._queried(scoring, examples, method, target)
         return answering.answer(queries, vectors, losses, stopwatch)
 
     def scores(
@@ -133,7 +131,7 @@ class Index:
         Raises as `influence`.
         """
         scoring = self.scoring(method, **options)
-        vectors, _ = scoring.query_vectors(self._resolved(examples, method, target))
+        _, vectors, _ = self._queried(scoring, examples, method, target)
         return self._row_ids.spread(scoring.scores(vectors), 0.0 if methods.METHODS[method].signed else -np.inf)
 
     def mean_scores(
@@ -146,8 +144,7 @@ class Index:
     ) -> Scores:
         """The mean over the examples of every training row's scores, for `compare_scores`. Raises as `influence`."""
         scoring, known = self.scoring(method, **options), methods.METHODS[method]
-        queries = self._resolved(examples, method, target)
-        vectors, _ = scoring.query_vectors(queries)
+        queries, vectors, _ = self._queried(scoring, examples, method, target)
         (scores,) = scoring.scores(vectors.mean(0, keepdim=True))
         return Scores(self._row_ids.spread(scores, 0.0), self.present, known.signed, targets_in_words(queries))
 
@@ -175,7 +172,7 @@ class Index:
         """
         scoring = self.scoring(method, **options)
         require_labels(self.task, train_examples)
-        vectors, _ = scoring.query_vectors(self._resolved(queries, method, target))
+        _, vectors, _ = self._queried(scoring, queries, method, target)
         rows = scoring.row_vectors(train_examples)
         scores: NDArray[np.float32] = (vectors.flatten(1) @ rows.flatten(1).T).cpu().numpy()
         return scores
@@ -202,7 +199,7 @@ class Index:
         scoring = self.scoring(method, **options)
         check_aggregate(aggregate)
         groups = RowGroups(self.contents.columns, by, self._allowed(filter))
-        vectors, _ = scoring.query_vectors(self._resolved(examples, method, target))
+        _, vectors, _ = self._queried(scoring, examples, method, target)
         vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
         together = max(1, _SCORES_TOGETHER // scoring.store.rows)
         return [groups.influence(scores) for batch in vectors.split(together) for scores in scoring.scores(batch)]
@@ -255,6 +252,12 @@ class Index:
         known.check_options(options)
         return known.scoring(self.contents, options)
 
+    def targets(
+        self, examples: Sequence[Example], *, method: str = "tracin", target: Target | None = None
+    ) -> list[str]:
+        """What is explained of each example, in words, such as "loss at the predicted label". Raises as `influence`."""
+        return [query.target for query in self._resolved(examples, method, target)]
+
     def try_queries(
         self,
         examples: Sequence[Example],
@@ -265,8 +268,7 @@ class Index:
     ) -> None:
         """Compute the examples' query vectors, to see whether they can be asked about. Raises as `influence`, or
         whatever the task and the model raise for an example that they cannot take."""
-        scoring = self.scoring(method, **options)
-        scoring.query_vectors(self._resolved(examples, method, target))
+        self._queried(self.scoring(method, **options), examples, method, target)
 
     def _allowed(self, row_filter: RowFilter | Mapping[str, Any] | None) -> NDArray[np.bool_] | None:
         """Which stored rows may be found; None: all. [stored rows]"""
@@ -289,6 +291,13 @@ class Index:
         if target not in (None, "loss"):
             raise QueryError(f'unknown target {target!r}; leave it out, or pass "loss" or {{"label": ...}}')
         return target
+
+    def _queried(
+        self, scoring: methods.Scoring, examples: Sequence[Example], method: str, target: Target | None
+    ) -> tuple[list[Query], Tensor, list[float]]:
+        """What is explained of each example, with its vector [queries, blocks, dimensions] and its loss [queries]."""
+        queries = self._resolved(examples, method, target)
+        return queries, *scoring.query_vectors(queries)
 
     def _resolved(self, examples: Sequence[Example], method: str, target: Target | None) -> list[Query]:
         if not len(examples):

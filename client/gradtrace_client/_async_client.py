@@ -317,14 +317,14 @@ class AsyncClient(AsyncBrowseClient, AsyncStateClient):
             take_over_timeout: Seconds that the service may take to open the new generation after the job's end.
 
         Raises:
-            JobFailedError: the job failed.
+            JobFailedError: the job failed, or was interrupted.
             NotTakenOverError: the service still serves an earlier generation.
             NotFoundError: there is no such job.
         """
         with progress_bar(progress) as show:
             async for state in self.follow(job):
                 show(state)
-        if state.state == "failed":
+        if state.state != "succeeded":
             raise JobFailedError(state)
         deadline = time.monotonic() + take_over_timeout
         while not await self._has_taken_over(state):

@@ -24,12 +24,18 @@ class Asked(AnswerSchema):
     count: int = Field(
         default=1, description="Number of queries, if it is a mean; the label is then the one that all share."
     )
+    target: str | None = Field(
+        None, description="The quantity explained, in words, such as `loss`; null: it is a training example."
+    )
 
     def text(self) -> str:
         """What it is, in words."""
         example = "an example" if self.row is None else f"{self.split} row {self.row}"
         example = f"the mean of {self.count} queries" if self.count > 1 else example
         return f"{example}, label {label_text(self.label, self.label_name)}"
+
+    def text_with_target(self) -> str:
+        return self.text() if self.target is None else f"{self.text()}, its {self.target}"
 
 
 class Group(AnswerSchema):
@@ -69,7 +75,7 @@ class GroupsAnswer(ScoresAnswer):
     def _repr_html_(self) -> str:
         heads = (self.by, "rows", "sum", "mean")
         tables = (
-            table_html(f"Influence on {result.query.text()}", heads, map(_group_cells, result.groups))
+            table_html(f"Influence on {result.query.text_with_target()}", heads, map(_group_cells, result.groups))
             for result in self.results
         )
         return "".join(tables) + note_html(self.convention)
@@ -90,7 +96,7 @@ class PairsAnswer(ScoresAnswer):
     def _repr_html_(self) -> str:
         heads = ["query", *(example.text() for example in self.train)]
         lines = [
-            [escape(query.text()), *(f"{score:+.4g}" for score in scores)]
+            [escape(query.text_with_target()), *(f"{score:+.4g}" for score in scores)]
             for query, scores in zip(self.queries, self.scores, strict=True)
         ]
         return table_html("Influence of training examples", heads, lines) + note_html(self.convention)

@@ -46,7 +46,8 @@ class IndexInfo(AnswerSchema):
 
     generation: int
     task: str
-    rows: int
+    rows: int = Field(description="Of the training data; row numbers are below it.")
+    deleted: int = Field(0, description="How many of them no answer names: deleted ones, and those never indexed.")
     checkpoints: list[CheckpointInfo]
     dimensions: int
     basis: str

@@ -35,6 +35,7 @@ class IndexSummary(AnswerSchema):
     generation: int | None
     task: str | None
     rows: int | None
+    deleted: int | None = Field(None, description="As in `GET /index`.")
     loaded: bool | None = Field(description="Whether a worker has it in memory.")
     opening_seconds: float | None = Field(
         None, description="For how long a worker has been opening it, or its new generation; null: none does."
@@ -146,10 +147,14 @@ class Job(AnswerSchema):
     query_rows: list[int] | None = Field(None, description="Of `retrain`, as it was asked for; so `seed`, `method`.")
     seed: int | None = None
     method: str | None = None
-    state: Literal["running", "succeeded", "failed"]
+    who: str | None = Field(None, description="Name of the key that started it.")
+    state: Literal["running", "succeeded", "failed", "interrupted"] = Field(
+        description="`interrupted`: the service ended while it ran, and did not resume it."
+    )
     progress: float = Field(description="Share of the rows computed, or of the trainings done, from 0 to 1.")
     generation: int = Field(description="The index's, when the job started or, once it has ended, when it ended.")
     attempts: int = Field(default=1, description="How often its process was started: a killed job is resumed.")
+    interruptions: int = Field(default=0, description="How often the service ended while it ran, and resumed it.")
     error: str | None = Field(default=None, description="Why it failed, with the remedy.")
     lost_methods: dict[str, str] = Field(
         default_factory=dict,

@@ -173,6 +173,7 @@ class WhoAmI(AnswerSchema):
     scopes: list[str]
     keys_required: bool
     read_only: bool = Field(description="Marks and questions cannot be kept now.")
+    started: datetime = Field(description="When the service was started: another time tells that it was restarted.")
 
 
 class ServiceEvent(AnswerSchema):

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -84,14 +85,14 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
     try:
         if hosted:
             workers[0].open_default()  # so that whoever starts the service learns now what is wrong with it
-        metrics, jobs = Metrics(), JobRunner(hosted)
+        metrics, database = Metrics(), Database(state_file(hosted, settings))
+        jobs = JobRunner(hosted, database)
         engine = Engine(workers, settings, metrics.batch_answered)
         metrics.watch(engine, hosted, jobs)
         by_name = {index.name: index for index in hosted}
         offered = _Offered(
             partial(summaries, hosted, engine), partial(known_name, by_name), list(by_name), RowsOnDisk(hosted)
         )
-        database = Database(state_file(hosted, settings))
         app = _app(engine, settings, metrics, offered, audit, keys, database, jobs)
         app.state.hosted = by_name
         return app
@@ -117,7 +118,7 @@ class _Offered:
 
 
 def state_file(hosted: Sequence[Hosted], settings: Settings) -> Path:
-    """Where marks and questions are kept: beside the first index, unless the settings name a file."""
+    """Where marks, questions and jobs are kept: beside the first index, unless the settings name a file."""
     if settings.state is not None or not hosted:
         return settings.state or Path("gradtrace.state.sqlite")
     index = hosted[0].path.resolve()
@@ -158,26 +159,25 @@ def _app(
         telemetry=None if tracing is None else {"tracer_provider": tracing, "operation_spans": False},
     )
     app.state.engine, app.state.jobs, app.state.ready = engine, jobs, False
+    app.state.started = datetime.now(timezone.utc)
     app.state.background, app.state.streams = Background(engine), OpenStreams()
     app.state.metrics, app.state.tracer_provider, app.state.summaries = metrics, tracing, offered.summaries
     app.state.index_name, app.state.rows_of, app.state.database = offered.index_name, offered.rows_of, database
     app.state.changes = Changes(offered.names, offered.rows_of, database, jobs)
     add_middlewares(app, settings, metrics, keys)
     add_problem_handlers(app)
-    optional = [] if jobs is None else [job_routes.router, generation_routes.router]
-    optional += [] if database is None else [state_routes.router]
-    for router in (
-        query_routes.router,
-        browse_routes.router,
-        *optional,
-        event_routes.router,
-        ops_routes.metrics_router,
-    ):
-        app.include_router(router, **guarded(settings))
-    app.include_router(ops_routes.open_router)
-    app.include_router(docs_page.router)
-    app.include_router(page_routes.router)
+    _add_routes(app, settings, jobs, database)
     return app
+
+
+def _add_routes(app: FastAPI, settings: Settings, jobs: JobRunner | None, database: Database | None) -> None:
+    behind_keys = [query_routes.router, browse_routes.router]
+    behind_keys += [] if jobs is None else [job_routes.router, generation_routes.router]
+    behind_keys += [] if database is None else [state_routes.router]
+    for router in (*behind_keys, event_routes.router, ops_routes.metrics_router):
+        app.include_router(router, **guarded(settings))
+    for router in (ops_routes.open_router, docs_page.router, page_routes.router):
+        app.include_router(router)
 
 
 @asynccontextmanager

@@ -100,8 +100,8 @@ class Settings(BaseSettings):
     )
     state: Path | None = Field(
         None,
-        description="SQLite file of what people keep in the service: marks of training rows, and saved questions. Made "
-        "when it is first written to. Default: INDEX.state.sqlite, beside the directory of the first index.",
+        description="SQLite file of what is kept in the service: marks of training rows, saved questions and jobs. "
+        "Made when it is first written to. Default: INDEX.state.sqlite, beside the directory of the first index.",
     )
     audit_log: Path | None = Field(None, description="File to which each admin call is written, as a line of JSON.")
     max_body_mb: PositiveFloat = Field(16.0, description="Size of a request's body; larger ones are refused with 413.")

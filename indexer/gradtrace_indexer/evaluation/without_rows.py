@@ -129,9 +129,7 @@ def compare_removal(
         before, after = (_measured(index, trainer, training) for training in trainings)
         comparison = _compared(index, trainings, trainer, before, after, predictions)
         write_file(out.parent, out.name, json.dumps(asdict(comparison)).encode())
-        for training in trainings:
-            (directory / _name(trainer, training)).unlink(missing_ok=True)
-        directory.rmdir()
+        _forget(trainer, trainings)
     return comparison
 
 
@@ -179,6 +177,13 @@ def _measured(index: Index, trainer: Trainer, training: Training) -> Measured:
         measured = Measured(trainer.measured(model).tolist(), _correct(index, model, trainer))
         write_file(path.parent, path.name, json.dumps(asdict(measured)).encode())
     return Measured(**json.loads(path.read_text("utf-8")))
+
+
+def _forget(trainer: Trainer, trainings: Sequence[Training]) -> None:
+    """Remove what `_measured` has kept."""
+    for training in trainings:
+        (trainer.directory / _name(trainer, training)).unlink(missing_ok=True)
+    trainer.directory.rmdir()
 
 
 def _name(trainer: Trainer, training: Training) -> str:

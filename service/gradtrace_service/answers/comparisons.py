@@ -73,7 +73,8 @@ def _scored(index: Index, request: CompareRequest, side: Literal["first", "secon
         with named_refusals(index, question, queries):
             examples = [query.example for query in queries]
             scores = index.mean_scores(examples, method=question.method, target=target, **options_of(question))
-    query, head = asked_about(index, queries), documents.head(index, question)
+    query = asked_about(index, queries, scores.target)
+    head = documents.head(index, question)
     described = ComparedSide(**head, query=query, target=scores.target)
     return ScoredSide(described, scores, len(queries), waited_ms, milliseconds_since(started))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel
 
 import gradtrace
@@ -76,6 +77,7 @@ def index_info(index: Index) -> IndexInfo:
         manifest,
         task=manifest.task.name,
         rows=index.rows,
+        deleted=index.rows - int(np.count_nonzero(index.present)),
         dimensions=manifest.basis.dimensions,
         basis=manifest.basis.kind,
         verified=index.verified,

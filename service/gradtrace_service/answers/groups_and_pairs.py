@@ -51,14 +51,18 @@ def groups(index: Index, request: GroupsRequest, waited_ms: float) -> GroupsAnsw
             target=target,
             aggregate=request.aggregate,
         )
+        targets = _targets(index, request, queries)
     asked = [queries] if request.aggregate else [[query] for query in queries]
+    explained = [" and ".join(dict.fromkeys(targets))] if request.aggregate else targets
     classes = index.task if request.by in ("label", "prediction") else None
     return GroupsAnswer(
         **documents.head(index, request),
         by=request.by,
         results=[
-            GroupInfluence(query=asked_about(index, examples), groups=[_group(group, classes) for group in influence])
-            for examples, influence in zip(asked, influences, strict=True)
+            GroupInfluence(
+                query=asked_about(index, examples, words), groups=[_group(group, classes) for group in influence]
+            )
+            for examples, words, influence in zip(asked, explained, influences, strict=True)
         ],
         timing_ms=documents.timing(waited_ms, len(queries), search=milliseconds_since(started)),
     )
@@ -79,13 +83,20 @@ def pairs(index: Index, request: PairsRequest, waited_ms: float) -> PairsAnswer:
             **options_of(request),
             target=target,
         )
+        targets = _targets(index, request, queries)
     return PairsAnswer(
         **documents.head(index, request),
-        queries=[asked_about(index, [query]) for query in queries],
+        queries=[asked_about(index, [query], words) for query, words in zip(queries, targets, strict=True)],
         train=[asked_about(index, [row]) for row in train],
         scores=scores.tolist(),
         timing_ms=documents.timing(waited_ms, len(queries), gradient=milliseconds_since(started)),
     )
+
+
+def _targets(index: Index, request: GroupsRequest | PairsRequest, queries: Sequence[AskedExample]) -> list[str]:
+    """What is explained of each query, in words."""
+    examples = [query.example for query in queries]
+    return index.targets(examples, method=request.method, target=target_of(index, request))
 
 
 def _training_examples(index: Index, request: PairsRequest) -> list[AskedExample]:
@@ -98,12 +109,13 @@ def _training_examples(index: Index, request: PairsRequest) -> list[AskedExample
     return given + row_examples(index, "train", request.train_rows or [])
 
 
-def asked_about(index: Index, examples: Sequence[AskedExample]) -> Asked:
-    """One example, or several whose mean is asked about."""
+def asked_about(index: Index, examples: Sequence[AskedExample], target: str | None = None) -> Asked:
+    """One example, or several whose mean is asked about.  target: what is explained of it, in words"""
     first, labels = examples[0], {index.label(asked.example) for asked in examples}
     label = labels.pop() if len(labels) == 1 else None
     row = first.row if len(examples) == 1 else None
-    return Asked(split=first.split, row=row, label=label, label_name=index.task.label_name(label), count=len(examples))
+    name = index.task.label_name(label)
+    return Asked(split=first.split, row=row, label=label, label_name=name, count=len(examples), target=target)
 
 
 def _group(group: gradtrace.GroupInfluence, classes: Task | None) -> Group:

@@ -39,7 +39,7 @@ def removal(index: Index, request: RemovalRequest, waited_ms: float) -> RemovalA
             target=target,
         )
     results = [
-        documents.document(RemovalEffect, effect, query=asked_about(index, [query]))
+        documents.document(RemovalEffect, effect, query=asked_about(index, [query], effect.target))
         for query, effect in zip(queries, effects, strict=True)
     ]
     head = documents.head(index, request)

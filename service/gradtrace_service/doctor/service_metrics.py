@@ -67,7 +67,8 @@ def generations(samples: Samples) -> Says:
     for name, unavailable in samples.get("gradtrace_index_unavailable", {}).items():
         if unavailable:
             yield "problem", f"{name} cannot be answered from: `gradtrace doctor DIRECTORY` names the damage"
-    failed = samples.get("gradtrace_jobs", {}).get("failed", 0.0)
+    jobs = samples.get("gradtrace_jobs", {})
+    failed = jobs.get("failed", 0.0) + jobs.get("interrupted", 0.0)
     if failed:
         yield "warning", f"{failed:.0f} jobs failed: GET /jobs says why"
 

@@ -8,7 +8,7 @@ import resource
 from collections import OrderedDict
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 import h11
 import psutil
@@ -66,52 +66,6 @@ def _descriptors() -> int:
     return _MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
-def bounded_protocol(most: int) -> type[H11Protocol]:
-    """uvicorn's protocol, of which `most` connections are open at a time. A further one takes the place of the one that
-    has been without a request, or whose client has done nothing, the longest; else it is answered with 503."""
-    by_last_data: OrderedDict[WatchedProtocol, None] = OrderedDict()
-    malformed = _as_sent(problem(400, "bad-request", _MALFORMED, headers={"Connection": "close"}))
-    full = problem(503, "busy", _FULL, headers={"Retry-After": "1", "Connection": "close"})
-
-    class BoundedProtocol(WatchedProtocol):
-        _discarded = 0
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            if len(by_last_data) >= most:
-                _log.warning("%d connections are open, as many as may be", len(by_last_data))
-                idle = next((connection for connection in by_last_data if connection.makes_room()), None)
-                if idle is None:
-                    self.app = full
-                else:
-                    del by_last_data[idle]
-                    idle.transport.abort()  # close would wait until everything is sent
-            by_last_data[self] = None
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            by_last_data.pop(self, None)
-            super().connection_lost(exc)
-
-        def data_received(self, data: bytes) -> None:
-            if self in by_last_data:
-                by_last_data.move_to_end(self)
-            if self.answered and self.conn.their_state is h11.SEND_BODY:
-                self._discarded += len(data)
-            if self._discarded > _DISCARDED_BYTES:
-                self.transport.abort()
-                return
-            super().data_received(data)
-
-        def send_400_response(self, msg: str) -> None:
-            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                self.transport.write(malformed)
-                self.transport.close()
-            else:  # the body is malformed, and its answer has begun
-                self.transport.abort()
-
-    return BoundedProtocol
-
-
 def _as_sent(response: Response) -> bytes:
     head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
     return b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (
@@ -120,3 +74,63 @@ def _as_sent(response: Response) -> bytes:
         head,
         bytes(response.body),
     )
+
+
+class _BoundedProtocol(WatchedProtocol):
+    """uvicorn's protocol, of which `most` connections are open at a time.
+
+    by_last_data: the open ones, that from which data came last at the end
+    """
+
+    most: ClassVar[int]
+    by_last_data: ClassVar[OrderedDict[WatchedProtocol, None]]
+    malformed = _as_sent(problem(400, "bad-request", _MALFORMED, headers={"Connection": "close"}))
+    full = problem(503, "busy", _FULL, headers={"Retry-After": "1", "Connection": "close"})
+    _discarded = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.by_last_data) >= self.most:
+            self._make_room()
+        self.by_last_data[self] = None
+
+    def _make_room(self) -> None:
+        _log.warning("%d connections are open, as many as may be", len(self.by_last_data))
+        idle = next((connection for connection in self.by_last_data if connection.makes_room()), None)
+        if idle is None:
+            self.app = self.full
+        else:
+            del self.by_last_data[idle]
+            idle.transport.abort()  # close would wait until everything is sent
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.by_last_data.pop(self, None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self in self.by_last_data:
+            self.by_last_data.move_to_end(self)
+        if self.answered and self.conn.their_state is h11.SEND_BODY:
+            self._discarded += len(data)
+        if self._discarded > _DISCARDED_BYTES:
+            self.transport.abort()
+            return
+        super().data_received(data)
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.write(self.malformed)
+            self.transport.close()
+        else:  # the body is malformed, and its answer has begun
+            self.transport.abort()
+
+
+def bounded_protocol(limit: int) -> type[H11Protocol]:
+    """uvicorn's protocol, of which `limit` connections are open at a time. A further one takes the place of the one
+    that has been without a request, or whose client has done nothing, the longest; else it is answered with 503."""
+
+    class BoundedProtocol(_BoundedProtocol):
+        most = limit
+        by_last_data: ClassVar[OrderedDict[WatchedProtocol, None]] = OrderedDict()
+
+    return BoundedProtocol

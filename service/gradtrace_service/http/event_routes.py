@@ -29,6 +29,7 @@ async def whoami(request: Request) -> WhoAmI:
         scopes=sorted(scope.value for scope in (Scope if key is None else key.scopes)),
         keys_required=key is not None,
         read_only=database is None or await database.is_read_only(),
+        started=request.app.state.started,
     )
 
 

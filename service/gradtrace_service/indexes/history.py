@@ -37,12 +37,17 @@ def _earlier(directory: Path, number: int, manifest: Manifest | StoreError) -> G
     return _described(manifest, _last_written(directory, manifest) if number == 1 else published, current=False)
 
 
-def _described(manifest: Manifest, published: datetime | None, current: bool) -> Generation:
+def present_rows(manifest: Manifest) -> int:
+    """How many rows answers may name."""
     deleted = 0 if manifest.deleted is None else manifest.deleted.bytes // _ID_BYTES
+    return manifest.rows - deleted
+
+
+def _described(manifest: Manifest, published: datetime | None, current: bool) -> Generation:
     return Generation(
         generation=manifest.generation,
         created=published,
-        rows=manifest.rows - deleted,
+        rows=present_rows(manifest),
         checkpoints=len(manifest.checkpoints),
         current=current,
         reason=manifest.made_by,

@@ -1,8 +1,8 @@
 """Jobs that change an index or retrain its model: each runs a command of the command line in a process of its own.
 
 The commands resume, so a job whose process was killed is started again, and so are the jobs that a killed service left
-behind, when the service is started the next time. Files are read and written on threads: a slow disk must not keep the
-event loop from answering.
+behind, when the service is started the next time: their states are in the state file. Files are read and written on
+threads: a slow disk must not keep the event loop from answering.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
-import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
+from sqlite3 import Connection
 from typing import Any
 
 from gradtrace.errors import GradtraceError, StoreError
@@ -28,20 +28,18 @@ from gradtrace_indexer.generations import kept_generations, lost_methods, read_p
 from gradtrace_indexer.writing.shard_writer import missing_shards
 from gradtrace_service.engine.engine import DrainingError
 from gradtrace_service.engine.work import IndexUnavailableError
-from gradtrace_service.errors import FieldError, NoSuchJobError, OtherJobError
+from gradtrace_service.errors import FieldError, NoSuchJobError, OtherJobError, StateError
 from gradtrace_service.indexes.hosted import Hosted, file_stamp, known_name
+from gradtrace_service.indexes.job_commands import command, killed, last_complaint, signal_of, yield_to_answers
 from gradtrace_service.indexes.job_files import (
     has_result,
-    kept_jobs,
     read_result,
-    remove_job,
     remove_request,
-    result_path,
-    rows_path,
     share_trained,
     write_rows,
-    write_state,
 )
+from gradtrace_service.state import jobs as job_states
+from gradtrace_service.state.database import Database
 
 _ATTEMPTS = 5
 _KEPT_JOBS = 100  # of an index, that have ended; older ones are forgotten
@@ -55,32 +53,44 @@ _log = logging.getLogger(__name__)
 class JobRunner:
     """Starts jobs and follows them. All methods are for the event loop's thread."""
 
-    def __init__(self, hosted: Sequence[Hosted]) -> None:
+    def __init__(self, hosted: Sequence[Hosted], database: Database) -> None:
         self._hosted: Mapping[str, Hosted] = {index.name: index for index in hosted}
-        kept = sorted((job for index in hosted for job in kept_jobs(index)), key=lambda job: job.created)
-        self._jobs = {job.id: job for job in kept}  # then in the order of their starts: clocks may be set back
+        self._database = database
+        self._jobs: dict[str, Job] = {}  # in the order of their starts
         self._running: dict[str | None, asyncio.Task[None]] = {}  # by lane
         self._changed = asyncio.Condition()
         self._starting = asyncio.Lock()
-        self._writer = ThreadPoolExecutor(1, "gradtrace-jobs")  # one: states are written in their order
+        self._remover = ThreadPoolExecutor(1, "gradtrace-jobs")
         self._draining = False
-        for index in hosted:
-            self._forget_old(index.name)
 
     async def resume(self) -> None:
-        """Restart the jobs that were running when the service ended: of each lane the latest; of the others, the end
-        could not be written down."""
+        """Take up the jobs of the state file, and restart those that were running when the service ended: of each lane
+        the latest; of the others, the end could not be written down."""
+        kept = [job for index in self._hosted.values() for job in await self._kept(index)]
+        self._jobs = {job.id: job for job in sorted(kept, key=lambda job: job.created)}
         for job in reversed(list(self._jobs.values())):
             if job.state == "running" and _lane(job.operation, job.index) in self._running:
-                unknown = {"state": "failed", "error": "how it ended is unknown", "ended": _now()}
+                unknown = {"state": "interrupted", "error": "how it ended is unknown", "ended": _now()}
                 await self._keep(job.model_copy(update=unknown))
             elif job.state == "running":
-                await self._start(job)
+                await self._start(job.model_copy(update={"interruptions": job.interruptions + 1}))
+        for index in self._hosted:
+            await self._forget_old(index)
 
-    async def start(self, index: str | None, roll_back_to: int | None = None) -> Job:
+    async def _kept(self, index: Hosted) -> list[Job]:
+        """By the name that the index has now. None, and a line in the log, where the state file cannot be read."""
+        try:
+            jobs = await self._database.read(partial(job_states.kept, directory=_directory(index)))
+        except StateError as error:
+            _log.error("the earlier jobs of %s are not known: %s", index.name, error)
+            return []
+        return [job.model_copy(update={"index": index.name}) for job in jobs]
+
+    async def start(self, index: str | None, roll_back_to: int | None = None, who: str | None = None) -> Job:
         """Start to bring an index up to date, or to roll it back. If that is running already, its job is returned.
 
         index: its name; None: the first
+        who: the name of the caller's key
 
         Raises:
             DrainingError: the service is shutting down.
@@ -89,16 +99,17 @@ class JobRunner:
             OtherJobError: another job is running on it.
         """
         asked = {"operation": "update" if roll_back_to is None else "roll back", "roll_back_to": roll_back_to}
+        asked |= {"who": who}
         return await self._begin(index, "index" if roll_back_to is None else "roll_back_to", asked)
 
-    async def delete_rows(self, index: str | None, rows: Sequence[int]) -> Job:
+    async def delete_rows(self, index: str | None, rows: Sequence[int], who: str | None = None) -> Job:
         """Start to delete rows of an index. Raises as `start`; FieldError also for a row that the index never had."""
-        return await self._begin(index, "rows", {"operation": "delete", "rows": len(rows)}, rows)
+        return await self._begin(index, "rows", {"operation": "delete", "rows": len(rows), "who": who}, rows)
 
-    async def retrain(self, request: RetrainRequest) -> Job:
+    async def retrain(self, request: RetrainRequest, who: str | None = None) -> Job:
         """Start to train without some rows, for comparison. It writes no index, and other jobs run beside it. Raises as
         `start`; OtherJobError while another index's model is retrained, too."""
-        asked = {"operation": "retrain", "rows": len(request.without_rows)}
+        asked = {"operation": "retrain", "rows": len(request.without_rows), "who": who}
         asked |= request.model_dump(include={"query_rows", "seed", "method"})
         return await self._begin(request.index, "without_rows", asked, request.without_rows)
 
@@ -114,7 +125,7 @@ class JobRunner:
                 _check_rows(field, rows, manifest)
                 return await self._new_job(index, manifest.generation, asked, rows)
             running = self._running_in(lane)
-            if rows or any(getattr(running, name) != value for name, value in asked.items()):
+            if rows or any(getattr(running, name) != value for name, value in asked.items() if name != "who"):
                 raise OtherJobError(field, running.id, f"{running.operation} of {running.index}")
             return running
 
@@ -183,7 +194,7 @@ class JobRunner:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        await asyncio.to_thread(self._writer.shutdown)
+        await asyncio.to_thread(self._remover.shutdown)
 
     async def _start(self, job: Job) -> None:
         await self._keep(job)
@@ -195,8 +206,8 @@ class JobRunner:
         finally:
             del self._running[_lane(job.operation, job.index)]
         await self._change(job.id, ended=_now(), **ending)
-        self._writer.submit(remove_request, self._hosted[job.index].path, job.id)
-        self._forget_old(job.index)
+        self._remover.submit(remove_request, self._hosted[job.index].path, job.id)
+        await self._forget_old(job.index)
 
     async def _ending(self, job: Job) -> dict[str, object]:
         """Run the job to its end, and say how it ended."""
@@ -229,10 +240,10 @@ class JobRunner:
             code, error = await self._attempt(job, attempt)
             if code == os.EX_TEMPFAIL:
                 await asyncio.sleep(_LOCKED_SECONDS)
-            elif not _signal(code):
+            elif not signal_of(code):
                 return code, error
             elif attempt == _ATTEMPTS:
-                return code, f"{_killed(code)}, {attempt} times"
+                return code, f"{killed(code)}, {attempt} times"
             else:
                 attempt += 1
 
@@ -240,13 +251,14 @@ class JobRunner:
         """Run the job's process. Returns its exit code, negative for signals, and its last error message."""
         await self._change(job.id, attempts=attempt)
         process = await asyncio.create_subprocess_exec(
-            *self._command(job),
+            *command(job, self._hosted[job.index]),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the service, which ends its jobs itself
         )
         assert process.stderr is not None
+        yield_to_answers(process.pid)
         complaints, before = asyncio.ensure_future(process.stderr.read()), None
         try:
             while not complaints.done():
@@ -263,21 +275,9 @@ class JobRunner:
                     await process.wait()
         complaint = last_complaint(complaints.result().decode(errors="replace"))
         if code:
-            cause = _killed(code) if _signal(code) else complaint
+            cause = killed(code) if signal_of(code) else complaint
             _log.warning("job %s, attempt %d, ended with %d: %s", job.id, attempt, code, cause)
         return code, complaint
-
-    def _command(self, job: Job) -> list[str]:
-        hosted = self._hosted[job.index]
-        program = [sys.executable, "-m", "gradtrace_service"]
-        if job.roll_back_to is not None:
-            return [*program, "rollback", str(hosted.path), str(job.roll_back_to)]
-        if job.operation == "delete":
-            return [*program, "delete", str(hosted.path), "--rows-file", str(rows_path(hosted.path, job.id))]
-        if job.operation == "retrain":
-            return [*program, *_retrain_words(job, hosted)]
-        moved = [] if hosted.checkpoints is None else ["--checkpoints", str(hosted.checkpoints[-1])]
-        return [*program, "update", str(hosted.path), "--task", hosted.task, "--device", hosted.device, *moved]
 
     async def _update_progress(self, job: str, before: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
         """before: as returned by the last call, None at first"""
@@ -299,30 +299,31 @@ class JobRunner:
         async with self._changed:
             self._changed.notify_all()
 
-    def _forget_old(self, index: str) -> None:
+    async def _forget_old(self, index: str) -> None:
         ended = [job for job in self._jobs.values() if job.index == index and job.state != "running"]
         for job in ended[:-_KEPT_JOBS]:
             del self._jobs[job.id]
-            self._writer.submit(remove_job, self._hosted[index].path, job.id)
+            await self._write(partial(job_states.forget, job=job.id))
 
     async def _keep(self, job: Job) -> None:
         self._jobs[job.id] = job
-        await asyncio.get_running_loop().run_in_executor(self._writer, write_state, self._hosted[job.index].path, job)
+        await self._write(partial(job_states.keep, directory=_directory(self._hosted[job.index]), job=job))
+
+    async def _write(self, change: Callable[[Connection], None]) -> None:
+        """Where the state file fails, the jobs themselves go on."""
+        try:
+            await self._database.write(change)
+        except StateError as error:
+            _log.error("the states of jobs could not be kept: %s", error)
+
+
+def _directory(index: Hosted) -> str:
+    return str(index.path.resolve())
 
 
 def _lane(operation: str, index: str) -> str | None:
     """Jobs of one lane run one at a time: those that write an index, and all that retrain."""
     return None if operation == "retrain" else index
-
-
-def _retrain_words(job: Job, hosted: Hosted) -> list[str]:
-    """Of the command line."""
-    files = ["--without-rows", str(rows_path(hosted.path, job.id)), "--out", str(result_path(hosted.path, job.id))]
-    moved = [word for path in hosted.checkpoints or () for word in ("--checkpoints", str(path))]
-    chosen = [] if job.query_rows is None else ["--query-rows", ",".join(map(str, job.query_rows))]
-    chosen += [] if job.method is None else ["--method", job.method]
-    options = ["--task", hosted.task, "--device", hosted.device, "--seed", str(job.seed or 0)]
-    return ["retrain", str(hosted.path), *options, *files, *chosen, *moved]
 
 
 def _check_rows(field: str, rows: Sequence[int], manifest: Manifest) -> None:
@@ -341,28 +342,6 @@ def _share_done(path: Path) -> float | None:
             missing = sum(task.stop - task.start for task in missing_shards(pending))
             return round(1 - missing / max(1, pending.rows * len(pending.checkpoints)), 3)
     return None
-
-
-def _signal(code: int) -> int:
-    """The signal that ended a process with this exit code, as Python or a shell tells it; 0: it ended by itself."""
-    return -code if code < 0 else max(0, code - 128)
-
-
-def _killed(code: int) -> str:
-    number = _signal(code)
-    if number == signal.SIGKILL:
-        return (
-            "its process was killed, perhaps by the system for lack of memory: give the machine or container more "
-            "memory and start the job again, it resumes"
-        )
-    return f"signal {number} ({signal.strsignal(number)}) ended its process"
-
-
-def last_complaint(stderr: str) -> str:
-    """The error that a command ends with, which may have several lines; without one, the last line."""
-    lines = stderr.strip().splitlines() or [""]
-    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-    return "\n".join(lines[errors[-1] :]).removeprefix("error: ") if errors else lines[-1]
 
 
 def _lost_methods(path: Path, generation: int) -> dict[str, str]:

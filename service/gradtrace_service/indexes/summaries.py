@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from gradtrace.store.manifest import Manifest
 from gradtrace_client.service_schemas import IndexSummary
 from gradtrace_service.engine.engine import Engine
+from gradtrace_service.indexes.history import present_rows
 from gradtrace_service.indexes.hosted import Hosted
 
 Summaries = Callable[[], list[IndexSummary]]
@@ -33,4 +34,5 @@ def summary(
     if manifest is None:
         return IndexSummary(generation=None, task=None, rows=None, **known)
     task = manifest.task
-    return IndexSummary(generation=manifest.generation, task=task.name, rows=task.train_rows, **known)
+    deleted = task.train_rows - present_rows(manifest)
+    return IndexSummary(generation=manifest.generation, task=task.name, rows=task.train_rows, deleted=deleted, **known)

@@ -1,1 +1,1 @@
-"""What people keep in the service, in an SQLite file: marks of training rows, and saved questions. Without HTTP."""
+"""What the service keeps in an SQLite file: marks of training rows, saved questions, and jobs. Without HTTP."""

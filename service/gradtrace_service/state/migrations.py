@@ -55,7 +55,14 @@ _QUESTIONS = (
         time TEXT NOT NULL
     )""",
 )
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_MARKS, _QUESTIONS)
+_JOBS = (
+    """CREATE TABLE jobs (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE, directory TEXT NOT NULL, job TEXT NOT NULL
+    )""",
+    "CREATE INDEX jobs_by_directory ON jobs (directory, number)",
+)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_MARKS, _QUESTIONS, _JOBS)
 
 
 def migrate(connection: sqlite3.Connection) -> None:

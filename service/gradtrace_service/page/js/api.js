@@ -4,12 +4,14 @@ import { apiKey, askToSignIn } from "./session.js";
 
 /**
  * @typedef {import("./address.js").Parameters} Parameters
- * @typedef {{query?: Parameters, body?: unknown, accept?: string, signal?: AbortSignal}} Options
+ * @typedef {{query?: Parameters, body?: unknown, accept?: string, signal?: AbortSignal, quiet?: boolean}} Options
+ *   quiet: whether nobody is told that it waits
  * @typedef {{field: string, detail: string}} FieldProblem
  */
 
 const PATIENCE_MS = 120_000;
 const LONGEST_WAIT_MS = 8_000;
+const RESTART_MS = 30_000; // what takes longer is perhaps no restart
 
 /** A refusal of the service, from its problem document (RFC 9457), or what else went wrong on the way. */
 export class Problem extends Error {
@@ -30,6 +32,12 @@ export class Problem extends Error {
 
 /** Set while a request waits for the service: why. */
 export const patience = signal(/** @type {null | {reason: string}} */ (null));
+
+/** Grows when the service answers again after it could not be reached. */
+export const returned = signal(0);
+
+/** When the service was first missed; null: it answered last. @type {number | null} */
+let missedSince = null;
 
 /** Raised by the button that gives up waiting. */
 let impatience = new AbortController();
@@ -67,9 +75,10 @@ async function request(method, path, options, repeatable) {
 /**
  * Server-sent events until the signal. EventSource cannot send a key.
  * @param {string} path @param {(event: {event: string, data: any}) => void} receive @param {AbortSignal} abort
+ * @param {boolean} [quiet] as of the options
  */
-async function events(path, receive, abort) {
-  const response = await answered("GET", path, { signal: abort }, true);
+async function events(path, receive, abort, quiet = false) {
+  const response = await answered("GET", path, { signal: abort, quiet }, true);
   const reader = response.body?.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
@@ -110,7 +119,7 @@ async function answered(method, path, options, repeatable) {
       if (response?.status === 401 && (await askToSignIn(apiKey.peek() ? problem.message : ""))) continue;
       const wait = waitOf(problem, response, attempt, repeatable);
       if (wait === null || performance.now() - started > PATIENCE_MS) throw problem;
-      waitBegins(mark, problem);
+      if (!options.quiet) waitBegins(mark, problem);
       await pause(wait, options.signal);
     }
   } finally {
@@ -125,15 +134,25 @@ async function tried(method, path, { query, body, accept, signal: abort }) {
   if (accept !== undefined) headers.set("Accept", accept);
   try {
     const init = { method, headers, body: body === undefined ? null : JSON.stringify(body), signal: abort ?? null };
-    return { response: await fetch(target(path, query), init) };
+    const response = await fetch(target(path, query), init);
+    if (response.status !== 502) hasReturned(); // else it is a proxy that misses it
+    return { response };
   } catch (error) {
     if (abort?.aborted) throw error;
-    return {
-      failure: new Problem("The service cannot be reached. It may be restarting; is it running?", {
-        kind: "unreachable",
-      }),
-    };
+    return { failure: new Problem(missingText(), { kind: "unreachable" }) };
   }
+}
+
+function hasReturned() {
+  if (missedSince !== null) returned.value += 1;
+  missedSince = null;
+}
+
+function missingText() {
+  missedSince ??= performance.now();
+  const ms = performance.now() - missedSince;
+  if (ms < RESTART_MS) return "The service cannot be reached. It may be restarting; is it running?";
+  return `The service has not been reached for ${Math.round(ms / 1_000)} seconds. Is it running?`;
 }
 
 /** @param {string} path @param {Parameters} [query] */

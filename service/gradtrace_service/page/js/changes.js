@@ -41,12 +41,15 @@ export function concerns({ index }) {
 async function follow() {
   const mine = new AbortController();
   stream = mine;
+  let quiet = false; // once somebody does not want to wait for it
   for (let missed = false; !mine.signal.aborted; missed = true) {
     try {
       if (missed) tell(null);
-      await api.events("events", ({ data }) => tell(data), mine.signal);
+      await api.events("events", ({ data }) => tell(data), mine.signal, quiet);
+      quiet = false;
     } catch (problem) {
       if (problem instanceof Problem && [401, 403, 404].includes(problem.status)) return; // no such stream for us
+      quiet = problem instanceof Problem && (problem.kind === "stopped" || (quiet && problem.kind === "unreachable"));
     }
     await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
   }

@@ -42,6 +42,9 @@ export function labelText(label, name) {
 /** @param {number} n @param {string} one @param {string} [many] */
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 
+/** How many rows of an index answer. @param {{rows: number, deleted?: number}} index */
+export const present = ({ rows, deleted = 0 }) => rows - deleted;
+
 /** @param {string} text */
 const minus = (text) => text.replace("-", "−");
 

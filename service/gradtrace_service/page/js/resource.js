@@ -16,8 +16,9 @@ import { useCallback, useEffect, useState } from "./lib.js";
  */
 export function useResource(key, load, { keep = true } = {}) {
   const [state, setState] = useState(
-    /** @type {{key: string | null, data: T | null, problem: Error | null}} */ ({
+    /** @type {{key: string | null, turn: number, data: T | null, problem: Error | null}} */ ({
       key: null,
+      turn: 0,
       data: null,
       problem: null,
     }),
@@ -27,14 +28,15 @@ export function useResource(key, load, { keep = true } = {}) {
     if (key === null) return;
     const abort = new AbortController();
     load(abort.signal).then(
-      (data) => !abort.signal.aborted && setState({ key, data, problem: null }),
+      (data) => !abort.signal.aborted && setState({ key, turn, data, problem: null }),
       (problem) =>
-        !abort.signal.aborted && setState((last) => ({ key, data: last.key === key ? last.data : null, problem })),
+        !abort.signal.aborted &&
+        setState((last) => ({ key, turn, data: last.key === key ? last.data : null, problem })),
     );
     return () => abort.abort();
   }, [key, turn]);
   const reload = useCallback(() => setTurn((last) => last + 1), []);
-  const current = state.key === key;
-  const data = key !== null && (current || keep) ? state.data : null;
+  const current = state.key === key && state.turn === turn;
+  const data = key !== null && (state.key === key || keep) ? state.data : null;
   return { data, problem: current ? state.problem : null, busy: key !== null && !current, reload };
 }

@@ -37,6 +37,13 @@ async function loadSurroundings() {
   else if (apiKey.peek()) who.value = { ...who.value, keys_required: true };
 }
 
+/** Whether the service is another process than when the page asked last. */
+export async function wasRestarted() {
+  const { started } = who.peek();
+  who.value = await api.get("whoami", { quiet: true });
+  return started !== undefined && started !== who.peek().started;
+}
+
 /** For requests: which index. @returns {{index?: string}} */
 export function chosenIndex() {
   return indexName.value === null ? {} : { index: indexName.value };

@@ -29,6 +29,7 @@ export type IndexInfo = {
   generation: number;
   task: string;
   rows: number;
+  deleted?: number;
   checkpoints: Checkpoint[];
   dimensions: number;
   basis: string;
@@ -51,10 +52,17 @@ export type IndexSummary = {
   generation: number | null;
   task: string | null;
   rows: number | null;
+  deleted?: number | null;
   loaded: boolean | null;
   opening_seconds: number | null;
 };
-export type Who = { name: string | null; scopes: string[]; keys_required: boolean; read_only: boolean };
+export type Who = {
+  name: string | null;
+  scopes: string[];
+  keys_required: boolean;
+  read_only: boolean;
+  started?: string;
+};
 
 export type Judged = {
   label: number | null;
@@ -176,10 +184,12 @@ export type Job = {
   operation: string;
   roll_back_to: number | null;
   rows?: number | null;
-  state: "running" | "succeeded" | "failed";
+  who?: string | null;
+  state: "running" | "succeeded" | "failed" | "interrupted";
   progress: number;
   generation: number;
   attempts: number;
+  interruptions?: number;
   error: string | null;
   lost_methods: Record<string, string>;
   created: string;

@@ -1,10 +1,10 @@
 // What every view stands in: the header, the banner of a busy service, dialogs and toasts.
 
 import { address, go, link } from "../address.js";
-import { patience, stopWaiting } from "../api.js";
-import { html, useEffect, useErrorBoundary, useRef } from "../lib.js";
+import { patience, returned, stopWaiting } from "../api.js";
+import { html, useEffect, useErrorBoundary, useRef, useState } from "../lib.js";
 import { useResource } from "../resource.js";
-import { indexes, indexName, loadDetails, mayI, turn, who } from "../service.js";
+import { indexes, indexName, loadDetails, mayI, turn, wasRestarted, who } from "../service.js";
 import { apiKey, askToSignIn, signOut } from "../session.js";
 import { switchTheme, theme } from "../theme.js";
 import { VIEWS } from "../views.js";
@@ -12,6 +12,8 @@ import { Icon } from "./icons.js";
 import { SignIn } from "./sign-in.js";
 import { Empty, Failed, Skeleton } from "./states.js";
 import { Toasts } from "./toast.js";
+
+const TOLD_MS = 8_000; // of a restart
 
 export function Shell() {
   const { view } = address.value;
@@ -88,9 +90,35 @@ function ThemeSwitch() {
 }
 
 function Patience() {
+  const restarted = useRestarted();
   return html`<div role="status" aria-live="polite">${
-    patience.value &&
-    html`<div class="banner"><span class="spinner" aria-hidden="true"></span><span>Waiting for the service: ${patience.value.reason}</span>
+    patience.value
+      ? html`<div class="banner"><span class="spinner" aria-hidden="true"></span><span>Waiting for the service: ${patience.value.reason}</span>
       <button type="button" class="button" onClick=${stopWaiting}>Stop</button></div>`
+      : restarted && html`<div class="banner good">The service was restarted. It answers again.</div>`
   }</div>`;
+}
+
+/** Whether the service was restarted, for a while after it came back. */
+function useRestarted() {
+  const [restarted, setRestarted] = useState(false);
+  useEffect(() => {
+    if (!returned.value) return;
+    let timer = 0;
+    let gone = false;
+    wasRestarted().then(
+      (yes) => {
+        if (gone) return;
+        setRestarted(yes);
+        timer = setTimeout(setRestarted, TOLD_MS, false);
+      },
+      () => {}, // it is missed again
+    );
+    return () => {
+      gone = true;
+      clearTimeout(timer);
+      setRestarted(false);
+    };
+  }, [returned.value]);
+  return restarted;
 }

@@ -17,13 +17,15 @@ export function Empty({ title, children, icon = "empty", page = false }) {
 /** @param {{problem: Error, retry?: () => void, title?: string, page?: boolean}} props page: it is all of the page */
 export function Failed({ problem, retry, title, page = false }) {
   const named = problem instanceof Problem ? problem : new Problem(String(problem));
+  const fields = named.errors.filter(({ detail }) => !named.message.includes(detail)); // of one field, it is the message
+  const again = named.status !== 400 && named.status !== 422; // else the answer would be the same
   return html`<div class="state" role="alert">
     <${Icon} name="alert" class="picture" />
     <${page ? "h1" : "h2"}>${title ?? titleOf(named)}<//>
     <p>${named.message}</p>
-    ${named.errors.length > 0 && html`<ul>${named.errors.map((error) => html`<li><code>${error.field}</code> ${error.detail}</li>`)}</ul>`}
+    ${fields.length > 0 && html`<ul>${fields.map((error) => html`<li><code>${error.field}</code> ${error.detail}</li>`)}</ul>`}
     ${named.requestId && html`<p class="small">Request ${named.requestId}, by which the service's log names it.</p>`}
-    ${retry && html`<button type="button" class="button" onClick=${retry}>Try again</button>`}
+    ${retry && again && html`<button type="button" class="button" onClick=${retry}>Try again</button>`}
   </div>`;
 }
 

@@ -28,11 +28,11 @@ export function Answer({ params, details }) {
   const shown = answer.busy ? " stale" : "";
   const words = title(params, result, details);
   return html`<div class="title"><h1>${words}</h1><${Neighbours} params=${params} details=${details} />
-      <div class="row ask-again"><${Keep} params=${params} source=${source} title=${words} />
+      <div class="row ask-again">${!answer.problem && html`<${Keep} params=${params} source=${source} title=${words} />`}
         <a class="button" href=${link("ask", params)}>Choose another</a></div></div>
     <div class="beside answer">
       <aside class="rail stack" aria-label="The question">
-        <${QueryCard} params=${params} details=${details} source=${source} query=${result?.query ?? null} />
+        <${QueryCard} params=${params} details=${details} source=${source} query=${result?.query ?? null} failed=${answer.problem !== null} />
         <div class="panel"><${Options} params=${params} details=${details} /></div>
       </aside>
       <div class="stack${shown}" aria-busy=${answer.busy}>

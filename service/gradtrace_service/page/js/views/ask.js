@@ -2,7 +2,7 @@
 import { changed, link } from "../address.js";
 import { PAGE } from "../components/virtual.js";
 import { askAhead, listOf } from "../examples.js";
-import { count } from "../format.js";
+import { count, present } from "../format.js";
 import { html } from "../lib.js";
 import { Own } from "./ask/own.js";
 import { Picker } from "./ask/picker.js";
@@ -20,7 +20,7 @@ export function Ask({ params, details }) {
   const from = params.get("from") ?? (details.query_rows ? "query" : "train");
   const tabs = [
     ...(details.query_rows ? [["query", "Query set", count(details.query_rows)]] : []),
-    ["train", "Training set", count(details.rows)],
+    ["train", "Training set", count(present(details))],
     ["own", "Your own", ""],
     ["saved", "Saved", ""],
   ];

@@ -18,8 +18,12 @@ import { useResource } from "../../resource.js";
 const MOST_BARS = 6;
 const MOST_PICTURES = 24;
 
-/** @param {{params: URLSearchParams, details: IndexDetails, source: import("../../question.js").Source, query: QueryInfo | null}} props */
-export function QueryCard({ params, details, source, query }) {
+/**
+ * @param {{params: URLSearchParams, details: IndexDetails, source: import("../../question.js").Source, query: QueryInfo | null,
+ *   failed: boolean}} props failed: there will be no answer, so that nobody waits for what only it knows
+ */
+export function QueryCard({ params, details, source, query, failed }) {
+  if (!query && failed) return html`<${Unanswered} source=${source} />`;
   if (!query) return html`<div class="panel"><${Skeleton} height="12rem" label="Loading the query" /></div>`;
   const alone = query.count === 1;
   return html`<section class="panel stack query-card" aria-label="The query">
@@ -33,6 +37,39 @@ export function QueryCard({ params, details, source, query }) {
     ${query.probabilities && html`<${Probabilities} params=${params} probabilities=${query.probabilities} />`}
     ${alone && details.input && details.input.kind !== "other" && html`<${Edit} query=${query} />`}
   </section>`;
+}
+
+/** The rows that were asked about, as the data set has them; nothing where it has none such. @param {{source: import("../../question.js").Source}} props */
+function Unanswered({ source }) {
+  if ("example" in source) return null;
+  const split = "query_rows" in source ? "query" : "train";
+  const rows = "query_rows" in source ? source.query_rows : source.train_rows;
+  const list = useRows(split, rows.slice(0, MOST_PICTURES));
+  const [row] = list.data?.results ?? [];
+  if (!row) return null;
+  return html`<section class="panel stack query-card" aria-label="The query">
+    ${
+      rows.length === 1
+        ? html`<div class=${`query-example ${kindOf(row.example)}`}><${Example} example=${row.example} alt="the query" lines=${14} /></div>
+      <dl class="facts"><div><dt>Label</dt><dd><${Label} label=${row.label} name=${row.label_name} /></dd></div></dl>`
+        : html`<h2>${plural(rows.length, "row")}</h2><${Pictures} rows=${list.data?.results ?? []} />`
+    }
+  </section>`;
+}
+
+/** @param {import("../../wire.js").Split} split @param {number[]} rows */
+function useRows(split, rows) {
+  return useResource(JSON.stringify([split, rows]), (signal) =>
+    examples(split, { labels: [], rows }, 0, rows.length, signal),
+  );
+}
+
+/** @param {{rows: import("../../wire.js").Example[]}} props */
+function Pictures({ rows }) {
+  return html`<ul class="slice-rows">${rows.map(
+    (row) =>
+      html`<li class=${kindOf(row.example)}><${Example} example=${row.example} alt=${`row ${row.row}`} lines=${1} most=${2} /></li>`,
+  )}</ul>`;
 }
 
 /** @param {{params: URLSearchParams, probabilities: import("../../wire.js").Probability[]}} props */
@@ -52,14 +89,9 @@ function Probabilities({ params, probabilities }) {
 function Slice({ source, query }) {
   const split = "query_rows" in source ? "query" : "train";
   const rows = (query.rows ?? []).slice(0, MOST_PICTURES);
-  const list = useResource(JSON.stringify([split, rows]), (signal) =>
-    examples(split, { labels: [], rows }, 0, rows.length, signal),
-  );
+  const list = useRows(split, rows);
   return html`<h2>The mean of ${plural(query.count, "row")}</h2>
-    <ul class="slice-rows">${(list.data?.results ?? []).map(
-      (row) =>
-        html`<li class=${kindOf(row.example)}><${Example} example=${row.example} alt=${`row ${row.row}`} lines=${1} most=${2} /></li>`,
-    )}</ul>${query.count > rows.length && html`<p class="small soft">and ${query.count - rows.length} more</p>`}`;
+    <${Pictures} rows=${list.data?.results ?? []} />${query.count > rows.length && html`<p class="small soft">and ${query.count - rows.length} more</p>`}`;
 }
 
 /** Begin a question of one's own with this example. @param {{query: QueryInfo}} props */

@@ -7,7 +7,7 @@ import { Label } from "../../components/label.js";
 import { Empty, Failed, Notice } from "../../components/states.js";
 import { VirtualList } from "../../components/virtual.js";
 import { examples, example as fetchExample, listOf } from "../../examples.js";
-import { count, labelText, plural } from "../../format.js";
+import { count, labelText, plural, present } from "../../format.js";
 import { html, useEffect, useRef, useState } from "../../lib.js";
 import { MOST_QUERIES } from "../../question.js";
 import { useResource } from "../../resource.js";
@@ -88,7 +88,7 @@ function useKind(split, details) {
 /** @param {PickerProps & {kind: string | null, total: number | null}} props */
 function Filters({ params, details, split, kind, total }) {
   const names = details.class_names;
-  const words = split === "query" ? details.query_rows : details.rows;
+  const words = split === "query" ? details.query_rows : present(details);
   return html`<search class="filters">
     ${kind !== "image" && html`<${Words} params=${params} />`}
     ${names && html`<${ClassChoice} name="Class" names=${names} chosen=${params.getAll("class").map(Number)} choose=${(/** @type {number[]} */ next) => change({ class: next })} />`}

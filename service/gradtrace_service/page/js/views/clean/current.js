@@ -7,7 +7,7 @@ import { Label } from "../../components/label.js";
 import { Notice } from "../../components/states.js";
 import { example } from "../../examples.js";
 import { count, labelText, measured } from "../../format.js";
-import { html } from "../../lib.js";
+import { html, useRef } from "../../lib.js";
 import { canUndo, conflicts, forget, KINDS, marks, unmark } from "../../marks.js";
 import { useResource } from "../../resource.js";
 import { chosenIndex, who } from "../../service.js";
@@ -21,9 +21,10 @@ import { rankingOf } from "./ranking.js";
  */
 
 /**
- * @param {import("../../views.js").ViewProps & {candidate: Candidate, at: number, length: number, acts: Acts}} props
+ * @param {import("../../views.js").ViewProps & {candidate: Candidate, total: number, acts: Acts}} props
+ *   total: rows of the order in which the candidate has its rank
  */
-export function Current({ candidate, at, length, params, details, acts }) {
+export function Current({ candidate, total, params, details, acts }) {
   const { row } = candidate;
   const shown = useResource(JSON.stringify([row, chosenIndex(), details.generation]), (signal) =>
     example("train", row, signal),
@@ -33,7 +34,7 @@ export function Current({ candidate, at, length, params, details, acts }) {
   return html`<aside class="clean-current" aria-label="The row that is looked at"><div class="panel stack tight">
     <div class="clean-example"><${Example} example=${shown.data?.example ?? null} alt=${`training row ${row}`} lines=${12} /></div>
     <div class="stack tight clean-facts">
-      <h2 class="row"><span>Row ${count(row)}</span><span class="small soft number">${count(at + 1)} of ${count(length)}</span></h2>
+      <h2 class="row"><span>Row ${count(row)}</span><span class="small soft number">${count(candidate.rank)} of ${count(total)}</span></h2>
       <p class="row"><${Label} label=${candidate.label} name=${candidate.label_name} />
         ${candidate.prediction !== null && html`<span class="soft">predicted</span> <${Label} label=${candidate.prediction} name=${candidate.prediction_name} />`}</p>
       <p class="small soft number">${[...new Set([rankingOf(params).score(candidate), `loss ${measured(candidate.loss)}`])].join(" · ")}</p>
@@ -65,22 +66,49 @@ function Buttons({ mark, acts, keys }) {
   )}</div>`;
 }
 
+/** For quick keys, which a field would take as its own. */
+function focusRow() {
+  /** @type {HTMLElement | null} */
+  const row = document.querySelector('.clean-review [aria-current="true"]');
+  if (row) row.focus({ preventScroll: true });
+  else if (document.activeElement instanceof HTMLElement) document.activeElement.blur(); // it was scrolled away
+}
+
 /** Suggested label and note. @param {{candidate: Candidate, mark: import("../../marks.js").Mark | undefined, details: import("../../wire.js").IndexDetails, acts: Acts}} props */
 function More({ candidate, mark, details, acts }) {
   const suggested = mark?.label ?? (candidate.prediction !== candidate.label ? candidate.prediction : null);
   const value = suggested === null ? "" : String(suggested);
   const readOnly = who.value.read_only;
+  const steps = useRef(false); // through the labels, by keys of which each chooses one
   /** @param {string} label */
   const suggest = (label) =>
     acts.judge(mark?.mark ?? "wrong", { candidate, label: label === "" ? null : Number(label), stay: true });
+  /** @param {string} label */
+  const choose = (label) => {
+    suggest(label);
+    if (!steps.current) focusRow();
+  };
+  /** @param {KeyboardEvent} event */
+  const press = (event) => {
+    const { key, altKey, target } = event;
+    const chooses = target instanceof HTMLSelectElement;
+    if (key === (chooses ? "Escape" : "Enter") && !event.isComposing) {
+      event.preventDefault();
+      focusRow();
+    }
+    steps.current = chooses && !altKey && ![" ", "Enter", "Escape"].includes(key); // these open the list of labels
+  };
   /** @param {string} note */
   const keep = (note) =>
     acts.judge(mark?.mark ?? "unsure", { candidate, label: mark?.label ?? null, note, stay: true });
   const names = details.class_names;
-  return html`<details class="fold" open=${matchMedia("(min-width: 60rem)").matches}><summary>Label and note</summary><div class="clean-more">
+  return html`<details class="fold" open=${matchMedia("(min-width: 60rem)").matches}><summary>Label and note</summary><div class="clean-more"
+    onKeyDown=${press} onPointerDown=${() => {
+      steps.current = false;
+    }}>
     ${
       names
-        ? html`<${Choice} name="Suggested label" value=${value} choose=${suggest}
+        ? html`<${Choice} name="Suggested label" value=${value} choose=${choose}
           options=${[["", "none"], ...names.map((name, label) => [String(label), labelText(label, name)])]} />`
         : html`<${Entry} name="Suggested label" type="number" step="any" value=${value} disabled=${readOnly} commit=${suggest} />`
     }

@@ -11,7 +11,7 @@ export function Order({ params, details }) {
   const offered = RANKINGS.filter((ranking) => ranking.by !== "harm" || details.query_rows > 0);
   return html`<div class="stack tight"><nav class="tabs" aria-label="Which rows come first">${offered.map(
     (ranking) => html`<a class="tab" aria-current=${ranking.by === by ? "page" : null}
-      href=${link("clean", changed({ by: ranking.by === "self" ? null : ranking.by, row: null }))}>${ranking.title}</a>`,
+      href=${link("clean", changed({ by: ranking.by === "self" ? null : ranking.by, row: null, offset: null }))}>${ranking.title}</a>`,
   )}</nav><p class="small soft">${words}</p></div>`;
 }
 
@@ -20,7 +20,7 @@ export function Filters({ params, details }) {
   const { by } = rankingOf(params);
   const names = details.class_names;
   /** @param {string} name @returns {(value: number[] | string | boolean) => void} */
-  const set = (name) => (value) => change({ [name]: value, row: null });
+  const set = (name) => (value) => change({ [name]: value, row: null, ...(name !== "show" && { offset: null }) });
   const classes = (/** @type {string} */ name) => params.getAll(name).map(Number);
   const methods = details.methods.map((name) => /** @type {[string, string]} */ ([name, name]));
   return html`<search class="clean-filters">

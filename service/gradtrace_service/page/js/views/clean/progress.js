@@ -5,8 +5,8 @@ import { KINDS, marks } from "../../marks.js";
 
 const GOAL = 200; // rows at a time: a person's hour
 
-/** @param {{list: import("./ranking.js").Candidate[], total: number}} props */
-export function Progress({ list, total }) {
+/** @param {{list: import("./ranking.js").Candidate[], listed: number}} props list: those that the filters leave of the listed */
+export function Progress({ list, listed }) {
   const kinds = list.map(({ row }) => marks.value.get(row)?.mark);
   let goal = Math.min(GOAL, list.length);
   while (goal < list.length && kinds.slice(0, goal).every(Boolean)) goal = Math.min(goal + GOAL, list.length);
@@ -17,7 +17,7 @@ export function Progress({ list, total }) {
     <div class="clean-bar" role="progressbar" aria-label=${words} aria-valuemin="0" aria-valuemax=${goal} aria-valuenow=${looked}>
       ${KINDS.map(({ kind }) => html`<i class=${`mark-${kind}`} style=${{ width: `${(100 * first.filter((mark) => mark === kind).length) / Math.max(goal, 1)}%` }}></i>`)}
     </div>
-    <p class="small soft"><strong>${words}</strong>${list.length < total ? `; listed are ${count(list.length)} of ${count(total)}` : ""}.
+    <p class="small soft"><strong>${words}</strong>${list.length < listed ? `; ${count(list.length)} of ${plural(listed, "row")} are like this` : ""}.
       ${" "}${KINDS.map(({ kind, title }) => `${title} ${count(kinds.filter((mark) => mark === kind).length)}`).join(" · ")}</p>
   </div>`;
 }

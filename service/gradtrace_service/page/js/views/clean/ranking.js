@@ -1,14 +1,15 @@
 // Which training rows to look at first, and why.
+import { numberIn } from "../../address.js";
 import { api } from "../../api.js";
-import { measured, plural, signed } from "../../format.js";
+import { count, measured, plural, signed } from "../../format.js";
 import { MOST_QUERIES } from "../../question.js";
 import { useResource } from "../../resource.js";
 import { chosenIndex, turn } from "../../service.js";
 
 /**
  * @typedef {import("../../wire.js").Judged & {row: number, score: number | null, rank: number}} Candidate
- * @typedef {{candidates: Candidate[], total: number, note: string, queries?: number[]}} Ranking
- *   total: of the rows that the list is the beginning of.  queries: rows of the query set that are harmed
+ * @typedef {{candidates: Candidate[], offset: number, total: number, note: string, queries?: number[]}} Ranking
+ *   offset: rows that come before the listed ones.  total: rows in all.  queries: rows of the query set that are harmed
  * @typedef {"self" | "harm" | "disagree"} By
  */
 
@@ -37,7 +38,7 @@ export const RANKINGS = [
 const PAGE = 1_000;
 const PATIENCE_MS = 30_000; // then those that are known by then
 const AGAIN_MS = 1_000;
-const MOST = 2_000; // rows of a list: who has looked at them asks again without them
+export const LISTED = 2_000; // rows at a time
 
 /** @param {URLSearchParams} params */
 export function rankingOf(params) {
@@ -53,32 +54,34 @@ export function useRanking(params, details) {
     slice: params.getAll("slice").map(Number),
     method: params.get("method"),
     classes: details.class_names !== null,
+    offset: Math.max(Math.round(numberIn(params, "offset", 0)), 0),
   };
   const key = JSON.stringify([asked, chosenIndex(), details.generation, turn.value]);
   const load = { self: bySelfInfluence, harm: byHarm, disagree: byDisagreement }[asked.by];
   return useResource(key, (signal) => load(asked, signal), { keep: false });
 }
 
-/** @typedef {{labels: number[], slice: number[], method: string | null, classes: boolean}} Asked */
+/** @typedef {{labels: number[], slice: number[], method: string | null, classes: boolean, offset: number}} Asked */
 
 /** @param {Asked} asked @param {AbortSignal} signal @returns {Promise<Ranking>} */
-async function bySelfInfluence({ labels, method }, signal) {
-  const { rows, total } = await paged(async (offset) => {
+async function bySelfInfluence({ labels, method, offset }, signal) {
+  const { rows, total } = await paged(offset, async (offset) => {
     const query = { ...chosenIndex(), k: PAGE, offset, labels, method, examples: "false" };
     /** @type {import("../../wire.js").SelfInfluenceAnswer} */
     const page = await api.get("self-influence", { query, signal });
     return { rows: page.results, total: page.rows_total };
   });
-  return { candidates: ranked(rows), total, note: "" };
+  return { candidates: ranked(rows, offset), offset, total, note: "" };
 }
 
 /** @param {Asked} asked @param {AbortSignal} signal @returns {Promise<Ranking>} */
-async function byDisagreement({ labels, classes }, signal) {
-  const { rows, total } = await paged(async (offset) => {
+async function byDisagreement({ labels, classes, offset }, signal) {
+  const { rows, total } = await paged(offset, async (offset) => {
     const page = await highestLoss("train", { labels, k: PAGE, offset, ...(classes && { correct: "false" }) }, signal);
     return { rows: page.results, total: page.rows_total };
   });
-  return { candidates: ranked(rows.map((row) => ({ ...row, score: row.loss }))), total, note: "" };
+  const scored = rows.map((row) => ({ ...row, score: row.loss }));
+  return { candidates: ranked(scored, offset), offset, total, note: "" };
 }
 
 /** @param {Asked} asked @param {AbortSignal} signal @returns {Promise<Ranking>} */
@@ -92,7 +95,7 @@ async function byHarm({ labels, slice, method, classes }, signal) {
   if (!page.rows_total) page = await highestLoss("query", list, signal);
   const queries = page.results.map(({ row }) => row);
   if (!queries.length)
-    return { candidates: [], total: 0, note: page.note ?? "The query set has no such row.", queries };
+    return { candidates: [], offset: 0, total: 0, note: page.note ?? "The query set has no such row.", queries };
   const body = {
     ...chosenIndex(),
     query_rows: queries,
@@ -108,8 +111,11 @@ async function byHarm({ labels, slice, method, classes }, signal) {
   const few = queries.length < page.rows_total ? `, of ${plural(page.rows_total, "such row")}` : "";
   const what = wrong ? "query rows that are predicted wrongly" : "query rows with the highest loss";
   const none = classes && !wrong && !page.pending ? " None is predicted wrongly." : "";
-  const note = `Mean over ${plural(queries.length, what.replace("rows", "row"), what)}${few}.${none}${page.note ? ` So far: ${page.note}.` : ""}`;
-  return { candidates: ranked(hits), total: answer.results[0]?.rows_searched ?? hits.length, note, queries };
+  const total = answer.results[0]?.rows_searched ?? hits.length;
+  const first =
+    hits.length < total ? ` Listed are the ${count(hits.length)} of ${plural(total, "row")} that harm most.` : "";
+  const note = `Mean over ${plural(queries.length, what.replace("rows", "row"), what)}${few}.${none}${page.note ? ` So far: ${page.note}.` : ""}${first}`;
+  return { candidates: ranked(hits, 0), offset: 0, total: hits.length, note, queries };
 }
 
 /** @param {"train" | "query"} split @param {import("../../address.js").Parameters} list @param {AbortSignal} signal @returns {Promise<import("../../wire.js").ExampleList>} */
@@ -133,23 +139,28 @@ async function onceKnown(load, signal) {
   }
 }
 
-/** @template T @param {(offset: number) => Promise<{rows: T[], total: number}>} load */
-async function paged(load) {
-  const first = await load(0);
-  const { total } = first;
-  const rows = [...first.rows];
-  while (rows.length < Math.min(total, MOST)) {
-    const { rows: more } = await load(rows.length);
+/**
+ * As many rows as are listed at a time.
+ * @template T @param {number} start @param {(offset: number) => Promise<{rows: T[], total: number}>} load
+ */
+async function paged(start, load) {
+  const { rows, total } = await load(start);
+  const all = [...rows];
+  while (all.length < Math.min(total - start, LISTED)) {
+    const { rows: more } = await load(start + all.length);
     if (!more.length) break;
-    rows.push(...more);
+    all.push(...more);
   }
-  return { rows, total };
+  return { rows: all, total };
 }
 
-/** @param {(import("../../wire.js").Judged & {row: number, score: number | null})[]} rows @returns {Candidate[]} */
-function ranked(rows) {
+/**
+ * @param {(import("../../wire.js").Judged & {row: number, score: number | null})[]} rows
+ * @param {number} offset rows that come before them @returns {Candidate[]}
+ */
+function ranked(rows, offset) {
   return rows.map(({ row, score, label, label_name, prediction, prediction_name, loss, correct }, at) => ({
-    ...{ row, score, label, label_name, prediction, prediction_name, loss, rank: at + 1 },
+    ...{ row, score, label, label_name, prediction, prediction_name, loss, rank: offset + at + 1 },
     correct: correct ?? null,
   }));
 }

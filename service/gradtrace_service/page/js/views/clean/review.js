@@ -1,5 +1,6 @@
 // Rows one after another: a list, the row that is looked at, and what it is marked as.
 import { address, change, numberIn } from "../../address.js";
+import { Pager } from "../../components/pager.js";
 import { Empty, Failed, Notice, Skeleton } from "../../components/states.js";
 import { plural } from "../../format.js";
 import { html, useEffect, useMemo, useRef, useState } from "../../lib.js";
@@ -9,7 +10,7 @@ import { Current } from "./current.js";
 import { Filters, Order } from "./filters.js";
 import { CandidateList } from "./list.js";
 import { Progress } from "./progress.js";
-import { useRanking } from "./ranking.js";
+import { LISTED, useRanking } from "./ranking.js";
 
 /** @typedef {import("./ranking.js").Candidate} Candidate */
 
@@ -31,19 +32,43 @@ export function Review({ params, details }) {
         ? html`<div class="panel"><${Failed} problem=${ranking.problem} retry=${ranking.reload} /></div>`
         : !ranking.data || !list
           ? html`<${Skeleton} lines=${5} height="5rem" label="Ordering the rows" />`
-          : html`<${Progress} list=${list} total=${ranking.data.total} />
+          : html`<${Progress} list=${list} listed=${ranking.data.candidates.length} />
+            <${Pages} ranking=${ranking.data} />
             ${hidden > 0 && html`<${Notice}>${plural(hidden, "row")} of this list ${hidden === 1 ? "has" : "have"} another mark by now. <button type="button" class="button" onClick=${refresh}>List again</button><//>`}
             ${
               list.length
                 ? html`<div class="clean-review">
-                <section aria-label="Rows to look at"><${CandidateList} list=${list} at=${at} details=${details} /></section>
-                <${Current} candidate=${list[at]} at=${at} length=${list.length} params=${params} details=${details} acts=${acts} />
+                <section class="stack" aria-label="Rows to look at"><${CandidateList} list=${list} at=${at} details=${details} /><${Further} ranking=${ranking.data} /></section>
+                <${Current} candidate=${list[at]} total=${ranking.data.total} params=${params} details=${details} acts=${acts} />
               </div>`
-                : html`<${Empty} title="No row is like this" icon="search"><button type="button" class="button"
-                onClick=${() => change({ show: null, class: null, wrong: null, slice: null, row: null })}>Show all rows</button><//>`
+                : html`<${Empty} title=${isPart(ranking.data) ? "None of these rows is like this" : "No row is like this"} icon="search"><button type="button" class="button"
+                onClick=${() => change({ show: null, class: null, wrong: null, slice: null, row: null, offset: null })}>Show all rows</button><//>`
             }`
     }
   </div>`;
+}
+
+/** @param {import("./ranking.js").Ranking} ranking */
+const isPart = ({ offset, candidates, total }) => offset > 0 || offset + candidates.length < total;
+
+/** @param {number} offset */
+const show = (offset) => change({ offset: offset || null, row: null });
+
+/** Which rows of the whole order are listed. @param {{ranking: import("./ranking.js").Ranking}} props */
+function Pages({ ranking }) {
+  if (!isPart(ranking)) return null;
+  return html`<${Pager} offset=${ranking.offset} size=${LISTED} total=${ranking.total} show=${show} />`;
+}
+
+/** At the end of the list: the way on. @param {{ranking: import("./ranking.js").Ranking}} props */
+function Further({ ranking: { offset, candidates, total } }) {
+  const next = offset + candidates.length;
+  if (next >= total) return null;
+  const further = () => {
+    show(next);
+    scrollTo(0, 0);
+  };
+  return html`<div><button type="button" class="button" onClick=${further}>The next ${plural(Math.min(LISTED, total - next), "row")}</button></div>`;
 }
 
 /**

@@ -1,6 +1,6 @@
 // All indexes of the service.
 import { link } from "../../address.js";
-import { count } from "../../format.js";
+import { count, present } from "../../format.js";
 import { html } from "../../lib.js";
 import { indexes } from "../../service.js";
 
@@ -13,11 +13,12 @@ export function Indexes() {
         name,
         task,
         rows,
+        deleted,
         generation,
         loaded,
         opening_seconds: opening,
       }) => html`<tr><th scope="row"><a href=${link("operate", { index: name })}>${name ?? "the only one"}</a></th>
-        <td>${task ?? "–"}</td><td class="number">${rows === null ? "–" : count(rows)}</td><td class="number">${generation === null ? "–" : count(generation)}</td>
+        <td>${task ?? "–"}</td><td class="number">${rows === null ? "–" : `${count(present({ rows, deleted: deleted ?? 0 }))}${deleted ? ` (and ${count(deleted)} deleted)` : ""}`}</td><td class="number">${generation === null ? "–" : count(generation)}</td>
         <td>${opening !== null ? `opening, ${Math.round(opening)} s` : generation === null ? html`<span class="tag danger">not readable</span>` : loaded ? "in memory" : "on disk"}</td></tr>`,
     )}</tbody></table></div></section>`;
 }

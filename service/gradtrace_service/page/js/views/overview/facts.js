@@ -1,5 +1,5 @@
 // What an index is.
-import { count, plural } from "../../format.js";
+import { count, plural, present } from "../../format.js";
 import { html } from "../../lib.js";
 
 /** @param {{details: import("../../wire.js").IndexDetails}} props */
@@ -7,7 +7,7 @@ export function Facts({ details }) {
   const runs = new Set(details.checkpoints.map(({ run }) => run)).size;
   const weights = details.checkpoints.filter(({ kind }) => kind === "weights");
   const facts = [
-    ["Training rows", count(details.rows)],
+    ["Training rows", `${count(present(details))}${details.deleted ? `, and ${count(details.deleted)} deleted` : ""}`],
     ["Query rows", count(details.query_rows)],
     [
       "Checkpoints",
