@@ -127,18 +127,24 @@ def run(*words: str) -> str:
     return done.stdout
 
 
-# They start services or kill processes for tens of seconds; what they measure has tests of its own.
+# They start services, train or kill processes for tens of seconds; what they measure has tests of its own.
 LONG = {
+    "checkpoint_selection",
     "damage",
     "hostile",
     "kill_operations",
+    "kill_resume",
+    "latency",
     "load",
+    "memory",
+    "messages",
     "models",
     "neighbours",
     "overhead",
     "restarts",
     "searchers",
     "soak",
+    "updates",
 }
 
 
