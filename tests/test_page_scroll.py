@@ -13,6 +13,7 @@ from torch import nn
 import tiny
 from conftest import serving_when_ready
 from gradtrace.tasks import TabularRegression
+from gradtrace_client import Client
 from gradtrace_service.app import create_app
 from page_browser import Visit, started
 
@@ -112,6 +113,24 @@ def test_while_it_is_scrolled_each_page_is_fetched_once(browser: Any, url: str) 
     assert len(taken) == len(set(taken))
     assert rows.seen() <= set(taken) <= set(range(max(seen) + 1))
     rows.page.locator(".virtual .skeleton").first.wait_for(state="detached")
+
+
+def test_all_rows_are_reachable_in_their_order_of_influence(browser: Any, url: str) -> None:
+    with Client(url) as client:
+        later = client.self_influence(offset=2_000, k=1).results[0].row
+        last = client.self_influence(offset=ROWS - 1, k=1).results[0].row
+    visit = Visit(browser, url, "#/clean")
+    visit.page.get_by_text("1–2,000 of 100,000").wait_for()  # noqa: RUF001
+    visit.page.get_by_role("button", name="Next page").click()
+    visit.page.get_by_role("heading", name=f"Row {later:,} 2,001 of 100,000").wait_for()
+    visit.page.get_by_role("button", name="The next 2,000 rows").click()
+    visit.page.get_by_text("4,001–6,000 of 100,000").wait_for()  # noqa: RUF001
+    visit.go(f"#/clean?offset={ROWS - 1}")
+    visit.page.get_by_role("heading", name=f"Row {last:,} 100,000 of 100,000").wait_for()
+    assert visit.page.get_by_role("button", name="Next page").is_disabled()
+    visit.page.get_by_role("link", name="Highest loss").click()
+    visit.page.get_by_text("1–2,000 of 100,000").wait_for()  # noqa: RUF001
+    assert not visit.complaints
 
 
 def test_keys_lead_to_the_end_and_back(browser: Any, url: str) -> None:

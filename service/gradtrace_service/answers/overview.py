@@ -16,7 +16,7 @@ from gradtrace_service.engine.work import each_alone
 
 _MOST_LABELS = 1_000
 _BINS = 40
-_NARROWEST = 1e-6  # the lowest edge above zero, relative to the largest loss
+_NARROWEST = 1e-6  # the lowest edge above zero, relative to the largest loss: what is below is one bin
 
 Floats = NDArray[np.float64]
 
@@ -67,14 +67,20 @@ def _losses(contents: IndexContents, means: Floats) -> list[CheckpointLoss]:
 
 
 def _histogram(losses: Floats) -> LossHistogram | None:
-    """Most losses are small: where none is negative, each bin is wider than the one before by the same factor."""
+    """Most losses are small: where none is negative, each bin is wider than the one before by the same factor, from
+    the smallest loss on."""
     losses = losses[np.isfinite(losses)]
     if not len(losses):
         return None
     bins: int | Floats = _BINS
     if losses.min() >= 0 and losses.max() > 0:
         largest = float(losses.max())
-        bins = np.concatenate([[0.0], np.geomspace(_NARROWEST * largest, largest, _BINS)])
+        smallest, lowest = float(losses.min()), _NARROWEST * largest
+        if not lowest <= smallest < largest:
+            bins = np.concatenate([[0.0], np.geomspace(lowest, largest, _BINS)])
+        else:
+            bins = np.geomspace(smallest, largest, _BINS + 1)
+            bins[0] = smallest
         bins[-1] = largest  # rounding may leave it below
     counts, edges = np.histogram(losses, bins)
     return LossHistogram(edges=edges.tolist(), counts=counts.tolist())

@@ -45,6 +45,9 @@ export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one
 /** How many rows of an index answer. @param {{rows: number, deleted?: number}} index */
 export const present = ({ rows, deleted = 0 }) => rows - deleted;
 
+/** What begins as a clause, as a sentence. @param {string} text */
+export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
 /** @param {string} text */
 const minus = (text) => text.replace("-", "−");
 

@@ -56,7 +56,8 @@ export function useMarks() {
 }
 
 let timer = 0;
-function later() {
+/** Read the marks again, soon. */
+export function later() {
   clearTimeout(timer);
   timer = setTimeout(() => reload(new AbortController().signal), TOGETHER_MS);
 }

@@ -14,20 +14,26 @@ export function kindOf(example) {
   return typeof example?.error === "string" ? "error" : "none";
 }
 
+/** Whether the task renders it: else it has only numbers. @param {Payload | null | undefined} example */
+export const isRendered = (example) => Boolean(example && Object.keys(example).length);
+
 /**
- * @param {{example: Payload | null | undefined, alt?: string, lines?: number, mark?: Set<string>, most?: number}} props
- *   lines: of text, further ones are cut.  mark: words, in lower case, that are marked.  most: features shown
+ * @param {{example: Payload | null | undefined, alt?: string, lines?: number, mark?: Set<string>, most?: number, otherwise?: any}} props
+ *   lines: of text, further ones are cut.  mark: words, in lower case, that are marked.  most: features shown.  otherwise: where
+ *   the task does not render it
  */
-export function Example({ example, alt = "example", lines, mark, most }) {
+export function Example({ example, alt = "example", lines, mark, most, otherwise = null }) {
   const kind = kindOf(example);
   if (kind === "image") return html`<${Picture} source=${example?.image} alt=${alt} />`;
   if (kind === "text") return html`<${Text} text=${example?.text} lines=${lines} mark=${mark} />`;
   if (kind === "features") return html`<${Features} features=${example?.features} most=${most} />`;
   if (kind === "error") return html`<p class="small soft">This row cannot be shown: ${example?.error}</p>`;
-  if (!example || !Object.keys(example).length)
-    return html`<p class="small soft">No picture: the task has no render.</p>`;
+  if (!isRendered(example)) return otherwise;
   return html`<${Text} text=${JSON.stringify(example)} lines=${lines} />`;
 }
+
+/** Said once in a view. */
+export const notRendered = html`<p class="small soft">The task defines no <code>render</code>: rows have only their numbers.</p>`;
 
 /** @param {{source: string, alt: string}} props */
 function Picture({ source, alt }) {

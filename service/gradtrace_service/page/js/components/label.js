@@ -4,8 +4,9 @@ import { html } from "../lib.js";
 
 const GOLDEN_ANGLE = 137.508; // neighbouring classes get distant hues
 
-/** @param {{label: number | null | undefined, name?: string | null | undefined}} props */
+/** Nothing where there is no label. @param {{label: number | null | undefined, name?: string | null | undefined}} props */
 export function Label({ label, name }) {
+  if ((label === null || label === undefined) && !name) return null;
   const text = labelText(label, name);
   const valued = !name; // a number to be predicted, most likely
   const hue = (Number(label ?? 0) * GOLDEN_ANGLE + 250) % 360;

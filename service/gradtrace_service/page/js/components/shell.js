@@ -44,6 +44,7 @@ function Content({ view, details }) {
   if (!details.data) return html`<${Skeleton} lines=${6} height="3rem" label="Loading the index" />`;
   if (view.scope && !mayI(view.scope)) {
     return html`<${Empty} title=${`${view.title} needs a key of scope ${view.scope}`} icon="alert" page>
+      <p>${who.value.name ? `The key ${who.value.name}` : "Your key"} is for ${who.value.scopes.join(" and ") || "nothing"}. Generations, jobs and metrics are for those who keep the service running.</p>
       <button type="button" class="button" onClick=${() => askToSignIn("")}>Use another key</button><//>`;
   }
   return html`<${view.component} key=${view.name} params=${address.value.params} details=${details.data} />`;

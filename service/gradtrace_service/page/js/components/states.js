@@ -1,5 +1,6 @@
 // What is shown where there is no data: not yet, none, or something went wrong.
 import { Problem } from "../api.js";
+import { sentence } from "../format.js";
 import { html } from "../lib.js";
 import { Icon } from "./icons.js";
 
@@ -14,18 +15,19 @@ export function Empty({ title, children, icon = "empty", page = false }) {
   return html`<div class="state"><${Icon} name=${icon} class="picture" /><${page ? "h1" : "h2"}>${title}<//>${children}</div>`;
 }
 
-/** @param {{problem: Error, retry?: () => void, title?: string, page?: boolean}} props page: it is all of the page */
-export function Failed({ problem, retry, title, page = false }) {
+/** @param {{problem: Error, retry?: () => void, title?: string, page?: boolean, children?: any}} props page: it is all of the page.  children: other ways on */
+export function Failed({ problem, retry, title, page = false, children }) {
   const named = problem instanceof Problem ? problem : new Problem(String(problem));
   const fields = named.errors.filter(({ detail }) => !named.message.includes(detail)); // of one field, it is the message
   const again = named.status !== 400 && named.status !== 422; // else the answer would be the same
   return html`<div class="state" role="alert">
     <${Icon} name="alert" class="picture" />
     <${page ? "h1" : "h2"}>${title ?? titleOf(named)}<//>
-    <p>${named.message}</p>
+    <p>${sentence(named.message)}</p>
     ${fields.length > 0 && html`<ul>${fields.map((error) => html`<li><code>${error.field}</code> ${error.detail}</li>`)}</ul>`}
     ${named.requestId && html`<p class="small">Request ${named.requestId}, by which the service's log names it.</p>`}
     ${retry && again && html`<button type="button" class="button" onClick=${retry}>Try again</button>`}
+    ${children}
   </div>`;
 }
 

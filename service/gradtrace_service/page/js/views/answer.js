@@ -1,7 +1,7 @@
 // Answer: the training rows that pushed the model towards what it does on the query, and those that pushed against it.
 import { link } from "../address.js";
 import { Empty, Failed, Notice, Skeleton } from "../components/states.js";
-import { labelText } from "../format.js";
+import { labelText, sentence } from "../format.js";
 import { html } from "../lib.js";
 import { sourceOf, sourceText } from "../question.js";
 import { useAnswer } from "./answer/asking.js";
@@ -67,7 +67,7 @@ function Found({ answer, result, more, params, details, source }) {
   };
   const ordered = answer.method !== "repsim";
   const aim = towards(params, result.query, details);
-  return html`${result.note && html`<${Notice}>${result.note}<//>`}
+  return html`${result.note && html`<${Notice}>${sentence(result.note)}<//>`}
     <div class="overview"><${Landscape} result=${result} distribution=${more?.distribution ?? null} />
       ${details.class_names && html`<${Groups} params=${params} source=${source} details=${details} />`}</div>
     <${Meaning} answer=${answer} result=${result} />
@@ -85,7 +85,7 @@ function Waiting() {
 /** @param {URLSearchParams} params @param {import("../wire.js").Influence | undefined} result @param {import("../wire.js").IndexDetails} details */
 function title(params, result, details) {
   const what = sourceText(params);
-  const named = what.charAt(0).toUpperCase() + what.slice(1);
+  const named = sentence(what);
   if (!result) return named;
   const { query } = result;
   if (params.has("target") && params.get("target") !== "loss")

@@ -1,6 +1,6 @@
 // What was asked about: the example, what the model makes of it, and what is explained.
 import { change, changed, go, link, rowsIn } from "../../address.js";
-import { Example, kindOf } from "../../components/example.js";
+import { Example, kindOf, notRendered } from "../../components/example.js";
 import { Icon } from "../../components/icons.js";
 import { Label } from "../../components/label.js";
 import { Skeleton } from "../../components/states.js";
@@ -27,9 +27,9 @@ export function QueryCard({ params, details, source, query, failed }) {
   if (!query) return html`<div class="panel"><${Skeleton} height="12rem" label="Loading the query" /></div>`;
   const alone = query.count === 1;
   return html`<section class="panel stack query-card" aria-label="The query">
-    ${alone ? html`<div class=${`query-example ${kindOf(query.example)}`}><${Example} example=${query.example} alt="the query" lines=${14} /></div>` : html`<${Slice} source=${source} query=${query} />`}
+    ${alone ? html`<div class=${`query-example ${kindOf(query.example)}`}><${Example} example=${query.example} alt="the query" lines=${14} otherwise=${notRendered} /></div>` : html`<${Slice} source=${source} query=${query} />`}
     <dl class="facts">
-      <div><dt>Label</dt><dd>${query.label === null && !alone ? "several" : html`<${Label} label=${query.label} name=${query.label_name} />`}</dd></div>
+      ${(query.label !== null || !alone) && html`<div><dt>Label</dt><dd>${query.label === null ? "several" : html`<${Label} label=${query.label} name=${query.label_name} />`}</dd></div>`}
       ${query.prediction !== null && html`<div><dt>Predicted</dt><dd><${Label} label=${query.prediction} name=${query.prediction_name} /></dd></div>`}
       ${query.loss !== null && html`<div><dt>${alone ? "Loss" : "Mean loss"}</dt><dd class="number">${measured(query.loss)}</dd></div>`}
       <div><dt>Explained</dt><dd>${query.target}</dd></div>
@@ -51,7 +51,7 @@ function Unanswered({ source }) {
     ${
       rows.length === 1
         ? html`<div class=${`query-example ${kindOf(row.example)}`}><${Example} example=${row.example} alt="the query" lines=${14} /></div>
-      <dl class="facts"><div><dt>Label</dt><dd><${Label} label=${row.label} name=${row.label_name} /></dd></div></dl>`
+      ${row.label !== null && html`<dl class="facts"><div><dt>Label</dt><dd><${Label} label=${row.label} name=${row.label_name} /></dd></div></dl>`}`
         : html`<h2>${plural(rows.length, "row")}</h2><${Pictures} rows=${list.data?.results ?? []} />`
     }
   </section>`;

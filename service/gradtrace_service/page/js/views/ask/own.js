@@ -19,8 +19,8 @@ export function Own({ params, details }) {
   const [example, give] = useState(/** @type {Payload | null} */ (unlabelled(before)));
   const [label, setLabel] = useState(before?.label === undefined ? "" : String(before.label));
   if (details.input === null) {
-    return html`<${Empty} title="This task reads no examples">
-      <p>Its task defines no <code>parse</code>. Choose from the query or the training set instead.</p><//>`;
+    return html`<${Empty} title="This task takes no examples of your own">
+      <p>It defines no <code>parse</code>, which would read them. Choose a row of its data instead.</p><//>`;
   }
   /** @param {Event} event */
   const submit = (event) => {

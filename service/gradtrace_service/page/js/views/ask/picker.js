@@ -1,13 +1,13 @@
 // The rows of a data set, to choose one from by a click, or several for their mean.
 import { change, changed, link, rowsIn } from "../../address.js";
-import { Example, featureText, kindOf } from "../../components/example.js";
+import { Example, featureText, kindOf, notRendered } from "../../components/example.js";
 import { Check, Choice, ClassChoice } from "../../components/fields.js";
 import { Icon } from "../../components/icons.js";
 import { Label } from "../../components/label.js";
 import { Empty, Failed, Notice } from "../../components/states.js";
 import { VirtualList } from "../../components/virtual.js";
 import { examples, example as fetchExample, listOf } from "../../examples.js";
-import { count, labelText, plural, present } from "../../format.js";
+import { count, labelText, measured, plural, present, sentence } from "../../format.js";
 import { html, useEffect, useRef, useState } from "../../lib.js";
 import { MOST_QUERIES } from "../../question.js";
 import { useResource } from "../../resource.js";
@@ -61,17 +61,24 @@ export function Picker({ params, details, split }) {
     return html`<button type="button" class=${shape} ...${focus} aria-pressed=${chosen.includes(row.row)} onClick=${() => toggle(row.row)}>${content}</button>`;
   };
   return html`<${Filters} params=${params} details=${details} split=${split} kind=${kind} total=${total} />
-    ${note && html`<${Notice}>${note}<//>`}
+    ${note && html`<${Notice}>${sentence(note)}<//>`}
+    ${kind === "none" && notRendered}
     ${
       kind &&
       html`<${VirtualList} id=${id} look=${look} load=${load} render=${render} onTotal=${setTotal}
       label=${split === "query" ? "Rows of the query set" : "Rows of the training set"} ...${kind === "image" ? GRID : LINES}
-      empty=${html`<${Empty} title="No row is like this" icon="search"><button type="button" class="button"
-        onClick=${() => change({ class: null, wrong: null, text: null, order: null, only: null })}>Show all rows</button><//>`}
-      failed=${(/** @type {Error} */ problem, /** @type {() => void} */ retry) => html`<${Failed} problem=${problem} retry=${retry} />`} />`
+      empty=${html`<${Empty} title="No row is like this" icon="search">${showAll}<//>`}
+      failed=${(/** @type {Error} */ problem, /** @type {() => void} */ retry) => html`<${Failed} problem=${problem} retry=${retry}>${filtered(params) && showAll}<//>`} />`
     }
     ${several && html`<${Slice} params=${params} split=${split} chosen=${chosen} load=${load} />`}`;
 }
+
+const FILTERS = ["class", "wrong", "text", "order", "only"];
+
+/** @param {URLSearchParams} params */
+const filtered = (params) => FILTERS.some((name) => params.has(name));
+
+const showAll = html`<button type="button" class="button" onClick=${() => change(Object.fromEntries(FILTERS.map((name) => [name, null])))}>Show all rows</button>`;
 
 /** How rows are shown: as the task's input says, or the first row. @param {string} split @param {PickerProps["details"]} details */
 function useKind(split, details) {
@@ -90,7 +97,7 @@ function Filters({ params, details, split, kind, total }) {
   const names = details.class_names;
   const words = split === "query" ? details.query_rows : present(details);
   return html`<search class="filters">
-    ${kind !== "image" && html`<${Words} params=${params} />`}
+    ${(kind === "text" || kind === "features") && html`<${Words} params=${params} />`}
     ${names && html`<${ClassChoice} name="Class" names=${names} chosen=${params.getAll("class").map(Number)} choose=${(/** @type {number[]} */ next) => change({ class: next })} />`}
     <${Choice} name="Order" value=${params.get("order") ?? "row"} choose=${(/** @type {string} */ order) => change({ order: order === "row" ? null : order })}
       options=${[
@@ -138,9 +145,15 @@ function Line({ row }) {
     ${
       features
         ? html`<span class="line-features">${Object.entries(features).map(([name, value]) => html`<span title=${name}><span class="name">${name}</span> ${featureText(value)}</span>`)}</span>`
-        : html`<span class="line-example"><${Example} example=${row.example} lines=${2} /></span>`
+        : html`<span class="line-example"><${Example} example=${row.example} lines=${2} otherwise=${html`<span class="small soft number">${numbersOf(row)}</span>`} /></span>`
     }
     <span class="line-words"><${Label} label=${row.label} name=${row.label_name} /><${Verdict} row=${row} short /></span>`;
+}
+
+/** All that is known of a row which the task does not render. @param {Row} row */
+function numbersOf({ loss, prediction, prediction_name: name, correct }) {
+  const predicted = prediction === null || correct === false ? [] : [`predicted ${labelText(prediction, name)}`];
+  return [...(loss === null ? [] : [`loss ${measured(loss)}`]), ...predicted].join(" · ");
 }
 
 /** The label, and the prediction where it differs. @param {{row: Row, short?: boolean}} props */

@@ -1,6 +1,6 @@
 // The row that is looked at, large, with its buttons.
 import { change, link } from "../../address.js";
-import { Example } from "../../components/example.js";
+import { Example, notRendered } from "../../components/example.js";
 import { Check, Choice, Entry } from "../../components/fields.js";
 import { Icon } from "../../components/icons.js";
 import { Label } from "../../components/label.js";
@@ -32,7 +32,7 @@ export function Current({ candidate, total, params, details, acts }) {
   const mark = marks.value.get(row);
   const keys = params.get("keys") !== "off";
   return html`<aside class="clean-current" aria-label="The row that is looked at"><div class="panel stack tight">
-    <div class="clean-example"><${Example} example=${shown.data?.example ?? null} alt=${`training row ${row}`} lines=${12} /></div>
+    <div class="clean-example"><${Example} example=${shown.data?.example ?? null} alt=${`training row ${row}`} lines=${12} otherwise=${shown.data && notRendered} /></div>
     <div class="stack tight clean-facts">
       <h2 class="row"><span>Row ${count(row)}</span><span class="small soft number">${count(candidate.rank)} of ${count(total)}</span></h2>
       <p class="row"><${Label} label=${candidate.label} name=${candidate.label_name} />

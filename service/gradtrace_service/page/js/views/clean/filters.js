@@ -3,12 +3,13 @@ import { change, changed, link } from "../../address.js";
 import { Check, Choice, ClassChoice } from "../../components/fields.js";
 import { html } from "../../lib.js";
 import { KINDS } from "../../marks.js";
-import { RANKINGS, rankingOf } from "./ranking.js";
+import { rankingOf, rankingsOf } from "./ranking.js";
 
 /** @param {import("../../views.js").ViewProps} props */
 export function Order({ params, details }) {
-  const { by, words } = rankingOf(params);
-  const offered = RANKINGS.filter((ranking) => ranking.by !== "harm" || details.query_rows > 0);
+  const { by } = rankingOf(params);
+  const offered = rankingsOf(details);
+  const words = offered.find((ranking) => ranking.by === by)?.words;
   return html`<div class="stack tight"><nav class="tabs" aria-label="Which rows come first">${offered.map(
     (ranking) => html`<a class="tab" aria-current=${ranking.by === by ? "page" : null}
       href=${link("clean", changed({ by: ranking.by === "self" ? null : ranking.by, row: null, offset: null }))}>${ranking.title}</a>`,

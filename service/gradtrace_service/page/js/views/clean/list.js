@@ -64,18 +64,22 @@ function Line({ shown }) {
         ? Object.entries(features)
             .map(([name, value]) => `${name} ${featureText(value)}`)
             .join(" · ")
-        : html`<${Example} example=${shown.example} lines=${2} />`
+        : html`<${Example} example=${shown.example} lines=${2} otherwise=${html`<span class="small soft number">loss ${measured(shown.loss)}</span>`} />`
     }</span><span class="line-words"><${Verdict} shown=${shown} /></span>`;
 }
 
 /** @param {{shown: Candidate}} props */
 function Verdict({ shown }) {
-  const label = labelText(shown.label, shown.label_name);
+  const label = shown.label === null ? "" : labelText(shown.label, shown.label_name);
   if (shown.prediction === null || shown.correct === true) return html`<span>${label}</span>`;
   return html`<span>${label} <span class=${shown.correct === false ? "wrong" : "soft"}>→ ${labelText(shown.prediction, shown.prediction_name)}</span></span>`;
 }
 
 /** @param {Candidate} candidate */
 export function verdictText({ label, label_name, prediction, prediction_name, loss }) {
-  return `labelled ${labelText(label, label_name)}, predicted ${labelText(prediction, prediction_name)}, loss ${measured(loss)}`;
+  const words = [
+    ...(label === null ? [] : [`labelled ${labelText(label, label_name)}`]),
+    ...(prediction === null ? [] : [`predicted ${labelText(prediction, prediction_name)}`]),
+  ];
+  return [...words, `loss ${measured(loss)}`].join(", ");
 }

@@ -13,8 +13,13 @@ import { chosenIndex, turn } from "../../service.js";
  * @typedef {"self" | "harm" | "disagree"} By
  */
 
-/** @type {{by: By, title: string, words: string, score: (candidate: Candidate) => string}[]} */
-export const RANKINGS = [
+/** @typedef {{by: By, title: string, words: string, score: (candidate: Candidate) => string}} Order */
+
+/** Of disagreement, where labels are no classes. */
+const BY_LOSS = { title: "Highest loss", words: "Rows that the model fits worst, the highest loss first." };
+
+/** @type {Order[]} */
+const RANKINGS = [
   {
     by: "self",
     title: "Self-influence",
@@ -43,6 +48,14 @@ export const LISTED = 2_000; // rows at a time
 /** @param {URLSearchParams} params */
 export function rankingOf(params) {
   return RANKINGS.find(({ by }) => by === params.get("by")) ?? /** @type {(typeof RANKINGS)[0]} */ (RANKINGS[0]);
+}
+
+/** Those that make sense for an index. @param {import("../../wire.js").IndexDetails} details */
+export function rankingsOf(details) {
+  const offered = RANKINGS.filter(({ by }) => by !== "harm" || details.query_rows > 0);
+  return details.class_names
+    ? offered
+    : offered.map((order) => (order.by === "disagree" ? { ...order, ...BY_LOSS } : order));
 }
 
 /** @param {URLSearchParams} params @param {import("../../wire.js").IndexDetails} details */

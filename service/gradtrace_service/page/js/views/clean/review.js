@@ -32,7 +32,7 @@ export function Review({ params, details }) {
         ? html`<div class="panel"><${Failed} problem=${ranking.problem} retry=${ranking.reload} /></div>`
         : !ranking.data || !list
           ? html`<${Skeleton} lines=${5} height="5rem" label="Ordering the rows" />`
-          : html`<${Progress} list=${list} listed=${ranking.data.candidates.length} />
+          : html`${list.length > 0 && html`<${Progress} list=${list} listed=${ranking.data.candidates.length} />`}
             <${Pages} ranking=${ranking.data} />
             ${hidden > 0 && html`<${Notice}>${plural(hidden, "row")} of this list ${hidden === 1 ? "has" : "have"} another mark by now. <button type="button" class="button" onClick=${refresh}>List again</button><//>`}
             ${
@@ -41,7 +41,7 @@ export function Review({ params, details }) {
                 <section class="stack" aria-label="Rows to look at"><${CandidateList} list=${list} at=${at} details=${details} /><${Further} ranking=${ranking.data} /></section>
                 <${Current} candidate=${list[at]} total=${ranking.data.total} params=${params} details=${details} acts=${acts} />
               </div>`
-                : html`<${Empty} title=${isPart(ranking.data) ? "None of these rows is like this" : "No row is like this"} icon="search"><button type="button" class="button"
+                : html`<${Empty} title=${emptyTitle(ranking.data, params)} icon="search"><button type="button" class="button"
                 onClick=${() => change({ show: null, class: null, wrong: null, slice: null, row: null, offset: null })}>Show all rows</button><//>`
             }`
     }
@@ -50,6 +50,12 @@ export function Review({ params, details }) {
 
 /** @param {import("./ranking.js").Ranking} ranking */
 const isPart = ({ offset, candidates, total }) => offset > 0 || offset + candidates.length < total;
+
+/** @param {import("./ranking.js").Ranking} ranking @param {URLSearchParams} params */
+function emptyTitle(ranking, params) {
+  const kind = KINDS.find((known) => known.kind === params.get("show"));
+  return `${isPart(ranking) ? "None of these rows" : "No row"} is ${kind ? `marked ${kind.title.toLowerCase()}` : "like this"}`;
+}
 
 /** @param {number} offset */
 const show = (offset) => change({ offset: offset || null, row: null });

@@ -3,7 +3,7 @@ import { link } from "../../address.js";
 import { api } from "../../api.js";
 import { HitLine } from "../../components/hit-line.js";
 import { Failed, Notice, Skeleton } from "../../components/states.js";
-import { count, plural } from "../../format.js";
+import { count, plural, sentence } from "../../format.js";
 import { html } from "../../lib.js";
 import { MOST_QUERIES } from "../../question.js";
 import { useResource } from "../../resource.js";
@@ -37,7 +37,7 @@ export function Influential({ params, details, half }) {
         ? html`<${Failed} problem=${answer.problem} retry=${answer.reload} />`
         : !result
           ? html`<${Skeleton} lines=${4} height="3.5rem" label="Asking" />`
-          : html`${result.note && html`<${Notice}>${result.note}<//>`}<div class=${`ov-ends${answer.busy ? " stale" : ""}`}>
+          : html`${result.note && html`<div class="ov-note"><${Notice}>${sentence(result.note)}<//></div>`}<div class=${`ov-ends${answer.busy ? " stale" : ""}`}>
             <${Side} title="Help most" hits=${result.proponents} /><${Side} title="Hurt most" hits=${result.opponents} /></div>`
     }</section>`;
 }
