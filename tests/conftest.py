@@ -34,6 +34,8 @@ from gradtrace_service.app import create_app
 from gradtrace_service.server import serving
 from gradtrace_service.state import jobs as job_states
 from gradtrace_service.state.database import Database
+from page_browser import browser as browser  # fixtures of all files that use one
+from page_browser import shown as shown
 
 # The tests' tensors are small: a second thread gains nothing, and on a busy machine the threads wait for each other.
 # `make test-portable` shows that nothing depends on their number.
@@ -92,6 +94,23 @@ def digits_index(tmp_path_factory: pytest.TempPathFactory) -> DigitsRun:
     checkpoints = gradtrace.load_checkpoints(out / "checkpoints")
     build_index(digits_task.TASK, checkpoints, out / "index", dimensions=256, progress=False)
     return DigitsRun(out / "checkpoints", out / "index", f"{digits_task.__file__}:TASK")
+
+
+@pytest.fixture
+def copied_run(digits_index: DigitsRun, tmp_path: Path) -> DigitsRun:
+    """A copy of it, to be changed."""
+    shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints")
+    shutil.copytree(digits_index.index, tmp_path / "index")
+    return DigitsRun(tmp_path / "checkpoints", tmp_path / "index", digits_index.task)
+
+
+@pytest.fixture
+def growing_run(digits_index: DigitsRun, tmp_path: Path) -> DigitsRun:
+    """An index of the first two of three checkpoints; the third lies beside them."""
+    checkpoints = Path(shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints"))
+    first = gradtrace.load_checkpoints(checkpoints)[:2]
+    build_index(digits_task.TASK, first, tmp_path / "index", dimensions=256, progress=False)
+    return DigitsRun(checkpoints, tmp_path / "index", digits_index.task)
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +60,24 @@ class Visit:
         self.page.evaluate(next(Path(axe.__file__).parent.rglob("axe.min.js")).read_text())
         found = self.page.evaluate("axe.run()")["violations"]
         return [f"{rule['id']}: {node['html']}" for rule in found for node in rule["nodes"]]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with started() as browser:
+        yield browser
+
+
+@pytest.fixture
+def shown(browser: Any) -> Iterator[Callable[..., Visit]]:
+    """Opens windows, each of a person of its own. Afterwards, no browser must have had anything to complain about."""
+    with ExitStack() as windows:
+        visits: list[Visit] = []
+
+        def shown(url: str, place: str, **options: Any) -> Visit:
+            visits.append(visit := Visit(browser, url, place, **options))
+            windows.callback(visit.page.context.close)
+            return visit
+
+        yield shown
+    assert [complaint for visit in visits for complaint in visit.complaints] == []

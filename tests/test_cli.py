@@ -228,30 +228,8 @@ def test_bench_measures_an_index_with_and_without_its_searcher(digits_index: Dig
     assert all(float(cell.replace(",", "")) > 0 for line in lines[2:6] for cell in line[3:7])  # "1,234.5" a second
 
 
-RETRAINED = """
-import torch
-from digits_task import NAMES, TASK as PLAIN
-from gradtrace.tasks import ImageClassification
-
-class Retrained(ImageClassification):
-    def fit(self, rows, seed):
-        torch.manual_seed(seed)
-        model = self.model()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-        images, labels = self.collate([self.train[row] for row in rows])
-        for _ in range(30):
-            optimizer.zero_grad()
-            self.loss(model, (images, labels)).mean().backward()
-            optimizer.step()
-        return model
-
-TASK = Retrained(PLAIN.model, PLAIN.train, PLAIN.query, class_names=NAMES)
-"""
-
-
 def test_evaluate_trains_once_and_compares_methods(digits_index: DigitsRun, tmp_path: Path) -> None:
-    (tmp_path / "retrained.py").write_text(RETRAINED)
-    task = f"{tmp_path / 'retrained.py'}:TASK"
+    task = f"{digits_task.__file__}:RETRAINED"
     words = ["evaluate", str(digits_index.index), "--task", task, "--truth", str(tmp_path / "truth")]
     words += ["--subsets", "12", "--seeds", "1"]
     shown = invoke(*words, "--queries", "20")
@@ -270,12 +248,21 @@ def test_evaluate_trains_once_and_compares_methods(digits_index: DigitsRun, tmp_
     assert trained == {path: path.stat().st_mtime_ns for path in (tmp_path / "truth").rglob("*.npy")}
 
 
-def test_evaluate_trains_on_no_row_that_is_deleted(digits_index: DigitsRun, tmp_path: Path) -> None:
-    shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints")
-    shutil.copytree(digits_index.index, tmp_path / "index")
-    (tmp_path / "retrained.py").write_text(
-        RETRAINED.replace("torch.manual_seed(seed)", "assert not {3, *range(7, 40)} & set(rows), rows")
-    )
+REFUSING = """
+from digits_task import NAMES, TASK as PLAIN, Retrained
+
+class Refusing(Retrained):
+    def fit(self, rows, seed):
+        assert not {3, *range(7, 40)} & set(rows), rows
+        return super().fit(rows, seed)
+
+TASK = Refusing(PLAIN.model, PLAIN.train, PLAIN.query, class_names=NAMES)
+"""
+
+
+@pytest.mark.usefixtures("copied_run")
+def test_evaluate_trains_on_no_row_that_is_deleted(tmp_path: Path) -> None:
+    (tmp_path / "retrained.py").write_text(REFUSING)
     invoke("delete", str(tmp_path / "index"), "--rows", "3,7-39")
     words = ["evaluate", str(tmp_path / "index"), "--task", f"{tmp_path / 'retrained.py'}:TASK"]
     words += ["--truth", str(tmp_path / "truth"), "--subsets", "12", "--seeds", "1", "--queries", "20"]

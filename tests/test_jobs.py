@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-import shutil
 import signal
 import sqlite3
 import sys
@@ -19,13 +18,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-import digits_task
-import gradtrace
 from conftest import DigitsRun, wait_until
 from gradtrace.store.manifest import read_manifest
 from gradtrace_client import Client
 from gradtrace_client.service_schemas import Job
-from gradtrace_indexer import build_index
 from gradtrace_indexer.writing.files import sole_writer
 from gradtrace_service.app import create_service
 from gradtrace_service.indexes import jobs as jobs_module
@@ -36,12 +32,8 @@ from gradtrace_service.state import database as database_module
 
 
 @pytest.fixture
-def run(digits_index: DigitsRun, tmp_path: Path) -> DigitsRun:
-    """An index of the first two of three checkpoints; the third lies beside them."""
-    checkpoints = Path(shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints"))
-    first = gradtrace.load_checkpoints(checkpoints)[:2]
-    build_index(digits_task.TASK, first, tmp_path / "index", dimensions=256, progress=False)
-    return DigitsRun(checkpoints, tmp_path / "index", digits_index.task)
+def run(growing_run: DigitsRun) -> DigitsRun:
+    return growing_run
 
 
 @pytest.fixture

@@ -21,15 +21,9 @@ from gradtrace_service.app import create_app
 from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
-from page_browser import Visit, started
+from page_browser import Visit
 
 SCRIPT = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script>'
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with started() as browser:
-        yield browser
 
 
 @pytest.fixture

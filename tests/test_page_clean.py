@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -20,65 +17,19 @@ from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
-from page_browser import Visit, started
+from page_browser import Visit
 
 JOB_MS = 600_000  # of a job, whose process loads PyTorch first
 
 SCRIPT = "<img src=x onerror=harmed=1><script>harmed=1</script>"
-TRAINABLE = """
-import sys
-import torch
-sys.path.insert(0, {tests!r})
-from digits_task import NAMES, TASK as PLAIN
-from gradtrace.tasks import ImageClassification
-
-class Trainable(ImageClassification):
-    def fit(self, rows, seed):
-        torch.manual_seed(seed)
-        model = self.model()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-        images, labels = self.collate([self.train[row] for row in rows])
-        for _ in range(30):
-            optimizer.zero_grad()
-            self.loss(model, (images, labels)).mean().backward()
-            optimizer.step()
-        return model
-
-TASK = Trainable(PLAIN.model, PLAIN.train, PLAIN.query, class_names=NAMES)
-"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with started() as browser:
-        yield browser
 
 
 @pytest.fixture
-def address(digits_index: DigitsRun, tmp_path: Path) -> Iterator[str]:
+def address(copied_run: DigitsRun, tmp_path: Path) -> Iterator[str]:
     """Of a service over an index of its own, whose task can be trained."""
-    for folder in ("checkpoints", "index"):
-        shutil.copytree(getattr(digits_index, folder), tmp_path / folder)
-    script = tmp_path / "trainable.py"
-    script.write_text(TRAINABLE.format(tests=str(Path(digits_task.__file__).parent)))
-    hosted = Hosted("digits", tmp_path / "index", f"{script}:TASK")
+    hosted = Hosted("digits", copied_run.index, f"{digits_task.__file__}:RETRAINED")
     with serving(create_service([hosted], Settings(processes=0, state=tmp_path / "state.sqlite"))) as url:
         yield url
-
-
-@pytest.fixture
-def shown(browser: Any) -> Iterator[Callable[..., Visit]]:
-    """Opens windows. Afterwards, no browser must have had anything to complain about."""
-    with ExitStack() as windows:
-        visits: list[Visit] = []
-
-        def shown(url: str, place: str, **options: Any) -> Visit:
-            visits.append(visit := Visit(browser, url, place, **options))
-            windows.callback(visit.page.context.close)
-            return visit
-
-        yield shown
-    assert [complaint for visit in visits for complaint in visit.complaints] == []
 
 
 def rows_of(visit: Visit, least: int = 1) -> list[int]:

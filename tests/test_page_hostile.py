@@ -22,7 +22,7 @@ from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings, SettingsError
 from hostile_strings import FILE_NAME, INDEX_NAME, SCRIPT
-from page_browser import Visit, started
+from page_browser import Visit
 
 TASKS = {INDEX_NAME: "TEXTS", "table": "TABLE", "elsewhere": "ELSEWHERE"}
 PLACES = (
@@ -44,12 +44,6 @@ ADDRESSES = (
     "clean?part=act&forecast={script}&deletion={script}&retraining={script}",
     "overview?colour={script}&method={script}",
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with started() as browser:
-        yield browser
 
 
 def build(task: Task, folder: Path) -> Path:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import html5lib
-import pytest
 import torch
 from torch import nn
 
@@ -20,7 +18,7 @@ from gradtrace_service.app import create_app, create_service
 from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.settings import Settings
-from page_browser import Visit, started
+from page_browser import Visit
 
 TEXTS = (
     "amber beech cedar",
@@ -31,12 +29,6 @@ TEXTS = (
     "pine quartz reed",
 )
 COPIES = 3  # of each text, TEXTS rows apart
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with started() as browser:
-        yield browser
 
 
 class Words(nn.Module):

@@ -26,7 +26,7 @@ from gradtrace_service.app import create_service
 from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
-from page_browser import Visit, started
+from page_browser import Visit
 
 TRAIN_ROWS, FLIPPED_ROWS, LOOKED_AT = 1_200, 120, 200
 SEEDS = range(3)
@@ -102,12 +102,6 @@ def accuracy(task: Any, rows: Sequence[int]) -> float:
     networks = [task.fit(rows, seed) for seed in SEEDS]
     with torch.no_grad():
         return float(np.mean([(network(images).argmax(1) == labels).float().mean() for network in networks]))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with started() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

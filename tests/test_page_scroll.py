@@ -15,7 +15,7 @@ from conftest import serving_when_ready
 from gradtrace.tasks import TabularRegression
 from gradtrace_client import Client
 from gradtrace_service.app import create_app
-from page_browser import Visit, started
+from page_browser import Visit
 
 ROWS = 100_000
 PAGE = 60  # rows that a request of the page asks for
@@ -40,12 +40,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     index = tiny.build(long_task(), tmp_path_factory.mktemp("long"), count=1)
     with serving_when_ready(create_app(index)) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with started() as browser:
-        yield browser
 
 
 class List:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from torch import Tensor, nn
@@ -22,7 +19,7 @@ from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
-from page_browser import Visit, started
+from page_browser import Visit
 
 
 class Reconstruction(Task):
@@ -36,27 +33,6 @@ class Reconstruction(Task):
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         return (model(batch) - batch).square().mean(1)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with started() as browser:
-        yield browser
-
-
-@pytest.fixture
-def shown(browser: Any) -> Iterator[Callable[..., Visit]]:
-    """Opens windows. Afterwards, no browser must have had anything to complain about."""
-    with ExitStack() as windows:
-        visits: list[Visit] = []
-
-        def shown(url: str, place: str) -> Visit:
-            visits.append(visit := Visit(browser, url, place))
-            windows.callback(visit.page.context.close)
-            return visit
-
-        yield shown
-    assert [complaint for visit in visits for complaint in visit.complaints] == []
 
 
 def test_rows_without_pictures_and_labels_are_shown_by_their_numbers(
@@ -138,13 +114,10 @@ def test_a_key_that_may_only_ask_is_told_what_it_may_not(
         visit.page.get_by_text("The key anna is for query.").wait_for()
 
 
-def test_deleted_rows_are_not_counted_as_rows_that_answer(
-    digits_index: DigitsRun, tmp_path: Path, shown: Callable[..., Visit]
-) -> None:
-    shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints")
-    index = Path(shutil.copytree(digits_index.index, tmp_path / "index"))
-    delete_rows(index, [1, 2, 399])
-    with serving(create_service([Hosted("digits", index, digits_index.task)], Settings(processes=0))) as url:
+def test_deleted_rows_are_not_counted_as_rows_that_answer(copied_run: DigitsRun, shown: Callable[..., Visit]) -> None:
+    delete_rows(copied_run.index, [1, 2, 399])
+    hosted = Hosted("digits", copied_run.index, copied_run.task)
+    with serving(create_service([hosted], Settings(processes=0))) as url:
         with Client(url) as client:
             assert (client.index().rows, client.index().deleted) == (400, 3)
             assert [(entry.rows, entry.deleted) for entry in client.indexes().indexes] == [(400, 3)]

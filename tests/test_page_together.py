@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from conftest import DigitsRun, program, wait_until
 from gradtrace_client import Client
@@ -20,30 +18,9 @@ from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
-from page_browser import Visit, started
+from page_browser import Visit
 
 PUMP_MS = 50  # in which Playwright hears what the browser says
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with started() as browser:
-        yield browser
-
-
-@pytest.fixture
-def shown(browser: Any) -> Iterator[Callable[..., Visit]]:
-    """Opens windows, each of a person of its own. Afterwards, no browser must have had anything to complain about."""
-    with ExitStack() as windows:
-        visits: list[Visit] = []
-
-        def shown(url: str, place: str) -> Visit:
-            visits.append(visit := Visit(browser, url, place))
-            windows.callback(visit.page.context.close)
-            return visit
-
-        yield shown
-    assert [complaint for visit in visits for complaint in visit.complaints] == []
 
 
 def first_rows(visit: Visit, count: int) -> list[int]:

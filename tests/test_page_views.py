@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +18,14 @@ from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
-from page_browser import Visit, started
+from page_browser import Visit
 
 JOB_MS = 600_000  # of a job, whose process loads PyTorch first
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with started() as browser:
-        yield browser
-
-
 @pytest.fixture
-def shown(browser: Any) -> Iterator[Callable[..., Visit]]:
-    """Opens windows. Afterwards, no browser must have had anything to complain about."""
-    with ExitStack() as windows:
-        visits: list[Visit] = []
-
-        def shown(url: str, place: str, **options: Any) -> Visit:
-            visits.append(visit := Visit(browser, url, place, **options))
-            windows.callback(visit.page.context.close)
-            return visit
-
-        yield shown
-    assert [complaint for visit in visits for complaint in visit.complaints] == []
-
-
-@pytest.fixture
-def run(digits_index: DigitsRun, tmp_path: Path) -> DigitsRun:
-    shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints")
-    shutil.copytree(digits_index.index, tmp_path / "index")
-    return DigitsRun(tmp_path / "checkpoints", tmp_path / "index", digits_index.task)
+def run(copied_run: DigitsRun) -> DigitsRun:
+    return copied_run
 
 
 @pytest.fixture

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import resource
-import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -30,10 +28,8 @@ from gradtrace_service.settings import Settings
 
 
 @pytest.fixture
-def run(digits_index: DigitsRun, tmp_path: Path) -> DigitsRun:
-    shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints")
-    shutil.copytree(digits_index.index, tmp_path / "index")
-    return DigitsRun(tmp_path / "checkpoints", tmp_path / "index", digits_index.task)
+def run(copied_run: DigitsRun) -> DigitsRun:
+    return copied_run
 
 
 @pytest.fixture
