@@ -120,7 +120,7 @@ def test_a_damaged_state_file_keeps_no_job_from_running(run: DigitsRun, caplog: 
     with service(run) as client:
         assert client.jobs().jobs == []
         assert client.wait(client.reindex()).generation == 2
-    assert "the earlier jobs of index are not known" in caplog.text
+    assert "earlier jobs are not known" in caplog.text
     assert "the states of jobs could not be kept" in caplog.text
 
 

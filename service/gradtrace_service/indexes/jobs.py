@@ -66,8 +66,7 @@ class JobRunner:
     async def resume(self) -> None:
         """Take up the jobs of the state file, and restart those that were running when the service ended: of each lane
         the latest; of the others, the end could not be written down."""
-        kept = [job for index in self._hosted.values() for job in await self._kept(index)]
-        self._jobs = {job.id: job for job in sorted(kept, key=lambda job: job.created)}
+        self._jobs = {job.id: job for job in await self._kept()}
         for job in reversed(list(self._jobs.values())):
             if job.state == "running" and _lane(job.operation, job.index) in self._running:
                 unknown = {"state": "interrupted", "error": "how it ended is unknown", "ended": _now()}
@@ -77,14 +76,15 @@ class JobRunner:
         for index in self._hosted:
             await self._forget_old(index)
 
-    async def _kept(self, index: Hosted) -> list[Job]:
-        """By the name that the index has now. None, and a line in the log, where the state file cannot be read."""
+    async def _kept(self) -> list[Job]:
+        """By the names that their indexes have now. None, and a line in the log, where the state file is not read."""
+        names = {_directory(index): index.name for index in self._hosted.values()}
         try:
-            jobs = await self._database.read(partial(job_states.kept, directory=_directory(index)))
+            jobs = await self._database.read(partial(job_states.kept, directories=list(names)))
         except StateError as error:
-            _log.error("the earlier jobs of %s are not known: %s", index.name, error)
+            _log.error("earlier jobs are not known: %s", error)
             return []
-        return [job.model_copy(update={"index": index.name}) for job in jobs]
+        return [job.model_copy(update={"index": names[directory]}) for directory, job in jobs]
 
     async def start(self, index: str | None, roll_back_to: int | None = None, who: str | None = None) -> Job:
         """Start to bring an index up to date, or to roll it back. If that is running already, its job is returned.
@@ -302,7 +302,7 @@ class JobRunner:
     async def _forget_old(self, index: str) -> None:
         ended = [job for job in self._jobs.values() if job.index == index and job.state != "running"]
         for job in ended[:-_KEPT_JOBS]:
-            del self._jobs[job.id]
+            self._jobs.pop(job.id, None)  # another that ends meanwhile may have forgotten it
             await self._write(partial(job_states.forget, job=job.id))
 
     async def _keep(self, job: Job) -> None:

@@ -6,7 +6,9 @@ that share a file each may have an index `index`.
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Sequence
 
 from gradtrace_client.service_schemas import Job
 
@@ -19,10 +21,11 @@ def keep(connection: sqlite3.Connection, directory: str, job: Job) -> None:
     )
 
 
-def kept(connection: sqlite3.Connection, directory: str) -> list[Job]:
-    """In the order of their starts: clocks may be set back."""
-    query = "SELECT job FROM jobs WHERE directory = ? ORDER BY number"
-    return [Job.model_validate_json(text) for (text,) in connection.execute(query, (directory,))]
+def kept(connection: sqlite3.Connection, directories: Sequence[str]) -> list[tuple[str, Job]]:
+    """Each with its directory, in the order of their starts: clocks may be set back."""
+    query = "SELECT directory, job FROM jobs WHERE directory IN (SELECT value FROM json_each(?)) ORDER BY number"
+    records = connection.execute(query, (json.dumps(directories),))
+    return [(directory, Job.model_validate_json(text)) for directory, text in records]
 
 
 def forget(connection: sqlite3.Connection, job: str) -> None:
