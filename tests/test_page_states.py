@@ -86,6 +86,19 @@ def test_an_answer_that_failed_can_be_asked_for_again(url: str, shown: Callable[
     visit.page.get_by_role("button", name="Save as file").wait_for()
 
 
+def test_nobody_waits_for_what_a_service_without_its_index_cannot_tell(url: str, shown: Callable[..., Visit]) -> None:
+    visit = shown(url, "")
+    body = '{"type": "urn:gradtrace:problem:index-unavailable", "status": 503, "detail": "the index was deleted"}'
+    for place in ("**/influence", "**/examples/**"):
+        visit.page.route(place, lambda route: route.fulfill(status=503, body=body))
+    visit.go("#/answer?query=5")
+    visit.page.locator(".banner").get_by_text("the index was deleted").wait_for()
+    visit.page.get_by_role("button", name="Stop").click()
+    visit.page.get_by_role("heading", name="Not answered").wait_for()
+    visit.page.locator(".banner").wait_for(state="detached")
+    assert visit.page.locator(".skeleton").count() == 0
+
+
 def test_a_filter_that_fits_no_row_can_be_taken_back(url: str, shown: Callable[..., Visit]) -> None:
     visit = shown(url, "#/ask?from=train&class=3&wrong=true&text=words")
     visit.page.get_by_role("alert").get_by_text("nothing to search").wait_for()

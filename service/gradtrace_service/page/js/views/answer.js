@@ -32,7 +32,7 @@ export function Answer({ params, details }) {
         <a class="button" href=${link("ask", params)}>Choose another</a></div></div>
     <div class="beside answer">
       <aside class="rail stack" aria-label="The question">
-        <${QueryCard} params=${params} details=${details} source=${source} query=${result?.query ?? null} failed=${answer.problem !== null} />
+        <${QueryCard} params=${params} details=${details} source=${source} query=${result?.query ?? null} problem=${answer.problem} />
         <div class="panel"><${Options} params=${params} details=${details} /></div>
       </aside>
       <div class="stack${shown}" aria-busy=${answer.busy}>

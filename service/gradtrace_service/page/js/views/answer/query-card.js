@@ -1,5 +1,6 @@
 // What was asked about: the example, what the model makes of it, and what is explained.
 import { change, changed, go, link, rowsIn } from "../../address.js";
+import { Problem } from "../../api.js";
 import { Example, kindOf, notRendered } from "../../components/example.js";
 import { Icon } from "../../components/icons.js";
 import { Label } from "../../components/label.js";
@@ -20,10 +21,10 @@ const MOST_PICTURES = 24;
 
 /**
  * @param {{params: URLSearchParams, details: IndexDetails, source: import("../../question.js").Source, query: QueryInfo | null,
- *   failed: boolean}} props failed: there will be no answer, so that nobody waits for what only it knows
+ *   problem: Error | null}} props problem: why there is no answer, so that nobody waits for what only it knows
  */
-export function QueryCard({ params, details, source, query, failed }) {
-  if (!query && failed) return html`<${Unanswered} source=${source} />`;
+export function QueryCard({ params, details, source, query, problem }) {
+  if (!query && problem) return concernsAll(problem) ? null : html`<${Unanswered} source=${source} />`;
   if (!query) return html`<div class="panel"><${Skeleton} height="12rem" label="Loading the query" /></div>`;
   const alone = query.count === 1;
   return html`<section class="panel stack query-card" aria-label="The query">
@@ -37,6 +38,11 @@ export function QueryCard({ params, details, source, query, failed }) {
     ${query.probabilities && html`<${Probabilities} params=${params} probabilities=${query.probabilities} />`}
     ${alone && details.input && details.input.kind !== "other" && html`<${Edit} query=${query} />`}
   </section>`;
+}
+
+/** Whether it keeps the service from answering anything, so that there is no use in asking for more. @param {Error} problem */
+function concernsAll(problem) {
+  return !(problem instanceof Problem) || [0, 429, 502, 503, 504].includes(problem.status);
 }
 
 /** The rows that were asked about, as the data set has them; nothing where it has none such. @param {{source: import("../../question.js").Source}} props */
