@@ -19,7 +19,7 @@ import torch
 import digits_task
 from gradtrace import CheckpointRecorder, load_checkpoints
 from gradtrace.results import rescoring
-from gradtrace_indexer import build_index
+from gradtrace_indexer import Retrainings, build_index, subset_outputs
 from gradtrace_indexer.task_loading import import_source, load_task
 
 ROOT = Path(__file__).parents[1]
@@ -199,6 +199,20 @@ def train_mnist6k_briefly(directory: Path) -> None:
         task.loss(model, task.collate([task.train[row] for row in range(64)])).mean().backward()
         optimizer.step()
         recorder.step(model, optimizer)
+
+
+@pytest.mark.recipe
+def test_a_language_model_is_retrained_on_halves_of_its_texts(tmp_path: Path, at_root: None) -> None:
+    skip_without(Smoke("", data=True))
+    pytest.importorskip("transformers", reason="a development environment has it, and others may not")
+    benchmark = importlib.import_module("benchmarks.wikitext")
+    task = benchmark.Wikitext2(tmp_path, texts=8, queries=2, pretraining_texts=4)
+    truth = subset_outputs(Retrainings(task, tmp_path / "truth", progress=False), 2, seeds=2)
+    assert truth.outputs.shape == (2, 2, 2)
+    assert not np.array_equal(truth.outputs[0], truth.outputs[1]), "both halves gave the same model"
+    again = benchmark.Wikitext2(tmp_path, texts=8, queries=2)
+    start, resumed = task.model().state_dict(), again.model().state_dict()
+    assert all(torch.equal(start[name], resumed[name]) for name in start), "the kept weights are not those of the start"
 
 
 @pytest.mark.recipe
