@@ -26,8 +26,8 @@ _WORDS = [
     *["the", "at", "a", "of", "user", "assistant", "who", "?", ".", ":", "film", "good", "bad", "dull", "fine"],
 ]
 CHAT = (
-    "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' <end> ' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '<end>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 _IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 
@@ -75,6 +75,25 @@ def llama(vocabulary: int, seed: int = 0) -> Any:
         num_key_value_heads=1, max_position_embeddings=64, **_IDS,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
+
+
+def t5(vocabulary: int, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    config = transformers.T5Config(
+        vocab_size=vocabulary, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, dropout_rate=0.0,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=3,
+    )  # fmt: skip
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def bert(head: str, vocabulary: int, seed: int = 0, **options: Any) -> Any:
+    """head: the end of the class's name, as ForSequenceClassification"""
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(
+        vocab_size=vocabulary, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **_IDS, **options,
+    )  # fmt: skip
+    return getattr(transformers, f"Bert{head}")(config)
 
 
 def saved(model: nn.Module, directory: Path, **options: Any) -> Path:

@@ -3,16 +3,19 @@ models of language."""
 
 from gradtrace.tasks.base import data_file
 from gradtrace.tasks.image import ImageClassification
-from gradtrace.tasks.language import CausalLM
+from gradtrace.tasks.language import CausalLM, SequenceClassification, SequenceToSequence, TokenClassification
 from gradtrace.tasks.tabular import TabularClassification, TabularRegression
 from gradtrace.tasks.text import TextClassification, Vocabulary
 
 __all__ = [
     "CausalLM",
     "ImageClassification",
+    "SequenceClassification",
+    "SequenceToSequence",
     "TabularClassification",
     "TabularRegression",
     "TextClassification",
+    "TokenClassification",
     "Vocabulary",
     "data_file",
 ]

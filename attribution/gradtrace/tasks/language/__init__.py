@@ -6,7 +6,9 @@ downloaded. transformers, peft and datasets are imported where they are needed.
 """
 
 from gradtrace.tasks.language.causal import CausalLM
+from gradtrace.tasks.language.classification import SequenceClassification, TokenClassification
 from gradtrace.tasks.language.options import TASK_FILE, LanguageOptions, TaskFile
+from gradtrace.tasks.language.seq2seq import SequenceToSequence
 from gradtrace.tasks.language.task import LanguageTask
 from gradtrace.tasks.language.task_file import language_task, read_task_file, task_file_text
 
@@ -15,7 +17,10 @@ __all__ = [
     "CausalLM",
     "LanguageOptions",
     "LanguageTask",
+    "SequenceClassification",
+    "SequenceToSequence",
     "TaskFile",
+    "TokenClassification",
     "language_task",
     "read_task_file",
     "task_file_text",

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradtrace.errors import DatasetError, QueryError
+from gradtrace.errors import DatasetError
 from gradtrace.task import Batch, Example
 from gradtrace.tasks.language.encoding import IGNORED, Encoded, Piece
+from gradtrace.tasks.language.losses import token_losses
 from gradtrace.tasks.language.options import Kind
 from gradtrace.tasks.language.records import Record
 from gradtrace.tasks.language.task import LanguageTask
-from gradtrace.tasks.payload import check_keys, shown
+from gradtrace.tasks.payload import shown
 
 
 class CausalLM(LanguageTask):
@@ -43,7 +42,11 @@ class CausalLM(LanguageTask):
 
     def _encoded(self, values: dict[str, Any], record: Record) -> Encoded:
         if "input_ids" in values:
-            return self.given(values, record)
+            ids = self.ids("input_ids", values["input_ids"])
+            labels = self.ids("labels", values.get("labels", ids))
+            if len(ids) != len(labels):
+                raise DatasetError(f"a row has {len(ids)} input_ids and {len(labels)} labels; give one label for each")
+            return self.encoder.shortened(ids, labels != IGNORED, [0] * len(ids))
         options, eos = self.options, bool(self.options.append_eos)
         if "text" in values and options.text is not None:
             return self.encoder.encode([Piece(_text(values["text"]), True)], eos=eos)
@@ -74,16 +77,6 @@ class CausalLM(LanguageTask):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
         return self.reduced(*token_losses(output.logits[:, :-1], batch["labels"][:, 1:]))
 
-    def parse(self, payload: Mapping[str, Any]) -> Example:
-        check_keys(payload, self.keys)
-        try:
-            example, cut = self.encoded({self.column(name): value for name, value in payload.items()})
-        except (DatasetError, TypeError, KeyError, ValueError) as error:
-            raise QueryError(f"the example is not one of this task: {error}") from error
-        if cut:
-            raise QueryError(f"the text has {cut} tokens more than the {self.encoder.max_length} that are taken")
-        return example
-
     def render(self, example: Example) -> dict[str, Any]:
         """The decoded text; prompt and completion beside it, if the tokens that count are its end."""
         ids, counts = example["input_ids"], example["labels"] != IGNORED
@@ -92,13 +85,6 @@ class CausalLM(LanguageTask):
         if start and counts[start:].all() and len(ids) > start:
             shown |= {"prompt": self.encoder.decode(ids[:start]), "completion": self.encoder.decode(ids[start:])}
         return shown
-
-
-def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The cross-entropy of each token and whether it counts. [batch, length, vocabulary], [batch, length] -> [batch,
-    length] each"""
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view_as(labels), (labels != IGNORED).to(losses.dtype)
 
 
 def _text(value: Any) -> str:

@@ -40,7 +40,7 @@ class Encoded(NamedTuple):
 class Encoder:
     """A tokenizer with a greatest length.
 
-    Tokens beyond `max_length` are cut off at the end.
+    Longer rows are shortened here and not by the tokenizer, whose state would change under another thread's call.
     """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
@@ -51,20 +51,20 @@ class Encoder:
 
         special_tokens: those that the tokenizer adds to a text;  eos: end with the end-of-sequence token
         """
-        text = "".join(piece.text for piece in pieces)
+        text, eos_id = "".join(piece.text for piece in pieces), self.tokenizer.eos_token_id
         tokens = self.tokenizer(text, add_special_tokens=special_tokens, return_offsets_mapping=True, verbose=False)
-        ids = list(tokens["input_ids"])
+        ids, sequences = list(tokens["input_ids"]), tokens.sequence_ids()
         counts = _counted(pieces, np.array(tokens["offset_mapping"], dtype=np.int64).reshape(-1, 2))
-        if eos and self.tokenizer.eos_token_id is None:
+        if eos and eos_id is None:
             raise DatasetError("the tokenizer has no end-of-sequence token; set append_eos to False")
-        if eos and ids[-1:] != [self.tokenizer.eos_token_id]:
-            ids.append(self.tokenizer.eos_token_id)
-            counts = np.append(counts, pieces[-1].counts)
-        return self.shortened(torch.tensor(ids, dtype=torch.int64), torch.from_numpy(counts))
+        if eos and ids[-1:] != [eos_id]:
+            ids, sequences, counts = [*ids, eos_id], [*sequences, 0], np.append(counts, pieces[-1].counts)
+        return self.shortened(torch.tensor(ids, dtype=torch.int64), torch.from_numpy(counts), sequences)
 
-    def shortened(self, ids: Tensor, counts: Tensor) -> Encoded:
-        kept = slice(self.max_length)
-        return Encoded(ids[kept], counts[kept], max(len(ids) - self.max_length, 0))
+    def shortened(self, ids: Tensor, counts: Tensor, sequences: Sequence[int | None]) -> Encoded:
+        """The tokens that are kept of a longer row."""
+        kept = kept_tokens(sequences, self.max_length)
+        return Encoded(ids[kept], counts[kept], int((~kept).sum()))
 
     def decode(self, ids: Tensor) -> str:
         """Without special tokens, which encoding adds."""
@@ -106,6 +106,25 @@ class Encoder:
         except Exception as error:  # templates are programs, and raise what they like
             raise DatasetError(f"the tokenizer's chat template fails on the messages: {error}") from error
         return text
+
+
+def kept_tokens(sequences: Sequence[int | None], limit: int) -> Tensor:
+    """Which tokens are kept of a text, or of a pair of texts, that is longer than `limit`. bool [length]
+
+    The end of a text is cut off, of a pair that of the longer one, as by transformers' truncation=True; the special
+    tokens that the tokenizer adds stay.
+
+    sequences: for each token the number of its text, 0 or 1; None for special ones that the tokenizer adds
+    """
+    number = torch.tensor([-1 if sequence is None else sequence for sequence in sequences], dtype=torch.int64)
+    first, second = int((number == 0).sum()), int((number == 1).sum())
+    room = max(limit - int((number < 0).sum()), 0)
+    if first + second <= room:
+        return torch.ones_like(number, dtype=torch.bool)
+    shorter = min(first, second, room // 2)
+    sizes = (room - shorter, shorter) if first >= second else (shorter, room - shorter)
+    places = torch.where(number == 0, (number == 0).cumsum(0), (number == 1).cumsum(0))  # within its text, from 1
+    return (number < 0) | (places <= torch.tensor(sizes)[number.clamp(min=0)])
 
 
 def _counted(pieces: Sequence[Piece], offsets: Any) -> Any:

@@ -20,6 +20,7 @@ class LanguageOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     text: str | None = Field(None, description="Column of texts. Default: text.")
+    text_pair: str | None = Field(None, description="Column of second texts, to classify pairs. Default: text_pair.")
     prompt: str | None = Field(None, description="Column of prompts. Default: prompt.")
     completion: str | None = Field(None, description="Column of completions. Default: completion.")
     messages: str | None = Field(

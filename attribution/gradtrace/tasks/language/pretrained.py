@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import nn
 
 from gradtrace.errors import TaskError
@@ -15,6 +18,7 @@ from gradtrace.tasks.language.options import Kind
 from gradtrace.tasks.payload import listed
 
 _CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
+_TOKENIZER_FILES = ("tokenizer*.json", "vocab*", "*.model")
 _AUTO_CLASSES: dict[Kind, str] = {
     "CausalLM": "AutoModelForCausalLM",
     "SequenceToSequence": "AutoModelForSeq2SeqLM",
@@ -90,20 +94,22 @@ class Pretrained:
         transformers = imported("transformers")
         auto = getattr(transformers, _AUTO_CLASSES[kind])
         try:
-            model: nn.Module = auto.from_pretrained(str(self.base_directory), local_files_only=True, **self._labels())
-            if self.is_adapter:
-                model = imported("peft").PeftModel.from_pretrained(
-                    model, str(self.directory), is_trainable=True, local_files_only=True
-                )
+            with _without_progress_bars(transformers):
+                model: nn.Module = auto.from_pretrained(str(self.base_directory), local_files_only=True, **self._head())
+                if self.is_adapter:
+                    model = self._with_adapter(model)
         except (OSError, ValueError, RuntimeError) as error:
             raise self._unreadable(_AUTO_CLASSES[kind], error) from error
-        return model.float()
+        return share_frozen(model.float())
 
     def tokenizer(self) -> Any:
         """Raises TaskError if there is none, or only one that does not tell where in the text its tokens are."""
         places = [self._tokenizer] if self._tokenizer else [self.directory, self.directory.parent, self.base_directory]
         auto, problems = imported("transformers").AutoTokenizer, []
         for place in places:
+            if Path(place).is_dir() and not any(any(Path(place).glob(pattern)) for pattern in _TOKENIZER_FILES):
+                problems.append(f"{place}: no file of a tokenizer")  # transformers would make an empty one
+                continue
             try:
                 tokenizer = auto.from_pretrained(str(place), local_files_only=True)
             except (OSError, ValueError, KeyError) as error:
@@ -121,9 +127,53 @@ class Pretrained:
         remedy = "; give the directory of its base model as base_model (--base-model)" if self.is_adapter else ""
         return TaskError(f"{self.directory} cannot be read as {wanted}: {error}{remedy}")
 
-    def _labels(self) -> dict[str, Any]:
-        """Number of classes of the head that an adapter brings, which its base model does not know."""
-        return {}
+    def _head(self) -> dict[str, Any]:
+        """The number of classes, where an adapter brings the classifier and its base model does not know it."""
+        file = self.directory / "adapter_model.safetensors"
+        if self.kind not in ("SequenceClassification", "TokenClassification") or not file.is_file():
+            return {}
+        saved = _json(self.directory / _ADAPTER_CONFIG).get("modules_to_save") or []
+        with safe_open(file, "pt") as weights:
+            heads = [name for name in weights.keys() if any(f".{head}." in name for head in saved)]  # noqa: SIM118
+            matrices = [name for name in heads if name.endswith(".weight")]
+            sizes = [weights.get_slice(name).get_shape()[0] for name in matrices]
+        return {"num_labels": min(sizes)} if sizes else {}
+
+    def _with_adapter(self, model: nn.Module) -> nn.Module:
+        """With the adapter's weights trainable, and all others frozen."""
+        options = {"is_trainable": True, "local_files_only": True}
+        adapted: nn.Module = imported("peft").PeftModel.from_pretrained(model, str(self.directory), **options)
+        return adapted
+
+
+class SharedParameter(nn.Parameter):
+    """A frozen parameter that copies of a model share: its memory is taken once."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedParameter:
+        memo[id(self)] = alias = SharedParameter(self.data, requires_grad=False)
+        return alias
+
+
+def share_frozen(model: nn.Module) -> nn.Module:
+    """The model, with its frozen parameters shared by all copies of it. Each checkpoint is loaded into a copy."""
+    shared = {id(p): SharedParameter(p.data, requires_grad=False) for p in model.parameters() if not p.requires_grad}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if id(parameter) in shared:
+                setattr(module, name, shared[id(parameter)])
+    return model
+
+
+@contextmanager
+def _without_progress_bars(transformers: Any) -> Iterator[None]:
+    logging = transformers.utils.logging
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def _model_directory(directory: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from gradtrace.errors import DatasetError
+from gradtrace.errors import DatasetError, QueryError
 from gradtrace.task import Example, Task
-from gradtrace.tasks.language.encoding import IGNORED, Encoded, Encoder
+from gradtrace.tasks.language.encoding import IGNORED, Encoder
 from gradtrace.tasks.language.options import Kind, LanguageOptions
 from gradtrace.tasks.language.pretrained import Pretrained
 from gradtrace.tasks.language.records import Record, open_records
-from gradtrace.tasks.payload import listed, shown
+from gradtrace.tasks.payload import check_keys, listed, shown
 
 _POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")  # of configurations: the longest sequence
 _UNLIMITED = 1 << 20  # what tokenizers without a limit exceed
@@ -113,19 +113,12 @@ class LanguageTask(Task):
         """The column of the data that holds what requests call by this name."""
         return getattr(self.options, name, None) or name
 
-    def given(self, values: dict[str, Any], record: Record) -> Encoded:
-        """The tokens of a record with `input_ids`, and with `labels` if not all count: -100 at those that do not."""
-        ids, labels = (self._checked(name, values.get(name, values["input_ids"])) for name in ("input_ids", "labels"))
-        if len(ids) != len(labels):
-            raise DatasetError(f"a row has {len(ids)} input_ids and {len(labels)} labels; give one label for each")
-        return self.encoder.shortened(ids, labels != IGNORED)
-
-    def _checked(self, name: str, ids: Any) -> Tensor:
-        """int64 [length]"""
+    def ids(self, name: str, ids: Any) -> Tensor:
+        """int64 [length], of a record's `input_ids`, or of `labels`, which may be -100."""
         vocabulary = self._model.get_input_embeddings().num_embeddings
         values = torch.as_tensor(ids, dtype=torch.int64)
-        outside = values[((values < 0) & (values != IGNORED)) | (values >= vocabulary)]
-        if values.dim() != 1 or len(outside) or (name == "input_ids" and (values == IGNORED).any()):
+        known = (values >= 0) & (values < vocabulary) | ((values == IGNORED) & (name == "labels"))
+        if values.dim() != 1 or not known.all():
             raise DatasetError(f"{name} is {shown(ids)}; give a list of token ids from 0 to {vocabulary - 1}")
         return values
 
@@ -135,6 +128,16 @@ class LanguageTask(Task):
             f"{type(self).__name__} looks for {names}, and the row has {listed(list(record))}; name the column, as in "
             "text='review' (--text review)"
         )
+
+    def parse(self, payload: Mapping[str, Any]) -> Example:
+        check_keys(payload, self.keys)
+        try:
+            example, cut = self.encoded({self.column(name): value for name, value in payload.items()})
+        except (DatasetError, TypeError, KeyError, ValueError) as error:
+            raise QueryError(f"this is not an example of {type(self).__name__}: {error}") from error
+        if cut:
+            raise QueryError(f"the example has {cut} tokens more than the {self.encoder.max_length} that are taken")
+        return example
 
     def inputs(self, ids: Sequence[Tensor]) -> dict[str, Tensor]:
         """Padded at the end, with the mask of what is no padding. int64 [batch, longest]"""

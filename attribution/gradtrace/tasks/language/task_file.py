@@ -9,12 +9,15 @@ from pydantic import ValidationError
 
 from gradtrace.errors import TaskError
 from gradtrace.tasks.language.causal import CausalLM
+from gradtrace.tasks.language.classification import SequenceClassification, TokenClassification
 from gradtrace.tasks.language.options import Kind, TaskFile
 from gradtrace.tasks.language.pretrained import Pretrained
+from gradtrace.tasks.language.seq2seq import SequenceToSequence
 from gradtrace.tasks.language.task import LanguageTask
 from gradtrace.tasks.payload import listed
 
-_TASKS: dict[Kind, type[LanguageTask]] = {task.kind: task for task in (CausalLM,)}
+_CLASSES: tuple[type[LanguageTask], ...] = (CausalLM, SequenceToSequence, SequenceClassification, TokenClassification)
+_TASKS: dict[Kind, type[LanguageTask]] = {task.kind: task for task in _CLASSES}
 
 
 def language_task(file: TaskFile) -> LanguageTask:
