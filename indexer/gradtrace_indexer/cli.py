@@ -43,7 +43,7 @@ from gradtrace_indexer.derived import DAMPING, add_kernels, fit_representer
 from gradtrace_indexer.description import describe_searcher, details, print_report
 from gradtrace_indexer.evaluation.select import explained, mean_losses, plot_selection, selection_index
 from gradtrace_indexer.evaluation_cli import app as evaluation_commands
-from gradtrace_indexer.task_flags import NamedTask, named_task, with_model_flags
+from gradtrace_indexer.task_flags import NamedTask, default_batch_size, named_task, with_model_flags
 from gradtrace_indexer.task_loading import load_task, spec_of
 from gradtrace_indexer.update.add_checkpoints import add_run
 from gradtrace_indexer.update.compact import compact as compact_index
@@ -61,7 +61,7 @@ def check(
     checkpoints: CheckpointsOption = None,
     dimensions: DimensionsOption = 2048,
     precision: PrecisionOption = "int8",
-    batch_size: BatchOption = 128,
+    batch_size: BatchOption = None,
     device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     **flags: Any,
@@ -77,7 +77,7 @@ def check(
         load_checkpoints(_given_or_model(checkpoints, named)),
         dimensions=dimensions,
         precision=precision,
-        batch_size=batch_size,
+        batch_size=batch_size or default_batch_size(named.task),
         device=device,
     )
     if as_json:
@@ -97,7 +97,7 @@ def build(
     dimensions: DimensionsOption = 2048,
     basis: Annotated[BasisKind, typer.Option(help="How gradients are compressed: docs/methods.md.")] = "gauss-newton",
     precision: PrecisionOption = "int8",
-    batch_size: BatchOption = 128,
+    batch_size: BatchOption = None,
     searcher: SearcherOption = None,
     average_segments: SegmentsOption = None,
     seed: Annotated[int, typer.Option(help="Of sampled rows, labels and projections.")] = 0,
@@ -109,6 +109,8 @@ def build(
 ) -> None:
     """Build the index of a task's training rows, or resume an interrupted build."""
     named = named_task(task, flags)
+    for sentence in named.token_sentences():
+        typer.echo(sentence)
     index = build_index(
         named.task,
         [load_checkpoints(run) for run in checkpoints or [_given_or_model(None, named)]],
@@ -116,7 +118,7 @@ def build(
         dimensions=dimensions,
         basis=basis,
         precision=precision,
-        batch_size=batch_size,
+        batch_size=batch_size or default_batch_size(named.task),
         searcher=searcher,
         average_segments=average_segments,
         seed=seed,
@@ -180,7 +182,7 @@ def update(
         int | None, typer.Option(min=0, help="Which of the index's training runs was continued. Default: the last.")
     ] = None,
     new_run: Annotated[bool, typer.Option("--new-run", help="Add them as another run of the training.")] = False,
-    batch_size: BatchOption = 128,
+    batch_size: BatchOption = None,
     num_workers: WorkersOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
@@ -190,7 +192,7 @@ def update(
     interruption, it resumes.
     """
     loaded = load_task(spec_of(index, task))
-    passes = PassOptions(batch_size=batch_size, num_workers=num_workers, device=device)
+    passes = PassOptions(batch_size=batch_size or default_batch_size(loaded), num_workers=num_workers, device=device)
     if new_run and (follow or run is not None):
         raise CheckpointError("--new-run adds a whole run: leave --run and --watch out, or use them once it is there")
     if follow:
@@ -227,7 +229,7 @@ def _follow(index: Path, task: Task, followed: Path, run: int | None, interval: 
 def append(
     index: IndexArgument,
     task: IndexTaskOption = None,
-    batch_size: BatchOption = 128,
+    batch_size: BatchOption = None,
     num_workers: WorkersOption = 0,
     skip_bad_rows: SkipOption = False,
     device: DeviceOption = "auto",
@@ -237,8 +239,9 @@ def append(
     The new examples must come after the old ones: a row's number in the data set is its id, for good. Only the new rows
     are computed. Run again after an interruption, it resumes.
     """
-    passes = PassOptions(batch_size=batch_size, num_workers=num_workers, device=device)
-    updated = append_rows(index, load_task(spec_of(index, task)), skip_bad_rows=skip_bad_rows, **passes)
+    loaded = load_task(spec_of(index, task))
+    passes = PassOptions(batch_size=batch_size or default_batch_size(loaded), num_workers=num_workers, device=device)
+    updated = append_rows(index, loaded, skip_bad_rows=skip_bad_rows, **passes)
     typer.echo(f"{index}: {describe(updated.manifest)}")
 
 

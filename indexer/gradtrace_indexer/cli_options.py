@@ -23,7 +23,12 @@ CheckpointsOption = Annotated[
 ]
 DimensionsOption = Annotated[int, typer.Option(min=1, help="Columns kept for each checkpoint.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="Of the stored rows: 2, 1 or half a byte a value.")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Examples a step.")]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Examples a step. Default: 128; with --model fewer, if rows are long.", show_default=False
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that read the training data ahead. 0: none.")]
 SkipOption = Annotated[

@@ -11,9 +11,20 @@ from pydantic import ValidationError
 from gradtrace.durable import write_whole
 from gradtrace.errors import TaskError
 from gradtrace.task import Task
-from gradtrace.tasks.language import TASK_FILE, TaskFile, language_task, task_file_text
+from gradtrace.tasks.language import (
+    TASK_FILE,
+    LanguageTask,
+    TaskFile,
+    batch_size,
+    language_task,
+    task_file_text,
+    token_summary,
+)
 from gradtrace_indexer.flags import with_flags
 from gradtrace_indexer.task_loading import load_task
+
+_COUNTED_ROWS = 100_000  # at most, before a build
+_BATCH_SIZE = 128  # of tasks whose examples may have any size
 
 
 class NamedTask(NamedTuple):
@@ -26,6 +37,10 @@ class NamedTask(NamedTuple):
     def checkpoints(self) -> Path | None:
         """Where the checkpoints are by default."""
         return None if self.file is None else self.file.model
+
+    def token_sentences(self) -> list[str]:
+        """What a language task's rows hold, and what was cut off them."""
+        return list(token_summary(self.task, _COUNTED_ROWS).sentences()) if isinstance(self.task, LanguageTask) else []
 
     def save(self, index: Path) -> None:
         """Write the file beside the index, so that no later command has to be told the task."""
@@ -57,6 +72,10 @@ def named_task(spec: str | None, flags: Mapping[str, Any]) -> NamedTask:
         first = error.errors()[0]
         raise TaskError(f"{_flag(str(first['loc'][0]))}: {first['msg']}") from None
     return NamedTask(language_task(file), file)
+
+
+def default_batch_size(task: Task) -> int:
+    return batch_size(task) if isinstance(task, LanguageTask) else _BATCH_SIZE
 
 
 def _flag(name: str) -> str:

@@ -9,6 +9,7 @@ from gradtrace.tasks.language.causal import CausalLM
 from gradtrace.tasks.language.classification import SequenceClassification, TokenClassification
 from gradtrace.tasks.language.options import TASK_FILE, LanguageOptions, TaskFile
 from gradtrace.tasks.language.seq2seq import SequenceToSequence
+from gradtrace.tasks.language.summary import TokenSummary, batch_size, token_summary
 from gradtrace.tasks.language.task import LanguageTask
 from gradtrace.tasks.language.task_file import language_task, read_task_file, task_file_text
 
@@ -21,7 +22,10 @@ __all__ = [
     "SequenceToSequence",
     "TaskFile",
     "TokenClassification",
+    "TokenSummary",
+    "batch_size",
     "language_task",
     "read_task_file",
     "task_file_text",
+    "token_summary",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from gradtrace.errors import DatasetError
@@ -65,8 +66,10 @@ class CausalLM(LanguageTask):
             return self.encoder.encode([Piece(_text(values["text"]), True)], eos=eos)
         raise self.lacks(record, "text", "prompt", "completion", "messages", "input_ids")
 
-    def counted(self, example: Example) -> int:
-        return int((example["labels"][1:] != IGNORED).sum())
+    def tokens(self, example: Example) -> tuple[Tensor, Tensor]:
+        """The first token is never predicted."""
+        counts = example["labels"] != IGNORED
+        return example["input_ids"], counts & (torch.arange(len(counts)) > 0)
 
     def collate(self, examples: list[Example]) -> Batch:
         """input_ids, attention_mask and labels, int64 [batch, longest]"""

@@ -100,8 +100,9 @@ class SequenceClassification(_Classifier):
             raise DatasetError(f"label {shown(label)}: give a finite number, or leave it out")
         return value
 
-    def counted(self, example: Example) -> int:
-        return len(example["input_ids"])
+    def tokens(self, example: Example) -> tuple[Tensor, Tensor]:
+        """The loss is of the text as a whole, so that all count."""
+        return example["input_ids"], torch.ones_like(example["input_ids"], dtype=torch.bool)
 
     def label(self, example: Example) -> Label | None:
         return example["label"]  # type: ignore[no-any-return]
@@ -174,8 +175,8 @@ class TokenClassification(_Classifier):
         example = {"input_ids": ids[kept], "labels": torch.tensor(labels, dtype=torch.int64)[kept]}
         return example, int((~kept).sum())
 
-    def counted(self, example: Example) -> int:
-        return int((example["labels"] != IGNORED).sum())
+    def tokens(self, example: Example) -> tuple[Tensor, Tensor]:
+        return example["input_ids"], example["labels"] != IGNORED
 
     def collate(self, examples: list[Example]) -> Batch:
         """input_ids, attention_mask and labels, int64 [batch, longest]"""

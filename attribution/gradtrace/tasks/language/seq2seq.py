@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from gradtrace.errors import DatasetError
@@ -47,8 +48,10 @@ class SequenceToSequence(LanguageTask):
     def _tokens(self, text: str) -> Encoded:
         return self.encoder.encode([Piece(text, True)], eos=bool(self.options.append_eos))
 
-    def counted(self, example: Example) -> int:
-        return int((example["labels"] != IGNORED).sum())
+    def tokens(self, example: Example) -> tuple[Tensor, Tensor]:
+        """Those that are read, then those that are written."""
+        read, written = example["input_ids"], example["labels"][example["labels"] != IGNORED]
+        return torch.cat([read, written]), torch.arange(len(read) + len(written)) >= len(read)
 
     def collate(self, examples: list[Example]) -> Batch:
         """input_ids, attention_mask: int64 [batch, longest input];  labels: int64 [batch, longest target]"""

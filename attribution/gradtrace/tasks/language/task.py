@@ -63,8 +63,22 @@ class LanguageTask(Task):
         """The example of a record, and the number of tokens that were cut off."""
 
     @abstractmethod
+    def tokens(self, example: Example) -> tuple[Tensor, Tensor]:
+        """All tokens of an example, int64 [length], and which of them count in its loss, bool [length]."""
+
+    def length(self, example: Example) -> int:
+        return len(self.tokens(example)[0])
+
     def counted(self, example: Example) -> int:
-        """The number of tokens that count in the example's loss."""
+        """The number of tokens that count in the loss."""
+        return int(self.tokens(example)[1].sum())
+
+    def stretches(self, example: Example) -> list[tuple[str, bool]]:
+        """The decoded text with its special tokens, in stretches of tokens that count in the loss or do not."""
+        ids, counts = self.tokens(example)
+        borders = (counts[1:] != counts[:-1]).nonzero().flatten() + 1
+        pairs = zip(ids.tensor_split(borders), counts.tensor_split(borders), strict=True)
+        return [(self.encoder.tokenizer.decode(part.tolist()), bool(flags[0])) for part, flags in pairs if len(part)]
 
     def model(self) -> nn.Module:
         model: nn.Module = self._model
