@@ -26,8 +26,11 @@ from gradtrace.store.manifest import Precision
 from gradtrace.store.shards import ShardLayout, default_levels
 from gradtrace.task import Task
 from gradtrace.tasks.hooks import HookCheck, check_hooks
+from gradtrace.tasks.language import LanguageTask, token_summary
 
 _HOOK_EXAMPLES = 3  # on which the task's hooks are tried
+_SHOWN_EXAMPLES = 10  # of a language task
+_COUNTED_ROWS = 2000  # whose tokens are counted
 _TIMED_SECONDS = 2.0  # for which rows are timed
 _FITTED_ROWS = 2048  # on which a build fits basis and curvature; about two passes at each checkpoint
 _COLUMN_BYTES = 32  # of a row's label, prediction, loss and norm
@@ -55,6 +58,8 @@ class TaskReport:
         docs/methods.md
     law: a description of these labels
     curvature: a description of the curvature that influence and source would use
+    tokens: of a language task, what its rows hold, in sentences
+    examples: of a language task, decoded training rows, in stretches of tokens that count in the loss or do not
     hooks: results of the task's optional methods on training examples, or their problems
     notes: what is slow or unusual
     problems: what a build would refuse, each with its remedy
@@ -68,6 +73,8 @@ class TaskReport:
     labels: str = ""
     law: str = ""
     curvature: str = ""
+    tokens: list[str] = field(default_factory=list)
+    examples: list[list[tuple[str, bool]]] = field(default_factory=list)
     hooks: list[HookCheck] = field(default_factory=list)
     estimate: BuildEstimate | None = None
     notes: list[str] = field(default_factory=list)
@@ -109,6 +116,9 @@ def check(
         examples = fetch(task.train, rows)
         if not checkpoints:
             raise GradtraceError("there is no checkpoint: record some with CheckpointRecorder")
+        if isinstance(task, LanguageTask):
+            report.tokens = list(token_summary(task, _COUNTED_ROWS).sentences())
+            report.examples = [task.stretches(example) for example in examples[:_SHOWN_EXAMPLES]]
         where = torch.device(pick_device(device))
         model = GradientModel(task, checkpoints[-1], where, examples, rows=rows)
         hook_examples = examples[:_HOOK_EXAMPLES]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,6 +26,7 @@ from gradtrace_indexer.cli_options import (
     DeviceOption,
     DimensionsOption,
     IndexArgument,
+    IndexTaskOption,
     PrecisionOption,
     RecordingOption,
     RowsFileOption,
@@ -42,7 +43,8 @@ from gradtrace_indexer.derived import DAMPING, add_kernels, fit_representer
 from gradtrace_indexer.description import describe_searcher, details, print_report
 from gradtrace_indexer.evaluation.select import explained, mean_losses, plot_selection, selection_index
 from gradtrace_indexer.evaluation_cli import app as evaluation_commands
-from gradtrace_indexer.task_loading import load_task
+from gradtrace_indexer.task_flags import NamedTask, default_batch_size, named_task, with_model_flags
+from gradtrace_indexer.task_loading import load_task, spec_of
 from gradtrace_indexer.update.add_checkpoints import add_run
 from gradtrace_indexer.update.compact import compact as compact_index
 from gradtrace_indexer.update.rows import append_rows, delete_rows
@@ -53,26 +55,29 @@ app = typer.Typer()
 
 
 @app.command()
+@with_model_flags
 def check(
-    task: TaskArgument,
-    checkpoints: CheckpointsOption,
+    task: TaskArgument = None,
+    checkpoints: CheckpointsOption = None,
     dimensions: DimensionsOption = 2048,
     precision: PrecisionOption = "int8",
-    batch_size: BatchOption = 128,
+    batch_size: BatchOption = None,
     device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    **flags: Any,
 ) -> None:
     """Try a task on a few of its rows, in seconds, before anything is built.
 
     Reports how each layer is differentiated and why, at whose labels the curvature is taken, what the task's hooks
     return, what a build would cost, and every problem with its remedy. The exit code is 1 if there is a problem.
     """
+    named = named_task(task, flags)
     report = dry_run.check(
-        load_task(task),
-        load_checkpoints(checkpoints),
+        named.task,
+        load_checkpoints(_given_or_model(checkpoints, named)),
         dimensions=dimensions,
         precision=precision,
-        batch_size=batch_size,
+        batch_size=batch_size or default_batch_size(named.task),
         device=device,
     )
     if as_json:
@@ -84,14 +89,15 @@ def check(
 
 
 @app.command()
+@with_model_flags
 def build(
-    task: TaskArgument,
-    checkpoints: RunsOption,
     out: Annotated[Path, typer.Option(help="The index directory; an interrupted build there is resumed.")],
+    task: TaskArgument = None,
+    checkpoints: RunsOption = None,
     dimensions: DimensionsOption = 2048,
     basis: Annotated[BasisKind, typer.Option(help="How gradients are compressed: docs/methods.md.")] = "gauss-newton",
     precision: PrecisionOption = "int8",
-    batch_size: BatchOption = 128,
+    batch_size: BatchOption = None,
     searcher: SearcherOption = None,
     average_segments: SegmentsOption = None,
     seed: Annotated[int, typer.Option(help="Of sampled rows, labels and projections.")] = 0,
@@ -99,16 +105,20 @@ def build(
     num_workers: WorkersOption = 0,
     skip_bad_rows: SkipOption = False,
     device: DeviceOption = "auto",
+    **flags: Any,
 ) -> None:
     """Build the index of a task's training rows, or resume an interrupted build."""
+    named = named_task(task, flags)
+    for sentence in named.token_sentences():
+        typer.echo(sentence)
     index = build_index(
-        load_task(task),
-        [load_checkpoints(run) for run in checkpoints],
+        named.task,
+        [load_checkpoints(run) for run in checkpoints or [_given_or_model(None, named)]],
         out,
         dimensions=dimensions,
         basis=basis,
         precision=precision,
-        batch_size=batch_size,
+        batch_size=batch_size or default_batch_size(named.task),
         searcher=searcher,
         average_segments=average_segments,
         seed=seed,
@@ -117,9 +127,18 @@ def build(
         skip_bad_rows=skip_bad_rows,
         device=device,
     )
+    named.save(out)
     typer.echo(f"{out}: {describe(index.manifest)}")
     if index.manifest.searcher is not None:
         typer.echo(describe_searcher(index.manifest, index.manifest.searcher))
+
+
+def _given_or_model(checkpoints: Path | None, named: NamedTask) -> Path:
+    """The directory of the checkpoints: the one that is given, or the model's."""
+    directory = checkpoints or named.checkpoints
+    if directory is None:
+        raise CheckpointError("name the directory of the training's checkpoints: --checkpoints")
+    return directory
 
 
 @app.command()
@@ -150,7 +169,7 @@ def select(
 @app.command()
 def update(
     index: IndexArgument,
-    task: TaskOption,
+    task: IndexTaskOption = None,
     checkpoints: Annotated[
         Path | None,
         typer.Option(help="Directory of the training's checkpoints. Default: that of the index's last one."),
@@ -163,7 +182,7 @@ def update(
         int | None, typer.Option(min=0, help="Which of the index's training runs was continued. Default: the last.")
     ] = None,
     new_run: Annotated[bool, typer.Option("--new-run", help="Add them as another run of the training.")] = False,
-    batch_size: BatchOption = 128,
+    batch_size: BatchOption = None,
     num_workers: WorkersOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
@@ -172,8 +191,8 @@ def update(
     Only what is new is computed. Readers see the old generation until the new one is complete. Run again after an
     interruption, it resumes.
     """
-    loaded = load_task(task)
-    passes = PassOptions(batch_size=batch_size, num_workers=num_workers, device=device)
+    loaded = load_task(spec_of(index, task))
+    passes = PassOptions(batch_size=batch_size or default_batch_size(loaded), num_workers=num_workers, device=device)
     if new_run and (follow or run is not None):
         raise CheckpointError("--new-run adds a whole run: leave --run and --watch out, or use them once it is there")
     if follow:
@@ -209,8 +228,8 @@ def _follow(index: Path, task: Task, followed: Path, run: int | None, interval: 
 @app.command()
 def append(
     index: IndexArgument,
-    task: TaskOption,
-    batch_size: BatchOption = 128,
+    task: IndexTaskOption = None,
+    batch_size: BatchOption = None,
     num_workers: WorkersOption = 0,
     skip_bad_rows: SkipOption = False,
     device: DeviceOption = "auto",
@@ -220,8 +239,9 @@ def append(
     The new examples must come after the old ones: a row's number in the data set is its id, for good. Only the new rows
     are computed. Run again after an interruption, it resumes.
     """
-    passes = PassOptions(batch_size=batch_size, num_workers=num_workers, device=device)
-    updated = append_rows(index, load_task(task), skip_bad_rows=skip_bad_rows, **passes)
+    loaded = load_task(spec_of(index, task))
+    passes = PassOptions(batch_size=batch_size or default_batch_size(loaded), num_workers=num_workers, device=device)
+    updated = append_rows(index, loaded, skip_bad_rows=skip_bad_rows, **passes)
     typer.echo(f"{index}: {describe(updated.manifest)}")
 
 

@@ -12,13 +12,23 @@ from gradtrace.errors import QueryError
 from gradtrace.store.manifest import Precision
 
 _TASK = "module:attribute or path/to/file.py:attribute"
-TaskArgument = Annotated[str, typer.Argument(help=_TASK)]
+_OR_FILE = f"{_TASK}. Not needed for an index that was built by --model."
+TaskArgument = Annotated[str | None, typer.Argument(help=_TASK, show_default=False)]
 TaskOption = Annotated[str, typer.Option(help=_TASK)]
+IndexTaskOption = Annotated[str | None, typer.Option("--task", help=_OR_FILE, show_default=False)]
 IndexArgument = Annotated[Path, typer.Argument(help="The index directory.")]
-CheckpointsOption = Annotated[Path, typer.Option(help="Directory of a training's checkpoints, or a list by `select`.")]
+CheckpointsOption = Annotated[
+    Path | None,
+    typer.Option(help="Directory of a training's checkpoints, or a list by `select`. With --model not needed."),
+]
 DimensionsOption = Annotated[int, typer.Option(min=1, help="Columns kept for each checkpoint.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="Of the stored rows: 2, 1 or half a byte a value.")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Examples a step.")]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Examples a step. Default: 128; with --model fewer, if rows are long.", show_default=False
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1" ...')]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that read the training data ahead. 0: none.")]
 SkipOption = Annotated[
@@ -26,9 +36,10 @@ SkipOption = Annotated[
     typer.Option("--skip-bad-rows", help="Mark rows that cannot be read or have no finite gradient; do not stop."),
 ]
 RunsOption = Annotated[
-    list[Path],
+    list[Path] | None,
     typer.Option(
-        help="Directory of a training's checkpoints, or a list by `select`. Repeatable, for runs with other seeds."
+        help="Directory of a training's checkpoints, or a list by `select`. Repeatable, for runs with other seeds. "
+        "With --model not needed."
     ),
 ]
 SearcherOption = Annotated[

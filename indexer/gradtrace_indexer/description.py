@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from gradtrace.dry_run import TaskReport
 from gradtrace.errors import CorruptIndexError, IncompleteIndexError, StoreError
@@ -23,6 +24,7 @@ _KINDS: dict[CheckpointKind, str] = {
     "recorded": ", the recording of the training up to it",
 }
 
+_MOST_CHARACTERS = 300  # of a stretch of text
 _MOST_LAYERS = 40  # lines of a table; of longer models the first and the last layers are shown
 
 
@@ -126,6 +128,13 @@ def print_report(report: TaskReport, console: Console) -> None:
         console.print(_layers(report))
         console.print(f"[bold]Labels of the eigenbasis[/bold] ({report.labels}): {escape(report.law)}")
         console.print(f"[bold]Curvature[/bold]: {escape(report.curvature)}")
+    for sentence in report.tokens:
+        console.print(f"[bold]Tokens[/bold]: {escape(sentence)}")
+    if report.examples:
+        marks = "underlined" if console.is_terminal else "between ⟦ and ⟧"
+        console.print(f"[bold]Training rows[/bold], the tokens that count in the loss {marks}:")
+    for example in report.examples:
+        console.print(_marked(example, console.is_terminal))
     if report.hooks:
         console.print(_hooks(report))
     if report.estimate is not None:
@@ -142,6 +151,20 @@ def print_report(report: TaskReport, console: Console) -> None:
         console.print(f"[red]Problem:[/red] {escape(problem)}")
     if report.ok:
         console.print("[green]Ready to build.[/green]")
+
+
+def _marked(example: Sequence[tuple[str, bool]], styled: bool) -> Text:
+    """The tokens that count in the loss are green and underlined; between ⟦ and ⟧ where there are no styles."""
+    text = Text("  ")
+    for stretch, counts in example:
+        shown = _shortened(stretch.replace("\n", "⏎"))
+        text.append(f"⟦{shown}⟧" if counts and not styled else shown, "green underline" if counts else "dim")
+    return text
+
+
+def _shortened(text: str) -> str:
+    half = _MOST_CHARACTERS // 2
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
 
 
 def _layers(report: TaskReport) -> Table:

@@ -10,13 +10,13 @@ import typer
 
 from gradtrace.methods import method_named
 from gradtrace.opening import open_index
-from gradtrace_indexer.cli_options import DeviceOption, IndexArgument, TaskOption, numbers
+from gradtrace_indexer.cli_options import DeviceOption, IndexArgument, IndexTaskOption, TaskOption, numbers
 from gradtrace_indexer.evaluation import evaluate as evaluation
 from gradtrace_indexer.evaluation.ground_truth import subset_outputs
 from gradtrace_indexer.evaluation.retraining import Retrainings
 from gradtrace_indexer.evaluation.without_rows import compare_removal
 from gradtrace_indexer.held_out import held_out_rows
-from gradtrace_indexer.task_loading import load_task
+from gradtrace_indexer.task_loading import load_task, spec_of
 
 app = typer.Typer()
 
@@ -24,13 +24,13 @@ app = typer.Typer()
 @app.command()
 def bench(
     index: IndexArgument,
-    task: TaskOption,
+    task: IndexTaskOption = None,
     k: Annotated[int, typer.Option(min=1, help="Hits at each end.")] = 10,
     queries: Annotated[int, typer.Option(min=1, help="Held-out examples to ask about.")] = 64,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure how fast an index answers here, one query at a time and many, and what an approximate searcher misses."""
-    for line in evaluation.bench(index, load_task(task), k=k, queries=queries, device=device):
+    for line in evaluation.bench(index, load_task(spec_of(index, task)), k=k, queries=queries, device=device):
         typer.echo(line)
 
 

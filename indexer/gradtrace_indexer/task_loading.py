@@ -1,4 +1,5 @@
-"""Load a user's Task by its name on the command line: `module:attribute` or `path/to/file.py:attribute`."""
+"""Load a Task by its name on the command line: `module:attribute`, `path/to/file.py:attribute`, or a `.json` file of a
+language task."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from typing import Any
 
 from gradtrace.errors import TaskError
 from gradtrace.task import Task
+from gradtrace.tasks.language import TASK_FILE, read_task_file
 
 _INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _GRADTRACE = ("gradtrace", "gradtrace_indexer", "gradtrace_service", "gradtrace_client")
@@ -32,6 +34,8 @@ def load_task(spec: str, *, anew: bool = False) -> Task:
     Raises:
         TaskError: no such file, module or attribute; an error while importing or instantiating; or not a Task.
     """
+    if spec.endswith(".json"):
+        return read_task_file(Path(spec))
     source, _, name = spec.rpartition(":")
     if not source or not name.isidentifier():
         raise TaskError(f"{spec!r} is not a task's name; write module:attribute or path/to/file.py:attribute")
@@ -49,6 +53,18 @@ def load_task(spec: str, *, anew: bool = False) -> Task:
     if not isinstance(task, Task):
         raise TaskError(f"{spec} is of type {type(named).__name__}, not a gradtrace.Task; {_tasks_in(module)}")
     return task
+
+
+def spec_of(index: Path, given: str | None) -> str:
+    """The name of an index's task: the one that is given, or that of the file which `gradtrace build --model` wrote.
+
+    Raises:
+        TaskError: none is given, and there is no such file.
+    """
+    file = index / TASK_FILE
+    if given is None and not file.is_file():
+        raise TaskError(f"{index} was built from a task of your own: name it by --task, as you did for the build")
+    return str(file) if given is None else given
 
 
 def import_source(source: str, *, anew: bool = False) -> ModuleType:

@@ -18,15 +18,17 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gradtrace.errors import GradtraceError, LockedIndexError, QueryError
+from gradtrace.tasks.language import TASK_FILE
 from gradtrace.user_code import user_line
 from gradtrace_client import Client, ClientError, InfluenceAnswer
 from gradtrace_client.request_schemas import SOURCES, InfluenceRequest
 from gradtrace_indexer.cli import app as indexer_commands
+from gradtrace_indexer.flags import with_flags
+from gradtrace_indexer.task_loading import spec_of
 from gradtrace_service.console import print_answer
 from gradtrace_service.demo import Dataset, run_demo
 from gradtrace_service.doctor.command import app as doctor_command
 from gradtrace_service.engine.work import is_out_of_memory
-from gradtrace_service.flags import with_flags
 from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.indexes.hosted import Hosted, hosted
 from gradtrace_service.listeners import host_of, inherited
@@ -49,7 +51,7 @@ HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
 PortOption = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
 
 SourceArgument = Annotated[
-    str, typer.Argument(help="A service's http:// address, or an index directory (then with --task).")
+    str, typer.Argument(help="A service's http:// address, or an index directory (then with --task, if it needs one).")
 ]
 TaskOption = Annotated[str | None, typer.Option(help="For an index directory: module:attribute or file.py:attribute.")]
 QueryRowOption = Annotated[list[int] | None, typer.Option(help="Row of the task's query data. Repeatable.")]
@@ -150,9 +152,12 @@ def program(
 def serve(
     indexes: Annotated[list[str], typer.Argument(metavar="INDEX...", help="Index directories, or NAME=DIRECTORY.")],
     task: Annotated[
-        list[str],
-        typer.Option(help="module:attribute or path/to/file.py:attribute; one for each index, or one for all."),
-    ],
+        list[str] | None,
+        typer.Option(
+            help="module:attribute or path/to/file.py:attribute; one for each index, or one for all. Not needed for "
+            "indexes that were built by --model."
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A TOML file of settings.")] = None,
     **flags: Any,
 ) -> None:
@@ -180,7 +185,7 @@ def serve(
         refuse_taken(host, settings.port)
     refuse_too_few_descriptors(settings.max_connections)
     gc.freeze()  # what was imported is never garbage; a full collection held up the event loop for 0.15 s
-    app = create_service(hosted(indexes, task, settings), settings)
+    app = create_service(hosted(indexes, task or [], settings), settings)
     if local:
         answer_local_names_alone(app, host)
     serve_until_told(app, settings, listener)
@@ -267,13 +272,14 @@ def _ask(source: str, task: str | None, api_key: str | None, fields: dict[str, A
     if source.startswith(("http://", "https://")):
         with Client(source, api_key) as client:
             return client.influence(**fields)
-    if task is None:
+    index = Path(source)
+    if task is None and not (index / TASK_FILE).is_file():
         raise QueryError(f"{source} is not an http:// address; to ask an index directory, give its --task")
     from gradtrace_service.app import create_app
     from gradtrace_service.server import serving
 
     # By a service of its own, so that answers and messages are the same as over the network.
-    with serving(create_app(Hosted("", Path(source), task).open_or_say_why())) as url, Client(url) as client:
+    with serving(create_app(Hosted("", index, spec_of(index, task)).open_or_say_why())) as url, Client(url) as client:
         return client.influence(**fields)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from gradtrace.checkpoints import second_moments
+from gradtrace.checkpoints import adapters, second_moments
 from gradtrace.checkpoints.weights import listing, plain_names, read_state, sha256
 from gradtrace.errors import CheckpointError
 from gradtrace.store.manifest import CheckpointKind, Optimizer
@@ -78,12 +78,16 @@ class Checkpoint:
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Copy a checkpoint's weights into a model, all of them or none.
 
-    The file may lack a weight that the model ties to another one (as safetensors files do). All names in the file may
-    have a common prefix ("model.", "net."), from a trainer that holds the model as an attribute.
+    A checkpoint of PEFT has an adapter's weights alone, for a model with such an adapter. Any other may lack a weight
+    that the model ties to another one (as safetensors files do). All names in it may have a common prefix ("model.",
+    "net."), from a trainer that holds the model as an attribute.
 
     Raises:
         CheckpointError: names or shapes differ; the text lists those missing, unexpected and of another shape.
     """
+    if adapters.is_adapter(checkpoint.path):
+        adapters.load_adapter(model, checkpoint.path)
+        return
     current = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     names = plain_names(current)
     state = _without_prefix(checkpoint.load(), names)

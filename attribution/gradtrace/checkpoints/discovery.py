@@ -17,8 +17,8 @@ def load_checkpoints(directory: str | Path) -> list[Checkpoint]:
     """The checkpoints in a directory, ordered by step. Weights are read later, by `Checkpoint.load`.
 
     Args:
-        directory: with a checkpoints.json, or written by Hugging Face's Trainer, accelerate or Lightning; or the path
-            of a file in the format of checkpoints.json, such as `gradtrace select` writes.
+        directory: with a checkpoints.json, or written by Hugging Face's Trainer, accelerate, Lightning or
+            save_pretrained; or the path of a file in the format of checkpoints.json, such as `gradtrace select` writes.
 
     Raises:
         CheckpointError: the directory, its checkpoints or one of their files is missing, or checkpoints.json is

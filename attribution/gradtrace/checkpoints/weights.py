@@ -18,7 +18,8 @@ from gradtrace.errors import CheckpointError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _NESTING_KEYS = ("state_dict", "model_state_dict", "model")
-_IN_DIRECTORIES = ("model.safetensors", "pytorch_model.bin")  # as Hugging Face's libraries name them
+# As Hugging Face's libraries name them; the last two are PEFT's.
+_IN_DIRECTORIES = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace import Task
-from gradtrace.tasks import ImageClassification, TextClassification
+from gradtrace.tasks import CausalLM, ImageClassification, SequenceClassification, TextClassification
 from gradtrace_client.schemas import Feature, FeaturesInput, ImageInput, OtherInput, TextInput
 from gradtrace_service.answers.features import READ_ROWS, TabularTask, as_table
 
@@ -23,6 +23,8 @@ def input_of(task: Task, present: NDArray[np.bool_]) -> Input:
         return ImageInput(height=height, width=width, channels=channels)
     if isinstance(task, TextClassification):
         return TextInput() if task.encode is not None else OtherInput()
+    if isinstance(task, CausalLM | SequenceClassification):
+        return TextInput()
     if (table := as_table(task)) is not None:
         return FeaturesInput(features=_features(table, rows))
     return None if type(task).parse is Task.parse else OtherInput()

@@ -14,6 +14,7 @@ from gradtrace import Index
 from gradtrace.errors import GradtraceError, QueryError, StoreError, TaskError
 from gradtrace.store.index_files import VerifiedFiles, changed_since
 from gradtrace.store.manifest import MANIFEST_NAME, Manifest, read_manifest
+from gradtrace_indexer.task_loading import spec_of
 from gradtrace_service.answers.rendering import try_rendering
 from gradtrace_service.engine.work import is_out_of_memory
 from gradtrace_service.errors import FieldError
@@ -29,7 +30,7 @@ class Hosted:
 
     name: str
     path: Path
-    task: str  # module:attribute or path/to/file.py:attribute
+    task: str  # as `load_task` takes it
     checkpoints: list[Path] | None = None
     device: str = "auto"
 
@@ -106,13 +107,15 @@ def file_stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def hosted(indexes: Sequence[str], tasks: Sequence[str], settings: Settings) -> list[Hosted]:
-    """The indexes that the command line names: DIRECTORY or NAME=DIRECTORY, with one task for each or one for all.
+    """The indexes that the command line names: DIRECTORY or NAME=DIRECTORY, with one task for each or one for all; none
+    where each has a file of its task.
 
     Raises:
         StoreError: two have the same name, or a directory holds no index.
         QueryError: the number of tasks is neither one nor that of the indexes.
+        TaskError: no task is given, and an index has no file of its task.
     """
-    if len(tasks) not in (1, len(indexes)):
+    if len(tasks) not in (0, 1, len(indexes)):
         raise QueryError(f"give one --task for all {len(indexes)} indexes, or one for each, in their order")
     named = [text.partition("=") for text in indexes]
     paths = [Path(after if separator else before) for before, separator, after in named]
@@ -125,9 +128,10 @@ def hosted(indexes: Sequence[str], tasks: Sequence[str], settings: Settings) -> 
         )
     for path in paths:
         read_manifest(path)
+    given: list[str | None] = [*tasks] if len(tasks) > 1 else [next(iter(tasks), None)] * len(paths)
     return [
-        Hosted(name, path, task, settings.checkpoints, settings.device)
-        for name, path, task in zip(names, paths, tasks if len(tasks) > 1 else [*tasks] * len(paths), strict=True)
+        Hosted(name, path, spec_of(path, task), settings.checkpoints, settings.device)
+        for name, path, task in zip(names, paths, given, strict=True)
     ]
 
 

@@ -12,16 +12,21 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 
-def with_flags(model: type[BaseModel], names: Collection[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_flags(
+    model: type[BaseModel], names: Collection[str], panel: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a Typer command, in place of its **flags, a flag for each of these fields. A flag that is not given is None;
-    values are for the model to check."""
+    values are for the model to check. panel: the heading over these flags in the command's help"""
     fields = ((name, field) for name, field in model.model_fields.items() if name in names)
     flags = [
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[_flag_type(field.annotation), typer.Option(help=_help(field), show_default=False)],
+            annotation=Annotated[
+                _flag_type(field.annotation),
+                typer.Option(help=_help(field), show_default=False, rich_help_panel=panel),
+            ],
         )
         for name, field in fields
     ]

@@ -1,0 +1,71 @@
+"""SequenceToSequence: models that read an input and write a target."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gradtrace.errors import DatasetError
+from gradtrace.task import Batch, Example
+from gradtrace.tasks.language.encoding import IGNORED, Encoded, Piece
+from gradtrace.tasks.language.losses import token_losses
+from gradtrace.tasks.language.options import Kind
+from gradtrace.tasks.language.records import Record
+from gradtrace.tasks.language.task import LanguageTask
+from gradtrace.tasks.payload import shown
+
+
+class SequenceToSequence(LanguageTask):
+    """An encoder and a decoder, as in T5 and BART.
+
+    A row is a prompt, which the encoder reads, with a completion, which the decoder writes; or `input_ids` with
+    `labels`. The loss of a row is the mean cross-entropy of its completion's tokens, or their sum.
+
+        TASK = SequenceToSequence("runs/t5", "train.csv", prompt="question", completion="answer")
+
+    Requests hold the same, under the names prompt, completion, input_ids and labels.
+    """
+
+    kind: ClassVar[Kind] = "SequenceToSequence"
+    keys: ClassVar = ("text", "prompt", "completion", "input_ids", "labels")  # a text is what `render` shows people
+
+    def encoded(self, record: Record) -> tuple[Example, int]:
+        values = self.columns(record)
+        if {"input_ids", "labels"} <= values.keys():
+            read, written = self.ids("input_ids", values["input_ids"]), self.ids("labels", values["labels"])
+            source = self.encoder.shortened(read, read != IGNORED, [0] * len(read))
+            target = self.encoder.shortened(written, written != IGNORED, [0] * len(written))
+        elif {"prompt", "completion"} <= values.keys():
+            source, target = self._tokens(values["prompt"]), self._tokens(values["completion"])
+        else:
+            raise self.lacks(record, "prompt", "completion", "input_ids", "labels")
+        if not len(source.ids) or not target.counts.any():
+            raise DatasetError(f"the row {shown(dict(record))} has no token to read, or none to write; leave it out")
+        return {"input_ids": source.ids, "labels": target.labels}, source.cut + target.cut
+
+    def _tokens(self, text: str) -> Encoded:
+        return self.encoder.encode([Piece(text, True)], eos=bool(self.options.append_eos))
+
+    def tokens(self, example: Example) -> tuple[Tensor, Tensor]:
+        """Those that are read, then those that are written."""
+        read, written = example["input_ids"], example["labels"][example["labels"] != IGNORED]
+        return torch.cat([read, written]), torch.arange(len(read) + len(written)) >= len(read)
+
+    def collate(self, examples: list[Example]) -> Batch:
+        """input_ids, attention_mask: int64 [batch, longest input];  labels: int64 [batch, longest target]"""
+        labels = self.padded_labels([example["labels"] for example in examples])
+        return {**self.inputs([example["input_ids"] for example in examples]), "labels": labels}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        written = base.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits = model(**inputs, decoder_input_ids=written, use_cache=False).logits
+        return self.reduced(*token_losses(logits, batch["labels"]))
+
+    def render(self, example: Example) -> dict[str, Any]:
+        labels = example["labels"]
+        prompt, completion = map(self.encoder.decode, (example["input_ids"], labels[labels != IGNORED]))
+        return {"text": f"{prompt}\n{completion}", "prompt": prompt, "completion": completion}
