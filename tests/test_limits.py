@@ -152,8 +152,8 @@ def test_each_address_takes_what_its_bodies_can_mean(digits_index: DigitsRun) ->
 def refused_beside(
     held: ExitStack, url: str, arriving: list[bytes], ask: Callable[[], httpx.Response]
 ) -> httpx.Response:
-    """The refusal of a request beside others that are still arriving. Asked before these have been read, it is answered,
-    and one of them may be refused in its place: they are then sent again, and given longer."""
+    """The refusal of a request beside others that are still arriving. Asked before these are read, it is answered, and
+    one of them may be refused in its place: they are then sent again, and given longer."""
     for doubling in range(10):
         for sent in arriving:
             connection = held.enter_context(closing(socket.create_connection(address(url), timeout=60)))
