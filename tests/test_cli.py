@@ -29,7 +29,7 @@ from gradtrace_service.app import create_app
 from gradtrace_service.server import serving
 
 TASK = digits_task.TASK
-COMMAND = ["-c", "from gradtrace_service.cli import main; main()"]
+COMMAND = ["-m", "gradtrace_service"]
 
 
 def run(*words: str, code: int = 0) -> str:

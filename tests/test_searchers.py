@@ -375,7 +375,7 @@ def test_a_build_that_is_killed_while_it_makes_the_searcher(digits_index: Digits
     shutil.copytree(index, index.parent / "other")
     before = {path: path.stat().st_mtime_ns for path in index.rglob("*.rows")}
     words = ["build", digits_index.task, "--checkpoints", str(index.parent / "checkpoints"), "--out", str(index)]
-    command = [sys.executable, "-c", "from gradtrace_service.cli import main; main()", *words, "--dimensions", "256"]
+    command = [sys.executable, "-m", "gradtrace_service", *words, "--dimensions", "256"]
     with subprocess.Popen([*command, "--searcher", "annoy:200;search_k=1000"], stderr=subprocess.DEVNULL) as process:
         while not list(index.glob("searchers/*.tmp")) and process.poll() is None:
             time.sleep(0.001)
