@@ -168,7 +168,7 @@ def test_the_indexes_of_a_service_are_listed_without_opening_them(digits_index: 
     shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints")
     hosted = [Hosted(name, path, digits_index.task) for name, path in (("one", digits_index.index), ("two", copy))]
     with serving(create_service(hosted, Settings(processes=0))) as url, Client(url) as client:
-        known = {"generation": 1, "task": "ImageClassification", "rows": 400, "opening_seconds": None}
+        known = {"generation": 1, "task": "ImageClassification", "rows": 400, "deleted": 0, "opening_seconds": None}
         first, second = client.indexes().indexes
         assert first.model_dump() == {"name": "one", "loaded": True, **known}
         assert second.model_dump() == {"name": "two", "loaded": False, **known}
