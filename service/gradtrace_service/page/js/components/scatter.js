@@ -101,14 +101,19 @@ function options(paint, { points, styles, x, y, diagonal, zero, keep }) {
   };
 }
 
-/** @param {Plot} plot @param {Point[]} points @param {string} name @param {Styles[string]} style @param {string} colour */
-function dots(plot, points, name, { size, ring }, colour) {
-  const { ctx, bbox } = plot;
-  const radius = (size / 2) * devicePixelRatio;
+/** What draws within the axes, until it is restored. @param {Plot} plot */
+function clipped({ ctx, bbox }) {
   ctx.save();
   ctx.beginPath();
   ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
   ctx.clip();
+  return ctx;
+}
+
+/** @param {Plot} plot @param {Point[]} points @param {string} name @param {Styles[string]} style @param {string} colour */
+function dots(plot, points, name, { size, ring }, colour) {
+  const ctx = clipped(plot);
+  const radius = (size / 2) * devicePixelRatio;
   ctx.fillStyle = ctx.strokeStyle = colour;
   ctx.lineWidth = 1.5 * devicePixelRatio;
   ctx.globalAlpha = ring || points.length < 500 ? 0.9 : 0.6;
@@ -124,11 +129,8 @@ function dots(plot, points, name, { size, ring }, colour) {
 
 /** @param {Plot} plot @param {string} colour @param {"zero" | "diagonal"} kind */
 function lineOf(plot, colour, kind) {
-  const { ctx, bbox } = plot;
-  ctx.save();
-  ctx.beginPath();
-  ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
-  ctx.clip();
+  const { bbox } = plot;
+  const ctx = clipped(plot);
   ctx.strokeStyle = colour;
   ctx.lineWidth = devicePixelRatio;
   ctx.setLineDash([4 * devicePixelRatio, 4 * devicePixelRatio]);
