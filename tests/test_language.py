@@ -3,6 +3,7 @@ Python file."""
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shlex
@@ -19,7 +20,9 @@ from typer.testing import CliRunner
 
 import tiny_language
 from gradtrace import load_checkpoints
-from gradtrace.errors import DatasetError, TaskError
+from gradtrace.checkpoints import load_into
+from gradtrace.errors import CheckpointError, DatasetError, TaskError
+from gradtrace.tasks import CausalLM
 from gradtrace.tasks.language import LanguageOptions, TaskFile
 from gradtrace.tasks.language.records import open_records
 from gradtrace_indexer.task_loading import load_task
@@ -213,3 +216,27 @@ def test_the_commands_of_the_page_run(output: Path, tmp_path: Path, monkeypatch:
     assert len(commands) == 4
     for command in commands:
         invoke(*shlex.split(command), *(["--dimensions", "16"] if command.startswith(("check", "build")) else []))
+
+
+@pytest.mark.recipe
+def test_a_trainers_adapters_are_read_step_by_step(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    base = tiny_language.saved(tiny_language.llama(340), tmp_path / "base")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(tiny_language.transformers.AutoModelForCausalLM.from_pretrained(base), config)
+    tiny_language.trained(model, TRAIN, tmp_path / "run")
+    checkpoints = load_checkpoints(tmp_path / "run")
+    assert [checkpoint.step for checkpoint in checkpoints] == [3, 6]
+    copies = [copy.deepcopy(CausalLM(tmp_path / "run", [{}]).model()) for _ in checkpoints]
+    for copied, checkpoint in zip(copies, checkpoints, strict=True):
+        load_into(copied, checkpoint)
+    first, last = (copied.state_dict() for copied in copies)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(last[name], value, rtol=0, atol=0)
+        assert torch.equal(first[name], value) != (".default." in name)
+    assert checkpoints[-1].keeps_second_moments(copies[-1])
+    with pytest.raises(CheckpointError, match="the task's model has none"):
+        load_into(tiny_language.llama(340), checkpoints[0])
+    other = peft.LoraConfig(r=2, target_modules=["q_proj", "k_proj"], task_type="CAUSAL_LM")
+    with pytest.raises(CheckpointError, match=r"missing: .*k_proj.lora_A"):
+        load_into(peft.get_peft_model(tiny_language.llama(340), other), checkpoints[0])

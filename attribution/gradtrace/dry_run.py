@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -125,6 +127,7 @@ def check(
         report.hooks = [*check_hooks(task, hook_examples), *_model_hooks(model, hook_examples)]
         _describe(report, model, examples)
         report.estimate = _estimate(report, model, dimensions, precision, batch_size)
+        report.notes += _room(report.estimate)
     except GradtraceError as error:
         report.problems.append(str(error))
     except Exception as error:  # from the user's code
@@ -180,9 +183,26 @@ def _estimate(
         rows_per_second=rate,
         seconds=(report.checkpoints * (2 * report.rows + fitted) + fitted) / rate
         + _rotation_products(report, rotated, dimensions) / _products_per_second(model.device),
-        memory_bytes=psutil.Process().memory_info().rss + weights * torch.get_num_threads() + 16 * rotated**2,
-        disk_bytes=report.checkpoints * report.rows * (layout.bytes // 1024 + _COLUMN_BYTES),
+        memory_bytes=_peak_memory() + weights * torch.get_num_threads() + 16 * rotated**2,
+        disk_bytes=report.checkpoints * report.rows * (layout.bytes // 1024 + _COLUMN_BYTES) + 4 * rotated * dimensions,
     )
+
+
+def _peak_memory() -> int:
+    """The most memory that this process has had, in bytes: that of its batches, which it has given back."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, psutil.Process().memory_info().rss)
+
+
+def _room(estimate: BuildEstimate) -> list[str]:
+    """A note where a build needs more memory than is free."""
+    free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    if estimate.memory_bytes <= free:
+        return []
+    return [
+        f"a build needs about {estimate.memory_bytes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: give "
+        "it a smaller batch size, fewer dimensions, or fewer layers (Task.layers)"
+    ]
 
 
 def _rotation_products(report: TaskReport, coordinates: int, dimensions: int) -> float:

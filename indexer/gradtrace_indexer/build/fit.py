@@ -44,14 +44,17 @@ class Samples:
     deleted rows are left out. Remembers the rows of the last batch that it gave.
 
     live: int64, ascending, the rows that are not deleted;  None: all
+    largest: the most examples that go through the model together; the batches have no more
     """
 
-    def __init__(self, task: Task, seed: int, rows: int, live: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self, task: Task, seed: int, rows: int, live: NDArray[np.int64] | None = None, *, largest: int = _SAMPLE_BATCH
+    ) -> None:
         chosen = sample_rows(seed, rows)
         if live is not None:
             chosen_live = np.intersect1d(chosen, live)
             chosen = chosen_live if len(chosen_live) else live[:_SAMPLE_ROWS]
-        batches = np.array_split(chosen, -(-len(chosen) // _SAMPLE_BATCH))
+        batches = np.array_split(chosen, -(-len(chosen) // min(largest, _SAMPLE_BATCH)))
         self._rows: list[list[int]] = [batch.tolist() for batch in batches]
         self._examples = [fetch(task.train, batch) for batch in self._rows]
         self._last = self._rows[0]

@@ -117,6 +117,7 @@ class Pretrained:
                 continue
             if not tokenizer.is_fast:
                 raise TaskError(f"{place} has a slow tokenizer; save the fast one there (tokenizer.json)")
+            tokenizer("")  # takes back a truncation and a padding that were saved with it; later calls change nothing
             return tokenizer
         raise TaskError(
             f"no tokenizer was read ({listed(problems)}); save it there by tokenizer.save_pretrained, or give its "

@@ -25,7 +25,8 @@ export const isRendered = (example) => Boolean(example && Object.keys(example).l
 export function Example({ example, alt = "example", lines, mark, most, otherwise = null }) {
   const kind = kindOf(example);
   if (kind === "image") return html`<${Picture} source=${example?.image} alt=${alt} />`;
-  if (kind === "text") return html`<${Text} text=${example?.text} lines=${lines} mark=${mark} />`;
+  if (kind === "text")
+    return html`<${Text} text=${example?.text} soft=${promptLength(example)} lines=${lines} mark=${mark} />`;
   if (kind === "features") return html`<${Features} features=${example?.features} most=${most} />`;
   if (kind === "error") return html`<p class="small soft">This row cannot be shown: ${example?.error}</p>`;
   if (!isRendered(example)) return otherwise;
@@ -45,9 +46,18 @@ function Picture({ source, alt }) {
   return html`<span class="picture-frame"><img class="example-image" src=${source} alt=${alt} onLoad=${sharpen} decoding="async" /></span>`;
 }
 
-/** @param {{text: string, lines?: number, mark?: Set<string>}} props */
-export function Text({ text, lines, mark }) {
-  const content = mark?.size ? marked(text, mark) : text;
+/** Of a text that is a prompt with its completion, as language tasks render it. @param {any} example */
+function promptLength({ text, prompt, completion }) {
+  return typeof prompt === "string" && typeof completion === "string" && text.startsWith(prompt) ? prompt.length : 0;
+}
+
+/** @param {{text: string, soft?: number, lines?: number, mark?: Set<string>}} props  soft: characters in a softer ink */
+export function Text({ text, soft = 0, lines, mark }) {
+  /** @param {string} piece */
+  const shown = (piece) => (mark?.size ? marked(piece, mark) : piece);
+  const content = soft
+    ? [html`<span class="soft">${shown(text.slice(0, soft))}</span>`, shown(text.slice(soft))]
+    : shown(text);
   return html`<div class=${`example-text${lines ? " clamped" : ""}`} style=${lines ? { "--lines": lines } : null} dir="auto">${content}</div>`;
 }
 
