@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "page"
-_PRELOADED = "<!-- every module: one by one, each would be found only in the one that imports it -->"
+_PRELOADED = "<!-- the modules of the first view: one by one, each would be found only in the one that imports it -->"
 # Whole lines alone: what could stand in a string or a template stays.
 _COMMENT = re.compile(rb"^[ \t]*(?:/\*\*(?:[^*]|\*(?!/))*\*/|//[^\n]*)[ \t]*$", re.MULTILINE)
+_IMPORTED = re.compile(
+    rb'^(?:import|export|\})[^"\n]*"(\.[^"\n]+\.js)";?$', re.MULTILINE
+)  # not what import() reads later
 _TYPES = {
     ".css": "text/css",
     ".html": "text/html",
@@ -46,11 +50,23 @@ def read_page(folder: Path = FOLDER) -> PageFiles:
     files = {path.relative_to(folder).as_posix(): _page_file(_sent(path, folder), path.suffix) for path in paths}
     document = files.pop("index.html").content.decode()
     version = hashlib.sha256("".join(f"{name} {file.etag}" for name, file in files.items()).encode()).hexdigest()[:16]
-    modules = [name for name in files if name.endswith(".js") and name not in document]
+    modules = sorted(_imported(files, "js/app.js") - {"js/app.js"})
     preloads = "\n".join(f'<link rel="modulepreload" href="page/{name}">' for name in modules)
     # Relative to the page, which a proxy may serve below another address.
     document = document.replace(_PRELOADED, preloads).replace('"page/', f'"page/{version}/')
     return PageFiles(_page_file(document.encode(), ".html"), version, files)
+
+
+def _imported(files: Mapping[str, PageFile], module: str) -> set[str]:
+    """The module, and all that it and those import."""
+    imported, unread = set[str](), [module]
+    while unread:
+        name = unread.pop()
+        imported.add(name)
+        found = _IMPORTED.findall(files[name].content)
+        paths = (posixpath.normpath(posixpath.join(posixpath.dirname(name), path.decode())) for path in found)
+        unread += [path for path in paths if path not in imported]
+    return imported
 
 
 def _sent(path: Path, folder: Path) -> bytes:

@@ -1,10 +1,8 @@
-// The views of the page, in the order of the navigation.
-import { Answer } from "./views/answer.js";
+// The views of the page, in the order of the navigation. Ask is what people begin with: the modules of others, two thirds
+// of the page, are read after it, or when they are shown.
+import { Failed, Skeleton } from "./components/states.js";
+import { html, signal, useEffect } from "./lib.js";
 import { Ask, askRowsAhead } from "./views/ask.js";
-import { Clean } from "./views/clean.js";
-import { Compare } from "./views/compare.js";
-import { Operate } from "./views/operate.js";
-import { Overview } from "./views/overview.js";
 
 /**
  * @typedef {{params: URLSearchParams, details: import("./wire.js").IndexDetails}} ViewProps
@@ -14,12 +12,65 @@ import { Overview } from "./views/overview.js";
  *   it shows first, where the page begins with it
  */
 
+const AHEAD_MS = 1_000; // by then, the first pictures are there
+
+/** @type {(() => Promise<void>)[]} */
+const unread = [];
+
+/** @param {() => Promise<(props: ViewProps) => any>} load @returns {(props: ViewProps) => any} */
+function later(load) {
+  const component = signal(/** @type {((props: ViewProps) => any) | null} */ (null));
+  const problem = signal(/** @type {Error | null} */ (null));
+  const read = () =>
+    load().then(
+      (view) => {
+        component.value = view;
+      },
+      (error) => {
+        problem.value = error;
+      },
+    );
+  unread.push(read);
+  return (props) => {
+    useEffect(() => {
+      problem.value = null;
+      if (!component.peek()) read();
+    }, []);
+    if (component.value) return html`<${component.value} ...${props} />`;
+    if (!problem.value) return html`<${Skeleton} lines=${6} height="3rem" label="Loading the view" />`;
+    return html`<${Failed} problem=${problem.value} retry=${() => location.reload()} title="This view could not be loaded" page />`;
+  };
+}
+
+/** Have all views read while people look at the first, so that none keeps them waiting, or is missing once the service is. */
+export function readAhead() {
+  setTimeout(() => unread.forEach((read) => void read()), AHEAD_MS);
+}
+
 /** @type {View[]} */
 export const VIEWS = [
   { name: "ask", title: "Ask", component: Ask, ahead: askRowsAhead },
-  { name: "answer", title: "Answer", component: Answer, hidden: true },
-  { name: "compare", title: "Compare", component: Compare },
-  { name: "clean", title: "Clean", component: Clean },
-  { name: "overview", title: "Overview", component: Overview },
-  { name: "operate", title: "Operate", component: Operate, scope: "admin" },
+  {
+    name: "answer",
+    title: "Answer",
+    component: later(() => import("./views/answer.js").then(({ Answer }) => Answer)),
+    hidden: true,
+  },
+  {
+    name: "compare",
+    title: "Compare",
+    component: later(() => import("./views/compare.js").then(({ Compare }) => Compare)),
+  },
+  { name: "clean", title: "Clean", component: later(() => import("./views/clean.js").then(({ Clean }) => Clean)) },
+  {
+    name: "overview",
+    title: "Overview",
+    component: later(() => import("./views/overview.js").then(({ Overview }) => Overview)),
+  },
+  {
+    name: "operate",
+    title: "Operate",
+    component: later(() => import("./views/operate.js").then(({ Operate }) => Operate)),
+    scope: "admin",
+  },
 ];
