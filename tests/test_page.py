@@ -71,7 +71,7 @@ def test_modules_are_sent_without_their_comments_on_the_same_lines() -> None:
             assert left or not line or line.lstrip().startswith(("//", "/**", "*"))
 
 
-def test_every_module_of_the_first_view_is_loaded_in_the_first_round() -> None:
+def test_every_module_of_the_first_views_is_loaded_in_the_first_round() -> None:
     """One that is not named in the document would only be asked for once the one that imports it is there."""
     document = read_page().start.content.decode()
     named = set(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "page"
-_PRELOADED = "<!-- the modules of the first view: one by one, each would be found only in the one that imports it -->"
+_PRELOADED = "<!-- the modules of the first views: one by one, each would be found only in the one that imports it -->"
 # Whole lines alone: what could stand in a string or a template stays.
 _COMMENT = re.compile(rb"^[ \t]*(?:/\*\*(?:[^*]|\*(?!/))*\*/|//[^\n]*)[ \t]*$", re.MULTILINE)
 _IMPORTED = re.compile(

@@ -9,4 +9,4 @@ VIEWS.find(({ name }) => name === view)?.ahead?.(params);
 
 const root = document.getElementById("page");
 if (root) render(html`<${Shell} />`, root);
-readAhead();
+void readAhead();

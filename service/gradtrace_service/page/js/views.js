@@ -1,7 +1,8 @@
-// The views of the page, in the order of the navigation. Ask is what people begin with: the modules of others, two thirds
-// of the page, are read after it, or when they are shown.
+// The views of the page, in the order of the navigation. People begin with a question and its answer: the modules of the
+// other views are read after these, or when they are shown.
 import { Failed, Skeleton } from "./components/states.js";
 import { html, signal, useEffect } from "./lib.js";
+import { Answer } from "./views/answer.js";
 import { Ask, askRowsAhead } from "./views/ask.js";
 
 /**
@@ -12,7 +13,7 @@ import { Ask, askRowsAhead } from "./views/ask.js";
  *   it shows first, where the page begins with it
  */
 
-const AHEAD_MS = 1_000; // by then, the first pictures are there
+const AHEAD_MS = 3_000; // by then, the first pictures are there
 
 /** @type {(() => Promise<void>)[]} */
 const unread = [];
@@ -43,19 +44,15 @@ function later(load) {
 }
 
 /** Have all views read while people look at the first, so that none keeps them waiting, or is missing once the service is. */
-export function readAhead() {
-  setTimeout(() => unread.forEach((read) => void read()), AHEAD_MS);
+export async function readAhead() {
+  await new Promise((later) => setTimeout(later, AHEAD_MS));
+  for (const read of unread) await read(); // one by one: what people do meanwhile goes first
 }
 
 /** @type {View[]} */
 export const VIEWS = [
   { name: "ask", title: "Ask", component: Ask, ahead: askRowsAhead },
-  {
-    name: "answer",
-    title: "Answer",
-    component: later(() => import("./views/answer.js").then(({ Answer }) => Answer)),
-    hidden: true,
-  },
+  { name: "answer", title: "Answer", component: Answer, hidden: true },
   {
     name: "compare",
     title: "Compare",
