@@ -188,7 +188,7 @@ def _begin(builder: Builder, runs: Runs, rows: int, spec: FitSpec) -> Manifest:
     """Fit the bases, and commit a manifest without rows."""
     bad = BadRows({}, builder.skip_bad_rows)
     good = _screened(builder, runs, sample_rows(spec.seed, rows).tolist(), bad) if bad.skipping else np.arange(rows)
-    samples = Samples(builder.task, spec.seed, rows, good, largest=builder.batch_size)
+    samples = Samples(builder.task, spec.seed, rows, good)
     live = np.setdiff1d(np.arange(rows), list(bad.new))
     fisher = _fisher(builder.model(runs[0][-1]), spec, samples)  # the model that the first fit begins with
     fits = [builder.fit(run, f"{number}.1", spec, samples, live, fisher) for number, run in enumerate(runs)]

@@ -312,7 +312,7 @@ class Builder:
             store = readable_store(self.directory, manifest, number)
             fitted = np.isin(store.row_ids.ids, usable[usable < spec.fitted_rows])
             return row_curvature(store, number, manifest.fisher.output, torch.from_numpy(fitted), basis.coordinates)
-        samples = Samples(self.task, spec.seed, spec.fitted_rows, usable, largest=self.batch_size)
+        samples = Samples(self.task, spec.seed, spec.fitted_rows, usable)
         with samples.named_in_errors():
             return curvature(self._model_of(manifest, number), basis, samples, spec.seed)
 

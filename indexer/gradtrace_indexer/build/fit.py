@@ -26,6 +26,7 @@ from gradtrace.recording.influence_recorder import weights_sha256
 from gradtrace.store.manifest import BasisKind, FileEntry, Precision
 from gradtrace.store.precision import STORED_DTYPES, column_scales
 from gradtrace.task import Example, Task
+from gradtrace.tasks.language import LanguageTask, batch_size
 from gradtrace_indexer.writing.files import write_file
 
 _SAMPLE_ROWS = 2048
@@ -44,17 +45,14 @@ class Samples:
     deleted rows are left out. Remembers the rows of the last batch that it gave.
 
     live: int64, ascending, the rows that are not deleted;  None: all
-    largest: the most examples that go through the model together; the batches have no more
     """
 
-    def __init__(
-        self, task: Task, seed: int, rows: int, live: NDArray[np.int64] | None = None, *, largest: int = _SAMPLE_BATCH
-    ) -> None:
+    def __init__(self, task: Task, seed: int, rows: int, live: NDArray[np.int64] | None = None) -> None:
         chosen = sample_rows(seed, rows)
         if live is not None:
             chosen_live = np.intersect1d(chosen, live)
             chosen = chosen_live if len(chosen_live) else live[:_SAMPLE_ROWS]
-        batches = np.array_split(chosen, -(-len(chosen) // min(largest, _SAMPLE_BATCH)))
+        batches = np.array_split(chosen, -(-len(chosen) // _sample_batch(task)))
         self._rows: list[list[int]] = [batch.tolist() for batch in batches]
         self._examples = [fetch(task.train, batch) for batch in self._rows]
         self._last = self._rows[0]
@@ -71,6 +69,11 @@ class Samples:
             yield
         except LossError as error:
             raise error.naming(self._last) from error
+
+
+def _sample_batch(task: Task) -> int:
+    """Examples in a batch. It does not follow the build's batches, on which the labels that are drawn would depend."""
+    return min(batch_size(task), _SAMPLE_BATCH) if isinstance(task, LanguageTask) else _SAMPLE_BATCH
 
 
 @dataclass(frozen=True)

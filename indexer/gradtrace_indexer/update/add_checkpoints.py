@@ -154,7 +154,7 @@ def _begin_run(builder: Builder, current: Manifest, checkpoints: Sequence[Checkp
         for checkpoint in checkpoints[:-1]:
             builder.model(checkpoint)
     spec = FitSpec(basis.kind, basis.requested, basis.seed, current.precision)
-    samples = Samples(builder.task, basis.seed, basis.fitted_rows, live, largest=builder.batch_size)
+    samples = Samples(builder.task, basis.seed, basis.fitted_rows, live)
     fit = builder.fit(
         checkpoints, f"{run}.{current.generation + 1}", spec, samples, live[live < basis.fitted_rows], current.fisher
     )
