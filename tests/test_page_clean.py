@@ -92,6 +92,18 @@ def test_the_prediction_is_suggested_and_a_note_is_shown_as_text(address: str, s
         assert visit.page.evaluate("globalThis.harmed") is None
 
 
+def test_quick_keys_end_where_they_should(address: str, shown: Callable[..., Visit]) -> None:
+    """Rows that were passed are given the focus after the next key is pressed: they must not take the place back."""
+    with Client(address) as client:
+        visit = shown(address, "#/clean")
+        rows = rows_of(visit, 15)
+        visit.page.get_by_role("list", name="Rows to look at").get_by_role("button").first.click()
+        press(visit, *"jjjjjjjjjjjj", "w")
+        wait_until(lambda: kinds(client) == {rows[12]: "wrong"})
+        press(visit, *"kkkkkkkkkkkkk", "x")
+        wait_until(lambda: kinds(client) == {rows[12]: "wrong", rows[0]: "remove"})
+
+
 def test_quick_keys_go_on_after_a_field(address: str, shown: Callable[..., Visit]) -> None:
     """A note ends with Enter; labels that are stepped through by keys end with Escape."""
     with Client(address) as client:

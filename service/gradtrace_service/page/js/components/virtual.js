@@ -43,6 +43,7 @@ export function VirtualList({
   const [current, setCurrent] = useState(wanted ?? 0);
   const reached = useRef(0); // where the list moved, or was moved, last
   const toFocus = useRef(/** @type {number | null} */ (null)); // once it is fetched
+  const placing = useRef(false); // the list itself gives the focus, to where it has moved already
   const drawn = useRef(/** @type {Map<number, any>} */ (new Map()));
   const { pages, total, problem, want, retry } = usePages(id, look, load, onTotal);
   useLayoutEffect(() => watchedWindow(place, setView), []);
@@ -91,7 +92,10 @@ export function VirtualList({
     scrollIntoWindow(place, Math.floor(next / columns) * lineHeight, itemHeight);
   };
   useLayoutEffect(() => {
-    if (toFocus.current !== null && givenFocus(place, toFocus.current)) toFocus.current = null;
+    if (toFocus.current === null) return;
+    placing.current = true;
+    if (givenFocus(place, toFocus.current)) toFocus.current = null;
+    placing.current = false;
   });
 
   if (problem && failed) return failed(problem, retry);
@@ -106,7 +110,7 @@ export function VirtualList({
   }
   drawn.current = cells;
   return html`<div class="virtual" ref=${place} role="list" tabindex="-1" aria-label=${label} aria-busy=${total === null} onKeyDown=${move}
-    onFocusIn=${(/** @type {any} */ event) => moveTo(Number(event.target.closest("[data-at]")?.dataset.at ?? current))}
+    onFocusIn=${(/** @type {any} */ event) => placing.current || moveTo(Number(event.target.closest("[data-at]")?.dataset.at ?? current))}
     style=${{ height: `${Math.max(lines * lineHeight - gap, 0)}px` }}>${[...cells.values()]}</div>`;
 }
 
