@@ -75,8 +75,8 @@ class EmbeddingLayer(Layer):
         return gradients(left) @ gradients(right).T
 
     def support(self, uses: Uses) -> Tensor | None:
-        tokens = torch.cat([x.flatten() for x, _ in uses]).unique()
-        rows: Tensor = torch.arange(self.outputs, device=tokens.device)[:, None] * self.inputs
+        tokens: Tensor = torch.cat([x.flatten() for x, _ in uses]).unique()
+        rows = torch.arange(self.outputs, device=tokens.device)[:, None] * self.inputs
         return (rows + tokens).flatten()
 
     def _without_padding(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
