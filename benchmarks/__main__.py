@@ -28,6 +28,7 @@ BENCHMARKS = {
         ("Rescoring and percentiles", "rescore digits --dimensions 512"),
         ("Gradient rows a second", "throughput digits"),
         ("Time of a query", "latency digits"),
+        ("Search of sparse rows", "sparse --rows 1500 100000"),
         ("Killed builds, resumed", "kill_resume digits --shard-rows 128"),
         *(
             (f"Killed while a reader asks: {name}", f"kill_resume digits --operation {name} --shard-rows 128")

@@ -73,6 +73,7 @@ SMOKE = {
     "search": Smoke("digits --queries 3 --index {index} --runs {runs}"),
     "searchers": Smoke("digits --queries 3 --index {index} --searchers progressive annoy:5 --runs {runs}"),
     "soak": Smoke("digits --index {index} --requests 40"),
+    "sparse": Smoke("--rows 70 300 --coordinates 64 --queries 16 --out {out}/sparse"),
     "throughput": Smoke(f"digits --rounds 1 --dimensions {DIMENSIONS} --runs {{runs}}"),
     "updates": Smoke(f"digits --checkpoints {KEPT} --dimensions 32 --runs {{runs}}"),
 }

@@ -17,7 +17,6 @@ from gradtrace.checkpoints.weights import listing, plain_names
 from gradtrace.data.batches import ExampleBatch, Measure
 from gradtrace.data.guards import check_finite
 from gradtrace.errors import CheckpointError
-from gradtrace.layers import Layer
 from gradtrace.models.full_gradients import full_gradients
 from gradtrace.models.gradient_model import GradientModel
 
@@ -51,6 +50,14 @@ def _by_layer(model: GradientModel, moments: SecondMoments) -> Iterator[tuple[st
     Raises:
         CheckpointError: the moments are of other parameters than the model's.
     """
+    by_name = _by_parameter(model, moments)
+    factors = {name: 1 / (moment.sqrt() + moments.eps) for name, moment in by_name.items()}
+    for layer in model.plan.layers:
+        yield layer.name, layer.from_parameters(factors)
+
+
+def _by_parameter(model: GradientModel, moments: SecondMoments) -> dict[str, Tensor]:
+    """The second moments by the names of the model's parameters. Raises as `_by_layer`."""
     parameters = dict(model.model.named_parameters())
     keys = plain_names(parameters)
     shapes = {name: parameters[key].shape for name, key in keys.items()}
@@ -60,19 +67,7 @@ def _by_layer(model: GradientModel, moments: SecondMoments) -> Iterator[tuple[st
             f"the second moments of {model.checkpoint.path} are of other parameters than the model's "
             f"({listing(unknown)}): restore the optimizer's file, or delete it to do without"
         )
-    factors = {keys[name]: 1 / (moment.sqrt() + moments.eps) for name, moment in moments.by_name.items()}
-    for layer in model.plan.layers:
-        yield layer.name, _matrix(layer, factors)
-
-
-def _matrix(layer: Layer, factors: Mapping[str, Tensor]) -> Tensor:
-    """`factors`, by parameter name, at the places of the layer's gradient; else zero. float32 [groups, out, in]."""
-    matrix = torch.zeros(layer.size)
-    positions = torch.arange(layer.size).view(1, layer.groups, layer.outputs, layer.inputs)
-    for name, of_parameter in layer.parameter_gradients(positions).items():
-        if name in factors:
-            matrix[of_parameter.flatten()] = factors[name].flatten()
-    return matrix.view(layer.groups, layer.outputs, layer.inputs)
+    return {keys[name]: moment for name, moment in moments.by_name.items()}
 
 
 def _diagonal(matrix: Tensor, chosen: ChosenCoordinates) -> Tensor:
@@ -90,10 +85,20 @@ def adam_factors(model: GradientModel) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the checkpoint has no second moments, or they are of other parameters.
     """
+    return {name: matrix.to(model.device) for name, matrix in _by_layer(model, _moments(model))}
+
+
+def moments_by_layer(model: GradientModel) -> dict[str, Tensor]:
+    """The second moments v^ by layer name, as `adam_factors` has P."""
+    moments = _by_parameter(model, _moments(model))
+    return {layer.name: layer.from_parameters(moments).to(model.device) for layer in model.plan.layers}
+
+
+def _moments(model: GradientModel) -> SecondMoments:
     moments = model.checkpoint.second_moments(model.task.model())
     if moments is None:
         raise CheckpointError(f"{model.checkpoint.path} has no second moments any more: restore the optimizer's file")
-    return {name: matrix.to(model.device) for name, matrix in _by_layer(model, moments)}
+    return moments
 
 
 def encode_preconditioned(

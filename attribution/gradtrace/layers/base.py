@@ -169,6 +169,11 @@ class Layer:
         """Whole gradients of a slice of the batch, uses summed. [examples, size]."""
         return reduce(torch.add, (self.gradient(x[examples], d[examples]) for x, d in uses)).flatten(1)
 
+    def support(self, uses: Uses) -> Tensor | None:
+        """Where the gradient of an example may differ from zero: int64 [n], positions in the flattened
+        [groups, out, in], ascending; None: everywhere."""
+        return None
+
     def slices(self, x: Tensor) -> Iterator[slice]:
         """Slices of the batch whose patches and whole gradients fit into `SLICE_VALUES` elements."""
         step = max(1, SLICE_VALUES // max(self.size, x[0].numel() * self.patches_per_input))

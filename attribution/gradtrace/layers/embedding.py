@@ -74,6 +74,11 @@ class EmbeddingLayer(Layer):
 
         return gradients(left) @ gradients(right).T
 
+    def support(self, uses: Uses) -> Tensor | None:
+        tokens: Tensor = torch.cat([x.flatten() for x, _ in uses]).unique()
+        rows = torch.arange(self.outputs, device=tokens.device)[:, None] * self.inputs
+        return (rows + tokens).flatten()
+
     def _without_padding(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         padding = cast(nn.Embedding, self.module).padding_idx
         return (x, d) if padding is None else (x, d.masked_fill((x == padding).unsqueeze(-1), 0))

@@ -24,8 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradtrace.errors import CorruptIndexError, StoreError
+from gradtrace.errors import StoreError
 from gradtrace.store.manifest import Precision
+from gradtrace.store.mapped_files import check_mapped_size, map_file
 from gradtrace.store.precision import STORED_DTYPES, level_widths, stored_width
 
 ALIGNMENT = 64
@@ -96,7 +97,7 @@ class Shard:
     """
 
     def __init__(self, path: Path, layout: ShardLayout) -> None:
-        self._path, self._map = path, _map_file(path, layout.bytes)
+        self._path, self._map = path, map_file(path, layout.bytes)
         self.layout = layout
         *level_offsets, scales_offset, tails_offset, _ = layout.offsets
         self.levels = [
@@ -120,8 +121,7 @@ class Shard:
         Raises:
             CorruptIndexError: the file has another size now.
         """
-        if self._map.size() != self.layout.bytes:  # of the open file, whatever its name is now
-            raise _wrong_size(self._path, self._map.size(), self.layout.bytes)
+        check_mapped_size(self._path, self._map, self.layout.bytes)
 
     def expect(self, scan: bool) -> None:
         """Tell the operating system how the later levels are read next: from end to end, with read-ahead, in a scan;
@@ -130,24 +130,3 @@ class Shard:
             start = self.layout.offsets[1] // mmap.PAGESIZE * mmap.PAGESIZE
             advice = mmap.MADV_NORMAL if scan else mmap.MADV_RANDOM
             self._map.madvise(advice, start, self.layout.offsets[-3] - start)
-
-
-def _map_file(path: Path, size: int) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            actual = file.seek(0, 2)
-            if actual != size:
-                raise _wrong_size(path, actual, size)
-            # Copy on write: PyTorch warns about read-only buffers, and an accidental write cannot reach the file.
-            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
-    except FileNotFoundError:
-        raise CorruptIndexError(f"{path} is missing: restore it or rebuild the index") from None
-    except OSError as error:
-        raise StoreError(f"{path} cannot be opened: {error}") from error
-
-
-def _wrong_size(path: Path, actual: int, expected: int) -> CorruptIndexError:
-    return CorruptIndexError(
-        f"{path} has {actual} bytes, {expected} are expected: it was truncated or replaced; restore it or rebuild the "
-        "index"
-    )

@@ -1,0 +1,148 @@
+"""The strongest coordinates of each example's whitened gradient, over all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradtrace.data.batches import ExampleBatch, Measure
+from gradtrace.data.guards import check_finite
+from gradtrace.layers import IDENTITY, Layer, Uses
+from gradtrace.models.full_gradients import FullGradients, full_gradients
+from gradtrace.models.gradient_model import GradientModel
+from gradtrace.sparse.vectors import LARGEST_COORDINATE, SparseVectors
+from gradtrace.sparse.whitening import Whitening
+
+_GROUPS = 8  # of coordinates, for each of those that are kept
+_LARGEST_FLOAT = np.uint64(0x7FFFFFFF)  # the bits of a float without its sign
+
+
+def strongest_coordinates(
+    model: GradientModel, whitening: Whitening, batch: ExampleBatch, count: int, measure: Measure | None = None
+) -> tuple[SparseVectors, Tensor]:
+    """Of each example's whitened gradient, the `count` coordinates of largest size, and the losses float32 [batch].
+
+    Of equally large ones the lower comes first. An example with fewer coordinates than that, other than zero, is
+    filled with zeros. Takes the memory of one layer's gradient of some examples, beside the factors of all layers.
+
+    measure: default: the task's loss
+
+    Raises:
+        LossError: a loss or a gradient is NaN or infinite, or the loss is not one number per example.
+        MismatchError: the whitening is of other layers than the model's.
+    """
+    whitening.check(model)
+    gradients = full_gradients(model, batch, measure)
+    sizes = [layer.size for layer in model.plan.layers]
+    first = dict(zip(model.plan.layers, np.cumsum([0, *sizes]).tolist(), strict=False))
+    strongest = Strongest(len(gradients.losses), count)
+    for layer in sorted(model.plan.layers, key=lambda layer: -layer.size):  # soon, most of what comes is too small
+        for examples, positions, values in _gradients_of(layer, gradients):
+            factors = whitening.by_layer[layer.name].to(values.device)
+            values = values * (factors if positions is None else factors[positions])
+            check_finite(values, "whitened gradient")
+            strongest.add(examples, first[layer], positions, values)
+    return strongest.vectors(), gradients.losses
+
+
+def _gradients_of(layer: Layer, gradients: FullGradients) -> Iterator[tuple[slice, Tensor | None, Tensor]]:
+    """A layer's gradients: the examples of a slice, the positions in the layer [n], and the values there [examples, n].
+
+    Positions are None for all of the layer.
+    """
+    if layer in gradients.strays:
+        values = gradients.strays[layer].flatten(1)
+        yield slice(0, len(values)), None, values
+    elif layer in gradients.uses:
+        uses = gradients.uses[layer]
+        positions = layer.support(uses)
+        for examples in layer.slices(uses[0][0]):
+            if positions is None:
+                yield examples, None, layer.summed(uses, examples)
+            else:
+                yield examples, positions, _coordinates(layer, uses, examples, positions)
+
+
+def _coordinates(layer: Layer, uses: Uses, examples: slice, positions: Tensor) -> Tensor:
+    """[examples, n]"""
+    by_use = (layer.coordinates(x[examples], d[examples], IDENTITY, positions) for x, d in uses)
+    return reduce(torch.add, by_use)
+
+
+class Strongest:
+    """The coordinates of each example that may be among its strongest, of those so far.
+
+    A size that is known to be reached by `count` coordinates of an example spares all that are smaller.
+    """
+
+    def __init__(self, examples: int, count: int) -> None:
+        self._count = count
+        self._reached = torch.full((examples,), torch.finfo(torch.float32).tiny)  # [examples]; zeros never count
+        self._candidates: list[tuple[NDArray[np.int64], NDArray[np.uint64]]] = []  # example and key of each
+        self._examples = examples
+
+    def add(self, examples: slice, first: int, positions: Tensor | None, values: Tensor) -> None:
+        """values: float32 [e, n], at the coordinates first + positions [n] (None: 0, 1, ...) of these examples"""
+        self._reached = self._reached.to(values.device)
+        sizes = values.abs()
+        strong = sizes >= self._reached[examples, None]
+        if int(torch.count_nonzero(strong)) > 2 * self._count * len(values):
+            self._reached[examples] = torch.maximum(self._reached[examples], self._reached_in(sizes))
+            strong = sizes >= self._reached[examples, None]
+        example, place = strong.nonzero(as_tuple=True)
+        chosen = values[example, place].cpu().numpy()
+        coordinates = first + (place if positions is None else positions[place]).cpu().numpy()
+        numbers = np.arange(self._examples)[examples]
+        self._candidates.append((numbers[example.cpu().numpy()], _keys(chosen, coordinates)))
+
+    def _reached_in(self, sizes: Tensor) -> Tensor:
+        """A size that at least `count` of each example's reach, as near to their largest as is cheap to say. [e]
+
+        The largest sizes of many groups are of as many coordinates. A group's coordinates are far from each other:
+        neighbours are often large together.
+        """
+        e, n = sizes.shape
+        width = max(1, n // (_GROUPS * self._count))
+        groups = n // width
+        if groups < self._count:
+            return sizes.new_zeros(e)
+        largest = sizes[:, : groups * width].view(e, width, groups).amax(dim=1)
+        return largest.topk(self._count, dim=1).values[:, -1]
+
+    def vectors(self) -> SparseVectors:
+        """The strongest coordinates of each example, ascending."""
+        none = np.zeros(0, np.int64), np.zeros(0, np.uint64)
+        example, keys = (np.concatenate(side) for side in zip(none, *self._candidates, strict=True))
+        order = np.lexsort((keys, example))
+        example, keys = example[order], keys[order]
+        place = np.arange(len(example)) - np.searchsorted(example, example)  # 0 for an example's strongest
+        kept = place < self._count
+        shape = self._examples, self._count
+        coordinates, values = np.full(shape, LARGEST_COORDINATE, np.uint32), np.zeros(shape, np.float32)
+        at = example[kept], place[kept]
+        coordinates[at], values[at] = _of_keys(keys[kept])
+        ascending = coordinates.argsort(axis=1, kind="stable")
+        return SparseVectors(
+            np.take_along_axis(coordinates, ascending, axis=1), np.take_along_axis(values, ascending, axis=1)
+        )
+
+
+def _keys(values: NDArray[np.float32], coordinates: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Integers in the order of strength: 31 bits fall with the size, 32 are the coordinate, the last is the sign."""
+    bits = values.view(np.uint32).astype(np.uint64)
+    falling = _LARGEST_FLOAT - (bits & _LARGEST_FLOAT)
+    keys: NDArray[np.uint64] = (
+        falling << np.uint64(33) | coordinates.astype(np.uint64) << np.uint64(1) | bits >> np.uint64(31)
+    )
+    return keys
+
+
+def _of_keys(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
+    """Coordinates and values."""
+    bits = _LARGEST_FLOAT - (keys >> np.uint64(33)) | (keys & np.uint64(1)) << np.uint64(31)
+    return (keys >> np.uint64(1)).astype(np.uint32), bits.astype(np.uint32).view(np.float32)
