@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,17 @@ class Visit:
         self.page.evaluate(next(Path(axe.__file__).parent.rglob("axe.min.js")).read_text())
         found = self.page.evaluate("axe.run()")["violations"]
         return [f"{rule['id']}: {node['html']}" for rule in found for node in rule["nodes"]]
+
+    def violations_of(self, views: Mapping[str, str]) -> dict[str, list[str]]:
+        """By place, of each of which a selector names what comes last."""
+        violations = {}
+        for place, last in views.items():
+            self.go(f"#/{place}")
+            self.page.locator(last).first.wait_for()
+            self.page.wait_for_load_state("networkidle")
+            self.page.locator(".skeleton").first.wait_for(state="detached")
+            violations[place] = self.violations()
+        return {place: wrong for place, wrong in violations.items() if wrong}
 
 
 def names_of(elements: Any) -> list[str]:
