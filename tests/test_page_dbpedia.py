@@ -77,7 +77,7 @@ def test_rows_are_narrowed_by_words_classes_and_wrong_predictions(
     visit.page.get_by_label("Wrong only").check()
     wrong = client.list_examples("query", labels=[worst.label], correct=False, k=QUERIES).results
     wait_until(lambda: [int(row) for row in listed.all_inner_texts()] == [row.row for row in wrong])
-    visit.page.get_by_role("listitem").first.get_by_role("link").click()
+    visit.page.get_by_role("list", name="Rows of the query set").get_by_role("link").first.click()
     assert visit.rows("Proponents") == told(client, "proponents", query_rows=[wrong[0].row])
     heading = f"Query row {wrong[0].row}: {worst.label_name}, but predicted {wrong[0].prediction_name}"
     visit.page.get_by_role("heading", name=heading).wait_for()
