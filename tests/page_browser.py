@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from gradtrace_client import Client
 
 WAIT_MS = 120_000  # generous: machines differ
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -51,8 +54,24 @@ class Visit:
         self.page.locator('.answer > [aria-busy="false"]').wait_for()
         cards = self.page.get_by_role("region", name=end, exact=True).get_by_role("article")
         cards.first.wait_for()
-        names = [card.get_attribute("aria-label") for card in cards.all()]
-        return [int(name.rpartition(" ")[2]) for name in names]
+        return [int(name.rpartition(" ")[2]) for name in names_of(cards)]
+
+    def compared_rows(self, side: str) -> list[int]:
+        """The rows of the hits of a region of Compare or Overview, once they are there."""
+        hits = self.page.get_by_role("region", name=re.compile(side)).get_by_role("article")
+        hits.first.wait_for()
+        return [int(name.removeprefix("row ")) for name in names_of(hits)]
+
+    def listed_rows(self, least: int = 1) -> list[int]:
+        """The rows to look at in Clean, as far as they are drawn, once there are so many."""
+        buttons = self.page.get_by_role("list", name="Rows to look at").get_by_role("button")
+        buttons.nth(least - 1).wait_for()
+        named = [re.findall(r"^row (\d+(?:,\d{3})*)", name)[0] for name in names_of(buttons)]
+        return [int(row.replace(",", "")) for row in named]
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
 
     def violations(self) -> list[str]:
         """What axe-core finds wrong for people who cannot see or cannot use a mouse."""
@@ -60,6 +79,38 @@ class Visit:
         self.page.evaluate(next(Path(axe.__file__).parent.rglob("axe.min.js")).read_text())
         found = self.page.evaluate("axe.run()")["violations"]
         return [f"{rule['id']}: {node['html']}" for rule in found for node in rule["nodes"]]
+
+    def violations_of(self, views: Mapping[str, str]) -> dict[str, list[str]]:
+        """By place, of each of which a selector names what comes last."""
+        violations = {}
+        for place, last in views.items():
+            self.go(f"#/{place}")
+            self.page.locator(last).first.wait_for()
+            self.page.wait_for_load_state("networkidle")
+            self.page.locator(".skeleton").first.wait_for(state="detached")
+            violations[place] = self.violations()
+        return {place: wrong for place, wrong in violations.items() if wrong}
+
+
+def names_of(elements: Any) -> list[str]:
+    """What a screen reader calls them, all at the same moment."""
+    return [str(name) for name in elements.evaluate_all("found => found.map(element => element.ariaLabel)")]
+
+
+def number(text: str) -> float:
+    """As the page writes it: +1,234.5 or 1.2e-7, with a minus sign of its own."""
+    return float(text.replace("\N{MINUS SIGN}", "-").replace(",", ""))
+
+
+def told(client: Client, end: str, **request: Any) -> list[int]:
+    """Rows of an end, of near-duplicates the highest alone: the others are folded into its card."""
+    (result,) = client.influence(**request, include=["clusters"]).results
+    return [hit.row for hit in getattr(result, end) if hit.cluster == hit.row]
+
+
+def kinds(client: Client) -> dict[int, str]:
+    """The marks of Clean by row."""
+    return {mark.row: mark.mark for mark in client.marks().results}
 
 
 @pytest.fixture(scope="module")

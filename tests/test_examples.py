@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -15,9 +14,8 @@ import torch
 from gradtrace.checkpoints import Checkpoint, load_checkpoints, load_into
 from gradtrace.errors import DatasetError
 from gradtrace.results.hits import Hit, InfluenceResult
-from gradtrace_indexer import build_index
+from shortened_examples import EXAMPLES, example, needs_data, shortened, trained_index
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 ROWS = {
     "digits": (1_500, 297),
     "mnist": (60_000, 10_000),
@@ -35,11 +33,6 @@ FILES = {
     "dbpedia": "dbpedia14-train.jsonl.gz",
     "sst2": "sst2-train-sentences.jsonl.gz",
 }
-needs_data = pytest.mark.skipif("GRADTRACE_DATA" not in os.environ, reason="GRADTRACE_DATA names no directory of data")
-
-
-def example(name: str) -> Any:
-    return runpy.run_path(str(EXAMPLES / name / "task.py"))["TASK"]
 
 
 @pytest.mark.recipe
@@ -102,23 +95,14 @@ def test_the_tasks_give_their_data_losses_and_pictures(name: str) -> None:
         assert parsed[1] == fetched[1]
 
 
-def shortened(name: str, rows: int) -> Any:
-    """The example with its first rows only."""
-    task = example(name)
-    task.train = [task.train[row] for row in range(rows)]
-    task.query = [task.query[row] for row in range(200)]
-    return task
-
-
 @needs_data
 @pytest.mark.recipe
 @pytest.mark.parametrize("name", ["california", "dbpedia", "sst2"])
 def test_an_index_of_an_example_agrees_with_exact_gradients(name: str, tmp_path: Path) -> None:
     task = shortened(name, 128)
-    runpy.run_path(str(EXAMPLES / name / "train.py"))["train"](task, tmp_path, epochs=3)
+    index = trained_index(name, task, tmp_path, epochs=3)
     checkpoints = load_checkpoints(tmp_path / "checkpoints")[-2:]
-    index = build_index(task, checkpoints, tmp_path / "index", dimensions=512, progress=False)
-    queries = task.query[:6]
+    queries = [task.query[row] for row in range(6)]
     exact = sum(one.learning_rate * inner_products(task, one, queries) for one in checkpoints)  # [queries, rows]
     for scores, expected in zip(index.scores(queries), exact, strict=True):
         assert np.corrcoef(scores, expected)[0, 1] > 0.95
@@ -134,7 +118,7 @@ def inner_products(task: Any, checkpoint: Checkpoint, queries: list[Any]) -> Any
         return torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
 
     wanted = torch.stack([gradient(item) for item in queries])
-    return torch.stack([wanted @ gradient(item) for item in task.train], 1).numpy()
+    return torch.stack([wanted @ gradient(task.train[row]) for row in range(len(task.train))], 1).numpy()
 
 
 @needs_data

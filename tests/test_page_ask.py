@@ -21,7 +21,7 @@ from gradtrace_service.app import create_app
 from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
-from page_browser import Visit
+from page_browser import Visit, told
 
 SCRIPT = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script>'
 
@@ -33,12 +33,6 @@ def visit(browser: Any, url: str) -> Iterator[Visit]:
     yield visit
     visit.page.context.close()
     assert not visit.complaints
-
-
-def told(client: Client, end: str, **request: Any) -> list[int]:
-    """Rows of an end, of near-duplicates the highest alone: the others are folded into its card."""
-    (result,) = client.influence(**request, include=["clusters"]).results
-    return [hit.row for hit in getattr(result, end) if hit.cluster == hit.row]
 
 
 def test_a_click_on_an_example_shows_both_ends_of_its_answer(visit: Visit, client: Client) -> None:

@@ -17,7 +17,7 @@ from gradtrace_service.http.api_keys import Scope, add_key
 from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
-from page_browser import Visit
+from page_browser import Visit, kinds
 
 JOB_MS = 600_000  # of a job, whose process loads PyTorch first
 
@@ -32,40 +32,23 @@ def address(copied_run: DigitsRun, tmp_path: Path) -> Iterator[str]:
         yield url
 
 
-def rows_of(visit: Visit, least: int = 1) -> list[int]:
-    """Of the list of rows to look at, as far as it is drawn."""
-    buttons = visit.page.get_by_role("list", name="Rows to look at").get_by_role("button")
-    buttons.nth(least - 1).wait_for()
-    names = [button.get_attribute("aria-label") for button in buttons.all()]
-    return [int(re.match(r"row ([\d,]+)", name)[1].replace(",", "")) for name in names]  # type: ignore[index]
-
-
-def press(visit: Visit, *keys: str) -> None:
-    for key in keys:
-        visit.page.keyboard.press(key)
-
-
-def kinds(client: Client) -> dict[int, str]:
-    return {mark.row: mark.mark for mark in client.marks().results}
-
-
 def test_rows_are_marked_by_quick_keys_and_undone(address: str, shown: Callable[..., Visit]) -> None:
     with Client(address) as client:
         first = [hit.row for hit in client.self_influence(k=6).results]
         visit = shown(address, "#/clean")
-        assert rows_of(visit, 6)[:6] == first
-        press(visit, "w", "r", "u", "j", "x")
+        assert visit.listed_rows(6)[:6] == first
+        visit.press("w", "r", "u", "j", "x")
         expected = dict(zip(first, ["wrong", "right", "unsure", None, "remove"], strict=False))
         wait_until(lambda: kinds(client) == {row: kind for row, kind in expected.items() if kind})
-        press(visit, "z")
+        visit.press("z")
         wait_until(lambda: first[4] not in kinds(client))
         visit.page.get_by_text("3 of the first 200 rows marked").wait_for()
-        press(visit, "k", "k", "k", "k")
+        visit.press("k", "k", "k", "k")
         assert f"row={first[0]}" in visit.page.url
         visit.page.get_by_role("button", name="Clear").click()
         wait_until(lambda: first[0] not in kinds(client))
         visit.page.get_by_label("Quick keys").uncheck()
-        press(visit, "x")
+        visit.press("x")
         visit.page.get_by_role("button", name="Remove").click()
         wait_until(lambda: kinds(client).get(first[0]) == "remove")
 
@@ -74,8 +57,8 @@ def test_the_prediction_is_suggested_and_a_note_is_shown_as_text(address: str, s
     with Client(address) as client:
         worst = client.list_examples("train", correct=False, order="-loss", k=1).results[0]
         visit = shown(address, "#/clean?by=disagree")
-        assert rows_of(visit)[0] == worst.row
-        press(visit, "w")
+        assert visit.listed_rows()[0] == worst.row
+        visit.press("w")
         wait_until(lambda: kinds(client) == {worst.row: "wrong"})
         assert client.marks().results[0].label == worst.prediction
         visit.go(f"#/clean?by=disagree&row={worst.row}")
@@ -86,7 +69,7 @@ def test_the_prediction_is_suggested_and_a_note_is_shown_as_text(address: str, s
         visit.page.get_by_role("combobox", name="Suggested label").select_option("three")
         wait_until(lambda: client.marks().results[0].label == 3)
         visit.page.get_by_text("suggested label three").first.wait_for()
-        press(visit, "u")
+        visit.press("u")
         wait_until(lambda: kinds(client) == {worst.row: "unsure"})
         assert (client.marks().results[0].label, client.marks().results[0].note) == (3, SCRIPT)
         assert visit.page.evaluate("globalThis.harmed") is None
@@ -108,9 +91,9 @@ def test_quick_keys_go_on_after_a_field(address: str, shown: Callable[..., Visit
     """A note ends with Enter; labels that are stepped through by keys end with Escape."""
     with Client(address) as client:
         visit = shown(address, "#/clean")
-        first, second, *_ = rows_of(visit, 6)
+        first, second, *_ = visit.listed_rows(6)
         visit.page.get_by_role("textbox", name="Note").fill("faint")
-        press(visit, "Enter", "w")
+        visit.press("Enter", "w")
         wait_until(lambda: {mark.row: (mark.mark, mark.note) for mark in client.marks().results}[first][0] == "wrong")
         assert client.marks().results[0].note == "faint"
         visit.page.get_by_role("heading", name=f"Row {second}").wait_for()
@@ -118,10 +101,10 @@ def test_quick_keys_go_on_after_a_field(address: str, shown: Callable[..., Visit
         field.select_option("three")
         wait_until(lambda: second in kinds(client))
         field.focus()
-        press(visit, "ArrowDown", "ArrowDown")
+        visit.press("ArrowDown", "ArrowDown")
         wait_until(lambda: client.marks(rows=[second]).results[0].label == 5)
         assert field.evaluate("field => field === document.activeElement")
-        press(visit, "Escape", "x")
+        visit.press("Escape", "x")
         wait_until(lambda: kinds(client) == {first: "wrong", second: "remove"})
 
 
@@ -133,12 +116,12 @@ def test_rows_are_ordered_by_harm_to_a_class_of_wrong_queries(address: str, show
         visit = shown(address, "#/clean")
         visit.page.get_by_role("link", name="Harm to queries").click()
         visit.page.get_by_text(f"Mean over {len(queries)} query rows that are predicted wrongly.").wait_for()
-        assert rows_of(visit, 8)[:8] == [hit.row for hit in harmful]
+        assert visit.listed_rows(8)[:8] == [hit.row for hit in harmful]
         visit.page.get_by_label("Harm to queries of").select_option(wrong[0].label_name)
         of_class = [row.row for row in wrong if row.label == wrong[0].label]
         harmful = client.influence(query_rows=of_class, aggregate="mean", k=3).results[0].opponents
         visit.page.get_by_text(re.compile(f"Mean over {len(of_class)} query rows? that are|that is")).first.wait_for()
-        wait_until(lambda: rows_of(visit, 3)[:3] == [hit.row for hit in harmful])
+        wait_until(lambda: visit.listed_rows(3)[:3] == [hit.row for hit in harmful])
 
 
 def test_two_people_see_each_others_marks_and_no_mark_is_overwritten_unseen(
@@ -152,7 +135,7 @@ def test_two_people_see_each_others_marks_and_no_mark_is_overwritten_unseen(
         visit = shown(url, "#/clean")
         visit.page.get_by_label("API key").fill(keys["anna"])
         visit.page.get_by_role("button", name="Sign in").click()
-        rows_of(visit, 2)
+        visit.listed_rows(2)
         ben.mark([second], "unsure")
         visit.page.get_by_label("Marked last").get_by_text(re.compile("^ben · ")).wait_for()
         visit.page.get_by_label(re.compile(f"row {second}, .*marked unsure · ben")).wait_for()
@@ -162,7 +145,7 @@ def test_two_people_see_each_others_marks_and_no_mark_is_overwritten_unseen(
         visit.go("#/clean")
         visit.page.get_by_label(re.compile(f"row {second}, .*marked unsure · ben")).wait_for()
         ben.mark([first], "right")
-        press(visit, "w")
+        visit.press("w")
         visit.page.get_by_role("alert").get_by_text("ben has set this to right").wait_for()
         assert kinds(ben)[first] == "right"
         visit.page.get_by_role("button", name="Set mine").click()
@@ -226,7 +209,7 @@ def test_nothing_keeps_people_out(address: str, shown: Callable[..., Visit], sch
     if "part" in place:
         visit.page.get_by_text(re.compile("Without 1 row: ")).wait_for()
     else:
-        rows_of(visit, 20)
+        visit.listed_rows(20)
     assert visit.violations() == []
     visit.page.set_viewport_size({"width": 360, "height": 740})
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 360

@@ -35,13 +35,6 @@ def address(run: DigitsRun, tmp_path: Path) -> Iterator[str]:
         yield url
 
 
-def hit_rows(visit: Visit, side: str) -> list[int]:
-    """Of the hits of a region, once they are there."""
-    articles = visit.page.get_by_role("region", name=re.compile(side)).get_by_role("article")
-    articles.first.wait_for()
-    return [int(article.get_attribute("aria-label").removeprefix("row ")) for article in articles.all()]
-
-
 def told(client: Client, **request: Any) -> list[int]:
     (result,) = client.influence(**request).results
     return [hit.row for hit in (*result.proponents, *result.opponents)]
@@ -51,8 +44,8 @@ def test_two_methods_are_compared_and_what_they_share_is_marked(address: str, sh
     with Client(address) as client:
         first, second = (told(client, query_rows=[0], method=method) for method in ("tracin", "influence"))
         visit = shown(address, "#/compare")
-        assert hit_rows(visit, "^First: tracin") == first
-        assert hit_rows(visit, "^Second: influence") == second
+        assert visit.compared_rows("^First: tracin") == first
+        assert visit.compared_rows("^Second: influence") == second
         questions = [{"query_rows": [0], "method": method} for method in ("tracin", "influence")]
         compared = client.compare(*questions)
         visit.page.get_by_role("img", name=f"Scores of 400 rows: correlation {compared.pearson:.3f}").wait_for()
@@ -63,12 +56,12 @@ def test_two_methods_are_compared_and_what_they_share_is_marked(address: str, sh
         visit.page.get_by_role("region", name="Second", exact=True).get_by_label("Method").select_option("cosine")
         visit.page.get_by_role("region", name="Second", exact=True).get_by_label("Row", exact=True).fill("7")
         visit.page.keyboard.press("Enter")
-        wait_until(lambda: hit_rows(visit, "^Second: cosine") == told(client, query_rows=[7], method="cosine"))
+        wait_until(lambda: visit.compared_rows("^Second: cosine") == told(client, query_rows=[7], method="cosine"))
         linked = shown(address, visit.page.url.partition("#")[1] + visit.page.url.partition("#")[2])
-        assert hit_rows(linked, "^Second: cosine") == told(client, query_rows=[7], method="cosine")
+        assert linked.compared_rows("^Second: cosine") == told(client, query_rows=[7], method="cosine")
         visit.page.get_by_role("link", name="Swap").click()
-        wait_until(lambda: hit_rows(visit, "^First: cosine") == told(client, query_rows=[7], method="cosine"))
-        assert hit_rows(visit, "^Second: tracin") == first
+        wait_until(lambda: visit.compared_rows("^First: cosine") == told(client, query_rows=[7], method="cosine"))
+        assert visit.compared_rows("^Second: tracin") == first
 
 
 def test_the_heat_map_shows_the_mean_score_of_each_class_on_each(
@@ -106,7 +99,7 @@ def test_the_overview_says_what_the_index_holds(address: str, shown: Callable[..
         classes = visit.page.get_by_role("region", name="Table of classes")
         assert classes.get_by_role("row").count() == 1 + len(overview.labels)
         influential = told(client, query_rows=list(range(60)), aggregate="mean", k=8)
-        assert hit_rows(visit, "Most influential rows") == influential
+        assert visit.compared_rows("Most influential rows") == influential
 
 
 def test_generations_are_rolled_back_and_jobs_are_followed(address: str, shown: Callable[..., Visit]) -> None:

@@ -76,7 +76,7 @@ function focusRow() {
 
 /** Suggested label and note. @param {{candidate: Candidate, mark: import("../../marks.js").Mark | undefined, details: import("../../wire.js").IndexDetails, acts: Acts}} props */
 function More({ candidate, mark, details, acts }) {
-  const suggested = mark?.label ?? (candidate.prediction !== candidate.label ? candidate.prediction : null);
+  const suggested = mark?.label ?? (candidate.correct === false ? candidate.prediction : null);
   const value = suggested === null ? "" : String(suggested);
   const readOnly = who.value.read_only;
   const steps = useRef(false); // through the labels, by keys of which each chooses one

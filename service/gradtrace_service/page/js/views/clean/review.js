@@ -145,12 +145,13 @@ function useActs(list, say) {
 }
 
 /**
- * The label that a mark suggests by itself: what somebody has chosen, or what the model predicts.
+ * The label that a mark suggests by itself: what somebody has chosen, or the class that the model predicts. A predicted
+ * value is never the label, and says nothing about what the label should be.
  * @param {Candidate} candidate @param {import("../../marks.js").Kind} kind
  */
-function suggestion({ row, label, prediction }, kind) {
+function suggestion({ row, prediction, correct }, kind) {
   if (kind === "right" || kind === "remove") return null;
-  return marks.peek().get(row)?.label ?? (kind === "wrong" && prediction !== label ? prediction : null);
+  return marks.peek().get(row)?.label ?? (kind === "wrong" && correct === false ? prediction : null);
 }
 
 /** @param {boolean} on @param {Acts} acts */
