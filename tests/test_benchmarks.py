@@ -252,7 +252,7 @@ def test_the_report_asks_for_what_the_benchmarks_take(
             helped[name] = capsys.readouterr().out
         for option in re.findall(r"--[a-z-]+", command):
             assert option in helped[name], command
-        if words:
+        if words and not words[0].startswith("-"):
             choices = re.findall(r"\{([\w,]*)\}", helped[name])
             assert any(words[0] in choice.split(",") for choice in choices), command
 
