@@ -80,16 +80,18 @@ class Visit:
         found = self.page.evaluate("axe.run()")["violations"]
         return [f"{rule['id']}: {node['html']}" for rule in found for node in rule["nodes"]]
 
-    def violations_of(self, views: Mapping[str, str]) -> dict[str, list[str]]:
-        """By place, of each of which a selector names what comes last."""
+    def violations_of(self, views: Mapping[str, str]) -> dict[tuple[str, str], list[str]]:
+        """By place and colour scheme. views: by place, a selector of what comes last there"""
         violations = {}
         for place, last in views.items():
             self.go(f"#/{place}")
             self.page.locator(last).first.wait_for()
             self.page.wait_for_load_state("networkidle")
             self.page.locator(".skeleton").first.wait_for(state="detached")
-            violations[place] = self.violations()
-        return {place: wrong for place, wrong in violations.items() if wrong}
+            for scheme in ("light", "dark"):
+                self.page.emulate_media(color_scheme=scheme)
+                violations[place, scheme] = self.violations()
+        return {view: wrong for view, wrong in violations.items() if wrong}
 
 
 def names_of(elements: Any) -> list[str]:

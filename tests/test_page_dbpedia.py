@@ -110,9 +110,7 @@ def test_words_of_both_texts_are_marked_and_no_others(
     row = worst_query(client).row
     visit = shown(url, f"#/answer?query={row}&k=20")
     rows = visit.rows("Proponents") + visit.rows("Opponents")
-    assert set(rows) == {
-        row for end in ("proponents", "opponents") for row in told(client, end, query_rows=[row], k=20)
-    }
+    assert rows == [hit for end in ("proponents", "opponents") for hit in told(client, end, query_rows=[row], k=20)]
     cards = visit.page.get_by_role("article").evaluate_all(
         "cards => cards.map(card => [...card.querySelectorAll('mark')].map(mark => mark.textContent.toLowerCase()))"
     )
@@ -301,7 +299,6 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_keeps_people_out(url: str, client: Client, shown: Callable[..., Visit], scheme: str) -> None:
+def test_nothing_keeps_people_out(url: str, client: Client, shown: Callable[..., Visit]) -> None:
     client.mark([11], "remove")
-    assert shown(url, "", color_scheme=scheme).violations_of(VIEWS) == {}
+    assert shown(url, "").violations_of(VIEWS) == {}

@@ -1,6 +1,6 @@
 // The row that is looked at, large, with its buttons.
 import { change, link } from "../../address.js";
-import { Example, notRendered } from "../../components/example.js";
+import { Example, kindOf, notRendered } from "../../components/example.js";
 import { Check, Choice, Entry } from "../../components/fields.js";
 import { Icon } from "../../components/icons.js";
 import { Label } from "../../components/label.js";
@@ -32,7 +32,7 @@ export function Current({ candidate, total, params, details, acts }) {
   const mark = marks.value.get(row);
   const keys = params.get("keys") !== "off";
   return html`<aside class="clean-current" aria-label="The row that is looked at"><div class="panel stack tight">
-    <div class="clean-example"><${Example} example=${shown.data?.example ?? null} alt=${`training row ${row}`} lines=${12} otherwise=${shown.data && notRendered} /></div>
+    <div class="clean-example" ...${scrolling(shown.data?.example)}><${Example} example=${shown.data?.example ?? null} alt=${`training row ${row}`} otherwise=${shown.data && notRendered} /></div>
     <div class="stack tight clean-facts">
       <h2 class="row"><span>Row ${count(row)}</span><span class="small soft number">${count(candidate.rank)} of ${count(total)}</span></h2>
       <p class="row"><${Label} label=${candidate.label} name=${candidate.label_name} />
@@ -51,6 +51,10 @@ export function Current({ candidate, total, params, details, acts }) {
     <div class="clean-keys"><${Check} name="Quick keys: w r u x, z undo, j k move" checked=${keys} set=${(/** @type {boolean} */ on) => change({ keys: on ? null : "off" })} /></div>
   </div><${Latest} /></aside>`;
 }
+
+/** What may be longer than its place is scrolled by keys, too. @param {import("../../wire.js").Payload | null | undefined} example */
+const scrolling = (example) =>
+  kindOf(example) === "image" ? {} : { tabindex: 0, role: "region", "aria-label": "The example" };
 
 /** @param {{mark: import("../../marks.js").Mark | undefined, acts: Acts, keys: boolean}} props */
 function Buttons({ mark, acts, keys }) {
