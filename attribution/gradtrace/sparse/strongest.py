@@ -44,19 +44,17 @@ def strongest_coordinates(
     for layer in sorted(model.plan.layers, key=lambda layer: -layer.size):  # soon, most of what comes is too small
         for examples, positions, values in _gradients_of(layer, gradients):
             factors = whitening.by_layer[layer.name].to(values.device)
-            values = values * (factors if positions is None else factors[positions])
-            check_finite(values, "whitened gradient")
+            values *= factors if positions is None else factors[positions]
             strongest.add(examples, first[layer], positions, values)
+    check_finite(strongest.largest, "whitened gradient")
     return strongest.vectors(), gradients.losses
 
 
 def _gradients_of(layer: Layer, gradients: FullGradients) -> Iterator[tuple[slice, Tensor | None, Tensor]]:
-    """A layer's gradients: the examples of a slice, the positions in the layer [n], and the values there [examples, n].
-
-    Positions are None for all of the layer.
-    """
+    """A layer's gradients: the examples of a slice, the positions in the layer [n], and the values there [examples, n],
+    which may be overwritten. Positions are None for all of the layer."""
     if layer in gradients.strays:
-        values = gradients.strays[layer].flatten(1)
+        values = gradients.strays[layer].flatten(1).clone()
         yield slice(0, len(values)), None, values
     elif layer in gradients.uses:
         uses = gradients.uses[layer]
@@ -78,18 +76,21 @@ class Strongest:
     """The coordinates of each example that may be among its strongest, of those so far.
 
     A size that is known to be reached by `count` coordinates of an example spares all that are smaller.
+
+    largest: [examples], the size of the largest coordinate of each, NaN where one is NaN
     """
 
     def __init__(self, examples: int, count: int) -> None:
-        self._count = count
+        self._examples, self._count = examples, count
+        self.largest = torch.zeros(examples)
         self._reached = torch.full((examples,), torch.finfo(torch.float32).tiny)  # [examples]; zeros never count
         self._candidates: list[tuple[NDArray[np.int64], NDArray[np.uint64]]] = []  # example and key of each
-        self._examples = examples
 
     def add(self, examples: slice, first: int, positions: Tensor | None, values: Tensor) -> None:
         """values: float32 [e, n], at the coordinates first + positions [n] (None: 0, 1, ...) of these examples"""
-        self._reached = self._reached.to(values.device)
+        self._reached, self.largest = self._reached.to(values.device), self.largest.to(values.device)
         sizes = values.abs()
+        self.largest[examples] = torch.maximum(self.largest[examples], sizes.amax(dim=1))
         strong = sizes >= self._reached[examples, None]
         if int(torch.count_nonzero(strong)) > 2 * self._count * len(values):
             self._reached[examples] = torch.maximum(self._reached[examples], self._reached_in(sizes))
@@ -116,20 +117,20 @@ class Strongest:
 
     def vectors(self) -> SparseVectors:
         """The strongest coordinates of each example, ascending."""
-        none = np.zeros(0, np.int64), np.zeros(0, np.uint64)
-        example, keys = (np.concatenate(side) for side in zip(none, *self._candidates, strict=True))
-        order = np.lexsort((keys, example))
-        example, keys = example[order], keys[order]
-        place = np.arange(len(example)) - np.searchsorted(example, example)  # 0 for an example's strongest
-        kept = place < self._count
         shape = self._examples, self._count
         coordinates, values = np.full(shape, LARGEST_COORDINATE, np.uint32), np.zeros(shape, np.float32)
-        at = example[kept], place[kept]
-        coordinates[at], values[at] = _of_keys(keys[kept])
-        ascending = coordinates.argsort(axis=1, kind="stable")
-        return SparseVectors(
-            np.take_along_axis(coordinates, ascending, axis=1), np.take_along_axis(values, ascending, axis=1)
-        )
+        for number, keys in enumerate(self._by_example()):
+            kept, of_kept = _of_keys(np.sort(keys)[: self._count])
+            ascending = kept.argsort()
+            coordinates[number, : len(kept)], values[number, : len(kept)] = kept[ascending], of_kept[ascending]
+        return SparseVectors(coordinates, values)
+
+    def _by_example(self) -> list[NDArray[np.uint64]]:
+        """The keys of each example's candidates."""
+        none = np.zeros(0, np.int64), np.zeros(0, np.uint64)
+        examples, keys = (np.concatenate(side) for side in zip(none, *self._candidates, strict=True))
+        counts = np.bincount(examples, minlength=self._examples)
+        return np.split(keys[np.argsort(examples, kind="stable")], np.cumsum(counts)[:-1])
 
 
 def _keys(values: NDArray[np.float32], coordinates: NDArray[np.int64]) -> NDArray[np.uint64]:
