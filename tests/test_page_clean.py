@@ -79,11 +79,11 @@ def test_quick_keys_end_where_they_should(address: str, shown: Callable[..., Vis
     """Rows that were passed are given the focus after the next key is pressed: they must not take the place back."""
     with Client(address) as client:
         visit = shown(address, "#/clean")
-        rows = rows_of(visit, 15)
+        rows = visit.listed_rows(15)
         visit.page.get_by_role("list", name="Rows to look at").get_by_role("button").first.click()
-        press(visit, *"jjjjjjjjjjjj", "w")
+        visit.press(*"jjjjjjjjjjjj", "w")
         wait_until(lambda: kinds(client) == {rows[12]: "wrong"})
-        press(visit, *"kkkkkkkkkkkkk", "x")
+        visit.press(*"kkkkkkkkkkkkk", "x")
         wait_until(lambda: kinds(client) == {rows[12]: "wrong", rows[0]: "remove"})
 
 

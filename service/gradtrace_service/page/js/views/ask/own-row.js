@@ -21,9 +21,11 @@ export function OwnRow({ example, give, details }) {
     )}</div>`;
 }
 
-/** @param {Feature} feature */
-function usual({ median, choices, min }) {
-  return choices ? (choices[0] ?? null) : (median ?? min ?? 0);
+/** Of whole numbers, a median may lie between two of them, and the field would refuse it. @param {Feature} feature */
+function usual({ median, choices, min, integer }) {
+  if (choices) return choices[0] ?? null;
+  const value = median ?? min ?? 0;
+  return integer ? Math.round(value) : value;
 }
 
 /** @param {{feature: Feature, value: number | string | null, set: (value: number | string | null) => void}} props */
