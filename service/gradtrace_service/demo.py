@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,6 +85,7 @@ def _stage(name: str) -> Iterator[None]:
 def _wait_for_interrupt() -> None:
     typer.echo("Press Ctrl-C to stop.")
     try:
-        threading.Event().wait()
+        while True:
+            time.sleep(1)  # not for ever: Ctrl-C in the moment before a wait is noticed at its end
     except KeyboardInterrupt:
         typer.echo("\nStopped.")
