@@ -89,7 +89,7 @@ class Visit:
             self.page.wait_for_load_state("networkidle")
             self.page.locator(".skeleton").first.wait_for(state="detached")
             for scheme in ("light", "dark"):
-                self.page.emulate_media(color_scheme=scheme)
+                self.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # else colours change slowly
                 violations[place, scheme] = self.violations()
         return {view: wrong for view, wrong in violations.items() if wrong}
 
