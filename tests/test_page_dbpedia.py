@@ -299,6 +299,7 @@ VIEWS = {
 }
 
 
-def test_nothing_keeps_people_out(url: str, client: Client, shown: Callable[..., Visit]) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_keeps_people_out(url: str, client: Client, shown: Callable[..., Visit], scheme: str) -> None:
     client.mark([11], "remove")
-    assert shown(url, "").violations_of(VIEWS) == {}
+    assert shown(url, "", color_scheme=scheme).violations_of(VIEWS) == {}
