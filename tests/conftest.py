@@ -86,6 +86,14 @@ class DigitsRun:
         return gradtrace.open_index(self.index, digits_task.TASK)
 
 
+FRAMEWORK_WARNINGS = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the frameworks, of PyTorch and of each other
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*:ResourceWarning"),
+]
+
+
 @pytest.fixture(scope="session")
 def digits_index(tmp_path_factory: pytest.TempPathFactory) -> DigitsRun:
     """A trained model of 400 digits with three checkpoints, and its index."""
@@ -183,6 +191,12 @@ def serving_when_ready(app: FastAPI) -> Iterator[str]:
     with serving(app) as address:
         wait_until(lambda: httpx.get(f"{address}/readyz", timeout=60).status_code == 200)
         yield address
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hugging Face's libraries ask no server."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 180) -> None:

@@ -12,24 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conftest import FRAMEWORK_WARNINGS
 from gradtrace.checkpoints import Checkpoint, Optimizer, load_checkpoints, load_into
 from gradtrace.checkpoints.recorder import CheckpointRecorder
 from gradtrace.errors import CheckpointError
 from gradtrace.task import Task
 from gradtrace_indexer import build_index
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the frameworks', of PyTorch and of each other
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*:ResourceWarning"),
-]
+pytestmark = [*FRAMEWORK_WARNINGS, pytest.mark.usefixtures("offline")]
 RATE = 0.02
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def assert_weights(checkpoint: Checkpoint, model: nn.Module, wanted: dict[str, Tensor]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import tiny_language
+from conftest import FRAMEWORK_WARNINGS
 from gradtrace import load_checkpoints
 from gradtrace.checkpoints import load_into
 from gradtrace.errors import CheckpointError, DatasetError, TaskError
@@ -30,18 +31,8 @@ from gradtrace_service.cli import app
 from gradtrace_service.indexes.hosted import hosted
 from gradtrace_service.settings import Settings
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the frameworks', of PyTorch and of each other
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*:ResourceWarning"),
-]
+pytestmark = [*FRAMEWORK_WARNINGS, pytest.mark.usefixtures("offline")]
 TRAIN, QUERY = tiny_language.texts(24), tiny_language.texts(4, seed=1)
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny_language
+from conftest import FRAMEWORK_WARNINGS
 from gradtrace import load_checkpoints
 from gradtrace.errors import DatasetError, QueryError, TaskError
 from gradtrace.tasks import CausalLM, SequenceClassification, SequenceToSequence, TokenClassification
@@ -22,20 +23,10 @@ from gradtrace.tasks.language import LanguageTask
 from gradtrace.tasks.language.encoding import kept_tokens
 from gradtrace_indexer import build_index
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # the frameworks', of PyTorch and of each other
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*:ResourceWarning"),
-]
+pytestmark = [*FRAMEWORK_WARNINGS, pytest.mark.usefixtures("offline")]
 VOCABULARY = 340
 TEXTS = tiny_language.texts(16)
 TAGS = ["O", "ANIMAL", "PLACE"]
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from gradtrace.models.queries import (
     QUERY_BATCH,
     Query,
     is_one_example,
+    joined_targets,
     require_labels,
     resolve_queries,
-    targets_in_words,
 )
 from gradtrace.models.targets import Target, TargetLabels, check_replaceable, target_labels
 from gradtrace.results.answering import Aggregate, Answering, Include, Stopwatch, check_aggregate
@@ -146,7 +146,12 @@ class Index:
         scoring, known = self.scoring(method, **options), methods.METHODS[method]
         queries, vectors, _ = self._queried(scoring, examples, method, target)
         (scores,) = scoring.scores(vectors.mean(0, keepdim=True))
-        return Scores(self._row_ids.spread(scores, 0.0), self.present, known.signed, targets_in_words(queries))
+        return Scores(
+            self._row_ids.spread(scores, 0.0),
+            self.present,
+            known.signed,
+            joined_targets(query.target for query in queries),
+        )
 
     def pairs(
         self,

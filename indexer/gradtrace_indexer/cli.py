@@ -15,7 +15,7 @@ from gradtrace.checkpoints.checkpoints_json import INDEX_NAME
 from gradtrace.checkpoints.selection import choose
 from gradtrace.errors import CheckpointError
 from gradtrace.results.display import describe
-from gradtrace.store.manifest import BasisKind, read_manifest
+from gradtrace.store.manifest import BasisKind, Manifest, read_manifest
 from gradtrace.task import Task
 from gradtrace_indexer import generations
 from gradtrace_indexer.build.build import build_index
@@ -128,9 +128,13 @@ def build(
         device=device,
     )
     named.save(out)
-    typer.echo(f"{out}: {describe(index.manifest)}")
-    if index.manifest.searcher is not None:
-        typer.echo(describe_searcher(index.manifest, index.manifest.searcher))
+    _say_what_was_built(out, index.manifest)
+
+
+def _say_what_was_built(out: Path, manifest: Manifest) -> None:
+    typer.echo(f"{out}: {describe(manifest)}")
+    if manifest.searcher is not None:
+        typer.echo(describe_searcher(manifest, manifest.searcher))
 
 
 def _given_or_model(checkpoints: Path | None, named: NamedTask) -> Path:

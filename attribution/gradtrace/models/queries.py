@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -93,9 +93,9 @@ def _at_labels(model: GradientModel, examples: Sequence[Example], target: Target
     return queries
 
 
-def targets_in_words(queries: Sequence[Query]) -> str:
-    """What is explained of several queries."""
-    return " and ".join(dict.fromkeys(query.target for query in queries))
+def joined_targets(targets: Iterable[str]) -> str:
+    """What is explained of several queries, in words."""
+    return " and ".join(dict.fromkeys(targets))
 
 
 def is_one_example(examples: object, train_example: Example) -> bool:

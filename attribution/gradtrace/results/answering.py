@@ -16,7 +16,7 @@ from torch import Tensor
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.methods.method import Method, Scoring
-from gradtrace.models.queries import QUERY_BATCH, Query, targets_in_words
+from gradtrace.models.queries import QUERY_BATCH, Query, joined_targets
 from gradtrace.results import rescoring
 from gradtrace.results.clusters import MOST_CLUSTERED, cluster_leaders
 from gradtrace.results.hits import Distribution, Hit, InfluenceResult, InfluenceResults, Recall
@@ -204,7 +204,7 @@ class Answering:
             proponents=proponents,
             opponents=opponents,
             method=self.method.name,
-            target=targets_in_words(draft.queries),
+            target=joined_targets(query.target for query in draft.queries),
             label=_common([query.label for query in draft.queries]),
             prediction=_common([query.prediction for query in draft.queries]),
             loss=float(np.mean(draft.losses)),

@@ -46,7 +46,6 @@ _SCAN_SHARE = 0.2  # of the rows, that must survive the first level to make a sc
 _SCANNED_TOGETHER = 4  # queries in a pass, from which a scan of rows is so cheap that it need not be tried to prune
 _FIRST_LEVEL_SHARE = 0.2  # of the products of norms that lies in the first level, below which pruning is not tried
 
-
 Route = Literal["prune", "scan"]
 
 # Errors of matrix products by PyTorch's names of precisions. An operand that is truncated to 10 bits errs by up to

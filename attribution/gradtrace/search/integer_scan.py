@@ -38,7 +38,7 @@ _SMALLEST_STEP = 2.0**-100  # of queries with a norm of about 1; products with w
 _PIECE_BYTES = 1 << 22  # that are multiplied at a time: the buffers of unpacked rows stay in the processor's cache
 _BLOCK_PRODUCTS = 1 << 18  # of one level that are held at a time
 _ROWS_PER_THREAD = 8192  # with fewer, a further thread costs more than it gains
-_LIMBS_OF_A_FLOAT = 3  # of 8 bits
+_LIMBS_OF_A_FLOAT = 3  # of 8 bits: they hold as much as a float32
 _ZERO = 8  # int4's code of 0
 
 
@@ -70,8 +70,8 @@ def round_queries(
     return RoundedQueries(
         limbs,
         [
-            [torch.cat(codes) for codes in zip(*level, strict=True)]
-            for level in zip(*(r.codes for r in rounded), strict=True)
+            [torch.cat(matrices) for matrices in zip(*at_checkpoint, strict=True)]
+            for at_checkpoint in zip(*(limb.codes for limb in rounded), strict=True)
         ],
         torch.cat([limb.steps for limb in rounded], dim=2),
         torch.cat([limb.offsets for limb in rounded], dim=2),

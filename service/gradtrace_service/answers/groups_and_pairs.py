@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import gradtrace
 from gradtrace import Index, QueryError, Task
-from gradtrace.models.queries import require_labels
+from gradtrace.models.queries import joined_targets, require_labels
 from gradtrace_client.group_and_pair_schemas import Asked, Group, GroupInfluence, GroupsAnswer, PairsAnswer
 from gradtrace_client.request_schemas import GroupsRequest, PairsRequest
 from gradtrace_service.answers import documents
@@ -53,7 +53,7 @@ def groups(index: Index, request: GroupsRequest, waited_ms: float) -> GroupsAnsw
         )
         targets = _targets(index, request, queries)
     asked = [queries] if request.aggregate else [[query] for query in queries]
-    explained = [" and ".join(dict.fromkeys(targets))] if request.aggregate else targets
+    explained = [joined_targets(targets)] if request.aggregate else targets
     classes = index.task if request.by in ("label", "prediction") else None
     return GroupsAnswer(
         **documents.head(index, request),

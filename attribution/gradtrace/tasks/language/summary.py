@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,8 +34,8 @@ class TokenSummary:
     longest: int = 0
     cut_rows: int = 0
     cut_tokens: int = 0
-    uncounted: tuple[int, ...] = ()
-    unfit: tuple[tuple[int, str], ...] = ()
+    uncounted: list[int] = field(default_factory=list)
+    unfit: list[tuple[int, str]] = field(default_factory=list)
 
     def sentences(self) -> Iterator[str]:
         some = f"{self.rows:,} of {self.all_rows:,} rows" if self.rows < self.all_rows else f"{self.rows:,} rows"
@@ -56,7 +56,7 @@ class TokenSummary:
             yield f"{_rows([row for row, _ in self.unfit])} to be left out, as the first shows: {first}"
 
 
-def _rows(rows: tuple[int, ...] | list[int]) -> str:
+def _rows(rows: list[int]) -> str:
     listed = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5:,} more" if len(rows) > 5 else "")
     return f"row {listed} has" if len(rows) == 1 else f"rows {listed} have"
 
@@ -70,7 +70,7 @@ def token_summary(task: LanguageTask, most: int) -> TokenSummary:
         try:
             example, cut = task.encoded(task.train.records[row])
         except TaskError as error:
-            summary.unfit += ((row, str(error)),)
+            summary.unfit.append((row, str(error)))
             continue
         _add(summary, task, row, example, cut)
     return summary
@@ -83,7 +83,7 @@ def _add(summary: TokenSummary, task: LanguageTask, row: int, example: Example, 
     summary.longest = max(summary.longest, length)
     summary.cut_rows += cut > 0
     summary.cut_tokens += cut
-    summary.uncounted += () if counted else (row,)
+    summary.uncounted += [] if counted else [row]
 
 
 def batch_size(task: LanguageTask) -> int:

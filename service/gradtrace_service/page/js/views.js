@@ -45,7 +45,7 @@ function later(load) {
 
 /** Have all views read while people look at the first, so that none keeps them waiting, or is missing once the service is. */
 export async function readAhead() {
-  await new Promise((later) => setTimeout(later, AHEAD_MS));
+  await new Promise((resolve) => setTimeout(resolve, AHEAD_MS));
   for (const read of unread) await read(); // one by one: what people do meanwhile goes first
 }
 
