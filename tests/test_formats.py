@@ -26,6 +26,7 @@ FORMATS = Path(__file__).parent / "data" / "formats"
 SCHEMAS = {
     3: "ad3a938a34a57fe41af81c6c1868cbbc8a1371e9c1119846b12cb7f3ecf6171a",
     4: "cf53b2a933fe8364f3e24e16a0efe7f3edc56917d417f96e9461e415aba2efb3",
+    5: "3f690367aaa4e47d9283fd11007dc23fe4e6437c663778306641d11c77b70d93",
 }
 
 
@@ -55,7 +56,7 @@ def test_there_is_an_index_of_each_format() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["3", "3-early", "4"])
+@pytest.mark.parametrize("name", ["3", "3-early", "4", "5"])
 def test_formats_that_are_read_answer_as_they_did(name: str) -> None:
     task = load_task(f"{FORMATS}/make.py:TASK")
     assert verify(FORMATS / name / "index", all_generations=True, progress=False) == []
@@ -81,7 +82,7 @@ def test_an_earlier_format_is_named_with_the_remedy(number: int) -> None:
     path = FORMATS / str(number) / "index"
     words = (
         rf"has format {number}, an older one, built by Gradtrace .*"
-        r"reads formats 3 to 4: rebuild the index with this release"
+        r"reads formats 3 to 5: rebuild the index with this release"
     )
     for command in (schema.read_manifest, prune, discard, lambda path: list(details(path))):
         with pytest.raises(StoreError, match=words):

@@ -17,9 +17,9 @@ from gradtrace.errors import CorruptIndexError, QueryError, StoreError
 from gradtrace.search.scored_rows import RankingEnd, SearchResult
 from gradtrace.sparse.search import SparseSearcher
 from gradtrace.sparse.segments import MOST_ROWS, Segment, SegmentLayout, SegmentRows
-from gradtrace.sparse.vectors import SparseVectors
+from gradtrace.sparse.vectors import SparseRows, SparseVectors
 from gradtrace.store.index_files import check_file
-from gradtrace_indexer.writing.segment_file import write_segment
+from gradtrace_indexer.writing.segment_file import SegmentWriter
 
 pytestmark = pytest.mark.unit
 
@@ -38,13 +38,18 @@ def draw(rng: np.random.Generator, count: int, kept: int, coordinates: int) -> N
 
 
 def write_rows(directory: Path, name: str, rows: SparseVectors, batch: int = 7) -> Segment:
-    collected = SegmentRows()
+    writer = SegmentWriter(directory, name)
     for start in range(0, len(rows), batch):
-        piece = slice(start, start + batch)
-        collected.append(SparseVectors(rows.coordinates[piece], rows.values[piece]))
-    entry, layout = write_segment(directory, name, collected)
+        writer.append(with_norms(rows[start : start + batch]))
+    entry, sizes = writer.commit()
+    layout = SegmentLayout(len(rows), sizes.lists, sizes.pairs)
     assert entry.bytes == layout.bytes
     return Segment(directory / name, layout)
+
+
+def with_norms(vectors: SparseVectors) -> SparseRows:
+    """Norms of whole gradients: any numbers."""
+    return SparseRows(vectors, np.linalg.norm(vectors.values, axis=1) + 1)
 
 
 def read_independently(path: Path, layout: SegmentLayout, coordinates: int) -> NDArray[np.float64]:
@@ -62,6 +67,7 @@ def read_independently(path: Path, layout: SegmentLayout, coordinates: int) -> N
     names, ends = block("<u4", layout.lists), block("<u4", layout.lists + 1)
     rows, codes = block("<u2", 2 * layout.pairs), block("i1", 2 * layout.pairs)
     scales = block("<f4", layout.rows)
+    block("<f4", layout.rows)  # norms
     assert position == len(data)
     dense = np.zeros((layout.rows, coordinates))
     for number, coordinate in enumerate(names):
@@ -248,14 +254,16 @@ def test_as_many_rows_as_16_bits_can_number(tmp_path: Path) -> None:
     assert set(expected) <= {*result.top.rows.tolist(), *result.bottom.rows.tolist()}
     assert searcher.postings_read([query], [0]).tolist() == [2]
     collected = SegmentRows()
+    more = SparseVectors(np.append(coordinates, [[0]], axis=0), np.append(rows.values, [[1]], axis=0))
     with pytest.raises(StoreError, match="65,536 rows at most, not 65,537"):
-        collected.append(SparseVectors(np.append(coordinates, [[0]], axis=0), np.append(rows.values, [[1]], axis=0)))
+        collected.append(with_norms(more))
 
 
 def test_values_that_cannot_be_stored_are_refused() -> None:
     for bad in (np.nan, np.inf, 1e31):
+        values = np.array([[1], [bad]], np.float32)
         with pytest.raises(StoreError, match=r"row 1 .* NaN, infinite or above"):
-            SegmentRows().append(SparseVectors(np.zeros((2, 1), np.uint32), np.array([[1], [bad]], np.float32)))
+            SegmentRows().append(SparseRows(SparseVectors(np.zeros((2, 1), np.uint32), values), np.ones(2, np.float32)))
 
 
 def test_queries_and_segments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -295,9 +303,10 @@ def test_a_missing_or_cut_file_is_refused(tmp_path: Path, written: Segment) -> N
 def test_every_damaged_byte_is_found_and_none_is_followed_out_of_the_file(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = sparse(rng.standard_normal((9, 6)).astype(np.float32), draw(rng, 9, 3, 6))
-    collected = SegmentRows()
-    collected.append(rows)
-    entry, layout = write_segment(tmp_path, NAME, collected)
+    writer = SegmentWriter(tmp_path, NAME)
+    writer.append(with_norms(rows))
+    entry, sizes = writer.commit()
+    layout = SegmentLayout(9, sizes.lists, sizes.pairs)
     query = SparseVectors(np.arange(6, dtype=np.uint32)[None], np.ones((1, 6), np.float32))
     path, content = tmp_path / NAME, (tmp_path / NAME).read_bytes()
     assert check_file(tmp_path, entry, deep=True) is None
@@ -318,5 +327,40 @@ def test_every_damaged_byte_is_found_and_none_is_followed_out_of_the_file(tmp_pa
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "postings").write_text("in the way")
     with pytest.raises(StoreError):
-        write_segment(tmp_path, NAME, SegmentRows())
+        SegmentWriter(tmp_path, NAME).commit()
     assert [path.name for path in tmp_path.rglob("*")] == ["postings"]
+
+
+def test_rows_are_read_back_and_copied_as_they_are(tmp_path: Path, written: Segment) -> None:
+    stored = read_independently(tmp_path / NAME, written.layout, 25)
+    chosen = np.array([0, 3, 4, 59])
+    coordinates, places, codes = written.postings_of(chosen)
+    dense = np.zeros((4, 25))
+    dense[places, coordinates] = codes * written.scales[chosen].astype(np.float64)[places]
+    np.testing.assert_array_equal(dense, stored[chosen])
+    writer = SegmentWriter(tmp_path, "copied")
+    writer.append_stored(written, chosen)
+    writer.append_stored(written, np.array([7]))
+    _, sizes = writer.commit()
+    copied = Segment(tmp_path / "copied", SegmentLayout(5, sizes.lists, sizes.pairs))
+    np.testing.assert_array_equal(read_independently(tmp_path / "copied", copied.layout, 25), stored[[*chosen, 7]])
+    np.testing.assert_array_equal(copied.norms, written.norms[[*chosen, 7]])
+
+
+def test_squares_of_rows_are_summed_with_factors(tmp_path: Path, written: Segment) -> None:
+    stored, factors = read_independently(tmp_path / NAME, written.layout, 25), np.arange(25.0)
+    np.testing.assert_allclose(written.square_sums(factors), (stored**2) @ factors, rtol=1e-12)
+    with pytest.raises(CorruptIndexError, match="a coordinate that the model does not have"):
+        written.square_sums(factors[:-3])
+
+
+def test_the_mean_of_vectors_and_their_products() -> None:
+    rng = np.random.default_rng(0)
+    dense = rng.standard_normal((4, 30)).astype(np.float32)
+    vectors = sparse(dense, draw(rng, 4, 9, 30))
+    whole = np.zeros((4, 30))
+    np.put_along_axis(whole, vectors.coordinates.astype(np.int64), vectors.values, axis=1)
+    mean = np.zeros(30)
+    mean[vectors.mean().coordinates[0]] = vectors.mean().values[0]
+    np.testing.assert_allclose(mean, whole.mean(0), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(vectors.entries().products(vectors[1:3].entries()), whole @ whole[1:3].T, rtol=1e-9)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tiny
-from gradtrace import CheckpointError, CheckpointRecorder, CurvatureError, MismatchError, Task, load_checkpoints
+from gradtrace import CurvatureError, MismatchError, Task
 from gradtrace.errors import LossError, UnsupportedLayerError
 from gradtrace.gradients.reference import gradients_reference
 from gradtrace.layers import base
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.sparse.strongest import Strongest, strongest_coordinates
+from gradtrace.sparse.coordinates import WeightCoordinates
+from gradtrace.sparse.strongest import Strongest, StrongestOfEach
 from gradtrace.sparse.vectors import LARGEST_COORDINATE, SparseVectors, check_coordinates
-from gradtrace.sparse.whitening import Whitening, adam_whitening, fitted_whitening
+from gradtrace.sparse.whitening import gradient_squares, whitening_factors
 from test_full_gradients import MODELS as ALL_MODELS
 from test_full_gradients import FixedTask
 from test_layers import examples_of, trained_statistics
-from tiny import ClassTask, PairTask
+from tiny import PairTask
 from zoo.adapters import adapted
 
 pytestmark = pytest.mark.unit
@@ -91,6 +91,13 @@ def exact_whitening(model: GradientModel, squares: Tensor, damping: float) -> Te
     return torch.cat([torch.nan_to_num((v + damping * v.mean()).rsqrt(), posinf=0.0) for v in by_layer])
 
 
+def fitted(model: GradientModel, batches: list[list[Any]], damping: float = 1.0) -> Tensor:
+    """float32 [coordinates]"""
+    squares = gradient_squares(model, map(model.batch, batches))
+    means = squares["layer_means"][WeightCoordinates.of(model.plan.layers).layer_of_coordinates()]
+    return whitening_factors(squares["eigenvalues"], means, damping)
+
+
 def is_strongest(found: SparseVectors, whitened: Tensor, count: int) -> None:
     """Up to rounding: values are right, nothing that is left out is larger, and nothing is there twice."""
     for kept, values, row in zip(found.coordinates.astype(np.int64), found.values, whitened.numpy(), strict=True):
@@ -115,14 +122,14 @@ def test_they_are_those_of_the_whole_gradient(
     if pieces:
         monkeypatch.setattr(base, "SLICE_VALUES", 300)
     gradients = reference(model, rows)
-    whitening = fitted_whitening(model, iter([model.batch(rows[:5]), model.batch(rows[5:])]), damping=0.5)
-    factors = torch.cat(list(whitening.by_layer.values())).double()
+    factors = fitted(model, [rows[:5], rows[5:]], damping=0.5)
     expected = exact_whitening(model, gradients.square().mean(0), damping=0.5)
-    torch.testing.assert_close(factors, expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
+    torch.testing.assert_close(factors.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
     for count in (1, 7, gradients.shape[1]):
-        found, losses = strongest_coordinates(model, whitening, model.batch(rows), count)
-        is_strongest(found, gradients * factors, count)
+        found, losses = StrongestOfEach(factors, count).encode(model, model.batch(rows), None)
+        is_strongest(found.vectors, gradients * factors.double(), count)
         torch.testing.assert_close(losses, model.losses(model.batch(rows)))
+        np.testing.assert_allclose(found.norms, gradients.norm(dim=1), rtol=1e-3)
 
 
 def test_only_rows_of_tokens_that_occur_are_formed(tmp_path: Path) -> None:
@@ -169,46 +176,17 @@ def test_nothing_is_kept_of_no_layers() -> None:
     assert not Strongest(3, 2).vectors().values.any()
 
 
-@pytest.fixture
-def trained(tmp_path: Path) -> tuple[GradientModel, list[Any], dict[str, Tensor]]:
-    """A model at a checkpoint with Adam's second moments, and v^ by parameter name."""
-    task = ClassTask(tiny.mlp, tiny.classes(12))
-    model, beta2, steps = task.model(), 0.95, 4
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02, betas=(0.9, beta2))
-    recorder = CheckpointRecorder(tmp_path, every=steps, optimizer_state=True)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        task.loss(model, task.collate(task.train)).mean().backward()
-        optimizer.step()
-        recorder.step(model, optimizer)
-    (checkpoint,) = load_checkpoints(tmp_path)
-    state = [optimizer.state[p]["exp_avg_sq"].double() / (1 - beta2**steps) for p in model.parameters()]
-    moments = {name: v for (name, _), v in zip(model.named_parameters(), state, strict=True)}
-    return GradientModel(task, checkpoint, torch.device("cpu"), task.train), task.train, moments
-
-
-def test_whitening_by_adams_second_moments(trained: tuple[GradientModel, list[Any], dict[str, Tensor]]) -> None:
-    model, rows, moments = trained
-    squares = by_coordinate(model, {name: v[None] for name, v in moments.items()})[0]
-    expected = exact_whitening(model, squares, 1.0)
-    whitening = adam_whitening(model)
-    torch.testing.assert_close(torch.cat(list(whitening.by_layer.values())).double(), expected, rtol=1e-4, atol=0)
-    found, _ = strongest_coordinates(model, whitening, model.batch(rows), 6)
-    is_strongest(found, reference(model, rows) * expected, 6)
-
-
-def test_a_checkpoint_without_second_moments_is_refused(tmp_path: Path) -> None:
+def test_coordinates_of_other_layers_are_refused(tmp_path: Path) -> None:
     model, _ = prepared("embedding", tmp_path)
-    with pytest.raises(CheckpointError, match="has no second moments"):
-        adam_whitening(model)
-
-
-def test_a_whitening_of_other_layers_is_refused(tmp_path: Path) -> None:
-    model, rows = prepared("embedding", tmp_path)
-    whitening = fitted_whitening(model, iter([model.batch(rows)]))
-    fewer = replace(whitening, by_layer=dict(list(whitening.by_layer.items())[:-1]))
-    with pytest.raises(MismatchError, match="other layers"):
-        strongest_coordinates(model, fewer, model.batch(rows), 3)
+    coordinates = WeightCoordinates.of(model.plan.layers)
+    coordinates.check(model.plan.layers)
+    for strange in (
+        dict(list(coordinates.shapes.items())[:-1]),
+        dict(reversed(coordinates.shapes.items())),
+        {name: (groups, inputs, outputs) for name, (groups, outputs, inputs) in coordinates.shapes.items()},
+    ):
+        with pytest.raises(MismatchError, match="other layers"):
+            WeightCoordinates(strange).check(model.plan.layers)
 
 
 def test_gradients_that_say_nothing_are_refused(tmp_path: Path) -> None:
@@ -218,13 +196,12 @@ def test_gradients_that_say_nothing_are_refused(tmp_path: Path) -> None:
     checkpoints = tiny.checkpoints(task(1.0), tmp_path, 1)
     zero, one = (GradientModel(task(s), checkpoints[0], torch.device("cpu"), tiny.classes(4)) for s in (0.0, 1.0))
     with pytest.raises(CurvatureError, match="gradients of all examples are zero"):
-        fitted_whitening(zero, iter([zero.batch(tiny.classes(4))]))
-    whitening = fitted_whitening(one, iter([one.batch(tiny.classes(4))]))
-    found, _ = strongest_coordinates(zero, whitening, zero.batch(tiny.classes(4)), 3)
-    assert not found.values.any()
-    overflown = Whitening({name: factors * torch.inf for name, factors in whitening.by_layer.items()})
+        fitted(zero, [tiny.classes(4)])
+    factors = fitted(one, [tiny.classes(4)])
+    found, _ = StrongestOfEach(factors, 3).encode(zero, zero.batch(tiny.classes(4)), None)
+    assert not found.vectors.values.any()
     with pytest.raises(LossError, match="whitened gradient"):
-        strongest_coordinates(one, overflown, one.batch(tiny.classes(4)), 3)
+        StrongestOfEach(factors * torch.inf, 3).encode(one, one.batch(tiny.classes(4)), None)
 
 
 def test_more_weights_than_32_bits_can_number_are_refused() -> None:
@@ -237,8 +214,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     model, rows = prepared("text", tmp_path)
 
     def once() -> tuple[bytes, bytes]:
-        whitening = fitted_whitening(model, iter([model.batch(rows)]))
-        found, _ = strongest_coordinates(model, whitening, model.batch(rows), 20)
-        return found.coordinates.tobytes(), found.values.tobytes()
+        found, _ = StrongestOfEach(fitted(model, [rows]), 20).encode(model, model.batch(rows), None)
+        return found.vectors.coordinates.tobytes(), found.vectors.values.tobytes()
 
     assert once() == once()

@@ -20,6 +20,9 @@ from gradtrace.fitted.trak_kernels import Kernel
 from gradtrace.models.class_probabilities import number_of_classes
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.search.by_name import Searcher
+from gradtrace.sparse.coordinates import WeightCoordinates
+from gradtrace.sparse.store import SparseStore
+from gradtrace.sparse.whitening import whitening_factors
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.rows import RowStore
 from gradtrace.task import Example, Task
@@ -27,7 +30,10 @@ from gradtrace.task import Example, Task
 
 @dataclass
 class IndexContents:
-    """models: of every checkpoint, in the manifest's order;  bases: of every training run, on the models' device
+    """models: of every checkpoint, in the manifest's order;  bases: of every training run, on the models' device; none
+        where rows are sparse
+    coordinates: of sparse rows, those of every training run
+    searcher: of rows that are not sparse
     curvature: of every checkpoint, or empty, see `load_curvature`
     kernels: TRAK's, by checkpoint, on that device
     representations: see `representation_store`;  refit: of the last layer, if there is one for these rows
@@ -40,14 +46,45 @@ class IndexContents:
     task: Task
     models: list[GradientModel]
     bases: list[Basis]
+    coordinates: list[WeightCoordinates]
     curvature: list[Curvature]
-    store: RowStore
-    searcher: Searcher
+    store: RowStore | SparseStore
+    searcher: Searcher | None
     kernels: Mapping[int, Kernel]
     representations: RowStore | None
     refit: Refit | None
     verified: bool
     adam_factors: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    _whitening: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether rows are."""
+        return self.manifest.basis.is_sparse
+
+    @property
+    def columns_of_curvature(self) -> int:
+        """Number of the coordinates in which the curvature is known."""
+        return self.coordinates[0].count if self.is_sparse else self.bases[0].dimensions
+
+    @property
+    def sums_checkpoints(self) -> bool:
+        """Whether influence functions and SOURCE take the query's gradient at each checkpoint, as the rows', since that
+        predicted retraining better in measurements (docs/methods.md); else that of the trained model."""
+        return self.is_sparse or self.bases[0].rotation is not None
+
+    @property
+    def projects_all_layers(self) -> bool:
+        """Whether every layer is projected to all columns; else each coordinate belongs to one layer."""
+        return not self.is_sparse and self.bases[0].projects_all_layers
+
+    def whitening(self, checkpoint: int) -> Tensor:
+        """What the coordinates of sparse rows were multiplied by. float32 [coordinates], on the CPU"""
+        if checkpoint not in self._whitening:
+            damping, curvature = self.manifest.basis.damping, self.curvature[checkpoint]
+            assert damping is not None  # rows are sparse
+            self._whitening[checkpoint] = whitening_factors(curvature.eigenvalues, curvature.means, damping)
+        return self._whitening[checkpoint]
 
     def basis_of(self, checkpoint: int) -> Basis:
         """The basis of the rows at a checkpoint: its training run's."""

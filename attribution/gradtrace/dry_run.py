@@ -5,25 +5,32 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
 from gradtrace.basis import two_sided_basis
 from gradtrace.checkpoints import Checkpoint, load_checkpoints
+from gradtrace.data.batches import ExampleBatch, Measure
 from gradtrace.data.dataset import fetch
 from gradtrace.data.guards import check_dataset
 from gradtrace.data.sample import varied_rows
 from gradtrace.devices import pick_device
 from gradtrace.errors import GradtraceError
 from gradtrace.fitted.gauss_newton import coordinates_before, rows_drawn
-from gradtrace.models.gradient_model import GradientModel
+from gradtrace.models.gradient_model import GradientModel, R
 from gradtrace.models.loss_output import row_fisher
 from gradtrace.models.path_report import LayerLine, layer_lines, slow_path
+from gradtrace.sparse.defaults import DEFAULT_DIMENSIONS, RowsOption, default_rows
+from gradtrace.sparse.segments import MEMORY_OF_POSTING, default_segment_rows
+from gradtrace.sparse.strongest import StrongestOfEach
+from gradtrace.sparse.whitening import WEIGHT_FISHER
 from gradtrace.store.manifest import Precision
 from gradtrace.store.shards import ShardLayout, default_levels
 from gradtrace.task import Task
@@ -35,6 +42,11 @@ _SHOWN_EXAMPLES = 10  # of a language task
 _COUNTED_ROWS = 2000  # whose tokens are counted
 _TIMED_SECONDS = 2.0  # for which rows are timed
 _FITTED_ROWS = 2048  # on which a build fits basis and curvature; about two passes at each checkpoint
+_KINDS_OF_ROWS: dict[RowsOption, str] = {
+    "dense": "dense, {} coordinates in a common basis",
+    "sparse": "sparse, each with the {} strongest weights of its own",
+}
+_POSTING_BYTES = 3.2  # of a coordinate of a sparse row, with its share of the lists
 _COLUMN_BYTES = 32  # of a row's label, prediction, loss and norm
 
 
@@ -59,6 +71,7 @@ class TaskReport:
     labels: where the labels that the eigenbasis is fitted with come from: "loss", "predict" or "empirical", see
         docs/methods.md
     law: a description of these labels
+    kind_of_rows: a description of the rows that would be stored
     curvature: a description of the curvature that influence and source would use
     tokens: of a language task, what its rows hold, in sentences
     examples: of a language task, decoded training rows, in stretches of tokens that count in the loss or do not
@@ -74,6 +87,7 @@ class TaskReport:
     layers: list[LayerLine] = field(default_factory=list)
     labels: str = ""
     law: str = ""
+    kind_of_rows: str = ""
     curvature: str = ""
     tokens: list[str] = field(default_factory=list)
     examples: list[list[tuple[str, bool]]] = field(default_factory=list)
@@ -100,7 +114,8 @@ def check(
     task: Task,
     checkpoints: Sequence[Checkpoint] | str | Path,
     *,
-    dimensions: int = 2048,
+    rows: RowsOption | None = None,
+    dimensions: int | None = None,
     precision: Precision = "int8",
     batch_size: int = 128,
     device: str = "auto",
@@ -114,19 +129,26 @@ def check(
     report = TaskReport(type(task).__name__, checkpoints=len(checkpoints))
     try:
         report.rows = check_dataset(task)
-        rows = varied_rows(task)
-        examples = fetch(task.train, rows)
+        probe_rows = varied_rows(task)
+        examples = fetch(task.train, probe_rows)
         if not checkpoints:
             raise GradtraceError("there is no checkpoint: record some with CheckpointRecorder")
         if isinstance(task, LanguageTask):
             report.tokens = list(token_summary(task, _COUNTED_ROWS).sentences())
             report.examples = [task.stretches(example) for example in examples[:_SHOWN_EXAMPLES]]
         where = torch.device(pick_device(device))
-        model = GradientModel(task, checkpoints[-1], where, examples, rows=rows)
+        model = GradientModel(task, checkpoints[-1], where, examples, rows=probe_rows)
         hook_examples = examples[:_HOOK_EXAMPLES]
         report.hooks = [*check_hooks(task, hook_examples), *_model_hooks(model, hook_examples)]
         _describe(report, model, examples)
-        report.estimate = _estimate(report, model, dimensions, precision, batch_size)
+        kind = rows or default_rows(task)
+        count = DEFAULT_DIMENSIONS[kind] if dimensions is None else dimensions
+        report.kind_of_rows = _KINDS_OF_ROWS[kind].format(count)
+        if kind == "sparse":
+            report.curvature = WEIGHT_FISHER.sentence
+            report.estimate = _sparse_estimate(report, model, count, batch_size)
+        else:
+            report.estimate = _estimate(report, model, count, precision, batch_size)
         report.notes += _room(report.estimate)
     except GradtraceError as error:
         report.problems.append(str(error))
@@ -170,22 +192,48 @@ def _estimate(
 ) -> BuildEstimate:
     dimensions = max(len(report.layers), min(dimensions, report.parameters))
     basis = two_sided_basis(model.plan.layers, dimensions, 0).to(model.device)
-    batch = model.batch(fetch(model.task.train, [row % report.rows for row in range(batch_size)]))
-    started, timed_rows = time.perf_counter(), 0
-    while not timed_rows or time.perf_counter() - started < _TIMED_SECONDS:
-        model.encode_and_predict(basis, batch)
-        timed_rows += batch_size
-    rate = timed_rows / (time.perf_counter() - started)
+    rate = _rows_per_second(model, partial(model.encode, basis), batch_size)
     fitted, rotated = min(report.rows, _FITTED_ROWS), min(coordinates_before(dimensions), report.parameters)
     layout = ShardLayout(1024, tuple(default_levels(basis.dimensions)), precision)
-    weights = sum(value.numel() * value.element_size() for value in model.model.state_dict().values())
     return BuildEstimate(
         rows_per_second=rate,
         seconds=(report.checkpoints * (2 * report.rows + fitted) + fitted) / rate
         + _rotation_products(report, rotated, dimensions) / _products_per_second(model.device),
-        memory_bytes=_peak_memory() + weights * torch.get_num_threads() + 16 * rotated**2,
+        memory_bytes=_model_memory(model) + 16 * rotated**2,
         disk_bytes=report.checkpoints * report.rows * (layout.bytes // 1024 + _COLUMN_BYTES) + 4 * rotated * dimensions,
     )
+
+
+def _sparse_estimate(report: TaskReport, model: GradientModel, count: int, batch_size: int) -> BuildEstimate:
+    count = min(count, report.parameters)
+    kind = StrongestOfEach(torch.ones(report.parameters, device=model.device), count)
+    rate = _rows_per_second(model, partial(kind.encode, model), batch_size)
+    fitted, segment = min(report.rows, _FITTED_ROWS), min(report.rows, default_segment_rows(count))
+    return BuildEstimate(
+        rows_per_second=rate,
+        seconds=report.checkpoints * (report.rows + fitted) / rate,
+        memory_bytes=_model_memory(model) + MEMORY_OF_POSTING * segment * count + 12 * report.parameters,
+        disk_bytes=report.checkpoints
+        * (report.rows * (int(_POSTING_BYTES * count) + _COLUMN_BYTES) + 4 * report.parameters),
+    )
+
+
+def _rows_per_second(
+    model: GradientModel, encode: Callable[[ExampleBatch, Measure | None], tuple[R, Tensor]], batch_size: int
+) -> float:
+    rows = len(model.task.train)
+    batch = model.batch(fetch(model.task.train, [row % rows for row in range(batch_size)]))
+    started, timed_rows = time.perf_counter(), 0
+    while not timed_rows or time.perf_counter() - started < _TIMED_SECONDS:
+        model.encode_and_predict(partial(encode, batch), batch)
+        timed_rows += batch_size
+    return timed_rows / (time.perf_counter() - started)
+
+
+def _model_memory(model: GradientModel) -> int:
+    """Of a copy of the model in each thread, beside what this process has taken so far."""
+    weights: int = sum(value.numel() * value.element_size() for value in model.model.state_dict().values())
+    return _peak_memory() + weights * torch.get_num_threads()
 
 
 def _peak_memory() -> int:

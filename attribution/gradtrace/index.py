@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 from typing_extensions import Unpack
 
 from gradtrace import methods
 from gradtrace.contents import IndexContents
 from gradtrace.errors import GradtraceError, QueryError
+from gradtrace.methods.vectors import Vectors, mean_vector, vector_batches
 from gradtrace.models.queries import (
     QUERY_BATCH,
     Query,
@@ -145,7 +145,7 @@ class Index:
         """The mean over the examples of every training row's scores, for `compare_scores`. Raises as `influence`."""
         scoring, known = self.scoring(method, **options), methods.METHODS[method]
         queries, vectors, _ = self._queried(scoring, examples, method, target)
-        (scores,) = scoring.scores(vectors.mean(0, keepdim=True))
+        (scores,) = scoring.scores(mean_vector(vectors))
         return Scores(
             self._row_ids.spread(scores, 0.0),
             self.present,
@@ -178,9 +178,7 @@ class Index:
         scoring = self.scoring(method, **options)
         require_labels(self.task, train_examples)
         _, vectors, _ = self._queried(scoring, queries, method, target)
-        rows = scoring.row_vectors(train_examples)
-        scores: NDArray[np.float32] = (vectors.flatten(1) @ rows.flatten(1).T).cpu().numpy()
-        return scores
+        return scoring.products(vectors, scoring.row_vectors(train_examples))
 
     def group_influence(
         self,
@@ -205,9 +203,11 @@ class Index:
         check_aggregate(aggregate)
         groups = RowGroups(self.contents.columns, by, self._allowed(filter))
         _, vectors, _ = self._queried(scoring, examples, method, target)
-        vectors = vectors.mean(0, keepdim=True) if aggregate else vectors
+        vectors = mean_vector(vectors) if aggregate else vectors
         together = max(1, _SCORES_TOGETHER // scoring.store.rows)
-        return [groups.influence(scores) for batch in vectors.split(together) for scores in scoring.scores(batch)]
+        return [
+            groups.influence(scores) for batch in vector_batches(vectors, together) for scores in scoring.scores(batch)
+        ]
 
     def removal(
         self,
@@ -247,7 +247,7 @@ class Index:
         scoring = self.scoring(method, **options)
         return self._row_ids.spread(scoring.self_influence(), -np.inf)
 
-    def scoring(self, method: str = "tracin", **options: Unpack[methods.MethodOptions]) -> methods.Scoring:
+    def scoring(self, method: str = "tracin", **options: Unpack[methods.MethodOptions]) -> methods.Scoring[Any]:
         """A method with its options, bound to this index: it turns queries and training examples into vectors.
 
         Raises:
@@ -298,9 +298,9 @@ class Index:
         return target
 
     def _queried(
-        self, scoring: methods.Scoring, examples: Sequence[Example], method: str, target: Target | None
-    ) -> tuple[list[Query], Tensor, list[float]]:
-        """What is explained of each example, with its vector [queries, blocks, dimensions] and its loss [queries]."""
+        self, scoring: methods.Scoring[Any], examples: Sequence[Example], method: str, target: Target | None
+    ) -> tuple[list[Query], Vectors, list[float]]:
+        """What is explained of each example, with the vectors and the losses [queries] of all."""
         queries = self._resolved(examples, method, target)
         return queries, *scoring.query_vectors(queries)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradtrace.basis import Basis, check_layers, load_bases
+from gradtrace.basis import check_layers, load_bases
 from gradtrace.checkpoints.indexed import directories_of_runs, indexed_checkpoint
 from gradtrace.checkpoints.learning_rates import warn_of_guessed_sums
 from gradtrace.contents import IndexContents
@@ -26,6 +26,9 @@ from gradtrace.models.examination import Examination
 from gradtrace.models.gradient_model import GradientModel, open_models
 from gradtrace.models.path_report import summary
 from gradtrace.search.by_name import open_searcher
+from gradtrace.sparse.coordinates import load_coordinates
+from gradtrace.sparse.store import index_rows
+from gradtrace.sparse.whitening import load_weight_curvature
 from gradtrace.store.index_files import VerifiedFiles, check_files
 from gradtrace.store.manifest import Manifest, read_manifest
 from gradtrace.store.rows import RowStore, representation_store
@@ -83,17 +86,28 @@ def _opened(
     verified: bool,
     examination: Examination | None = None,
 ) -> Index:
-    store, where = RowStore(directory, manifest), torch.device(pick_device(device))
-    bases = [basis.to(where) for basis in load_bases(directory, manifest)]
+    where, sparse = torch.device(pick_device(device)), manifest.basis.is_sparse
+    store = index_rows(directory, manifest)
+    bases = [] if sparse else [basis.to(where) for basis in load_bases(directory, manifest)]
+    coordinates = load_coordinates(directory, manifest) if sparse else []
+    models = _models(directory, manifest, task, store.row_ids.live_ids(), checkpoints, where, examination)
+    for entry, model in zip(manifest.checkpoints, models, strict=True):
+        if sparse:
+            coordinates[entry.run].check(model.plan.layers)
+        else:
+            check_layers(bases[entry.run], model.plan.layers)
     contents = IndexContents(
         directory,
         manifest,
         task,
-        _models(directory, manifest, task, store.row_ids.live_ids(), bases, checkpoints, where, examination),
+        models,
         bases,
-        load_curvature(directory, manifest, bases),
+        coordinates,
+        load_weight_curvature(directory, manifest, coordinates)
+        if sparse
+        else load_curvature(directory, manifest, bases),
         store,
-        open_searcher(directory, manifest, store, searcher, where),
+        open_searcher(directory, manifest, store, searcher, where) if isinstance(store, RowStore) else None,
         load_kernels(directory, manifest, where),
         representation_store(directory, manifest),
         load_refit(directory, manifest),
@@ -107,7 +121,6 @@ def _models(
     manifest: Manifest,
     task: Task,
     rows: NDArray[np.int64],
-    bases: Sequence[Basis],
     checkpoints: str | Path | Sequence[str | Path] | None,
     device: torch.device,
     examination: Examination | None,
@@ -118,11 +131,9 @@ def _models(
     """
     check_dataset(task, skip_unreadable=bool(manifest.skipped))
     check_task(task, manifest.task)
-    moved = directories_of_runs(checkpoints, len(bases))
+    moved = directories_of_runs(checkpoints, len(manifest.basis.files))
     weights = [indexed_checkpoint(directory, entry, moved[entry.run]) for entry in manifest.checkpoints]
     models = open_models(task, weights, device, rows, examination)
-    for entry, model in zip(manifest.checkpoints, models, strict=True):
-        check_layers(bases[entry.run], model.plan.layers)
     last = models[manifest.last_checkpoint]
     check_probe_losses(task, last, manifest.task)
     warn_of_guessed_sums(manifest.checkpoints)

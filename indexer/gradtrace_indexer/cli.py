@@ -15,18 +15,20 @@ from gradtrace.checkpoints.checkpoints_json import INDEX_NAME
 from gradtrace.checkpoints.selection import choose
 from gradtrace.errors import CheckpointError
 from gradtrace.results.display import describe
-from gradtrace.store.manifest import BasisKind, Manifest, read_manifest
+from gradtrace.store.manifest import Manifest, read_manifest
 from gradtrace.task import Task
 from gradtrace_indexer import generations
 from gradtrace_indexer.build.build import build_index
 from gradtrace_indexer.build.builder import PassOptions
 from gradtrace_indexer.cli_options import (
+    BasisOption,
     BatchOption,
     CheckpointsOption,
     DeviceOption,
     DimensionsOption,
     IndexArgument,
     IndexTaskOption,
+    KindOfRows,
     PrecisionOption,
     RecordingOption,
     RowsFileOption,
@@ -59,7 +61,8 @@ app = typer.Typer()
 def check(
     task: TaskArgument = None,
     checkpoints: CheckpointsOption = None,
-    dimensions: DimensionsOption = 2048,
+    rows: KindOfRows = None,
+    dimensions: DimensionsOption = None,
     precision: PrecisionOption = "int8",
     batch_size: BatchOption = None,
     device: DeviceOption = "auto",
@@ -75,6 +78,7 @@ def check(
     report = dry_run.check(
         named.task,
         load_checkpoints(_given_or_model(checkpoints, named)),
+        rows=rows,
         dimensions=dimensions,
         precision=precision,
         batch_size=batch_size or default_batch_size(named.task),
@@ -94,8 +98,9 @@ def build(
     out: Annotated[Path, typer.Option(help="The index directory; an interrupted build there is resumed.")],
     task: TaskArgument = None,
     checkpoints: RunsOption = None,
-    dimensions: DimensionsOption = 2048,
-    basis: Annotated[BasisKind, typer.Option(help="How gradients are compressed: docs/methods.md.")] = "gauss-newton",
+    rows: KindOfRows = None,
+    dimensions: DimensionsOption = None,
+    basis: BasisOption = None,
     precision: PrecisionOption = "int8",
     batch_size: BatchOption = None,
     searcher: SearcherOption = None,
@@ -115,6 +120,7 @@ def build(
         named.task,
         [load_checkpoints(run) for run in checkpoints or [_given_or_model(None, named)]],
         out,
+        rows=rows,
         dimensions=dimensions,
         basis=basis,
         precision=precision,

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from gradtrace.errors import QueryError
-from gradtrace.store.manifest import Precision
+from gradtrace.sparse.defaults import RowsOption
+from gradtrace.store.manifest import BasisKind, Precision
 
 _TASK = "module:attribute or path/to/file.py:attribute"
 _OR_FILE = f"{_TASK}. Not needed for an index that was built by --model."
@@ -21,7 +22,26 @@ CheckpointsOption = Annotated[
     Path | None,
     typer.Option(help="Directory of a training's checkpoints, or a list by `select`. With --model not needed."),
 ]
-DimensionsOption = Annotated[int, typer.Option(min=1, help="Columns kept for each checkpoint.")]
+BasisOption = Annotated[
+    BasisKind | None,
+    typer.Option(help="How dense rows are compressed: docs/methods.md. Default: gauss-newton.", show_default=False),
+]
+KindOfRows = Annotated[
+    RowsOption | None,
+    typer.Option(
+        help="dense: all in one basis; sparse: each in the strongest weights of its own. Default: sparse for models of "
+        "tokens.",
+        show_default=False,
+    ),
+]
+DimensionsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Values that a row keeps for each checkpoint. Default: 2048, of sparse rows 1024.",
+        show_default=False,
+    ),
+]
 PrecisionOption = Annotated[Precision, typer.Option(help="Of the stored rows: 2, 1 or half a byte a value.")]
 BatchOption = Annotated[
     int | None,

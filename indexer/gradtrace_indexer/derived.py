@@ -45,6 +45,8 @@ def add_kernels(path: str | Path, *, damping: float = DAMPING, device: str = "au
     if not 0 < damping < math.inf:
         raise StoreError(f"damping must be a number above zero, not {damping}")
     with updating(directory, "add kernels") as (current, pending):
+        if current.basis.is_sparse:
+            raise StoreError(f"{directory} has no kernels: {METHODS['trak'].lacks(current)}")
         manifest = current if pending is None else pending
         if manifest.kernels is None or manifest.kernels.damping != damping:
             output = output_kind(RowStore(directory, current).columns(current.last_checkpoint))

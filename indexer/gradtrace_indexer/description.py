@@ -127,6 +127,7 @@ def print_report(report: TaskReport, console: Console) -> None:
     if report.layers:
         console.print(_layers(report))
         console.print(f"[bold]Labels of the eigenbasis[/bold] ({report.labels}): {escape(report.law)}")
+        console.print(f"[bold]Rows[/bold]: {report.kind_of_rows}")
         console.print(f"[bold]Curvature[/bold]: {escape(report.curvature)}")
     for sentence in report.tokens:
         console.print(f"[bold]Tokens[/bold]: {escape(sentence)}")

@@ -82,6 +82,8 @@ def set_searcher(path: str | Path, task: Task, name: str, *, device: str = "auto
     directory = Path(path)
     check_searcher(name)
     with updating(directory, "set searcher") as (current, _):
+        if current.basis.is_sparse and name != "progressive":
+            raise StoreError(f"the rows of {directory} are sparse: their search is exact, and takes no {name!r}")
         if not _has(directory, current, name):
             index = open_index(directory, task, searcher="progressive", device=device)
             entry = None if name == "progressive" else _built(directory, index, name, progress)

@@ -11,12 +11,15 @@ import torch
 from gradtrace.basis import load_bases
 from gradtrace.checkpoints.indexed import directories_of_runs, indexed_checkpoint
 from gradtrace.errors import CheckpointError, GradtraceError, IncompleteIndexError, StoreError
-from gradtrace.fitted.curvature import load_curvature
+from gradtrace.fitted.curvature import Curvature, load_curvature
 from gradtrace.fitted.representer_head import load_refit
 from gradtrace.fitted.trak_kernels import load_kernels
+from gradtrace.sparse.coordinates import load_coordinates
+from gradtrace.sparse.store import index_rows
+from gradtrace.sparse.whitening import load_weight_curvature
 from gradtrace.store.index_files import file_problems
 from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, FileEntry, Manifest, read_manifest
-from gradtrace.store.rows import RowStore, representation_store
+from gradtrace.store.rows import representation_store
 from gradtrace_indexer.generations import earlier_generations, read_pending
 from gradtrace_indexer.progress import progress_bar
 
@@ -92,10 +95,11 @@ def _file_problems(directory: Path, generations: Iterable[Manifest], progress: b
 def _content_problems(directory: Path, manifest: Manifest) -> Iterator[str]:
     """What opening a generation would refuse although its files are those that its manifest names."""
     readers: list[Callable[[], object]] = [
-        lambda: RowStore(directory, manifest).row_ids,
-        lambda: [RowStore(directory, manifest).columns(number) for number in range(len(manifest.checkpoints))],
+        lambda: index_rows(directory, manifest).row_ids,
+        lambda: [index_rows(directory, manifest).columns(number) for number in range(len(manifest.checkpoints))],
+        lambda: index_rows(directory, manifest).open_all(),
         lambda: representation_store(directory, manifest),
-        lambda: load_curvature(directory, manifest, load_bases(directory, manifest)),
+        lambda: _curvature(directory, manifest),
         lambda: load_kernels(directory, manifest, torch.device("cpu")),
         lambda: load_refit(directory, manifest),
     ]
@@ -104,6 +108,13 @@ def _content_problems(directory: Path, manifest: Manifest) -> Iterator[str]:
             read()
         except GradtraceError as error:
             yield str(error)
+
+
+def _curvature(directory: Path, manifest: Manifest) -> list[Curvature]:
+    """With the bases, or the coordinates of sparse rows, that it is of."""
+    if manifest.basis.is_sparse:
+        return load_weight_curvature(directory, manifest, load_coordinates(directory, manifest))
+    return load_curvature(directory, manifest, load_bases(directory, manifest))
 
 
 def _weight_problems(

@@ -21,6 +21,15 @@ from gradtrace.models.full_gradients import full_gradients
 from gradtrace.models.gradient_model import GradientModel
 
 
+def weight_preconditioner(model: GradientModel, moments: SecondMoments) -> Tensor:
+    """P itself: of all weights, in the order of the model's layers. float32 [weights], on the CPU.
+
+    Raises:
+        CheckpointError: the moments are of other parameters than the model's.
+    """
+    return torch.cat([matrix.flatten() for _, matrix in _by_layer(model, moments)])
+
+
 def preconditioner(model: GradientModel, basis: Basis, moments: SecondMoments) -> Tensor:
     """The diagonal of P in the kept coordinates. float32 [dimensions].
 
@@ -86,12 +95,6 @@ def adam_factors(model: GradientModel) -> dict[str, Tensor]:
         CheckpointError: the checkpoint has no second moments, or they are of other parameters.
     """
     return {name: matrix.to(model.device) for name, matrix in _by_layer(model, _moments(model))}
-
-
-def moments_by_layer(model: GradientModel) -> dict[str, Tensor]:
-    """The second moments v^ by layer name, as `adam_factors` has P."""
-    moments = _by_parameter(model, _moments(model))
-    return {layer.name: layer.from_parameters(moments).to(model.device) for layer in model.plan.layers}
 
 
 def _moments(model: GradientModel) -> SecondMoments:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,17 +10,18 @@ from torch import Tensor
 from gradtrace.basis import Basis
 from gradtrace.contents import IndexContents
 from gradtrace.data.batches import ExampleBatch
-from gradtrace.devices import map_in_threads
-from gradtrace.methods.method import Scoring
-from gradtrace.models.queries import QUERY_BATCH, Query, explained_batches, named_in_errors, query_batches
+from gradtrace.methods.explained import encoded_queries
+from gradtrace.methods.method import DenseScoring
+from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors
 from gradtrace.models.task_model import MeasureName
-from gradtrace.search.scored_rows import Floats
+from gradtrace.search.scored_rows import Doubles, Floats, Rows
+from gradtrace.store.rows import RowStore
 from gradtrace.task import Example
 
 _BLOCK_VALUES = 1 << 23  # float32 values of stored rows that are held at a time
 
 
-class GradientScoring(Scoring):
+class GradientScoring(DenseScoring):
     """Query vectors are the query's coordinates times a factor for each column.
 
     Args:
@@ -36,6 +35,8 @@ class GradientScoring(Scoring):
     def __init__(
         self, contents: IndexContents, blocks: list[int], factors: Tensor, query_at: list[int] | None = None
     ) -> None:
+        assert isinstance(contents.store, RowStore)  # else rows are sparse
+        assert contents.searcher is not None
         self.store, self.searcher = contents.store, contents.searcher
         self.blocks, self.query_at = blocks, blocks if query_at is None else query_at
         self.bases = [contents.basis_of(block) for block in blocks]
@@ -43,25 +44,14 @@ class GradientScoring(Scoring):
         self._contents = contents
 
     def query_vectors(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
-        last = self._contents.manifest.last_checkpoint
-        model, checkpoints = self._contents.models[last], sorted(set(self.query_at))
-        losses = [math.nan] * len(queries)
+        device = self._contents.models[0].device
+        losses: list[float] = []
         widths = [self._contents.basis_of(block).coordinates for block in self.query_at]
-        coordinates = [torch.empty(len(queries), width, device=model.device) for width in widths]
-        for numbers, measure in query_batches(model, queries):
-            asked = [queries[number] for number in numbers]
-            batches, at_other_labels = explained_batches(model, asked), bool(asked[0].relabelled)
-            with named_in_errors(numbers):
-                # Every checkpoint has a model of its own, so they run side by side.
-                encode = partial(self._encode_explained, batches=batches, measure=measure)
-                by_checkpoint = dict(zip(checkpoints, map_in_threads(encode, checkpoints, model.device), strict=True))
-                has_losses = measure == "loss" and last in by_checkpoint and not at_other_labels
-                with_labels = model.batch([query.example for query in asked]) if at_other_labels else batches[0]
-                values = by_checkpoint[last][1] if has_losses else model.losses(with_labels)
+        coordinates = [torch.empty(len(queries), width, device=device) for width in widths]
+        checkpoints = sorted(set(self.query_at))
+        for numbers, encoded in encoded_queries(self._contents, queries, checkpoints, self._encode_explained, losses):
             for position, checkpoint in enumerate(self.query_at):
-                coordinates[position][numbers] = by_checkpoint[checkpoint][0]
-            for number, value in zip(numbers, values.tolist(), strict=True):
-                losses[number] = value
+                coordinates[position][numbers] = encoded[checkpoint]
         return self.reweighted(self._rotated(coordinates)), losses
 
     def _rotated(self, coordinates: Sequence[Tensor]) -> Tensor:
@@ -76,7 +66,7 @@ class GradientScoring(Scoring):
         return rows
 
     def _encode_explained(
-        self, checkpoint: int, batches: Sequence[ExampleBatch], measure: MeasureName
+        self, batches: Sequence[ExampleBatch], measure: MeasureName, checkpoint: int
     ) -> tuple[Tensor, Tensor]:
         """`encode` of the first batch, minus that of a second one for a contrast."""
         coordinates, values = self.encode(checkpoint, batches[0], measure)
@@ -122,3 +112,13 @@ class GradientScoring(Scoring):
     def queries_of_rows(self, rows: Tensor, start: int) -> Tensor:
         """The coordinates that the stored rows [b, blocks, dimensions] from `start` on would have as queries."""
         return rows
+
+    def shares_by_layer(self, vector: Tensor, positions: Rows) -> Mapping[str, Doubles]:
+        names = sorted({name for basis in self.bases for name in basis.layers})
+        shares = torch.zeros(len(names), len(positions), dtype=torch.float64)
+        for block, basis, query in zip(self.blocks, self.bases, vector, strict=True):
+            numbers = [names.index(name) for name in sorted(basis.layers)]
+            rows = self.store.gather([block], positions)[:, 0].double()  # [m, D]
+            shares[numbers] += (rows @ basis.shares_by_layer(query)).T
+        scale = self.row_scale()
+        return dict(zip(names, (shares if scale is None else shares * scale[positions]).numpy(), strict=True))

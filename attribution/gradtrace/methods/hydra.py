@@ -36,6 +36,8 @@ class Hydra(Method):
     def lacks(self, manifest: Manifest) -> str | None:
         if any(entry.kind == "recorded" for entry in manifest.checkpoints):
             return None
+        if manifest.basis.is_sparse:
+            return "its rows are sparse, and a recording's are not: build with rows='dense' and recording=..."
         return (
             "it holds no recording of the training; record one with gradtrace.InfluenceRecorder, and build the index "
             "with recording=... (`gradtrace build --recording DIR`)"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from gradtrace.contents import IndexContents
-from gradtrace.methods.gradient_scoring import GradientScoring
-from gradtrace.methods.method import Method, MethodOptions, chosen_checkpoints
+from gradtrace.methods.method import Method, MethodOptions, Scoring, chosen_checkpoints
+from gradtrace.methods.sparse_scoring import scoring_of_rows
 from gradtrace.store.manifest import by_run, trained_models, weights_positions
 
 _DAMPING = 1.0  # chosen by measurement: docs/methods.md
@@ -26,6 +26,8 @@ class Influence(Method):
     In Gauss-Newton coordinates lambda comes from the rows (`fitted.gauss_newton`), the mean is that of all coordinates,
     and all checkpoints of a run count. In spectral ones lambda are the corrected eigenvalues of EK-FAC (Grosse et al.
     2023, Section 2.2; George et al. 2018), the mean is that of the coordinate's layer, and the last checkpoint counts.
+    The coordinates of sparse rows are the weights themselves: lambda is the mean square of their gradients over rows at
+    their own labels, the mean is that of the layer, and all checkpoints count.
 
     Weight decay is part of the loss's Hessian in theory, and is left out: with it, scores predicted retraining worse at
     the default damping (docs/methods.md).
@@ -42,20 +44,17 @@ class Influence(Method):
     )
     removal = "the sum of their scores, divided by the number of training rows and of the checkpoints used of a run"
 
-    def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> Scoring[Any]:
         entries = contents.manifest.checkpoints
-        # Measured: with Gauss-Newton coordinates all checkpoints predict better than the last alone (docs/methods.md).
-        rotated = contents.bases[0].rotation is not None
-        chosen = chosen_checkpoints(
-            entries, options, weights_positions(entries) if rotated else trained_models(entries)
-        )
+        usual = weights_positions(entries) if contents.sums_checkpoints else trained_models(entries)
+        chosen = chosen_checkpoints(entries, options, usual)
         damping, damped = options.get("damping") or _DAMPING, []
         for checkpoint in chosen:
             curvature = contents.curvature[checkpoint]
             damped.append(curvature.eigenvalues.double() + damping * curvature.means.double())
         eigenvalues = torch.stack(damped)  # [checkpoints, D]
         inverse = torch.where(eigenvalues > 0, 1 / eigenvalues, 0)  # a layer that no sample used has no curvature
-        scoring = GradientScoring(contents, chosen, (inverse / len(by_run(entries, chosen))).float())
+        scoring = scoring_of_rows(contents, chosen, (inverse / len(by_run(entries, chosen))).float())
         of_run = Counter(entries[checkpoint].run for checkpoint in chosen)
         estimates = np.array([of_run[entries[checkpoint].run] for checkpoint in chosen])
         scoring.removal_factors = 1 / (contents.manifest.task.train_rows * estimates)

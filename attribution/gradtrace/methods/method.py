@@ -6,23 +6,27 @@ Positive scores are proponents: training on that row lowers what is explained.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from gradtrace.basis import Basis
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
+from gradtrace.methods.vectors import SparseQueries
 from gradtrace.models.queries import Query
 from gradtrace.search.by_name import Searcher
-from gradtrace.search.scored_rows import Doubles, Floats, SearchResult, exhaustive_scores
+from gradtrace.search.scored_rows import Doubles, Floats, Rows, SearchResult, exhaustive_scores
 from gradtrace.store.manifest import CheckpointEntry, CheckpointKind, Manifest
 from gradtrace.store.rows import RowStore
+from gradtrace.store.stored_rows import StoredRows
 from gradtrace.task import Example
+
+V = TypeVar("V", Tensor, SparseQueries)  # vectors of queries or rows; a tensor is [queries, blocks, dimensions]
 
 Weights = Literal["learning_rate", "learning_rate_steps", "equal"]
 Similarity = Literal["cosine", "dot", "l2"]
@@ -45,17 +49,16 @@ class MethodOptions(TypedDict, total=False):
     similarity: str | None
 
 
-class Scoring(ABC):
+class Scoring(ABC, Generic[V]):
     """A method with its options, bound to an open index.
 
     score(row) = row_scale[row] * sum over column blocks c of <query vector[c], row[c]>, unless a subclass defines
     `search` and `scores` itself
 
     Attributes:
-        store, searcher: the rows that are scored.
+        store: the rows that are scored.
         blocks: the column blocks that are summed over; positions in the manifest's checkpoints. A hit's `parts` are
             the terms of this sum.
-        bases: the basis of each block's rows; None: rows are not gradients.
         full_gradient_weights: float64 [blocks]; scores are sums with these weights of inner products of the gradients
             of query and row, each at its block's checkpoint, so full gradients can rescore them. None: they are not.
         normalized: scores are divided by the norms of query and row, each over all blocks together.
@@ -64,45 +67,41 @@ class Scoring(ABC):
             where the method has `removal`, whose scores are then linear in the query's vectors.
     """
 
-    store: RowStore
-    searcher: Searcher
+    store: StoredRows
     blocks: list[int]
-    bases: Sequence[Basis] | None = None
     full_gradient_weights: Doubles | None = None
     normalized: bool = False
     removal_factors: Doubles | None = None
 
     @abstractmethod
-    def query_vectors(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
-        """Vectors [queries, blocks, dimensions of the store], and the queries' losses at the last checkpoint. The mean
-        of several queries' vectors must give the means of their scores.
+    def query_vectors(self, queries: Sequence[Query]) -> tuple[V, list[float]]:
+        """The vectors of queries, and their losses at the last checkpoint. The mean of several queries' vectors must
+        give the means of their scores.
 
         Raises:
             LossError: a loss or a gradient is NaN or infinite; `positions` are the numbers of these queries.
         """
 
     @abstractmethod
-    def row_vectors(self, examples: Sequence[Example]) -> Tensor:
-        """The rows that training examples would have in the index, times their scale and not rounded: [n, blocks,
-        dimensions]. Scores are their inner products with query vectors, summed over the blocks.
+    def row_vectors(self, examples: Sequence[Example]) -> V:
+        """The rows that training examples would have in the index, times their scale and not rounded.
 
         Raises:
             QueryError: the method has rows only for examples that were trained on.
             LossError: a loss or a gradient is NaN or infinite.
         """
 
-    def search(self, vectors: Tensor, k: int, allowed: NDArray[np.bool_] | None) -> list[SearchResult]:
+    @abstractmethod
+    def products(self, vectors: V, rows: V) -> Floats:
+        """The scores of training examples, by their `row_vectors`. float32 [queries, examples]"""
+
+    @abstractmethod
+    def search(self, vectors: V, k: int, allowed: NDArray[np.bool_] | None) -> list[SearchResult]:
         """Both ends for each query vector. allowed: bool [stored rows] that may be found; None: all."""
-        return self.searcher.search(vectors, self.blocks, k, row_scale=self.row_scale(), allowed=allowed)
 
-    def scores(self, vectors: Tensor) -> Floats:
+    @abstractmethod
+    def scores(self, vectors: V) -> Floats:
         """Of every row for each query vector. float32 [queries, stored rows]"""
-        return exhaustive_scores(self.store, vectors, self.blocks, self.row_scale())
-
-    @property
-    def store_blocks(self) -> Sequence[int]:
-        """Where `blocks` are in the store."""
-        return self.blocks
 
     def row_scale(self) -> Tensor | None:
         """float32 [stored rows], finite; None: 1 for all."""
@@ -115,6 +114,50 @@ class Scoring(ABC):
         Raises:
             QueryError: the method has none.
         """
+
+    @abstractmethod
+    def row_products(self, positions: Rows) -> Doubles:
+        """Inner products of stored rows, over all blocks, without their scale. positions: [m] -> float64 [m, m]"""
+
+    def shares_by_layer(self, vector: V, positions: Rows) -> Mapping[str, Doubles]:
+        """By layer the sum over its columns, and over the checkpoints, of query vector times row. Only of methods that
+        compare gradients.
+
+        vector: one query's, [blocks, dimensions];  positions: of the rows, ascending [m]
+        """
+        raise NotImplementedError
+
+
+class DenseScoring(Scoring[Tensor]):
+    """Of rows that all have the same columns. Tensor are [queries, blocks, dimensions of the store].
+
+    searcher: of the rows
+    """
+
+    store: RowStore
+    searcher: Searcher
+
+    def search(self, vectors: Tensor, k: int, allowed: NDArray[np.bool_] | None) -> list[SearchResult]:
+        return self.searcher.search(vectors, self.blocks, k, row_scale=self.row_scale(), allowed=allowed)
+
+    def scores(self, vectors: Tensor) -> Floats:
+        return exhaustive_scores(self.store, vectors, self.blocks, self.row_scale())
+
+    def products(self, vectors: Tensor, rows: Tensor) -> Floats:
+        products: Floats = (vectors.flatten(1) @ rows.flatten(1).T).cpu().numpy()
+        return products
+
+    @property
+    def store_blocks(self) -> Sequence[int]:
+        """Where `blocks` are in the store."""
+        return self.blocks
+
+    def row_products(self, positions: Rows) -> Doubles:
+        products = torch.zeros(len(positions), len(positions), dtype=torch.float64)
+        for block in self.store_blocks:  # one at a time: a thousand rows of all blocks may take much memory
+            rows = self.store.gather([block], positions)[:, 0].double()  # [m, dimensions]
+            products += rows @ rows.T
+        return products.numpy()
 
 
 class Method(ABC):
@@ -163,7 +206,7 @@ class Method(ABC):
         return self.meaning
 
     @abstractmethod
-    def scoring(self, contents: IndexContents, options: MethodOptions) -> Scoring:
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> Scoring[Any]:
         """Bind the method to an index that lacks nothing, with options that `check_options` accepts.
 
         Raises:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
-from gradtrace.methods.method import Scoring
+from gradtrace.methods.method import DenseScoring
 from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors
 from gradtrace.search.scored_rows import Floats, SearchResult, ends_of_scored
 from gradtrace.task import Example
@@ -21,7 +21,7 @@ _BLOCK_VALUES = 1 << 18  # float64 values of stored rows that are held at a time
 _QUERIES_PER_PASS = 16  # that share a pass over the rows
 
 
-class RepresentationScoring(Scoring):
+class RepresentationScoring(DenseScoring):
     """Scores are means over the trained models of inner products of vectors made of representations.
 
     Each query is multiplied with the rows by itself, so that scores do not depend on the batch; they are rounded to

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from gradtrace.checkpoints.learning_rates import stretch_sums
 from gradtrace.contents import IndexContents
-from gradtrace.methods.gradient_scoring import GradientScoring
-from gradtrace.methods.method import Method, MethodOptions, chosen_checkpoints
+from gradtrace.methods.method import Method, MethodOptions, Scoring, chosen_checkpoints
+from gradtrace.methods.sparse_scoring import scoring_of_rows
 from gradtrace.search.scored_rows import Doubles
 from gradtrace.store.manifest import CheckpointEntry, CheckpointKind, Manifest, Optimizer, by_run, trained_models
 
@@ -26,12 +26,13 @@ class Source(Method):
 
         sum_l q . exp(-eta_L K_L H_L) ... exp(-eta_(l+1) K_(l+1) H_(l+1)) (1 - exp(-eta_l K_l H_l)) H_l^-1 g_l
 
-    H_l is approximated as diagonal in the run's basis, which all segments share, where the paper fits one for each. In
-    Gauss-Newton coordinates the query's gradient is that of each checkpoint too, as the row's is, where the paper takes
-    the one at the end of training: measured, that predicts retraining better (docs/methods.md). Heavy-ball momentum
-    divides the learning rate by 1 - momentum (Appendix C); weight decay adds to the curvature. Adam and its kin
-    precondition the steps by P = 1 / (sqrt(v) + eps) (Appendix C), of which the diagonal in these coordinates is taken;
-    the paper takes, for Adam, a diagonal Hessian of the weights in the exponentials and EK-FAC for the inverse.
+    H_l is approximated as diagonal in the run's basis, which all segments share, where the paper fits one for each; of
+    sparse rows, in the weights themselves. In Gauss-Newton coordinates and of sparse rows the query's gradient is that
+    of each checkpoint too, as the row's is, where the paper takes the one at the end of training: measured, that
+    predicts retraining better (docs/methods.md). Heavy-ball momentum divides the learning rate by 1 - momentum
+    (Appendix C); weight decay adds to the curvature. Adam and its kin precondition the steps by P = 1 / (sqrt(v) + eps)
+    (Appendix C), of which the diagonal in these coordinates is taken; the paper takes, for Adam, a diagonal Hessian of
+    the weights in the exponentials and EK-FAC for the inverse.
     """
 
     name = "source"
@@ -58,19 +59,19 @@ class Source(Method):
                 )
         return None
 
-    def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> Scoring[Any]:
         entries = contents.manifest.checkpoints
         available = [block for block, entry in enumerate(entries) if entry.kind == self.kind]
         chosen = chosen_checkpoints(entries, options, available, self.kind)
         runs = by_run(entries, chosen)
-        factors = torch.zeros(len(entries), contents.bases[0].dimensions)
+        factors = torch.zeros(len(entries), contents.columns_of_curvature)
         for run in by_run(entries, available):
             segments = None if self.kind == "average" else options.get("segments") or _SEGMENTS
             factors[run] = torch.from_numpy(_run_factors(contents, run, segments)).float()
         query_at, trained = None, trained_models(entries)
-        if contents.bases[0].rotation is None:
+        if not contents.sums_checkpoints:
             query_at = [trained[entries[block].run] for block in chosen]
-        scoring = GradientScoring(contents, chosen, factors[chosen] / len(runs), query_at)
+        scoring = scoring_of_rows(contents, chosen, factors[chosen] / len(runs), query_at)
         scoring.removal_factors = np.full(len(chosen), 1 / contents.manifest.task.train_rows)
         return scoring
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from gradtrace.data.batches import ExampleBatch
 from gradtrace.errors import MismatchError, QueryError
 from gradtrace.fitted.adam import adam_factors, encode_preconditioned
 from gradtrace.methods.gradient_scoring import GradientScoring
-from gradtrace.methods.method import Method, MethodOptions, chosen_checkpoints
+from gradtrace.methods.method import Method, MethodOptions, Scoring, chosen_checkpoints
+from gradtrace.methods.sparse_scoring import SparseScoring
 from gradtrace.models.task_model import MeasureName
 from gradtrace.search.scored_rows import Doubles, Floats
 from gradtrace.store.manifest import CheckpointEntry, Manifest, by_run, trained_models, weights_positions
@@ -50,12 +51,18 @@ class _GradientProduct(Method):
     def meaning_with(self, options: MethodOptions) -> str:
         return f"{_MEANINGS[options.get('weights') or self.default_weights]}. Of several training runs, the mean"
 
-    def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> Scoring[Any]:
+        chosen, weights = self.weighted(contents, options)
+        if contents.is_sparse:
+            return SparseScoring(contents, chosen, torch.from_numpy(weights).float()[:, None], weights)
+        return _ProductScoring(contents, chosen, weights)
+
+    def weighted(self, contents: IndexContents, options: MethodOptions) -> tuple[list[int], Doubles]:
+        """The checkpoints that are summed over, and the weight of each."""
         entries = contents.manifest.checkpoints
         default = weights_positions(entries) if self.along_training else trained_models(entries)
         chosen = chosen_checkpoints(entries, options, default)
-        weights = checkpoint_weights(entries, chosen, options.get("weights") or self.default_weights)
-        return _ProductScoring(contents, chosen, weights)
+        return chosen, checkpoint_weights(entries, chosen, options.get("weights") or self.default_weights)
 
 
 class TracIn(_GradientProduct):
@@ -91,9 +98,13 @@ class TracInAdam(TracIn):
             "is divided by the root of its second moment"
         )
 
-    def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
-        product = super().scoring(contents, options)
-        return _AdamScoring(contents, product.blocks, product.factors)
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> Scoring[Any]:
+        chosen, weights = self.weighted(contents, options)
+        factors = torch.from_numpy(weights).float()[:, None]
+        if not contents.is_sparse:
+            return _AdamScoring(contents, chosen, factors)
+        diagonals = [contents.curvature[block].preconditioner for block in chosen]
+        return SparseScoring(contents, chosen, factors * torch.stack([d for d in diagonals if d is not None]))
 
 
 class GradDot(_GradientProduct):
@@ -110,10 +121,13 @@ class Cosine(_GradientProduct):
     def meaning_with(self, options: MethodOptions) -> str:
         return "Score: cosine between the gradients of row and query, from -1 to 1"
 
-    def scoring(self, contents: IndexContents, options: MethodOptions) -> GradientScoring:
+    def scoring(self, contents: IndexContents, options: MethodOptions) -> Scoring[Any]:
         if options.get("weights") not in (None, "equal"):
             raise QueryError("method 'cosine' weighs its checkpoints equally; leave weights out")
-        blocks = super().scoring(contents, options).blocks
+        blocks, _ = self.weighted(contents, options)
+        if contents.is_sparse:
+            equal = np.ones(len(blocks))
+            return SparseScoring(contents, blocks, torch.ones(len(blocks), 1), equal, normalized=True)
         return _CosineScoring(contents, blocks, np.ones(len(blocks)))
 
 

@@ -39,6 +39,8 @@ class Trak(Method):
     )
 
     def lacks(self, manifest: Manifest) -> str | None:
+        if manifest.basis.is_sparse:
+            return "its rows are sparse, and TRAK's kernel needs the same coordinates of all: build with rows='dense'"
         lacking = manifest.lacking_kernels()
         if not lacking:
             return None

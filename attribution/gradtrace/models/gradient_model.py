@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -30,13 +31,17 @@ from gradtrace.models.representations import TASK_HOOK, Uses, find_representatio
 from gradtrace.models.task_model import TaskModel, copied, private_copy
 from gradtrace.task import Example, Label, Task
 
+R = TypeVar("R")  # the rows of a batch
+
 _Call = tuple[tuple[Any, ...], dict[str, Any], Tensor, int]  # args, kwargs, output, version of the output
 
 
-class Encoded(NamedTuple):
-    """Of a batch: rows [batch, dimensions], losses [batch], predictions [batch], representations [batch, features]."""
+@dataclass(frozen=True, eq=False)
+class Encoded(Generic[R]):
+    """Of a batch: rows, as tensors [batch, dimensions], losses [batch], predictions [batch], and representations
+    [batch, features]."""
 
-    rows: Tensor
+    rows: R
     losses: Tensor
     predictions: Tensor | None
     representations: Tensor | None
@@ -149,16 +154,22 @@ class GradientModel(TaskModel):
         check_finite(rows, "gradient")
         return rows, losses
 
-    def encode_and_predict(self, basis: Basis, batch: ExampleBatch, represent: bool = False) -> Encoded:
-        """As `encode`, with the task's predictions and, if wanted, representations, mostly from the same pass."""
+    def encode_and_predict(
+        self, encode: Callable[[Measure | None], tuple[R, Tensor]], batch: ExampleBatch, represent: bool = False
+    ) -> Encoded[R]:
+        """What `encode` makes of a batch's gradients, rows and losses, with the task's predictions and, if wanted,
+        representations, mostly from the same pass.
+
+        encode: from the measure that is differentiated; None: the task's loss
+        """
         with ExitStack() as passes:
             uses = passes.enter_context(recorded_inputs(self._represented_layers())) if represent else []
             if self.task.has_predict:
                 passes.enter_context(_replayed_forward(self.model))
             recording = self.outputs.recording()
-            rows, losses = self.encode(basis, batch, recording)
+            rows, losses = encode(recording)
             known = None if recording is None else predictions_of(recording.calls)
-            if known is None or len(known) != len(rows):
+            if known is None or len(known) != len(losses):
                 known = self.predict(batch) if self.predicts else None
         return Encoded(rows, losses, known, self._representations(uses, batch) if represent else None)
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.methods.method import Method, Scoring
+from gradtrace.methods.vectors import Vectors, is_zero, mean_vector
 from gradtrace.models.queries import QUERY_BATCH, Query, joined_targets
 from gradtrace.results import rescoring
 from gradtrace.results.clusters import MOST_CLUSTERED, cluster_leaders
@@ -58,7 +57,7 @@ class _Draft:
 
     queries: Sequence[Query]
     losses: Sequence[float]
-    vector: Tensor  # [blocks, dimensions]
+    vector: Vectors  # [blocks, dimensions]
     ends: SearchResult
     rows_rescored: int = 0
     layers: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -91,7 +90,7 @@ class Answering:
 
     contents: IndexContents
     method: Method
-    scoring: Scoring
+    scoring: Scoring[Any]
     k: int
     allowed: NDArray[np.bool_] | None
     rescore: bool
@@ -108,11 +107,11 @@ class Answering:
             raise QueryError(f"unknown include {sorted(unknown)}; choose from {', '.join(get_args(Include))}")
         if "clusters" in self.include and self.k > MOST_CLUSTERED:
             raise QueryError(f"clusters are of {MOST_CLUSTERED:,} hits at each end at most, not {self.k}: lower k")
-        if "layers" in self.include and self.scoring.bases is None:
+        if "layers" in self.include and not self.method.compares_gradients:
             raise QueryError(
                 f"method {self.method.name!r} compares no gradients, so its scores have no shares by layer"
             )
-        if "layers" in self.include and self.contents.bases[0].projects_all_layers and not self.rescore:
+        if "layers" in self.include and self.contents.projects_all_layers and not self.rescore:
             raise QueryError(
                 f"the columns of a {self.contents.manifest.basis.kind} projection mix all layers, so they give no "
                 "shares by layer: ask for rescore as well, or build the index with another basis"
@@ -123,11 +122,11 @@ class Answering:
             )
 
     def answer(
-        self, queries: Sequence[Query], vectors: Tensor, losses: Sequence[float], stopwatch: Stopwatch
+        self, queries: Sequence[Query], vectors: Vectors, losses: Sequence[float], stopwatch: Stopwatch
     ) -> InfluenceResults:
-        """Search with query vectors [queries, blocks, dimensions], and add to the hits what was asked for."""
+        """Search with the vectors of the queries, and add to the hits what was asked for."""
         if self.aggregate:
-            vectors = vectors.mean(0, keepdim=True)
+            vectors = mean_vector(vectors)
         with stopwatch("search"):
             k = self.k * rescoring.CANDIDATES if self.rescore else self.k
             ends = self.scoring.search(vectors, k, self.allowed)
@@ -159,7 +158,7 @@ class Answering:
             if "layers" in self.include:
                 draft.share_by_layer(rescored.rows, rescored.layers)
 
-    def _place_among_all(self, drafts: Sequence[_Draft], vectors: Tensor) -> None:
+    def _place_among_all(self, drafts: Sequence[_Draft], vectors: Vectors) -> None:
         """The distribution of all scores; and if asked for percentiles, the shares of all rows with a lower score."""
         for start in range(0, len(drafts), QUERY_BATCH):
             batch = slice(start, start + QUERY_BATCH)
@@ -182,20 +181,8 @@ class Answering:
                 draft.probabilities = most_probable(of_draft)
 
     def _share_by_layer(self, drafts: Sequence[_Draft]) -> None:
-        """By layer the sum over its columns, and over the checkpoints, of query vector times row."""
-        scoring, scale = self.scoring, self.scoring.row_scale()
-        assert scoring.bases is not None  # else the question was refused
-        names = sorted({name for basis in scoring.bases for name in basis.layers})
         for draft in drafts:
-            positions = draft.positions
-            shares = torch.zeros(len(names), len(positions), dtype=torch.float64)
-            for block, basis, query in zip(scoring.blocks, scoring.bases, draft.vector, strict=True):
-                numbers = [names.index(name) for name in sorted(basis.layers)]
-                rows = scoring.store.gather([block], positions)[:, 0].double()  # [m, D]
-                shares[numbers] += (rows @ basis.shares_by_layer(query)).T
-            if scale is not None:
-                shares *= scale[positions]
-            draft.share_by_layer(positions, dict(zip(names, shares.numpy(), strict=True)))
+            draft.share_by_layer(draft.positions, self.scoring.shares_by_layer(draft.vector, draft.positions))
 
     def _result(self, draft: _Draft) -> InfluenceResult:
         ends = draft.ends
@@ -251,7 +238,7 @@ class Answering:
         ]
 
     def _note(self, draft: _Draft, proponents: int, opponents: int) -> str | None:
-        if not bool(draft.vector.any()):  # then every score is zero
+        if is_zero(draft.vector):
             kind = "gradient" if self.method.compares_gradients else "representation"
             return _note_on_zero(kind, len(draft.queries), float(np.mean(draft.losses)))
         count = len(draft.ends.top.rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ NEAR_DUPLICATE = 0.97  # cosine; docs/queries.md has the measurement
 MOST_CLUSTERED = 1000  # hits of an end: every one is compared with every other
 
 
-def cluster_leaders(scoring: Scoring, positions: Rows) -> Rows:
+def cluster_leaders(scoring: Scoring[Any], positions: Rows) -> Rows:
     """For each hit the highest hit that it is a near-duplicate of, itself if it is of none. int64 [m]
 
     Clusters do not chain: a member is near to its leader, and a leader is near to no leader above it.
@@ -31,11 +33,8 @@ def cluster_leaders(scoring: Scoring, positions: Rows) -> Rows:
     return leaders
 
 
-def _cosines(scoring: Scoring, positions: Rows) -> Tensor:
+def _cosines(scoring: Scoring[Any], positions: Rows) -> Tensor:
     """Of the stored rows, each over all blocks that are scored. float64 [m, m]"""
-    products = torch.zeros(len(positions), len(positions), dtype=torch.float64)
-    for block in scoring.store_blocks:  # one at a time: a thousand rows of all blocks may take much memory
-        rows = scoring.store.gather([block], positions)[:, 0].double()  # [m, dimensions]
-        products += rows @ rows.T
+    products = torch.from_numpy(scoring.row_products(positions))
     scale = inverse(products.diagonal().sqrt())
     return products * scale[:, None] * scale

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gradtrace.methods import Scoring
+from gradtrace.methods.vectors import Vectors, times_blocks, vector_batches
 from gradtrace.models.queries import Query
 
 _SCORES_TOGETHER = 1 << 25  # scores of all rows on some queries that are held at a time
@@ -33,7 +33,7 @@ class RemovalEffect:
     predicted_change: float | None
 
 
-def removal_effects(scoring: Scoring, queries: Sequence[Query], removed: NDArray[np.bool_]) -> list[RemovalEffect]:
+def removal_effects(scoring: Scoring[Any], queries: Sequence[Query], removed: NDArray[np.bool_]) -> list[RemovalEffect]:
     """One for each query, in their order.  removed: bool [stored rows]"""
     vectors, losses = scoring.query_vectors(queries)
     sums, factors = _sums(scoring, vectors, removed), scoring.removal_factors
@@ -41,14 +41,15 @@ def removal_effects(scoring: Scoring, queries: Sequence[Query], removed: NDArray
     if factors is not None and len(set(factors.tolist())) == 1:
         changes = (sums * factors[0]).tolist()
     elif factors is not None:
-        by_block = torch.from_numpy(factors).to(vectors)[:, None]  # [blocks, 1]
-        changes = _sums(scoring, vectors * by_block, removed).tolist()
+        changes = _sums(scoring, times_blocks(vectors, factors), removed).tolist()
     terms = zip(queries, losses, sums.tolist(), changes, strict=True)
     return [RemovalEffect(query.target, loss, total, change) for query, loss, total, change in terms]
 
 
-def _sums(scoring: Scoring, vectors: Tensor, removed: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Of the removed rows' scores, in float64. vectors: [queries, blocks, dimensions] -> [queries]"""
+def _sums(scoring: Scoring[Any], vectors: Vectors, removed: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Of the removed rows' scores, in float64. [queries]"""
     together = max(1, _SCORES_TOGETHER // scoring.store.rows)
-    by_batch = (scoring.scores(batch)[:, removed].sum(1, dtype=np.float64) for batch in vectors.split(together))
+    by_batch = (
+        scoring.scores(batch)[:, removed].sum(1, dtype=np.float64) for batch in vector_batches(vectors, together)
+    )
     return np.concatenate(list(by_batch))

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class Rescored:
 
 def rescored(
     contents: IndexContents,
-    scoring: Scoring,
+    scoring: Scoring[Any],
     groups: Sequence[Sequence[Query]],
     compressed: Sequence[SearchResult],
     k: int,
@@ -79,7 +80,7 @@ def rescored(
 
 
 def _scores(
-    models: Sequence[GradientModel], scoring: Scoring, queries: Sequence[Query], examples: Sequence[Example]
+    models: Sequence[GradientModel], scoring: Scoring[Any], queries: Sequence[Query], examples: Sequence[Example]
 ) -> dict[str, Tensor]:
     """Every query's score on every training example by layer and checkpoint. Each float64 [C, queries, examples].
 

@@ -10,6 +10,7 @@ as one integer. Layout, little endian, without header (the manifest has the size
     row numbers    [pairs, 2]    uint16: of each posting, counted from the segment's first row
     codes          [pairs, 2]    int8, value = code * scale of the row
     scales         [rows]        float32
+    norms          [rows]        float32, of the rows' whole gradients, not whitened
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ import torch
 from numpy.typing import NDArray
 
 from gradtrace.errors import CorruptIndexError, StoreError
-from gradtrace.sparse.vectors import SparseVectors
+from gradtrace.sparse.vectors import SparseRows
 from gradtrace.store.mapped_files import check_mapped_size, map_file
 from gradtrace.store.precision import encode
 from gradtrace.store.shards import ALIGNMENT
 
 MOST_ROWS = 1 << 16  # that 16 bits can number
 _POSTINGS_IN_MEMORY = 1 << 25  # that a writer sorts at a time
+MEMORY_OF_POSTING = 25  # bytes, when a segment is written
+_PAIRS_READ_TOGETHER = 1 << 20  # where the postings of some rows are looked for
 # A posting as an integer whose order is that of the file: coordinate, row number in 16 bits, code in 8.
 _COORDINATE_SHIFT, _ROW_SHIFT = np.uint64(24), np.uint64(8)
 
@@ -62,7 +65,7 @@ class SegmentLayout:
     @cached_property
     def offsets(self) -> list[int]:
         """Where the blocks begin, and where the file ends."""
-        sizes = [4 * self.lists, 4 * (self.lists + 1), 4 * self.pairs, 2 * self.pairs, 4 * self.rows]
+        sizes = [4 * self.lists, 4 * (self.lists + 1), 4 * self.pairs, 2 * self.pairs, 4 * self.rows, 4 * self.rows]
         return list(accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0))
 
     @property
@@ -71,29 +74,49 @@ class SegmentLayout:
 
 
 class SegmentRows:
-    """Collects the rows of a segment, and inverts them. Takes 8 bytes of memory for each posting, at the end 25."""
+    """Collects the rows of a segment, and inverts them. Takes 8 bytes of memory for each posting, at the end
+    MEMORY_OF_POSTING."""
 
     def __init__(self) -> None:
         self._keys: list[NDArray[np.uint64]] = []
         self._scales: list[NDArray[np.float32]] = []
+        self._norms: list[NDArray[np.float32]] = []
         self._rows = 0
 
-    def append(self, vectors: SparseVectors) -> None:
+    def append(self, rows: SparseRows) -> None:
         """Add the next rows. Values become whole multiples of 1 / 127 of the row's largest; those that become zero are
         left out.
 
         Raises:
             StoreError: more rows than a segment can have, or a value that is NaN, infinite or too large to be stored.
         """
-        if self._rows + len(vectors) > MOST_ROWS:
-            raise StoreError(f"a segment has {MOST_ROWS:,} rows at most, not {self._rows + len(vectors):,}")
+        vectors = rows.vectors
         codes, scales = (tensor.numpy() for tensor in encode(torch.from_numpy(vectors.values), "int8"))
-        rows, places = np.nonzero(codes)
-        keys = vectors.coordinates[rows, places].astype(np.uint64) << _COORDINATE_SHIFT
-        keys |= (rows + self._rows).astype(np.uint64) << _ROW_SHIFT
-        self._keys.append(keys | codes[rows, places].view(np.uint8))
+        numbers, places = np.nonzero(codes)
+        self._append(vectors.coordinates[numbers, places], numbers, codes[numbers, places], scales, rows.norms)
+
+    def append_stored(self, segment: Segment, numbers: Integers) -> None:
+        """Copy rows, ascending [m], of another segment as they are."""
+        coordinates, places, codes = segment.postings_of(numbers)
+        self._append(coordinates, places, codes, segment.scales[numbers], segment.norms[numbers])
+
+    def _append(
+        self,
+        coordinates: NDArray[np.uint32],
+        numbers: Integers,
+        codes: NDArray[np.int8],
+        scales: NDArray[np.float32],
+        norms: NDArray[np.float32],
+    ) -> None:
+        """coordinates, numbers (of the row, among those that are added), codes: of each posting [p];  the others [b]"""
+        if self._rows + len(scales) > MOST_ROWS:
+            raise StoreError(f"a segment has {MOST_ROWS:,} rows at most, not {self._rows + len(scales):,}")
+        keys = coordinates.astype(np.uint64) << _COORDINATE_SHIFT
+        keys |= (numbers + self._rows).astype(np.uint64) << _ROW_SHIFT
+        self._keys.append(keys | codes.view(np.uint8))
         self._scales.append(scales)
-        self._rows += len(vectors)
+        self._norms.append(norms)
+        self._rows += len(scales)
 
     def inverted(self) -> tuple[SegmentLayout, list[NDArray[Any]]]:
         """The blocks of the segment, in the order of its file. To be called once, after the last row."""
@@ -108,27 +131,28 @@ class SegmentRows:
         keys = np.insert(keys, odd_stops, keys[odd_stops - 1] >> _COORDINATE_SHIFT << _COORDINATE_SHIFT)
         ends = np.append(0, np.cumsum((lengths + 1) // 2)).astype(np.uint32)  # [lists + 1]
         row_numbers, codes = (keys >> _ROW_SHIFT).astype(np.uint16), keys.astype(np.uint8).view(np.int8)
-        scales = np.concatenate([*self._scales, np.zeros(0, np.float32)])
+        scales, norms = (np.concatenate([*each, np.zeros(0, np.float32)]) for each in (self._scales, self._norms))
         layout = SegmentLayout(self._rows, len(starts), len(keys) // 2)
-        return layout, [coordinates, ends, row_numbers, codes, scales]
+        return layout, [coordinates, ends, row_numbers, codes, scales, norms]
 
 
 class Segment:
     """An open segment: arrays that are views of the memory-mapped file. Never write to them.
 
-    scales: float32 [rows]
+    scales, norms: float32 [rows]
     """
 
     def __init__(self, path: Path, layout: SegmentLayout) -> None:
         """Raises CorruptIndexError where the file is missing, has another size, or its lists cannot be."""
         self._path, self._map = path, map_file(path, layout.bytes)
         self.layout = layout
-        coordinates, ends, row_numbers, codes, scales, _ = layout.offsets
+        coordinates, ends, row_numbers, codes, scales, norms, _ = layout.offsets
         self._coordinates = self._view(np.uint32, coordinates, layout.lists)
         self._ends = self._view(np.uint32, ends, layout.lists + 1)
         self._row_number_pairs = self._view(np.uint32, row_numbers, layout.pairs)
         self._code_pairs = self._view(np.uint16, codes, layout.pairs)
         self.scales: NDArray[np.float32] = self._view(np.float32, scales, layout.rows)
+        self.norms: NDArray[np.float32] = self._view(np.float32, norms, layout.rows)
         self._check_lists()
         if layout.pairs:  # lists are read here and there: read-ahead would read most of the file
             start = row_numbers // mmap.PAGESIZE * mmap.PAGESIZE
@@ -149,6 +173,11 @@ class Segment:
     def check_size(self) -> None:
         """To be called before the file is read, as `Shard.check_size`. Raises CorruptIndexError."""
         check_mapped_size(self._path, self._map, self.layout.bytes)
+
+    def readable(self) -> Segment:
+        """The segment, about to be read. Raises CorruptIndexError as `check_size`."""
+        self.check_size()
+        return self
 
     def lists_of(self, coordinates: NDArray[np.uint32]) -> tuple[Integers, Integers]:
         """Which of these coordinates have a list, int64 [l], and the numbers of their lists, int64 [l]."""
@@ -174,6 +203,41 @@ class Segment:
         # the pairs are there, see _check_lists: "clip" only spares a copy
         row_numbers = self._row_number_pairs.take(pairs, mode="clip").view(np.uint16)
         return row_numbers, self._code_pairs.take(pairs, mode="clip").view(np.int8), 2 * starts
+
+    def postings_of(self, numbers: Integers) -> tuple[NDArray[np.uint32], Integers, NDArray[np.int8]]:
+        """All postings of some rows, ascending [m], in the order of the file: coordinates [p], places of the rows in
+        `numbers` [p], and codes [p]. Reads the row numbers of the whole segment."""
+        self.check_size()
+        place_of_row = np.full(MOST_ROWS, -1)
+        place_of_row[numbers] = np.arange(len(numbers))
+        row_numbers, chunk = self._row_number_pairs.view(np.uint16), 2 * _PAIRS_READ_TOGETHER
+        wanted = [
+            start + np.flatnonzero(place_of_row[row_numbers[start : start + chunk]] >= 0)
+            for start in range(0, len(row_numbers), chunk)
+        ]
+        postings = np.concatenate([*wanted, np.zeros(0, np.int64)])
+        codes = self._code_pairs.view(np.int8)[postings]
+        postings, codes = postings[codes != 0], codes[codes != 0]
+        lists = np.searchsorted(self._ends, postings // 2, side="right") - 1
+        return self._coordinates[lists], place_of_row[row_numbers[postings]], codes
+
+    def square_sums(self, factors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of each row the sum of its squared values, times the factors [coordinates] of these. float64 [rows]"""
+        self.check_size()
+        sums, row_numbers = np.zeros(MOST_ROWS), self._row_number_pairs.view(np.uint16)
+        codes, ends = self._code_pairs.view(np.int8), self._ends.astype(np.int64)
+        lengths = 2 * (ends[1:] - ends[:-1])
+        if self.layout.lists and self._coordinates[-1] >= len(factors):
+            raise self._damaged("a list is of a coordinate that the model does not have")
+        of_lists, first = factors[self._coordinates], 0
+        for lists in np.array_split(np.arange(len(lengths)), max(1, self.layout.pairs // _PAIRS_READ_TOGETHER)):
+            of_postings = np.repeat(of_lists[lists], lengths[lists])
+            postings = slice(first, first + len(of_postings))
+            squares = codes[postings].astype(np.float64) ** 2
+            sums += np.bincount(row_numbers[postings], squares * of_postings, MOST_ROWS)
+            first = postings.stop
+        self.check_unused(sums)
+        return sums[: self.layout.rows] * self.scales.astype(np.float64) ** 2
 
     def check_unused(self, products: NDArray[np.float64]) -> None:
         """Raises CorruptIndexError where rows that the segment does not have got a product. products: [MOST_ROWS]"""

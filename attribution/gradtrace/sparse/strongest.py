@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
@@ -12,42 +13,71 @@ from torch import Tensor
 
 from gradtrace.data.batches import ExampleBatch, Measure
 from gradtrace.data.guards import check_finite
+from gradtrace.errors import SharedPositionsError
 from gradtrace.layers import IDENTITY, Layer, Uses
 from gradtrace.models.full_gradients import FullGradients, full_gradients
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.sparse.vectors import LARGEST_COORDINATE, SparseVectors
-from gradtrace.sparse.whitening import Whitening
+from gradtrace.sparse.vectors import LARGEST_COORDINATE, SparseRows, SparseVectors
 
 _GROUPS = 8  # of coordinates, for each of those that are kept
 _LARGEST_FLOAT = np.uint64(0x7FFFFFFF)  # the bits of a float without its sign
 
 
-def strongest_coordinates(
-    model: GradientModel, whitening: Whitening, batch: ExampleBatch, count: int, measure: Measure | None = None
-) -> tuple[SparseVectors, Tensor]:
-    """Of each example's whitened gradient, the `count` coordinates of largest size, and the losses float32 [batch].
+def strongest_coordinates(model: GradientModel, gradients: FullGradients, factors: Tensor, count: int) -> SparseRows:
+    """Of each example's gradient times the factors, the `count` coordinates of largest size.
 
     Of equally large ones the lower comes first. An example with fewer coordinates than that, other than zero, is
     filled with zeros. Takes the memory of one layer's gradient of some examples, beside the factors of all layers.
 
-    measure: default: the task's loss
+    gradients: of the model;  factors: float32 [coordinates], in the order of the model's layers
 
     Raises:
-        LossError: a loss or a gradient is NaN or infinite, or the loss is not one number per example.
-        MismatchError: the whitening is of other layers than the model's.
+        LossError: a gradient, times its factor, is NaN or infinite.
     """
-    whitening.check(model)
-    gradients = full_gradients(model, batch, measure)
-    sizes = [layer.size for layer in model.plan.layers]
-    first = dict(zip(model.plan.layers, np.cumsum([0, *sizes]).tolist(), strict=False))
+    first = dict(zip(model.plan.layers, np.cumsum([0, *(layer.size for layer in model.plan.layers)]), strict=False))
     strongest = Strongest(len(gradients.losses), count)
+    squares = torch.zeros(len(gradients.losses), dtype=torch.float64, device=gradients.losses.device)
     for layer in sorted(model.plan.layers, key=lambda layer: -layer.size):  # soon, most of what comes is too small
+        of_layer = factors[first[layer] : first[layer] + layer.size].to(squares.device)
         for examples, positions, values in _gradients_of(layer, gradients):
-            factors = whitening.by_layer[layer.name].to(values.device)
-            values *= factors if positions is None else factors[positions]
-            strongest.add(examples, first[layer], positions, values)
+            squares[examples] += torch.linalg.vector_norm(values, dim=1, dtype=torch.float64).square()
+            values *= of_layer if positions is None else of_layer[positions]
+            strongest.add(examples, int(first[layer]), positions, values)
     check_finite(strongest.largest, "whitened gradient")
-    return strongest.vectors(), gradients.losses
+    return SparseRows(strongest.vectors(), squares.sqrt().float().cpu().numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class StrongestOfEach:
+    """Rows keep `count` coordinates of their own.
+
+    whitening: float32 [coordinates]
+    """
+
+    whitening: Tensor
+    count: int
+
+    def encode(self, model: GradientModel, batch: ExampleBatch, measure: Measure | None) -> tuple[SparseRows, Tensor]:
+        try:
+            gradients = full_gradients(model, batch, measure)
+        except SharedPositionsError:
+            if len(batch) == 1:
+                raise
+            alone = [self.encode(model, batch.alone(position), measure) for position in range(len(batch))]
+            return SparseRows.joined([rows for rows, _ in alone]), torch.cat([losses for _, losses in alone])
+        return strongest_coordinates(model, gradients, self.whitening, self.count), gradients.losses
+
+    def placed(self, rows: SparseRows | None, places: Sequence[int], count: int) -> SparseRows:
+        coordinates = np.zeros((count, self.count), np.uint32)
+        values, norms = np.zeros((count, self.count), np.float32), np.zeros(count, np.float32)
+        if rows is not None:
+            at = list(places)
+            coordinates[at], values[at], norms[at] = rows.vectors.coordinates, rows.vectors.values, rows.norms
+        return SparseRows(SparseVectors(coordinates, values), norms)
+
+    def norms(self, rows: SparseRows) -> list[float]:
+        norms: list[float] = rows.norms.tolist()
+        return norms
 
 
 def _gradients_of(layer: Layer, gradients: FullGradients) -> Iterator[tuple[slice, Tensor | None, Tensor]]:

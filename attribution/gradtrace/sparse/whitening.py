@@ -2,75 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gradtrace.data.batches import ExampleBatch
-from gradtrace.errors import CurvatureError, MismatchError
-from gradtrace.fitted.adam import moments_by_layer
+from gradtrace.errors import CurvatureError
+from gradtrace.fitted.curvature import Curvature
 from gradtrace.fitted.ekfac import mean_squares
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.sparse.vectors import check_coordinates
+from gradtrace.sparse.coordinates import WeightCoordinates
+from gradtrace.store.manifest import FisherEntry, Manifest
+from gradtrace.store.regular_files import regular_path
+from gradtrace.store.tensors import load_tensors
 
+WEIGHT_FISHER = FisherEntry(
+    source="empirical",
+    description="of every weight the mean square of its gradient; products of different weights count as zero",
+)
 DAMPING = 1.0  # LDS .61 on a small GPT-2 (512 coordinates a row), where uncompressed gradients with .1 have .51
 
 
-@dataclass(frozen=True, eq=False)
-class Whitening:
+def whitening_factors(mean_squares: Tensor, layer_means: Tensor, damping: float) -> Tensor:
     """w = 1 / sqrt(v + damping * mean of v over the layer) of every weight, with the mean square v of its gradient; 0
-    in layers where v is zero throughout.
+    in layers where v is zero throughout. float32 [coordinates]
 
     The inner product of two whitened gradients is <g, H^-1 h>, with a diagonal H: an influence function whose curvature
-    is the diagonal of the mean of g gT, damped. Coordinates are the positions in all layers, one after the other.
+    is the diagonal of the mean of g gT, damped.
 
-    by_layer: float32 [size] by layer name, in the order of the model's layers
+    mean_squares, layer_means: v, and the mean of v over the weight's layer. Both float32 [coordinates]
     """
-
-    by_layer: Mapping[str, Tensor]
-
-    @classmethod
-    def of_mean_squares(cls, by_layer: Mapping[str, Tensor], damping: float = DAMPING) -> Whitening:
-        """by_layer: v, in any shape."""
-        return cls({name: _factors(v.flatten().float(), damping) for name, v in by_layer.items()})
-
-    def check(self, model: GradientModel) -> None:
-        """Raises MismatchError where the whitening is of other layers than the model's."""
-        expected = {layer.name: layer.size for layer in model.plan.layers}
-        if list(expected.items()) != [(name, len(factors)) for name, factors in self.by_layer.items()]:
-            raise MismatchError("the whitening is of other layers than the model's: rebuild the index")
-
-
-def _factors(v: Tensor, damping: float) -> Tensor:
-    factors = (v + damping * v.double().mean().float()).rsqrt()
+    factors = (mean_squares + damping * layer_means).rsqrt()
     return torch.where(factors.isfinite(), factors, 0)
 
 
-def fitted_whitening(model: GradientModel, batches: Iterator[ExampleBatch], damping: float = DAMPING) -> Whitening:
-    """From the mean squares of the examples' gradients at their own labels.
+def gradient_squares(model: GradientModel, batches: Iterator[ExampleBatch]) -> dict[str, Tensor]:
+    """The diagonal of the mean of g gT, of the examples' gradients g at their own labels.
+
+    Returns, as `fitted.ekfac.curvature` does, on the CPU:
+        eigenvalues: float32 [coordinates], the mean square of every weight's gradient.
+        layer_means: float32 [layers, in alphabetical order], its mean over each layer.
 
     Raises:
         LossError: a loss is NaN or infinite.
         CurvatureError: all gradients are zero.
-        UnsupportedLayerError: the model has more weights than 32 bits can number.
     """
-    check_coordinates(sum(layer.size for layer in model.plan.layers))
     by_layer = mean_squares(model, batches, {})
     if not any(bool(v.any()) for v in by_layer.values()):
         raise CurvatureError("the gradients of all examples are zero: choose another checkpoint, or other layers")
-    unused = {layer.name: torch.zeros(layer.size, device=model.device) for layer in model.plan.layers}
-    return Whitening.of_mean_squares({name: by_layer.get(name, zeros) for name, zeros in unused.items()}, damping)
+    unused = {layer.name: torch.zeros(layer.size) for layer in model.plan.layers}
+    squares = unused | {name: v.flatten().float().cpu() for name, v in by_layer.items()}
+    means = [squares[name].double().mean().float() for name in sorted(squares)]
+    return {"eigenvalues": torch.cat(list(squares.values())), "layer_means": torch.stack(means)}
 
 
-def adam_whitening(model: GradientModel, damping: float = DAMPING) -> Whitening:
-    """From Adam's second moments at the model's checkpoint: means over the last steps of squares of batch gradients.
-    They are smaller than the mean squares of examples' gradients, by about the size of a batch in each layer alike.
+def load_weight_curvature(
+    directory: Path, manifest: Manifest, coordinates: Sequence[WeightCoordinates]
+) -> list[Curvature]:
+    """That of each checkpoint, whose columns are the weights, as far as it was computed.
+
+    coordinates: of every training run
 
     Raises:
-        CheckpointError: the checkpoint has no second moments, or they are of other parameters.
-        UnsupportedLayerError: the model has more weights than 32 bits can number.
+        CorruptIndexError: a file is missing or damaged.
     """
-    check_coordinates(sum(layer.size for layer in model.plan.layers))
-    return Whitening.of_mean_squares(moments_by_layer(model), damping)
+    loaded = []
+    for file, entry in zip(manifest.curvature, manifest.checkpoints, strict=False):
+        of_run, path = coordinates[entry.run], regular_path(directory, file.path)
+        kept: dict[str, tuple[int | None, ...]] = {"preconditioner": (of_run.count,)} if entry.second_moments else {}
+        shapes = {"eigenvalues": (of_run.count,), "layer_means": (len(of_run.shapes),)}
+        tensors = load_tensors(path, "rebuild the index", **shapes, **kept)
+        means = tensors["layer_means"][of_run.layer_of_coordinates()]
+        loaded.append(Curvature(tensors["eigenvalues"], means, tensors.get("preconditioner")))
+    return loaded

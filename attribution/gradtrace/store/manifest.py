@@ -22,8 +22,8 @@ from gradtrace.errors import CorruptIndexError, IncompleteIndexError, StoreError
 from gradtrace.store.manifest_checks import manifest_problems
 from gradtrace.store.regular_files import regular_path, shortened
 
-FORMAT_VERSION = 4
-OLDEST_FORMAT = 3  # that is still read: 4 has the basis "gauss-newton" besides
+FORMAT_VERSION = 5
+OLDEST_FORMAT = 3  # that is still read: 4 has the basis "gauss-newton" besides, 5 sparse rows
 MANIFEST_NAME = "manifest.json"
 PENDING_NAME = "pending.json"
 _LARGEST_MANIFEST = 64 << 20  # bytes; a shard takes 600
@@ -31,7 +31,8 @@ _NAMED_PROBLEMS = 5
 _RESTORE = "restore it from a copy, or rebuild the index"
 
 Precision = Literal["float16", "int8", "int4"]
-BasisKind = Literal["gauss-newton", "spectral", "two-sided", "gaussian", "rademacher", "none"]
+# sparse: no common basis, each row keeps the strongest of its own coordinates; the coordinates are single weights
+BasisKind = Literal["gauss-newton", "spectral", "two-sided", "gaussian", "rademacher", "none", "sparse"]
 Output = Literal["log odds", "value"]  # TRAK's model output: the log odds of the label's class, or a predicted value
 # Where the labels of the Fisher information are from: the law that the loss implies, Task.predict, or the training data
 # ("empirical"). "rows": none are drawn, the curvature is that of the weighted gradients of the rows themselves
@@ -117,11 +118,17 @@ class BasisEntry(_Entry):
     seed: int
     fitted_rows: int  # basis and curvature are fitted on samples of the first `fitted_rows` training rows
     files: list[FileEntry]  # one for each training run, used at all checkpoints of the run
+    damping: float | None = None  # of the whitening by which sparse rows choose and scale their coordinates
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether each row has coordinates of its own, `dimensions` in number."""
+        return self.kind == "sparse"
 
     @property
     def has_curvature(self) -> bool:
         """Whether the curvature is known in its coordinates."""
-        return self.kind in ("gauss-newton", "spectral")
+        return self.kind in ("gauss-newton", "spectral", "sparse")
 
 
 class FisherEntry(_Entry):
@@ -146,6 +153,13 @@ class FisherEntry(_Entry):
         return f"{kind[self.source]}: {self.description}"
 
 
+class SegmentSizes(_Entry):
+    """Of a shard of sparse rows: how many lists of postings it has, and pairs of postings in all."""
+
+    lists: int
+    pairs: int
+
+
 class ShardEntry(_Entry):
     """The stored rows [start, stop) at one checkpoint."""
 
@@ -155,6 +169,7 @@ class ShardEntry(_Entry):
     rows: FileEntry
     columns: FileEntry
     representations: FileEntry | None = None  # a shard of one level, only at the checkpoints of Manifest.represented
+    segment: SegmentSizes | None = None  # only of sparse rows
 
 
 class RepresentationsEntry(_Entry):

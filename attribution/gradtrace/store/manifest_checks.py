@@ -23,6 +23,8 @@ _MOST_COLUMNS = 1 << 31
 _MOST_ROWS = 1 << 31
 _MOST_LEVELS = 64
 _LARGEST = 1 << 53  # of other whole numbers: floats hold them
+_LARGEST_SEGMENT = 1 << 16  # rows that a posting can name
+_MOST_POSTINGS = 1 << 32  # pairs of them, or lists, in a segment
 _XXH3, _SHA256 = re.compile("[0-9a-f]{32}"), re.compile("[0-9a-f]{64}")
 
 
@@ -52,6 +54,10 @@ def _numbers(manifest: Manifest) -> Iterator[str]:
         yield "levels of int4 rows must be of even width"
     if not 1 <= manifest.rows <= manifest.task.train_rows <= _MOST_ROWS:
         yield f"{manifest.rows} stored rows of {manifest.task.train_rows} training rows are impossible"
+    if basis.is_sparse != (basis.damping is not None) or not 0 < (basis.damping or 1) < math.inf:
+        yield "only sparse rows have a damping, above zero"
+    if basis.is_sparse and (manifest.precision != "int8" or len(levels) > 1):
+        yield "sparse rows have whole numbers of 8 bits, and one level"
     if not 1 <= manifest.shard_rows < _LARGEST:
         yield f"shards of {manifest.shard_rows} rows are impossible"
     if not (1 <= basis.requested < _LARGEST and 1 <= basis.fitted_rows <= _MOST_ROWS and abs(basis.seed) <= 1 << 64):
@@ -144,6 +150,16 @@ def _shards(manifest: Manifest) -> Iterator[str]:
         if min(gaps) < 0 or (manifest.complete and (any(gaps) or stretches != first)):
             name = manifest.checkpoints[number].name
             yield f"the shards of checkpoint {name} do not cover the rows, in the stretches of the first checkpoint"
+    for shard in manifest.shards:
+        if (shard.segment is not None) != manifest.basis.is_sparse:
+            yield "only shards of sparse rows have postings"
+            break
+        if shard.segment is not None and not (
+            0 <= shard.segment.lists <= shard.segment.pairs < _MOST_POSTINGS
+            and shard.stop - shard.start <= _LARGEST_SEGMENT
+        ):
+            yield f"its shard of rows {shard.start} to {shard.stop} has impossible numbers of rows or postings"
+            break
     paths = [shard.rows.path for shard in manifest.shards]
     if len(set(paths)) < len(paths):
         yield "two of its shards are in one file"

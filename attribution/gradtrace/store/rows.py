@@ -1,17 +1,13 @@
-"""Reading the rows of an index, their norms and their columns (label, loss ...), over all shards of a manifest."""
+"""Reading the rows of an index and their norms, over all shards of a manifest."""
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,63 +16,32 @@ from gradtrace.errors import CorruptIndexError, QueryError
 from gradtrace.store.manifest import Manifest, ShardEntry
 from gradtrace.store.precision import decode, load_column_scales, unpack
 from gradtrace.store.regular_files import regular_path
-from gradtrace.store.row_ids import RowIds, read_row_ids
 from gradtrace.store.shards import REPRESENTATION_PRECISION, Shard, ShardLayout
+from gradtrace.store.stored_rows import StoredRows
 
 _SCAN_SHARE = 8  # rows whose pages are more than 1 / 8 of a level's bytes are read with the read-ahead of a scan
-_COLUMNS = {"label", "prediction", "loss", "correct", "norm"}
 _PIECE_VALUES = 1 << 18  # values that are decoded at a time, so that they stay in the processor's cache
 
 
-class RowStore:
-    """The rows of an index, memory-mapped. Shards are opened at their first use. Not thread-safe.
+class RowStore(StoredRows):
+    """The rows of an index in the coordinates of its basis. Shards are opened at their first use.
 
-    A row is named by its position in the store; `row_ids` has the training row at each position.
-
-    rows: number of stored rows
     dimensions: number of coordinates of a row at one checkpoint
-    checkpoints: number of checkpoints
     levels: column boundaries, ascending; the last equals `dimensions`
     precision: of the stored values
     """
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
-        self.rows = manifest.rows
-        self.checkpoints = len(manifest.checkpoints)
+        super().__init__(directory, manifest)
         self.levels = list(manifest.levels)
         self.precision = manifest.precision
         self.dimensions = self.levels[-1]
-        self._directory = directory
-        self._manifest = manifest
         self._open: dict[str, Shard] = {}
-        self._entries = [
-            sorted((s for s in manifest.shards if s.checkpoint == c), key=lambda s: s.start)
-            for c in range(self.checkpoints)
-        ]
-        stretches = manifest.stretches()
-        self._check_stretches(stretches)
-        self._starts = np.array([start for start, _ in stretches], dtype=np.int64)
         self._layout = ShardLayout(1, tuple(self.levels), manifest.precision)  # of one row
         self._check_sizes()
         scales_of_runs = load_column_scales(directory, manifest)
         scales = [scales_of_runs[entry.run] for entry in manifest.checkpoints] if scales_of_runs else []
         self._column_scales = torch.stack(scales) if scales else None  # [checkpoints, D]
-
-    @cached_property
-    def row_ids(self) -> RowIds:
-        """The training row at each position. Raises CorruptIndexError."""
-        return read_row_ids(self._directory, self._manifest)
-
-    def _check_stretches(self, stretches: list[tuple[int, int]]) -> None:
-        """Raises CorruptIndexError unless every checkpoint has shards of these rows (start, stop), which tile all."""
-        edges = [0, *(stop for _, stop in stretches)]
-        tiled = edges[:-1] == [start for start, _ in stretches] and edges[-1] == self.rows
-        for checkpoint, entries in zip(self._manifest.checkpoints, self._entries, strict=True):
-            if not tiled or [(entry.start, entry.stop) for entry in entries] != stretches:
-                raise CorruptIndexError(
-                    f"the shards of checkpoint {checkpoint.name} do not cover its {self.rows} rows in the same "
-                    f"stretches as those of the first checkpoint: rebuild {self._directory}"
-                )
 
     def _check_sizes(self) -> None:
         """Raises CorruptIndexError where a shard is not as long as its rows are."""
@@ -258,51 +223,6 @@ class RowStore:
             shard_rows, local = out[low - start : high - start], slice(low - first, high - first)
             for level, target in enumerate(shard_rows.split(self._layout.widths, dim=1)):
                 decode(shard.levels[level][local], shard.scales[local], self._scales_of(checkpoint, level), target)
-
-    def columns(self, checkpoint: int) -> dict[str, NDArray[Any]]:
-        """label, prediction, loss, correct and norm of every row at a checkpoint, each [rows].
-
-        An integer column with nulls becomes float64 with NaN; a boolean one, objects with None.
-
-        Raises:
-            CorruptIndexError: a file is missing, is not Parquet, or does not hold the columns of these rows.
-        """
-        tables = [read_columns(self._directory, entry) for entry in self._entries[checkpoint]]
-        table = joined(tables) if tables else pyarrow.table({})
-        return {name: table.column(name).to_numpy() for name in table.column_names}
-
-
-def read_columns(directory: Path, shard: ShardEntry) -> pyarrow.Table:
-    """label, prediction, loss, correct and norm of a shard's rows.
-
-    Raises:
-        CorruptIndexError: the file is missing, is not Parquet, or does not hold the columns of these rows.
-    """
-    path, rows = regular_path(directory, shard.columns.path), shard.stop - shard.start
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:  # read_table would import pyarrow.dataset (0.4 s)
-            whole = file.metadata.num_rows == rows  # before memory is taken for as many
-            table = file.read() if whole else pyarrow.table({})
-    except (OSError, pyarrow.ArrowException) as error:
-        raise CorruptIndexError(f"{path} cannot be read: {error}; restore it or rebuild the index") from error
-    whole = whole and table.num_rows == rows and set(table.column_names) == _COLUMNS
-    if not whole or not all(map(_is_number, table.schema.types)):
-        raise CorruptIndexError(f"{path} does not hold the columns of {rows} rows; restore it or rebuild the index")
-    return table
-
-
-def joined(tables: Sequence[pyarrow.Table]) -> pyarrow.Table:
-    """One after the other. Raises CorruptIndexError where a column has types that do not go together."""
-    try:
-        return pyarrow.concat_tables(tables, promote_options="permissive")
-    except pyarrow.ArrowException as error:
-        raise CorruptIndexError(f"the columns of the shards do not fit together: {error}; rebuild the index") from error
-
-
-def _is_number(kind: pyarrow.DataType) -> bool:
-    """Also the type of a column without any value."""
-    types = pyarrow.types
-    return any(is_kind(kind) for is_kind in (types.is_floating, types.is_integer, types.is_boolean, types.is_null))
 
 
 def representation_store(directory: Path, manifest: Manifest) -> RowStore | None:

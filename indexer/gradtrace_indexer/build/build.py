@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from gradtrace.models.loss_output import row_fisher
 from gradtrace.opening import open_examined
 from gradtrace.recording import read_recording
 from gradtrace.recording.files import ROWS_NAME
+from gradtrace.sparse.defaults import DEFAULT_DIMENSIONS, RowsOption, default_rows
+from gradtrace.sparse.segments import default_segment_rows
+from gradtrace.sparse.whitening import DAMPING, WEIGHT_FISHER
 from gradtrace.store.manifest import (
     MANIFEST_NAME,
     BasisEntry,
@@ -60,8 +63,9 @@ def build_index(
     checkpoints: Sequence[Checkpoint] | Runs | str | Path,
     path: str | Path,
     *,
-    dimensions: int = 2048,
-    basis: BasisKind = "gauss-newton",
+    rows: RowsOption | None = None,
+    dimensions: int | None = None,
+    basis: BasisKind | None = None,
     precision: Precision = "int8",
     seed: int = 0,
     searcher: str | None = None,
@@ -74,6 +78,11 @@ def build_index(
 
     checkpoints: in training order, the last one the basis's reference; or their directory; or, of several training runs
         of the task (other seeds), a sequence for each: scores are then means over the runs.
+    rows: "dense", all in the coordinates of a basis; "sparse", each in the strongest of its own, which tell texts apart
+        better (docs/language-models.md); None: sparse for models that predict the tokens they read, else dense.
+    dimensions: of a dense row, the columns kept for each checkpoint, by default 2048; of a sparse one the coordinates,
+        by default 1024.
+    basis: of dense rows; None: "gauss-newton".
     average_segments: index averages of the weights over so many segments, and the last checkpoint: for `fast-source`.
     recording: directory of an `InfluenceRecorder`, for `hydra`; its basis, dimensions and seed are then the index's.
     skip_bad_rows: mark rows that cannot be read or have no finite gradient as deleted instead of stopping.
@@ -83,8 +92,15 @@ def build_index(
         RecordingError: the recording is unfinished, damaged, or of another training.
         TaskError, CheckpointError: see their subclasses; nothing is written before the task was checked.
     """
-    spec = FitSpec(basis, dimensions, seed, precision)
     check_dataset(task, skip_unreadable=skip_bad_rows)
+    if rows is None and (recording is not None or searcher not in (None, "progressive")):
+        rows = "dense"
+    spec = fit_spec(task, rows, dimensions, basis, seed, precision)
+    if spec.kind == "sparse" and (recording is not None or searcher not in (None, "progressive")):
+        raise StoreError(
+            "sparse rows take no recording and no other searcher than their own, which is exact: leave these out, or "
+            'build with rows="dense"'
+        )
     recorded = None if recording is None else read_recording(recording)
     builder = Builder(task, Path(path), skip_bad_rows=skip_bad_rows, recording=recorded, **passes)
     if searcher is not None:
@@ -94,6 +110,31 @@ def build_index(
     if searcher is not None:
         return set_searcher(path, task, searcher, device=device, progress=builder.progress)
     return open_examined(path, task, builder.examination, device=device)
+
+
+def fit_spec(
+    task: Task,
+    rows: RowsOption | None,
+    dimensions: int | None,
+    basis: BasisKind | None,
+    seed: int,
+    precision: Precision,
+) -> FitSpec:
+    """The rows that a build's options ask for, and their defaults.
+
+    Raises:
+        StoreError: the options do not go together.
+    """
+    if rows not in (None, *get_args(RowsOption)):
+        raise StoreError(f"rows must be one of {', '.join(get_args(RowsOption))}, not {rows!r}")
+    if basis == "sparse":
+        raise StoreError('basis "sparse" is none that can be asked for: build with rows="sparse"')
+    if rows == "sparse" and basis is not None:
+        raise StoreError(f'sparse rows have no basis: leave basis {basis!r} out, or build with rows="dense"')
+    if rows is None:
+        rows = default_rows(task) if basis is None and precision == "int8" else "dense"
+    kind: BasisKind = "sparse" if rows == "sparse" else basis or "gauss-newton"
+    return FitSpec(kind, DEFAULT_DIMENSIONS[rows] if dimensions is None else dimensions, seed, precision)
 
 
 def _build(
@@ -193,11 +234,11 @@ def _begin(builder: Builder, runs: Runs, rows: int, spec: FitSpec) -> Manifest:
     fisher = _fisher(builder.model(runs[0][-1]), spec, samples)  # the model that the first fit begins with
     fits = [builder.fit(run, f"{number}.1", spec, samples, live, fisher) for number, run in enumerate(runs)]
     reference, dimensions = fits[-1].reference, check_dimensions(fits, fits[0].dimensions)
-    levels, representation = default_levels(dimensions), reference.representation
+    levels = [dimensions] if spec.kind == "sparse" else default_levels(dimensions)
+    representation = reference.representation
     represented = representation and RepresentationsEntry(
         source=representation.source, dimensions=representation.dimensions
     )
-    bytes_of_1024_rows = ShardLayout(1024, tuple(levels), spec.precision).bytes
     manifest = Manifest(
         generation=1,
         complete=False,
@@ -210,6 +251,7 @@ def _begin(builder: Builder, runs: Runs, rows: int, spec: FitSpec) -> Manifest:
             seed=spec.seed,
             fitted_rows=rows,
             files=[fit.basis for fit in fits],
+            damping=DAMPING if spec.kind == "sparse" else None,
         ),
         curvature=[],
         fisher=fisher,
@@ -218,11 +260,18 @@ def _begin(builder: Builder, runs: Runs, rows: int, spec: FitSpec) -> Manifest:
         levels=levels,
         rows=rows,
         representations=represented,
-        shard_rows=max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // bytes_of_1024_rows)),
+        shard_rows=_shard_rows(spec, levels),
         shards=[],
         libraries={"gradtrace": version("gradtrace"), "torch": torch.__version__, "python": platform.python_version()},
     )
     return save_pending(builder.directory, manifest.with_skipped(bad.new))
+
+
+def _shard_rows(spec: FitSpec, levels: Sequence[int]) -> int:
+    if spec.kind == "sparse":
+        return default_segment_rows(levels[-1])
+    bytes_of_1024_rows = ShardLayout(1024, tuple(levels), spec.precision).bytes
+    return max(1, min(_SHARD_ROWS, _SHARD_BYTES * 1024 // bytes_of_1024_rows))
 
 
 def _screened(builder: Builder, runs: Runs, rows: Sequence[int], bad: BadRows) -> Ids:
@@ -244,6 +293,8 @@ def _fisher(model: GradientModel, spec: FitSpec, samples: Samples) -> FisherEntr
     if spec.kind == "gauss-newton":
         with samples.named_in_errors():
             return row_fisher(model, next(iter(samples)))
+    if spec.kind == "sparse":
+        return WEIGHT_FISHER
     return _label_fisher(model) if spec.kind == "spectral" else None
 
 

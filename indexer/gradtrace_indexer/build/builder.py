@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import TypedDict
 
-from gradtrace.basis import Basis, load_bases
+from gradtrace.basis import Basis, check_layers, load_bases
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.checkpoints.indexed import indexed_checkpoint
 from gradtrace.data.dataset import fetch
@@ -28,13 +28,17 @@ from gradtrace.data.sample import SAMPLE_ROWS, varied_rows
 from gradtrace.devices import pick_device
 from gradtrace.errors import MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.fitted.adam import preconditioner
+from gradtrace.fitted.adam import preconditioner, weight_preconditioner
 from gradtrace.fitted.ekfac import curvature
 from gradtrace.fitted.gauss_newton import SecondMoments, row_curvature
 from gradtrace.models.examination import Examination
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.path_report import summary, warn_of_slow_paths
 from gradtrace.recording import Recording
+from gradtrace.sparse.coordinates import load_coordinates
+from gradtrace.sparse.store import index_rows
+from gradtrace.sparse.strongest import StrongestOfEach
+from gradtrace.sparse.whitening import gradient_squares, load_weight_curvature, whitening_factors
 from gradtrace.store.manifest import FisherEntry, Manifest, ShardEntry
 from gradtrace.store.precision import load_column_scales
 from gradtrace.store.row_ids import Ids, read_row_ids
@@ -47,19 +51,22 @@ from gradtrace_indexer.build.fit import (
     RunFit,
     Samples,
     fit_basis,
+    fit_coordinates,
     recorded_basis,
     rotated_basis,
     write_basis,
     write_column_scales,
     write_curvature,
 )
-from gradtrace_indexer.build.row_check import check_new_rows, readable_store, zero_rows_message
+from gradtrace_indexer.build.row_check import check_new_rows, zero_rows_message
+from gradtrace_indexer.build.row_kinds import DenseRows, R, RowKind
 from gradtrace_indexer.build.row_reader import RowReader
 from gradtrace_indexer.build.rows import RowWorkers, encoded_batches, write_rows
 from gradtrace_indexer.generations import publish, save_pending
 from gradtrace_indexer.progress import note, progress_bar
 from gradtrace_indexer.searchers import check_searcher
 from gradtrace_indexer.writing.files import write_file
+from gradtrace_indexer.writing.segment_file import SegmentWriter
 from gradtrace_indexer.writing.shard_writer import (
     ShardTask,
     ShardWriter,
@@ -164,8 +171,17 @@ class Builder:
         self._examination = self._model = None
 
     def bases_of(self, manifest: Manifest) -> list[Basis]:
-        """One for each training run."""
+        """One for each training run; none where rows are sparse."""
+        if manifest.basis.is_sparse:
+            return []
         return [basis.to(self.device) for basis in load_bases(self.directory, manifest)]
+
+    def check_layers(self, manifest: Manifest, run: int, model: GradientModel) -> None:
+        """Raises MismatchError unless the layers of a training run's rows are those of the model."""
+        if manifest.basis.is_sparse:
+            load_coordinates(self.directory, manifest)[run].check(model.plan.layers)
+        else:
+            check_layers(load_bases(self.directory, manifest)[run], model.plan.layers)
 
     def fit(
         self,
@@ -188,6 +204,8 @@ class Builder:
         """
         reference, directory = self.model(checkpoints[-1]), self.directory
         models = partial(self._shown_models, checkpoints, reference)
+        if spec.kind == "sparse":
+            return fit_coordinates(directory, name, spec, reference, models)
         with samples.named_in_errors():
             if self.recording is None:
                 basis = fit_basis(spec, reference, models, samples)
@@ -223,19 +241,19 @@ class Builder:
         bar: tqdm[Any],
     ) -> Iterator[Tensor]:
         """K of `fitted.gauss_newton` at each checkpoint, in the coordinates of a spectral basis."""
-        projection = basis.to(self.device)
+        kind = DenseRows(basis.to(self.device))
         for number, model in enumerate(self._models(checkpoints, reference)):
             stream = _DRAWN_ROWS + number
             moments = SecondMoments(basis.dimensions, len(rows), fisher.output, self.device, basis.seed, stream)
             bad = BadRows({}, self.skip_bad_rows)
-            for encoded in encoded_batches(self.reader, self._workers(model, projection), rows, self.batch_size, bad):
+            for encoded in encoded_batches(self.reader, self._workers(model, kind), rows, self.batch_size, bad):
                 moments.add(encoded.rows, encoded.losses)
                 bar.update(len(encoded.losses))
             yield moments.mean()
 
-    def _workers(self, model: GradientModel, basis: Basis, represent: bool = False) -> RowWorkers:
+    def _workers(self, model: GradientModel, kind: RowKind[R], represent: bool = False) -> RowWorkers[R]:
         count = min(_MOST_WORKERS, torch.get_num_threads()) if self.device.type == "cpu" else 1
-        return RowWorkers([model, *(model.clone() for _ in range(count - 1))], basis, represent)
+        return RowWorkers([model, *(model.clone() for _ in range(count - 1))], kind, represent)
 
     def check(self, manifest: Manifest, grown: bool = False) -> GradientModel:
         """Check that the task is the index's, with or without new rows at its end, and that its next generation could
@@ -265,7 +283,7 @@ class Builder:
         """
         try:
             complete = with_skipped_deleted(self.directory, self._completed(pending))
-            message = zero_rows_message(RowStore(self.directory, complete), complete)
+            message = zero_rows_message(index_rows(self.directory, complete), complete)
             if message is not None:
                 warnings.warn(message, stacklevel=2)
             return publish(self.directory, complete)
@@ -282,47 +300,76 @@ class Builder:
                 if entry.kind == "recorded":
                     manifest = self._with_recorded_rows(manifest, missing, bar)
                     continue
+                basis = None if manifest.basis.is_sparse else bases[entry.run]
+                if basis is None:  # sparse rows are chosen by the curvature, that of a basis is taken from the rows
+                    manifest = self._with_curvature(manifest, number, basis, bar)
                 if missing:
                     bar.set_description_str(f"rows at {entry.name}", refresh=False)
-                    manifest = self._with_rows(manifest, missing, bases[entry.run], bar)
-                check_new_rows(self.directory, manifest, number, bases[entry.run], self._model_of)
-                if manifest.basis.has_curvature and len(manifest.curvature) <= number:
-                    bar.set_description_str(f"curvature at {entry.name}", refresh=False)
-                    manifest = self._with_curvature(manifest, number, bases[entry.run])
+                    manifest = self._with_rows(manifest, missing, basis, bar)
+                check_new_rows(
+                    self.directory, manifest, number, self._row_kind(manifest, number, basis), self._model_of
+                )
+                if basis is not None:
+                    manifest = self._with_curvature(manifest, number, basis, bar)
         return manifest
+
+    def _row_kind(self, manifest: Manifest, number: int, basis: Basis | None) -> DenseRows | StrongestOfEach:
+        """That of the rows at a checkpoint, whose curvature is known if they are sparse. basis: of rows that are not"""
+        if basis is not None:
+            return DenseRows(basis)
+        coordinates = load_coordinates(self.directory, manifest)
+        curvature = load_weight_curvature(self.directory, manifest, coordinates)[number]
+        assert manifest.basis.damping is not None  # rows are sparse
+        whitening = whitening_factors(curvature.eigenvalues, curvature.means, manifest.basis.damping)
+        return StrongestOfEach(whitening.to(self.device), manifest.basis.dimensions)
 
     def _model_of(self, manifest: Manifest, number: int) -> GradientModel:
         return self.model(indexed_checkpoint(self.directory, manifest.checkpoints[number]))
 
-    def _with_curvature(self, manifest: Manifest, number: int, basis: Basis) -> Manifest:
+    def _with_curvature(self, manifest: Manifest, number: int, basis: Basis | None, bar: tqdm[Any]) -> Manifest:
+        """With the curvature at a checkpoint, if the index has one and lacks it. basis: None where rows are sparse"""
+        if not manifest.basis.has_curvature or len(manifest.curvature) > number:
+            return manifest
         entry = manifest.checkpoints[number]
+        bar.set_description_str(f"curvature at {entry.name}", refresh=False)
         tensors = self._curvature(manifest, number, basis)
         if entry.second_moments:
             model = self._model_of(manifest, number)
             moments = model.checkpoint.second_moments(self.task.model())
             assert moments is not None  # the checkpoint is that of the entry
-            tensors["preconditioner"] = preconditioner(model, basis.to(torch.device("cpu")), moments)
+            tensors["preconditioner"] = (
+                weight_preconditioner(model, moments)
+                if basis is None
+                else preconditioner(model, basis.to(torch.device("cpu")), moments)
+            )
         file = write_curvature(self.directory, f"{entry.name}.{manifest.generation}", tensors)
         return save_pending(self.directory, manifest.model_copy(update={"curvature": [*manifest.curvature, file]}))
 
-    def _curvature(self, manifest: Manifest, number: int, basis: Basis) -> dict[str, Tensor]:
-        """From the rows at a checkpoint, or from gradients of sampled labels."""
+    def _curvature(self, manifest: Manifest, number: int, basis: Basis | None) -> dict[str, Tensor]:
+        """From the rows at a checkpoint, or from gradients of sampled rows, at their own or at sampled labels."""
         spec, usable = manifest.basis, self._usable(manifest)
-        if manifest.fisher is not None and manifest.fisher.source == "rows":
-            store = readable_store(self.directory, manifest, number)
+        if basis is not None and manifest.fisher is not None and manifest.fisher.source == "rows":
+            until_now = manifest.model_copy(update={"checkpoints": manifest.checkpoints[: number + 1]})
+            store = RowStore(self.directory, until_now)
             fitted = np.isin(store.row_ids.ids, usable[usable < spec.fitted_rows])
             return row_curvature(store, number, manifest.fisher.output, torch.from_numpy(fitted), basis.coordinates)
         samples = Samples(self.task, spec.seed, spec.fitted_rows, usable)
+        model = self._model_of(manifest, number)
         with samples.named_in_errors():
-            return curvature(self._model_of(manifest, number), basis, samples, spec.seed)
+            if basis is None:
+                return gradient_squares(model, map(model.batch, samples))
+            return curvature(model, basis, samples, spec.seed)
 
     def _usable(self, manifest: Manifest) -> Ids:
         return usable_ids(read_row_ids(self.directory, manifest).live_ids(), manifest)
 
-    def _with_rows(self, manifest: Manifest, tasks: Sequence[ShardTask], basis: Basis, bar: tqdm[Any]) -> Manifest:
+    def _with_rows(
+        self, manifest: Manifest, tasks: Sequence[ShardTask], basis: Basis | None, bar: tqdm[Any]
+    ) -> Manifest:
         """With the rows of these stretches, all at one checkpoint."""
         number = tasks[0].checkpoint
-        workers = self._workers(self._model_of(manifest, number), basis, represent=number in manifest.represented)
+        kind: RowKind[Any] = self._row_kind(manifest, number, basis)
+        workers = self._workers(self._model_of(manifest, number), kind, represent=number in manifest.represented)
         for task in tasks:
             bad = BadRows(manifest.skipped, self.skip_bad_rows)
             shard = self._write_shard(manifest, workers, task, bar, bad)
@@ -330,29 +377,33 @@ class Builder:
         return manifest
 
     def _write_shard(
-        self, manifest: Manifest, workers: RowWorkers, task: ShardTask, bar: tqdm[Any], bad: BadRows
+        self, manifest: Manifest, workers: RowWorkers[Any], task: ShardTask, bar: tqdm[Any], bad: BadRows
     ) -> ShardEntry:
         """The rows of one stretch at one checkpoint, in batches counted from its start."""
         ids = read_row_ids(self.directory, manifest).ids[task.start : task.stop]
         with ExitStack() as writers:
-            writer = writers.enter_context(self._row_writer(manifest, task))
+            writer = (
+                SegmentWriter(self.directory, _rows_name(manifest, task))
+                if manifest.basis.is_sparse
+                else writers.enter_context(self._row_writer(manifest, task))
+            )
             represented = representation_writer(self.directory, manifest, task.checkpoint, task.start, len(ids))
             if represented is not None:
                 writers.enter_context(represented)
             columns = write_rows(
                 self.reader, workers, ids.tolist(), self.batch_size, writer, bar.update, bad, represented
             )
-            rows, representations = writer.commit(), None if represented is None else represented.commit()
+            rows, segment = writer.commit() if isinstance(writer, SegmentWriter) else (writer.commit(), None)
+            representations = None if represented is None else represented.commit()
         name = f"columns/{shard_name(manifest, task.checkpoint, task.start)}.parquet"
         file = write_file(self.directory, name, columns.parquet())
-        return ShardEntry(**task._asdict(), rows=rows, representations=representations, columns=file)
+        return ShardEntry(**task._asdict(), rows=rows, representations=representations, columns=file, segment=segment)
 
     def _row_writer(self, manifest: Manifest, task: ShardTask) -> ShardWriter:
         layout = ShardLayout(task.stop - task.start, tuple(manifest.levels), manifest.precision)
         scales = load_column_scales(self.directory, manifest)  # by training run
         run_scales = scales[manifest.checkpoints[task.checkpoint].run] if scales else None
-        name = f"rows/{shard_name(manifest, task.checkpoint, task.start)}.rows"
-        return ShardWriter(self.directory, name, layout, run_scales)
+        return ShardWriter(self.directory, _rows_name(manifest, task), layout, run_scales)
 
     def _with_recorded_rows(self, manifest: Manifest, tasks: Sequence[ShardTask], bar: tqdm[Any]) -> Manifest:
         """With the recorded rows of these stretches, and the columns of the trained model."""
@@ -369,3 +420,7 @@ class Builder:
             shard = ShardEntry(**task._asdict(), rows=entry, columns=columns)
             manifest = save_pending(self.directory, with_shard(manifest, shard))
         return manifest
+
+
+def _rows_name(manifest: Manifest, task: ShardTask) -> str:
+    return f"rows/{shard_name(manifest, task.checkpoint, task.start)}.rows"

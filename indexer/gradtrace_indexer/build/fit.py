@@ -23,6 +23,7 @@ from gradtrace.fitted.gauss_newton import check_rotation, coordinates_before, ro
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.recording import Recording
 from gradtrace.recording.influence_recorder import weights_sha256
+from gradtrace.sparse.coordinates import WeightCoordinates
 from gradtrace.store.manifest import BasisKind, FileEntry, Precision
 from gradtrace.store.precision import STORED_DTYPES, column_scales
 from gradtrace.task import Example, Task
@@ -80,7 +81,7 @@ def _sample_batch(task: Task) -> int:
 class FitSpec:
     """How gradients are compressed, the same for all training runs of an index.
 
-    kind: of the basis.
+    kind: of the basis; "sparse": none, each row has coordinates of its own.
     dimensions: columns kept for each checkpoint; there are no more than parameters.
     seed: of sampled rows, labels and projections.
     precision: of the stored rows, see docs/choosing.md.
@@ -97,6 +98,10 @@ class FitSpec:
     def __post_init__(self) -> None:
         if self.precision not in STORED_DTYPES:
             raise StoreError(f"precision must be one of {', '.join(STORED_DTYPES)}, not {self.precision!r}")
+        if self.kind == "sparse" and self.precision != "int8":
+            raise StoreError(f"sparse rows are stored as int8: leave precision {self.precision!r} out")
+        if self.kind == "sparse" and self.dimensions < 1:
+            raise StoreError(f"dimensions must be at least 1, not {self.dimensions}")
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,16 @@ def fit_basis(spec: FitSpec, reference: GradientModel, models: Models, samples: 
     if kind == "none":
         return identity_basis(layers, seed)
     raise StoreError(f"unknown basis {kind!r}; choose gauss-newton, spectral, two-sided, gaussian, rademacher or none")
+
+
+def fit_coordinates(directory: Path, name: str, spec: FitSpec, reference: GradientModel, models: Models) -> RunFit:
+    """What a training run's sparse rows need: the weights that their coordinates are. The model of every checkpoint is
+    made, to see whether it fits."""
+    coordinates = WeightCoordinates.of(reference.plan.layers)
+    for model in models():
+        coordinates.check(model.plan.layers)
+    file = write_file(directory, f"bases/{name}.safetensors", safetensors.torch.save(coordinates.tensors()))
+    return RunFit(reference, min(spec.dimensions, coordinates.count), file, [])
 
 
 def rotated_basis(spectral: Basis, dimensions: int, moments: Iterable[Tensor]) -> Basis:

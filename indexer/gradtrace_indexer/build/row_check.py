@@ -9,20 +9,30 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gradtrace.basis import Basis
-from gradtrace.data.batches import collate
+from gradtrace.data.batches import ExampleBatch, collate
 from gradtrace.data.dataset import fetch
 from gradtrace.errors import LossError
+from gradtrace.gradients.reference import autograd_gradients
+from gradtrace.layers import real_values
 from gradtrace.models.gradient_model import GradientModel
+from gradtrace.sparse.store import SparseStore, index_rows
+from gradtrace.sparse.strongest import StrongestOfEach
+from gradtrace.sparse.vectors import Entries
 from gradtrace.store.manifest import Manifest, weights_positions
-from gradtrace.store.precision import decode, encode, load_column_scales
+from gradtrace.store.precision import decode, encode
+from gradtrace.store.row_ids import Ids
 from gradtrace.store.rows import RowStore
+from gradtrace.store.stored_rows import StoredRows
 from gradtrace_indexer.build.bad_rows import usable_ids
+from gradtrace_indexer.build.row_kinds import DenseRows
 
 _ROWS = 3  # of each shard
 _RELATIVE = 5e-3  # of a row's norm: rounding of the gradients
@@ -34,7 +44,7 @@ def check_new_rows(
     directory: Path,
     manifest: Manifest,
     checkpoint: int,
-    basis: Basis,
+    kind: DenseRows | StrongestOfEach,
     model_of: Callable[[Manifest, int], GradientModel],
 ) -> None:
     """Compare rows of every new shard at one checkpoint with the gradients of their examples alone.
@@ -51,29 +61,26 @@ def check_new_rows(
     ]
     if not shards:
         return
-    store, entry = readable_store(directory, manifest, checkpoint), manifest.checkpoints[checkpoint]
+    until_now = manifest.model_copy(update={"checkpoints": manifest.checkpoints[: checkpoint + 1]})
+    store, model = index_rows(directory, until_now), model_of(manifest, checkpoint)
+    check: _DenseCheck | _SparseCheck
+    if isinstance(kind, StrongestOfEach):
+        assert isinstance(store, SparseStore)
+        check = _SparseCheck(model, store, checkpoint, kind)
+    else:
+        assert isinstance(store, RowStore)
+        check = _DenseCheck(model, store, checkpoint, kind.basis, store.column_scales([checkpoint]))
     usable = usable_ids(store.row_ids.live_ids(), manifest)
-    scales = load_column_scales(directory, manifest)
-    check = _RowCheck(model_of(manifest, checkpoint), basis, manifest, scales[entry.run] if scales else None)
     for shard in shards:
         draw = np.random.default_rng([checkpoint, shard.start])
         positions = shard.start + np.sort(draw.permutation(shard.stop - shard.start)[:_ROWS])
         positions = positions[np.isin(store.row_ids.ids[positions], usable)]
-        stored = store.gather([checkpoint], positions)[:, 0]
-        largest = float(store.norms(checkpoint)[shard.start : shard.stop].max())
-        rows = store.row_ids.ids[positions].tolist()
-        differing = [row for row, vector in zip(rows, stored, strict=True) if not check.agrees(row, vector, largest)]
+        differing = check.differing(positions, slice(shard.start, shard.stop))
         if differing:
-            raise LossError(_message(entry.name, differing))
+            raise LossError(_message(manifest.checkpoints[checkpoint].name, differing))
 
 
-def readable_store(directory: Path, manifest: Manifest, checkpoint: int) -> RowStore:
-    """The rows of an unfinished generation up to this checkpoint."""
-    update = {"checkpoints": manifest.checkpoints[: checkpoint + 1]}
-    return RowStore(directory, manifest.model_copy(update=update))
-
-
-def zero_rows_message(store: RowStore, manifest: Manifest) -> str | None:
+def zero_rows_message(store: StoredRows, manifest: Manifest) -> str | None:
     """The likely causes where every row's gradient is zero at every checkpoint; else None. Reads only stored norms."""
     count, positions = len(store.row_ids.ids), weights_positions(manifest.checkpoints)
     if not count or any(np.any(store.norms(position)) for position in positions):
@@ -96,38 +103,93 @@ def _message(checkpoint: str, rows: Sequence[int]) -> str:
 
 
 @dataclass(frozen=True)
-class _RowCheck:
+class _DenseCheck:
     model: GradientModel
+    store: RowStore
+    checkpoint: int
     basis: Basis
-    manifest: Manifest
-    column_scales: Tensor | None
+    column_scales: Tensor | None  # [1, dimensions]
 
-    def agrees(self, row: int, stored: Tensor, largest: float) -> bool:
-        """Whether a stored row [dimensions] is what the example's gradient alone gives."""
-        try:
-            exact = self._row(row)
-        except LossError:
-            return True  # a bad row: marked where that was asked for, else the build has ended before
-        if self._near(stored, exact, _OF_SHARD * largest):
-            return True
-        try:
-            exacter = self._row(row, double=True)
-        except Exception:  # the model or the loss is made for its own precision
-            return False
-        noise = float((exacter - exact).norm())  # losses near zero are differences of larger numbers
-        return self._near(stored, exacter, _OF_SHARD * largest + _NOISE * noise)
+    def differing(self, positions: Ids, shard: slice) -> list[int]:
+        """The training rows among these stored ones of a shard that are not what their gradients alone give."""
+        stored = self.store.gather([self.checkpoint], positions)[:, 0]
+        slack = _OF_SHARD * float(self.store.norms(self.checkpoint)[shard].max())
+        rows = zip(self.store.row_ids.ids[positions].tolist(), stored, strict=True)
+        return [row for row, vector in rows if not _agrees(self.model, row, partial(self._near, vector, slack))]
 
-    def _near(self, stored: Tensor, exact: Tensor, slack: float) -> bool:
-        codes, scale = encode(exact[None], self.manifest.precision, self.column_scales)
-        rounding = decode(codes, scale, self.column_scales)[0, : len(exact)] - exact
+    def _near(self, stored: Tensor, slack: float, model: GradientModel, example: ExampleBatch) -> _Nearness:
+        exact = model.encode_by_autograd(self.basis, example, model.task.loss)[0][0].cpu()
+        scales = None if self.column_scales is None else self.column_scales[0]
+        codes, scale = encode(exact[None], self.store.precision, scales)
+        rounding = decode(codes, scale, scales)[0, : len(exact)] - exact
         allowed = 3 * float(rounding.norm()) + _RELATIVE * float(exact.norm()) + slack
-        return float((stored - exact).norm()) <= allowed
+        return _Nearness(exact, float((stored - exact).norm()), allowed)
 
-    def _row(self, row: int, double: bool = False) -> Tensor:
-        """float32 [dimensions], computed in float64 if `double`."""
-        model = self.model
-        if double:
-            model = copy.copy(model)
-            model.model = copy.deepcopy(model.model).double()
-        example = collate(model.task, fetch(model.task.train, [row]), model.device, double)
-        return model.encode_by_autograd(self.basis, example, model.task.loss)[0][0].cpu()
+
+@dataclass(frozen=True)
+class _SparseCheck:
+    model: GradientModel
+    store: SparseStore
+    checkpoint: int
+    kind: StrongestOfEach
+
+    def differing(self, positions: Ids, shard: slice) -> list[int]:
+        """As those of `_DenseCheck`."""
+        stored = self.store.gather(self.checkpoint, positions)
+        squares = np.bincount(stored.places, stored.values**2, stored.n)
+        slack = _OF_SHARD * float(np.sqrt(squares.max(initial=0)))
+        rows = self.store.row_ids.ids[positions].tolist()
+        return [
+            row
+            for place, row in enumerate(rows)
+            if not _agrees(self.model, row, partial(self._near, stored, place, slack))
+        ]
+
+    def _near(
+        self, stored: Entries, place: int, slack: float, model: GradientModel, example: ExampleBatch
+    ) -> _Nearness:
+        """A row may keep other coordinates than the strongest ones where these are hardly stronger."""
+        names = [name for layer in model.plan.layers for name in layer.names]
+        _, gradients = autograd_gradients(model.model, model.task.loss, example, names)
+        present = {name: real_values(value).float() for name, value in gradients.items() if value is not None}
+        by_layer = [layer.from_parameters(present).flatten() for layer in model.plan.layers]
+        exact = torch.cat(by_layer).cpu() * self.kind.whitening.cpu()
+        of_row = stored.places == place
+        kept = torch.from_numpy(stored.coordinates[of_row].astype(np.int64))
+        values = torch.from_numpy(stored.values[of_row]).float()
+        strongest = float(exact.abs().topk(min(self.kind.count, len(exact))).values.norm())
+        rounding = float(values.abs().max()) / 127 / 2 * self.kind.count**0.5 if len(values) else 0.0
+        off = float((values - exact[kept]).norm())
+        left_out = max(0.0, strongest**2 - float(exact[kept].norm()) ** 2) ** 0.5
+        return _Nearness(exact, max(off, left_out), 3 * rounding + 10 * _RELATIVE * strongest + slack)
+
+
+@dataclass(frozen=True)
+class _Nearness:
+    """exact: the row that an example's gradient alone gives;  distance: from the stored row;  allowed: of it"""
+
+    exact: Tensor
+    distance: float
+    allowed: float
+
+
+def _agrees(model: GradientModel, row: int, near: Callable[[GradientModel, ExampleBatch], _Nearness]) -> bool:
+    """Whether a stored row is what the example's gradient alone gives, if need be in float64."""
+    try:
+        single = near(model, _alone(model, row))
+    except LossError:
+        return True  # a bad row: marked where that was asked for, else the build has ended before
+    if single.distance <= single.allowed:
+        return True
+    try:
+        in_double = copy.copy(model)
+        in_double.model = copy.deepcopy(model.model).double()
+        double = near(in_double, _alone(model, row, double=True))
+    except Exception:  # the model or the loss is made for its own precision
+        return False
+    noise = float((double.exact - single.exact).norm())  # losses near zero are differences of larger numbers
+    return double.distance <= double.allowed + _NOISE * noise
+
+
+def _alone(model: GradientModel, row: int, double: bool = False) -> ExampleBatch:
+    return collate(model.task, fetch(model.task.train, [row]), model.device, double)

@@ -6,25 +6,35 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from queue import SimpleQueue
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradtrace.basis import Basis
 from gradtrace.devices import threads
 from gradtrace.errors import LossError
 from gradtrace.models.gradient_model import Encoded, GradientModel
 from gradtrace.store.row_ids import Ids
 from gradtrace.task import Batch, Example, Label
 from gradtrace_indexer.build.bad_rows import BadRows, encode_finite
+from gradtrace_indexer.build.row_kinds import R, RowKind
 from gradtrace_indexer.build.row_reader import RowReader
 from gradtrace_indexer.writing.columns import ColumnBuffer
 from gradtrace_indexer.writing.shard_writer import ShardWriter
 
+W = TypeVar("W", contravariant=True)
 
-class RowWorkers:
+
+class RowWriter(Protocol[W]):
+    """Writes the rows of one shard, batch by batch."""
+
+    def append(self, rows: W) -> None: ...
+
+
+class RowWorkers(Generic[R]):
     """Encodes batches in parallel, one thread for each copy of the model; results come in order.
 
     On a CPU, two batches on one core each take less time than one after the other on two cores.
@@ -32,23 +42,23 @@ class RowWorkers:
     represent: encode representations as well
     """
 
-    def __init__(self, models: Sequence[GradientModel], basis: Basis, represent: bool = False) -> None:
+    def __init__(self, models: Sequence[GradientModel], kind: RowKind[R], represent: bool = False) -> None:
         self._models: SimpleQueue[GradientModel] = SimpleQueue()
         for model in models:
             self._models.put(model)
-        self._basis, self._represent, self._count = basis, represent, len(models)
+        self.kind, self._represent, self._count = kind, represent, len(models)
         self._collate, self._label, self._checkpoint = models[0].batch, models[0].label, models[0].checkpoint.name
 
     def encode(
         self, batches: Iterable[tuple[list[int], list[Example]]], bad: BadRows
-    ) -> Generator[tuple[Encoded | None, dict[int, Label | None]]]:
+    ) -> Generator[tuple[Encoded[R] | None, dict[int, Label | None]]]:
         """Each batch, given as row numbers and examples, encoded (None: no row of it), and the labels of the encoded
         rows by number. Rows without a finite loss and gradient are left out and added to `bad`, where it skips.
 
         Raises:
             LossError: a loss or gradient is NaN or infinite and bad rows are not skipped; the text names the rows.
         """
-        pending: deque[tuple[list[int], list[Example], Future[Encoded] | None]] = deque()
+        pending: deque[tuple[list[int], list[Example], Future[Encoded[R]] | None]] = deque()
         with threads(max(1, torch.get_num_threads() // self._count)), ThreadPoolExecutor(self._count) as pool:
             for rows, examples in batches:
                 future = pool.submit(self._encode, self._collate(examples)) if examples else None
@@ -59,8 +69,8 @@ class RowWorkers:
                 yield self._result(*pending.popleft(), bad)
 
     def _result(
-        self, rows: list[int], examples: list[Example], future: Future[Encoded] | None, bad: BadRows
-    ) -> tuple[Encoded | None, dict[int, Label | None]]:
+        self, rows: list[int], examples: list[Example], future: Future[Encoded[R]] | None, bad: BadRows
+    ) -> tuple[Encoded[R] | None, dict[int, Label | None]]:
         encoded, kept = None, list(range(len(rows)))
         try:
             encoded = future.result() if future is not None else None
@@ -71,17 +81,17 @@ class RowWorkers:
         bad.add_all_but(kept, rows, self._checkpoint)
         return encoded, {rows[position]: self._label(examples[position]) for position in kept}
 
-    def _encode(self, batch: Batch) -> Encoded:
+    def _encode(self, batch: Batch) -> Encoded[R]:
         model = self._models.get()
         try:
-            return model.encode_and_predict(self._basis, batch, self._represent)
+            return model.encode_and_predict(partial(self.kind.encode, model, batch), batch, self._represent)
         finally:
             self._models.put(model)
 
 
 def encoded_batches(
-    reader: RowReader, workers: RowWorkers, rows: Ids, batch_size: int, bad: BadRows
-) -> Iterator[Encoded]:
+    reader: RowReader, workers: RowWorkers[R], rows: Ids, batch_size: int, bad: BadRows
+) -> Iterator[Encoded[R]]:
     """These training rows in batches, without bad ones. Raises as `write_rows`."""
     batches = [rows[start : start + batch_size].tolist() for start in range(0, len(rows), batch_size)]
     with closing(workers.encode(map(bad.readable, batches, reader.batches(batches)), bad)) as results:
@@ -93,10 +103,10 @@ def encoded_batches(
 
 def write_rows(
     reader: RowReader,
-    workers: RowWorkers,
+    workers: RowWorkers[R],
     rows: Sequence[int],
     batch_size: int,
-    writer: ShardWriter,
+    writer: RowWriter[R],
     on_batch: Callable[[int], object],
     bad: BadRows,
     representations: ShardWriter | None = None,
@@ -116,30 +126,32 @@ def write_rows(
     with closing(workers.encode(read, bad)) as results:
         for batch, (encoded, labels) in zip(batches, results, strict=True):
             places = np.searchsorted(batch, list(labels)).tolist()
-            complete = _with_zeros(encoded, places, len(batch), writer, representations)
+            complete = _with_zeros(encoded, places, len(batch), workers.kind, representations)
             writer.append(complete.rows)
             if representations is not None and complete.representations is not None:
                 representations.append(complete.representations)
-            columns.append(complete, dict(zip(places, labels.values(), strict=True)))
+            norms = workers.kind.norms(complete.rows)
+            columns.append(complete, norms, dict(zip(places, labels.values(), strict=True)))
             on_batch(len(batch))
     bad.refuse_many(len(rows))
     return columns
 
 
 def _with_zeros(
-    encoded: Encoded | None, places: Sequence[int], count: int, writer: ShardWriter, represented: ShardWriter | None
-) -> Encoded:
+    encoded: Encoded[R] | None, places: Sequence[int], count: int, kind: RowKind[R], represented: ShardWriter | None
+) -> Encoded[R]:
     """The encoded rows at their places in a batch of `count` rows, with zeros at the others."""
     if encoded is None:
         features = None if represented is None else torch.zeros(count, represented.layout.dimensions)
-        return Encoded(torch.zeros(count, writer.layout.dimensions), torch.zeros(count), None, features)
+        return Encoded(kind.placed(None, [], count), torch.zeros(count), None, features)
     if len(places) == count:
         return encoded
 
-    def spread(values: Tensor | None) -> Tensor | None:
-        if values is None:
-            return None
+    def spread(values: Tensor) -> Tensor:
         at = torch.tensor(places, device=values.device)
         return values.new_zeros(count, *values.shape[1:]).index_copy(0, at, values)
 
-    return Encoded(*map(spread, encoded))  # type: ignore[arg-type]  # rows and losses are never None
+    predictions, representations = (
+        None if values is None else spread(values) for values in (encoded.predictions, encoded.representations)
+    )
+    return Encoded(kind.placed(encoded.rows, places, count), spread(encoded.losses), predictions, representations)

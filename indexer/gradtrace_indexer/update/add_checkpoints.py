@@ -8,7 +8,6 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from gradtrace.basis import check_layers
 from gradtrace.checkpoints import Checkpoint
 from gradtrace.checkpoints.indexed import checkpoint_entries
 from gradtrace.data.guards import check_dataset
@@ -134,10 +133,9 @@ def _not_indexed(checkpoints: Sequence[Checkpoint], indexed: dict[str, Checkpoin
 
 def _begin(builder: Builder, current: Manifest, new: Sequence[Checkpoint], run: int) -> Manifest:
     """Commit the next generation without the new columns, once the new weights are known to fit."""
-    basis = builder.bases_of(current)[run]
     for checkpoint in new:
         model = builder.model(checkpoint)
-        check_layers(basis, model.plan.layers)
+        builder.check_layers(current, run, model)
     changes: dict[str, object] = {
         "checkpoints": [*current.checkpoints, *checkpoint_entries(builder.directory, new, builder.task, run)]
     }

@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from gradtrace.errors import CorruptIndexError
+from gradtrace.sparse.segments import Segment
+from gradtrace.sparse.store import segment_layout
 from gradtrace.store.index_files import check_file
-from gradtrace.store.manifest import FileEntry, Manifest, ShardEntry, shard_files
+from gradtrace.store.manifest import FileEntry, Manifest, SegmentSizes, ShardEntry, shard_files
 from gradtrace.store.regular_files import regular_path
 from gradtrace.store.row_ids import read_row_ids
 from gradtrace.store.shards import Shard, ShardLayout
@@ -20,6 +22,7 @@ from gradtrace_indexer.generations import publish, save_pending, successor, upda
 from gradtrace_indexer.progress import progress_bar
 from gradtrace_indexer.writing.columns import gathered
 from gradtrace_indexer.writing.files import write_file, write_ids
+from gradtrace_indexer.writing.segment_file import SegmentWriter
 from gradtrace_indexer.writing.shard_writer import ShardWriter, representation_writer, shard_name, with_shard
 
 _COPIED_ROWS = 4096  # at a time
@@ -114,8 +117,7 @@ def _copied_shard(directory: Path, manifest: Manifest, start: int, sources: _Sou
     for source in (file for entry, _ in sources for file in shard_files(entry)):
         if problem := check_file(directory, source, deep=True):  # its copy would have a checksum that fits
             raise CorruptIndexError(f"{directory} is damaged: {problem}. Restore the file, or rebuild the index")
-    layout = ShardLayout(size, tuple(manifest.levels), manifest.precision)
-    file = _copied(directory, ShardWriter(directory, f"rows/{name}.rows", layout), "rows", sources)
+    file, segment = _copied_rows(directory, manifest, f"rows/{name}.rows", size, sources)
     represented = representation_writer(directory, manifest, checkpoint, start, size)
     columns = gathered(directory, sources)
     return ShardEntry(
@@ -125,7 +127,20 @@ def _copied_shard(directory: Path, manifest: Manifest, start: int, sources: _Sou
         rows=file,
         representations=represented and _copied(directory, represented, "representations", sources),
         columns=write_file(directory, f"columns/{name}.parquet", columns),
+        segment=segment,
     )
+
+
+def _copied_rows(
+    directory: Path, manifest: Manifest, name: str, size: int, sources: _Sources
+) -> tuple[FileEntry, SegmentSizes | None]:
+    if not manifest.basis.is_sparse:
+        layout = ShardLayout(size, tuple(manifest.levels), manifest.precision)
+        return _copied(directory, ShardWriter(directory, name, layout), "rows", sources), None
+    writer = SegmentWriter(directory, name)
+    for entry, rows in sources:
+        writer.append_stored(Segment(regular_path(directory, entry.rows.path), segment_layout(entry)), rows)
+    return writer.commit()
 
 
 def _copied(

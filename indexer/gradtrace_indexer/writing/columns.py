@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gradtrace.models.gradient_model import Encoded
 from gradtrace.store.manifest import ShardEntry
-from gradtrace.store.rows import joined, read_columns
+from gradtrace.store.stored_rows import joined, read_columns
 from gradtrace.task import Label
 
 
@@ -28,18 +28,19 @@ class ColumnBuffer:
         self._norms: list[float] = []
         self._fillers: list[int] = []
 
-    def append(self, batch: Encoded, labels: Mapping[int, Label | None]) -> None:
+    def append(self, batch: Encoded[Any], norms: Sequence[float], labels: Mapping[int, Label | None]) -> None:
         """Add a batch of rows.
 
+        norms: of the rows
         labels: by position in the batch. Rows without an entry are not indexed; they get the label and prediction of
             another row, so that columns of whole numbers stay such.
         """
-        positions = range(len(batch.rows))
+        positions = range(len(norms))
         self._fillers += [len(self._labels) + position for position in positions if position not in labels]
         self._labels += [labels.get(position) for position in positions]
         self._predictions += [None] * len(positions) if batch.predictions is None else batch.predictions.tolist()
         self._losses += batch.losses.tolist()
-        self._norms += batch.rows.norm(dim=1).tolist()
+        self._norms += norms
 
     def parquet(self) -> bytes:
         self._fill()

@@ -36,8 +36,9 @@ def index_details(index: Index, request: None, waited_ms: float) -> IndexDetails
 
 def _layers(index: Index) -> list[str]:
     """In the model's order; none where the basis mixes them."""
-    bases = index.contents.bases
-    if any(basis.projects_all_layers for basis in bases):
+    contents = index.contents
+    if contents.projects_all_layers:
         return []
-    names = {name for basis in bases for name in basis.layers}
-    return [layer.name for layer in index.contents.last_model.plan.layers if layer.name in names]
+    names = {name for basis in contents.bases for name in basis.layers}
+    names |= {name for of_run in contents.coordinates for name in of_run.shapes}
+    return [layer.name for layer in contents.last_model.plan.layers if layer.name in names]

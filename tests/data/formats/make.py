@@ -53,7 +53,7 @@ def main(out: Path) -> None:
         state = task.model().state_dict()
         save_file({name: numbers(value.numel(), step + 0.1).view(value.shape) for name, value in state.items()}, path)
         checkpoints.append(Checkpoint(path, step, 0.1))
-    build_index(task, checkpoints, out / "index", dimensions=16, progress=False)
+    build_index(task, checkpoints, out / "index", rows="sparse", dimensions=16, progress=False)  # before 5: dense
     delete_rows(out / "index", [4])
     index = open_index(out / "index", task)
     answers = {method: index.scores(task.train[:3], method=method).tolist() for method in ("tracin", "influence")}

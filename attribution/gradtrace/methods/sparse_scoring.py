@@ -1,0 +1,198 @@
+"""Scores from sparse rows: products of the coordinates that a row keeps with those of the query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradtrace.contents import IndexContents
+from gradtrace.data.batches import ExampleBatch
+from gradtrace.errors import QueryError
+from gradtrace.methods.explained import encoded_queries
+from gradtrace.methods.gradient_scoring import GradientScoring
+from gradtrace.methods.method import Scoring
+from gradtrace.methods.vectors import SparseQueries
+from gradtrace.models.full_gradients import FullGradients, full_gradients
+from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors
+from gradtrace.models.task_model import MeasureName
+from gradtrace.search.scored_rows import Doubles, Floats, Rows, SearchResult
+from gradtrace.sparse.store import SparseStore
+from gradtrace.sparse.strongest import strongest_coordinates
+from gradtrace.sparse.vectors import SparseRows, SparseVectors
+from gradtrace.task import Example
+
+QUERY_COORDINATES = 4096  # LDS on a small GPT-2: .603 with 1,024, .617 with 4,096, .615 with 16,384
+_NO_DIRECTION = 2.0**-100  # rows with norms this small relative to the largest count as zero: float32 underflows
+
+
+class SparseScoring(Scoring[SparseQueries]):
+    """Query vectors are the strongest QUERY_COORDINATES of the query's gradient, whitened and times a factor.
+
+    Rows keep whitened coordinates w g, so the query's q become q factor / w: the whitening decides which coordinates
+    count, and is otherwise undone.
+
+    Args:
+        blocks: column blocks, see `Scoring`; the query's gradient is taken at each block's checkpoint.
+        factors: float32 [blocks, 1 or coordinates].
+        normalized, full_gradient_weights: see `Scoring`.
+    """
+
+    store: SparseStore
+
+    def __init__(
+        self,
+        contents: IndexContents,
+        blocks: list[int],
+        factors: Tensor,
+        full_gradient_weights: Doubles | None = None,
+        normalized: bool = False,
+    ) -> None:
+        assert isinstance(contents.store, SparseStore)
+        self.store, self.blocks, self._contents, self._factors = contents.store, blocks, contents, factors
+        self.full_gradient_weights, self.normalized = full_gradient_weights, normalized
+
+    def query_vectors(self, queries: Sequence[Query]) -> tuple[SparseQueries, list[float]]:
+        losses: list[float] = []
+        by_query: dict[int, list[SparseRows]] = {}
+        for numbers, encoded in encoded_queries(self._contents, queries, self.blocks, self._encode, losses):
+            for place, number in enumerate(numbers):
+                by_query[number] = [_one(encoded[block], place) for block in self.blocks]
+        in_order = [by_query[number] for number in range(len(queries))]
+        return self._vectors(list(zip(*in_order, strict=True))), losses
+
+    def _vectors(self, rows: Sequence[Sequence[SparseRows]]) -> SparseQueries:
+        """rows: at each block, of each query or example; divided by the norms over all blocks, where scores are"""
+        by_block = [SparseVectors.joined([row.vectors for row in of_block]) for of_block in rows]
+        if not self.normalized:
+            return SparseQueries(by_block)
+        squares = np.array([[float(row.norms[0]) ** 2 for row in of_block] for of_block in rows]).sum(0)
+        scale = np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0).astype(np.float32)
+        return SparseQueries([vectors.times(scale) for vectors in by_block])
+
+    def _encode(
+        self, batches: Sequence[ExampleBatch], measure: MeasureName, checkpoint: int
+    ) -> tuple[SparseRows, Tensor]:
+        model = self._contents.models[checkpoint]
+        if measure == "measurement" and not model.examination.measurement:
+            raise QueryError(
+                "the measurement could not be tried on training examples, nor on task.query, as sparse rows need: give "
+                'the task a query data set that has what it needs, or ask for target "loss"'
+            )
+        first, *subtracted = (full_gradients(model, batch, model.measure(measure)) for batch in batches)
+        gradients = reduce(FullGradients.minus, subtracted, first)
+        factors = self._query_factors(self.blocks.index(checkpoint))
+        return strongest_coordinates(model, gradients, factors, QUERY_COORDINATES), first.losses
+
+    def _query_factors(self, place: int) -> Tensor:
+        """Of a block, by its place among the blocks. float32 [coordinates]"""
+        whitening = self._contents.whitening(self.blocks[place])
+        return torch.where(whitening > 0, self._factors[place] / whitening, 0)
+
+    def row_vectors(self, examples: Sequence[Example]) -> SparseQueries:
+        rows = [
+            [row for start in range(0, len(examples), QUERY_BATCH) for row in self._rows(block, examples, start)]
+            for block in self.blocks
+        ]
+        return self._vectors(rows)
+
+    def _rows(self, block: int, examples: Sequence[Example], start: int) -> list[SparseRows]:
+        """A batch of examples as they would be stored, but not rounded."""
+        model, batch = self._contents.models[block], examples[start : start + QUERY_BATCH]
+        with named_in_errors(range(start, start + len(batch)), "training example"):
+            gradients = full_gradients(model, model.batch(batch))
+            kept = self._contents.manifest.basis.dimensions
+            rows = strongest_coordinates(model, gradients, self._contents.whitening(block), kept)
+        return [_one(rows, place) for place in range(len(batch))]
+
+    def search(self, vectors: SparseQueries, k: int, allowed: NDArray[np.bool_] | None) -> list[SearchResult]:
+        return self.store.searcher.search(vectors.by_block, self.blocks, k, self._scale(), allowed)
+
+    def scores(self, vectors: SparseQueries) -> Floats:
+        return self.store.searcher.scores(vectors.by_block, self.blocks, self._scale())
+
+    def products(self, vectors: SparseQueries, rows: SparseQueries) -> Floats:
+        by_block = zip(vectors.by_block, rows.by_block, strict=True)
+        total: Doubles = np.sum([q.entries().products(r.entries()) for q, r in by_block], axis=0)
+        return total.astype(np.float32)
+
+    def row_scale(self) -> Tensor | None:
+        """Of normalized scores 1 / norm over all blocks, 0 for rows without a direction. float32 [stored rows]"""
+        if not self.normalized:
+            return None
+        total = torch.from_numpy(np.sqrt((self._row_norms() ** 2).sum(0)))
+        return torch.where(total > _NO_DIRECTION * total.max(), 1 / total, 0).float()
+
+    def _scale(self) -> Floats | None:
+        scale = self.row_scale()
+        return None if scale is None else scale.numpy()
+
+    def _row_norms(self) -> Doubles:
+        """Of the whole gradients. float64 [blocks, stored rows]; zero for deleted rows"""
+        norms = np.stack([self.store.norms(block) for block in self.blocks]).astype(np.float64)
+        norms[:, ~self.store.row_ids.live()] = 0
+        return norms
+
+    def self_influence(self) -> Floats:
+        """By methods whose factors are the same for all weights, from the whole gradients' norms; by others, from the
+        coordinates that rows keep."""
+        if (scale := self._scale()) is not None:
+            return (scale > 0).astype(np.float32)
+        if self._factors.shape[1] == 1:
+            return (self._factors[:, 0].double().numpy() @ self._row_norms() ** 2).astype(np.float32)
+        sums = np.zeros(self.store.rows)
+        for place, block in enumerate(self.blocks):
+            whitening = self._contents.whitening(block).double()
+            factors = torch.where(whitening > 0, self._factors[place].double() / whitening.square(), 0)
+            sums += self.store.square_sums(block, factors.numpy())
+        return sums.astype(np.float32)
+
+    def shares_by_layer(self, vector: SparseQueries, positions: Rows) -> Mapping[str, Doubles]:
+        coordinates = self._contents.coordinates
+        names = sorted({name for of_run in coordinates for name in of_run.shapes})
+        shares = np.zeros((len(names), len(positions)))
+        for block, query in zip(self.blocks, vector.by_block, strict=True):
+            rows = self.store.gather(block, positions)
+            products = rows.values * _values_at(query, rows.coordinates)
+            of_run = coordinates[self._contents.manifest.checkpoints[block].run]
+            starts = np.array([part.start for part in of_run.slices.values()])
+            layers = np.searchsorted(starts, rows.coordinates, side="right") - 1
+            numbers = np.array([names.index(name) for name in of_run.slices])[layers]
+            np.add.at(shares, (numbers, rows.places), products)
+        scale = self._scale()
+        return dict(zip(names, shares if scale is None else shares * scale[positions], strict=True))
+
+    def row_products(self, positions: Rows) -> Doubles:
+        order = np.argsort(positions)
+        products = np.zeros((len(positions), len(positions)))
+        for block in self.blocks:
+            rows = self.store.gather(block, positions[order])
+            products += rows.products(rows)
+        back = np.argsort(order)
+        return products[np.ix_(back, back)]
+
+
+def scoring_of_rows(
+    contents: IndexContents, blocks: list[int], factors: Tensor, query_at: list[int] | None = None
+) -> Scoring[Any]:
+    """Of rows of the index's kind. Arguments as those of `GradientScoring`; queries of sparse rows are always taken at
+    each block's own checkpoint."""
+    if contents.is_sparse:
+        return SparseScoring(contents, blocks, factors)
+    return GradientScoring(contents, blocks, factors, query_at)
+
+
+def _one(rows: SparseRows, place: int) -> SparseRows:
+    return SparseRows(rows.vectors[place : place + 1], rows.norms[place : place + 1])
+
+
+def _values_at(query: SparseVectors, coordinates: NDArray[np.uint32]) -> Doubles:
+    """The values of a single query there, 0 where it has none. [n]"""
+    known, values = query.coordinates[0], query.values[0].astype(np.float64)
+    places = np.minimum(np.searchsorted(known, coordinates), len(known) - 1)
+    return np.where(known[places] == coordinates, values[places], 0.0)
