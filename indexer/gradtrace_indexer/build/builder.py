@@ -28,9 +28,7 @@ from gradtrace.data.sample import SAMPLE_ROWS, varied_rows
 from gradtrace.devices import pick_device
 from gradtrace.errors import MismatchError, StoreError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.fitted.adam import preconditioner, weight_preconditioner
-from gradtrace.fitted.ekfac import curvature
-from gradtrace.fitted.gauss_newton import SecondMoments, row_curvature
+from gradtrace.fitted.gauss_newton import SecondMoments
 from gradtrace.models.examination import Examination
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.path_report import summary, warn_of_slow_paths
@@ -38,14 +36,14 @@ from gradtrace.recording import Recording
 from gradtrace.sparse.coordinates import load_coordinates
 from gradtrace.sparse.store import index_rows
 from gradtrace.sparse.strongest import StrongestOfEach
-from gradtrace.sparse.whitening import gradient_squares, load_weight_curvature, whitening_factors
+from gradtrace.sparse.whitening import load_weight_curvature, whitening_factors
 from gradtrace.store.manifest import FisherEntry, Manifest, ShardEntry
 from gradtrace.store.precision import load_column_scales
 from gradtrace.store.row_ids import Ids, read_row_ids
-from gradtrace.store.rows import RowStore
 from gradtrace.store.shards import ShardLayout
 from gradtrace.task import Example, Task
 from gradtrace_indexer.build.bad_rows import BadRows, usable_ids, with_skipped_deleted
+from gradtrace_indexer.build.curvature import checkpoint_curvature
 from gradtrace_indexer.build.fit import (
     FitSpec,
     RunFit,
@@ -332,33 +330,10 @@ class Builder:
             return manifest
         entry = manifest.checkpoints[number]
         bar.set_description_str(f"curvature at {entry.name}", refresh=False)
-        tensors = self._curvature(manifest, number, basis)
-        if entry.second_moments:
-            model = self._model_of(manifest, number)
-            moments = model.checkpoint.second_moments(self.task.model())
-            assert moments is not None  # the checkpoint is that of the entry
-            tensors["preconditioner"] = (
-                weight_preconditioner(model, moments)
-                if basis is None
-                else preconditioner(model, basis.to(torch.device("cpu")), moments)
-            )
+        with_models = partial(self._model_of, manifest, number)
+        tensors = checkpoint_curvature(self.directory, manifest, number, basis, self._usable(manifest), with_models)
         file = write_curvature(self.directory, f"{entry.name}.{manifest.generation}", tensors)
         return save_pending(self.directory, manifest.model_copy(update={"curvature": [*manifest.curvature, file]}))
-
-    def _curvature(self, manifest: Manifest, number: int, basis: Basis | None) -> dict[str, Tensor]:
-        """From the rows at a checkpoint, or from gradients of sampled rows, at their own or at sampled labels."""
-        spec, usable = manifest.basis, self._usable(manifest)
-        if basis is not None and manifest.fisher is not None and manifest.fisher.source == "rows":
-            until_now = manifest.model_copy(update={"checkpoints": manifest.checkpoints[: number + 1]})
-            store = RowStore(self.directory, until_now)
-            fitted = np.isin(store.row_ids.ids, usable[usable < spec.fitted_rows])
-            return row_curvature(store, number, manifest.fisher.output, torch.from_numpy(fitted), basis.coordinates)
-        samples = Samples(self.task, spec.seed, spec.fitted_rows, usable)
-        model = self._model_of(manifest, number)
-        with samples.named_in_errors():
-            if basis is None:
-                return gradient_squares(model, map(model.batch, samples))
-            return curvature(model, basis, samples, spec.seed)
 
     def _usable(self, manifest: Manifest) -> Ids:
         return usable_ids(read_row_ids(self.directory, manifest).live_ids(), manifest)
