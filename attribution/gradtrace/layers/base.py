@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 SLICE_VALUES = 1 << 24  # elements of per-example gradients or patches that are held at a time
+_VALUES_IN_CACHE = 1 << 20  # of those that a processor goes through several times
 
 Uses = list[tuple[Tensor, Tensor]]  # (input, gradient at the output) of each use of a layer in a batch
 
@@ -123,7 +124,7 @@ class Layer:
             return (s.square().T @ a.square())[None]  # (d_i a_j)^2 = d_i^2 a_j^2
         sums = (
             reduce(torch.add, (self._rotated_gradient(x[examples], d[examples], bases) for x, d in uses))
-            for examples in self.slices(x)
+            for examples in self.slices(x, in_cache=True)
         )
         return reduce(Tensor.add_, (gradient.square().sum(0) for gradient in sums))
 
@@ -174,9 +175,11 @@ class Layer:
         [groups, out, in], ascending; None: everywhere."""
         return None
 
-    def slices(self, x: Tensor) -> Iterator[slice]:
-        """Slices of the batch whose patches and whole gradients fit into `SLICE_VALUES` elements."""
-        step = max(1, SLICE_VALUES // max(self.size, x[0].numel() * self.patches_per_input))
+    def slices(self, x: Tensor, in_cache: bool = False) -> Iterator[slice]:
+        """Slices of the batch whose patches and whole gradients fit into `SLICE_VALUES` elements; if wanted, into a
+        processor's cache."""
+        values = min(SLICE_VALUES, _VALUES_IN_CACHE) if in_cache and x.device.type == "cpu" else SLICE_VALUES
+        step = max(1, values // max(self.size, x[0].numel() * self.patches_per_input))
         for start in range(0, x.shape[0], step):
             yield slice(start, start + step)
 

@@ -125,7 +125,7 @@ class ModuleLayer(Layer):
         gradients = vmap(of_instance, in_dims=(axes, 0), randomness="error")(inputs.leaves, d)
         return torch.cat([real_values(gradients[name]).flatten(1) for name in self.local_names], dim=1)
 
-    def slices(self, x: Any) -> Iterator[slice]:
+    def slices(self, x: Any, in_cache: bool = False) -> Iterator[slice]:
         step = max(1, SLICE_VALUES // self.size)
         for start in range(0, x.count, step):
             yield slice(start, start + step)

@@ -14,11 +14,12 @@ from torch import Tensor
 from gradtrace.data.batches import ExampleBatch, Measure
 from gradtrace.data.guards import check_finite
 from gradtrace.errors import SharedPositionsError
-from gradtrace.layers import IDENTITY, Layer, Uses
+from gradtrace.layers import IDENTITY, Layer
 from gradtrace.models.full_gradients import FullGradients, full_gradients
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.sparse.vectors import LARGEST_COORDINATE, SparseRows, SparseVectors
 
+_SAFE_NORM = 2.0**-40  # of float32 values, whose squares are then far from underflow where they count
 _GROUPS = 8  # of coordinates, for each of those that are kept
 _LARGEST_FLOAT = np.uint64(0x7FFFFFFF)  # the bits of a float without its sign
 
@@ -40,7 +41,7 @@ def strongest_coordinates(model: GradientModel, gradients: FullGradients, factor
     for layer in sorted(model.plan.layers, key=lambda layer: -layer.size):  # soon, most of what comes is too small
         of_layer = factors[first[layer] : first[layer] + layer.size].to(squares.device)
         for examples, positions, values in _gradients_of(layer, gradients):
-            squares[examples] += torch.linalg.vector_norm(values, dim=1, dtype=torch.float64).square()
+            squares[examples] += _norms(values).square()
             values *= of_layer if positions is None else of_layer[positions]
             strongest.add(examples, int(first[layer]), positions, values)
     check_finite(strongest.largest, "whitened gradient")
@@ -80,6 +81,15 @@ class StrongestOfEach:
         return norms
 
 
+def _norms(values: Tensor) -> Tensor:
+    """[e, n] -> float64 [e]. Squares of small values underflow in float32, where a pass in float64 takes six times as
+    long."""
+    norms: Tensor = torch.linalg.vector_norm(values, dim=1).double()
+    if bool((norms < _SAFE_NORM).any()) or not bool(norms.isfinite().all()):
+        norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64)
+    return norms
+
+
 def _gradients_of(layer: Layer, gradients: FullGradients) -> Iterator[tuple[slice, Tensor | None, Tensor]]:
     """A layer's gradients: the examples of a slice, the positions in the layer [n], and the values there [examples, n],
     which may be overwritten. Positions are None for all of the layer."""
@@ -87,19 +97,14 @@ def _gradients_of(layer: Layer, gradients: FullGradients) -> Iterator[tuple[slic
         values = gradients.strays[layer].flatten(1).clone()
         yield slice(0, len(values)), None, values
     elif layer in gradients.uses:
-        uses = gradients.uses[layer]
-        positions = layer.support(uses)
-        for examples in layer.slices(uses[0][0]):
+        for examples in layer.slices(gradients.uses[layer][0][0], in_cache=True):
+            uses = [(x[examples], d[examples]) for x, d in gradients.uses[layer]]
+            positions = layer.support(uses)
             if positions is None:
-                yield examples, None, layer.summed(uses, examples)
+                yield examples, None, layer.summed(uses, slice(None))
             else:
-                yield examples, positions, _coordinates(layer, uses, examples, positions)
-
-
-def _coordinates(layer: Layer, uses: Uses, examples: slice, positions: Tensor) -> Tensor:
-    """[examples, n]"""
-    by_use = (layer.coordinates(x[examples], d[examples], IDENTITY, positions) for x, d in uses)
-    return reduce(torch.add, by_use)
+                by_use = (layer.coordinates(x, d, IDENTITY, positions) for x, d in uses)
+                yield examples, positions, reduce(torch.add, by_use)
 
 
 class Strongest:
