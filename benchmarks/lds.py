@@ -97,7 +97,8 @@ class Bench:
     def _build(self, **arguments: object) -> Index:
         checkpoints = [load_checkpoints(self.directory / f"run-{run}" / "checkpoints") for run in self.runs]
         some = checkpoints if len(checkpoints) > 1 else checkpoints[0]
-        shape = {"dimensions": self.dimensions, "precision": self.precision, "basis": self.basis}
+        rows = {"rows": "sparse"} if self.basis == "sparse" else {"rows": "dense", "basis": self.basis}
+        shape = {"dimensions": self.dimensions, "precision": self.precision, **rows}
         return build_index(self.task, some, self.path, progress=False, **shape, **arguments)  # type: ignore[arg-type]
 
     def _usual(self, kernels: bool) -> Index:
@@ -161,7 +162,9 @@ def main() -> None:
     parser.add_argument("--together", action="store_true", help="all runs in one index")
     parser.add_argument("--task", choices=_TASKS, default="mnist6k")
     parser.add_argument("--precision", nargs="+", default=["int8"])
-    parser.add_argument("--basis", nargs="+", default=["gauss-newton"], help="kinds of bases, one after the other")
+    parser.add_argument(
+        "--basis", nargs="+", default=["gauss-newton"], help="kinds of bases, or sparse rows, one after the other"
+    )
     parser.add_argument("--methods", nargs="+", help="default: all")
     parser.add_argument("--subsets", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=5)

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradtrace.sparse.search import SparseSearcher
-from gradtrace.sparse.segments import Segment, SegmentRows, default_segment_rows
-from gradtrace.sparse.vectors import SparseVectors
-from gradtrace_indexer.writing.segment_file import write_segment
+from gradtrace.sparse.segments import Segment, SegmentLayout, default_segment_rows
+from gradtrace.sparse.vectors import SparseRows, SparseVectors
+from gradtrace_indexer.writing.segment_file import SegmentWriter
 
 _WORDS, _WORDS_OF_TEXT, _WIDTH = 2_000, 32, 96  # each word has a row of the embedding and one of the head
 _ROWS_AT_A_TIME = 4_000  # that are made
@@ -63,15 +63,16 @@ def write(out: Path, rows: int, kept: int) -> Written:
     out.mkdir(parents=True)
     segments, seconds, step = [], 0.0, default_segment_rows(kept)
     for start in range(0, rows, step):
-        collected = SegmentRows()
+        writer = SegmentWriter(out, f"{start:09d}.rows")
         for first in range(start, min(start + step, rows), _ROWS_AT_A_TIME):
             vectors = made_rows(first, min(_ROWS_AT_A_TIME, start + step - first, rows - first), kept)
             started = time.perf_counter()
-            collected.append(vectors)
+            writer.append(SparseRows(vectors, np.ones(len(vectors), np.float32)))
             seconds += time.perf_counter() - started
         started = time.perf_counter()
-        entry, layout = write_segment(out, f"{start:09d}.postings", collected)
+        entry, sizes = writer.commit()
         seconds += time.perf_counter() - started
+        layout = SegmentLayout(min(step, rows - start), sizes.lists, sizes.pairs)
         segments.append(Segment(out / entry.path, layout))
     return Written(segments, seconds)
 
