@@ -5,7 +5,7 @@ PEERS_VENV ?= .venv-peers
 # Installed first, so that no later requirement chooses another build of PyTorch; any release from 2.6 on will do.
 TORCH ?= torch==2.13.0
 export GRADTRACE_DATA ?= $(abspath ../shared/data)
-# digits, or with GRADTRACE_DATA: mnist, cifar10, california, dbpedia, sst2
+# digits, or with GRADTRACE_DATA: mnist, cifar10, california, dbpedia, sst2, wikitext
 DATASET ?= digits
 ONCE ?=
 FUZZ_SECONDS ?= 90

@@ -14,6 +14,9 @@ import torch
 from gradtrace.checkpoints import Checkpoint, load_checkpoints, load_into
 from gradtrace.errors import DatasetError
 from gradtrace.results.hits import Hit, InfluenceResult
+from gradtrace.tasks.language import TaskFile, task_file_text
+from gradtrace_indexer import build_index
+from gradtrace_indexer.task_loading import load_task
 from shortened_examples import EXAMPLES, example, needs_data, shortened, trained_index
 
 ROWS = {
@@ -223,3 +226,18 @@ def test_augmentation_moves_and_mirrors_whole_images() -> None:
         assert moved[:, inner, inner].flatten().tolist() == [moved[0, 4, 4], moved[0, 4, 4] + 81, moved[0, 4, 4] + 162]
         assert moved[0, 5, 4] - moved[0, 4, 4] == 9
     assert seen == {(down, right, step) for down in range(-2, 3) for right in range(-2, 3) for step in (-1, 1)}
+
+
+@needs_data
+def test_the_language_example_leaves_a_model_and_its_data(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    runpy.run_path(str(EXAMPLES / "wikitext/train.py"))["train"](tmp_path, rows=24, epochs=2)
+    file = TaskFile(model=tmp_path / "model", data=tmp_path / "train.jsonl", query_data=tmp_path / "query.jsonl")
+    (tmp_path / "task.json").write_text(task_file_text(file))
+    task, checkpoints = load_task(str(tmp_path / "task.json")), load_checkpoints(tmp_path / "model")
+    assert [len(task.train), [one.step for one in checkpoints]] == [24, [2, 4]]
+    index = build_index(task, checkpoints, tmp_path / "index", progress=False)
+    assert index.manifest.basis.kind == "sparse"
+    (answer,) = index.influence([task.train[3]], k=1, method="influence")
+    assert answer.proponents[0].row == 3

@@ -6,13 +6,15 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import ClassVar
 
 import typer
 
 import gradtrace
-from gradtrace import Task
+from gradtrace.tasks.language import TASK_FILE, TaskFile, task_file_text
 from gradtrace_client import Client
 from gradtrace_indexer import build_index
 from gradtrace_indexer.task_loading import import_source, load_task
@@ -28,6 +30,7 @@ class Dataset(str, Enum):
     california = "california"
     dbpedia = "dbpedia"
     sst2 = "sst2"
+    wikitext = "wikitext"
 
 
 def run_demo(dataset: Dataset, out: Path, *, host: str, port: int, once: bool) -> None:
@@ -40,32 +43,80 @@ def run_demo(dataset: Dataset, out: Path, *, host: str, port: int, once: bool) -
     from gradtrace_service.app import create_service  # with FastAPI, which other commands do not need: see `cli`
     from gradtrace_service.server import serving
 
-    folder = _examples_folder() / dataset.value
-    spec = f"{folder / 'task.py'}:TASK"
-    task = load_task(spec)
-    if (out / "checkpoints").is_dir():
-        typer.echo(f"Checkpoints: those in {out / 'checkpoints'}")
+    example = _example(_examples_folder() / dataset.value, out)
+    if example.checkpoints.is_dir():
+        typer.echo(f"Checkpoints: those in {example.checkpoints}")
     else:
         with _stage("Training"):
-            _train(folder, task, out)
+            example.train()
+    task, spec = load_task(example.spec), example.spec
     with _stage("Index"):
-        build_index(task, gradtrace.load_checkpoints(out / "checkpoints"), out / "index")
+        build_index(task, gradtrace.load_checkpoints(example.checkpoints), out / "index")
     hosted = Hosted(dataset.value, out / "index", spec)
     with serving(create_service([hosted], DEFAULTS.model_copy(update={"processes": 0})), host, port) as url:
         with _stage("Asking"), Client(url) as client:
-            answer = client.influence(query_rows=[0], k=5)
+            answer = client.influence(query_rows=[0], k=5, method=example.method)
         print_answer(answer)
         typer.echo(f"\nServing at {url}; the API is described at {url}/docs")
         if not once:
             _wait_for_interrupt()
 
 
-def _train(folder: Path, task: Task, out: Path) -> None:
-    unfinished = out / "training"  # renamed at the end, so that an interrupted run is not taken for a complete one
-    shutil.rmtree(unfinished, ignore_errors=True)
-    import_source(str(folder / "train.py")).train(task, unfinished)
-    (unfinished / "checkpoints").rename(out / "checkpoints")
-    shutil.rmtree(unfinished)
+@dataclass(frozen=True)
+class _Example:
+    """An example whose task is written in Python. folder: of the example;  out: what was made of it;  method: to ask by"""
+
+    folder: Path
+    out: Path
+    method: ClassVar[str] = "tracin"
+
+    @property
+    def spec(self) -> str:
+        return f"{self.folder / 'task.py'}:TASK"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out / "checkpoints"
+
+    def train(self) -> None:
+        with self._unfinished() as unfinished:
+            import_source(str(self.folder / "train.py")).train(load_task(self.spec), unfinished)
+            (unfinished / "checkpoints").rename(self.checkpoints)
+
+    @contextmanager
+    def _unfinished(self) -> Iterator[Path]:
+        """A folder that is renamed at the end, so that an interrupted training is not taken for a complete one."""
+        unfinished = self.out / "training"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        yield unfinished
+        shutil.rmtree(unfinished)
+
+
+class _LanguageExample(_Example):
+    """An example whose training leaves a Hugging Face model and its data, of which the task is made."""
+
+    method = "influence"  # TracIn is far behind it there: docs/language-models.md
+
+    @property
+    def spec(self) -> str:
+        return str(self.out / TASK_FILE)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out / "model"
+
+    def train(self) -> None:
+        with self._unfinished() as unfinished:
+            import_source(str(self.folder / "train.py")).train(unfinished)
+            for name in ("train.jsonl", "query.jsonl", "model"):  # the model last: it tells that all is there
+                (unfinished / name).rename(self.out / name)
+        data, queries = self.out / "train.jsonl", self.out / "query.jsonl"
+        text = task_file_text(TaskFile(model=self.checkpoints, data=data, query_data=queries))
+        Path(self.spec).write_text(text, encoding="utf-8")
+
+
+def _example(folder: Path, out: Path) -> _Example:
+    return _Example(folder, out) if (folder / "task.py").is_file() else _LanguageExample(folder, out)
 
 
 def _examples_folder() -> Path:
