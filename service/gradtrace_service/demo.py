@@ -64,7 +64,7 @@ def run_demo(dataset: Dataset, out: Path, *, host: str, port: int, once: bool) -
 
 @dataclass(frozen=True)
 class _Example:
-    """An example whose task is written in Python. folder: of the example;  out: what was made of it;  method: to ask by"""
+    """An example whose task is written in Python. folder: of it;  out: what was made of it;  method: to ask by"""
 
     folder: Path
     out: Path

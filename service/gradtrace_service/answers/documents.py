@@ -10,6 +10,7 @@ from pydantic import BaseModel
 import gradtrace
 from gradtrace import Index, Task
 from gradtrace.methods import METHODS, MethodOptions
+from gradtrace.methods.sparse_scoring import QUERY_COORDINATES
 from gradtrace.store.manifest import FisherEntry
 from gradtrace_client import schemas
 from gradtrace_client.request_schemas import Question
@@ -20,6 +21,7 @@ from gradtrace_service.answers.rendering import Renderer
 Schema = TypeVar("Schema", bound=BaseModel)
 
 _COMPRESSED = "; computed in the index's compressed coordinates"
+_SPARSE = f"; computed in the strongest weights of each row, and the {QUERY_COORDINATES:,} strongest of the query"
 _FULL = "; computed from full gradients, for rows that the search in the index's compressed coordinates found"
 _LIMITS = " It is not a forecast of what removing the row would do."
 
@@ -48,16 +50,25 @@ def probabilities(task: Task, result: gradtrace.InfluenceResult) -> list[schemas
 
 def head(index: Index, request: Question, rescored: bool = False) -> dict[str, Any]:
     """The fields of every answer about scores: which index, which method, and what its numbers mean."""
-    meaning = convention(request.method, options_of(request), rescored, index.manifest.fisher)
+    fisher, sparse = index.manifest.fisher, index.manifest.basis.is_sparse
+    meaning = convention(request.method, options_of(request), rescored, fisher, sparse)
     return {"index": index_info(index), "method": request.method, "convention": meaning}
 
 
 def convention(
-    method: str, options: MethodOptions | None = None, rescored: bool = False, fisher: FisherEntry | None = None
+    method: str,
+    options: MethodOptions | None = None,
+    rescored: bool = False,
+    fisher: FisherEntry | None = None,
+    sparse: bool = False,
 ) -> str:
-    """Sign and unit of a method's scores, in words. fisher: what the curvature of the index is, see its manifest"""
+    """Sign and unit of a method's scores, in words.
+
+    fisher: what the curvature of the index is, see its manifest;  sparse: whether rows keep weights of their own
+    """
     scored_by = METHODS[method]
-    computed = "" if not scored_by.compares_gradients else _FULL if rescored else _COMPRESSED
+    computed = _FULL if rescored else _SPARSE if sparse else _COMPRESSED
+    computed = computed if scored_by.compares_gradients else ""
     curvature = f" Curvature: {fisher.sentence}." if scored_by.uses_curvature and fisher is not None else ""
     limits = "" if scored_by.forecasts else _LIMITS
     return f"{scored_by.sign}{scored_by.meaning_with(options or MethodOptions())}{computed}.{limits}{curvature}"

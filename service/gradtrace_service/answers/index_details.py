@@ -25,7 +25,10 @@ def index_details(index: Index, request: None, waited_ms: float) -> IndexDetails
         methods=list(index.methods),
         class_names=None if names is None else list(names),
         query_rows=query_rows,
-        conventions={method: convention(method, fisher=index.manifest.fisher) for method in index.methods},
+        conventions={
+            method: convention(method, fisher=index.manifest.fisher, sparse=index.manifest.basis.is_sparse)
+            for method in index.methods
+        },
         splits={"train": index.rows, "query": query_rows},
         input=_inputs[index],
         columns=list(index.columns),
