@@ -375,5 +375,5 @@ def test_an_index_of_another_format_is_refused_as_such(tmp_path: Path) -> None:
     path = tmp_path / "index" / "manifest.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "format": 2, "unheard of": 1}))
-    with pytest.raises(StoreError, match=r"has format 2, an older one, .* reads formats 3 to 4: rebuild"):
+    with pytest.raises(StoreError, match=r"has format 2, an older one, .* reads formats 3 to 5: rebuild"):
         read_manifest(tmp_path / "index")
