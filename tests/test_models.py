@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def named(cases: Iterable[Case]) -> list[ParameterSet]:
-    return [pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else []) for case in cases]
+    return [pytest.param(case, id=case.name, marks=[pytest.mark.long] if case.long else []) for case in cases]
 
 
 RIGHT = named(case for case in CASES.values() if case.refusal is None)

@@ -58,7 +58,8 @@ for name, (kind, options) in {
     "prefix_tuning": ("PrefixTuningConfig", {"num_virtual_tokens": 3}),
     "p_tuning": ("PromptEncoderConfig", {"num_virtual_tokens": 3, "encoder_hidden_size": 6}),
 }.items():
-    right(f"peft_{name}_of_gpt2", needs="peft")(
+    alike = name in ("lora_and_a_trained_head", "dora", "p_tuning")  # like LoRA, DoRA of an MLP, and prompt tuning
+    right(f"peft_{name}_of_gpt2", needs="peft", long=alike)(
         partial(
             lambda kind, options: ZooTask(
                 lambda: adapted(gpt2(), kind, task_type="CAUSAL_LM", **options), texts(lengths(4)), token_loss, pad

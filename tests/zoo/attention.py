@@ -38,7 +38,7 @@ class Encoder(nn.Module):
 for first in (True, False):
     for norm in (True, False):
         name = f"transformer_encoder_{'batch' if first else 'time'}_first_{'pre' if norm else 'post'}_norm"
-        right(name, rotates=first == norm)(
+        right(name, rotates=first == norm, long=first != norm)(
             lambda first=first, norm=norm: ZooTask(lambda: Encoder(first, norm), texts(), collate=pad)
         )
 
@@ -82,7 +82,7 @@ def pad_pairs(examples: list[Any]) -> tuple[Tensor, ...]:
 
 
 for first in (True, False):
-    right(f"nn_transformer_{'batch' if first else 'time'}_first")(
+    right(f"nn_transformer_{'batch' if first else 'time'}_first", long=first)(
         lambda first=first: ZooTask(
             lambda: Translator(first), sentence_pairs(), lambda m, b: next_token_loss(m(*b), b[1]), pad_pairs
         )
@@ -184,7 +184,7 @@ class ViT(nn.Module):
         return self.head(self.body(h)[:, 0])
 
 
-@right(rotates=True)
+@right(rotates=True, long=True)  # an encoder of PyTorch, on patches as a ViT's
 def vision_transformer() -> ZooTask:
     return ZooTask(ViT, labelled(3, 8, 8))
 

@@ -83,7 +83,7 @@ class Case:
     rotates: right in the spectral basis as well, if no dimension is dropped.
     needs: an optional library.
     shown: rows 0 and 1 alone would give a mixing task away.
-    slow: takes seconds, and is close to other cases.
+    long: takes seconds, and is close to other cases: `make test` leaves it to `make test-long`.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Case:
     rotates: bool = False
     needs: str | None = None
     shown: bool = False
-    slow: bool = False
+    long: bool = False
 
     def queries(self, task: ZooTask) -> list[Any]:
         """Some rows, not the first two."""

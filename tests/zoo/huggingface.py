@@ -126,23 +126,14 @@ FAMILIES: dict[str, Family] = {
     "bart": ("Bart", "ForConditionalGeneration", _BART, translation_loss),
 }  # fmt: skip
 
-ALIKE = (
-    "electra_classes",
-    "gpt2_untied",
-    "gpt2_tied_summed",
-    "gpt2_classes",
-    "llama_classes",
-    "mistral",
-    "qwen2",
-    "bart",
-)
 ROTATED = ("bert_classes_sdpa", "gpt2_tied_sdpa", "llama_eager", "mixtral_sdpa", "t5_tied_eager")
+# The others are like one of these: in the layers that it has, or in where its padding lies.
+UNLIKE = (*ROTATED, "bert_masked_tokens_sdpa", "gpt_neox_sdpa", "gemma3_sdpa")
 
 for name, (family, head, options, loss) in FAMILIES.items():
     for attention in ("sdpa", "eager") if name != "gemma2" else ("eager",):
         key = f"{name}_{attention}"
-        slow = key not in ROTATED and (attention == "eager" or name in ALIKE)
-        right(key, needs="transformers", rotates=key in ROTATED, slow=slow)(
+        right(key, needs="transformers", rotates=key in ROTATED, long=key not in UNLIKE)(
             partial(
                 lambda make, loss: ZooTask(make, TEXTS, loss, with_targets if loss is translation_loss else pad),
                 partial(made, family, head, attention, **options),
@@ -170,7 +161,7 @@ def image_loss(m: nn.Module, b: Any) -> Tensor:
 
 
 for attention in ("sdpa", "eager"):
-    right(f"vit_{attention}", needs="transformers", rotates=attention == "sdpa")(
+    right(f"vit_{attention}", needs="transformers", rotates=attention == "sdpa", long=attention == "eager")(
         partial(
             lambda attention: ZooTask(
                 partial(made, "ViT", "ForImageClassification", attention, **_VIT),
@@ -190,7 +181,8 @@ def checkpointed(family: str, head: str, options: dict[str, Any], reentrant: boo
 
 
 for reentrant in (True, False):
-    right(f"llama_checkpointed_{'reentrant' if reentrant else 'not_reentrant'}", needs="transformers")(
+    name = f"llama_checkpointed_{'reentrant' if reentrant else 'not_reentrant'}"
+    right(name, needs="transformers", long=not reentrant)(
         partial(
             lambda reentrant: ZooTask(
                 partial(checkpointed, "Llama", "ForCausalLM", _LLAMA, reentrant), TEXTS, causal_loss, pad

@@ -45,7 +45,8 @@ for name, options in {
     "lstm_hidden_state": {"kind": "LSTM", "reads": "state"},
     "lstm_dropout_between_layers": {"kind": "LSTM", "num_layers": 2, "dropout": 0.3},
 }.items():
-    right(name, rotates=name in ("lstm", "gru", "rnn", "lstm_two_layers_bidirectional"))(
+    rotates = name in ("lstm", "gru", "rnn", "lstm_two_layers_bidirectional")
+    right(name, rotates=rotates, long=name == "gru_two_layers_bidirectional")(
         partial(lambda options: ZooTask(lambda: Recurrent(**options), SEQUENCES), options)
     )
 
