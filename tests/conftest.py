@@ -53,7 +53,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Machines differ in speed: an answer that is slow to come is not a failure, nor is a property that is slow to check.
 os.environ["GRADTRACE_DEADLINE_SECONDS"] = "900"
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+# `make test-long` looks at each property with all its examples; other runs with a third, each with others.
+THOROUGH = "GRADTRACE_TEST_THOROUGH" in os.environ
+
+
+def examples(thorough: int) -> int:
+    """How many examples of a property a run looks at. thorough: in `make test-long`"""
+    return thorough if THOROUGH else thorough // 3
+
+
+settings.register_profile(
+    "any machine", deadline=None, max_examples=examples(100), suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("any machine")
 
 # The files that compute longest, the longest first. Begun last, they would keep one process busy while others idle.

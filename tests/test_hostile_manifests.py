@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import examples
 from damaged_index import COMMANDS, changed, outside, refused, seal
 from gradtrace import CorruptIndexError, GradtraceError, StoreError
 from gradtrace_indexer import verify
@@ -175,7 +176,7 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(_watch)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(120), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_whatever_a_manifest_says_the_answer_is_one_of_ours(
     undamaged: Path, tmp_path_factory: pytest.TempPathFactory, little_memory: None, data: st.DataObject

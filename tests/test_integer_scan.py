@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import examples
 from gradtrace.search.integer_product import LARGEST_CODE, integer_product, is_usable
 from gradtrace.search.integer_scan import round_queries, scan
 from gradtrace.store.manifest import Precision
@@ -40,7 +41,7 @@ def test_products_are_exact(width: int, count: int, code: int | None) -> None:
 
 
 @needs_products
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     precision=st.sampled_from(["int8", "int4"]),
@@ -92,7 +93,7 @@ def test_threads_share_the_rows_of_long_shards(tmp_path: Path, precision: Precis
     torch.testing.assert_close(alone.double(), torch.einsum("rcd,qcd->qr", stored, queries.double()), rtol=0, atol=0.02)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), decades=st.sampled_from([0, 3, 20, 44]), zeros=st.sampled_from([0.0, 0.5]))
 def test_norms_of_levels_are_bounds_and_tight(seed: int, decades: int, zeros: float) -> None:
     rng = np.random.default_rng(seed)

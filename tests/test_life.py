@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
+from conftest import examples
 from gradtrace import Checkpoint, QueryError, open_index
 from gradtrace.store.manifest import read_manifest
 from gradtrace_indexer import (
@@ -170,7 +171,7 @@ def check(model: Model, path: Path, parts: Any) -> None:
     assert verify(path, all_generations=True) == []
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(steps=STEPS)
 def test_any_life(base: Path, parts: torch.Tensor, steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as folder:

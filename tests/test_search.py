@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from conftest import examples
 from gradtrace.errors import QueryError
 from gradtrace.search.exact_search import ProgressiveSearcher, Route, extreme_positions, product_error
 from gradtrace.search.integer_product import is_usable
@@ -133,7 +134,7 @@ def make_scale(case: Case, rng: np.random.Generator) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(case=CASES)
 @example(Case(0, 400, 3, [3, 6, 12, 24], "float16", 64, 5, False, 0.0, 0.0, 4, False, False, 1.0))
 @example(Case(1, 400, 3, [3, 6, 12, 24], "int8", 64, 5, True, 0.5, 0.3, 4, False, True, 0.5))

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from conftest import examples
 from gradtrace.errors import CorruptIndexError, QueryError, StoreError
 from gradtrace.search.scored_rows import RankingEnd, SearchResult
 from gradtrace.sparse.search import SparseSearcher
@@ -138,7 +139,7 @@ def check(
         np.testing.assert_allclose(end.parts, parts[end.rows], rtol=1e-6, atol=size)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(case=CASES)
 def test_both_ends_equal_brute_force(case: Case) -> None:
     rng = np.random.default_rng(case.seed)

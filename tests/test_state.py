@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
+from conftest import examples
 from gradtrace.store.manifest import read_manifest
 from gradtrace.store.row_ids import read_row_ids
 from gradtrace_client.state_schemas import (
@@ -100,7 +101,7 @@ _steps = st.lists(
 )
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(steps=_steps)
 def test_marks_are_as_in_a_dictionary_whose_changes_are_undone(
     steps: list[Any], tmp_path_factory: pytest.TempPathFactory

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tiny
+from conftest import examples
 from gradtrace import CurvatureError, MismatchError, Task
 from gradtrace.errors import LossError, UnsupportedLayerError
 from gradtrace.gradients.reference import gradients_reference
@@ -143,7 +144,7 @@ def test_only_rows_of_tokens_that_occur_are_formed(tmp_path: Path) -> None:
     assert support.tolist() == [10_000 * row + token for row in range(3) for token in (5, 7, 9_999)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(data=st.data(), count=st.integers(1, 12), examples=st.integers(1, 4), step=st.integers(1, 4))
 def test_of_equally_large_ones_the_lower_come_first(data: st.DataObject, count: int, examples: int, step: int) -> None:
     """Whole numbers, many of them equal, in layers of several sizes; against sorting."""
