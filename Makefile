@@ -29,10 +29,12 @@ compiled: install
 	@$(VENV)/bin/python -m compileall -q attribution indexer service client tests benchmarks examples
 
 test: compiled  # in several processes; a file's tests share their fixtures; the longest files first: tests/conftest.py
-	$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m "not long and not browser"
+	$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
+		-m "not long and (not browser or everyday)"
 
-test-long: compiled  # small runs of the benchmarks that take longest
-	$(VENV)/bin/python -m pytest -m long
+test-long: compiled  # what `make test` leaves out, the browser apart; properties are looked at with more examples
+	GRADTRACE_TEST_THOROUGH=1 $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
+		-m "long or hypothesis"
 
 test-page: compiled  # the page in a real browser; skipped without one
 	$(VENV)/bin/python -m pytest -m browser

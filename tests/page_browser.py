@@ -35,7 +35,7 @@ class Visit:
     """A new window at an address, which collects what the browser complains about."""
 
     def __init__(self, browser: Any, url: str, place: str = "", **options: Any) -> None:
-        context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce", **options)
         self.url, self.page, self.complaints = url, context.new_page(), list[str]()
         self.page.set_default_timeout(WAIT_MS)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -85,12 +85,16 @@ class Visit:
         """By place. views: by place, a selector of what comes last there"""
         violations = {}
         for place, last in views.items():
-            self.go(f"#/{place}")
-            self.page.locator(last).first.wait_for()
-            self.page.wait_for_load_state("networkidle")
-            self.page.locator(".skeleton").first.wait_for(state="detached")
+            self.look_at(place, last)
             violations[place] = self.violations()
         return {place: wrong for place, wrong in violations.items() if wrong}
+
+    def look_at(self, place: str, last: str) -> None:
+        """Goes there, and waits until it is complete. last: a selector of what comes last there"""
+        self.go(f"#/{place}")
+        self.page.locator(last).first.wait_for()
+        self.page.wait_for_load_state("networkidle")
+        self.page.locator(".skeleton").first.wait_for(state="detached")
 
 
 def names_of(elements: Any) -> list[str]:

@@ -35,6 +35,7 @@ def visit(browser: Any, url: str) -> Iterator[Visit]:
     assert not visit.complaints
 
 
+@pytest.mark.everyday
 def test_a_click_on_an_example_shows_both_ends_of_its_answer(visit: Visit, client: Client) -> None:
     visit.page.get_by_role("listitem").nth(7).get_by_role("link").click()
     assert visit.rows("Proponents") == told(client, "proponents", query_rows=[7])
@@ -50,6 +51,7 @@ def test_a_click_on_an_example_shows_both_ends_of_its_answer(visit: Visit, clien
     visit.page.get_by_text("Positive: a proponent").first.wait_for()
 
 
+@pytest.mark.everyday
 def test_keys_alone_lead_from_an_example_to_its_answer(visit: Visit, client: Client) -> None:
     page = visit.page
     page.get_by_role("listitem").first.get_by_role("link").wait_for()
@@ -133,6 +135,7 @@ def test_training_rows_are_filtered_and_checkpoints_chosen(visit: Visit, client:
     assert visit.rows("Proponents") == expected
 
 
+@pytest.mark.everyday
 def test_a_picture_of_ones_own_is_given_or_drawn(visit: Visit, tmp_path: Path) -> None:
     page = visit.page
     page.get_by_role("link", name="Your own").click()
@@ -187,25 +190,7 @@ def test_only_visible_rows_are_drawn_and_fetched(visit: Visit) -> None:
     assert max(offsets) == 360
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(
-    "place", ["#/ask", "#/ask?from=own", "#/ask?several=true&query=1,2", "#/answer?query=3", "#/no"]
-)
-def test_everybody_can_use_it(browser: Any, url: str, place: str, scheme: Any) -> None:
-    visit = Visit(browser, url, place, color_scheme=scheme)
-    visit.page.wait_for_load_state("networkidle")
-    visit.page.get_by_role("heading").first.wait_for()
-    assert visit.violations() == []
-
-
-@pytest.mark.parametrize("place", ["#/ask", "#/ask?from=own", "#/answer?query=3"])
-def test_it_fits_a_phone(browser: Any, url: str, place: str) -> None:
-    visit = Visit(browser, url, place)
-    visit.page.set_viewport_size({"width": 360, "height": 700})
-    visit.page.wait_for_load_state("networkidle")
-    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 360
-
-
+@pytest.mark.everyday
 def test_a_key_is_asked_for_and_kept_out_of_the_address(browser: Any, digits_index: DigitsRun, tmp_path: Path) -> None:
     key = add_key(tmp_path / "keys", "reader", [Scope.query])
     with serving_when_ready(create_app(digits_index.open(), Settings(api_key_file=tmp_path / "keys"))) as url:
@@ -271,6 +256,7 @@ def text_task() -> TextClassification:
     )
 
 
+@pytest.mark.everyday
 def test_texts_are_searched_pasted_and_never_run(browser: Any, tmp_path: Path) -> None:
     with serving_when_ready(create_app(tiny.build(text_task(), tmp_path))) as url:
         visit = Visit(browser, url)

@@ -67,6 +67,7 @@ def features(task: Any, split: str, row: int) -> dict[str, float | str | None]:
 # Ask
 
 
+@pytest.mark.everyday
 def test_rows_are_narrowed_ordered_and_explained_by_a_click(
     url: str, task: Any, client: Client, shown: Callable[..., Visit]
 ) -> None:
@@ -85,6 +86,7 @@ def test_rows_are_narrowed_ordered_and_explained_by_a_click(
     assert visit.rows("Opponents") == told(client, "opponents", query_rows=[worst])
 
 
+@pytest.mark.everyday
 def test_a_house_of_ones_own_is_filled_in_within_the_ranges_of_the_data(
     url: str, task: Any, client: Client, shown: Callable[..., Visit]
 ) -> None:
@@ -137,6 +139,7 @@ def test_training_rows_are_filtered_by_their_loss(url: str, client: Client, show
 # Answer
 
 
+@pytest.mark.everyday
 def test_cards_tell_differences_scores_and_percentiles(
     url: str, task: Any, client: Client, shown: Callable[..., Visit]
 ) -> None:
@@ -317,6 +320,7 @@ def test_rows_are_ordered_by_harm_to_the_queries_that_are_fitted_worst(
 # Overview and Operate
 
 
+@pytest.mark.everyday
 def test_a_click_on_the_map_explains_the_house_that_lies_there(
     url: str, task: Any, client: Client, shown: Callable[..., Visit]
 ) -> None:

@@ -32,6 +32,7 @@ def address(copied_run: DigitsRun, tmp_path: Path) -> Iterator[str]:
         yield url
 
 
+@pytest.mark.everyday
 def test_rows_are_marked_by_quick_keys_and_undone(address: str, shown: Callable[..., Visit]) -> None:
     with Client(address) as client:
         first = [hit.row for hit in client.self_influence(k=6).results]
@@ -53,6 +54,7 @@ def test_rows_are_marked_by_quick_keys_and_undone(address: str, shown: Callable[
         wait_until(lambda: kinds(client).get(first[0]) == "remove")
 
 
+@pytest.mark.everyday
 def test_the_prediction_is_suggested_and_a_note_is_shown_as_text(address: str, shown: Callable[..., Visit]) -> None:
     with Client(address) as client:
         worst = client.list_examples("train", correct=False, order="-loss", k=1).results[0]
@@ -198,18 +200,3 @@ def test_marks_are_exported_removed_and_retrained_without(
         assert client.generations().generations[0].rows == 397
         deletion.get_by_role("button", name="Clear the marks of these 3 rows").click()
         wait_until(lambda: kinds(client) == {77: "wrong"})
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("place", ["#/clean", "#/clean?part=act"])
-def test_nothing_keeps_people_out(address: str, shown: Callable[..., Visit], scheme: str, place: str) -> None:
-    with Client(address) as client:
-        client.mark([int(client.self_influence(k=1).results[0].row)], "remove")
-    visit = shown(address, place, color_scheme=scheme)
-    if "part" in place:
-        visit.page.get_by_text(re.compile("Without 1 row: ")).wait_for()
-    else:
-        visit.listed_rows(20)
-    assert visit.violations() == []
-    visit.page.set_viewport_size({"width": 360, "height": 740})
-    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 360

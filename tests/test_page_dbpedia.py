@@ -83,6 +83,7 @@ def test_rows_are_narrowed_by_words_classes_and_wrong_predictions(
     visit.page.get_by_role("heading", name=heading).wait_for()
 
 
+@pytest.mark.everyday
 def test_a_pasted_text_is_explained(url: str, client: Client, shown: Callable[..., Visit]) -> None:
     visit = shown(url, "#/ask?from=own", permissions=["clipboard-read", "clipboard-write"])
     visit.page.evaluate("text => navigator.clipboard.writeText(text)", TEXT)
@@ -104,6 +105,7 @@ def words(text: str) -> set[str]:
     return set(re.findall(r"[^\W_]+", text.lower()))
 
 
+@pytest.mark.everyday
 def test_words_of_both_texts_are_marked_and_no_others(
     url: str, task: Any, client: Client, shown: Callable[..., Visit]
 ) -> None:
@@ -255,6 +257,7 @@ def test_the_heat_map_shows_the_mean_score_of_each_class_on_each(
 # Everybody
 
 
+@pytest.mark.everyday
 def test_keys_alone_lead_through_ask_answer_and_clean(url: str, client: Client, shown: Callable[..., Visit]) -> None:
     visit = shown(url, "#/ask")
     visit.page.get_by_role("listitem").first.get_by_role("link").wait_for()

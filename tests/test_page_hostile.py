@@ -96,12 +96,15 @@ def look(visit: Visit, place: str) -> str:
     return str(text)
 
 
-@pytest.mark.parametrize("index", TASKS)
+@pytest.mark.parametrize(
+    "index", [pytest.param(INDEX_NAME, marks=pytest.mark.everyday), *(name for name in TASKS if name != INDEX_NAME)]
+)
 def test_texts_of_data_tasks_files_and_people_stay_texts(visit: Visit, index: str) -> None:
     texts = [look(visit, f"{place}{'&' if '?' in place else '?'}index={quote(index)}") for place in PLACES]
     assert any("onerror=" in text for text in texts)
 
 
+@pytest.mark.everyday
 def test_an_address_that_somebody_else_has_made_runs_nothing(visit: Visit) -> None:
     for address in ADDRESSES:
         look(visit, address.format(script=quote(SCRIPT), example=quote(json.dumps({"text": SCRIPT}))))
@@ -119,6 +122,7 @@ def test_a_picture_file_and_a_note_are_taken_with_any_name_and_text(visit: Visit
     assert visit.page.evaluate("globalThis.harmed") is None
 
 
+@pytest.mark.everyday
 def test_keys_have_names_that_are_no_markup(tmp_path: Path) -> None:
     with pytest.raises(SettingsError):
         add_key(tmp_path / "keys", SCRIPT, [Scope.query])

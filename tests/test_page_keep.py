@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import html5lib
+import pytest
 import torch
 from torch import nn
 
@@ -74,6 +75,7 @@ def test_copies_are_folded_into_the_strongest(browser: Any, tmp_path: Path) -> N
         assert not visit.complaints
 
 
+@pytest.mark.everyday
 def test_an_answer_is_saved_as_a_file(browser: Any, url: str, client: Client) -> None:
     visit = Visit(browser, url, "#/answer?query=5&k=7&method=cosine")
     visit.rows("Proponents")

@@ -166,6 +166,7 @@ def save_csv(visit: Visit, path: Path) -> dict[int, int]:
         return {int(line["row"]): int(line["label"]) for line in csv.DictReader(file) if line["mark"] == "wrong"}
 
 
+@pytest.mark.everyday
 def test_wrong_labels_are_found_by_keyboard_and_the_model_gets_better(
     visit: Visit, project: Project, tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_refused_answer_leaves_nothing_that_seems_to_load(url: str, shown: Cal
     visit.page.get_by_role("button", name="Save as file").wait_for()
 
 
+@pytest.mark.everyday
 def test_an_answer_that_failed_can_be_asked_for_again(url: str, shown: Callable[..., Visit]) -> None:
     visit = shown(url, "")
     body = '{"type": "urn:gradtrace:problem:failure", "status": 500, "detail": "no luck"}'

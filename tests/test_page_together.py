@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from conftest import DigitsRun, program, wait_until
 from gradtrace_client import Client
@@ -19,6 +20,8 @@ from gradtrace_service.indexes.hosted import Hosted
 from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 from page_browser import Visit
+
+pytestmark = pytest.mark.everyday
 
 PUMP_MS = 50  # in which Playwright hears what the browser says
 

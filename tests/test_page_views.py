@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import digits_task
 from conftest import DigitsRun, wait_until
+from gradtrace import Index
 from gradtrace_client import Client
 from gradtrace_service.app import create_service
 from gradtrace_service.http.api_keys import Scope, add_key
@@ -23,15 +25,17 @@ from page_browser import Visit
 JOB_MS = 600_000  # of a job, whose process loads PyTorch first
 
 
-@pytest.fixture
-def run(copied_run: DigitsRun) -> DigitsRun:
-    return copied_run
-
-
-@pytest.fixture
-def address(run: DigitsRun, tmp_path: Path) -> Iterator[str]:
-    settings = Settings(processes=0, state=tmp_path / "state.sqlite")
+@contextmanager
+def served(run: DigitsRun, folder: Path) -> Iterator[str]:
+    settings = Settings(processes=0, state=folder / "state.sqlite")
     with serving(create_service([Hosted("digits", run.index, run.task)], settings)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def address(digits_index: DigitsRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a service that is looked at alone."""
+    with served(digits_index, tmp_path_factory.mktemp("state")) as url:
         yield url
 
 
@@ -40,6 +44,7 @@ def told(client: Client, **request: Any) -> list[int]:
     return [hit.row for hit in (*result.proponents, *result.opponents)]
 
 
+@pytest.mark.everyday
 def test_two_methods_are_compared_and_what_they_share_is_marked(address: str, shown: Callable[..., Visit]) -> None:
     with Client(address) as client:
         first, second = (told(client, query_rows=[0], method=method) for method in ("tracin", "influence"))
@@ -64,10 +69,10 @@ def test_two_methods_are_compared_and_what_they_share_is_marked(address: str, sh
         assert visit.compared_rows("^Second: tracin") == first
 
 
+@pytest.mark.everyday
 def test_the_heat_map_shows_the_mean_score_of_each_class_on_each(
-    address: str, run: DigitsRun, shown: Callable[..., Visit]
+    address: str, index: Index, shown: Callable[..., Visit]
 ) -> None:
-    index = run.open()
     queries = np.array([digits_task.TASK.query[row][1] for row in range(digits_task.QUERY_ROWS)])
     rows = np.flatnonzero(queries == 3)[:16]
     assert len(rows) == (queries == 3).sum()  # else the page takes some of them
@@ -85,6 +90,7 @@ def test_the_heat_map_shows_the_mean_score_of_each_class_on_each(
     assert f"query={','.join(map(str, rows))}" in visit.page.url
 
 
+@pytest.mark.everyday
 def test_the_overview_says_what_the_index_holds(address: str, shown: Callable[..., Visit]) -> None:
     with Client(address) as client:
         overview = client.overview()
@@ -102,8 +108,11 @@ def test_the_overview_says_what_the_index_holds(address: str, shown: Callable[..
         assert visit.compared_rows("Most influential rows") == influential
 
 
-def test_generations_are_rolled_back_and_jobs_are_followed(address: str, shown: Callable[..., Visit]) -> None:
-    with Client(address) as client:
+@pytest.mark.everyday
+def test_generations_are_rolled_back_and_jobs_are_followed(
+    copied_run: DigitsRun, tmp_path: Path, shown: Callable[..., Visit]
+) -> None:
+    with served(copied_run, tmp_path) as address, Client(address) as client:
         client.wait(client.delete_rows([1, 2, 3]))
         visit = shown(address, "#/operate")
         table = visit.page.get_by_role("region", name="Table of generations")
@@ -135,23 +144,3 @@ def test_operating_needs_a_key_that_may(digits_index: DigitsRun, tmp_path: Path,
         visit.page.get_by_label("API key").fill(both)
         visit.page.get_by_role("button", name="Sign in").click()
         visit.page.get_by_role("region", name="Table of generations").wait_for()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(
-    ("place", "last"),
-    [
-        ("#/overview", "Table of influence by class"),
-        ("#/operate", "Table of generations"),
-        ("#/compare", "First: tracin"),
-    ],
-)
-def test_nothing_keeps_people_out(
-    address: str, shown: Callable[..., Visit], scheme: str, place: str, last: str
-) -> None:
-    visit = shown(address, place, color_scheme=scheme)
-    visit.page.get_by_role("region", name=last).wait_for()
-    visit.page.locator(".skeleton").first.wait_for(state="detached")
-    assert visit.violations() == []
-    visit.page.set_viewport_size({"width": 360, "height": 740})
-    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 360
