@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,19 +70,31 @@ settings.load_profile("any machine")
 
 # The files that compute longest, the longest first. Begun last, they would keep one process busy while others idle.
 LONGEST_FILES = (
-    "test_models", "test_benchmarks", "test_jobs", "test_drain", "test_hostile_tasks", "test_search", "test_searchers",
-    "test_runs", "test_build", "test_cli", "test_examples", "test_generations", "test_updates", "test_takeover",
-    "test_sdk", "test_engine", "test_workers", "test_slow_openings",
+    "test_jobs", "test_drain", "test_models", "test_page_relabel", "test_hostile_tasks", "test_retrain",
+    "test_row_jobs", "test_page_views", "test_page_everybody", "test_cli", "test_build", "test_takeover",
+    "test_page_hostile", "test_page_together", "test_page_dbpedia", "test_page_california", "test_updates", "test_sdk",
+    "test_fuzz", "test_search", "test_searchers", "test_runs", "test_examples", "test_generations", "test_engine",
+    "test_workers", "test_slow_openings", "test_limits", "test_benchmarks", "test_marks",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` hands files to its processes in this order, but for those that need a browser."""
+    """`make test` hands files to its processes in this order."""
     for item in items:
         if item.path.stem.startswith("test_page_"):
             item.add_marker(pytest.mark.browser)
     order = {name: place for place, name in enumerate(LONGEST_FILES)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def mostly_long(parameters: Iterable[Any], *everyday: Any) -> list[Any]:
+    """Parameters of a test, tuples where it has several. `make test` takes the everyday ones, and leaves the others
+    to `make test-long`."""
+    listed = list(parameters)
+    assert all(parameter in listed for parameter in everyday)
+    values = [parameter if isinstance(parameter, tuple) else (parameter,) for parameter in listed]
+    marks = [() if parameter in everyday else (pytest.mark.long,) for parameter in listed]
+    return [pytest.param(*value, marks=mark) for value, mark in zip(values, marks, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,13 @@ def copied_run(digits_index: DigitsRun, tmp_path: Path) -> DigitsRun:
     shutil.copytree(digits_index.checkpoints, tmp_path / "checkpoints")
     shutil.copytree(digits_index.index, tmp_path / "index")
     return DigitsRun(tmp_path / "checkpoints", tmp_path / "index", digits_index.task)
+
+
+@pytest.fixture(scope="module")
+def idle_run(digits_index: DigitsRun, tmp_path_factory: pytest.TempPathFactory) -> DigitsRun:
+    """A copy of it for all tests of a file that change nothing, though a failure of what they test might."""
+    copied = Path(shutil.copytree(digits_index.index.parent, tmp_path_factory.mktemp("idle") / "digits"))
+    return DigitsRun(copied / "checkpoints", copied / "index", digits_index.task)
 
 
 @pytest.fixture

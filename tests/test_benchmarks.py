@@ -128,14 +128,16 @@ def run(*words: str) -> str:
     return done.stdout
 
 
-# They start services, train or kill processes for tens of seconds; what they measure has tests of its own.
+# They start services, train or kill processes for many seconds; what they measure has tests of its own.
 LONG = {
     "checkpoint_selection",
     "damage",
+    "fidelity",
     "hostile",
     "kill_operations",
     "kill_resume",
     "latency",
+    "lds",
     "load",
     "memory",
     "messages",
@@ -203,6 +205,7 @@ def train_mnist6k_briefly(directory: Path) -> None:
 
 
 @pytest.mark.recipe
+@pytest.mark.long
 def test_a_language_model_is_retrained_on_halves_of_its_texts(tmp_path: Path, at_root: None) -> None:
     skip_without(Smoke("", data=True))
     pytest.importorskip("transformers", reason="a development environment has it, and others may not")
@@ -217,6 +220,7 @@ def test_a_language_model_is_retrained_on_halves_of_its_texts(tmp_path: Path, at
 
 
 @pytest.mark.recipe
+@pytest.mark.long
 def test_all_of_them_in_one_report(tmp_path: Path) -> None:
     """`make bench` with one small benchmark, for a data set that was trained before."""
     (tmp_path / "digits" / "checkpoints").mkdir(parents=True)

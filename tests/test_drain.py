@@ -20,7 +20,7 @@ import pytest
 from benchmarks.restarts import restart
 
 import digits_task
-from conftest import DigitsRun, wait_until
+from conftest import DigitsRun, mostly_long, wait_until
 from gradtrace_service import app as app_module
 from gradtrace_service import cli
 from gradtrace_service.app import create_app, create_service
@@ -135,7 +135,7 @@ def test_sigterm(slow_task: str, digits_index: DigitsRun, tmp_path: Path) -> Non
         ends_when_all_is_answered(process, url, tmp_path, process.terminate)
 
 
-@pytest.mark.parametrize("processes", ["0", "1"])
+@pytest.mark.parametrize("processes", mostly_long(["0", "1"], "1"))
 def test_ctrl_c_that_reaches_the_workers_too(
     slow_task: str, digits_index: DigitsRun, tmp_path: Path, processes: str
 ) -> None:
@@ -144,6 +144,7 @@ def test_ctrl_c_that_reaches_the_workers_too(
         ends_when_all_is_answered(process, url, tmp_path, lambda: os.killpg(process.pid, signal.SIGINT))
 
 
+@pytest.mark.long
 def test_a_sigterm_that_reaches_the_workers_too(slow_task: str, digits_index: DigitsRun, tmp_path: Path) -> None:
     with served(digits_index.index, slow_task, tmp_path / "log") as (process, url):
         until(200, url)
@@ -221,7 +222,7 @@ def test_a_setting_that_is_refused_ends_the_program_before_an_index_is_opened(
     assert told in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("descriptor", ["97", "0"])
+@pytest.mark.parametrize("descriptor", mostly_long(["97", "0"], "0"))
 def test_a_descriptor_that_is_no_listener_is_told(digits_index: DigitsRun, descriptor: str) -> None:
     words = ["serve", str(digits_index.index), "--task", digits_index.task, "--fd", descriptor]
     with socket.socket() as unbound:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import mostly_long
 from gradtrace.checkpoints import Checkpoint, load_checkpoints, load_into
 from gradtrace.errors import DatasetError
 from gradtrace.results.hits import Hit, InfluenceResult
@@ -54,6 +55,7 @@ def test_the_digits_example_trains_a_model_that_its_checkpoints_give_back(tmp_pa
 
 
 @pytest.mark.recipe
+@pytest.mark.long
 def test_a_training_script_runs_from_the_command_line(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "digits/train.py"), "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -100,7 +102,7 @@ def test_the_tasks_give_their_data_losses_and_pictures(name: str) -> None:
 
 @needs_data
 @pytest.mark.recipe
-@pytest.mark.parametrize("name", ["california", "dbpedia", "sst2"])
+@pytest.mark.parametrize("name", mostly_long(["california", "dbpedia", "sst2"], "california"))
 def test_an_index_of_an_example_agrees_with_exact_gradients(name: str, tmp_path: Path) -> None:
     task = shortened(name, 128)
     index = trained_index(name, task, tmp_path, epochs=3)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tiny
+from conftest import mostly_long
 from gradtrace import Checkpoint, CorruptIndexError, IncompleteIndexError, Index, StoreError, open_index
 from gradtrace.store.manifest import read_manifest
 from gradtrace_indexer import (
@@ -120,7 +121,7 @@ def dies_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     return arm
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", mostly_long(CHANGES, "build", "delete", "compact", "roll back"))
 def test_death_after_every_single_file(
     base: Path, tmp_path: Path, name: str, dies_after: Callable[[int | None], None]
 ) -> None:
@@ -272,7 +273,7 @@ def test_pruning(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CHANGES if name != "build"])
-@pytest.mark.parametrize("limit", [10, 1000, 5000])
+@pytest.mark.parametrize("limit", mostly_long([10, 1000, 5000], 1000))
 def test_full_disk(base: Path, tmp_path: Path, name: str, limit: int, largest_file: Callable[[int], None]) -> None:
     path = begun(base, tmp_path, name)
     before, current = scores(opened(path)), (path / "manifest.json").read_bytes()

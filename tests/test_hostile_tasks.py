@@ -19,7 +19,7 @@ import pytest
 from fastapi import FastAPI
 
 import digits_task
-from conftest import DigitsRun, serving_when_ready, wait_until
+from conftest import DigitsRun, mostly_long, serving_when_ready, wait_until
 from gradtrace_service.app import create_service
 from gradtrace_service.engine.work import IndexUnavailableError
 from gradtrace_service.indexes.hosted import Hosted
@@ -124,7 +124,7 @@ def test_a_request_that_hangs_is_given_up_and_its_neighbours_are_answered(
     assert first.headers["x-request-id"] not in told[-1]
 
 
-@pytest.mark.parametrize("deed", [ENDS, KILLED, CRASHES])
+@pytest.mark.parametrize("deed", mostly_long([ENDS, KILLED, CRASHES], KILLED))
 def test_a_request_that_ends_its_process_fails_alone(hosted: Hosted, deed: int) -> None:
     with service(hosted) as (app, http):
         expected = rows(ask(http, GOOD))
@@ -134,8 +134,10 @@ def test_a_request_that_ends_its_process_fails_alone(hosted: Hosted, deed: int) 
         assert rows(ask(http, GOOD)) == expected
 
 
-@pytest.mark.parametrize("processes", [0, 1])
-@pytest.mark.parametrize("deed", [EXITS, INTERRUPTS])
+@pytest.mark.parametrize(
+    ("processes", "deed"),
+    mostly_long([(0, EXITS), (0, INTERRUPTS), (1, EXITS), (1, INTERRUPTS)], (0, INTERRUPTS), (1, EXITS)),
+)
 def test_a_task_that_raises_what_ends_programs(hosted: Hosted, processes: int, deed: int) -> None:
     with service(hosted, processes=processes) as (app, http):
         expected = rows(ask(http, GOOD))
@@ -186,7 +188,7 @@ def _resident(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.parametrize("processes", [0, 1])
+@pytest.mark.parametrize("processes", mostly_long([0, 1], 1))
 def test_what_is_nested_too_deeply_is_refused(hosted: Hosted, processes: int) -> None:
     with service(hosted, processes=processes) as (_, http):
         for depth in (100, 300, 400, 600, 900, 1_200, 10_000, 100_000):
@@ -196,7 +198,10 @@ def test_what_is_nested_too_deeply_is_refused(hosted: Hosted, processes: int) ->
         assert ask(http, GOOD).status_code == 200
 
 
-@pytest.mark.parametrize(("processes", "line"), [(1, "os._exit(0)"), (1, "sys.exit(3)"), (0, "sys.exit(3)")])
+@pytest.mark.parametrize(
+    ("processes", "line"),
+    mostly_long([(1, "os._exit(0)"), (1, "sys.exit(3)"), (0, "sys.exit(3)")], (1, "os._exit(0)"), (0, "sys.exit(3)")),
+)
 def test_a_task_that_ends_its_process_when_it_is_loaded(
     digits_index: DigitsRun, tmp_path: Path, processes: int, line: str
 ) -> None:

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import examples
+from conftest import examples, mostly_long
 from gradtrace.search.integer_product import LARGEST_CODE, integer_product, is_usable
 from gradtrace.search.integer_scan import round_queries, scan
 from gradtrace.store.manifest import Precision
@@ -133,7 +133,7 @@ def answers(path: Path, **instructions: str) -> tuple[bool, object]:
     return usable, ends
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", mostly_long(["int8", "int4"], "int4"))
 def test_answers_are_equal_where_the_processor_lacks_products(tmp_path: Path, precision: Precision) -> None:
     """Older processors saturate sums of products in 16 bits, or multiply one by one."""
     rng = np.random.default_rng(0)

@@ -70,6 +70,14 @@ def client(run: DigitsRun) -> Iterator[Client]:
         yield connected
 
 
+@pytest.fixture(scope="module")
+def idle(idle_run: DigitsRun) -> Iterator[Client]:
+    """Of a service that is asked for nothing that it does."""
+    run = replace(idle_run, task=f"{digits_task.__file__}:RETRAINED")
+    with serving(service(run)) as address, Client(address, retries=0) as connected:
+        yield connected
+
+
 def by_hand(task: Task, rows: list[int], seed: int, queries: list[int]) -> tuple[Any, float]:
     """Losses [queries] and accuracy of a model trained on these rows."""
     model = task.fit(rows, seed)
@@ -199,11 +207,11 @@ def test_a_service_that_is_started_again_resumes_the_retraining(run: DigitsRun) 
         ({"without_rows": [1], "k": 1}, "k"),
     ],
 )
-def test_what_cannot_be_retrained_is_refused_by_its_field(client: Client, body: object, field: str) -> None:
-    refused = client._http.post("/retrain", json=body)
+def test_what_cannot_be_retrained_is_refused_by_its_field(idle: Client, body: object, field: str) -> None:
+    refused = idle._http.post("/retrain", json=body)
     assert refused.status_code == 422, refused.text
     assert refused.json()["errors"][0]["field"] == field
-    assert client.jobs().jobs == []
+    assert idle.jobs().jobs == []
 
 
 def test_a_task_without_fit_says_what_to_define(digits_index: DigitsRun) -> None:

@@ -38,6 +38,13 @@ def client(run: DigitsRun) -> Iterator[Client]:
         yield connected
 
 
+@pytest.fixture(scope="module")
+def idle(idle_run: DigitsRun) -> Iterator[Client]:
+    """Of a service that is asked for nothing that it does."""
+    with serving(service(idle_run)) as address, Client(address, retries=0) as connected:
+        yield connected
+
+
 def service(run: DigitsRun) -> FastAPI:
     return create_service([Hosted("index", run.index, run.task)], Settings(processes=0))
 
@@ -81,13 +88,13 @@ def test_a_long_list_reaches_the_process(run: DigitsRun, client: Client) -> None
     ],
 )
 def test_what_cannot_be_deleted_is_refused_by_its_field(
-    run: DigitsRun, client: Client, body: object, field: str
+    idle_run: DigitsRun, idle: Client, body: object, field: str
 ) -> None:
-    refused = client._http.post("/rows/delete", json=body)
+    refused = idle._http.post("/rows/delete", json=body)
     assert refused.status_code == 422
     assert refused.json()["errors"][0]["field"] == field
-    assert client.jobs().jobs == []
-    assert read_manifest(run.index).generation == 1
+    assert idle.jobs().jobs == []
+    assert read_manifest(idle_run.index).generation == 1
 
 
 def test_the_last_row_stays(run: DigitsRun, client: Client) -> None:

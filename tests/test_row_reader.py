@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from conftest import mostly_long
 from gradtrace import Checkpoint, DatasetError, Index, LossError, StoreError, open_index
 from gradtrace.store.manifest import read_manifest
 from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, generations
@@ -126,7 +127,7 @@ def skipping(directory: Path, **arguments: Any) -> Index:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
+@pytest.mark.parametrize("precision", mostly_long(["float16", "int8", "int4"], "int4"))
 def test_bad_rows_are_marked_and_never_found(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int, precision: str
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import tiny
+from conftest import mostly_long
 from gradtrace import (
     Checkpoint,
     CheckpointError,
@@ -96,7 +97,12 @@ class Built:
     runs: list[list[Checkpoint]]
 
 
-CASES = [("gauss-newton", "float16"), ("spectral", "float16"), ("spectral", "int4"), ("gaussian", "int8")]
+CASES = [
+    ("gauss-newton", "float16"),
+    pytest.param(("spectral", "float16"), marks=pytest.mark.long),
+    ("spectral", "int4"),
+    pytest.param(("gaussian", "int8"), marks=pytest.mark.long),
+]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
@@ -184,7 +190,7 @@ def test_layers_are_means_over_runs(tmp_path: Path) -> None:
 # What happens to an index
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", mostly_long(["int8", "int4"], "int4"))
 def test_an_added_run_equals_a_build_with_it(tmp_path: Path, precision: str) -> None:
     found = runs(tmp_path)
     built(found[0], tmp_path / "index", precision=precision)
@@ -212,7 +218,7 @@ def test_another_run_after_a_roll_back_has_files_of_its_own(tmp_path: Path) -> N
     assert {str(p.relative_to(tmp_path / "index")) for p in (tmp_path / "index").rglob("*.safetensors")} <= kept
 
 
-@pytest.mark.parametrize("run", [0, 1, None])
+@pytest.mark.parametrize("run", mostly_long([0, 1, None], 0, None))
 def test_checkpoints_are_added_to_the_run_that_is_meant(tmp_path: Path, run: int | None) -> None:
     number = 1 if run is None else run
     found = runs(tmp_path)
@@ -242,7 +248,7 @@ def test_rows_come_and_go(tmp_path: Path) -> None:
     agrees(both, singles)
 
 
-@pytest.mark.parametrize("precision", ["float16", "int4"])
+@pytest.mark.parametrize("precision", mostly_long(["float16", "int4"], "int4"))
 def test_a_killed_build_or_update_goes_on(tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = runs(tmp_path)
     write, left = builder.write_rows, [0]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import examples
+from conftest import examples, mostly_long
 from gradtrace.errors import QueryError
 from gradtrace.search.exact_search import ProgressiveSearcher, Route, extreme_positions, product_error
 from gradtrace.search.integer_product import is_usable
@@ -224,7 +224,7 @@ def test_bounds_that_are_tight_lose_no_hit(tmp_path: Path, k: int, precision: Pr
         check(result, brute_force(store, query, [0, 1]), k)
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", mostly_long(ROUTES, None))
 @pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
 def test_a_query_gets_the_same_answer_alone_and_in_a_batch(
     tmp_path: Path, queries: torch.Tensor, precision: Precision, route: Route | None
@@ -241,7 +241,7 @@ def test_a_query_gets_the_same_answer_alone_and_in_a_batch(
                 np.testing.assert_array_equal(getattr(end, field), getattr(batched_end, field))
 
 
-@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
+@pytest.mark.parametrize("precision", mostly_long(["float16", "int8", "int4"], "int8"))
 def test_it_is_exact_among_many_rows(tmp_path: Path, precision: Precision) -> None:
     """So many that seeds come from stretches of rows, and that one level is read in pieces over several shards."""
     rows = gradient_like(20_003, 1, 300)
@@ -311,7 +311,7 @@ def test_impossible_searches_are_refused(store: RowStore, queries: torch.Tensor)
             searcher.search(queries, [0, 1, 2], 3, row_scale=torch.full((store.rows,), value))
 
 
-@pytest.mark.parametrize("checkpoints", [[0, 1, 2], [2], [2, 0]])
+@pytest.mark.parametrize("checkpoints", mostly_long([[0, 1, 2], [2], [2, 0]], [2, 0]))
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(
     ("precision", "size"), [("float16", 1), ("int8", 1), ("int4", 1), ("int8", 1e-30), ("int4", 1e25)]

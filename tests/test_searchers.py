@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import digits_task
 import gradtrace as gt
 import tiny
-from conftest import DigitsRun
+from conftest import DigitsRun, mostly_long
 from gradtrace.errors import CorruptIndexError, QueryError, StoreError
 from gradtrace.search.annoy import AnnoySearcher
 from gradtrace.search.by_name import SearcherName
@@ -100,7 +100,7 @@ def searcher(
     return opened(store, tmp_path_factory.mktemp("searcher"), request.param)
 
 
-@pytest.mark.parametrize("checkpoints", [[0, 1, 2], [2], [2, 0]])
+@pytest.mark.parametrize("checkpoints", mostly_long([[0, 1, 2], [2], [2, 0]], [2, 0]))
 def test_recall_at_both_ends(
     store: RowStore, queries: torch.Tensor, searcher: CandidateSearcher, checkpoints: list[int]
 ) -> None:
@@ -114,7 +114,7 @@ def test_recall_at_both_ends(
     assert min(recall(results, brutes, 10)) > 0.8
 
 
-@pytest.mark.parametrize("share", [0.95, 0.5, 0.1, 0.02, 0.001])
+@pytest.mark.parametrize("share", mostly_long([0.95, 0.5, 0.1, 0.02, 0.001], 0.95, 0.02))
 def test_filters(store: RowStore, queries: torch.Tensor, searcher: CandidateSearcher, share: float) -> None:
     allowed = np.random.default_rng(0).random(store.rows) < share
     results = searcher.search(queries, CHECKPOINTS, 10, allowed=allowed)

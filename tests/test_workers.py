@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from conftest import DigitsRun, serving_when_ready, wait_until
+from conftest import DigitsRun, mostly_long, serving_when_ready, wait_until
 from gradtrace_service.app import create_app, create_service
 from gradtrace_service.engine import processes, retries
 from gradtrace_service.engine.engine import Engine
@@ -179,7 +179,7 @@ def forks(index: Any, requests: Sequence[tuple[Path, str]], waited_ms: Sequence[
     os._exit(1)
 
 
-@pytest.mark.parametrize("deed", ["hangs", "ends"])
+@pytest.mark.parametrize("deed", mostly_long(["hangs", "ends"], "hangs"))
 def test_a_worker_is_replaced_while_a_process_lives_that_it_forked(tmp_path: Path, deed: str) -> None:
     async def use(engine: Engine) -> None:
         before = await engine.run(Work(None, pid))
