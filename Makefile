@@ -33,8 +33,7 @@ test: compiled  # in several processes; a file's tests share their fixtures; the
 		-m "not long and (not browser or everyday)"
 
 test-long: compiled  # what `make test` leaves out, the browser apart; properties are looked at with more examples
-	GRADTRACE_TEST_THOROUGH=1 $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
-		-m "long or hypothesis"
+	GRADTRACE_TEST_THOROUGH=1 $(VENV)/bin/python -m pytest -n logical --dist loadfile -m "long or hypothesis"
 
 test-page: compiled  # the page in a real browser; skipped without one
 	$(VENV)/bin/python -m pytest -m browser
