@@ -86,8 +86,8 @@ def test_a_slow_layer_can_be_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("patterns", "names"),
     [
-        (["2.*"], ["2.weight", "2.bias"]),
-        (["!*.bias"], ["0.weight", "2.weight"]),
+        pytest.param(["2.*"], ["2.weight", "2.bias"], marks=pytest.mark.long),
+        pytest.param(["!*.bias"], ["0.weight", "2.weight"], marks=pytest.mark.long),
         (["*.weight", "!0.*"], ["2.weight"]),
         (None, ["0.weight", "0.bias", "2.weight", "2.bias"]),
     ],

@@ -81,7 +81,12 @@ def test_the_models_are_of_the_stated_size(name: str, least: int, most: int) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["digits", *(pytest.param(name, marks=needs_data) for name in ("mnist", "mnist6k", "cifar10"))]
+    "name",
+    [
+        "digits",
+        *(pytest.param(name, marks=needs_data) for name in ("mnist6k", "cifar10")),
+        pytest.param("mnist", marks=[needs_data, pytest.mark.long]),
+    ],
 )
 def test_the_tasks_give_their_data_losses_and_pictures(name: str) -> None:
     task = example(name)

@@ -26,7 +26,7 @@ from gradtrace_service.server import serving
 from gradtrace_service.settings import Settings
 
 SECONDS = os.environ.get("FUZZ_SECONDS")
-BOUND = ["--max-time", SECONDS] if SECONDS else ["--max-examples", "5", "--seed", "0"]
+BOUND = ["--max-time", SECONDS] if SECONDS else ["--max-examples", "3", "--seed", "0"]
 
 # What is too large for the schema may be too large to be read.
 _CONFIGURATION = """

@@ -173,6 +173,7 @@ def test_jobs_whose_process_cannot_be_started_fail_and_are_forgotten_after_some(
         wait_until(lambda: [job for (job,) in state.execute(query)] == kept)
 
 
+@pytest.mark.long
 def test_a_job_waits_for_another_writer(
     run: DigitsRun, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

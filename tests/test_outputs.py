@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
+from conftest import mostly_long
 from gradtrace import Index, QueryError, RowFilter, StoreError, Task, TaskError, open_index
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.outputs import Outputs
@@ -194,7 +195,7 @@ ONE_COLUMN: dict[str, tuple[Any, Any, Predict | None]] = {
 }
 
 
-@pytest.mark.parametrize("name", ONE_COLUMN)
+@pytest.mark.parametrize("name", mostly_long(ONE_COLUMN, "logits", "classes", "two columns"))
 def test_a_classifier_with_one_output_is_the_one_with_two(name: str, tmp_path: Path) -> None:
     make, loss, predict = ONE_COLUMN[name]
     whole = [(x, int(label)) for x, label in BINARY]

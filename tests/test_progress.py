@@ -55,6 +55,7 @@ def test_a_log_gets_the_beginning_and_the_end_of_what_takes_less_than_ten_second
     ]
 
 
+@pytest.mark.long
 def test_a_log_gets_a_line_for_each_interval() -> None:
     lines = piped(0.0)
     assert all(re.fullmatch(LINE, line) for line in lines[:-1]), lines

@@ -177,6 +177,7 @@ def begun(fits: Path) -> int:
     return len(fits.read_text().splitlines()) if fits.exists() else 0
 
 
+@pytest.mark.long
 def test_a_service_that_is_started_again_resumes_the_retraining(run: DigitsRun) -> None:
     waiting, fits = run.index.with_name("wait"), run.index.with_name("fits")
     waiting.touch()

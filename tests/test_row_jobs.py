@@ -97,6 +97,7 @@ def test_what_cannot_be_deleted_is_refused_by_its_field(
     assert read_manifest(idle_run.index).generation == 1
 
 
+@pytest.mark.long
 def test_the_last_row_stays(run: DigitsRun, client: Client) -> None:
     job = client.delete_rows(range(400))
     *_, last = client.follow(job)
