@@ -15,6 +15,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from gradtrace import Index
+from gradtrace_service.answers.browsed import look_ahead
 from gradtrace_service.answers.influence import warm_up
 from gradtrace_service.engine.background import Background
 from gradtrace_service.engine.engine import Engine
@@ -238,6 +239,9 @@ async def _warm_up(app: FastAPI, engine: Engine) -> None:
         await asyncio.sleep(_TRY_AGAIN_SECONDS if failures else 0.05)
     app.state.ready = True
     _log.info("ready")
+    ahead = Work(work.index, look_ahead, internal=True)
+    looks = [engine.run(ahead) for _ in engine.workers]
+    await asyncio.gather(*looks, return_exceptions=True)  # whoever looks at the query set is told what is wrong with it
 
 
 async def _refresh(engine: Engine) -> None:
