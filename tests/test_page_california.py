@@ -221,6 +221,34 @@ def marked(painted: list[float], places: list[float], tolerance: float = 0.012) 
     return bool(len(painted)) and bool((away.min(0) < tolerance).all() and (away.min(1) < tolerance).all())
 
 
+def test_scores_are_summed_by_a_feature_or_a_range_of_values(
+    url: str, task: Any, client: Client, shown: Callable[..., Visit]
+) -> None:
+    visit = shown(url, "#/answer?query=7")
+    panel = visit.page.get_by_role("region", name="Sums of scores")
+    choice = panel.get_by_label("Column of the sums")
+    for by in ("feature:ocean_proximity", "feature:median_income", "label"):
+        choice.select_option(by)
+        (result,) = client.groups(query_rows=[7], by=by).results
+        wait_until(lambda groups=result.groups: panel.locator("li").count() == len(groups))
+        sums = [group.sum for group in result.groups]
+        wait_until(lambda sums=sums: shown_sums(panel) == pytest.approx(sums, **ROUNDED))
+        names = panel.locator("li .name").all_inner_texts()
+        for name, group in zip(names, result.groups, strict=True):
+            expected = (
+                [group.group] if group.bounds is None else [pytest.approx(bound, rel=1e-5) for bound in group.bounds]
+            )
+            assert [name] == expected or [number(bound) for bound in name.split(" to ")] == expected
+    visit = shown(url, "#/answer?query=7&sums=feature:ocean_proximity")  # as a link that was sent
+    places = {features(task, "train", row)["ocean_proximity"] for row in range(400) if row not in DELETED}
+    names = visit.page.get_by_role("region", name="Sums of scores").locator("li .name")
+    wait_until(lambda: set(names.all_inner_texts()) == places)
+
+
+def shown_sums(panel: Any) -> list[float]:
+    return [number(text) for text in panel.locator("li .number").all_inner_texts()]
+
+
 def test_an_answer_is_saved_as_a_file(url: str, client: Client, shown: Callable[..., Visit]) -> None:
     (result,) = client.influence(query_rows=[7]).results
     visit = shown(url, "#/answer?query=7")

@@ -27,7 +27,7 @@ from gradtrace.models.targets import Target, TargetLabels, check_replaceable, ta
 from gradtrace.results.answering import Aggregate, Answering, Include, Stopwatch, check_aggregate
 from gradtrace.results.comparison import Scores
 from gradtrace.results.display import describe, frame, table_html
-from gradtrace.results.groups import GroupInfluences, RowGroups
+from gradtrace.results.groups import GroupInfluences, row_groups
 from gradtrace.results.hits import InfluenceResults, Recall
 from gradtrace.results.removal import RemovalEffect, removal_effects
 from gradtrace.search.by_name import Searcher
@@ -193,15 +193,20 @@ class Index:
     ) -> list[GroupInfluences]:
         """For each example, or for the mean of all, the sums of the scores of the rows that share a column's value.
 
-        Reads the whole index.  by: one of `columns`;  the others as in `influence`
+        Reads the whole index, and what a task renders of every row where the column is a feature of a table that is not
+        in memory. Of numbers that are not whole, or more than 1,000, ten ranges of about as many rows each are summed.
+
+        Args:
+            by: one of `columns`, or "feature:NAME", a feature of the training rows.
+            examples, method, filter, target, aggregate, options: as in `influence`.
 
         Raises:
-            QueryError: as `influence`, or the column has too many values to group by.
+            QueryError: as `influence`, or the column has too many texts or classes to group by.
             LossError: a query's loss is NaN or infinite.
         """
         scoring = self.scoring(method, **options)
         check_aggregate(aggregate)
-        groups = RowGroups(self.contents.columns, by, self._allowed(filter))
+        groups = row_groups(self.contents, by, self._allowed(filter))
         _, vectors, _ = self._queried(scoring, examples, method, target)
         vectors = mean_vector(vectors) if aggregate else vectors
         together = max(1, _SCORES_TOGETHER // scoring.store.rows)
@@ -257,11 +262,13 @@ class Index:
         known.check_options(options)
         return known.scoring(self.contents, options)
 
-    def targets(
+    def queries(
         self, examples: Sequence[Example], *, method: str = "tracin", target: Target | None = None
-    ) -> list[str]:
-        """What is explained of each example, in words, such as "loss at the predicted label". Raises as `influence`."""
-        return [query.target for query in self._resolved(examples, method, target)]
+    ) -> list[Query]:
+        """The examples with what is explained of each, in words as `target`: "loss at the predicted label". In place of
+        examples, they spare the model's predictions where several questions are about the same. Raises as `influence`.
+        """
+        return self._resolved(examples, method, target)
 
     def try_queries(
         self,
@@ -307,6 +314,8 @@ class Index:
     def _resolved(self, examples: Sequence[Example], method: str, target: Target | None) -> list[Query]:
         if not len(examples):
             raise QueryError("no example to explain")
+        if all(isinstance(example, Query) for example in examples):
+            return list(examples)
         last, checked = self.contents.last_model, self.check_target(method, target)
         try:
             batches = (examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH))

@@ -162,7 +162,8 @@ class AsyncClient(AsyncBrowseClient, AsyncStateClient):
         by: str = "label",
         **options: Unpack[GroupsOptions],
     ) -> GroupsAnswer:
-        """Sums of the scores of training rows that share a value of the column `by`.
+        """Sums of the scores of training rows that share a value of the column `by`, one of `index().columns` or
+        "feature:NAME", or whose numbers are in the same range.
 
         Give the queries by `example`, or by one of the options `examples`, `query_rows` and `train_rows`.
         """

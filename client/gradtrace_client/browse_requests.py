@@ -8,12 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
-from gradtrace_client.request_schemas import MAX_K, MAX_NAME, MAX_VALUES, Number, RequestSchema
+from gradtrace_client.request_schemas import FEATURE, MAX_K, MAX_NAME, MAX_VALUES, Number, RequestSchema
 
 MAX_TEXT = 200  # characters that are searched for
 MAX_POINTS = 100_000  # rows of columns
 MAX_POINT_COLUMNS = 8
-FEATURE = "feature:"  # begins the name of a column that is a feature of a table
 
 RowOrder = Literal["row", "-row", "loss", "-loss"]
 

@@ -39,9 +39,14 @@ class Asked(AnswerSchema):
 
 
 class Group(AnswerSchema):
-    """Training rows that share the value of a column, and the sum and mean of their scores."""
+    """Training rows that share a value of a column, or have one in the same range; the sum and mean of their scores."""
 
-    group: bool | Label | None = Field(description="The value; null: rows whose value is unknown.")
+    group: bool | Label | str | None = Field(
+        description="The value, or the range in words, such as `2 to 15`; null: rows whose value is unknown."
+    )
+    bounds: tuple[float, float] | None = Field(
+        None, description="The smallest and the largest number of a range; null: the rows share one value."
+    )
     group_name: str | None
     rows: int
     sum: float

@@ -30,6 +30,7 @@ MAX_ROWS = 2**18  # of a filter: 0.1 s to read
 MAX_VALUES = 10_000  # labels or values of a filter: more than classifiers have classes
 MAX_CHECKPOINTS = 1_000
 MAX_NAME = 255  # characters of a checkpoint's name, which is a file's
+FEATURE = "feature:"  # begins the name of a column that is a feature of a table
 MAX_COLUMNS = 100  # of a filter
 _MAX_FIELDS = 100  # of an object with a fixed set of fields: beyond, unknown ones are not named singly
 
@@ -299,7 +300,12 @@ class InfluenceRequest(Queries):
 
 
 class GroupsRequest(Queries):
-    by: str = Field("label", max_length=64, description="The column whose values make the groups.")
+    by: str = Field(
+        "label",
+        max_length=len(FEATURE) + MAX_NAME,
+        description="The column whose values make the groups: one of the index's `columns`, or `feature:NAME`, a "
+        "feature of the training rows. Of numbers that are not whole, or too many, ten ranges are the groups.",
+    )
 
 
 class PairsRequest(_ExamplesQuestion):

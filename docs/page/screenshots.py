@@ -84,10 +84,13 @@ def take(browser: Browser, url: str, picture: Picture) -> bytes:
     """The picture as a PNG of few colours."""
     width, height = picture.size
     scheme: Any = "dark" if picture.dark else "light"
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, bypass_csp=True)
     page = context.new_page()
     page.set_default_timeout(WAIT_MS)
     page.goto(f"{url}/#{picture.place}")
+    page.add_style_tag(
+        content="html { scrollbar-gutter: auto !important; }"
+    )  # which a browser without a window leaves empty
     show(page)
     picture.act(page)
     show(page)

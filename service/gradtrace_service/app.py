@@ -15,6 +15,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from gradtrace import Index
+from gradtrace_service.answers.browsed import look_ahead
 from gradtrace_service.answers.influence import warm_up
 from gradtrace_service.engine.background import Background
 from gradtrace_service.engine.engine import Engine
@@ -217,7 +218,8 @@ async def drain(app: FastAPI) -> None:
 
 
 async def _warm_up(app: FastAPI, engine: Engine) -> None:
-    """Answer a first query on every worker before traffic: it loads the index and triggers kernel selection.
+    """Answer a first query on every worker before traffic, which loads the index and triggers kernel selection, and
+    look at the first rows of the query set, which the page shows.
 
     Until then, /readyz says 503. An index that cannot be opened is tried again and again: it may be repaired while the
     service runs.
@@ -236,6 +238,9 @@ async def _warm_up(app: FastAPI, engine: Engine) -> None:
             text = str(cause) or type(cause).__name__
             _log.error("not ready, and trying again every %d s: the first query failed: %s", _TRY_AGAIN_SECONDS, text)
         await asyncio.sleep(_TRY_AGAIN_SECONDS if failures else 0.05)
+    ahead = Work(work.index, look_ahead, internal=True)
+    looks = [engine.run(ahead) for _ in engine.workers]
+    await asyncio.gather(*looks, return_exceptions=True)  # whoever looks at the query set is told what is wrong with it
     app.state.ready = True
     _log.info("ready")
 

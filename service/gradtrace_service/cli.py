@@ -18,7 +18,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gradtrace.errors import GradtraceError, LockedIndexError, QueryError
-from gradtrace.tasks.language import TASK_FILE
 from gradtrace.user_code import user_line
 from gradtrace_client import Client, ClientError, InfluenceAnswer
 from gradtrace_client.request_schemas import SOURCES, InfluenceRequest
@@ -273,8 +272,8 @@ def _ask(source: str, task: str | None, api_key: str | None, fields: dict[str, A
         with Client(source, api_key) as client:
             return client.influence(**fields)
     index = Path(source)
-    if task is None and not (index / TASK_FILE).is_file():
-        raise QueryError(f"{source} is not an http:// address; to ask an index directory, give its --task")
+    if task is None and not index.exists():
+        raise QueryError(f"{source} is not an http:// address, and there is no such index directory")
     from gradtrace_service.app import create_app
     from gradtrace_service.server import serving
 

@@ -14,6 +14,7 @@ from gradtrace_service.answers.split_rows import QueryRows, SplitRows, training_
 from gradtrace_service.engine.work import each_alone
 
 FIRST_SECONDS = 0.1  # that the request which needs it computes what is not there yet
+_FIRST_ROWS = 60  # of the query data set, on the page
 _SLICE_SECONDS = 0.05  # that another request may have to wait for the background
 
 
@@ -46,9 +47,12 @@ class Browsed:
             self._texts[split] = RowTexts(self._task, getattr(self._task, split), self.split(split).present)
         return self._texts[split]
 
-    def begin(self, needed: Sliced) -> None:
-        """Compute what is needed for FIRST_SECONDS; the rest is left to the background."""
-        needed.advance(FIRST_SECONDS)
+    def begin(self, needed: Sliced, rows: int | None = None) -> None:
+        """Compute what is needed for FIRST_SECONDS; the rest is left to the background.
+
+        rows: how many are needed at once; None: all
+        """
+        needed.advance(FIRST_SECONDS, rows)
         if needed.pending and needed not in self._begun:
             self._begun.append(needed)
 
@@ -67,6 +71,13 @@ def browsed(index: Index) -> Browsed:
     if index not in _by_index:
         _by_index[index] = Browsed(index)
     return _by_index[index]
+
+
+@each_alone
+def look_ahead(index: Index, request: None, waited_ms: float) -> None:
+    """Read the query data set, and compute what the page shows of it first: its first visitor would wait for it."""
+    kept = browsed(index)
+    kept.begin(kept.queries, _FIRST_ROWS)
 
 
 @each_alone

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from gradtrace import Index
-from gradtrace_client.browse_requests import FEATURE, ColumnsRequest
-from gradtrace_client.request_schemas import SelfInfluenceRequest
+from gradtrace.tasks.features import Cells, feature_cells, feature_names, in_memory
+from gradtrace_client.browse_requests import ColumnsRequest
+from gradtrace_client.request_schemas import FEATURE, SelfInfluenceRequest
 from gradtrace_client.schemas import Split
 from gradtrace_service.answers.browsed import Browsed, browsed
-from gradtrace_service.answers.features import READ_ROWS, Cells, feature_cells, feature_names, in_memory
-from gradtrace_service.answers.inputs import evenly
+from gradtrace_service.answers.inputs import READ_ROWS, evenly
 from gradtrace_service.answers.questions import check_known
 from gradtrace_service.answers.rows import self_influence_of_all
 from gradtrace_service.answers.split_rows import NAMES

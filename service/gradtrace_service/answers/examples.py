@@ -50,7 +50,7 @@ def list_examples(index: Index, request: tuple[Split, ExamplesRequest], waited_m
     started, (split, asked) = time.perf_counter(), request
     kept = browsed(index)
     if split == "query":
-        kept.begin(kept.queries)
+        kept.begin(kept.queries, _needed(asked))
     known = kept.split(split)
     found = np.flatnonzero(_meeting(index, known, split, asked) & _holding(kept, split, asked.text))
     page = _ordered(found, known, asked.order)[asked.offset : asked.offset + asked.k].tolist()
@@ -66,6 +66,13 @@ def list_examples(index: Index, request: tuple[Split, ExamplesRequest], waited_m
         note=note,
         timing_ms=documents.timing(waited_ms, search=search_ms, render=milliseconds_since(searched)),
     )
+
+
+def _needed(asked: ExamplesRequest) -> int | None:
+    """Of how many query rows the outcomes must be known; None: of all, as they decide which rows are listed."""
+    conditions = (asked.labels, asked.predictions, asked.correct, asked.min_loss, asked.max_loss, asked.text)
+    listed_as_stored = asked.order == "row" and asked.rows is None
+    return asked.offset + asked.k if listed_as_stored and all(condition is None for condition in conditions) else None
 
 
 def _row(index: Index, known: SplitRows, split: Split, row: int, rendering: Payload | None) -> ExampleAnswer:

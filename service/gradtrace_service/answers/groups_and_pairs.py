@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
+
 import gradtrace
 from gradtrace import Index, QueryError, Task
-from gradtrace.models.queries import joined_targets, require_labels
+from gradtrace.models.queries import Query, joined_targets, require_labels
+from gradtrace.task import Label
+from gradtrace.tasks.features import feature_names, in_memory
 from gradtrace_client.group_and_pair_schemas import Asked, Group, GroupInfluence, GroupsAnswer, PairsAnswer
-from gradtrace_client.request_schemas import GroupsRequest, PairsRequest
+from gradtrace_client.request_schemas import FEATURE, GroupsRequest, PairsRequest
 from gradtrace_service.answers import documents
+from gradtrace_service.answers.inputs import READ_ROWS
 from gradtrace_service.answers.questions import (
     AskedExample,
     check_known,
@@ -38,21 +43,20 @@ def groups(index: Index, request: GroupsRequest, waited_ms: float) -> GroupsAnsw
     """
     started = time.perf_counter()
     check_names(index, request.method, request.checkpoints)
-    check_known("by", request.by, index.columns)
-    target = target_of(index, request)
-    queries = queries_of(index, request)
-    with named_refusals(index, request, queries):
+    _check_column(index, request.by)
+    asked_queries = queries_of(index, request)
+    with named_refusals(index, request, asked_queries):
+        queries = _resolved(index, request, asked_queries)
         influences = index.group_influence(
-            [query.example for query in queries],
+            queries,
             by=request.by,
             method=request.method,
             **options_of(request),
             filter=row_filter_of(request),
-            target=target,
             aggregate=request.aggregate,
         )
-        targets = _targets(index, request, queries)
-    asked = [queries] if request.aggregate else [[query] for query in queries]
+    targets = [query.target for query in queries]
+    asked = [asked_queries] if request.aggregate else [[query] for query in asked_queries]
     explained = [joined_targets(targets)] if request.aggregate else targets
     classes = index.task if request.by in ("label", "prediction") else None
     return GroupsAnswer(
@@ -73,30 +77,36 @@ def pairs(index: Index, request: PairsRequest, waited_ms: float) -> PairsAnswer:
     """Answer POST /influence/pairs. Raises as `groups`."""
     started = time.perf_counter()
     check_names(index, request.method, request.checkpoints)
-    target = target_of(index, request)
-    queries, train = queries_of(index, request), _training_examples(index, request)
-    with named_refusals(index, request, [*train, *queries]):
-        scores = index.pairs(
-            [row.example for row in train],
-            [query.example for query in queries],
-            method=request.method,
-            **options_of(request),
-            target=target,
-        )
-        targets = _targets(index, request, queries)
+    asked, train = queries_of(index, request), _training_examples(index, request)
+    with named_refusals(index, request, [*train, *asked]):
+        queries = _resolved(index, request, asked)
+        scores = index.pairs([row.example for row in train], queries, method=request.method, **options_of(request))
     return PairsAnswer(
         **documents.head(index, request),
-        queries=[asked_about(index, [query], words) for query, words in zip(queries, targets, strict=True)],
+        queries=[asked_about(index, [own], query.target) for own, query in zip(asked, queries, strict=True)],
         train=[asked_about(index, [row]) for row in train],
         scores=scores.tolist(),
         timing_ms=documents.timing(waited_ms, len(queries), gradient=milliseconds_since(started)),
     )
 
 
-def _targets(index: Index, request: GroupsRequest | PairsRequest, queries: Sequence[AskedExample]) -> list[str]:
-    """What is explained of each query, in words."""
-    examples = [query.example for query in queries]
-    return index.targets(examples, method=request.method, target=target_of(index, request))
+def _check_column(index: Index, by: str) -> None:
+    """Raises FieldError where there is no such column to group by, or reading it would keep others waiting."""
+    task, rows = index.task, np.flatnonzero(index.present)
+    if by in index.columns:
+        return
+    check_known("by", by, [*index.columns, *(FEATURE + name for name in feature_names(task, task.train, rows))])
+    if len(rows) > READ_ROWS and not in_memory(task, task.train):
+        raise FieldError(
+            "by",
+            f"features of this task are read row by row, of {READ_ROWS:,} rows at most and not of {len(rows):,}: ask "
+            "by Index.group_influence in Python",
+        )
+
+
+def _resolved(index: Index, request: GroupsRequest | PairsRequest, asked: Sequence[AskedExample]) -> list[Query]:
+    examples = [query.example for query in asked]
+    return index.queries(examples, method=request.method, target=target_of(index, request))
 
 
 def _training_examples(index: Index, request: PairsRequest) -> list[AskedExample]:
@@ -120,4 +130,8 @@ def asked_about(index: Index, examples: Sequence[AskedExample], target: str | No
 
 def _group(group: gradtrace.GroupInfluence, classes: Task | None) -> Group:
     """classes: the task that names the groups, where they are classes"""
-    return documents.document(Group, group, group_name=None if classes is None else classes.label_name(group.group))
+    return documents.document(Group, group, group_name=_name(group.group, classes))
+
+
+def _name(group: Label | str | None, classes: Task | None) -> str | None:
+    return None if classes is None or isinstance(group, str) else classes.label_name(group)

@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from gradtrace import Task
 from gradtrace.tasks import CausalLM, ImageClassification, SequenceClassification, TextClassification
+from gradtrace.tasks.features import TabularTask, as_table
 from gradtrace_client.schemas import Feature, FeaturesInput, ImageInput, OtherInput, TextInput
-from gradtrace_service.answers.features import READ_ROWS, TabularTask, as_table
 
+READ_ROWS = 2_000  # at most, where a data set is read row by row
 _MOST_ROWS = 100_000  # that ranges are from
 
 Input = ImageInput | TextInput | FeaturesInput | OtherInput | None

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from gradtrace import Index
 from gradtrace.contents import IndexContents
+from gradtrace.tasks.features import coordinates
 from gradtrace_client.browse_schemas import CheckpointLoss, LabelSummary, LossHistogram, Overview
 from gradtrace_service.answers.browsed import browsed
 from gradtrace_service.answers.documents import index_info
-from gradtrace_service.answers.features import coordinates
 from gradtrace_service.answers.split_rows import SplitRows
 from gradtrace_service.engine.work import each_alone
 

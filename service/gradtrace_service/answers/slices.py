@@ -23,10 +23,13 @@ class Sliced(ABC):
     def pending(self) -> int:
         return self.rows - self.done
 
-    def advance(self, seconds: float) -> None:
-        """Compute rows for about so long. Slices grow while they are fast: a user's code may take seconds for a row."""
-        until = time.perf_counter() + seconds
-        while self.pending > 0 and (started := time.perf_counter()) < until:
+    def advance(self, seconds: float, rows: int | None = None) -> None:
+        """Compute rows for about so long. Slices grow while they are fast: a user's code may take seconds for a row.
+
+        rows: stop once so many are done; None: go on to the last one
+        """
+        until, enough = time.perf_counter() + seconds, self.rows if rows is None else min(rows, self.rows)
+        while self.done < enough and (started := time.perf_counter()) < until:
             stop = min(self.done + self._size, self.rows)
             self.compute(range(self.done, stop))
             self.done = stop

@@ -9,6 +9,7 @@ import time
 from gradtrace_service.engine.engine import DrainingError, Engine
 from gradtrace_service.engine.work import Work
 
+_FIRST_SECONDS = 0.3  # before the first slice: a browser on the same machine draws what was just answered
 _LOOK_SECONDS = 0.02  # between two looks whether the workers are free
 _LONGEST_WAIT_SECONDS = 1.0  # for workers that are never free: then a slice is done all the same
 
@@ -30,6 +31,7 @@ class Background:
             running.add_done_callback(lambda _: self._running.pop(work.index))
 
     async def _repeat(self, work: Work[bool]) -> None:
+        await asyncio.sleep(_FIRST_SECONDS)
         done = False
         while not done:
             await self._free_workers()

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "page"
-_PRELOADED = "<!-- the modules of the first views: one by one, each would be found only in the one that imports it -->"
+_PRELOADED = "<!-- the modules of the first view: one by one, each would be found only in the one that imports it -->"
 # Whole lines alone: what could stand in a string or a template stays.
 _COMMENT = re.compile(rb"^[ \t]*(?:/\*\*(?:[^*]|\*(?!/))*\*/|//[^\n]*)[ \t]*$", re.MULTILINE)
 _IMPORTED = re.compile(
     rb'^(?:import|export|\})[^"\n]*"(\.[^"\n]+\.js)";?$', re.MULTILINE
 )  # not what import() reads later
+_STYLESHEET = re.compile(r'<link rel="stylesheet" href="page/([^"]+)">\n')
+_STYLES = "css/page.css"  # all of them, in the document's order: each request more keeps the first picture waiting
 _TYPES = {
     ".css": "text/css",
     ".html": "text/html",
@@ -48,13 +50,20 @@ def read_page(folder: Path = FOLDER) -> PageFiles:
     """Every file of the page. The document loads them from page/VERSION/, whose content never changes."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix in _TYPES)
     files = {path.relative_to(folder).as_posix(): _page_file(_sent(path, folder), path.suffix) for path in paths}
-    document = files.pop("index.html").content.decode()
+    document = _with_one_stylesheet(files.pop("index.html").content.decode(), files)
     version = hashlib.sha256("".join(f"{name} {file.etag}" for name, file in files.items()).encode()).hexdigest()[:16]
     modules = sorted(_imported(files, "js/app.js") - {"js/app.js"})
     preloads = "\n".join(f'<link rel="modulepreload" href="page/{name}">' for name in modules)
     # Relative to the page, which a proxy may serve below another address.
     document = document.replace(_PRELOADED, preloads).replace('"page/', f'"page/{version}/')
     return PageFiles(_page_file(document.encode(), ".html"), version, files)
+
+
+def _with_one_stylesheet(document: str, files: dict[str, PageFile]) -> str:
+    """The document with one stylesheet in the place of all, which takes their place in `files` too."""
+    styles = [files.pop(name).content for name in _STYLESHEET.findall(document)]
+    files[_STYLES] = _page_file(b"".join(styles), ".css")
+    return _STYLESHEET.sub("", document).replace("</head>", f'<link rel="stylesheet" href="page/{_STYLES}">\n</head>')
 
 
 def _imported(files: Mapping[str, PageFile], module: str) -> set[str]:

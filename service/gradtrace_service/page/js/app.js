@@ -1,12 +1,16 @@
 import { address } from "./address.js";
 import { Shell } from "./components/shell.js";
+import { readAhead } from "./later.js";
 import { html, render } from "./lib.js";
-import { readAhead, VIEWS } from "./views.js";
+import { askDetailsAhead } from "./service.js";
+import { VIEWS } from "./views.js";
 
-// Its rows, beside the index's details, on which the view itself waits.
+const DRAWING_MS = 300;
+
+askDetailsAhead();
 const { view, params } = address.peek();
-VIEWS.find(({ name }) => name === view)?.ahead?.(params);
+const shown = VIEWS.find(({ name }) => name === view)?.ahead?.(params);
 
 const root = document.getElementById("page");
 if (root) render(html`<${Shell} />`, root);
-void readAhead();
+void Promise.resolve(shown).then(() => setTimeout(readAhead, DRAWING_MS));

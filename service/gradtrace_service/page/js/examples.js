@@ -21,11 +21,11 @@ export function listOf(params) {
 const ahead = new Map();
 
 /** Ask for the first page of a list that is going to be shown. @param {Split} split @param {ReturnType<typeof listOf>} list @param {number} k */
-export function askAhead(split, list, k) {
+export async function askAhead(split, list, k) {
   const query = pageQuery(list, 0, k);
   const page = api.get(`examples/${split}`, { query });
-  page.catch(() => {}); // whoever shows it is told
   ahead.set(JSON.stringify([split, query]), page);
+  await page.catch(() => {}); // whoever shows it is told
 }
 
 /**

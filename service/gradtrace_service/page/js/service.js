@@ -22,10 +22,20 @@ export const who = signal(
   /** @type {Who} */ ({ name: null, scopes: ["query", "admin"], keys_required: false, read_only: false }),
 );
 
-/** @param {AbortSignal} [abort] @returns {Promise<IndexDetails>} */
-export async function loadDetails(abort) {
-  const options = { query: { index: indexName.peek() }, ...(abort ? { signal: abort } : {}) };
-  const details = await api.get("index", options); // first: it is the one that asks for a key
+/** On its way before anything shows it. @type {Promise<IndexDetails> | null} */
+let detailsAhead = null;
+
+/** Ask for the details of the index that is going to be shown first. */
+export function askDetailsAhead() {
+  detailsAhead = api.get("index", { query: chosenIndex() });
+  detailsAhead.catch(() => {}); // whoever shows it is told
+}
+
+/** @param {AbortSignal} signal @returns {Promise<IndexDetails>} */
+export async function loadDetails(signal) {
+  const ahead = detailsAhead;
+  detailsAhead = null; // what is asked for again may have changed
+  const details = await (ahead ?? api.get("index", { query: chosenIndex(), signal })); // first: it is the one that asks for a key
   loadSurroundings();
   return details;
 }

@@ -127,8 +127,9 @@ export type InfluenceAnswer = {
   timing_ms: Record<string, number>;
 };
 export type Group = {
-  group: number | boolean | null;
+  group: number | boolean | string | null;
   group_name: string | null;
+  bounds: [number, number] | null;
   rows: number;
   sum: number;
   mean: number;

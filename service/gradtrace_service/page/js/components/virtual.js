@@ -55,7 +55,7 @@ export function VirtualList({
   const lines = Math.ceil(length / columns);
   const first = Math.max(0, Math.floor((view.top - AHEAD) / lineHeight)) * columns;
   const end = Math.min(length, Math.ceil((view.bottom + AHEAD) / lineHeight) * columns);
-  useEffect(() => want(first, end), [id, first, end]);
+  useLayoutEffect(() => want(first, end), [id, first, end]); // not after the next frame: it may have come ahead
 
   /** @param {number} next */
   const moveTo = (next) => {

@@ -69,7 +69,7 @@ function Found({ answer, result, more, params, details, source }) {
   const aim = towards(params, result.query, details);
   return html`${result.note && html`<${Notice}>${sentence(result.note)}<//>`}
     <div class="overview"><${Landscape} result=${result} distribution=${more?.distribution ?? null} />
-      ${details.class_names && html`<${Groups} params=${params} source=${source} details=${details} />`}</div>
+      <${Groups} params=${params} source=${source} details=${details} /></div>
     <${Meaning} answer=${answer} result=${result} />
     <div class="ends-of-answer">
       <${End} title=${ordered ? "Proponents" : "Most similar"} words=${!ordered ? "" : aim ? `pushed towards ${aim}` : "lowered the loss"} hits=${result.proponents} side="proponent" shared=${shared} />

@@ -3,16 +3,18 @@ import { changed, link } from "../address.js";
 import { PAGE } from "../components/virtual.js";
 import { askAhead, listOf } from "../examples.js";
 import { count, present } from "../format.js";
+import { later } from "../later.js";
 import { html } from "../lib.js";
-import { Own } from "./ask/own.js";
 import { Picker } from "./ask/picker.js";
-import { Saved } from "./ask/saved.js";
 import { Options } from "./question/options.js";
 
+const Own = later(() => import("./ask/own.js").then(({ Own }) => Own));
+const Saved = later(() => import("./ask/saved.js").then(({ Saved }) => Saved));
+
 /** Most indexes have a query set; where this one has none, the answer is empty. @param {URLSearchParams} params */
-export function askRowsAhead(params) {
+export async function askRowsAhead(params) {
   const from = params.get("from") ?? "query";
-  if (from === "query" || from === "train") askAhead(from, listOf(params), PAGE);
+  if (from === "query" || from === "train") await askAhead(from, listOf(params), PAGE);
 }
 
 /** @param {import("../views.js").ViewProps} props */

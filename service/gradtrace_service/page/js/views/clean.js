@@ -19,7 +19,7 @@ export function Clean({ params, details }) {
     [true, "Act on the marks", count(total)],
   ]);
   return html`<div class="title"><h1>Clean the training set</h1>
-      <p class="soft">Look at the rows that are likely to be wrong, mark them, and see what removing them would do.</p>
+      <p class="soft">Look at the rows that are likely to be wrong, and mark them.</p>
       <nav class="tabs clean-parts" aria-label="Steps">${tabs.map(
         ([act, words, number]) => html`<a class="tab" href=${link("clean", changed({ part: act ? "act" : null }))}
           aria-current=${act === acts ? "page" : null}>${words} <span class="count">${known ? number : ""}</span></a>`,

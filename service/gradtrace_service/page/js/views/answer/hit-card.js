@@ -20,9 +20,9 @@ export function HitCard({ ranked, side, shared }) {
     ${kind === "image" && html`<div class="hit-picture"><${Example} example=${hit.example} alt=${`training row ${hit.row}`} /></div>`}
     <div class="hit-body">
       <header class="row"><span class="rank number">${rank}</span><${Label} label=${hit.label} name=${hit.label_name} />
-        <${Verdict} hit=${hit} details=${shared.details} />
         <a class="small row-link number" href=${link("answer", changed({ query: null, example: null, kept: null, train: hit.row, target: null, rather: null }))}
-          title="Explain this training row">row ${count(hit.row)}</a></header>
+          title="Explain this training row">row ${count(hit.row)}</a>
+        <${Verdict} hit=${hit} details=${shared.details} /></header>
       <${Content} hit=${hit} kind=${kind} shared=${shared} />
       <div class="hit-score"><span class="score number">${signed(hit.score)}</span><${ScoreBar} score=${hit.score} largest=${shared.largest} /></div>
       <p class="small soft number">${facts(hit, later?.percentile)}</p>
@@ -47,12 +47,12 @@ function Content({ hit, kind, shared }) {
 /** What the model makes of the row, where it is not its label. @param {{hit: Hit, details: import("../../wire.js").IndexDetails}} props */
 function Verdict({ hit, details }) {
   if (details.class_names === null && hit.prediction !== null) {
-    return html`<span class="small soft number">predicted ${labelText(hit.prediction, hit.prediction_name)}</span>`;
+    return html`<span class="small soft number hit-verdict">predicted ${labelText(hit.prediction, hit.prediction_name)}</span>`;
   }
   if (hit.correct !== false) return null;
-  const words = html`<span class="small wrong">predicted ${labelText(hit.prediction, hit.prediction_name)}</span>`;
-  if (!looksMislabelled(hit, details.class_names?.length ?? 2)) return words;
-  return html`${words}<span class="tag warning" title="The model predicts another class, and gives the label less than a guess would.">looks mislabelled</span>`;
+  const doubtful = looksMislabelled(hit, details.class_names?.length ?? 2);
+  return html`<span class="row hit-verdict"><span class="small wrong">predicted ${labelText(hit.prediction, hit.prediction_name)}</span>
+    ${doubtful && html`<span class="tag warning" title="The model predicts another class, and gives the label less than a guess would.">looks mislabelled</span>`}</span>`;
 }
 
 /** Whether the label has less than a guess's probability. @param {Hit} hit @param {number} classes */

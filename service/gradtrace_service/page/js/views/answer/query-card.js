@@ -81,7 +81,7 @@ function Pictures({ rows }) {
 /** @param {{params: URLSearchParams, probabilities: import("../../wire.js").Probability[]}} props */
 function Probabilities({ params, probabilities }) {
   const target = params.get("target");
-  return html`<section aria-label="Probabilities"><h2>Probabilities <span class="hint">choose one: why this class?</span></h2>
+  return html`<section aria-label="Probabilities"><h2>Probabilities <span class="hint">choose one to ask why</span></h2>
     <ul class="probabilities">${probabilities.slice(0, MOST_BARS).map(({ label, label_name: name, probability }) => {
       const asked = target === String(label) && !params.has("rather");
       return html`<li key=${label}><button type="button" class="probability" aria-pressed=${asked}

@@ -20,7 +20,7 @@ import { turn } from "../../service.js";
 
 const TYPING_MS = 250;
 const LOOK_AGAIN_MS = 2000; // at predictions that are still being computed
-const GRID = { itemWidth: 92, itemHeight: 122 };
+const GRID = { itemWidth: 92, itemHeight: 140 };
 const LINES = { itemHeight: 68 };
 
 /** @param {PickerProps} props */
@@ -162,7 +162,7 @@ function Verdict({ row, short = false }) {
   const wrong = row.correct === false;
   if (!wrong) return short ? null : html`<span>${label}</span>`;
   const predicted = labelText(row.prediction, row.prediction_name);
-  return html`<span class="wrong">${short ? "" : label} → ${predicted}<span class="hidden"> is what the model predicts, wrongly</span></span>`;
+  return html`<span class="wrong">${short ? "" : label} <span class="predicted">→ ${predicted}</span><span class="hidden"> is what the model predicts, wrongly</span></span>`;
 }
 
 /** @param {{params: URLSearchParams, split: string, chosen: number[], load: (offset: number, k: number, signal: AbortSignal) => Promise<{items: Row[]}>}} props */

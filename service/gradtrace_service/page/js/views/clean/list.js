@@ -14,7 +14,7 @@ import { MarkChip, markText } from "./mark-chip.js";
  * @typedef {Candidate & {example: import("../../wire.js").Payload | null}} Shown
  */
 
-const GRID = { itemWidth: 104, itemHeight: 134 };
+const GRID = { itemWidth: 104, itemHeight: 152 };
 const LINES = { itemHeight: 68 };
 
 /** @param {{list: Candidate[], at: number, details: import("../../wire.js").IndexDetails}} props */
@@ -72,7 +72,7 @@ function Line({ shown }) {
 function Verdict({ shown }) {
   const label = shown.label === null ? "" : labelText(shown.label, shown.label_name);
   if (shown.prediction === null || shown.correct === true) return html`<span>${label}</span>`;
-  return html`<span>${label} <span class=${shown.correct === false ? "wrong" : "soft"}>→ ${labelText(shown.prediction, shown.prediction_name)}</span></span>`;
+  return html`<span>${label} <span class=${`predicted ${shown.correct === false ? "wrong" : "soft"}`}>→ ${labelText(shown.prediction, shown.prediction_name)}</span></span>`;
 }
 
 /** @param {Candidate} candidate */

@@ -10,7 +10,8 @@ import { useResource } from "../../resource.js";
 import { sampledRows } from "../../sample.js";
 import { chosenIndex, turn } from "../../service.js";
 
-const SHOWN = 8; // at either end; fewer beside a map
+const SHOWN = 8; // at either end
+const BESIDE_A_MAP = 5; // of which is known later whether there is one: as many are asked for
 
 /** @param {import("../../views.js").ViewProps & {half: boolean}} props half: of the view's width */
 export function Influential({ params, details, half }) {
@@ -18,12 +19,13 @@ export function Influential({ params, details, half }) {
   const all = details.query_rows || details.rows;
   const rows = sampledRows(all, MOST_QUERIES);
   const source = details.query_rows ? { query_rows: rows } : { train_rows: rows };
-  const body = { ...chosenIndex(), ...source, aggregate: "mean", k: half ? 5 : SHOWN, include: ["examples"], method };
+  const body = { ...chosenIndex(), ...source, aggregate: "mean", k: SHOWN, include: ["examples"], method };
   /** @type {import("../../resource.js").Resource<import("../../wire.js").InfluenceAnswer>} */
   const answer = useResource(JSON.stringify([body, details.generation, turn.value]), (signal) =>
     api.ask("influence", body, { signal }),
   );
   const result = answer.data?.results[0];
+  const most = half ? BESIDE_A_MAP : SHOWN;
   const set = details.query_rows ? "query" : "training";
   const sampled =
     rows.length < all
@@ -38,7 +40,7 @@ export function Influential({ params, details, half }) {
         : !result
           ? html`<${Skeleton} lines=${4} height="3.5rem" label="Asking" />`
           : html`${result.note && html`<div class="ov-note"><${Notice}>${sentence(result.note)}<//></div>`}<div class=${`ov-ends${answer.busy ? " stale" : ""}`}>
-            <${Side} title="Help most" hits=${result.proponents} /><${Side} title="Hurt most" hits=${result.opponents} /></div>`
+            <${Side} title="Help most" hits=${result.proponents.slice(0, most)} /><${Side} title="Hurt most" hits=${result.opponents.slice(0, most)} /></div>`
     }</section>`;
 }
 

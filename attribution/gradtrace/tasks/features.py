@@ -7,14 +7,12 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from gradtrace import Task
-from gradtrace.tasks import TabularClassification, TabularRegression
+from gradtrace.task import Task
 from gradtrace.tasks.hooks import rendered
-from gradtrace_service.engine.work import is_out_of_memory
-
-READ_ROWS = 2_000  # at most, where a data set is read row by row
+from gradtrace.tasks.tabular import TabularClassification, TabularRegression
 
 _LOOKED_AT = 3  # rows, as one may fail
 
@@ -73,9 +71,9 @@ def _column(task: TabularTask, name: str, values: NDArray[np.float32]) -> Cells:
 def _rendered_features(task: Task, dataset: Any, row: int) -> dict[str, Any]:
     try:
         features = rendered(task, dataset[row]).get("features")
-    except Exception as error:  # whatever the user's code raises
-        if is_out_of_memory(error):
-            raise
+    except (MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception:  # whatever the user's code raises
         features = None
     return features if isinstance(features, dict) else {}
 
