@@ -10,8 +10,10 @@ from torch import Tensor
 from gradtrace.basis import Basis
 from gradtrace.contents import IndexContents
 from gradtrace.data.batches import ExampleBatch
+from gradtrace.errors import QueryError
 from gradtrace.methods.explained import encoded_queries
 from gradtrace.methods.method import DenseScoring
+from gradtrace.models.position_coordinates import encode_positions
 from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors
 from gradtrace.models.task_model import MeasureName
 from gradtrace.search.scored_rows import Doubles, Floats, Rows
@@ -44,6 +46,11 @@ class GradientScoring(DenseScoring):
         self._contents = contents
 
     def query_vectors(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
+        coordinates, losses = self.query_coordinates(queries)
+        return self.reweighted(coordinates), losses
+
+    def query_coordinates(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
+        """As `query_vectors`, before they are reweighted."""
         device = self._contents.models[0].device
         losses: list[float] = []
         widths = [self._contents.basis_of(block).coordinates for block in self.query_at]
@@ -52,7 +59,7 @@ class GradientScoring(DenseScoring):
         for numbers, encoded in encoded_queries(self._contents, queries, checkpoints, self._encode_explained, losses):
             for position, checkpoint in enumerate(self.query_at):
                 coordinates[position][numbers] = encoded[checkpoint]
-        return self.reweighted(self._rotated(coordinates)), losses
+        return self._rotated(coordinates), losses
 
     def _rotated(self, coordinates: Sequence[Tensor]) -> Tensor:
         """[queries, coordinates] at each block -> [queries, blocks, dimensions]. A rotation is large: it is read once
@@ -79,6 +86,58 @@ class GradientScoring(DenseScoring):
         float32 [batch, coordinates], and the measured values [batch]."""
         model = self._contents.models[checkpoint]
         return model.encode(self._contents.basis_of(checkpoint).unrotated, batch, model.measure(measure))
+
+    def query_positions(self, query: Query, lengths: Sequence[Sequence[int]]) -> list[Tensor]:
+        """A query's vector by position: of each example that is explained [positions, blocks, dimensions], which sum to
+        the vector but for what has no position.
+
+        lengths: of each of `query.explained`, see `position_coordinates`
+
+        Raises:
+            QueryError: the measurement could not be tried, so that no layers are known for it.
+            LossError: a loss or a gradient is NaN or infinite.
+        """
+        model, vectors = self._contents.models[self.query_at[0]], []
+        if query.measure == "measurement" and not model.examination.measurement:
+            raise QueryError(
+                "the measurement could not be tried on training examples, nor on task.query, so that its gradient has "
+                'no positions: pass target="loss", or give the task a query data set that has what it needs'
+            )
+        for number, example in enumerate(query.explained):
+            by_checkpoint = {
+                checkpoint: self.encode_positions(checkpoint, example, lengths[number], query.measure)[0]
+                for checkpoint in dict.fromkeys(self.query_at)
+            }
+            coordinates = self._rotated([by_checkpoint[checkpoint] for checkpoint in self.query_at])
+            vectors.append(self.reweighted_positions(coordinates, query) * (-1 if number else 1))
+        return vectors
+
+    def encode_positions(
+        self, checkpoint: int, example: Example, lengths: Sequence[int], measure: MeasureName
+    ) -> tuple[Tensor, Tensor]:
+        """As `encode`, of one example by position: [positions, coordinates], and the measured value [1]."""
+        model = self._contents.models[checkpoint]
+        return encode_positions(
+            model, self._contents.basis_of(checkpoint).unrotated, example, lengths, model.measure(measure)
+        )
+
+    def reweighted_positions(self, coordinates: Tensor, query: Query) -> Tensor:
+        """As `reweighted`, of the coordinates of one query by position."""
+        return self.reweighted(coordinates)
+
+    def row_position_scores(self, example: Example, lengths: Sequence[int], vector: Tensor) -> Tensor:
+        """The score of a training example for a query's vector [blocks, dimensions] by position, which sum to it but
+        for the row's scale and what has no position. float64 [positions]
+
+        Raises:
+            QueryError: the method has rows only for examples that were trained on.
+            LossError: a loss or a gradient is NaN or infinite.
+        """
+        scores = torch.zeros(sum(lengths), dtype=torch.float64)
+        for block, basis, columns in zip(self.blocks, self.bases, vector, strict=True):
+            rows, _ = encode_positions(self._contents.models[block], basis, example, lengths)
+            scores += (rows.double() @ columns.double()).cpu()
+        return scores
 
     def reweighted(self, coordinates: Tensor) -> Tensor:
         """The query vectors of coordinates [queries, blocks, dimensions] of gradients at `query_at`."""
