@@ -12,7 +12,6 @@ from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, MethodOptions
-from gradtrace.models.queries import Query
 from gradtrace.store.manifest import Manifest
 from gradtrace.task import Example
 
@@ -27,6 +26,7 @@ class Hydra(Method):
 
     name = "hydra"
     options = ()
+    splits_by_token = False  # rows were recorded as wholes
     forecasts = True
     meaning = (
         "Score: how much what is explained would fall, in its own unit, if the row counted twice in the whole "
@@ -58,6 +58,3 @@ class _HydraScoring(GradientScoring):
         raise QueryError(
             "method 'hydra' knows the rows that were trained on alone: ask for other examples by another method"
         )
-
-    def query_positions(self, query: Query, lengths: Sequence[Sequence[int]]) -> list[Tensor]:
-        raise QueryError("method 'hydra' recorded rows as wholes, not their tokens: take another method")

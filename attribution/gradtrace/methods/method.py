@@ -170,6 +170,7 @@ class Method(ABC):
     signed: whether positive scores are proponents and negative ones opponents
     compares_gradients: whether scores are made of gradients, in the coordinates of the index; else of representations
     uses_curvature: whether scores depend on the Fisher information in the index
+    splits_by_token: whether scores can be split into those of the tokens of row and query
     uses_labels: whether scores depend on the query's label
     forecasts: whether scores estimate the effect of training without the row
     removal: what rows' scores predict when these rows are left out of the training, in the unit of what is explained,
@@ -184,6 +185,7 @@ class Method(ABC):
     )
     signed: ClassVar[bool] = True
     compares_gradients: ClassVar[bool] = True
+    splits_by_token: ClassVar[bool] = True
     uses_labels: ClassVar[bool] = True
     forecasts: ClassVar[bool] = False
     removal: ClassVar[str | None] = None

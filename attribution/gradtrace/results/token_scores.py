@@ -15,7 +15,6 @@ from gradtrace.contents import IndexContents
 from gradtrace.data.dataset import fetch
 from gradtrace.errors import QueryError, TaskError
 from gradtrace.methods.gradient_scoring import GradientScoring
-from gradtrace.methods.method import Scoring
 from gradtrace.models.queries import Query
 from gradtrace.task import Example, Task
 
@@ -41,19 +40,18 @@ class RowTokens:
 
     row: int
     score: float
+    target: str  # what is explained of the query, in words
     training: TokenScores
     query: TokenScores
 
 
-def row_tokens(contents: IndexContents, scoring: Scoring, query: Query, rows: Sequence[int]) -> list[RowTokens]:
+def row_tokens(contents: IndexContents, scoring: GradientScoring, query: Query, rows: Sequence[int]) -> list[RowTokens]:
     """Of rows that are in the index, by their ids.
 
     Raises:
-        QueryError: the method's scores are not of gradients by token, or the task does not tell an example's tokens.
+        QueryError: the task does not tell an example's tokens, or they are not those that the model's layers run over.
         LossError: a loss or a gradient is NaN or infinite.
     """
-    if not isinstance(scoring, GradientScoring):
-        raise QueryError("this method compares no gradients, so that its scores have no shares by token: take another")
     positions = contents.store.row_ids.ids.searchsorted(rows)
     stored = scoring.store.gather(scoring.blocks, positions).double()  # [rows, blocks, D]
     scale = scoring.row_scale()
@@ -70,9 +68,8 @@ def row_tokens(contents: IndexContents, scoring: Scoring, query: Query, rows: Se
         score = float((vector.double().cpu() * values).sum()) * factor
         trained = scoring.row_position_scores(example, _lengths(text), vector) * factor
         asked = by_token.double().cpu().flatten(1) @ values.flatten() * factor
-        results.append(
-            RowTokens(int(row), score, _scored(_flat(text), trained, score), _scored(query_tokens, asked, score))
-        )
+        sides = _scored(_flat(text), trained, score), _scored(query_tokens, asked, score)
+        results.append(RowTokens(int(row), score, query.target, *sides))
     return results
 
 
@@ -99,7 +96,7 @@ def _sequences(task: Task, example: Example) -> list[list[str]]:
     if not task.has_tokens:
         raise QueryError(
             f"{type(task).__name__} does not tell the tokens of an example: define tokens(self, example), which "
-            "returns a text for each position of the model's layers"
+            "returns a text for each position of the model's layers; a TextClassification takes decode= for that"
         )
     tokens: list[Any] = list(task.tokens(example))
     several = bool(tokens) and isinstance(tokens[0], list | tuple)

@@ -91,10 +91,13 @@ class TextClassification(Classification):
         ids = example[0].tolist()
         return {"token_ids": ids} if self.decode is None else {"text": self.decode(ids)}
 
+    @property
+    def has_tokens(self) -> bool:
+        return self.decode is not None
+
     def tokens(self, example: Example) -> list[str]:
-        """Raises QueryError if the task has no `decode`."""
-        if self.decode is None:
-            raise QueryError("this task cannot show tokens: construct it with decode=, which converts ids to text")
+        """Call it only where the task `has_tokens`."""
+        assert self.decode is not None
         ids = self._ids(example[0]) if isinstance(example[0], str) else example[0]
         return token_texts(ids.tolist(), self.decode)
 
