@@ -87,7 +87,7 @@ HtmlOption = Annotated[
 ]
 TokensOption = Annotated[
     bool,
-    typer.Option("--tokens", help="Show which tokens the scores come from, in the hits' texts and in the query's."),
+    typer.Option("--tokens", help="Show which tokens scores come from, in the hits' texts and in the query's."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")]
 
