@@ -14,7 +14,6 @@ from typing_extensions import Unpack
 from gradtrace import methods
 from gradtrace.contents import IndexContents
 from gradtrace.errors import GradtraceError, QueryError
-from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.vectors import Vectors, mean_vector, vector_batches
 from gradtrace.models.queries import (
     QUERY_BATCH,
@@ -232,7 +231,7 @@ class Index:
             LossError: a loss or a gradient is NaN or infinite.
         """
         scoring = self.scoring(method, **options)
-        if not isinstance(scoring, GradientScoring) or not methods.METHODS[method].splits_by_token:
+        if not methods.METHODS[method].splits_by_token:
             raise QueryError(f"the scores of method {method!r} cannot be split by token: take another method")
         for row in rows:
             self._check_present(row)

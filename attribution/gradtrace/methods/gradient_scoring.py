@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradtrace.basis import Basis
 from gradtrace.contents import IndexContents
 from gradtrace.data.batches import ExampleBatch
-from gradtrace.errors import QueryError
 from gradtrace.methods.explained import encoded_queries
 from gradtrace.methods.method import DenseScoring
-from gradtrace.models.position_coordinates import encode_positions
+from gradtrace.methods.position_scores import Lengths, PositionQuestion, PositionScores
+from gradtrace.models.position_coordinates import check_measured, encode_positions
 from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors
 from gradtrace.models.task_model import MeasureName
 from gradtrace.search.scored_rows import Doubles, Floats, Rows
@@ -87,22 +88,37 @@ class GradientScoring(DenseScoring):
         model = self._contents.models[checkpoint]
         return model.encode(self._contents.basis_of(checkpoint).unrotated, batch, model.measure(measure))
 
-    def query_positions(self, query: Query, lengths: Sequence[Sequence[int]]) -> list[Tensor]:
-        """A query's vector by position: of each example that is explained [positions, blocks, dimensions], which sum to
-        the vector but for what has no position.
+    def position_scores(self, question: PositionQuestion) -> PositionScores:
+        (vector,), _ = self.query_vectors([question.query])  # [blocks, D]
+        stored = self.store.gather(self.blocks, question.rows).double()  # [n, blocks, D]
+        scale = self.row_scale()
+        scales = np.ones(len(stored)) if scale is None else scale.cpu().numpy()[question.rows].astype(np.float64)
+        of_rows = [
+            self._row_positions(example, lengths, vector)
+            for example, lengths in zip(question.examples, question.lengths, strict=True)
+        ]
+        of_query = [
+            positions.double().cpu().flatten(1) @ stored.flatten(1).T  # [positions, n]
+            for positions in self._query_positions(question.query, question.query_lengths)
+        ]
+        return PositionScores(
+            (stored.flatten(1) @ vector.double().cpu().flatten()).numpy() * scales,
+            [scores.numpy() * factor for scores, factor in zip(of_rows, scales, strict=True)],
+            [scores.numpy() * scales for scores in of_query],
+        )
 
-        lengths: of each of `query.explained`, see `position_coordinates`
+    def _row_positions(self, example: Example, lengths: Lengths, vector: Tensor) -> Tensor:
+        """The products of a training example with a query's vector, before the row's scale. float64 [positions]"""
+        scores = torch.zeros(sum(lengths), dtype=torch.float64)
+        for block, basis, columns in zip(self.blocks, self.bases, vector, strict=True):
+            rows, _ = encode_positions(self._contents.models[block], basis, example, lengths)
+            scores += (rows.double() @ columns.double()).cpu()
+        return scores
 
-        Raises:
-            QueryError: the measurement could not be tried, so that no layers are known for it.
-            LossError: a loss or a gradient is NaN or infinite.
-        """
-        model, vectors = self._contents.models[self.query_at[0]], []
-        if query.measure == "measurement" and not model.examination.measurement:
-            raise QueryError(
-                "the measurement could not be tried on training examples, nor on task.query, so that its gradient has "
-                'no positions: pass target="loss", or give the task a query data set that has what it needs'
-            )
+    def _query_positions(self, query: Query, lengths: Sequence[Lengths]) -> list[Tensor]:
+        """Of each example that is explained [positions, blocks, dimensions], which sum to the query's vector."""
+        check_measured(self._contents.models[self.query_at[0]], query)
+        vectors = []
         for number, example in enumerate(query.explained):
             by_checkpoint = {
                 checkpoint: self.encode_positions(checkpoint, example, lengths[number], query.measure)[0]
@@ -113,31 +129,15 @@ class GradientScoring(DenseScoring):
         return vectors
 
     def encode_positions(
-        self, checkpoint: int, example: Example, lengths: Sequence[int], measure: MeasureName
+        self, checkpoint: int, example: Example, lengths: Lengths, measure: MeasureName
     ) -> tuple[Tensor, Tensor]:
         """As `encode`, of one example by position: [positions, coordinates], and the measured value [1]."""
-        model = self._contents.models[checkpoint]
-        return encode_positions(
-            model, self._contents.basis_of(checkpoint).unrotated, example, lengths, model.measure(measure)
-        )
+        model, basis = self._contents.models[checkpoint], self._contents.basis_of(checkpoint).unrotated
+        return encode_positions(model, basis, example, lengths, model.measure(measure))
 
     def reweighted_positions(self, coordinates: Tensor, query: Query) -> Tensor:
         """As `reweighted`, of the coordinates of one query by position."""
         return self.reweighted(coordinates)
-
-    def row_position_scores(self, example: Example, lengths: Sequence[int], vector: Tensor) -> Tensor:
-        """The score of a training example for a query's vector [blocks, dimensions] by position, which sum to it but
-        for the row's scale and what has no position. float64 [positions]
-
-        Raises:
-            QueryError: the method has rows only for examples that were trained on.
-            LossError: a loss or a gradient is NaN or infinite.
-        """
-        scores = torch.zeros(sum(lengths), dtype=torch.float64)
-        for block, basis, columns in zip(self.blocks, self.bases, vector, strict=True):
-            rows, _ = encode_positions(self._contents.models[block], basis, example, lengths)
-            scores += (rows.double() @ columns.double()).cpu()
-        return scores
 
     def reweighted(self, coordinates: Tensor) -> Tensor:
         """The query vectors of coordinates [queries, blocks, dimensions] of gradients at `query_at`."""

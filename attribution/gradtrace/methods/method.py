@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
+from gradtrace.methods.position_scores import PositionQuestion, PositionScores
 from gradtrace.methods.vectors import SparseQueries
 from gradtrace.models.queries import Query
 from gradtrace.search.by_name import Searcher
@@ -124,6 +125,16 @@ class Scoring(ABC, Generic[V]):
         compare gradients.
 
         vector: one query's, [blocks, dimensions];  positions: of the rows, ascending [m]
+        """
+        raise NotImplementedError
+
+    def position_scores(self, question: PositionQuestion) -> PositionScores:
+        """Only of methods that split scores by token.
+
+        Raises:
+            QueryError: no layer of the model runs over sequences of these lengths, or the query's measurement could not
+                be tried, so that no layers are known for it.
+            LossError: a loss or a gradient is NaN or infinite.
         """
         raise NotImplementedError
 

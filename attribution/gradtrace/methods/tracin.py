@@ -16,6 +16,7 @@ from gradtrace.errors import MismatchError, QueryError
 from gradtrace.fitted.adam import adam_factors, encode_preconditioned, encode_preconditioned_positions
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, MethodOptions, Scoring, chosen_checkpoints
+from gradtrace.methods.position_scores import Lengths
 from gradtrace.methods.sparse_scoring import SparseScoring
 from gradtrace.models.queries import Query
 from gradtrace.models.task_model import MeasureName
@@ -138,7 +139,7 @@ class _AdamScoring(GradientScoring):
         return encode_preconditioned(model, basis, batch, model.measure(measure), self._factors(checkpoint))
 
     def encode_positions(
-        self, checkpoint: int, example: Example, lengths: Sequence[int], measure: MeasureName
+        self, checkpoint: int, example: Example, lengths: Lengths, measure: MeasureName
     ) -> tuple[Tensor, Tensor]:
         model, basis = self._contents.models[checkpoint], self._contents.basis_of(checkpoint).unrotated
         factors = self._factors(checkpoint)

@@ -14,6 +14,7 @@ from gradtrace.data.batches import ExampleBatch
 from gradtrace.fitted.trak_kernels import output_weights, stored_weights
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, MethodOptions, chosen_checkpoints
+from gradtrace.methods.position_scores import Lengths
 from gradtrace.models.task_model import MeasureName
 from gradtrace.store.manifest import CheckpointEntry, Manifest
 from gradtrace.task import Example
@@ -67,7 +68,7 @@ class _TrakScoring(GradientScoring):
         return self._of_output(rows, values, checkpoint, measure), values
 
     def encode_positions(
-        self, checkpoint: int, example: Example, lengths: Sequence[int], measure: MeasureName
+        self, checkpoint: int, example: Example, lengths: Lengths, measure: MeasureName
     ) -> tuple[Tensor, Tensor]:
         rows, value = super().encode_positions(checkpoint, example, lengths, measure)
         return self._of_output(rows, value, checkpoint, measure), value

@@ -15,6 +15,7 @@ from gradtrace.data.guards import check_finite
 from gradtrace.errors import QueryError
 from gradtrace.layers import Layer, by_position, position_axis
 from gradtrace.models.gradient_model import GradientModel
+from gradtrace.models.queries import Query
 from gradtrace.task import Example
 
 # From (layer, input factors, output factors) of one use by n examples: coordinates of the gradients, float32 [n, k], as
@@ -49,14 +50,16 @@ def position_coordinates(
     """
     positions, starts = sum(lengths), [0, *accumulate(lengths)]
     coordinates: dict[str, Tensor] = {}
-    others: set[str] = set()
+    uses, fitting_uses = 0, 0
 
     def add(layer: Layer, x: Any, d: Tensor) -> None:
+        nonlocal uses, fitting_uses
         axes = [position_axis(layer, x, d, length) for length in lengths]
         fitting = [number for number, axis in enumerate(axes) if axis is not None]
+        uses += 1
         if len(fitting) != 1:
-            others.add(layer.name)
             return
+        fitting_uses += 1
         (number,) = fitting
         start, axis = starts[number], cast(int, axes[number])
         for part, x_part, d_part in by_position(layer, x, d, axis):
@@ -68,12 +71,21 @@ def position_coordinates(
             coordinates[layer.name][start + part.start : start + part.stop] += values
 
     value = model.backpropagate(example, add, measure, merge=False)
-    if others and not coordinates:
+    if uses and not fitting_uses:
         raise QueryError(
             f"no layer of the model runs over {' or '.join(map(str, lengths))} positions, as many as the task gives "
             f"tokens: let tokens(self, example) of {type(model.task).__name__} return a text for each, without padding"
         )
     return coordinates, value
+
+
+def check_measured(model: GradientModel, query: Query) -> None:
+    """Raises QueryError where the measurement could not be tried, so that no layers are known for it."""
+    if query.measure == "measurement" and not model.examination.measurement:
+        raise QueryError(
+            "the measurement could not be tried on training examples, nor on task.query, so that its gradient has no "
+            'positions: ask for target "loss", or give the task a query data set that has what it needs'
+        )
 
 
 def encode_positions(

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from itertools import chain
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from gradtrace.contents import IndexContents
 from gradtrace.data.dataset import fetch
 from gradtrace.errors import QueryError, TaskError
-from gradtrace.methods.gradient_scoring import GradientScoring
+from gradtrace.methods.method import Scoring
+from gradtrace.methods.position_scores import PositionQuestion
 from gradtrace.models.queries import Query
+from gradtrace.search.scored_rows import Doubles
 from gradtrace.task import Example, Task
 
 
@@ -45,45 +45,39 @@ class RowTokens:
     query: TokenScores
 
 
-def row_tokens(contents: IndexContents, scoring: GradientScoring, query: Query, rows: Sequence[int]) -> list[RowTokens]:
-    """Of rows that are in the index, by their ids.
+def row_tokens(contents: IndexContents, scoring: Scoring[Any], query: Query, rows: Sequence[int]) -> list[RowTokens]:
+    """Of rows that are in the index, by their ids; of a method that splits by token.
 
     Raises:
-        QueryError: the task does not tell an example's tokens, or they are not those that the model's layers run over.
+        QueryError: the task does not tell an example's tokens, or as `Scoring.position_scores`.
         LossError: a loss or a gradient is NaN or infinite.
     """
-    positions = contents.store.row_ids.ids.searchsorted(rows)
-    stored = scoring.store.gather(scoring.blocks, positions).double()  # [rows, blocks, D]
-    scale = scoring.row_scale()
-    scales = torch.ones(len(rows)) if scale is None else scale.cpu()[positions]
-    texts = [_sequences(contents.task, example) for example in query.explained]
-    of_query = scoring.query_positions(query, [_lengths(text) for text in texts])
-    query_tokens, by_token = _joined([_flat(text) for text in texts], of_query)
-    (vector,), _ = scoring.query_vectors([query])  # [blocks, D]
-    results = []
-    for row, values, factor, example in zip(
-        rows, stored, scales.tolist(), fetch(contents.task.train, rows), strict=True
-    ):
-        text = _sequences(contents.task, example)
-        score = float((vector.double().cpu() * values).sum()) * factor
-        trained = scoring.row_position_scores(example, _lengths(text), vector) * factor
-        asked = by_token.double().cpu().flatten(1) @ values.flatten() * factor
-        sides = _scored(_flat(text), trained, score), _scored(query_tokens, asked, score)
-        results.append(RowTokens(int(row), score, query.target, *sides))
-    return results
+    distinct = list(dict.fromkeys(rows))
+    examples = fetch(contents.task.train, distinct)
+    texts = [_sequences(contents.task, example) for example in examples]
+    explained = [_sequences(contents.task, example) for example in query.explained]
+    places = contents.store.row_ids.ids.searchsorted(distinct)
+    lengths, query_lengths = (list(map(_lengths, side)) for side in (texts, explained))
+    split = scoring.position_scores(PositionQuestion(query, query_lengths, places, examples, lengths))
+    query_tokens, of_query = _joined([_flat(text) for text in explained], split.query)
+    columns = zip(distinct, texts, split.scores.tolist(), split.training, of_query.T, strict=True)
+    by_row = {
+        row: RowTokens(row, score, query.target, _shares(_flat(text), own, score), _shares(query_tokens, asked, score))
+        for row, text, score, own, asked in columns
+    }
+    return [by_row[row] for row in rows]
 
 
-def _scored(tokens: list[str], scores: Tensor, total: float) -> TokenScores:
-    """scores: float64 [tokens]"""
+def _shares(tokens: list[str], scores: Doubles, total: float) -> TokenScores:
     return TokenScores(tokens, scores.tolist(), total - float(scores.sum()))
 
 
-def _joined(texts: Sequence[list[str]], vectors: Sequence[Tensor]) -> tuple[list[str], Tensor]:
-    """The tokens of what is explained of a query, with their vectors [tokens, blocks, dimensions]: of one text; of two
-    for a contrast, whose tokens are the same if it is one of labels."""
+def _joined(texts: Sequence[list[str]], scores: Sequence[Doubles]) -> tuple[list[str], Doubles]:
+    """The tokens of what is explained of a query, with their scores [tokens, rows]: of one text; of two for a contrast,
+    whose tokens are the same if it is one of labels."""
     if all(text == texts[0] for text in texts):
-        return texts[0], reduce(torch.add, vectors)
-    return list(chain(*texts)), torch.cat(list(vectors))
+        return texts[0], np.sum(scores, axis=0)
+    return list(chain(*texts)), np.concatenate(scores)
 
 
 def _sequences(task: Task, example: Example) -> list[list[str]]:
