@@ -31,6 +31,7 @@ from gradtrace.results.groups import GroupInfluence, GroupInfluences
 from gradtrace.results.hits import Distribution, Histogram, Hit, InfluenceResult, InfluenceResults, Recall
 from gradtrace.results.probable_classes import ClassProbability
 from gradtrace.results.removal import RemovalEffect
+from gradtrace.results.token_scores import RowTokens, TokenScores
 from gradtrace.store.row_filter import RowFilter
 from gradtrace.task import Task
 
@@ -65,12 +66,14 @@ __all__ = [
     "RecordingError",
     "RemovalEffect",
     "RowFilter",
+    "RowTokens",
     "Scores",
     "SlowPathWarning",
     "StoreError",
     "Task",
     "TaskError",
     "TaskReport",
+    "TokenScores",
     "UnsupportedLayerError",
     "check",
     "compare_scores",

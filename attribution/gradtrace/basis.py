@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -201,10 +202,14 @@ class Basis:
         """The same without the rotation."""
         return self if self.rotation is None else replace(self, dimensions=self.coordinates, rotation=None)
 
+    def of_use(self, layer: Layer, x: Any, d: Tensor) -> Tensor | None:
+        """The coordinates [batch, k] of one use of a layer; None where rows leave the layer out."""
+        return self.layers[layer.name].of_use(layer, x, d) if layer.name in self.layers else None
+
     def add_use(self, coordinates: dict[str, Tensor], layer: Layer, x: Tensor, d: Tensor) -> None:
         """Add the coordinates of one use of a layer to those of its other uses."""
-        if layer.name in self.layers:
-            of_use = self.layers[layer.name].of_use(layer, x, d)
+        of_use = self.of_use(layer, x, d)
+        if of_use is not None:
             coordinates[layer.name] = coordinates[layer.name] + of_use if layer.name in coordinates else of_use
 
     def add_whole(self, coordinates: dict[str, Tensor], gradients: Mapping[Layer, Tensor]) -> None:

@@ -30,6 +30,7 @@ from gradtrace.results.display import describe, frame, table_html
 from gradtrace.results.groups import GroupInfluences, row_groups
 from gradtrace.results.hits import InfluenceResults, Recall
 from gradtrace.results.removal import RemovalEffect, removal_effects
+from gradtrace.results.token_scores import RowTokens, row_tokens
 from gradtrace.search.by_name import Searcher
 from gradtrace.store.row_filter import RowFilter
 from gradtrace.task import Example, Label
@@ -214,6 +215,34 @@ class Index:
             groups.influence(scores) for batch in vector_batches(vectors, together) for scores in scoring.scores(batch)
         ]
 
+    def token_scores(
+        self,
+        example: Example,
+        rows: Sequence[int],
+        *,
+        method: str = "tracin",
+        target: Target | None = None,
+        **options: Unpack[methods.MethodOptions],
+    ) -> list[RowTokens]:
+        """For each of some training rows, which tokens its score for a query comes from: those of the row's text, whose
+        scores sum to the row's but for what has no token, and those of the query's text, likewise.
+
+        A layer's part of a token's score is that of the position at which the layer reads the token: its gradient comes
+        from the losses at all positions that this one acts on, in a causal model its own and the later ones.
+
+        Raises:
+            QueryError: as `influence`, a row is not in the index, the method has no gradients by token, or the task
+                does not define `tokens`.
+            LossError: a loss or a gradient is NaN or infinite.
+        """
+        scoring = self.scoring(method, **options)
+        if not methods.METHODS[method].splits_by_token:
+            raise QueryError(f"the scores of method {method!r} cannot be split by token: take another method")
+        for row in rows:
+            self._check_present(row)
+        (query,) = self._resolved([example], method, target)
+        return row_tokens(self.contents, scoring, query, rows)
+
     def removal(
         self,
         rows: Sequence[int],
@@ -235,8 +264,7 @@ class Index:
         """
         scoring, removed = self.scoring(method, **options), np.zeros(self.rows, dtype=np.bool_)
         for row in rows:
-            if not 0 <= row < self.rows or not self.present[row]:
-                raise QueryError(f"row {row} is not in the index, or was deleted from it: name rows that are there")
+            self._check_present(row)
             removed[row] = True
         if not len(rows):
             raise QueryError("no row to leave out")
@@ -281,6 +309,10 @@ class Index:
         """Compute the examples' query vectors, to see whether they can be asked about. Raises as `influence`, or
         whatever the task and the model raise for an example that they cannot take."""
         self._queried(self.scoring(method, **options), examples, method, target)
+
+    def _check_present(self, row: int) -> None:
+        if not 0 <= row < self.rows or not self.present[row]:
+            raise QueryError(f"row {row} is not in the index, or was deleted from it: name rows that are there")
 
     def _allowed(self, row_filter: RowFilter | Mapping[str, Any] | None) -> NDArray[np.bool_] | None:
         """Which stored rows may be found; None: all. [stored rows]"""

@@ -114,6 +114,14 @@ class Task(ABC):
         """How to show the example, as JSON: {"image": data URL}, {"text": str} or {"features": {name: value}}."""
         return {}
 
+    def tokens(self, example: Example) -> Sequence[str] | Sequence[Sequence[str]]:
+        """The texts of an example's tokens, one for each position of the model's layers, without padding; joined, they
+        read as the text. A model whose layers run over several sequences has a list for each, of different lengths.
+
+        Define it to be told which tokens a score comes from (`Index.token_scores`).
+        """
+        raise NotImplementedError
+
     def fit(self, rows: Sequence[int], seed: int) -> nn.Module:
         """Train a new model on these rows of `train`, ascending, for ground truth by retraining.
 
@@ -132,6 +140,10 @@ class Task(ABC):
     @property
     def has_measurement(self) -> bool:
         return type(self).measurement is not Task.measurement
+
+    @property
+    def has_tokens(self) -> bool:
+        return type(self).tokens is not Task.tokens
 
     @property
     def has_fit(self) -> bool:

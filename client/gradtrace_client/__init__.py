@@ -25,6 +25,7 @@ from gradtrace_client._options import (
     QuestionOptions,
     RemovalOptions,
     SelfInfluenceOptions,
+    TokensOptions,
 )
 from gradtrace_client._sync_client import Client
 from gradtrace_client.browse_schemas import ColumnsAnswer, ExamplesAnswer, Overview
@@ -50,6 +51,7 @@ from gradtrace_client.state_schemas import (
     ServiceEvent,
     WhoAmI,
 )
+from gradtrace_client.token_schemas import RowTokens, TokensAnswer
 
 __all__ = [
     "AsyncClient",
@@ -93,6 +95,7 @@ __all__ = [
     "RemovalOptions",
     "Retraining",
     "RowFilter",
+    "RowTokens",
     "SavedQuestion",
     "SavedQuestions",
     "ScoresQuestion",
@@ -100,6 +103,8 @@ __all__ = [
     "SelfInfluenceOptions",
     "ServiceError",
     "ServiceEvent",
+    "TokensAnswer",
+    "TokensOptions",
     "UnreachableError",
     "WhoAmI",
 ]

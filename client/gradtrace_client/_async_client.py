@@ -24,6 +24,7 @@ from gradtrace_client._options import (
     PairsOptions,
     RemovalOptions,
     SelfInfluenceOptions,
+    TokensOptions,
 )
 from gradtrace_client._progress_bar import progress_bar
 from gradtrace_client._requests import index_param, query_pages, request_json
@@ -43,6 +44,7 @@ from gradtrace_client.request_schemas import (
     RetrainRequest,
     ScoresQuestion,
     SelfInfluenceRequest,
+    TokensRequest,
 )
 from gradtrace_client.schemas import (
     Hit,
@@ -52,6 +54,7 @@ from gradtrace_client.schemas import (
     SelfInfluenceAnswer,
 )
 from gradtrace_client.service_schemas import Generations, Indexes, Job, Jobs
+from gradtrace_client.token_schemas import TokensAnswer
 
 POLL_SECONDS = 1.0  # between two requests for a job's state, if its events do not come through
 TAKE_OVER_SECONDS = 60.0
@@ -198,6 +201,19 @@ class AsyncClient(AsyncBrowseClient, AsyncStateClient):
         """
         body = request_json(RemovalRequest, rows=rows, example=example, **options)
         return await self._send("POST", "/influence/removal", RemovalAnswer, json=body)
+
+    async def tokens(
+        self,
+        rows: Sequence[int],
+        example: Mapping[str, Any] | None = None,
+        **options: Unpack[TokensOptions],
+    ) -> TokensAnswer:
+        """Which tokens of their texts, and which of the query's, the scores of these training rows come from.
+
+        Give one query, by `example` or by one of the options `query_rows` and `train_rows`; and at most 32 rows.
+        """
+        body = request_json(TokensRequest, rows=rows, example=example, **options)
+        return await self._send("POST", "/influence/tokens", TokensAnswer, json=body)
 
     async def compare(
         self, first: ScoresQuestion | Mapping[str, Any], second: ScoresQuestion | Mapping[str, Any], *, k: int = 10

@@ -37,6 +37,22 @@ def note_html(text: str) -> str:
     return f"<p><small>{escape(text)}</small></p>"
 
 
+def strengths(scores: Sequence[float]) -> list[float]:
+    """Each score divided by the largest size of any: from -1 to 1; all 0 where all are."""
+    largest = max(map(abs, scores), default=0.0)
+    return [score / largest if largest else 0.0 for score in scores]
+
+
+def tokens_html(tokens: Sequence[str], scores: Sequence[float]) -> str:
+    """A text whose tokens are the greener, or redder where they oppose, the stronger their scores are."""
+    colours = {True: "0, 150, 80", False: "210, 40, 60"}
+    return "".join(
+        f'<span title="{score:+.4g}" style="white-space:pre-wrap;background:rgba({colours[score >= 0]}, '
+        f'{0.6 * abs(strength):.2f})">{escape(token)}</span>'
+        for token, score, strength in zip(tokens, scores, strengths(scores), strict=True)
+    )
+
+
 def example_html(example: dict[str, Any] | None) -> str:
     """An image as a thumbnail, anything else as escaped text; only `data:image/` addresses are ever put in a page."""
     image = image_address(example)

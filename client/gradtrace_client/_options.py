@@ -88,6 +88,19 @@ class RemovalOptions(PairsOptions, total=False):
     train_rows: Sequence[int] | None
 
 
+class TokensOptions(QuestionOptions, total=False):
+    """The options of `tokens`: the `QuestionOptions`, and those below. Each may be left out.
+
+    query_rows: The query, as a row of the task's query data set, in a list.
+    train_rows: The query, as a row of the training data set, in a list.
+    target: As in `InfluenceOptions`.
+    """
+
+    query_rows: Sequence[int] | None
+    train_rows: Sequence[int] | None
+    target: Target | Mapping[str, Any] | None
+
+
 class SelfInfluenceOptions(QuestionOptions, total=False):
     """The options of `self_influence`: the `QuestionOptions`, and those below. Each may be left out.
 

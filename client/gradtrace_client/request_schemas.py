@@ -27,6 +27,7 @@ MAX_K = 1000
 MAX_QUERIES = 128
 MAX_HITS = 25_000  # at either end, over all queries of a request: the service writes an answer in one piece
 MAX_ROWS = 2**18  # of a filter: 0.1 s to read
+MAX_TOKEN_ROWS = 32  # each is differentiated at every checkpoint, in one pass
 MAX_VALUES = 10_000  # labels or values of a filter: more than classifiers have classes
 MAX_CHECKPOINTS = 1_000
 MAX_NAME = 255  # characters of a checkpoint's name, which is a file's
@@ -339,6 +340,23 @@ class RemovalRequest(ScoresQuestion):
 
     method: str = Field("influence", max_length=64, description="One of the methods that GET /index lists.")
     rows: Rows = Field(min_length=1, description="The training rows that are left out, together.")
+
+
+class TokensRequest(ScoresQuestion):
+    """Which tokens the scores of training rows come from, for one query.
+
+    Exactly one of `example`, `examples`, `query_rows` and `train_rows` gives the query.
+    """
+
+    rows: Annotated[list[Row], Field(min_length=1, max_length=MAX_TOKEN_ROWS)] = Field(
+        description="The training rows whose scores are split."
+    )
+
+    @model_validator(mode="after")
+    def _has_one_query(self) -> TokensRequest:
+        if self.queries > 1:
+            raise ValueError(f"tokens are those of one query, not of {self.queries}: send them one by one")
+        return self
 
 
 class SelfInfluenceRequest(Question):

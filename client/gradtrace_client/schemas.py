@@ -110,6 +110,10 @@ class IndexDetails(IndexInfo):
         default_factory=list, description="Names for a filter's `where`, for `by` of groups, and for `GET /columns`."
     )
     layers: list[str] = Field(default_factory=list, description="Layers whose shares a score can be split into.")
+    token_methods: list[str] = Field(
+        default_factory=list,
+        description="Methods whose scores can be split by token; none where the task tells none.",
+    )
     can_retrain: bool = Field(False, description="Whether the task can train a model on some of its rows.")
 
 

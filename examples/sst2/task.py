@@ -71,6 +71,7 @@ TASK = TextClassification(
     query=lambda: load("validation"),
     vocabulary_size=WORDS,
     encode=lambda text: vocabulary().encode(text, LENGTH),
+    decode=lambda ids: vocabulary().decode(ids),
     max_length=LENGTH,
     class_names=("negative", "positive"),
 )

@@ -11,6 +11,8 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -19,12 +21,12 @@ import typer
 
 from gradtrace.errors import GradtraceError, LockedIndexError, QueryError
 from gradtrace.user_code import user_line
-from gradtrace_client import Client, ClientError, InfluenceAnswer
-from gradtrace_client.request_schemas import SOURCES, InfluenceRequest
+from gradtrace_client import Client, ClientError, InfluenceAnswer, TokensAnswer
+from gradtrace_client.request_schemas import MAX_TOKEN_ROWS, SOURCES, InfluenceRequest, TokensRequest
 from gradtrace_indexer.cli import app as indexer_commands
 from gradtrace_indexer.flags import with_flags
 from gradtrace_indexer.task_loading import spec_of
-from gradtrace_service.console import print_answer
+from gradtrace_service.console import print_answer, print_tokens
 from gradtrace_service.demo import Dataset, run_demo
 from gradtrace_service.doctor.command import app as doctor_command
 from gradtrace_service.engine.work import is_out_of_memory
@@ -82,6 +84,10 @@ KeyOption = Annotated[str | None, typer.Option(envvar="GRADTRACE_API_KEY")]
 HtmlOption = Annotated[
     Path | None, typer.Option(dir_okay=False, help="Write the answer into this file, as an HTML document to send on.")
 ]
+TokensOption = Annotated[
+    bool,
+    typer.Option("--tokens", help="Show which tokens scores come from, in the hits' texts and in the query's."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")]
 
 # Fields of a request that need a flag of another kind.
@@ -98,6 +104,7 @@ docs/queries.md describes every option, with its cost. Examples, with U for http
   gradtrace query U --query-row 3 --include layers --include percentiles
   gradtrace query U --query-row 3 --target-label dog --rather-than cat
   gradtrace query U --query-row 3 --query-row 8 --aggregate mean
+  gradtrace query U --query-row 3 --tokens
   gradtrace query U --query-row 3 --html why.html
   gradtrace query U --query-row 3 --filter '{"labels": ["cat", 5]}'
   gradtrace query U --query-row 3 --filter '{"where": {"loss": {"min": 1}}}'
@@ -207,6 +214,7 @@ def query(
     target_label: TargetLabelOption = None,
     rather_than: RatherThanOption = None,
     api_key: KeyOption = None,
+    tokens: TokensOption = False,
     html: HtmlOption = None,
     as_json: JsonOption = False,
     **flags: Any,
@@ -223,14 +231,22 @@ def query(
         **flags,
     }
     # Options that may be repeated come as an empty list where they are not given.
-    answer = _ask(source, task, api_key, {name: value for name, value in fields.items() if value not in (None, [])})
+    given = {name: value for name, value in fields.items() if value not in (None, [])}
+    if tokens and len([*(query_row or ()), *(train_row or ())]) > 1:
+        raise QueryError("--tokens shows those of one query: give one row")
+    with _asked(source, task, api_key) as client:
+        answer = client.influence(**given)
+        by_token = _tokens(client, answer, given) if tokens else None
     if html is not None:
         html.write_text(answer.to_html(), encoding="utf-8")
         typer.echo(f"wrote {html}", err=True)
     if as_json:
-        typer.echo(answer.model_dump_json(indent=2))
-    elif html is None:
+        typer.echo(_json(answer, by_token))
+        return
+    if html is None:
         print_answer(answer)
+    if by_token is not None:
+        print_tokens(by_token)
 
 
 @app.command()
@@ -267,10 +283,24 @@ def new(
     typer.echo(f"Keep it now: {file} holds only its hash.", err=True)
 
 
-def _ask(source: str, task: str | None, api_key: str | None, fields: dict[str, Any]) -> InfluenceAnswer:
+def _tokens(client: Client, answer: InfluenceAnswer, fields: dict[str, Any]) -> TokensAnswer:
+    """Those of the hits of an answer about one query, in the order of the hits."""
+    (result,) = answer.results
+    rows = [hit.row for hit in [*result.proponents, *result.opponents]]
+    if not rows:
+        raise QueryError("there are no hits whose tokens could be shown")
+    asked = {name: value for name, value in fields.items() if name in TokensRequest.model_fields}
+    answers = [client.tokens(rows[at : at + MAX_TOKEN_ROWS], **asked) for at in range(0, len(rows), MAX_TOKEN_ROWS)]
+    return answers[0].model_copy(update={"results": [tokens for part in answers for tokens in part.results]})
+
+
+@contextmanager
+def _asked(source: str, task: str | None, api_key: str | None) -> Iterator[Client]:
+    """A client of the service, or of one that is started for an index directory."""
     if source.startswith(("http://", "https://")):
         with Client(source, api_key) as client:
-            return client.influence(**fields)
+            yield client
+        return
     index = Path(source)
     if task is None and not index.exists():
         raise QueryError(f"{source} is not an http:// address, and there is no such index directory")
@@ -279,7 +309,13 @@ def _ask(source: str, task: str | None, api_key: str | None, fields: dict[str, A
 
     # By a service of its own, so that answers and messages are the same as over the network.
     with serving(create_app(Hosted("", index, spec_of(index, task)).open_or_say_why())) as url, Client(url) as client:
-        return client.influence(**fields)
+        yield client
+
+
+def _json(answer: InfluenceAnswer, by_token: TokensAnswer | None) -> str:
+    if by_token is None:
+        return answer.model_dump_json(indent=2)
+    return json.dumps(answer.model_dump(mode="json") | {"tokens": by_token.model_dump(mode="json")}, indent=2)
 
 
 def _payload(example: str | None, image: Path | None, label: str | None) -> dict[str, Any] | None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.color import Color
 from rich.console import Console
 from rich.markup import escape
+from rich.style import Style
 from rich.table import Table
+from rich.text import Text
 
 from gradtrace_client.schemas import ClassProbability, Hit, InfluenceAnswer, Label, QueryInfo
 from gradtrace_client.sentences import distribution_text, search_text, subject_text, timing_text
+from gradtrace_client.token_schemas import TokensAnswer, TokenShares
 
 _SHOWN = 3  # layers of a hit, and classes
+_FAINT = 0.2  # of the strongest token's score: weaker tokens are not marked
 
 
 def print_answer(answer: InfluenceAnswer) -> None:
@@ -35,6 +40,43 @@ def print_answer(answer: InfluenceAnswer) -> None:
     console.print(escape(answer.convention), style="dim")
     if not answer.index.verified:
         console.print("The index was opened without comparing the checksums of its rows.", style="yellow")
+
+
+def print_tokens(answer: TokensAnswer) -> None:
+    """Print the text of each row, and that of the query for it: tokens are the brighter, the stronger their scores;
+    green where they make the row a proponent, red where an opponent. Without colours, strong ones have a sign."""
+    console = Console()
+    for result in answer.results:
+        console.print(f"\n[bold]row {result.row}, score {result.score:+.4g}[/bold]")
+        for side, tokens, shares in answer.sides(result):
+            console.print(f"{side}, {shares.elsewhere:+.3g} elsewhere", style="dim")
+            console.print(_lit(tokens, shares, console.color_system is not None))
+
+
+def _lit(tokens: Sequence[str], shares: TokenShares, coloured: bool) -> Text:
+    text = Text()
+    for token, strength in zip(tokens, shares.strengths(), strict=True):
+        if abs(strength) < _FAINT or not token.strip():
+            text.append(token)
+        elif coloured:
+            text.append(token, _light(strength))
+        else:
+            text.append(_signed(token, "+" if strength > 0 else "-"))
+    return text
+
+
+def _light(strength: float) -> Style:
+    """strength: from -1 to 1"""
+    brightness = round(60 + 160 * abs(strength))
+    background = Color.from_rgb(0, brightness, 0) if strength > 0 else Color.from_rgb(brightness, 0, 0)
+    is_bright_green = strength > 0 and brightness > 140  # the eye sees green brighter than red
+    return Style(color="black" if is_bright_green else "white", bgcolor=background.name)
+
+
+def _signed(token: str, sign: str) -> str:
+    """A token within signs, after the spaces that it begins with: ` cat` as ` {+cat+}`."""
+    word = token.strip()
+    return token.replace(word, f"{{{sign}{word}{sign}}}", 1)
 
 
 def _question(query: QueryInfo) -> str:

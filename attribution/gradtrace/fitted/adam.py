@@ -5,8 +5,9 @@ SOURCE takes its diagonal in the coordinates of a basis; TracIn for Adam multipl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,11 @@ from gradtrace.checkpoints.weights import listing, plain_names
 from gradtrace.data.batches import ExampleBatch, Measure
 from gradtrace.data.guards import check_finite
 from gradtrace.errors import CheckpointError
+from gradtrace.layers import Layer
 from gradtrace.models.full_gradients import full_gradients
 from gradtrace.models.gradient_model import GradientModel
+from gradtrace.models.position_coordinates import position_coordinates
+from gradtrace.task import Example
 
 
 def weight_preconditioner(model: GradientModel, moments: SecondMoments) -> Tensor:
@@ -127,3 +131,29 @@ def encode_preconditioned(
     rows = basis.assemble(coordinates, len(gradients.losses))
     check_finite(rows, "gradient divided by Adam's second moments")
     return rows, gradients.losses
+
+
+def encode_preconditioned_positions(
+    model: GradientModel,
+    basis: Basis,
+    example: Example,
+    lengths: Sequence[int],
+    measure: Measure,
+    factors: Mapping[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """As `encode_preconditioned`, of one example by position: rows [positions, dimensions] and the value [1].
+
+    lengths: see `position_coordinates`, which names the errors raised, too
+    """
+
+    def of_use(layer: Layer, x: Any, d: Tensor) -> Tensor | None:
+        if layer.name not in basis.layers:
+            return None
+        layer_basis, factor = basis.layers[layer.name], factors[layer.name]
+        wholes = (layer.gradient(x[part], d[part]) for part in layer.slices(x))
+        return torch.cat([layer_basis.of_gradient(whole.view(-1, *factor.shape) * factor) for whole in wholes])
+
+    coordinates, value = position_coordinates(model, model.batch([example]), lengths, of_use, measure)
+    rows = basis.assemble(coordinates, sum(lengths))
+    check_finite(rows, "gradient divided by Adam's second moments")
+    return rows, value

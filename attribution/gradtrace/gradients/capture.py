@@ -182,10 +182,14 @@ def training_hooks(layers: Mapping[nn.Module, Layer], on_use: OnUse) -> Iterator
         yield
 
 
-def backpropagate(model: nn.Module, measure: Measure, batch: ExampleBatch, plan: LayerPlan, on_use: OnUse) -> Tensor:
+def backpropagate(
+    model: nn.Module, measure: Measure, batch: ExampleBatch, plan: LayerPlan, on_use: OnUse, merge: bool = True
+) -> Tensor:
     """Run `measure` forward and backward, calling `on_use` with (layer, inputs, output gradients), both [batch, ...].
 
     Returns the losses [batch], detached.
+
+    merge: uses of one layer may come as one with the positions of all; else each comes with its own
     """
     if not plan.used_layers:  # the gradients of all parameters come from the whole model, not from layers
         return values_of(measure, model, batch.collated)
@@ -194,7 +198,7 @@ def backpropagate(model: nn.Module, measure: Measure, batch: ExampleBatch, plan:
 
     def receive(use: Use) -> None:
         sides = use.examples_first(len(batch))
-        if use.repeated:  # such as the steps of a recurrent layer: merged, they take one product instead of many
+        if merge and use.repeated:  # such as a recurrent layer's steps: merged, they take one product instead of many
             repeated[use.layer].append(sides)
         else:
             on_use(use.layer, *sides)

@@ -49,6 +49,7 @@ class Layer:
     rotates = True  # False: no basis on either side, and no factors (normalisation layers, stray parameters)
     rotates_inputs = True  # False: a basis on the output side only (embeddings)
     rotates_outputs = True  # False: a basis on the input side only (tables that are also an output layer)
+    pointwise = True  # False: the output at a position may depend on the inputs at others
     takes_instances = True  # False: inputs must be [batch, ...] as the module takes them, not [batch, instances, ...]
     patches_per_input = 1  # how often an input element occurs in the input factors, at most
 
@@ -74,6 +75,13 @@ class Layer:
     def leading_dimensions(self, output: Tensor) -> tuple[int, ...]:
         """The output's dimensions before those of a single instance: [batch], [batch, time] ..."""
         return tuple(output.shape[:-1])
+
+    def position_sizes(self, x: Any, d: Tensor) -> tuple[int, ...]:
+        """The sizes of a use's leading dimensions, of which all but the first, the batch, are positions.
+
+        0 for a dimension of something else.
+        """
+        return self.leading_dimensions(d)
 
     def factors(self, inputs: Any, d: Tensor) -> tuple[Any, Tensor]:
         """The arguments (x, d) of this class's methods, from the inputs of a use and the gradient at its output.

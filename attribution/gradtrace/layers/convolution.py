@@ -24,6 +24,7 @@ class ConvolutionLayer(Layer):
     """
 
     module: nn.modules.conv._ConvNd
+    pointwise = False
 
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         conv = cast(nn.modules.conv._ConvNd, module)
@@ -33,6 +34,10 @@ class ConvolutionLayer(Layer):
 
     def leading_dimensions(self, output: Tensor) -> tuple[int, ...]:
         return tuple(output.shape[: -1 - len(self.module.kernel_size)])
+
+    def position_sizes(self, x: Tensor, d: Tensor) -> tuple[int, ...]:
+        channels = d.dim() - 1 - len(self.module.kernel_size)
+        return (*d.shape[:channels], 0, *d.shape[channels + 1 :])
 
     def input_factors(self, x: Tensor, basis: Tensor | None) -> Tensor:
         if self._has_instances(x):

@@ -79,6 +79,7 @@ class ModuleInputs:
 class ModuleLayer(Layer):
     """The named parameters of a module, flattened and concatenated: one group [1, size]."""
 
+    pointwise = False
     rotates = False
 
     def __init__(self, module: nn.Module, names: Sequence[str], local_names: Sequence[str]) -> None:
@@ -88,6 +89,10 @@ class ModuleLayer(Layer):
 
     def leading_dimensions(self, output: Tensor) -> tuple[int, ...]:
         return tuple(output.shape[:1])
+
+    def position_sizes(self, x: Any, d: Tensor) -> tuple[int, ...]:
+        """Instances are positions, or else all dimensions but the last."""
+        return tuple(d.shape[:2] if x.grouped else d.shape[:-1])
 
     def gradient(self, x: Any, d: Tensor, bases: Bases = IDENTITY) -> Tensor:
         """[batch, 1, 1, size], float32, or float64 where d is."""

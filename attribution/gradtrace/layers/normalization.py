@@ -58,7 +58,11 @@ class LayerNormLayer(NormalizationLayer):
 class ChannelNormLayer(NormalizationLayer):
     """GroupNorm and BatchNorm: channels are the second dimension, positions the later ones."""
 
+    pointwise = False
     takes_instances = False
+
+    def position_sizes(self, x: Tensor, d: Tensor) -> tuple[int, ...]:
+        return (len(d), 0, *d.shape[2:])
 
     def leading_dimensions(self, output: Tensor) -> tuple[int, ...]:
         return tuple(output.shape[:1])

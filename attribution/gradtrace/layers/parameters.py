@@ -101,6 +101,9 @@ class TableLayer(ParameterLayer):
             d = d.masked_fill((values == inputs.padding).unsqueeze(-1), 0)
         return d, values
 
+    def position_sizes(self, x: Tensor, d: Tensor) -> tuple[int, ...]:
+        return tuple(d.shape[:-1] if d.is_floating_point() else d.shape)
+
     def positions(self, d: Tensor) -> int:
         return d[0].numel() // (self.outputs if d.is_floating_point() else 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from gradtrace.contents import IndexContents
 from gradtrace.data.batches import ExampleBatch
 from gradtrace.methods.explained import encoded_queries
 from gradtrace.methods.method import DenseScoring
+from gradtrace.methods.position_scores import Lengths, PositionQuestion, PositionScores
+from gradtrace.models.position_coordinates import check_measured, encode_positions
 from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors
 from gradtrace.models.task_model import MeasureName
 from gradtrace.search.scored_rows import Doubles, Floats, Rows
@@ -44,6 +47,11 @@ class GradientScoring(DenseScoring):
         self._contents = contents
 
     def query_vectors(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
+        coordinates, losses = self.query_coordinates(queries)
+        return self.reweighted(coordinates), losses
+
+    def query_coordinates(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
+        """As `query_vectors`, before they are reweighted."""
         device = self._contents.models[0].device
         losses: list[float] = []
         widths = [self._contents.basis_of(block).coordinates for block in self.query_at]
@@ -52,7 +60,7 @@ class GradientScoring(DenseScoring):
         for numbers, encoded in encoded_queries(self._contents, queries, checkpoints, self._encode_explained, losses):
             for position, checkpoint in enumerate(self.query_at):
                 coordinates[position][numbers] = encoded[checkpoint]
-        return self.reweighted(self._rotated(coordinates)), losses
+        return self._rotated(coordinates), losses
 
     def _rotated(self, coordinates: Sequence[Tensor]) -> Tensor:
         """[queries, coordinates] at each block -> [queries, blocks, dimensions]. A rotation is large: it is read once
@@ -79,6 +87,57 @@ class GradientScoring(DenseScoring):
         float32 [batch, coordinates], and the measured values [batch]."""
         model = self._contents.models[checkpoint]
         return model.encode(self._contents.basis_of(checkpoint).unrotated, batch, model.measure(measure))
+
+    def position_scores(self, question: PositionQuestion) -> PositionScores:
+        (vector,), _ = self.query_vectors([question.query])  # [blocks, D]
+        stored = self.store.gather(self.blocks, question.rows).double()  # [n, blocks, D]
+        scale = self.row_scale()
+        scales = np.ones(len(stored)) if scale is None else scale.cpu().numpy()[question.rows].astype(np.float64)
+        of_rows = [
+            self._row_positions(example, lengths, vector)
+            for example, lengths in zip(question.examples, question.lengths, strict=True)
+        ]
+        of_query = [
+            positions.double().cpu().flatten(1) @ stored.flatten(1).T  # [positions, n]
+            for positions in self._query_positions(question.query, question.query_lengths)
+        ]
+        return PositionScores(
+            (stored.flatten(1) @ vector.double().cpu().flatten()).numpy() * scales,
+            [scores.numpy() * factor for scores, factor in zip(of_rows, scales, strict=True)],
+            [scores.numpy() * scales for scores in of_query],
+        )
+
+    def _row_positions(self, example: Example, lengths: Lengths, vector: Tensor) -> Tensor:
+        """The products of a training example with a query's vector, before the row's scale. float64 [positions]"""
+        scores = torch.zeros(sum(lengths), dtype=torch.float64)
+        for block, basis, columns in zip(self.blocks, self.bases, vector, strict=True):
+            rows, _ = encode_positions(self._contents.models[block], basis, example, lengths)
+            scores += (rows.double() @ columns.double()).cpu()
+        return scores
+
+    def _query_positions(self, query: Query, lengths: Sequence[Lengths]) -> list[Tensor]:
+        """Of each example that is explained [positions, blocks, dimensions], which sum to the query's vector."""
+        check_measured(self._contents.models[self.query_at[0]], query)
+        vectors = []
+        for number, example in enumerate(query.explained):
+            by_checkpoint = {
+                checkpoint: self.encode_positions(checkpoint, example, lengths[number], query.measure)[0]
+                for checkpoint in dict.fromkeys(self.query_at)
+            }
+            coordinates = self._rotated([by_checkpoint[checkpoint] for checkpoint in self.query_at])
+            vectors.append(self.reweighted_positions(coordinates, query) * (-1 if number else 1))
+        return vectors
+
+    def encode_positions(
+        self, checkpoint: int, example: Example, lengths: Lengths, measure: MeasureName
+    ) -> tuple[Tensor, Tensor]:
+        """As `encode`, of one example by position: [positions, coordinates], and the measured value [1]."""
+        model, basis = self._contents.models[checkpoint], self._contents.basis_of(checkpoint).unrotated
+        return encode_positions(model, basis, example, lengths, model.measure(measure))
+
+    def reweighted_positions(self, coordinates: Tensor, query: Query) -> Tensor:
+        """As `reweighted`, of the coordinates of one query by position."""
+        return self.reweighted(coordinates)
 
     def reweighted(self, coordinates: Tensor) -> Tensor:
         """The query vectors of coordinates [queries, blocks, dimensions] of gradients at `query_at`."""

@@ -26,6 +26,7 @@ class Hydra(Method):
 
     name = "hydra"
     options = ()
+    splits_by_token = False  # rows were recorded as wholes
     forecasts = True
     meaning = (
         "Score: how much what is explained would fall, in its own unit, if the row counted twice in the whole "

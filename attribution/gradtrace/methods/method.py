@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
+from gradtrace.methods.position_scores import PositionQuestion, PositionScores
 from gradtrace.methods.vectors import SparseQueries
 from gradtrace.models.queries import Query
 from gradtrace.search.by_name import Searcher
@@ -127,6 +128,16 @@ class Scoring(ABC, Generic[V]):
         """
         raise NotImplementedError
 
+    def position_scores(self, question: PositionQuestion) -> PositionScores:
+        """Only of methods that split scores by token.
+
+        Raises:
+            QueryError: no layer of the model runs over sequences of these lengths, or the query's measurement could not
+                be tried, so that no layers are known for it.
+            LossError: a loss or a gradient is NaN or infinite.
+        """
+        raise NotImplementedError
+
 
 class DenseScoring(Scoring[Tensor]):
     """Of rows that all have the same columns. Tensor are [queries, blocks, dimensions of the store].
@@ -170,6 +181,7 @@ class Method(ABC):
     signed: whether positive scores are proponents and negative ones opponents
     compares_gradients: whether scores are made of gradients, in the coordinates of the index; else of representations
     uses_curvature: whether scores depend on the Fisher information in the index
+    splits_by_token: whether scores can be split into those of the tokens of row and query
     uses_labels: whether scores depend on the query's label
     forecasts: whether scores estimate the effect of training without the row
     removal: what rows' scores predict when these rows are left out of the training, in the unit of what is explained,
@@ -184,6 +196,7 @@ class Method(ABC):
     )
     signed: ClassVar[bool] = True
     compares_gradients: ClassVar[bool] = True
+    splits_by_token: ClassVar[bool] = True
     uses_labels: ClassVar[bool] = True
     forecasts: ClassVar[bool] = False
     removal: ClassVar[str | None] = None

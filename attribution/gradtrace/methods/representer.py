@@ -31,6 +31,7 @@ class Representer(Method):
     options = ()
     sign = ""
     compares_gradients = False
+    splits_by_token = False
     meaning = (
         "Score: the row's term in the last layer's output for the query's class (its label, the predicted one or the "
         "target's; for values the predicted value), with that layer refitted under L2 regularisation. The terms of all "

@@ -36,6 +36,7 @@ class RepSim(Method):
     signed = False
     uses_labels = False
     compares_gradients = False
+    splits_by_token = False
 
     def meaning_with(self, options: MethodOptions) -> str:
         return (

@@ -17,6 +17,8 @@ from gradtrace.errors import QueryError
 from gradtrace.methods.explained import encoded_queries
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Scoring
+from gradtrace.methods.position_scores import PositionQuestion, PositionScores
+from gradtrace.methods.sparse_positions import split_block, values_at
 from gradtrace.methods.vectors import SparseQueries
 from gradtrace.models.full_gradients import FullGradients, full_gradients
 from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors
@@ -58,22 +60,31 @@ class SparseScoring(Scoring[SparseQueries]):
         self.full_gradient_weights, self.normalized = full_gradient_weights, normalized
 
     def query_vectors(self, queries: Sequence[Query]) -> tuple[SparseQueries, list[float]]:
+        rows, losses = self._query_rows(queries)
+        return self._vectors(rows), losses
+
+    def _query_rows(self, queries: Sequence[Query]) -> tuple[list[tuple[SparseRows, ...]], list[float]]:
+        """At each block, of each query; and the queries' losses."""
         losses: list[float] = []
         by_query: dict[int, list[SparseRows]] = {}
         for numbers, encoded in encoded_queries(self._contents, queries, self.blocks, self._encode, losses):
             for place, number in enumerate(numbers):
                 by_query[number] = [_one(encoded[block], place) for block in self.blocks]
         in_order = [by_query[number] for number in range(len(queries))]
-        return self._vectors(list(zip(*in_order, strict=True))), losses
+        return list(zip(*in_order, strict=True)), losses
 
     def _vectors(self, rows: Sequence[Sequence[SparseRows]]) -> SparseQueries:
         """rows: at each block, of each query or example; divided by the norms over all blocks, where scores are"""
         by_block = [SparseVectors.joined([row.vectors for row in of_block]) for of_block in rows]
+        scale = self._inverse_norms(rows)
+        return SparseQueries(by_block if scale is None else [vectors.times(scale) for vectors in by_block])
+
+    def _inverse_norms(self, rows: Sequence[Sequence[SparseRows]]) -> Floats | None:
+        """Of each query or example; None where scores are not divided by norms."""
         if not self.normalized:
-            return SparseQueries(by_block)
+            return None
         squares = np.array([[float(row.norms[0]) ** 2 for row in of_block] for of_block in rows]).sum(0)
-        scale = np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0).astype(np.float32)
-        return SparseQueries([vectors.times(scale) for vectors in by_block])
+        return np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0).astype(np.float32)
 
     def _encode(
         self, batches: Sequence[ExampleBatch], measure: MeasureName, checkpoint: int
@@ -158,7 +169,7 @@ class SparseScoring(Scoring[SparseQueries]):
         shares = np.zeros((len(names), len(positions)))
         for block, query in zip(self.blocks, vector.by_block, strict=True):
             rows = self.store.gather(block, positions)
-            products = rows.values * _values_at(query, rows.coordinates)
+            products = rows.values * values_at(query, rows.coordinates)
             of_run = coordinates[self._contents.manifest.checkpoints[block].run]
             starts = np.array([part.start for part in of_run.slices.values()])
             layers = np.searchsorted(starts, rows.coordinates, side="right") - 1
@@ -166,6 +177,16 @@ class SparseScoring(Scoring[SparseQueries]):
             np.add.at(shares, (numbers, rows.places), products)
         scale = self._scale()
         return dict(zip(names, shares if scale is None else shares * scale[positions], strict=True))
+
+    def position_scores(self, question: PositionQuestion) -> PositionScores:
+        rows, _ = self._query_rows([question.query])
+        inverse_norms, vectors, split = self._inverse_norms(rows), self._vectors(rows).by_block, []
+        for place, block in enumerate(self.blocks):
+            factors = self._query_factors(place) * (1.0 if inverse_norms is None else float(inverse_norms[0]))
+            model, whitening = self._contents.models[block], self._contents.whitening(block)
+            split.append(split_block(self.store, block, model, vectors[place], whitening, factors, question))
+        scale = self._scale()
+        return PositionScores.summed(split, np.ones(len(question.rows)) if scale is None else scale[question.rows])
 
     def row_products(self, positions: Rows) -> Doubles:
         order = np.argsort(positions)
@@ -189,10 +210,3 @@ def scoring_of_rows(
 
 def _one(rows: SparseRows, place: int) -> SparseRows:
     return SparseRows(rows.vectors[place : place + 1], rows.norms[place : place + 1])
-
-
-def _values_at(query: SparseVectors, coordinates: NDArray[np.uint32]) -> Doubles:
-    """The values of a single query there, 0 where it has none. [n]"""
-    known, values = query.coordinates[0], query.values[0].astype(np.float64)
-    places = np.minimum(np.searchsorted(known, coordinates), len(known) - 1)
-    return np.where(known[places] == coordinates, values[places], 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -13,10 +13,12 @@ from gradtrace.checkpoints.learning_rates import stretch_sums
 from gradtrace.contents import IndexContents
 from gradtrace.data.batches import ExampleBatch
 from gradtrace.errors import MismatchError, QueryError
-from gradtrace.fitted.adam import adam_factors, encode_preconditioned
+from gradtrace.fitted.adam import adam_factors, encode_preconditioned, encode_preconditioned_positions
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, MethodOptions, Scoring, chosen_checkpoints
+from gradtrace.methods.position_scores import Lengths
 from gradtrace.methods.sparse_scoring import SparseScoring
+from gradtrace.models.queries import Query
 from gradtrace.models.task_model import MeasureName
 from gradtrace.search.scored_rows import Doubles, Floats
 from gradtrace.store.manifest import CheckpointEntry, Manifest, by_run, trained_models, weights_positions
@@ -133,6 +135,17 @@ class Cosine(_GradientProduct):
 
 class _AdamScoring(GradientScoring):
     def encode(self, checkpoint: int, batch: ExampleBatch, measure: MeasureName) -> tuple[Tensor, Tensor]:
+        model, basis = self._contents.models[checkpoint], self._contents.basis_of(checkpoint).unrotated
+        return encode_preconditioned(model, basis, batch, model.measure(measure), self._factors(checkpoint))
+
+    def encode_positions(
+        self, checkpoint: int, example: Example, lengths: Lengths, measure: MeasureName
+    ) -> tuple[Tensor, Tensor]:
+        model, basis = self._contents.models[checkpoint], self._contents.basis_of(checkpoint).unrotated
+        factors = self._factors(checkpoint)
+        return encode_preconditioned_positions(model, basis, example, lengths, model.measure(measure), factors)
+
+    def _factors(self, checkpoint: int) -> Mapping[str, Tensor]:
         contents, model = self._contents, self._contents.models[checkpoint]
         if checkpoint not in contents.adam_factors:
             if model.checkpoint.moments_sha256() != contents.manifest.checkpoints[checkpoint].moments_sha256:
@@ -141,8 +154,7 @@ class _AdamScoring(GradientScoring):
                     "was built: restore that file, or rebuild the index"
                 )
             contents.adam_factors[checkpoint] = adam_factors(model)
-        factors, basis = contents.adam_factors[checkpoint], contents.basis_of(checkpoint).unrotated
-        return encode_preconditioned(model, basis, batch, model.measure(measure), factors)
+        return contents.adam_factors[checkpoint]
 
     def self_influence(self) -> NoReturn:
         raise QueryError(
@@ -174,6 +186,10 @@ class _CosineScoring(_ProductScoring):
 
     def reweighted(self, coordinates: Tensor) -> Tensor:
         return coordinates * inverse(coordinates.flatten(1).norm(dim=1))[:, None, None]
+
+    def reweighted_positions(self, coordinates: Tensor, query: Query) -> Tensor:
+        whole, _ = self.query_coordinates([query])
+        return coordinates * inverse(whole.norm())
 
     def row_scale(self) -> Tensor:
         """1 / norm over all blocks, 0 for rows without a direction. float32 [stored rows]"""

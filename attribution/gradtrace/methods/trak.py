@@ -14,8 +14,10 @@ from gradtrace.data.batches import ExampleBatch
 from gradtrace.fitted.trak_kernels import output_weights, stored_weights
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, MethodOptions, chosen_checkpoints
+from gradtrace.methods.position_scores import Lengths
 from gradtrace.models.task_model import MeasureName
 from gradtrace.store.manifest import CheckpointEntry, Manifest
+from gradtrace.task import Example
 
 
 class Trak(Method):
@@ -63,10 +65,20 @@ class _TrakScoring(GradientScoring):
     def encode(self, checkpoint: int, batch: ExampleBatch, measure: MeasureName) -> tuple[Tensor, Tensor]:
         """phi(q): the gradient of the output, from that of the loss."""
         rows, values = super().encode(checkpoint, batch, measure)
-        if measure == "loss":
-            least = self._kernels[self.blocks.index(checkpoint)].smallest_weight
-            rows = rows / output_weights(values, self._output, least)[:, None]
-        return rows, values
+        return self._of_output(rows, values, checkpoint, measure), values
+
+    def encode_positions(
+        self, checkpoint: int, example: Example, lengths: Lengths, measure: MeasureName
+    ) -> tuple[Tensor, Tensor]:
+        rows, value = super().encode_positions(checkpoint, example, lengths, measure)
+        return self._of_output(rows, value, checkpoint, measure), value
+
+    def _of_output(self, rows: Tensor, values: Tensor, checkpoint: int, measure: MeasureName) -> Tensor:
+        """The gradients of the output, from those of what is measured.  values: [len(rows)] or [1]"""
+        if measure != "loss":
+            return rows
+        least = self._kernels[self.blocks.index(checkpoint)].smallest_weight
+        return rows / output_weights(values, self._output, least)[:, None]
 
     def reweighted(self, coordinates: Tensor) -> Tensor:
         """phi(q)^T (Phi^T Phi)^-1 at each checkpoint, times its factor."""

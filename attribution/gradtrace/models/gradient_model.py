@@ -225,13 +225,15 @@ class GradientModel(TaskModel):
         check_losses(losses, None)
         return losses.float()
 
-    def backpropagate(self, batch: ExampleBatch, on_use: OnUse, measure: Measure | None = None) -> Tensor:
-        """Checked losses float32 [batch]; every layer's factors go to `on_use`."""
+    def backpropagate(
+        self, batch: ExampleBatch, on_use: OnUse, measure: Measure | None = None, merge: bool = True
+    ) -> Tensor:
+        """Checked losses float32 [batch]; every layer's factors go to `on_use`. merge: see `capture.backpropagate`"""
 
         def in_single(layer: Layer, x: Any, d: Tensor) -> None:  # bases and rows are float32
             on_use(layer, x.float() if x.dtype == torch.float64 else x, d.float() if d.dtype == torch.float64 else d)
 
-        losses = backpropagate(self.model, measure or self.task.loss, batch, self.plan, in_single)
+        losses = backpropagate(self.model, measure or self.task.loss, batch, self.plan, in_single, merge)
         check_losses(losses, len(batch))
         return losses.float()
 

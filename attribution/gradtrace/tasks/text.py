@@ -16,6 +16,7 @@ from gradtrace.errors import DatasetError, QueryError
 from gradtrace.task import Batch, Example
 from gradtrace.tasks.base import Classification, Rows
 from gradtrace.tasks.payload import check_keys, shown
+from gradtrace.tasks.token_texts import token_texts
 
 MAX_CHARACTERS = 1 << 20
 PADDING, UNKNOWN = 0, 1  # ids of a `Vocabulary`
@@ -27,7 +28,7 @@ class TextClassification(Classification):
 
     `mask` is True at tokens and False at padding, which must not change the model's output. `encode` converts a text to
     1 to `max_length` ids; it is required if examples are texts. `decode` converts ids to text, to show examples that
-    are ids.
+    are ids, and the tokens of texts.
 
         TASK = TextClassification(model=make_model, train=(texts, labels), vocabulary_size=30_000, encode=encode)
         TASK = TextClassification(model=make_model, train=(token_ids, labels), vocabulary_size=30_000)
@@ -90,6 +91,16 @@ class TextClassification(Classification):
         ids = example[0].tolist()
         return {"token_ids": ids} if self.decode is None else {"text": self.decode(ids)}
 
+    @property
+    def has_tokens(self) -> bool:
+        return self.decode is not None
+
+    def tokens(self, example: Example) -> list[str]:
+        """Call it only where the task `has_tokens`."""
+        assert self.decode is not None
+        ids = self._ids(example[0]) if isinstance(example[0], str) else example[0]
+        return token_texts(ids.tolist(), self.decode)
+
     def _ids(self, text: str) -> Tensor:
         """int64 [length]"""
         if self.encode is None:
@@ -123,10 +134,15 @@ class Vocabulary:
         counts = Counter(word for text in texts for word in _words(text))
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
         self.ids = {word: number for number, word in enumerate(ordered[: size - 2], UNKNOWN + 1)}
+        self._words = ["", "?", *self.ids]  # by id
 
     def encode(self, text: str, most: int) -> list[int]:
         """The ids of the first `most` words."""
         return [self.ids.get(match[0], UNKNOWN) for match in islice(_WORDS.finditer(text.lower()), most)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words with spaces between them; a question mark for one that is not in the vocabulary."""
+        return " ".join(self._words[token] for token in ids)
 
 
 def _words(text: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from weakref import WeakKeyDictionary
 
 from gradtrace import Index
+from gradtrace.methods import METHODS
 from gradtrace_client.schemas import IndexDetails
 from gradtrace_service.answers.documents import convention, index_info
 from gradtrace_service.answers.inputs import Input, input_of
@@ -33,6 +34,7 @@ def index_details(index: Index, request: None, waited_ms: float) -> IndexDetails
         input=_inputs[index],
         columns=list(index.columns),
         layers=_layers(index),
+        token_methods=[name for name in index.methods if METHODS[name].splits_by_token and index.task.has_tokens],
         can_retrain=index.task.has_fit,
     )
 

@@ -33,6 +33,7 @@ _LARGE_BODIES = frozenset(
         "/influence/groups",
         "/influence/pairs",
         "/influence/removal",
+        "/influence/tokens",
         "/rows/delete",
         "/retrain",
     )

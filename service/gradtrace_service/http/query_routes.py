@@ -16,13 +16,16 @@ from gradtrace_client.request_schemas import (
     PairsRequest,
     RemovalRequest,
     SelfInfluenceRequest,
+    TokensRequest,
 )
 from gradtrace_client.schemas import IndexDetails, InfluenceAnswer, SelfInfluenceAnswer
 from gradtrace_client.service_schemas import Indexes
+from gradtrace_client.token_schemas import TokensAnswer
 from gradtrace_service.answers import comparisons, groups_and_pairs, rows
 from gradtrace_service.answers import index_details as details
 from gradtrace_service.answers import influence as answers
 from gradtrace_service.answers import removal as removals
+from gradtrace_service.answers import tokens as token_scores
 from gradtrace_service.engine.work import Work
 from gradtrace_service.http.html_answers import HTML_RESPONSE, html_answer, wants_html
 from gradtrace_service.http.json_bodies import JsonRoute
@@ -67,6 +70,12 @@ async def influence_pairs(request: PairsRequest, engine: Workers) -> PairsAnswer
 async def influence_removal(request: RemovalRequest, engine: Workers) -> RemovalAnswer:
     """How much the loss on each query would change if training rows were left out of the training, as predicted."""
     return await engine.run_in_passes(request, lambda part: Work(request.index, removals.removal, part))
+
+
+@router.post("/influence/tokens", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))
+async def influence_tokens(request: TokensRequest, engine: Workers) -> TokensAnswer:
+    """Which tokens of their texts, and which of the query's, the scores of training rows come from."""
+    return await engine.run(Work(request.index, token_scores.tokens, request))
 
 
 @router.post("/influence/compare", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))

@@ -66,7 +66,7 @@ class CausalLM(LanguageTask):
             return self.encoder.encode([Piece(_text(values["text"]), True)], eos=eos)
         raise self.lacks(record, "text", "prompt", "completion", "messages", "input_ids")
 
-    def tokens(self, example: Example) -> tuple[Tensor, Tensor]:
+    def token_ids(self, example: Example) -> tuple[Tensor, Tensor]:
         """The first token is never predicted."""
         counts = example["labels"] != IGNORED
         return example["input_ids"], counts & (torch.arange(len(counts)) > 0)

@@ -100,7 +100,7 @@ class SequenceClassification(_Classifier):
             raise DatasetError(f"label {shown(label)}: give a finite number, or leave it out")
         return value
 
-    def tokens(self, example: Example) -> tuple[Tensor, Tensor]:
+    def token_ids(self, example: Example) -> tuple[Tensor, Tensor]:
         """The loss is of the text as a whole, so that all count."""
         return example["input_ids"], torch.ones_like(example["input_ids"], dtype=torch.bool)
 
@@ -175,7 +175,7 @@ class TokenClassification(_Classifier):
         example = {"input_ids": ids[kept], "labels": torch.tensor(labels, dtype=torch.int64)[kept]}
         return example, int((~kept).sum())
 
-    def tokens(self, example: Example) -> tuple[Tensor, Tensor]:
+    def token_ids(self, example: Example) -> tuple[Tensor, Tensor]:
         return example["input_ids"], example["labels"] != IGNORED
 
     def collate(self, examples: list[Example]) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtrace.errors import DatasetError
+from gradtrace.tasks.token_texts import token_texts
 
 IGNORED = -100  # label of a token that does not count, as in transformers
 
@@ -70,6 +72,11 @@ class Encoder:
         """Without special tokens, which encoding adds."""
         text: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+    def texts(self, ids: Tensor) -> list[str]:
+        """The text of each token, special ones too."""
+        decode = partial(self.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return token_texts(ids.tolist(), decode)
 
     def conversation(self, messages: Sequence[Mapping[str, str]], loss_on: str, given: int = 0) -> list[Piece]:
         """The pieces of a conversation in the tokenizer's chat template.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradtrace.errors import DatasetError
@@ -48,19 +49,37 @@ class SequenceToSequence(LanguageTask):
     def _tokens(self, text: str) -> Encoded:
         return self.encoder.encode([Piece(text, True)], eos=bool(self.options.append_eos))
 
-    def tokens(self, example: Example) -> tuple[Tensor, Tensor]:
+    def token_ids(self, example: Example) -> tuple[Tensor, Tensor]:
         """Those that are read, then those that are written."""
         read, written = example["input_ids"], example["labels"][example["labels"] != IGNORED]
         return torch.cat([read, written]), torch.arange(len(read) + len(written)) >= len(read)
 
+    def tokens(self, example: Example) -> list[list[str]]:
+        """Those that the encoder reads, and those that the decoder reads: a start token, and all that are written but
+        the last."""
+        read, labels = example["input_ids"], example["labels"]
+        padding = [""] * self._padding(len(read), len(labels))
+        written = _base(self._model).prepare_decoder_input_ids_from_labels(labels=labels[None])[0]
+        return [self.encoder.texts(read) + padding, self.encoder.texts(written)]
+
+    def _padding(self, read: int, written: int) -> int:
+        """The tokens that a single example is padded with, so that its two sequences are told apart by their lengths.
+
+        read, written: the lengths"""
+        return int(read == written < self.encoder.max_length)
+
     def collate(self, examples: list[Example]) -> Batch:
         """input_ids, attention_mask: int64 [batch, longest input];  labels: int64 [batch, longest target]"""
         labels = self.padded_labels([example["labels"] for example in examples])
-        return {**self.inputs([example["input_ids"] for example in examples]), "labels": labels}
+        inputs = self.inputs([example["input_ids"] for example in examples])
+        if len(examples) == 1:
+            padding = (0, self._padding(inputs["input_ids"].shape[1], labels.shape[1]))
+            fill = {"input_ids": self.pad_id, "attention_mask": 0}
+            inputs = {name: F.pad(values, padding, value=fill[name]) for name, values in inputs.items()}
+        return {**inputs, "labels": labels}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        written = base.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        written = _base(model).prepare_decoder_input_ids_from_labels(labels=batch["labels"])
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         logits = model(**inputs, decoder_input_ids=written, use_cache=False).logits
         return self.reduced(*token_losses(logits, batch["labels"]))
@@ -69,3 +88,8 @@ class SequenceToSequence(LanguageTask):
         labels = example["labels"]
         prompt, completion = map(self.encoder.decode, (example["input_ids"], labels[labels != IGNORED]))
         return {"text": f"{prompt}\n{completion}", "prompt": prompt, "completion": completion}
+
+
+def _base(model: Any) -> Any:
+    """The model that an adapter is of, or itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -63,19 +63,23 @@ class LanguageTask(Task):
         """The example of a record, and the number of tokens that were cut off."""
 
     @abstractmethod
-    def tokens(self, example: Example) -> tuple[Tensor, Tensor]:
+    def token_ids(self, example: Example) -> tuple[Tensor, Tensor]:
         """All tokens of an example, int64 [length], and which of them count in its loss, bool [length]."""
 
+    def tokens(self, example: Example) -> list[str] | list[list[str]]:
+        """Special tokens are among them, by their names."""
+        return self.encoder.texts(self.token_ids(example)[0])
+
     def length(self, example: Example) -> int:
-        return len(self.tokens(example)[0])
+        return len(self.token_ids(example)[0])
 
     def counted(self, example: Example) -> int:
         """The number of tokens that count in the loss."""
-        return int(self.tokens(example)[1].sum())
+        return int(self.token_ids(example)[1].sum())
 
     def stretches(self, example: Example) -> list[tuple[str, bool]]:
         """The decoded text with its special tokens, in stretches of tokens that count in the loss or do not."""
-        ids, counts = self.tokens(example)
+        ids, counts = self.token_ids(example)
         borders = (counts[1:] != counts[:-1]).nonzero().flatten() + 1
         pairs = zip(ids.tensor_split(borders), counts.tensor_split(borders), strict=True)
         return [(self.encoder.tokenizer.decode(part.tolist()), bool(flags[0])) for part, flags in pairs if len(part)]

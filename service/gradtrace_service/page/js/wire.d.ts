@@ -45,8 +45,12 @@ export type IndexDetails = IndexInfo & {
   input?: Input | null;
   columns?: string[];
   layers?: string[];
+  token_methods?: string[];
   can_retrain?: boolean;
 };
+export type TokenShares = { scores: number[]; elsewhere: number };
+export type RowTokens = { row: number; score: number; tokens: string[]; training: TokenShares; query: TokenShares };
+export type TokensAnswer = { query_tokens: string[]; results: RowTokens[] };
 export type IndexSummary = {
   name: string | null;
   generation: number | null;

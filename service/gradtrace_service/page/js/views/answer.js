@@ -1,8 +1,10 @@
 // Answer: the training rows that pushed the model towards what it does on the query, and those that pushed against it.
 import { link } from "../address.js";
+import { kindOf } from "../components/example.js";
+import { Check } from "../components/fields.js";
 import { Empty, Failed, Notice, Skeleton } from "../components/states.js";
 import { labelText, sentence } from "../format.js";
-import { html } from "../lib.js";
+import { html, useState } from "../lib.js";
 import { sourceOf, sourceText } from "../question.js";
 import { useAnswer } from "./answer/asking.js";
 import { reachOf } from "./answer/differences.js";
@@ -12,6 +14,7 @@ import { Keep } from "./answer/keep.js";
 import { Landscape } from "./answer/landscape.js";
 import { Meaning } from "./answer/meaning.js";
 import { Neighbours, QueryCard } from "./answer/query-card.js";
+import { hasTokens, tokensQuestion } from "./answer/tokens.js";
 import { towards } from "./answer/towards.js";
 import { Options } from "./question/options.js";
 
@@ -53,6 +56,7 @@ export function Answer({ params, details }) {
  *   more: import("../wire.js").Influence | null, source: import("../question.js").Source}} props
  */
 function Found({ answer, result, more, params, details, source }) {
+  const [allTokens, setAllTokens] = useState(false);
   const hits = [...result.proponents, ...result.opponents];
   const shared = {
     largest: Math.max(...hits.map(({ score }) => Math.abs(score)), 0),
@@ -63,6 +67,7 @@ function Found({ answer, result, more, params, details, source }) {
       result.query.example?.features,
       details,
     ),
+    tokens: hasTokens(answer, result, details) ? { question: tokensQuestion(params, source), all: allTokens } : null,
     more: new Map([...(more?.proponents ?? []), ...(more?.opponents ?? [])].map((hit) => [hit.row, hit])),
   };
   const ordered = answer.method !== "repsim";
@@ -71,6 +76,7 @@ function Found({ answer, result, more, params, details, source }) {
     <div class="overview"><${Landscape} result=${result} distribution=${more?.distribution ?? null} />
       <${Groups} params=${params} source=${source} details=${details} /></div>
     <${Meaning} answer=${answer} result=${result} />
+    ${shared.tokens && hits.some(({ example }) => kindOf(example) === "text") && html`<${Check} name="Show the tokens of all rows" checked=${allTokens} set=${setAllTokens} />`}
     <div class="ends-of-answer">
       <${End} title=${ordered ? "Proponents" : "Most similar"} words=${!ordered ? "" : aim ? `pushed towards ${aim}` : "lowered the loss"} hits=${result.proponents} side="proponent" shared=${shared} />
       <${End} title=${ordered ? "Opponents" : "Least similar"} words=${!ordered ? "" : aim ? `pushed away from ${aim}` : "raised the loss"} hits=${result.opponents} side="opponent" shared=${shared} />

@@ -7,9 +7,11 @@ import { HitCard } from "./hit-card.js";
 
 /**
  * @typedef {import("../../wire.js").Hit} Hit
- * @typedef {{largest: number, query: import("../../wire.js").QueryInfo, details: import("../../wire.js").IndexDetails, more: Map<number, Hit>, reach: number}} Shared
+ * @typedef {{largest: number, query: import("../../wire.js").QueryInfo, details: import("../../wire.js").IndexDetails, more: Map<number, Hit>, reach: number,
+ *   tokens: {question: Record<string, unknown>, all: boolean} | null}} Shared
  *   largest: absolute score on the page, for one scale.  more: by row, what came after the cards.
  *   reach: the largest difference to the query, in parts of a feature's range
+ *   tokens: what is asked for the tokens of a row, and whether those of all are shown; null: there are none
  * @typedef {{hit: Hit, rank: number}} Ranked
  */
 

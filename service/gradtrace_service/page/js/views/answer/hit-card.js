@@ -5,8 +5,9 @@ import { Label } from "../../components/label.js";
 import { ScoreBar } from "../../components/score.js";
 import { Spark } from "../../components/spark.js";
 import { count, labelText, measured, signed } from "../../format.js";
-import { html } from "../../lib.js";
+import { html, useEffect, useState } from "../../lib.js";
 import { Differences } from "./differences.js";
+import { Tokens } from "./tokens.js";
 import { sharedWords } from "./words.js";
 
 /** @typedef {import("../../wire.js").Hit} Hit */
@@ -36,12 +37,21 @@ function Content({ hit, kind, shared }) {
   if (kind === "image") return null;
   if (kind === "text") {
     const words = sharedWords(shared.query.example?.text ?? "", hit.example?.text ?? "");
-    return html`<${Example} example=${hit.example} lines=${5} mark=${words} />`;
+    const text = html`<${Example} example=${hit.example} lines=${5} mark=${words} />`;
+    return shared.tokens ? html`<${ByToken} row=${hit.row} tokens=${shared.tokens} text=${text} />` : text;
   }
   if (kind === "features" && shared.query.example?.features) {
     return html`<${Differences} features=${hit.example?.features ?? {}} query=${shared.query.example.features} reach=${shared.reach} details=${shared.details} />`;
   }
   return html`<${Example} example=${hit.example} lines=${5} />`;
+}
+
+/** A text, and on request the tokens that the score comes from. @param {{row: number, tokens: NonNullable<import("./end.js").Shared["tokens"]>, text: any}} props */
+function ByToken({ row, tokens, text }) {
+  const [open, setOpen] = useState(tokens.all);
+  useEffect(() => setOpen(tokens.all), [tokens.all]);
+  return html`${open ? html`<${Tokens} row=${row} question=${tokens.question} text=${text} />` : text}
+    <button type="button" class="button plain show-tokens" aria-expanded=${open} onClick=${() => setOpen(!open)}>${open ? "Hide" : "Show"} tokens</button>`;
 }
 
 /** What the model makes of the row, where it is not its label. @param {{hit: Hit, details: import("../../wire.js").IndexDetails}} props */
