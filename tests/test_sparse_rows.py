@@ -19,6 +19,8 @@ from gradtrace.gradients.reference import gradients_reference
 from gradtrace.methods import sparse_scoring
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.sparse.defaults import default_rows
+from gradtrace.sparse.strongest import StrongestOfEach
+from gradtrace.sparse.vectors import SparseRows, SparseVectors
 from gradtrace.store.manifest import read_manifest
 from gradtrace_indexer import (
     add_checkpoints,
@@ -289,6 +291,26 @@ def test_an_interrupted_build_resumes_to_the_same_bytes(tmp_path: Path, monkeypa
         assert len(names) == 6
         for name in names:
             assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["a layer is missing", "rows depend on their batch"])
+def test_rows_that_are_not_their_gradients_are_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    right = StrongestOfEach.encode
+
+    def wrong(self: StrongestOfEach, model: GradientModel, batch: Any, measure: Any) -> Any:
+        rows, losses = right(self, model, batch, measure)
+        values = rows.vectors.values.copy()
+        if fault == "a layer is missing":
+            values[rows.vectors.coordinates < 13 * 6] = 0
+        else:
+            values *= 1 + 0.1 * len(batch)
+        return SparseRows(SparseVectors(rows.vectors.coordinates, values), rows.norms), losses
+
+    monkeypatch.setattr(StrongestOfEach, "encode", wrong)
+    with pytest.raises(LossError, match="another gradient in a batch than alone"):
+        build(WordsTask(), tmp_path, dimensions=60)
 
 
 def test_bad_rows_are_zeros_that_are_never_found(tmp_path: Path) -> None:

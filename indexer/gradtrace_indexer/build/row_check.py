@@ -156,12 +156,16 @@ class _SparseCheck:
         exact = torch.cat(by_layer).cpu() * self.kind.whitening.cpu()
         of_row = stored.places == place
         kept = torch.from_numpy(stored.coordinates[of_row].astype(np.int64))
-        values = torch.from_numpy(stored.values[of_row]).float()
+        values, wanted = torch.from_numpy(stored.values[of_row]).float(), exact[kept]
         strongest = float(exact.abs().topk(min(self.kind.count, len(exact))).values.norm())
-        rounding = float(values.abs().max()) / 127 / 2 * self.kind.count**0.5 if len(values) else 0.0
-        off = float((values - exact[kept]).norm())
-        left_out = max(0.0, strongest**2 - float(exact[kept].norm()) ** 2) ** 0.5
-        return _Nearness(exact, max(off, left_out), 3 * rounding + 10 * _RELATIVE * strongest + slack)
+        codes, scale = encode(wanted[None], "int8")
+        rounding = float((decode(codes, scale)[0] - wanted).norm())
+        largest = float(values.abs().max()) if len(values) else 0.0
+        left_out = max(0.0, strongest**2 - float(wanted.norm()) ** 2) ** 0.5
+        rounded_to_zero = max(0, self.kind.count - len(values)) ** 0.5 * largest / 254
+        off = float((values - wanted).norm()) - 3 * rounding
+        distance = max(off, left_out - 2 * rounded_to_zero)
+        return _Nearness(exact, distance, _RELATIVE * strongest + slack)
 
 
 @dataclass(frozen=True)
