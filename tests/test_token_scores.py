@@ -195,15 +195,15 @@ def test_normalisation_by_the_models_own_module_has_positions(tmp_path: Path) ->
 
 
 class Sentences(nn.Module):
-    """Words, a convolution over them, a normalisation of its channels, and the mean over the words."""
+    """Words, a convolution over them, a normalisation, and the mean over the words."""
 
     def __init__(self) -> None:
         super().__init__()
         self.words, self.window = nn.Embedding(50, 6), nn.Conv1d(6, 8, 3, padding=1)
-        self.norm, self.classifier = nn.GroupNorm(2, 8), nn.Linear(8, 2)
+        self.norm, self.classifier = nn.LayerNorm(8), nn.Linear(8, 2)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        x = self.norm(self.window((self.words(ids) * mask[..., None]).mT)).mT * mask[..., None]
+        x = self.norm(self.window((self.words(ids) * mask[..., None]).mT).mT) * mask[..., None]
         return self.classifier(x.sum(1) / mask.sum(1, keepdim=True))
 
 

@@ -84,7 +84,8 @@ class SparseScoring(Scoring[SparseQueries]):
         if not self.normalized:
             return None
         squares = np.array([[float(row.norms[0]) ** 2 for row in of_block] for of_block in rows]).sum(0)
-        return np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0).astype(np.float32)
+        inverse: Doubles = np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
+        return inverse.astype(np.float32)
 
     def _encode(
         self, batches: Sequence[ExampleBatch], measure: MeasureName, checkpoint: int
