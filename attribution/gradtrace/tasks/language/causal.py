@@ -12,12 +12,12 @@ from gradtrace.task import Batch, Example
 from gradtrace.tasks.language.encoding import IGNORED, Encoded, Piece
 from gradtrace.tasks.language.losses import token_losses
 from gradtrace.tasks.language.options import Kind
+from gradtrace.tasks.language.questions import WritingTask
 from gradtrace.tasks.language.records import Record
-from gradtrace.tasks.language.task import LanguageTask
 from gradtrace.tasks.payload import shown
 
 
-class CausalLM(LanguageTask):
+class CausalLM(WritingTask):
     """A language model that predicts each token from those before it.
 
     A row is a text; a prompt with a completion, each a text or a list of messages; a conversation (`messages`); or
@@ -26,11 +26,13 @@ class CausalLM(LanguageTask):
 
         TASK = CausalLM("runs/gpt2", "train.jsonl", "test.jsonl", text="review")
 
-    Requests hold the same, under the names text, prompt, completion, messages, input_ids and labels.
+    Requests hold the same, under the names text, prompt, completion, messages, input_ids and labels, and may choose
+    among the tokens or compare two texts, see `WritingTask`.
     """
 
     kind: ClassVar[Kind] = "CausalLM"
     keys: ClassVar = ("text", "prompt", "completion", "messages", "input_ids", "labels")
+    first_is_given: ClassVar = True
 
     def encoded(self, record: Record) -> tuple[Example, int]:
         encoded = self._encoded(self.columns(record), record)
@@ -82,12 +84,12 @@ class CausalLM(LanguageTask):
 
     def render(self, example: Example) -> dict[str, Any]:
         """The decoded text; prompt and completion beside it, if the tokens that count are its end."""
-        ids, counts = example["input_ids"], example["labels"] != IGNORED
+        ids, counts = example["input_ids"], self.all_labels(example) != IGNORED
         start = int((~counts).sum())
         shown = {"text": self.encoder.decode(ids)}
         if start and counts[start:].all() and len(ids) > start:
             shown |= {"prompt": self.encoder.decode(ids[:start]), "completion": self.encoder.decode(ids[start:])}
-        return shown
+        return shown | self.rendered_question(example)
 
 
 def _text(value: Any) -> str:
