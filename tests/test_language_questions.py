@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import tiny_language
 from conftest import FRAMEWORK_WARNINGS
@@ -19,6 +21,7 @@ from gradtrace.errors import DatasetError, QueryError
 from gradtrace.tasks import CausalLM, SequenceToSequence
 from gradtrace.tasks.language.questions import WritingTask
 from gradtrace_indexer import build_index
+from gradtrace_service.cli import app
 
 pytestmark = [*FRAMEWORK_WARNINGS, pytest.mark.usefixtures("offline")]
 VOCABULARY = 340
@@ -140,6 +143,65 @@ def test_minimal_pairs_are_asked_about_together(built: tuple[Index, Any]) -> Non
         index.pairs([index.task.train[0], pairs[0]], pairs)
 
 
+def last_state(model: nn.Module, prompt: str, completion: str) -> Tensor:
+    """The last hidden state at the completion's end, by hand."""
+    words = tiny_language.tokenizer()
+    read, written = (words(text)["input_ids"] for text in (prompt, completion))
+    if hasattr(model, "decoder"):
+        output = model(input_ids=torch.tensor([read]), decoder_input_ids=torch.tensor([[0, *written[:-1]]]),
+                       output_hidden_states=True)  # fmt: skip
+        return output.decoder_hidden_states[-1][0, -1].double()
+    ids = torch.tensor([[*read, *written, words.eos_token_id]])
+    return model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, -1].double()
+
+
+@pytest.mark.parametrize("kind", ["gpt-2", "t5"])
+def test_repsim_compares_the_last_hidden_states(kind: str, tmp_path: Path) -> None:
+    task, model = made(kind, tmp_path / "model", representations=True)
+    options: dict[str, Any] = {"dimensions": 8, "progress": False}
+    index = build_index(task, load_checkpoints(tmp_path / "model"), tmp_path / "index", **options)
+    query = {"prompt": PROMPT, "completion": PARIS}
+    with torch.no_grad():
+        rows = torch.stack([last_state(model, *halves(text).values()) for text in TEXTS])
+        wanted = torch.cosine_similarity(rows, last_state(model, PROMPT, PARIS), dim=1)
+    np.testing.assert_allclose(index.scores([task.parse(query)], method="repsim")[0], wanted, atol=2e-3)
+    with pytest.raises(QueryError, match="compares representations, and no two losses: leave rather_than out"):
+        index.scores([task.parse(query | {"rather_than": ROME})], method="repsim")
+    plain, _ = made(kind, tmp_path / "model")
+    without = build_index(plain, load_checkpoints(tmp_path / "model"), tmp_path / "plain", **options)
+    with pytest.raises(QueryError, match="--representations"):
+        without.scores([task.parse(query)], method="repsim")
+
+
+def test_the_command_line_asks_about_completions(tmp_path: Path) -> None:
+    def asked(*words: str) -> Any:
+        done = CliRunner().invoke(app, ["query", str(tmp_path / "index"), *words, "--k", "3", "--json"])
+        assert done.exit_code == 0, f"{done.output} {done.exception}"
+        return json.loads(done.stdout)["results"][0]
+
+    data = tiny_language.json_lines(tmp_path / "train.jsonl", [halves(text) for text in TEXTS])
+    model = tiny_language.saved(tiny_language.gpt2(VOCABULARY), tmp_path / "model")
+    flags = ["--model", str(model), "--data", str(data), "--out", str(tmp_path / "index"), "--dimensions", "16"]
+    assert CliRunner().invoke(app, ["build", *flags]).exit_code == 0
+    contrast = asked("--prompt", PROMPT, "--completion", PARIS, "--rather-than", ROME)
+    assert contrast["query"]["target"] == f"loss of {PARIS!r} minus that of {ROME!r}"
+    assert contrast["query"]["example"]["rather_than"] == ROME
+    chosen = asked("--prompt", PROMPT, "--completion", PARIS, "--only", "house")
+    assert chosen["query"]["target"] == "loss of ' house'"
+    alike = asked("--prompt", PROMPT, "--completion", PARIS, "--method", "bm25")
+    scores = [hit["score"] for hit in alike["proponents"]]
+    assert scores == sorted(scores, reverse=True)
+    for words, problem in (
+        (["--prompt", PROMPT], "belong to --completion"),
+        (["--completion", PARIS, "--example", "{}"], "one of --example, --image and --completion"),
+        (["--completion", PARIS, "--target-label", "3", "--rather-than", "4"], "label"),
+        (["--completion", PARIS, "--only", "cat"], "are not in the text"),
+    ):
+        done = CliRunner().invoke(app, ["query", str(tmp_path / "index"), *words])
+        assert done.exit_code
+        assert problem in f"{done.output} {done.exception}"
+
+
 def test_texts_and_conversations_are_compared_too(tmp_path: Path) -> None:
     task, _ = made("gpt-2", tmp_path)
     good, bad = "the cat sees a dog .", "the cat see a dog ."
@@ -171,7 +233,7 @@ def test_token_texts_join_to_the_text(tmp_path: Path) -> None:
     task, _ = made("gpt-2", tmp_path)
     for text in ("the cat at the river .", "naïve 日本語 ☃ cat", " "):
         ids = task.example({"text": text + " the dog"})["input_ids"]
-        texts = task.encoder.token_texts(ids)
+        texts = task.encoder.texts(ids)
         assert "".join(texts) == text + " the dog"
         assert len(texts) == len(ids)
     assert "☃" in task.render(task.parse({"text": "a ☃ cat", "only": "☃"}))["only"]

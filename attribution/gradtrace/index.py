@@ -64,7 +64,8 @@ class Index:
         self.verified = contents.verified
         self._row_ids = store.row_ids
         self.rows, self.present = self._row_ids.rows, self._row_ids.present
-        self.methods = tuple(methods.available_methods(self.manifest))
+        possible = methods.available_methods(self.manifest)
+        self.methods = tuple(name for name in possible if self.lacks(name) is None)
         self.columns: dict[str, NDArray[Any]] = self._row_ids.columns(contents.columns)
 
     def with_searcher(self, searcher: Searcher) -> Index:
@@ -126,8 +127,8 @@ class Index:
     ) -> NDArray[np.float32]:
         """The score of every training row for each example. float32 [queries, rows].
 
-        Deleted rows have no influence: their score is 0, in the middle of every order; by `repsim`, whose scores only
-        say how alike rows are, it is minus infinity. `present` is False for them.
+        Deleted rows have no influence: their score is 0, in the middle of every order; by `repsim` and `bm25`, whose
+        scores only say how alike rows are, it is minus infinity. `present` is False for them.
 
         Raises as `influence`.
         """
@@ -287,8 +288,15 @@ class Index:
             QueryError: there is no such method, this index does not answer by it, or not with these options.
         """
         known = methods.method_named(method, self.manifest)
+        if (lacking := self.lacks(method)) is not None:
+            raise QueryError(f"this index does not answer by {method!r}: {lacking}")
         known.check_options(options)
         return known.scoring(self.contents, options)
+
+    def lacks(self, method: str) -> str | None:
+        """What the index or its task lack to answer by one of the methods that there are; None if they lack nothing."""
+        known = methods.METHODS[method]
+        return known.lacks(self.manifest) or known.unfit(self.contents)
 
     def queries(
         self, examples: Sequence[Example], *, method: str = "tracin", target: Target | None = None
@@ -328,7 +336,8 @@ class Index:
         """
         if isinstance(target, Mapping):
             if not methods.METHODS[method].uses_labels:
-                raise QueryError(f"method {method!r} compares representations, whatever the label: leave target out")
+                compared = methods.METHODS[method].compares
+                raise QueryError(f"method {method!r} compares {compared}, whatever the label: leave target out")
             labels = target_labels(target, self.task, self.contents.classes)
             check_replaceable(self.task, self.contents.first_row, labels)
             return labels
@@ -341,6 +350,9 @@ class Index:
     ) -> tuple[list[Query], Vectors, list[float]]:
         """What is explained of each example, with the vectors and the losses [queries] of all."""
         queries = self._resolved(examples, method, target)
+        known = methods.METHODS[method]
+        if not known.compares_gradients and any(query.is_contrast and not query.target_labels for query in queries):
+            raise QueryError(f"method {method!r} compares {known.compares}, and no two losses: leave rather_than out")
         return queries, *scoring.query_vectors(queries)
 
     def _resolved(self, examples: Sequence[Example], method: str, target: Target | None) -> list[Query]:

@@ -219,7 +219,7 @@ class Influence(AnswerSchema):
     """The answer to one query. At either end, hits are ordered from the most extreme score inwards.
 
     Proponents have positive scores and opponents negative ones, so there may be fewer than `k`; `note` then says why.
-    For `repsim` they are instead the most and the least similar rows.
+    For `repsim` and `bm25` they are instead the most and the least similar rows.
     """
 
     query: QueryInfo

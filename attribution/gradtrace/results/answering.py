@@ -220,7 +220,7 @@ class Answering:
                 row=row,
                 score=score,
                 cluster=leaders and leaders[place],
-                parts=dict(zip(names, parts, strict=True)),
+                parts=dict(zip(names, parts, strict=True)) if names else {},
                 loss=float(columns["loss"][position]),
                 layers=draft.layers.get(position),
                 percentile=draft.percentiles.get(position),
@@ -239,7 +239,9 @@ class Answering:
 
     def _note(self, draft: _Draft, proponents: int, opponents: int) -> str | None:
         if is_zero(draft.vector):
-            kind = "gradient" if self.method.compares_gradients else "representation"
+            if self.method.compares == "words":
+                return "no training text has a word of the query, so every score is zero"
+            kind = self.method.compares.removesuffix("s")
             return _note_on_zero(kind, len(draft.queries), float(np.mean(draft.losses)))
         count = len(draft.ends.top.rows)
         if not self.method.signed:  # the sign of a score says nothing

@@ -36,7 +36,7 @@ class AskedExample:
 
 def check_names(index: Index, method: str, checkpoints: Sequence[str] | None) -> None:
     """Raises FieldError for a method that this index does not answer, or a checkpoint that it does not have."""
-    lacking = METHODS[method].lacks(index.manifest) if method in METHODS else None
+    lacking = index.lacks(method) if method in METHODS else None
     if lacking is not None:
         raise FieldError("method", f"this index does not answer by {method!r}: {lacking}")
     check_known("method", method, index.methods)

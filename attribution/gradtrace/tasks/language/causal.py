@@ -79,8 +79,17 @@ class CausalLM(WritingTask):
         return {**self.inputs([example["input_ids"] for example in examples]), "labels": labels}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        output = self._output(model, batch)
         return self.reduced(*token_losses(output.logits[:, :-1], batch["labels"][:, 1:]))
+
+    def hidden_states(self, model: nn.Module, batch: Batch) -> Tensor:
+        states: Tensor = self._output(model, batch, output_hidden_states=True).hidden_states[-1]
+        return states
+
+    @staticmethod
+    def _output(model: nn.Module, batch: Batch, **options: bool) -> Any:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return model(**inputs, use_cache=False, **options)
 
     def render(self, example: Example) -> dict[str, Any]:
         """The decoded text; prompt and completion beside it, if the tokens that count are its end."""

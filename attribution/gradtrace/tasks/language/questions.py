@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradtrace.errors import DatasetError, QueryError
-from gradtrace.task import Example, Explained
+from gradtrace.task import Batch, Example, Explained
 from gradtrace.tasks.language.encoding import IGNORED
 from gradtrace.tasks.language.records import Record
 from gradtrace.tasks.language.task import LanguageTask
@@ -39,6 +40,24 @@ class WritingTask(LanguageTask):
 
     question_keys: ClassVar = ("only", "rather_than")
     first_is_given: ClassVar[bool] = False  # the first token is read, never written
+
+    @abstractmethod
+    def hidden_states(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The last hidden states at the labels' tokens, floating point [batch, length, features]."""
+
+    @property
+    def has_representation(self) -> bool:
+        return self.options.representations
+
+    def representation(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The last hidden state at the last token that counts, which has read all before it. [batch, features]
+
+        As in LESS (Xia et al. 2024).
+        """
+        states, counts = self.hidden_states(model, batch), batch["labels"] != IGNORED
+        places = torch.arange(counts.shape[1], device=counts.device)
+        last = (counts * places).amax(1)  # [batch]; the first token where none counts
+        return states[torch.arange(len(last), device=last.device), last]
 
     @property
     def request_keys(self) -> tuple[str, ...]:
@@ -146,12 +165,15 @@ def _holding(text: str, texts: Sequence[str]) -> list[int]:
             f"the words {shown(text)} of only {problem} in the text that counts; give more of the words, or the "
             f"numbers of tokens: {_numbered(texts)}"
         )
-    start, numbers, position = whole.index(text), [], 0
+    start, position = whole.index(text), 0
+    numbers: list[int] = []
+    before: list[int] = []  # tokens without a text begin a character, which the next one ends
     for number, token in enumerate(texts):
-        continues = not token and numbers[-1:] == [number - 1]  # the rest of a character
-        if continues or (token and position < start + len(text) and position + len(token) > start):
-            numbers.append(number)
+        before.append(number)
+        if token and position < start + len(text) and position + len(token) > start:
+            numbers += before
         position += len(token)
+        before = [] if token else before
     return numbers
 
 

@@ -82,10 +82,18 @@ class SequenceToSequence(WritingTask):
         return {**inputs, "labels": labels, "written": written}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.reduced(*token_losses(self._output(model, batch).logits, batch["labels"]))
+
+    def hidden_states(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Of the decoder: each predicts its label's token."""
+        states: Tensor = self._output(model, batch, output_hidden_states=True).decoder_hidden_states[-1]
+        return states
+
+    @staticmethod
+    def _output(model: nn.Module, batch: Batch, **options: bool) -> Any:
         written = _base(model).prepare_decoder_input_ids_from_labels(labels=batch["written"])
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        logits = model(**inputs, decoder_input_ids=written, use_cache=False).logits
-        return self.reduced(*token_losses(logits, batch["labels"]))
+        return model(**inputs, decoder_input_ids=written, use_cache=False, **options)
 
     def render(self, example: Example) -> dict[str, Any]:
         labels = self.all_labels(example)
