@@ -107,6 +107,27 @@ def test_filters_and_deleted_rows(index: Index, tmp_path: Path) -> None:
     assert 0 not in {hit.row for hit in [*result.proponents, *result.opponents]}
 
 
+def test_a_prefilters_candidates_are_scored_exactly(index: Index) -> None:
+    (exact,) = index.influence([(QUERY, 0)], k=10, rescore=True)
+    scores = {hit.row: hit.score for hit in [*exact.proponents, *exact.opponents]}
+    alike = np.argsort(-reference(TEXTS, QUERY), kind="stable")[:3].tolist()
+    (result,) = index.influence([(QUERY, 0)], k=10, prefilter="bm25", candidates=3)
+    hits = [*result.proponents, *result.opponents]
+    assert sorted(hit.row for hit in hits) == sorted(alike)
+    assert (result.rows_rescored, result.exact) == (3, False)
+    for hit in hits:
+        assert math.isclose(hit.score, scores[hit.row], rel_tol=1e-5)
+    (mean,) = index.influence([(QUERY, 0), ("the fish", 1)], k=10, prefilter="bm25", candidates=5, aggregate="mean")
+    assert mean.rows_rescored == 5
+    for asked, words in (
+        ({"prefilter": "tracin"}, "give bm25 or repsim"),
+        ({"candidates": 0}, "with 0 candidates"),
+        ({"method": "trak"}, "trak"),
+    ):
+        with pytest.raises(QueryError, match=words):
+            index.influence([(QUERY, 0)], **{"prefilter": "bm25", **asked})  # type: ignore[arg-type]
+
+
 def test_texts_of_the_same_words_are_near_duplicates(tmp_path: Path) -> None:
     index = tiny.build(task([*TEXTS, "A dog.", "the dog"]), tmp_path)
     delete_rows(tmp_path / "index", [0])
@@ -163,5 +184,8 @@ def test_a_service_answers_and_says_what_the_score_is(index: Index) -> None:
             sorted(reference(TEXTS, QUERY), reverse=True)[:2]
         )
         assert "bm25" in client.index().methods
+        rescored = client.influence({"text": QUERY}, prefilter="bm25", candidates=2)
+        assert (rescored.rescored, rescored.exact, rescored.results[0].rows_rescored) == (True, False, 2)
+        assert "full gradients" in rescored.convention
         with pytest.raises(InvalidRequestError, match="whatever the label"):
             client.influence({"text": QUERY}, method="bm25", target={"label": 1})

@@ -115,6 +115,7 @@ class IndexDetails(IndexInfo):
         description="Methods whose scores can be split by token; none where the task tells none.",
     )
     can_retrain: bool = Field(False, description="Whether the task can train a model on some of its rows.")
+    can_complete: bool = Field(False, description="Whether the model writes, so that `POST /complete` is answered.")
 
 
 class Timing(AnswerSchema):

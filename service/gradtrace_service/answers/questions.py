@@ -45,6 +45,12 @@ def check_names(index: Index, method: str, checkpoints: Sequence[str] | None) ->
         check_known(f"checkpoints[{position}]", name, known)
 
 
+def check_prefilter(index: Index, prefilter: str | None) -> None:
+    """Raises FieldError where this index does not answer by it."""
+    if prefilter is not None and (lacking := index.lacks(prefilter)) is not None:
+        raise FieldError("prefilter", f"this index does not answer by {prefilter!r}: {lacking}")
+
+
 def check_known(field: str, name: str, known: Collection[str]) -> None:
     if name not in known:
         raise FieldError(field, f"there is no {shown(name)}; this index has {listed(known)}")

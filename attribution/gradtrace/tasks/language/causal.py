@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -90,6 +91,19 @@ class CausalLM(WritingTask):
     def _output(model: nn.Module, batch: Batch, **options: bool) -> Any:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         return model(**inputs, use_cache=False, **options)
+
+    def prompt_ids(self, prompt: str | Sequence[Mapping[str, str]]) -> Tensor:
+        if isinstance(prompt, str):
+            return self.encoder.beginning(prompt)
+        return self.encoder.conversation_beginning(prompt)
+
+    def room(self, prompt: Tensor) -> int:
+        return self.encoder.max_length - len(prompt)
+
+    def written(self, prompt: Tensor, generated: Tensor) -> tuple[Tensor, Example]:
+        ids = generated[len(prompt) :]
+        labels = torch.cat([torch.full_like(prompt, IGNORED), ids])
+        return ids, {"input_ids": generated, "labels": labels}
 
     def render(self, example: Example) -> dict[str, Any]:
         """The decoded text; prompt and completion beside it, if the tokens that count are its end."""

@@ -45,6 +45,22 @@ class WritingTask(LanguageTask):
     def hidden_states(self, model: nn.Module, batch: Batch) -> Tensor:
         """The last hidden states at the labels' tokens, floating point [batch, length, features]."""
 
+    @abstractmethod
+    def prompt_ids(self, prompt: str | Sequence[Mapping[str, str]]) -> Tensor:
+        """The tokens of a text, or of a conversation, after which the model writes. int64 [length]
+
+        Raises:
+            DatasetError: it is too long, or not a prompt of this task.
+        """
+
+    @abstractmethod
+    def room(self, prompt: Tensor) -> int:
+        """How many tokens may be written after the prompt."""
+
+    @abstractmethod
+    def written(self, prompt: Tensor, generated: Tensor) -> tuple[Tensor, Example]:
+        """The tokens that were written, and the example whose loss is theirs. generated: by transformers' `generate`"""
+
     @property
     def has_representation(self) -> bool:
         return self.options.representations

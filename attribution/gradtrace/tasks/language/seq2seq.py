@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -95,11 +96,30 @@ class SequenceToSequence(WritingTask):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         return model(**inputs, decoder_input_ids=written, use_cache=False, **options)
 
+    def prompt_ids(self, prompt: str | Sequence[Mapping[str, str]]) -> Tensor:
+        encoded = self._tokens(_text(prompt))
+        if encoded.cut:
+            raise DatasetError(f"it has {encoded.cut} tokens more than the {self.encoder.max_length} that are read")
+        return encoded.ids
+
+    def room(self, prompt: Tensor) -> int:
+        return self.encoder.max_length
+
+    def written(self, prompt: Tensor, generated: Tensor) -> tuple[Tensor, Example]:
+        ids = generated[1:]  # after the token that the decoder starts with
+        return ids, {"input_ids": prompt, "labels": ids}
+
     def render(self, example: Example) -> dict[str, Any]:
         labels = self.all_labels(example)
         prompt, completion = map(self.encoder.decode, (example["input_ids"], labels[labels != IGNORED]))
-        shown = {"text": f"{prompt}\n{completion}", "prompt": prompt, "completion": completion}
-        return shown | self.rendered_question(example)
+        rendering = {"text": f"{prompt}\n{completion}", "prompt": prompt, "completion": completion}
+        return rendering | self.rendered_question(example)
+
+
+def _text(prompt: Any) -> str:
+    if not isinstance(prompt, str):
+        raise DatasetError(f"{shown(prompt)} is not a text")
+    return prompt
 
 
 def _base(model: Any) -> Any:
