@@ -94,7 +94,7 @@ def test_what_a_change_of_rows_takes_away_is_told_with_what_brings_it_back(
 def test_every_method_that_an_index_lacks_has_a_command(index: Index) -> None:
     bare = index.manifest.model_copy(update={"curvature": [], "representations": None, "representer": None})
     lacking = [method.lacks(bare) for method in METHODS.values()]
-    assert sum(why is not None for why in lacking) == len(METHODS) - 3  # all but tracin, graddot and cosine
+    assert sum(why is not None for why in lacking) == len(METHODS) - 4  # all but tracin, graddot, cosine and bm25
     assert all("`gradtrace " in why for why in lacking if why is not None)
 
 

@@ -17,6 +17,7 @@ from gradtrace.data.dataset import fetch
 from gradtrace.fitted.curvature import Curvature
 from gradtrace.fitted.representer_head import Refit
 from gradtrace.fitted.trak_kernels import Kernel
+from gradtrace.fitted.word_scores import WordScores, text_of, word_scores
 from gradtrace.models.class_probabilities import number_of_classes
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.search.by_name import Searcher
@@ -26,6 +27,8 @@ from gradtrace.sparse.whitening import whitening_factors
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.rows import RowStore
 from gradtrace.task import Example, Task
+
+_TEXT_BATCH = 256  # rows that are fetched at a time for their texts
 
 
 @dataclass
@@ -99,6 +102,18 @@ class IndexContents:
     def classes(self) -> int | None:
         """The number of classes that labels are of; None: labels are values, or there are none."""
         return number_of_classes(self.last_model, self.first_row, self.columns["label"].astype(np.float64))
+
+    @cached_property
+    def word_scores(self) -> WordScores:
+        """Of the rows that are there, by BM25; made when it is first asked for, which reads all their texts.
+
+        Raises:
+            MissingLibraryError: bm25s is not installed.
+        """
+        ids = self.store.row_ids.live_ids().tolist()
+        batches = (ids[start : start + _TEXT_BATCH] for start in range(0, len(ids), _TEXT_BATCH))
+        texts = [text_of(self.task, row) or "" for batch in batches for row in fetch(self.task.train, batch)]
+        return word_scores(texts)
 
     @property
     def first_row(self) -> Example:

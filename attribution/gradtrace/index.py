@@ -30,10 +30,13 @@ from gradtrace.results.display import describe, frame, table_html
 from gradtrace.results.groups import GroupInfluences, row_groups
 from gradtrace.results.hits import InfluenceResults, Recall
 from gradtrace.results.removal import RemovalEffect, removal_effects
+from gradtrace.results.rescoring import Prefilter
 from gradtrace.results.token_scores import RowTokens, row_tokens
 from gradtrace.search.by_name import Searcher
 from gradtrace.store.row_filter import RowFilter
 from gradtrace.task import Example, Label
+from gradtrace.tasks.language.generation import Completion, Prompt, complete
+from gradtrace.tasks.language.questions import WritingTask
 
 if TYPE_CHECKING:
     import pandas
@@ -64,7 +67,8 @@ class Index:
         self.verified = contents.verified
         self._row_ids = store.row_ids
         self.rows, self.present = self._row_ids.rows, self._row_ids.present
-        self.methods = tuple(methods.available_methods(self.manifest))
+        possible = methods.available_methods(self.manifest)
+        self.methods = tuple(name for name in possible if self.lacks(name) is None)
         self.columns: dict[str, NDArray[Any]] = self._row_ids.columns(contents.columns)
 
     def with_searcher(self, searcher: Searcher) -> Index:
@@ -84,6 +88,8 @@ class Index:
         filter: RowFilter | Mapping[str, Any] | None = None,  # noqa: A002  (the word of the HTTP contract)
         target: Target | None = None,
         rescore: bool = False,
+        prefilter: str | None = None,
+        candidates: int = 100,
         aggregate: Aggregate | None = None,
         include: Collection[Include] = (),
         **options: Unpack[methods.MethodOptions],
@@ -100,6 +106,8 @@ class Index:
                 minus that at d, of which proponents are the rows that push towards c.
             rescore: recompute the full gradients of the rows found, twice as many at either end as asked for, and order
                 them by exact scores.
+            prefilter: "bm25" or "repsim": rescore the rows that are most alike by it, `candidates` of them, in place of
+                those that the search finds.
             aggregate: "mean": one result, whose scores are the means over the examples of their scores.
             include: "layers", each score's shares by layer; "percentiles", where each score stands among the scores of
                 all rows, and "histogram", that of all these scores, which read the whole index; "probabilities", those
@@ -108,10 +116,12 @@ class Index:
         Raises QueryError where something asked for does not exist, and LossError where a query's loss is not finite.
         """
         scoring, allowed = self.scoring(method, **options), self._allowed(filter)
+        similar = None if prefilter is None else self._prefilter(prefilter, candidates)
+        rescore = rescore or similar is not None
         changed = target or rescore or aggregate or any(value is not None for value in options.values())
         recall = None if changed else self._recall(method, k, allowed)
         known = methods.METHODS[method]
-        answering = Answering(self.contents, known, scoring, k, allowed, rescore, aggregate, include, recall)
+        answering = Answering(self.contents, known, scoring, k, allowed, rescore, aggregate, include, recall, similar)
         with (stopwatch := Stopwatch())("gradient"):
             queries, vectors, losses = self._queried(scoring, examples, method, target)
         return answering.answer(queries, vectors, losses, stopwatch)
@@ -126,8 +136,8 @@ class Index:
     ) -> NDArray[np.float32]:
         """The score of every training row for each example. float32 [queries, rows].
 
-        Deleted rows have no influence: their score is 0, in the middle of every order; by `repsim`, whose scores only
-        say how alike rows are, it is minus infinity. `present` is False for them.
+        Deleted rows have no influence: their score is 0, in the middle of every order; by `repsim` and `bm25`, whose
+        scores only say how alike rows are, it is minus infinity. `present` is False for them.
 
         Raises as `influence`.
         """
@@ -287,8 +297,29 @@ class Index:
             QueryError: there is no such method, this index does not answer by it, or not with these options.
         """
         known = methods.method_named(method, self.manifest)
+        if (lacking := self.lacks(method)) is not None:
+            raise QueryError(f"this index does not answer by {method!r}: {lacking}")
         known.check_options(options)
         return known.scoring(self.contents, options)
+
+    def lacks(self, method: str) -> str | None:
+        """What the index or its task lack to answer by one of the methods that there are; None if they lack nothing."""
+        known = methods.METHODS[method]
+        return known.lacks(self.manifest) or known.unfit(self.contents)
+
+    def complete(
+        self, prompt: Prompt, *, max_tokens: int = 32, temperature: float = 0.0, seed: int = 0, seconds: float = 60.0
+    ) -> Completion:
+        """What the model of the last checkpoint writes after a prompt, and the request that asks why; see `complete`
+        in `gradtrace.tasks.language.generation`.
+
+        Raises:
+            QueryError: the task's model does not write, or the prompt cannot be read or is too long.
+        """
+        if not isinstance(self.task, WritingTask):
+            raise QueryError(f"{type(self.task).__name__} writes no text: ask about examples, or about rows")
+        options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        return complete(self.task, self.contents.last_model.model, prompt, **options, seconds=seconds)
 
     def queries(
         self, examples: Sequence[Example], *, method: str = "tracin", target: Target | None = None
@@ -328,7 +359,8 @@ class Index:
         """
         if isinstance(target, Mapping):
             if not methods.METHODS[method].uses_labels:
-                raise QueryError(f"method {method!r} compares representations, whatever the label: leave target out")
+                compared = methods.METHODS[method].compares
+                raise QueryError(f"method {method!r} compares {compared}, whatever the label: leave target out")
             labels = target_labels(target, self.task, self.contents.classes)
             check_replaceable(self.task, self.contents.first_row, labels)
             return labels
@@ -336,11 +368,23 @@ class Index:
             raise QueryError(f'unknown target {target!r}; leave it out, or pass "loss" or {{"label": ...}}')
         return target
 
+    def _prefilter(self, name: str, candidates: int) -> Prefilter:
+        """By a method whose scores say how alike rows are."""
+        known = methods.METHODS.get(name)
+        if known is None or known.signed or candidates < 1:
+            raise QueryError(
+                f"the prefilter is {name!r} with {candidates} candidates; give bm25 or repsim, and 1 or more"
+            )
+        return Prefilter(self.scoring(name), candidates)
+
     def _queried(
         self, scoring: methods.Scoring[Any], examples: Sequence[Example], method: str, target: Target | None
     ) -> tuple[list[Query], Vectors, list[float]]:
         """What is explained of each example, with the vectors and the losses [queries] of all."""
         queries = self._resolved(examples, method, target)
+        known = methods.METHODS[method]
+        if not known.compares_gradients and any(query.is_contrast and not query.target_labels for query in queries):
+            raise QueryError(f"method {method!r} compares {known.compares}, and no two losses: leave rather_than out")
         return queries, *scoring.query_vectors(queries)
 
     def _resolved(self, examples: Sequence[Example], method: str, target: Target | None) -> list[Query]:

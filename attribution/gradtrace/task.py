@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,17 @@ from gradtrace.errors import QueryError, TaskError
 Example = Any  # what task.train[i] returns
 Batch = Any  # what task.collate returns
 Label = int | float
+
+
+class Explained(NamedTuple):
+    """What is explained of a query.
+
+    examples: one; or two, of which the difference of the measurements is explained, the first's minus the second's
+    words: after the measurement's name, as in "loss" + " of 'Paris'"
+    """
+
+    examples: tuple[Example, ...]
+    words: str = ""
 
 
 class Task(ABC):
@@ -49,6 +60,11 @@ class Task(ABC):
         """The quantity of a query that is explained, floating point [batch]. Like a loss, lower is better (to explain a
         margin, return the negative margin). Default: the loss."""
         return self.loss(model, batch)
+
+    def explained(self, example: Example) -> Explained:
+        """What is explained of a query: its measurement or, for a contrast, by how much that exceeds another example's.
+        Default: the example's measurement."""
+        return Explained((example,))
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """The model's predictions: [batch, classes] class scores (logits or probabilities); or [batch] or [batch, 1]

@@ -30,6 +30,7 @@ from gradtrace_client._options import (
 from gradtrace_client._sync_client import Client
 from gradtrace_client.browse_schemas import ColumnsAnswer, ExamplesAnswer, Overview
 from gradtrace_client.comparison_schemas import ComparisonAnswer
+from gradtrace_client.completion_schemas import CompletionAnswer
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.removal_schemas import RemovalAnswer
 from gradtrace_client.request_schemas import RowFilter, ScoresQuestion
@@ -61,6 +62,7 @@ __all__ = [
     "ClientError",
     "ColumnsAnswer",
     "ComparisonAnswer",
+    "CompletionAnswer",
     "ConflictError",
     "DeadlineError",
     "ExampleAnswer",

@@ -1,9 +1,9 @@
-"""The calls that look through data sets. `make client` generates `_sync_browse_client.py` from this file."""
+"""Calls that find what to ask about. `make client` generates `_sync_browse_client.py` from this file."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from typing_extensions import Unpack
@@ -13,11 +13,12 @@ from gradtrace_client._requests import index_param, request_json
 from gradtrace_client._responses import Answer, Verb
 from gradtrace_client.browse_requests import MAX_POINTS, ColumnsRequest, ExamplesRequest
 from gradtrace_client.browse_schemas import ColumnsAnswer, ExamplesAnswer, Overview
+from gradtrace_client.completion_schemas import CompletionAnswer, CompletionRequest
 from gradtrace_client.schemas import ExampleAnswer, Split
 
 
 class AsyncBrowseClient(ABC):
-    """Rows, columns and the overview. The subclass sends requests."""
+    """Rows, columns, the overview and completions. The subclass sends requests."""
 
     @abstractmethod
     async def _send(
@@ -56,3 +57,26 @@ class AsyncBrowseClient(ABC):
     async def overview(self, index: str | None = None) -> Overview:
         """An index at a glance: rows and losses by class, by checkpoint, and their distribution."""
         return await self._send("GET", "/overview", Overview, params=index_param(index))
+
+    async def complete(
+        self,
+        prompt: str | Sequence[Mapping[str, str]],
+        *,
+        index: str | None = None,
+        max_tokens: int = 32,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> CompletionAnswer:
+        """What a language model writes after a prompt. `influence` takes the answer's `payload` and says why.
+
+        Args:
+            prompt: A text, or the messages of a conversation, `{"role": ..., "content": ...}`.
+            index: Name of the index, one of `client.indexes()`. Default: the first.
+            max_tokens: Tokens that are written at most, up to 256.
+            temperature: 0 takes the most probable token each time; above, tokens are drawn.
+            seed: Of the draws.
+        """
+        given = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
+        options = {"index": index, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        body = request_json(CompletionRequest, **given, **options)
+        return await self._send("POST", "/complete", CompletionAnswer, json=body)

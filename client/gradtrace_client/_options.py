@@ -6,7 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from gradtrace_client.browse_requests import RowOrder
-from gradtrace_client.request_schemas import Aggregate, Include, Order, RowFilter, Similarity, Target, Weights
+from gradtrace_client.request_schemas import (
+    Aggregate,
+    Include,
+    Order,
+    Prefilter,
+    RowFilter,
+    Similarity,
+    Target,
+    Weights,
+)
 
 
 class QuestionOptions(TypedDict, total=False):
@@ -41,6 +50,8 @@ class InfluenceOptions(QuestionOptions, total=False):
         label; `{"label": "dog", "rather_than": "cat"}` the difference: proponents push towards the first.
     rescore: Recompute the full gradients of twice as many rows as asked for at either end, and order them by their
         exact scores. Default: False.
+    prefilter: Rescore the rows that are most alike by `bm25` or `repsim`, in place of those that the search finds.
+    candidates: How many rows a prefilter gives. Default: 100.
     include: What hits carry: `parts`, the score by checkpoint; `layers`, the score by layer; `percentiles`, the score's
         place among those of all rows; `clusters`, which of them are near-duplicates; `examples`, the rendered example.
         What results carry: `histogram`, that of the scores of all rows; `probabilities`, those of the query's classes.
@@ -50,6 +61,8 @@ class InfluenceOptions(QuestionOptions, total=False):
     filter: RowFilter | Mapping[str, Any] | None
     target: Target | Mapping[str, Any] | None
     rescore: bool
+    prefilter: Prefilter | None
+    candidates: int
     include: Iterable[Include]
 
 

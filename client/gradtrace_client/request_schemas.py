@@ -102,6 +102,7 @@ Weights = Literal["learning_rate", "learning_rate_steps", "equal"]
 Similarity = Literal["cosine", "dot", "l2"]
 Aggregate = Literal["mean"]
 Include = Literal["parts", "layers", "percentiles", "histogram", "probabilities", "clusters", "examples"]
+Prefilter = Literal["bm25", "repsim"]
 Order = Literal["descending", "ascending"]
 
 
@@ -271,6 +272,13 @@ class InfluenceRequest(Queries):
         description="Recompute the full gradients of twice as many rows as asked for at either end, and order them by "
         "their exact scores.",
     )
+    prefilter: Prefilter | None = Field(
+        None,
+        description="Rescore the rows that are most alike by this method, in place of those that the search finds.",
+    )
+    candidates: Annotated[int, Field(strict=True, ge=1, le=MAX_K), BeforeValidator(whole)] = Field(
+        100, description="How many rows a prefilter gives."
+    )
     include: Annotated[frozenset[Include], Field(fail_fast=True), _at_most(_MAX_FIELDS)] = Field(
         frozenset(("parts", "examples")),
         description="What hits carry besides: `parts`, the score by checkpoint; `layers`, the score by layer; "
@@ -282,21 +290,17 @@ class InfluenceRequest(Queries):
     @model_validator(mode="after")
     def _is_affordable(self) -> InfluenceRequest:
         results = 1 if self.aggregate else self.queries
-        if self.rescore and results * self.k > MAX_K:
-            raise ValueError(
-                f"rescore takes {MAX_K} hits at each end at most, over all results, not {results} x {self.k}; lower k "
-                "or send fewer queries at a time"
-            )
-        if "clusters" in self.include and results * self.k > MAX_K:
-            raise ValueError(
-                f"clusters are of {MAX_K} hits at each end at most, over all results, not {results} x {self.k}; lower "
-                "k or send fewer queries at a time"
-            )
-        if results * self.k > MAX_HITS:
-            raise ValueError(
-                f"an answer holds {MAX_HITS:,} hits at each end at most, over all results, not {results} x {self.k}; "
-                "lower k or send fewer queries at a time"
-            )
+        for wanted, what, each, most in (
+            (self.rescore, "rescore takes {} hits at each end", "k", MAX_K),
+            (self.prefilter, "a prefilter gives {} candidates", "candidates", MAX_K),
+            ("clusters" in self.include, "clusters are of {} hits at each end", "k", MAX_K),
+            (True, "an answer holds {:,} hits at each end", "k", MAX_HITS),
+        ):
+            if wanted and results * getattr(self, each) > most:
+                raise ValueError(
+                    f"{what.format(most)} at most, over all results, not {results} x {getattr(self, each)}; lower "
+                    f"{each} or send fewer queries at a time"
+                )
         return self
 
 

@@ -115,6 +115,7 @@ class IndexDetails(IndexInfo):
         description="Methods whose scores can be split by token; none where the task tells none.",
     )
     can_retrain: bool = Field(False, description="Whether the task can train a model on some of its rows.")
+    can_complete: bool = Field(False, description="Whether the model writes, so that `POST /complete` is answered.")
 
 
 class Timing(AnswerSchema):
@@ -219,7 +220,7 @@ class Influence(AnswerSchema):
     """The answer to one query. At either end, hits are ordered from the most extreme score inwards.
 
     Proponents have positive scores and opponents negative ones, so there may be fewer than `k`; `note` then says why.
-    For `repsim` they are instead the most and the least similar rows.
+    For `repsim` and `bm25` they are instead the most and the least similar rows.
     """
 
     query: QueryInfo

@@ -60,6 +60,9 @@ TrainRowOption = Annotated[list[int] | None, typer.Option(help="Row of the train
 ExampleOption = Annotated[str | None, typer.Option(help="An example as JSON, in the task's own form.")]
 ImageOption = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A PNG or JPEG as the example.")]
 LabelOption = Annotated[str | None, typer.Option(help="The label of --image: a number or a class name.")]
+PromptOption = Annotated[str | None, typer.Option(help="Of a language model; with --completion.")]
+CompletionOption = Annotated[str | None, typer.Option(help="What a language model wrote, or might have written.")]
+OnlyOption = Annotated[str | None, typer.Option(help="With --completion: only these of its words are explained.")]
 CheckpointOption = Annotated[list[str] | None, typer.Option(help="Only these checkpoints. Repeatable.")]
 FilterOption = Annotated[
     str | None, typer.Option("--filter", help="Which training rows may be found, as JSON: see the examples above.")
@@ -75,7 +78,11 @@ TargetLabelOption = Annotated[
     str | None, typer.Option(help="Explain the loss at this label: a number or a class name. Why not a dog?")
 ]
 RatherThanOption = Annotated[
-    str | None, typer.Option(help="With --target-label: explain the loss there minus that at this label.")
+    str | None,
+    typer.Option(
+        help="With --target-label: explain the loss there minus that at this label; with --completion: minus that of "
+        "this completion."
+    ),
 ]
 TargetOption = Annotated[
     str | None, typer.Option(help='"loss": explain the loss even where the task defines another measurement.')
@@ -103,6 +110,7 @@ docs/queries.md describes every option, with its cost. Examples, with U for http
   gradtrace query U --image cat.png --label cat --rescore
   gradtrace query U --query-row 3 --include layers --include percentiles
   gradtrace query U --query-row 3 --target-label dog --rather-than cat
+  gradtrace query U --prompt "Capital of France?" --completion " Paris" --rather-than " Rome"
   gradtrace query U --query-row 3 --query-row 8 --aggregate mean
   gradtrace query U --query-row 3 --tokens
   gradtrace query U --query-row 3 --html why.html
@@ -207,6 +215,9 @@ def query(
     example: ExampleOption = None,
     image: ImageOption = None,
     label: LabelOption = None,
+    prompt: PromptOption = None,
+    completion: CompletionOption = None,
+    only: OnlyOption = None,
     checkpoint: CheckpointOption = None,
     row_filter: FilterOption = None,
     include: IncludeOption = None,
@@ -221,12 +232,12 @@ def query(
 ) -> None:
     """Ask a service or an index, and print the answer."""
     fields = {
-        "example": _payload(example, image, label),
+        "example": _payload(example, image, label, _text(prompt, completion, only, rather_than)),
         "query_rows": query_row,
         "train_rows": train_row,
         "checkpoints": checkpoint,
         "filter": None if row_filter is None else _json_object("--filter", row_filter),
-        "target": _target(target, target_label, rather_than),
+        "target": _target(target, target_label, rather_than if completion is None else None),
         "include": ["parts", "examples", *(include or ())],
         **flags,
     }
@@ -318,9 +329,25 @@ def _json(answer: InfluenceAnswer, by_token: TokensAnswer | None) -> str:
     return json.dumps(answer.model_dump(mode="json") | {"tokens": by_token.model_dump(mode="json")}, indent=2)
 
 
-def _payload(example: str | None, image: Path | None, label: str | None) -> dict[str, Any] | None:
-    if example is not None and image is not None:
-        raise QueryError("give --example or --image, not both")
+def _text(
+    prompt: str | None, completion: str | None, only: str | None, rather_than: str | None
+) -> dict[str, Any] | None:
+    """An example of a language model."""
+    if completion is None:
+        if prompt is not None or only is not None:
+            raise QueryError("--prompt and --only belong to --completion; a text alone is --example '{\"text\": ...}'")
+        return None
+    fields = {"prompt": prompt or "", "completion": completion, "only": only, "rather_than": rather_than}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _payload(
+    example: str | None, image: Path | None, label: str | None, text: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    if sum(given is not None for given in (example, image, text)) > 1:
+        raise QueryError("give one of --example, --image and --completion")
+    if text is not None:
+        return text
     if image is None:
         if label is not None:
             raise QueryError("--label belongs to --image; in --example the label is part of the JSON")

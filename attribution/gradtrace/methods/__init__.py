@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gradtrace.errors import QueryError
+from gradtrace.methods.bm25 import BM25
 from gradtrace.methods.hydra import Hydra
 from gradtrace.methods.influence import Influence
 from gradtrace.methods.method import Method, MethodOptions, Scoring, Similarity, Weights
@@ -27,6 +28,7 @@ METHODS: dict[str, Method] = {
         Hydra(),
         RepSim(),
         Representer(),
+        BM25(),
     )
 }
 

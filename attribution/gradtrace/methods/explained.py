@@ -40,13 +40,13 @@ def encoded_queries(
     losses[:] = [math.nan] * len(queries)
     for numbers, measure in query_batches(model, queries):
         asked = [queries[number] for number in numbers]
-        batches, at_other_labels = explained_batches(model, asked), bool(asked[0].relabelled)
+        batches, of_others = explained_batches(model, asked), bool(asked[0].others)
         with named_in_errors(numbers):
             # Every checkpoint has a model of its own, so they run side by side.
             at = partial(encode, batches, measure)
             by_checkpoint = dict(zip(checkpoints, map_in_threads(at, checkpoints, model.device), strict=True))
-            has_losses = measure == "loss" and last in by_checkpoint and not at_other_labels
-            with_labels = model.batch([query.example for query in asked]) if at_other_labels else batches[0]
+            has_losses = measure == "loss" and last in by_checkpoint and not of_others
+            with_labels = model.batch([query.example for query in asked]) if of_others else batches[0]
             values = by_checkpoint[last][1] if has_losses else model.losses(with_labels)
         for number, value in zip(numbers, values.tolist(), strict=True):
             losses[number] = value

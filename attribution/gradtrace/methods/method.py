@@ -179,7 +179,7 @@ class Method(ABC):
     meaning: what a score is, with its unit, as a sentence without a full stop
     sign: what a positive and a negative score mean, as sentences; empty if `meaning` says so
     signed: whether positive scores are proponents and negative ones opponents
-    compares_gradients: whether scores are made of gradients, in the coordinates of the index; else of representations
+    compares: what scores are made of: "gradients", in the coordinates of the index, "representations" or "words"
     uses_curvature: whether scores depend on the Fisher information in the index
     splits_by_token: whether scores can be split into those of the tokens of row and query
     uses_labels: whether scores depend on the query's label
@@ -195,22 +195,31 @@ class Method(ABC):
         "Positive: a proponent, training on the row lowered what is explained. Negative: an opponent, it raised it. "
     )
     signed: ClassVar[bool] = True
-    compares_gradients: ClassVar[bool] = True
+    compares: ClassVar[Literal["gradients", "representations", "words"]] = "gradients"
     splits_by_token: ClassVar[bool] = True
     uses_labels: ClassVar[bool] = True
     forecasts: ClassVar[bool] = False
     removal: ClassVar[str | None] = None
     uses_curvature: ClassVar[bool] = False
 
+    @property
+    def compares_gradients(self) -> bool:
+        return self.compares == "gradients"
+
+    def unfit(self, contents: IndexContents) -> str | None:
+        """Why an index that `lacks` nothing does not answer by this method because of its task; None if it does."""
+        return None
+
     def lacks(self, manifest: Manifest) -> str | None:
         """What an index lacks to answer by this method, and the command that adds it; None if it lacks nothing."""
         if self.uses_curvature and len(manifest.curvature) < len(manifest.checkpoints):
             return "it has no curvature; build it with basis='gauss-newton' or 'spectral' (`gradtrace build`)"
-        if not self.compares_gradients and manifest.representations is None:
+        if self.compares == "representations" and manifest.representations is None:
             return (
                 "it holds no last hidden representations, since the model's last fully connected layer is not given "
                 "one vector for each example, or since it was built by an earlier release; define representation(self, "
-                "model, batch) in the task if need be, and build it again (`gradtrace build`)"
+                "model, batch) in the task if need be (of a language model that writes: --representations), and build "
+                "it again (`gradtrace build`)"
             )
         return None
 

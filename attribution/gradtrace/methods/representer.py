@@ -30,7 +30,7 @@ class Representer(Method):
     name = "representer"
     options = ()
     sign = ""
-    compares_gradients = False
+    compares = "representations"
     splits_by_token = False
     meaning = (
         "Score: the row's term in the last layer's output for the query's class (its label, the predicted one or the "

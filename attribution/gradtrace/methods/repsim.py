@@ -35,7 +35,7 @@ class RepSim(Method):
     sign = ""
     signed = False
     uses_labels = False
-    compares_gradients = False
+    compares = "representations"
     splits_by_token = False
 
     def meaning_with(self, options: MethodOptions) -> str:

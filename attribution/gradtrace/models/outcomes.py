@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.models.queries import query_batches, resolve_queries
+from gradtrace.models.queries import AT_PREDICTED, Query, query_batches, resolve_queries
 from gradtrace.task import Example, Label
 
 
@@ -39,6 +39,11 @@ def outcomes(model: GradientModel, examples: Sequence[Example]) -> list[Outcome]
         for number, loss in zip(numbers, model.losses(batch).tolist(), strict=True):
             losses[number] = loss
     return [
-        Outcome(query.label, query.prediction, loss if query.target == "loss" else None)
+        Outcome(query.label, query.prediction, loss if _is_loss(query) else None)
         for query, loss in zip(queries, losses, strict=True)
     ]
+
+
+def _is_loss(query: Query) -> bool:
+    """Whether the example's own loss is known: it has a label, or needs none."""
+    return query.measure == "loss" and not query.target.endswith(AT_PREDICTED)

@@ -18,6 +18,7 @@ from gradtrace.models.task_model import MeasureName
 from gradtrace.task import Example, Label, Task
 
 QUERY_BATCH = 64  # examples that go through the model together
+AT_PREDICTED = " at the predicted label"  # in `Query.target`
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Query:
 
     target: what is explained, in words
     target_labels: where the loss at other labels is explained, these: one, or two whose difference it is
-    relabelled: the example with each of them
+    others: the examples that are explained in place of `example`: with each of these labels, or the two of a contrast
     """
 
     example: Example
@@ -35,12 +36,16 @@ class Query:
     label: Label | None
     prediction: Label | None
     target_labels: tuple[Label, ...] = ()
-    relabelled: tuple[Example, ...] = ()
+    others: tuple[Example, ...] = ()
 
     @property
     def explained(self) -> tuple[Example, ...]:
         """The examples whose measure is differentiated; the gradient of a second one is subtracted."""
-        return self.relabelled or (self.example,)
+        return self.others or (self.example,)
+
+    @property
+    def is_contrast(self) -> bool:
+        return len(self.explained) > 1
 
 
 def resolve_queries(
@@ -56,6 +61,8 @@ def resolve_queries(
         QueryError: a label is missing and the task predicts none, or labels cannot be replaced by those of a target.
     """
     task = model.task
+    asked = [task.explained(example) for example in examples]
+    examples = [explained.examples[0] for explained in asked]
     if isinstance(target, TargetLabels):
         return _at_labels(model, examples, target)
     name: MeasureName = "measurement" if task.has_measurement and target is None else "loss"
@@ -68,14 +75,15 @@ def resolve_queries(
             "from: give a label"
         )
     queries = []
-    for example, label, lacks, prediction in zip(examples, labels, lacking, predictions, strict=True):
-        explained: tuple[MeasureName, str] = (name, name)
+    for explained, label, lacks, prediction in zip(asked, labels, lacking, predictions, strict=True):
+        examples, measured = explained.examples, (name, f"{name}{explained.words}")
         if lacks and prediction is not None:
-            example = task.with_label(example, prediction)
-            explained = (name, f"{name} at the predicted label")
+            examples = tuple(task.with_label(example, prediction) for example in examples)
+            measured = (name, f"{measured[1]}{AT_PREDICTED}")
             if isinstance(prediction, float) and name == "loss":
-                explained = ("prediction", "prediction")
-        queries.append(Query(example, *explained, label, prediction))
+                measured = ("prediction", "prediction")
+        others = examples if len(examples) > 1 else ()
+        queries.append(Query(examples[0], *measured, label, prediction, others=others))
     return queries
 
 
@@ -113,15 +121,18 @@ def require_labels(task: Task, examples: Sequence[Example]) -> None:
     for number, example in enumerate(examples):
         if _lacks_label(task, example, task.label(example)):
             raise QueryError(f"training example {number} has no label: what would be learnt from it depends on that")
+        if len(task.explained(example).examples) > 1:
+            raise QueryError(f"training example {number} compares two texts: give one that could be trained on")
 
 
 def query_batches(model: GradientModel, queries: Sequence[Query]) -> Iterator[tuple[list[int], MeasureName]]:
-    """The queries' numbers in batches of one measure each, small enough to be differentiated together."""
-    kinds: dict[MeasureName, list[int]] = {}
+    """The queries' numbers in batches of one measure each, small enough to be differentiated together; contrasts are
+    by themselves."""
+    kinds: dict[tuple[MeasureName, int], list[int]] = {}
     for number, query in enumerate(queries):
-        kinds.setdefault(query.measure, []).append(number)
-    for measure, numbers in kinds.items():
-        for places in _batches(model, [queries[number].example for number in numbers]):
+        kinds.setdefault((query.measure, len(query.explained)), []).append(number)
+    for (measure, _), numbers in kinds.items():
+        for places in _batches(model, [queries[number].explained for number in numbers]):
             yield [numbers[place] for place in places], measure
 
 
@@ -133,16 +144,17 @@ def explained_batches(model: GradientModel, queries: Sequence[Query]) -> list[Ex
 def query_example_batches(model: GradientModel, queries: Sequence[Query]) -> Iterator[tuple[list[int], ExampleBatch]]:
     """The queries' numbers and examples, with labels, in batches that may go through the model together."""
     examples = [query.example for query in queries]
-    for numbers in _batches(model, examples):
+    for numbers in _batches(model, [(example,) for example in examples]):
         yield numbers, model.batch([examples[number] for number in numbers])
 
 
-def _batches(model: GradientModel, examples: Sequence[Example]) -> Iterator[list[int]]:
-    """Numbers of examples that may go through the model together. Where all training rows are of one size, nothing is
-    known of padding: then examples are not padded to each other's."""
-    by_size: dict[int, list[int]] = {}
-    for number, example in enumerate(examples):
-        by_size.setdefault(0 if model.examination.varied else size_of(example), []).append(number)
+def _batches(model: GradientModel, explained: Sequence[Sequence[Example]]) -> Iterator[list[int]]:
+    """Numbers of queries that may go through the model together, each of one example or two. Where all training rows
+    are of one size, nothing is known of padding: then examples are not padded to each other's."""
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for number, examples in enumerate(explained):
+        sizes = () if model.examination.varied else tuple(map(size_of, examples))
+        by_size.setdefault(sizes, []).append(number)
     for numbers in by_size.values():
         for start in range(0, len(numbers), QUERY_BATCH):
             yield numbers[start : start + QUERY_BATCH]
@@ -170,7 +182,7 @@ def _predictions(
     are_labels = model.predicts
     if model.predicts:
         complete = [task.with_label(e, 0) if lacks else e for e, lacks in zip(examples, lacking, strict=True)]
-        for numbers in _batches(model, complete):
+        for numbers in _batches(model, [(example,) for example in complete]):
             predicted = model.predict(model.batch([complete[number] for number in numbers]))
             are_labels = task.has_predict or not predicted.is_floating_point()
             for number, prediction in zip(numbers, predicted.tolist(), strict=True):

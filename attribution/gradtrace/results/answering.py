@@ -82,6 +82,7 @@ class Answering:
     """One question about one method's scores; `Index.influence` describes what can be asked for.
 
     allowed: bool [stored rows] that may be hits; None: all.
+    prefilter: whose candidates are rescored; None: those of the search.
     recall: of the index's searcher for this question, where it is approximate and was measured.
 
     Raises:
@@ -97,6 +98,7 @@ class Answering:
     aggregate: str | None
     include: Collection[str]
     recall: Recall | None
+    prefilter: rescoring.Prefilter | None = None
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -128,8 +130,7 @@ class Answering:
         if self.aggregate:
             vectors = mean_vector(vectors)
         with stopwatch("search"):
-            k = self.k * rescoring.CANDIDATES if self.rescore else self.k
-            ends = self.scoring.search(vectors, k, self.allowed)
+            ends = self._candidates(queries, vectors)
         drafts = [
             _Draft(*draft) for draft in zip(self._grouped(queries), self._grouped(losses), vectors, ends, strict=True)
         ]
@@ -145,6 +146,12 @@ class Answering:
             if "layers" in self.include and not self.rescore:
                 self._share_by_layer(drafts)
             return InfluenceResults(map(self._result, drafts), timing=stopwatch.timing)
+
+    def _candidates(self, queries: Sequence[Query], vectors: Vectors) -> list[SearchResult]:
+        """Both ends of each result, before they are rescored."""
+        if self.prefilter is not None:
+            return self.prefilter.found(queries, self.aggregate is not None, self.allowed)
+        return self.scoring.search(vectors, self.k * rescoring.CANDIDATES if self.rescore else self.k, self.allowed)
 
     def _grouped(self, values: Sequence[T]) -> list[Sequence[T]]:
         """The values behind each result: all of them, or one by one."""
@@ -220,7 +227,7 @@ class Answering:
                 row=row,
                 score=score,
                 cluster=leaders and leaders[place],
-                parts=dict(zip(names, parts, strict=True)),
+                parts=dict(zip(names, parts, strict=True)) if names else {},
                 loss=float(columns["loss"][position]),
                 layers=draft.layers.get(position),
                 percentile=draft.percentiles.get(position),
@@ -239,7 +246,9 @@ class Answering:
 
     def _note(self, draft: _Draft, proponents: int, opponents: int) -> str | None:
         if is_zero(draft.vector):
-            kind = "gradient" if self.method.compares_gradients else "representation"
+            if self.method.compares == "words":
+                return "no training text has a word of the query, so every score is zero"
+            kind = self.method.compares.removesuffix("s")
             return _note_on_zero(kind, len(draft.queries), float(np.mean(draft.losses)))
         count = len(draft.ends.top.rows)
         if not self.method.signed:  # the sign of a score says nothing

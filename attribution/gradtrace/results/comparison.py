@@ -21,6 +21,7 @@ class Scores:
 
     scores: float32 [rows].  present: bool [rows], as `Index.present`
     signed: whether only positive scores are proponents and only negative ones opponents, as of all methods but `repsim`
+        and `bm25`
     target: what is explained, in words
     """
 

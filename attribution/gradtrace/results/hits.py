@@ -100,8 +100,8 @@ class InfluenceResult:
     """The answer to one query, or to the mean of several, most extreme hit first at either end.
 
     Proponents have positive scores and opponents negative ones, so there may be fewer than were asked for, and `note`
-    says so. Of `repsim` alone they are the most and the least alike, whatever their signs. Of several queries, `label`
-    and `prediction` are those that all share, and `loss` is their mean.
+    says so. Of `repsim` and `bm25` they are the most and the least alike, whatever their signs. Of several queries,
+    `label` and `prediction` are those that all share, and `loss` is their mean.
     """
 
     proponents: list[Hit]

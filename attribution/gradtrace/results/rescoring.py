@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.contents import IndexContents
@@ -17,6 +18,7 @@ from gradtrace.data.dataset import fetch
 from gradtrace.errors import QueryError
 from gradtrace.methods.method import Scoring
 from gradtrace.methods.tracin import inverse
+from gradtrace.methods.vectors import mean_vector
 from gradtrace.models.full_gradients import FullGradients, full_gradients
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.queries import Query, explained_batches, query_batches
@@ -28,6 +30,23 @@ CANDIDATES = 2  # the compressed search returns this many times k rows at either
 
 _ROW_BATCH = 64
 _RESULTS_TOGETHER = 16  # shared candidates are differentiated once, but all pairs of query and candidate multiplied
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilter:
+    """Candidates that another method finds alike, in place of the search's.
+
+    scoring: of that method;  candidates: the number for each result
+    """
+
+    scoring: Scoring[Any]
+    candidates: int
+
+    def found(self, queries: Sequence[Query], mean: bool, allowed: NDArray[np.bool_] | None) -> list[SearchResult]:
+        """The same rows at both ends. mean: of all queries, which share one result"""
+        vectors, _ = self.scoring.query_vectors(queries)
+        results = self.scoring.search(mean_vector(vectors) if mean else vectors, self.candidates, allowed)
+        return [replace(result, bottom=result.top, exact=False) for result in results]
 
 
 @dataclass(frozen=True, slots=True)

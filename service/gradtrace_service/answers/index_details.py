@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 
 from gradtrace import Index
 from gradtrace.methods import METHODS
+from gradtrace.tasks.language.questions import WritingTask
 from gradtrace_client.schemas import IndexDetails
 from gradtrace_service.answers.documents import convention, index_info
 from gradtrace_service.answers.inputs import Input, input_of
@@ -36,6 +37,7 @@ def index_details(index: Index, request: None, waited_ms: float) -> IndexDetails
         layers=_layers(index),
         token_methods=[name for name in index.methods if METHODS[name].splits_by_token and index.task.has_tokens],
         can_retrain=index.task.has_fit,
+        can_complete=isinstance(index.task, WritingTask),
     )
 
 

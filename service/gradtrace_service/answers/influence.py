@@ -19,6 +19,7 @@ from gradtrace_service.answers import documents
 from gradtrace_service.answers.questions import (
     AskedExample,
     check_names,
+    check_prefilter,
     options_of,
     queries_of,
     row_filter_of,
@@ -65,6 +66,7 @@ def influence(
     """
     try:
         check_names(index, requests[0].method, requests[0].checkpoints)
+        check_prefilter(index, requests[0].prefilter)
         target_of(index, requests[0])
     except FieldError as error:  # the same of each
         return [error] * len(requests)
@@ -105,12 +107,13 @@ def _search_and_render(index: Index, questions: Sequence[_Question]) -> list[Inf
     rendered = [
         [_result(index, request, group, next(remaining)) for group in question.groups] for question in questions
     ]
+    rescored = request.rescore or request.prefilter is not None
     rows_rescored = sum(result.rows_rescored for result in results)
     shared: dict[str, Any] = {
-        **documents.head(index, request, request.rescore),
+        **documents.head(index, request, rescored),
         "exact": all(result.exact for result in results),
         "recall": next((result.recall for result in results if result.recall), None),
-        "rescored": request.rescore,
+        "rescored": rescored,
     }
     timing: dict[str, Any] = {
         **results.timing,
@@ -141,6 +144,8 @@ def _search(index: Index, request: InfluenceRequest, examples: list[Any]) -> gra
         filter=row_filter_of(request),
         target=target_of(index, request),
         rescore=request.rescore,
+        prefilter=request.prefilter,
+        candidates=request.candidates,
         aggregate=request.aggregate,
         include=[name for name in get_args(Include) if name in request.include],
     )

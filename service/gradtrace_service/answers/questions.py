@@ -36,13 +36,19 @@ class AskedExample:
 
 def check_names(index: Index, method: str, checkpoints: Sequence[str] | None) -> None:
     """Raises FieldError for a method that this index does not answer, or a checkpoint that it does not have."""
-    lacking = METHODS[method].lacks(index.manifest) if method in METHODS else None
+    lacking = index.lacks(method) if method in METHODS else None
     if lacking is not None:
         raise FieldError("method", f"this index does not answer by {method!r}: {lacking}")
     check_known("method", method, index.methods)
     known = {entry.name: None for entry in index.manifest.checkpoints}  # in their order
     for position, name in enumerate(checkpoints or ()):
         check_known(f"checkpoints[{position}]", name, known)
+
+
+def check_prefilter(index: Index, prefilter: str | None) -> None:
+    """Raises FieldError where this index does not answer by it."""
+    if prefilter is not None and (lacking := index.lacks(prefilter)) is not None:
+        raise FieldError("prefilter", f"this index does not answer by {prefilter!r}: {lacking}")
 
 
 def check_known(field: str, name: str, known: Collection[str]) -> None:

@@ -28,6 +28,7 @@ _REQUEST_ID = "X-Request-ID"
 # Which hold examples, filters and lists of rows.
 _LARGE_BODIES = frozenset(
     (
+        "/complete",
         "/influence",
         "/influence/compare",
         "/influence/groups",

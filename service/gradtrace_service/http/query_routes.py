@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from gradtrace_client.comparison_schemas import CompareRequest, ComparisonAnswer
+from gradtrace_client.completion_schemas import CompletionAnswer, CompletionRequest
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
 from gradtrace_client.removal_schemas import RemovalAnswer
 from gradtrace_client.request_schemas import (
@@ -21,7 +22,7 @@ from gradtrace_client.request_schemas import (
 from gradtrace_client.schemas import IndexDetails, InfluenceAnswer, SelfInfluenceAnswer
 from gradtrace_client.service_schemas import Indexes
 from gradtrace_client.token_schemas import TokensAnswer
-from gradtrace_service.answers import comparisons, groups_and_pairs, rows
+from gradtrace_service.answers import comparisons, completions, groups_and_pairs, rows
 from gradtrace_service.answers import index_details as details
 from gradtrace_service.answers import influence as answers
 from gradtrace_service.answers import removal as removals
@@ -85,6 +86,12 @@ async def influence_compare(request: CompareRequest, engine: Workers) -> Compari
     return await engine.run_both(
         first, lambda side: Work(request.second.index, comparisons.comparison, (request, side))
     )
+
+
+@router.post("/complete", responses=error_responses(400, 408, 413, 422, 429, 500, 503, 504))
+async def complete(request: CompletionRequest, engine: Workers) -> CompletionAnswer:
+    """What a language model writes after a prompt, and the example that asks why."""
+    return await engine.run(Work(request.index, completions.completion, request))
 
 
 @router.get("/self-influence", responses=error_responses(422, 429, 500, 503, 504))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,12 +13,12 @@ from gradtrace.task import Batch, Example
 from gradtrace.tasks.language.encoding import IGNORED, Encoded, Piece
 from gradtrace.tasks.language.losses import token_losses
 from gradtrace.tasks.language.options import Kind
+from gradtrace.tasks.language.questions import WritingTask
 from gradtrace.tasks.language.records import Record
-from gradtrace.tasks.language.task import LanguageTask
 from gradtrace.tasks.payload import shown
 
 
-class CausalLM(LanguageTask):
+class CausalLM(WritingTask):
     """A language model that predicts each token from those before it.
 
     A row is a text; a prompt with a completion, each a text or a list of messages; a conversation (`messages`); or
@@ -26,11 +27,13 @@ class CausalLM(LanguageTask):
 
         TASK = CausalLM("runs/gpt2", "train.jsonl", "test.jsonl", text="review")
 
-    Requests hold the same, under the names text, prompt, completion, messages, input_ids and labels.
+    Requests hold the same, under the names text, prompt, completion, messages, input_ids and labels, and may choose
+    among the tokens or compare two texts, see `WritingTask`.
     """
 
     kind: ClassVar[Kind] = "CausalLM"
     keys: ClassVar = ("text", "prompt", "completion", "messages", "input_ids", "labels")
+    first_is_given: ClassVar = True
 
     def encoded(self, record: Record) -> tuple[Example, int]:
         encoded = self._encoded(self.columns(record), record)
@@ -77,17 +80,39 @@ class CausalLM(LanguageTask):
         return {**self.inputs([example["input_ids"] for example in examples]), "labels": labels}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        output = self._output(model, batch)
         return self.reduced(*token_losses(output.logits[:, :-1], batch["labels"][:, 1:]))
+
+    def hidden_states(self, model: nn.Module, batch: Batch) -> Tensor:
+        states: Tensor = self._output(model, batch, output_hidden_states=True).hidden_states[-1]
+        return states
+
+    @staticmethod
+    def _output(model: nn.Module, batch: Batch, **options: bool) -> Any:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return model(**inputs, use_cache=False, **options)
+
+    def prompt_ids(self, prompt: str | Sequence[Mapping[str, str]]) -> Tensor:
+        if isinstance(prompt, str):
+            return self.encoder.beginning(prompt)
+        return self.encoder.conversation_beginning(prompt)
+
+    def room(self, prompt: Tensor) -> int:
+        return self.encoder.max_length - len(prompt)
+
+    def written(self, prompt: Tensor, generated: Tensor) -> tuple[Tensor, Example]:
+        ids = generated[len(prompt) :]
+        labels = torch.cat([torch.full_like(prompt, IGNORED), ids])
+        return ids, {"input_ids": generated, "labels": labels}
 
     def render(self, example: Example) -> dict[str, Any]:
         """The decoded text; prompt and completion beside it, if the tokens that count are its end."""
-        ids, counts = example["input_ids"], example["labels"] != IGNORED
+        ids, counts = example["input_ids"], self.all_labels(example) != IGNORED
         start = int((~counts).sum())
         shown = {"text": self.encoder.decode(ids)}
         if start and counts[start:].all() and len(ids) > start:
             shown |= {"prompt": self.encoder.decode(ids[:start]), "completion": self.encoder.decode(ids[start:])}
-        return shown
+        return shown | self.rendered_question(example)
 
 
 def _text(value: Any) -> str:

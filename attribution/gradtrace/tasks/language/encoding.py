@@ -63,6 +63,18 @@ class Encoder:
             ids, sequences, counts = [*ids, eos_id], [*sequences, 0], np.append(counts, pieces[-1].counts)
         return self.shortened(torch.tensor(ids, dtype=torch.int64), torch.from_numpy(counts), sequences)
 
+    def beginning(self, text: str, *, special_tokens: bool = True) -> Tensor:
+        """The tokens of a text that is to go on: without those that the tokenizer adds at the end. int64 [length]"""
+        tokens = self.tokenizer(text, add_special_tokens=special_tokens, verbose=False)
+        ids, sequences = list(tokens["input_ids"]), tokens.sequence_ids()
+        while any(sequence is not None for sequence in sequences) and sequences[-1] is None:
+            ids, sequences = ids[:-1], sequences[:-1]
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def conversation_beginning(self, messages: Sequence[Mapping[str, str]]) -> Tensor:
+        """The tokens of a conversation up to where the assistant's next turn begins. int64 [length]"""
+        return self.beginning(self._templated(messages, add_generation_prompt=True), special_tokens=False)
+
     def shortened(self, ids: Tensor, counts: Tensor, sequences: Sequence[int | None]) -> Encoded:
         """The tokens that are kept of a longer row."""
         kept = kept_tokens(sequences, self.max_length)

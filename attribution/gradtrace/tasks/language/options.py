@@ -36,6 +36,11 @@ class LanguageOptions(BaseModel):
     append_eos: bool | None = Field(
         None, description="End each sequence with the end-of-sequence token. Default: only completions."
     )
+    representations: bool = Field(
+        False,
+        description="Index the last hidden state of each row's last token that counts, for repsim. Of models that "
+        "write; classifiers' need no flag.",
+    )
     max_length: int | None = Field(None, ge=2, description="Tokens kept of a row. Default: what the model takes.")
     tokenizer: Path | None = Field(None, description="Directory of the tokenizer. Default: the model's.")
     base_model: Path | None = Field(None, description="Directory of an adapter's base model, if it was moved.")

@@ -62,6 +62,14 @@ class LanguageTask(Task):
     def encoded(self, record: Record) -> tuple[Example, int]:
         """The example of a record, and the number of tokens that were cut off."""
 
+    def question(self, record: Record) -> tuple[Example, int]:
+        """As `encoded`, of a request or a row of the query data."""
+        return self.encoded(record)
+
+    @property
+    def request_keys(self) -> tuple[str, ...]:
+        return self.keys
+
     @abstractmethod
     def token_ids(self, example: Example) -> tuple[Tensor, Tensor]:
         """All tokens of an example, int64 [length], and which of them count in its loss, bool [length]."""
@@ -100,10 +108,13 @@ class LanguageTask(Task):
 
     @cached_property
     def query(self) -> EncodedRows | None:
-        return None if self._query_data is None else EncodedRows(open_records(self._query_data), self.example)
+        return None if self._query_data is None else EncodedRows(open_records(self._query_data), self.asked)
 
     def example(self, record: Record) -> Example:
         return self.encoded(record)[0]
+
+    def asked(self, record: Record) -> Example:
+        return self.question(record)[0]
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -148,9 +159,9 @@ class LanguageTask(Task):
         )
 
     def parse(self, payload: Mapping[str, Any]) -> Example:
-        check_keys(payload, self.keys)
+        check_keys(payload, self.request_keys)
         try:
-            example, cut = self.encoded({self.column(name): value for name, value in payload.items()})
+            example, cut = self.question({self.column(name): value for name, value in payload.items()})
         except (DatasetError, TypeError, KeyError, ValueError) as error:
             raise QueryError(f"this is not an example of {type(self).__name__}: {error}") from error
         if cut:

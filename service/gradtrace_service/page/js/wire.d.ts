@@ -47,6 +47,7 @@ export type IndexDetails = IndexInfo & {
   layers?: string[];
   token_methods?: string[];
   can_retrain?: boolean;
+  can_complete?: boolean;
 };
 export type TokenShares = { scores: number[]; elsewhere: number };
 export type RowTokens = { row: number; score: number; tokens: string[]; training: TokenShares; query: TokenShares };
@@ -119,6 +120,12 @@ export type Influence = {
   rows_rescored: number;
   distribution: Distribution | null;
   note: string | null;
+};
+export type Completion = {
+  text: string;
+  tokens: string[];
+  payload: Payload;
+  ended: "end" | "length" | "time";
 };
 export type InfluenceAnswer = {
   index: IndexInfo;

@@ -70,7 +70,7 @@ function Found({ answer, result, more, params, details, source }) {
     tokens: hasTokens(answer, result, details) ? { question: tokensQuestion(params, source), all: allTokens } : null,
     more: new Map([...(more?.proponents ?? []), ...(more?.opponents ?? [])].map((hit) => [hit.row, hit])),
   };
-  const ordered = answer.method !== "repsim";
+  const ordered = !["repsim", "bm25"].includes(answer.method);
   const aim = towards(params, result.query, details);
   return html`${result.note && html`<${Notice}>${sentence(result.note)}<//>`}
     <div class="overview"><${Landscape} result=${result} distribution=${more?.distribution ?? null} />

@@ -4,6 +4,7 @@ import { Choice, Field } from "../../components/fields.js";
 import { Empty, Notice } from "../../components/states.js";
 import { html, useState } from "../../lib.js";
 import { exampleOf, withExample } from "../../question.js";
+import { OwnCompletion } from "./own-completion.js";
 import { OwnImage } from "./own-image.js";
 import { OwnRow } from "./own-row.js";
 
@@ -34,7 +35,7 @@ export function Own({ params, details }) {
     ${lost && html`<${Notice} kind="warning">The example was too long for the address, so this link does not hold it. Give it again.<//>`}
     <${inputOf(details)} example=${example} give=${give} details=${details} />
     <div class="row">
-      <div class="own-label"><${LabelField} details=${details} label=${label} set=${setLabel} /></div>
+      ${!details.can_complete && html`<div class="own-label"><${LabelField} details=${details} label=${label} set=${setLabel} /></div>`}
       <button class="button primary" disabled=${!example}>Explain it</button>
     </div>
   </form>`;
@@ -49,6 +50,7 @@ function unlabelled(example) {
 
 /** @param {InputProps["details"]} details */
 function inputOf(details) {
+  if (details.can_complete) return OwnCompletion;
   const kind = details.input?.kind;
   return kind === "image" ? OwnImage : kind === "text" ? OwnText : kind === "features" ? OwnRow : OwnJson;
 }
