@@ -116,7 +116,8 @@ def test_tokens_sum_to_the_scores_of_a_language_model(built: tuple[Case, Index],
     np.testing.assert_allclose([row.score for row in rows], scores, atol=1e-5 * scale)
     for row in rows:
         sums_to_its_score(row, scale, 2e-3 if case.everywhere else 1)
-        assert np.abs(row.training.scores).sum() > 0.1 * abs(row.score)
+        if case.everywhere:
+            assert np.abs(row.training.scores).sum() > 0.1 * abs(row.score)
     (own,) = (row for row in rows if row.row == 3)
     assert own.training.tokens == own.query.tokens
     np.testing.assert_allclose(own.training.scores, own.query.scores, atol=2e-3 * scale)  # but for the rounding

@@ -64,7 +64,8 @@ def complete(
     with torch.no_grad():
         (generated,) = model.generate(**inputs, **options, pad_token_id=task.pad_id).cpu()  # type: ignore[operator]
     ids, example = task.written(given, generated)
-    ends = model.generation_config.eos_token_id  # None, one, or several
+    settings: Any = model.generation_config
+    ends = settings.eos_token_id  # None, one, or several
     at_end = len(ids) > 0 and ends is not None and int(ids[-1]) in torch.as_tensor(ends).reshape(-1).tolist()
     return Completion(
         text := _continued(task, given, ids),
