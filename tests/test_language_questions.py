@@ -165,7 +165,7 @@ def test_repsim_compares_the_last_hidden_states(kind: str, tmp_path: Path) -> No
         rows = torch.stack([last_state(model, *halves(text).values()) for text in TEXTS])
         wanted = torch.cosine_similarity(rows, last_state(model, PROMPT, PARIS), dim=1)
     np.testing.assert_allclose(index.scores([task.parse(query)], method="repsim")[0], wanted, atol=2e-3)
-    with pytest.raises(QueryError, match="compares representations, and no two losses: leave rather_than out"):
+    with pytest.raises(QueryError, match="compares representations, not two losses: leave rather_than out"):
         index.scores([task.parse(query | {"rather_than": ROME})], method="repsim")
     plain, _ = made(kind, tmp_path / "model")
     without = build_index(plain, load_checkpoints(tmp_path / "model"), tmp_path / "plain", **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,22 +13,20 @@ from typing_extensions import Unpack
 
 from gradtrace import methods
 from gradtrace.contents import IndexContents
-from gradtrace.errors import GradtraceError, QueryError
+from gradtrace.errors import QueryError
 from gradtrace.methods.vectors import Vectors, mean_vector, vector_batches
 from gradtrace.models.queries import (
-    QUERY_BATCH,
     Query,
-    is_one_example,
     joined_targets,
     require_labels,
-    resolve_queries,
 )
-from gradtrace.models.targets import Target, TargetLabels, check_replaceable, target_labels
-from gradtrace.results.answering import Aggregate, Answering, Include, Stopwatch, check_aggregate
+from gradtrace.models.targets import Target
+from gradtrace.results.answering import Aggregate, Answering, Include, Stopwatch, check_aggregate, measured_recall
+from gradtrace.results.asked import asked_queries, checked_target
 from gradtrace.results.comparison import Scores
 from gradtrace.results.display import describe, frame, table_html
 from gradtrace.results.groups import GroupInfluences, row_groups
-from gradtrace.results.hits import InfluenceResults, Recall
+from gradtrace.results.hits import InfluenceResults
 from gradtrace.results.removal import RemovalEffect, removal_effects
 from gradtrace.results.rescoring import Prefilter
 from gradtrace.results.token_scores import RowTokens, row_tokens
@@ -119,7 +117,7 @@ class Index:
         similar = None if prefilter is None else self._prefilter(prefilter, candidates)
         rescore = rescore or similar is not None
         changed = target or rescore or aggregate or any(value is not None for value in options.values())
-        recall = None if changed else self._recall(method, k, allowed)
+        recall = None if changed else measured_recall(self.contents, method, k, allowed)
         known = methods.METHODS[method]
         answering = Answering(self.contents, known, scoring, k, allowed, rescore, aggregate, include, recall, similar)
         with (stopwatch := Stopwatch())("gradient"):
@@ -351,22 +349,9 @@ class Index:
             return self._row_ids.allowed(None)
         return self._row_ids.allowed(RowFilter.of(row_filter).mask(self.rows, self.columns, self.task.class_names))
 
-    def check_target(self, method: str, target: Target | None) -> Literal["loss"] | TargetLabels | None:
-        """What is explained, with labels as numbers.
-
-        Raises:
-            QueryError: there is no such target, or this task or method has none that names labels.
-        """
-        if isinstance(target, Mapping):
-            if not methods.METHODS[method].uses_labels:
-                compared = methods.METHODS[method].compares
-                raise QueryError(f"method {method!r} compares {compared}, whatever the label: leave target out")
-            labels = target_labels(target, self.task, self.contents.classes)
-            check_replaceable(self.task, self.contents.first_row, labels)
-            return labels
-        if target not in (None, "loss"):
-            raise QueryError(f'unknown target {target!r}; leave it out, or pass "loss" or {{"label": ...}}')
-        return target
+    def check_target(self, method: str, target: Target | None) -> None:
+        """Raises QueryError where there is no such target, or this task or method has none that names labels."""
+        checked_target(self.contents, methods.METHODS[method], target)
 
     def _prefilter(self, name: str, candidates: int) -> Prefilter:
         """By a method whose scores say how alike rows are."""
@@ -382,34 +367,10 @@ class Index:
     ) -> tuple[list[Query], Vectors, list[float]]:
         """What is explained of each example, with the vectors and the losses [queries] of all."""
         queries = self._resolved(examples, method, target)
-        known = methods.METHODS[method]
-        if not known.compares_gradients and any(query.is_contrast and not query.target_labels for query in queries):
-            raise QueryError(f"method {method!r} compares {known.compares}, and no two losses: leave rather_than out")
         return queries, *scoring.query_vectors(queries)
 
     def _resolved(self, examples: Sequence[Example], method: str, target: Target | None) -> list[Query]:
-        if not len(examples):
-            raise QueryError("no example to explain")
-        if all(isinstance(example, Query) for example in examples):
-            return list(examples)
-        last, checked = self.contents.last_model, self.check_target(method, target)
-        try:
-            batches = (examples[start : start + QUERY_BATCH] for start in range(0, len(examples), QUERY_BATCH))
-            return [query for batch in batches for query in resolve_queries(last, batch, checked)]
-        except GradtraceError:
-            raise
-        except Exception as error:
-            if is_one_example(examples, self.contents.first_row):
-                raise QueryError("this is one example where a list of examples is asked for: pass [example]") from error
-            raise
-
-    def _recall(self, method: str, k: int, allowed: NDArray[np.bool_] | None) -> Recall | None:
-        """The searcher's, if it was measured for this k and all rows (with the method's default options)."""
-        entry = self.manifest.searcher
-        measured = entry and entry.k == k and entry.recall.get(method)
-        if not measured or not (allowed is None or np.array_equal(allowed, self._row_ids.live())):
-            return None
-        return Recall(measured.top, measured.bottom)
+        return asked_queries(self.contents, methods.METHODS[method], examples, target)
 
     def __repr__(self) -> str:
         return f"<Index {self.directory}: {self._described()}; methods {', '.join(self.methods)}>"

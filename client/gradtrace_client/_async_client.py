@@ -31,28 +31,20 @@ from gradtrace_client._requests import index_param, query_pages, request_json
 from gradtrace_client._responses import Answer, Verb, checked, failed_request, parse_answer
 from gradtrace_client.comparison_schemas import CompareRequest, ComparisonAnswer
 from gradtrace_client.group_and_pair_schemas import GroupsAnswer, PairsAnswer
+from gradtrace_client.job_requests import DeleteRowsRequest, ReindexRequest, RetrainRequest
 from gradtrace_client.removal_schemas import RemovalAnswer
 from gradtrace_client.request_schemas import (
     MAX_K,
     Aggregate,
-    DeleteRowsRequest,
     GroupsRequest,
     InfluenceRequest,
     PairsRequest,
-    ReindexRequest,
     RemovalRequest,
-    RetrainRequest,
     ScoresQuestion,
     SelfInfluenceRequest,
     TokensRequest,
 )
-from gradtrace_client.schemas import (
-    Hit,
-    IndexDetails,
-    Influence,
-    InfluenceAnswer,
-    SelfInfluenceAnswer,
-)
+from gradtrace_client.schemas import Hit, IndexDetails, Influence, InfluenceAnswer, SelfInfluenceAnswer
 from gradtrace_client.service_schemas import Generations, Indexes, Job, Jobs
 from gradtrace_client.token_schemas import TokensAnswer
 

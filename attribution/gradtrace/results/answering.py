@@ -35,6 +35,15 @@ def check_aggregate(aggregate: str | None) -> None:
         raise QueryError(f'unknown aggregate {aggregate!r}; leave it out or pass "mean"')
 
 
+def measured_recall(contents: IndexContents, method: str, k: int, allowed: NDArray[np.bool_] | None) -> Recall | None:
+    """The searcher's, if it was measured for this k and all rows (with the method's default options)."""
+    entry = contents.manifest.searcher
+    measured = entry and entry.k == k and entry.recall.get(method)
+    if not measured or not (allowed is None or np.array_equal(allowed, contents.store.row_ids.live())):
+        return None
+    return Recall(measured.top, measured.bottom)
+
+
 class Stopwatch:
     """Milliseconds by stage of an answer: "gradient", "search", "rescore", "percentiles" and "rest"."""
 

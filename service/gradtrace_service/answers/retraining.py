@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradtrace import Index
-from gradtrace_client.request_schemas import RetrainRequest
+from gradtrace_client.job_requests import RetrainRequest
 from gradtrace_client.schemas import Split
 from gradtrace_service.answers.questions import check_names, check_rows, split_size, why_absent
 from gradtrace_service.engine.work import each_alone

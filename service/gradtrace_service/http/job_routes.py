@@ -8,7 +8,7 @@ from typing import Annotated, cast
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.sse import EventSourceResponse
 
-from gradtrace_client.request_schemas import DeleteRowsRequest, ReindexRequest, RetrainRequest
+from gradtrace_client.job_requests import DeleteRowsRequest, ReindexRequest, RetrainRequest
 from gradtrace_client.service_schemas import Job, Jobs
 from gradtrace_service.answers.retraining import check_retraining
 from gradtrace_service.engine.work import Work

@@ -22,7 +22,7 @@ from typing import Any
 
 from gradtrace.errors import GradtraceError, StoreError
 from gradtrace.store.manifest import PENDING_NAME, Manifest, read_manifest
-from gradtrace_client.request_schemas import RetrainRequest
+from gradtrace_client.job_requests import RetrainRequest
 from gradtrace_client.service_schemas import Job
 from gradtrace_indexer.generations import kept_generations, lost_methods, read_pending
 from gradtrace_indexer.writing.shard_writer import missing_shards

@@ -64,14 +64,11 @@ def complete(
     with torch.no_grad():
         (generated,) = model.generate(**inputs, **options, pad_token_id=task.pad_id).cpu()  # type: ignore[operator]
     ids, example = task.written(given, generated)
-    settings: Any = model.generation_config
-    ends = settings.eos_token_id  # None, one, or several
-    at_end = len(ids) > 0 and ends is not None and int(ids[-1]) in torch.as_tensor(ends).reshape(-1).tolist()
     return Completion(
         text := _continued(task, given, ids),
         task.encoder.texts(ids),
         _payload(task, prompt, text, len(ids), example),
-        "end" if at_end else "length" if len(ids) >= max_tokens else "time",
+        "end" if _is_end(model, ids) else "length" if len(ids) >= max_tokens else "time",
     )
 
 
@@ -88,6 +85,12 @@ def _prompt_ids(task: WritingTask, prompt: Prompt, max_tokens: int) -> Tensor:
             f"the prompt's {len(given)} tokens leave room for {max(room, 0)} more; ask for no more, or shorten it"
         )
     return given
+
+
+def _is_end(model: Any, ids: Tensor) -> bool:
+    """Whether the last of the tokens is one after which the model writes no more."""
+    ends = model.generation_config.eos_token_id  # None, one, or several
+    return len(ids) > 0 and ends is not None and int(ids[-1]) in torch.as_tensor(ends).reshape(-1).tolist()
 
 
 def _continued(task: WritingTask, given: Tensor, ids: Tensor) -> str:
