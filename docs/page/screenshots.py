@@ -1,6 +1,6 @@
 """Takes the pictures of docs/page.md again: serves the indexes of the examples, and looks at them with a browser.
 
-    make demo DATASET=digits ONCE=1               # and so for cifar10, california, dbpedia: they come to lie in runs/
+    make demo DATASET=digits ONCE=1               # and so for the other DATA_SETS: they come to lie in runs/
     python docs/page/screenshots.py runs          # all pictures
     python docs/page/screenshots.py runs clean    # those of these names
 
@@ -28,7 +28,7 @@ from gradtrace_service.settings import DEFAULTS
 
 FOLDER = Path(__file__).parent
 EXAMPLES = FOLDER.parents[1] / "examples"
-DATA_SETS = ("cifar10", "digits", "california", "dbpedia")
+DATA_SETS = ("cifar10", "digits", "california", "dbpedia", "wikitext")
 WAIT_MS = 600_000
 COLOURS = 256  # of a palette: a third of the bytes
 DRAWN_MS = 500
@@ -48,6 +48,12 @@ def mark_to_remove(page: Page) -> None:
     """The first rows; then, what removing them would do."""
     press(page, "xxxxxxxx")
     page.get_by_role("link", name="Act on the marks").click()
+
+
+def show_tokens(page: Page) -> None:
+    """Of all rows."""
+    page.get_by_label("Show the tokens of all rows").check()
+    page.get_by_role("group", name="Tokens of the row").first.wait_for()
 
 
 def press(page: Page, keys: str) -> None:
@@ -72,6 +78,7 @@ PICTURES = {
     "ask": Picture("/ask?index=cifar10&wrong=true&order=-loss", size=(1200, 640)),
     "answer": Picture("/answer?index=cifar10&query=3087", size=(1200, 900)),
     "text": Picture("/answer?index=dbpedia&query=63", size=(1200, 900)),
+    "tokens": Picture("/answer?index=wikitext&query=0&method=influence&k=5", show_tokens, size=(1200, 1000)),
     "compare": Picture("/compare?index=digits&query=0", size=(1200, 900), dark=True),
     "clean": Picture("/clean?index=cifar10&by=disagree", mark_some),
     "act": Picture("/clean?index=digits", mark_to_remove, size=(1200, 900)),
@@ -114,10 +121,15 @@ def with_palette(png: bytes) -> bytes:
     return small.getvalue()
 
 
+def task_of(run: Path, example: Path) -> str:
+    """Of an example with a task in Python, or of a language model."""
+    return f"{example / 'task.py'}:TASK" if (example / "task.py").is_file() else str(run / "task.json")
+
+
 def main(runs: Path, *names: str) -> None:
     wanted = {name: PICTURES[name] for name in names or PICTURES}
     named = [data for data in DATA_SETS if any(f"index={data}" in picture.place for picture in wanted.values())]
-    hosted = [Hosted(data, runs / data / "index", f"{EXAMPLES / data / 'task.py'}:TASK") for data in named]
+    hosted = [Hosted(data, runs / data / "index", task_of(runs / data, EXAMPLES / data)) for data in named]
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         settings = DEFAULTS.model_copy(update={"processes": 0, "state": Path(folder) / "state.sqlite"})
         with serving(create_service(hosted, settings)) as url:
