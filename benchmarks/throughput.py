@@ -24,6 +24,7 @@ from gradtrace.store.shards import ShardLayout
 from gradtrace.task import Batch, Task
 from gradtrace_indexer import build_index
 from gradtrace_indexer.build.bad_rows import BadRows
+from gradtrace_indexer.build.row_kinds import DenseRows
 from gradtrace_indexer.build.row_reader import RowReader
 from gradtrace_indexer.build.rows import RowWorkers, write_rows
 from gradtrace_indexer.task_loading import load_task
@@ -76,7 +77,7 @@ def main() -> None:
     trained = gradient_model().model.requires_grad_(True)
 
     size = arguments.batch_size
-    workers = RowWorkers([gradient_model() for _ in range(torch.get_num_threads())], basis)
+    workers = RowWorkers([gradient_model() for _ in range(torch.get_num_threads())], DenseRows(basis))
     numbers = [list(range(i * size, (i + 1) * size)) for i in range(_BATCHES)]
     fetched = [(rows, fetch(task.train, rows)) for rows in numbers]
     batches = [model.batch(examples) for _, examples in fetched]

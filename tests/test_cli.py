@@ -122,11 +122,14 @@ def test_query_asks_an_index_directory_too(url: str, digits_index: DigitsRun) ->
 WRONG = {
     "row": (["query", "{url}", "--query-row", "60"], "its rows are 0 to 59"),
     "no question": (["query", "{url}"], "exactly one of"),
-    "no task": (["query", "{index}", "--query-row", "1"], "give its --task"),
+    "no task": (["query", "{index}", "--query-row", "1"], "name it by --task"),
     "no service": (["query", "http://127.0.0.1:9", "--query-row", "1"], "is `gradtrace serve` running there"),
     "not JSON": (["query", "{url}", "--example", "{{"], "--example is not JSON"),
     "not an object": (["query", "{url}", "--example", "[1]"], "must be a JSON object"),
-    "two examples": (["query", "{url}", "--example", "{{}}", "--image", "{task_file}"], "not both"),
+    "two examples": (
+        ["query", "{url}", "--example", "{{}}", "--image", "{task_file}"],
+        "give one of --example, --image",
+    ),
     "label alone": (["query", "{url}", "--query-row", "1", "--label", "3"], "--label belongs to --image"),
     "no task file": (["serve", "{index}", "--task", "nothing.py:TASK"], "there is no file nothing.py"),
     "no index": (["serve", "{nowhere}", "--task", "{task}"], "no index at"),
