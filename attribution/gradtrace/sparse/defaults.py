@@ -15,7 +15,8 @@ DEFAULT_DIMENSIONS: dict[RowsOption, int] = {"dense": 2048, "sparse": 1024}
 
 def default_rows(task: Task) -> RowsOption:
     """Sparse for language models that train their embedding and their output for each token."""
-    return "sparse" if _predicts_tokens(task.model()) else "dense"
+    model: object = task.model()
+    return "sparse" if isinstance(model, nn.Module) and _predicts_tokens(model) else "dense"
 
 
 def _predicts_tokens(model: nn.Module) -> bool:
