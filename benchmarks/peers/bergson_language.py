@@ -44,7 +44,7 @@ class Bergson:
     ) -> None:
         self.task, self.projection, self.unit_norm, self.hessian = task, projection, unit_norm, hessian
         if head:
-            GPT2LMHeadModel.base_model_prefix = ""  # the whole model is then its own base
+            take_the_whole_model()
 
     def build(self, directory: Path) -> None:
         save(self.task, directory)
@@ -80,6 +80,12 @@ class Bergson:
 
     def bytes(self) -> int:
         return (self.directory / "store" / "gradients.bin").stat().st_size
+
+
+def take_the_whole_model() -> None:
+    """For its own base, in this process: bergson looks for layers there."""
+    GPT2LMHeadModel.base_model = property(lambda model: model)
+    GPT2LMHeadModel.get_input_embeddings = lambda model: model.transformer.wte
 
 
 def save(task: Wikitext2, directory: Path) -> None:

@@ -84,7 +84,7 @@ CONTENDERS = {
     "ekfac-head": Contender(
         "bergson", "store, EK-FAC, with the head", "bergson_language:Bergson", {"hessian": "kfac", "head": True}
     ),
-    "ekfac-cg": Contender("bergson", "EK-FAC + CG", "bergson_refined:Refined", {}, queries=16),
+    "ekfac-cg": Contender("bergson", "EK-FAC + CG", "bergson_refined:Refined", {}, queries=8),
     "kronfluence-blocks": Contender(
         "kronfluence", "EK-FAC, blocks only", "kronfluence_language:Kronfluence", {"head": False}
     ),
@@ -137,11 +137,13 @@ def measure(contender: Contender, size: Size) -> Measured:
         while len(single) < _SINGLE and sum(single) < _SECONDS:
             query = queries[[len(single) % len(queries)]]
             single.append(timed(partial(library.scores, query))[1])
-        together = timed(partial(library.scores, queries[:_TOGETHER]))[1] / len(queries[:_TOGETHER])
-        scores = np.concatenate([library.scores(some) for some in queries.split(100)])
+        batch, together = timed(partial(library.scores, queries[:_TOGETHER]))
+        others = [library.scores(some) for some in queries[_TOGETHER:].split(100) if len(some)]
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         rates = [training_rate(task, batch_size) for batch_size in (16, 64)]  # at the same time, as others compute too
         alone = float(np.median(single[1:] or single))  # the first one warms up
+        together /= len(batch)
+        scores = np.concatenate([batch, *others])
         return Measured(scores, size.texts / seconds, rates, alone, together, library.bytes(), peak)
 
 
