@@ -52,7 +52,7 @@ class Recipe:
     adaptive: bool = False
 
 
-_TASKS = {
+TASKS = {
     "mnist6k": Recipe(task_spec("mnist6k"), _EPOCHS),
     "cifar5k": Recipe("benchmarks/retrained.py:CIFAR5K", CIFAR_EPOCHS),
     "housing4k": Recipe("benchmarks/retrained.py:HOUSING4K", HOUSING_EPOCHS),
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--dimensions", nargs="+", default=["512", "1024", "2048", "4096"], help='numbers, or "all"')
     parser.add_argument("--runs", type=int, nargs="+", default=[0], help="numbers of training runs")
     parser.add_argument("--together", action="store_true", help="all runs in one index")
-    parser.add_argument("--task", choices=_TASKS, default="mnist6k")
+    parser.add_argument("--task", choices=TASKS, default="mnist6k")
     parser.add_argument("--precision", nargs="+", default=["int8"])
     parser.add_argument(
         "--basis", nargs="+", default=["gauss-newton"], help="kinds of bases, or sparse rows, one after the other"
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--to-zero", action="store_true", help="trainings whose learning rate falls linearly to zero")
     parser.add_argument("--indexes", type=Path, help="where they are made and removed; default: the directory")
     arguments = parser.parse_args()
-    recipe = _TASKS[arguments.task]
+    recipe = TASKS[arguments.task]
     spec = task_spec("mnist6k", "TO_ZERO") if arguments.to_zero else recipe.spec
     directory = arguments.directory or Path("runs") / arguments.task
     task = load_task(spec)

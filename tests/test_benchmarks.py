@@ -40,6 +40,7 @@ class Smoke:
     peer: str | None = None
 
 
+LANGUAGE = "--directory {out} --texts 24 --queries 3 --pretraining-texts 64 --halves 4"
 PEERS = "digits --rows 64 --queries 4 --runs {runs}"
 SMOKE = {
     "checkpoint_selection": Smoke("--rows 300 --epochs 8 --count 3 --seeds 1 --plot {out}/plot.png", data=True),
@@ -64,6 +65,7 @@ SMOKE = {
     "overhead": Smoke("digits --queries 3 --index {index}"),
     "peers.__main__": Smoke(PEERS, apart=True, peer="kronfluence"),
     "peers.ekfac": Smoke(PEERS, apart=True, peer="kronfluence"),
+    "peers.language": Smoke(LANGUAGE, data=True, apart=True, peer="bergson"),
     "peers.tracincp": Smoke(PEERS, apart=True, peer="captum"),
     "peers.trak": Smoke(PEERS, apart=True, peer="trak"),
     "precision": Smoke(f"digits --dimensions 32 {DIMENSIONS} --queries 6 --runs {{runs}}"),
