@@ -359,6 +359,7 @@ def count_queries(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 def test_callers_without_a_body_that_went_away_cost_nothing(digits_index: DigitsRun) -> None:
     app = create_app(digits_index.open())
     with serving(app) as url:
+        wait_until(lambda: app.state.ready)
         host = httpx.URL(url)
         with held(app):
             first = open_connection(host, b"GET /index HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -227,6 +227,7 @@ def test_examples_that_do_not_stack_are_asked_about_one_by_one(tmp_path: Path) -
 def together(app: FastAPI, url: str, bodies: Sequence[dict[str, Any]]) -> list[httpx.Response]:
     """The answers to requests that wait while the worker is held, so that they are taken in one batch."""
     held, go_on = threading.Event(), threading.Event()
+    wait_until(lambda: app.state.ready)  # nothing but these requests is then computed
 
     def hold() -> None:
         held.set()
