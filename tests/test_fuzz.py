@@ -87,7 +87,8 @@ def narrowed(schema: dict[str, Any], index: dict[str, Any]) -> dict[str, Any]:
     for request in of_rows:
         schema["components"]["schemas"][request]["properties"]["rows"] = names["train_rows"]
     del schema["components"]["schemas"]["RemovalRequest"]["properties"]["weights"]  # its default method takes none
-    for path in ("/rows/delete", "/retrain"):  # later requests would name rows that are gone; the task has no `fit`
+    # Later requests would name rows that are gone; the task has no `fit` and no tokens, and its model does not write.
+    for path in ("/rows/delete", "/retrain", "/influence/tokens", "/complete"):
         del schema["paths"][path]
     for request in (
         *(

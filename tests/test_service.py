@@ -504,7 +504,7 @@ def test_deleted_rows_are_in_no_answer(digits_index: DigitsRun, tmp_path: Path) 
 def test_conventions_claim_of_each_method_what_holds_of_it() -> None:
     told = {name: convention(name) for name in METHODS}
     likenesses = {name for name, text in told.items() if "compressed coordinates" not in text}
-    assert likenesses == {"repsim", "representer"}
+    assert likenesses == {"repsim", "representer", "bm25"}
     assert all("opponent, it raised" not in told[name] for name in likenesses)
     forecasts = {name for name, text in told.items() if "not a forecast" not in text}
     assert forecasts == {"influence", "source", "fast-source", "trak", "hydra"}
