@@ -139,6 +139,27 @@ def test_tokens_read_as_the_text(built: tuple[Case, Index]) -> None:
     assert "".join(tokens) == task.encoder.tokenizer.decode(example["input_ids"].tolist())
 
 
+@pytest.mark.parametrize("rows", ["dense", "sparse"])
+def test_a_contrast_of_completions_has_the_tokens_of_both(tmp_path: Path, rows: str) -> None:
+    tiny_language.saved(tiny_language.gpt2(VOCABULARY), tmp_path / "model")
+    task = CausalLM(tmp_path / "model", [{"text": text} for text in TEXTS])
+    checkpoints = load_checkpoints(tmp_path / "model")
+    index = build_index(task, checkpoints, tmp_path / "index", rows=rows, dimensions=100, progress=False)
+    asked = {"prompt": "who sees a cat ?", "completion": " the dog ."}
+    contrast = task.parse({**asked, "rather_than": " a fish ."})
+    first, second = (task.parse({**asked, "completion": text}) for text in (" the dog .", " a fish ."))
+    (found,), (one,), (other,) = (index.token_scores(query, [2]) for query in (contrast, first, second))
+    assert found.query.tokens == [*one.query.tokens, *other.query.tokens]
+    assert found.score == pytest.approx(index.scores([contrast])[0, 2], rel=1e-4)
+    sums_to_its_score(found, np.abs(found.query.scores).sum(), 1e-2)
+    if rows == "dense":  # sparse queries keep coordinates of their own
+        difference = [*one.query.scores, *np.negative(other.query.scores)]
+        np.testing.assert_allclose(found.query.scores, difference, atol=1e-5 * np.abs(difference).max())
+    (chosen,) = index.token_scores(task.parse({**asked, "only": "dog"}), [2])
+    assert chosen.query.tokens == one.query.tokens
+    sums_to_its_score(chosen, np.abs(chosen.query.scores).sum(), 1e-2)
+
+
 def by_position_of(model: nn.Module, name: str, ids: Tensor) -> Tensor:
     """The gradient of a text's mean loss by the weight of a Linear or Embedding that each position has a copy of.
     [positions, *weight.shape]"""
