@@ -298,7 +298,7 @@ def test_a_query_is_resolved_once(furnished: Index, monkeypatch: pytest.MonkeyPa
     (query,) = furnished.queries([unlabelled])
     assert query.target == "loss at the predicted label"
     expected = furnished.group_influence([unlabelled], by="label")
-    monkeypatch.setattr("gradtrace.index.resolve_queries", None)  # nothing is left to resolve
+    monkeypatch.setattr("gradtrace.results.asked.resolve_queries", None)  # nothing is left to resolve
     assert furnished.group_influence([query], by="label") == expected
 
 
