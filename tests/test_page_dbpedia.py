@@ -135,7 +135,7 @@ def test_near_duplicates_are_folded_into_the_strongest(
     proponents = visit.page.get_by_role("region", name="Proponents", exact=True)
     for button in proponents.get_by_role("button", name=re.compile(r"^Show \d+ near-duplicate")).all():
         button.click()
-    proponents.get_by_role("button", name=re.compile("^Show")).first.wait_for(state="detached")
+    proponents.get_by_role("button", name=re.compile(r"^Show \d+ near-duplicate")).first.wait_for(state="detached")
     strongest = list(dict.fromkeys(hit.cluster for hit in result.proponents))
     families = [[hit.row for hit in result.proponents if hit.cluster == first] for first in strongest]
     assert visit.rows("Proponents") == [row for family in families for row in family]
