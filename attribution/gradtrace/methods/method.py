@@ -140,7 +140,7 @@ class Scoring(ABC, Generic[V]):
 
 
 class DenseScoring(Scoring[Tensor]):
-    """Of rows that all have the same columns. Tensor are [queries, blocks, dimensions of the store].
+    """Of rows that all have the same columns. Vectors are [queries, blocks, dimensions of the store].
 
     searcher: of the rows
     """

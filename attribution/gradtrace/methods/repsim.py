@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gradtrace.contents import IndexContents
 from gradtrace.methods.method import Method, MethodOptions
+from gradtrace.methods.norms import inverse
 from gradtrace.methods.representation_scoring import RepresentationScoring
-from gradtrace.methods.tracin import inverse
 from gradtrace.models.queries import Query
 from gradtrace.search.scored_rows import Floats
 from gradtrace.task import Example

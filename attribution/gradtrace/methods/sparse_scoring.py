@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -17,20 +16,19 @@ from gradtrace.errors import QueryError
 from gradtrace.methods.explained import encoded_queries
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Scoring
+from gradtrace.methods.norms import inverse, inverse_row_norms, live_norms, squared_norm_sums
 from gradtrace.methods.position_scores import PositionQuestion, PositionScores
 from gradtrace.methods.sparse_positions import split_block, values_at
 from gradtrace.methods.vectors import SparseQueries
-from gradtrace.models.full_gradients import FullGradients, full_gradients
 from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors
 from gradtrace.models.task_model import MeasureName
 from gradtrace.search.scored_rows import Doubles, Floats, Rows, SearchResult
 from gradtrace.sparse.store import SparseStore
-from gradtrace.sparse.strongest import strongest_coordinates
+from gradtrace.sparse.strongest import StrongestOfEach, strongest_of_batches
 from gradtrace.sparse.vectors import SparseRows, SparseVectors
 from gradtrace.task import Example
 
 QUERY_COORDINATES = 4096  # LDS on a small GPT-2: .603 with 1,024, .617 with 4,096, .615 with 16,384
-_NO_DIRECTION = 2.0**-100  # rows with norms this small relative to the largest count as zero: float32 underflows
 
 
 class SparseScoring(Scoring[SparseQueries]):
@@ -83,9 +81,9 @@ class SparseScoring(Scoring[SparseQueries]):
         """Of each query or example; None where scores are not divided by norms."""
         if not self.normalized:
             return None
-        squares = np.array([[float(row.norms[0]) ** 2 for row in of_block] for of_block in rows]).sum(0)
-        inverse: Doubles = np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
-        return inverse.astype(np.float32)
+        norms = torch.tensor([[float(row.norms[0]) for row in of_block] for of_block in rows], dtype=torch.float64)
+        inverses: Floats = inverse(norms.norm(dim=0)).float().numpy()
+        return inverses
 
     def _encode(
         self, batches: Sequence[ExampleBatch], measure: MeasureName, checkpoint: int
@@ -96,10 +94,8 @@ class SparseScoring(Scoring[SparseQueries]):
                 "the measurement could not be tried on training examples, nor on task.query, as sparse rows need: give "
                 'the task a query data set that has what it needs, or ask for target "loss"'
             )
-        first, *subtracted = (full_gradients(model, batch, model.measure(measure)) for batch in batches)
-        gradients = reduce(FullGradients.minus, subtracted, first)
         factors = self._query_factors(self.blocks.index(checkpoint))
-        return strongest_coordinates(model, gradients, factors, QUERY_COORDINATES), first.losses
+        return strongest_of_batches(model, batches, model.measure(measure), factors, QUERY_COORDINATES)
 
     def _query_factors(self, place: int) -> Tensor:
         """Of a block, by its place among the blocks. float32 [coordinates]"""
@@ -117,9 +113,8 @@ class SparseScoring(Scoring[SparseQueries]):
         """A batch of examples as they would be stored, but not rounded."""
         model, batch = self._contents.models[block], examples[start : start + QUERY_BATCH]
         with named_in_errors(range(start, start + len(batch)), "training example"):
-            gradients = full_gradients(model, model.batch(batch))
-            kept = self._contents.manifest.basis.dimensions
-            rows = strongest_coordinates(model, gradients, self._contents.whitening(block), kept)
+            kind = StrongestOfEach(self._contents.whitening(block), self._contents.manifest.basis.dimensions)
+            rows, _ = kind.encode(model, model.batch(batch), None)
         return [_one(rows, place) for place in range(len(batch))]
 
     def search(self, vectors: SparseQueries, k: int, allowed: NDArray[np.bool_] | None) -> list[SearchResult]:
@@ -137,18 +132,11 @@ class SparseScoring(Scoring[SparseQueries]):
         """Of normalized scores 1 / norm over all blocks, 0 for rows without a direction. float32 [stored rows]"""
         if not self.normalized:
             return None
-        total = torch.from_numpy(np.sqrt((self._row_norms() ** 2).sum(0)))
-        return torch.where(total > _NO_DIRECTION * total.max(), 1 / total, 0).float()
+        return inverse_row_norms(live_norms(self.store, self.blocks))
 
     def _scale(self) -> Floats | None:
         scale = self.row_scale()
         return None if scale is None else scale.numpy()
-
-    def _row_norms(self) -> Doubles:
-        """Of the whole gradients. float64 [blocks, stored rows]; zero for deleted rows"""
-        norms = np.stack([self.store.norms(block) for block in self.blocks]).astype(np.float64)
-        norms[:, ~self.store.row_ids.live()] = 0
-        return norms
 
     def self_influence(self) -> Floats:
         """By methods whose factors are the same for all weights, from the whole gradients' norms; by others, from the
@@ -156,7 +144,7 @@ class SparseScoring(Scoring[SparseQueries]):
         if (scale := self._scale()) is not None:
             return (scale > 0).astype(np.float32)
         if self._factors.shape[1] == 1:
-            return (self._factors[:, 0].double().numpy() @ self._row_norms() ** 2).astype(np.float32)
+            return squared_norm_sums(live_norms(self.store, self.blocks), self._factors[:, 0].double().numpy())
         sums = np.zeros(self.store.rows)
         for place, block in enumerate(self.blocks):
             whitening = self._contents.whitening(block).double()

@@ -16,6 +16,7 @@ from gradtrace.errors import MismatchError, QueryError
 from gradtrace.fitted.adam import adam_factors, encode_preconditioned, encode_preconditioned_positions
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, MethodOptions, Scoring, chosen_checkpoints
+from gradtrace.methods.norms import inverse, inverse_row_norms, live_norms, squared_norm_sums
 from gradtrace.methods.position_scores import Lengths
 from gradtrace.methods.sparse_scoring import SparseScoring
 from gradtrace.models.queries import Query
@@ -23,8 +24,6 @@ from gradtrace.models.task_model import MeasureName
 from gradtrace.search.scored_rows import Doubles, Floats
 from gradtrace.store.manifest import CheckpointEntry, Manifest, by_run, trained_models, weights_positions
 from gradtrace.task import Example
-
-_NO_DIRECTION = 2.0**-100  # rows with norms this small relative to the largest count as zero: float32 underflows
 
 _MEANINGS = {
     "learning_rate": (
@@ -170,15 +169,8 @@ class _ProductScoring(GradientScoring):
         super().__init__(contents, blocks, torch.from_numpy(weights).float()[:, None])
         self.full_gradient_weights: Doubles = weights
 
-    def row_norms(self) -> Floats:
-        """[blocks, stored rows]; zero for deleted rows, to which the others must not be compared."""
-        norms = np.stack([self.store.norms(block) for block in self.blocks])
-        norms[:, ~self.store.row_ids.live()] = 0
-        return norms
-
     def self_influence(self) -> Floats:
-        scores: Floats = (self.full_gradient_weights @ self.row_norms().astype(np.float64) ** 2).astype(np.float32)
-        return scores
+        return squared_norm_sums(live_norms(self.store, self.blocks), self.full_gradient_weights)
 
 
 class _CosineScoring(_ProductScoring):
@@ -192,9 +184,7 @@ class _CosineScoring(_ProductScoring):
         return coordinates * inverse(whole.norm())
 
     def row_scale(self) -> Tensor:
-        """1 / norm over all blocks, 0 for rows without a direction. float32 [stored rows]"""
-        total = torch.from_numpy(np.sqrt((self.row_norms().astype(np.float64) ** 2).sum(0)))
-        return torch.where(total > _NO_DIRECTION * total.max(), inverse(total), 0).float()
+        return inverse_row_norms(live_norms(self.store, self.blocks))
 
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:
         return self.reweighted(super().row_vectors(examples))
@@ -221,8 +211,3 @@ def checkpoint_weights(entries: Sequence[CheckpointEntry], chosen: Sequence[int]
     for run in by_run(entries, weights_positions(entries)):
         sums[run] = stretch_sums([entries[position] for position in run])
     return share * sums[list(chosen)]
-
-
-def inverse(norms: Tensor) -> Tensor:
-    """1 / norm, and 0 for zero gradients: these have no direction, so no cosine but 0."""
-    return torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0)

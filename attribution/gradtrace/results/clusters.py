@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtrace.methods.method import Scoring
-from gradtrace.methods.tracin import inverse
+from gradtrace.methods.norms import inverse
 from gradtrace.search.scored_rows import Rows
 
 NEAR_DUPLICATE = 0.97  # cosine; docs/queries.md has the measurement

@@ -17,7 +17,7 @@ from gradtrace.contents import IndexContents
 from gradtrace.data.dataset import fetch
 from gradtrace.errors import QueryError
 from gradtrace.methods.method import Scoring
-from gradtrace.methods.tracin import inverse
+from gradtrace.methods.norms import inverse
 from gradtrace.methods.vectors import mean_vector
 from gradtrace.models.full_gradients import FullGradients, full_gradients
 from gradtrace.models.gradient_model import GradientModel

@@ -48,6 +48,23 @@ def strongest_coordinates(model: GradientModel, gradients: FullGradients, factor
     return SparseRows(strongest.vectors(), squares.sqrt().float().cpu().numpy())
 
 
+def strongest_of_batches(
+    model: GradientModel, batches: Sequence[ExampleBatch], measure: Measure | None, factors: Tensor, count: int
+) -> tuple[SparseRows, Tensor]:
+    """The strongest coordinates of the examples' gradients, minus those of the same positions in further batches, and
+    the values of the measure in the first [batch]. Raises as `strongest_coordinates` and `full_gradients`."""
+    try:
+        first, *subtracted = (full_gradients(model, batch, measure) for batch in batches)
+    except SharedPositionsError:
+        if len(batches[0]) == 1:
+            raise
+        examples = [[batch.alone(position) for batch in batches] for position in range(len(batches[0]))]
+        alone = [strongest_of_batches(model, example, measure, factors, count) for example in examples]
+        return SparseRows.joined([rows for rows, _ in alone]), torch.cat([values for _, values in alone])
+    gradients = reduce(FullGradients.minus, subtracted, first)
+    return strongest_coordinates(model, gradients, factors, count), first.losses
+
+
 @dataclass(frozen=True, eq=False)
 class StrongestOfEach:
     """Rows keep `count` coordinates of their own.
@@ -59,14 +76,7 @@ class StrongestOfEach:
     count: int
 
     def encode(self, model: GradientModel, batch: ExampleBatch, measure: Measure | None) -> tuple[SparseRows, Tensor]:
-        try:
-            gradients = full_gradients(model, batch, measure)
-        except SharedPositionsError:
-            if len(batch) == 1:
-                raise
-            alone = [self.encode(model, batch.alone(position), measure) for position in range(len(batch))]
-            return SparseRows.joined([rows for rows, _ in alone]), torch.cat([losses for _, losses in alone])
-        return strongest_coordinates(model, gradients, self.whitening, self.count), gradients.losses
+        return strongest_of_batches(model, [batch], measure, self.whitening, self.count)
 
     def placed(self, rows: SparseRows | None, places: Sequence[int], count: int) -> SparseRows:
         coordinates = np.zeros((count, self.count), np.uint32)
