@@ -23,7 +23,8 @@ import psutil
 
 from benchmarks.datasets import DATASETS, task_spec
 from benchmarks.serving import served
-from gradtrace.store.manifest import MANIFEST_NAME, read_manifest
+from gradtrace.store.manifest import MANIFEST_NAME
+from gradtrace.store.manifest_file import read_manifest
 
 _CLIENTS = 8
 _QUESTIONS = 24

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from benchmarks.kill_resume import finish, must_equal, process
 from gradtrace import Checkpoint, Task, open_index
-from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, read_manifest
+from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer import (
     add_checkpoints,
     add_kernels,

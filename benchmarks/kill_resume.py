@@ -30,7 +30,8 @@ from benchmarks.memory import SomeRows
 from gradtrace import Index, open_index
 from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.errors import MismatchError, StoreError
-from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, read_generation, read_manifest
+from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME
+from gradtrace.store.manifest_file import read_generation, read_manifest
 from gradtrace.task import Task
 from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, delete_rows
 from gradtrace_indexer.build import build

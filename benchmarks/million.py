@@ -23,7 +23,8 @@ from benchmarks.memory import peak
 from benchmarks.search import query_vectors
 from gradtrace.search.exact_search import ProgressiveSearcher
 from gradtrace.search.scored_rows import SearchResult, exhaustive_scores
-from gradtrace.store.manifest import Manifest, Precision, read_manifest
+from gradtrace.store.manifest import Manifest, Precision
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.store.rows import RowStore
 from gradtrace_indexer.task_loading import load_task
 

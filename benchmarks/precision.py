@@ -22,7 +22,8 @@ from gradtrace.checkpoints import load_checkpoints
 from gradtrace.data.dataset import fetch
 from gradtrace.search.exact_search import ProgressiveSearcher
 from gradtrace.search.scored_rows import exhaustive_scores
-from gradtrace.store.manifest import Manifest, read_manifest
+from gradtrace.store.manifest import Manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.store.precision import encode, load_column_scales
 from gradtrace.store.rows import RowStore
 from gradtrace_indexer import build_index

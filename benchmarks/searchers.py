@@ -26,7 +26,8 @@ from torch import Tensor
 from benchmarks.search import query_vectors, timed
 from gradtrace.search.by_name import SearcherName, open_searcher
 from gradtrace.search.scored_rows import SearchResult, rank
-from gradtrace.store.manifest import SearcherEntry, read_manifest
+from gradtrace.store.manifest import SearcherEntry
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.store.rows import RowStore
 from gradtrace_indexer.searchers import mean_recall, write_searcher
 from gradtrace_indexer.task_loading import load_task

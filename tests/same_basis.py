@@ -11,7 +11,7 @@ import numpy as np
 from gradtrace import Checkpoint, Index, Task, open_index
 from gradtrace.checkpoints.indexed import checkpoint_entries
 from gradtrace.fingerprint import task_entry
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer.build.builder import Builder
 from gradtrace_indexer.generations import save_pending
 

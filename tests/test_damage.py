@@ -14,7 +14,7 @@ import torch
 import tiny
 from damaged_index import COMMANDS, QUERIES, TASK, opened, outside, refused
 from gradtrace import CorruptIndexError, GradtraceError
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer import (
     compact,
     delete_rows,

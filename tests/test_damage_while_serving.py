@@ -20,7 +20,7 @@ import pytest
 from conftest import DigitsRun, serving_when_ready, wait_until
 from gradtrace import Index
 from gradtrace.store.index_files import FileStamp, VerifiedFiles, check_files, written_to
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_client.request_schemas import SelfInfluenceRequest
 from gradtrace_service.answers.rows import self_influence
 from gradtrace_service.app import create_app, create_service

@@ -25,7 +25,8 @@ from typer.testing import CliRunner
 import digits_task
 from conftest import DigitsRun, serving_when_ready, wait_until
 from gradtrace import QueryError
-from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, read_manifest
+from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_client.service_schemas import VERSION_HEADER
 from gradtrace_indexer import delete_rows
 from gradtrace_indexer.generations import successor

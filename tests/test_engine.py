@@ -31,7 +31,7 @@ import gradtrace
 from conftest import DigitsRun, serving_when_ready, wait_until
 from gradtrace import Index
 from gradtrace.errors import TaskError
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_client import Client, InfluenceAnswer, InvalidRequestError
 from gradtrace_client.service_schemas import Problem
 from gradtrace_indexer import delete_rows

@@ -16,6 +16,7 @@ import xxhash
 
 from gradtrace import CorruptIndexError, StoreError, open_index
 from gradtrace.store import manifest as schema
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer import delete_rows, discard, prune, verify
 from gradtrace_indexer.description import details
 from gradtrace_indexer.task_loading import load_task
@@ -70,9 +71,9 @@ def test_an_update_of_an_earlier_format_is_of_this_one(tmp_path: Path) -> None:
     """A release that reads only the earlier one must not take what it cannot read for damage."""
     shutil.copytree(FORMATS / "3", tmp_path / "3")
     path = tmp_path / "3" / "index"
-    assert schema.read_manifest(path).format == 3
+    assert read_manifest(path).format == 3
     delete_rows(path, [0])
-    assert schema.read_manifest(path).format == schema.FORMAT_VERSION
+    assert read_manifest(path).format == schema.FORMAT_VERSION
     assert json.loads((path / "generations" / "2.json").read_text())["format"] == 3  # it stays as it was
     assert verify(path, progress=False) == []
 
@@ -84,7 +85,7 @@ def test_an_earlier_format_is_named_with_the_remedy(number: int) -> None:
         rf"has format {number}, an older one, built by Gradtrace .*"
         r"reads formats 3 to 5: rebuild the index with this release"
     )
-    for command in (schema.read_manifest, prune, discard, lambda path: list(details(path))):
+    for command in (read_manifest, prune, discard, lambda path: list(details(path))):
         with pytest.raises(StoreError, match=words):
             command(path)
     (problem,) = verify(path, progress=False)
@@ -101,12 +102,12 @@ def test_a_newer_format_is_named_whatever_else_it_has(tmp_path: Path) -> None:
     manifest = {"format": 99, "rows": "many", "libraries": {"gradtrace": "7.1"}}
     (tmp_path / "manifest.json").write_bytes(sealed(manifest))
     with pytest.raises(StoreError, match=r"format 99, a newer one, built by Gradtrace 7\.1.*the release that built it"):
-        schema.read_manifest(tmp_path)
+        read_manifest(tmp_path)
 
 
 def test_a_format_that_is_no_number_is_damage(tmp_path: Path) -> None:
     for number in (None, True, [3], 10**30, -1, "99"):
         (tmp_path / "manifest.json").write_bytes(sealed({"format": number}))
         with pytest.raises(StoreError) as caught:
-            schema.read_manifest(tmp_path)
+            read_manifest(tmp_path)
         assert isinstance(caught.value, CorruptIndexError) or "format" in str(caught.value)

@@ -13,7 +13,7 @@ import torch
 import tiny
 from conftest import mostly_long
 from gradtrace import Checkpoint, CorruptIndexError, IncompleteIndexError, Index, StoreError, open_index
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer import (
     add_checkpoints,
     add_kernels,

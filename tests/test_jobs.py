@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from conftest import DigitsRun, mostly_long, wait_until
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_client import Client
 from gradtrace_client.service_schemas import Job
 from gradtrace_indexer.writing.files import sole_writer

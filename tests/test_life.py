@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import tiny
 from conftest import examples
 from gradtrace import Checkpoint, QueryError, open_index
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer import (
     add_checkpoints,
     append_rows,

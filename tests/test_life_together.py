@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 import tiny
 from gradtrace import CheckpointError, QueryError, StoreError, open_index
 from gradtrace.checkpoints import Checkpoint
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer import (
     add_checkpoints,
     add_kernels,

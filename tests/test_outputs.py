@@ -19,7 +19,7 @@ from conftest import mostly_long
 from gradtrace import Index, QueryError, RowFilter, StoreError, Task, TaskError, open_index
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.outputs import Outputs
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer import add_kernels
 from gradtrace_indexer.description import details
 from gradtrace_service.answers.documents import convention

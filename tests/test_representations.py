@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tiny
 from gradtrace import Index, QueryError, RowFilter, StoreError, Task, TaskError, open_index
 from gradtrace.models.representations import TASK_HOOK, find_representation
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer import (
     add_checkpoints,
     append_rows,

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 import digits_task
 import gradtrace
 from conftest import DigitsRun, program, wait_until
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_client import Client, InvalidRequestError, ProblemError
 from gradtrace_indexer import delete_rows, prune
 from gradtrace_indexer.writing.files import sole_writer

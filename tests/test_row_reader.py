@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tiny
 from conftest import mostly_long
 from gradtrace import Checkpoint, DatasetError, Index, LossError, StoreError, open_index
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, generations
 from gradtrace_indexer.build import build
 from gradtrace_indexer.build.row_reader import RowReader

@@ -20,7 +20,8 @@ from gradtrace import (
     gradients_reference,
     open_index,
 )
-from gradtrace.store.manifest import Manifest, read_manifest
+from gradtrace.store.manifest import Manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer import (
     add_checkpoints,
     add_run,

@@ -29,7 +29,8 @@ from gradtrace.search.by_name import SearcherName
 from gradtrace.search.candidates import CandidateSearcher
 from gradtrace.search.faiss import FaissSearcher
 from gradtrace.search.scored_rows import SearchResult
-from gradtrace.store.manifest import MANIFEST_NAME, read_manifest
+from gradtrace.store.manifest import MANIFEST_NAME
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.store.rows import RowStore
 from gradtrace_client import Client
 from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, delete_rows, set_searcher, verify

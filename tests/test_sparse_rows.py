@@ -21,7 +21,7 @@ from gradtrace.models.gradient_model import GradientModel
 from gradtrace.sparse.defaults import default_rows
 from gradtrace.sparse.strongest import StrongestOfEach
 from gradtrace.sparse.vectors import SparseRows, SparseVectors
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer import (
     add_checkpoints,
     add_kernels,

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import tiny
 from conftest import examples
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.store.row_ids import read_row_ids
 from gradtrace_client.state_schemas import (
     MarkRequest,

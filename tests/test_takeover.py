@@ -23,7 +23,7 @@ import gradtrace
 import tiny
 from conftest import DigitsRun, mostly_long, wait_until
 from digits_task import TASK
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_client import AsyncClient, Client, NotTakenOverError
 from gradtrace_client.service_schemas import Job
 from gradtrace_indexer import add_kernels, build_index, fit_representer

@@ -24,7 +24,8 @@ from gradtrace import (
     StoreError,
     open_index,
 )
-from gradtrace.store.manifest import ShardEntry, read_manifest
+from gradtrace.store.manifest import ShardEntry
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, delete_rows, discard, prune, verify
 from gradtrace_indexer.build import build
 from same_basis import fresh_build

@@ -30,7 +30,8 @@ from gradtrace.sparse.coordinates import load_coordinates
 from gradtrace.sparse.store import index_rows
 from gradtrace.sparse.whitening import load_weight_curvature
 from gradtrace.store.index_files import VerifiedFiles, check_files
-from gradtrace.store.manifest import Manifest, read_manifest
+from gradtrace.store.manifest import Manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.store.rows import RowStore, representation_store
 from gradtrace.task import Task
 

@@ -25,7 +25,7 @@ from benchmarks.peers.comparison import HEADER, Case, Scores, compared, load_cas
 from benchmarks.peers.gradtrace_scores import TRAK_DAMPING, TRAK_DIMENSIONS, trak_scores
 from gradtrace.basis import Basis, load_bases
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.task import Batch
 
 _BATCH = 128

@@ -15,7 +15,8 @@ from gradtrace.checkpoints.checkpoints_json import INDEX_NAME
 from gradtrace.checkpoints.selection import choose
 from gradtrace.errors import CheckpointError
 from gradtrace.results.display import describe
-from gradtrace.store.manifest import Manifest, read_manifest
+from gradtrace.store.manifest import Manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.task import Task
 from gradtrace_indexer import generations
 from gradtrace_indexer.build.build import build_index

@@ -13,7 +13,8 @@ from rich.text import Text
 from gradtrace.dry_run import TaskReport
 from gradtrace.errors import CorruptIndexError, IncompleteIndexError, StoreError
 from gradtrace.results.display import describe
-from gradtrace.store.manifest import CheckpointKind, Manifest, SearcherEntry, read_manifest
+from gradtrace.store.manifest import CheckpointKind, Manifest, SearcherEntry
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.store.row_ids import read_row_ids
 from gradtrace_indexer.build.bad_rows import skipped_lines
 from gradtrace_indexer.generations import earlier_generations, read_pending

@@ -18,7 +18,8 @@ from gradtrace.checkpoints.second_moments import moments_path
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.methods import METHODS, available_methods
 from gradtrace.store.index_files import check_files, file_problems
-from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, Manifest, Operation, read_generation, read_manifest
+from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, Manifest, Operation
+from gradtrace.store.manifest_file import read_generation, read_manifest
 from gradtrace_indexer.writing.files import sole_writer, write_file, write_manifest
 from gradtrace_indexer.writing.format_files import (
     KEPT,

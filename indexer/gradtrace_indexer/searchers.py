@@ -30,7 +30,8 @@ from gradtrace.search.by_name import SearcherName, open_searcher
 from gradtrace.search.faiss import import_faiss, nested_indexes
 from gradtrace.search.scored_rows import Floats
 from gradtrace.store.index_files import check_file
-from gradtrace.store.manifest import FileEntry, Manifest, RecallEntry, SearcherEntry, read_manifest
+from gradtrace.store.manifest import FileEntry, Manifest, RecallEntry, SearcherEntry
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.store.rows import RowStore
 from gradtrace.task import Example, Task
 from gradtrace_indexer.generations import publish, successor, updating

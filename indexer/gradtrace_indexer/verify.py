@@ -18,7 +18,8 @@ from gradtrace.sparse.coordinates import load_coordinates
 from gradtrace.sparse.store import index_rows
 from gradtrace.sparse.whitening import load_weight_curvature
 from gradtrace.store.index_files import file_problems
-from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, FileEntry, Manifest, read_manifest
+from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, FileEntry, Manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.store.rows import representation_store
 from gradtrace_indexer.generations import earlier_generations, read_pending
 from gradtrace_indexer.progress import progress_bar

@@ -61,19 +61,24 @@ def gradient_squares(model: GradientModel, batches: Iterator[ExampleBatch]) -> d
 def load_weight_curvature(
     directory: Path, manifest: Manifest, coordinates: Sequence[WeightCoordinates]
 ) -> list[Curvature]:
-    """That of each checkpoint, whose columns are the weights, as far as it was computed.
+    """That of each checkpoint, whose columns are the weights.
 
     coordinates: of every training run
 
     Raises:
         CorruptIndexError: a file is missing or damaged.
     """
-    loaded = []
-    for file, entry in zip(manifest.curvature, manifest.checkpoints, strict=False):
-        of_run, path = coordinates[entry.run], regular_path(directory, file.path)
-        kept: dict[str, tuple[int | None, ...]] = {"preconditioner": (of_run.count,)} if entry.second_moments else {}
-        shapes = {"eigenvalues": (of_run.count,), "layer_means": (len(of_run.shapes),)}
-        tensors = load_tensors(path, "rebuild the index", **shapes, **kept)
-        means = tensors["layer_means"][of_run.layer_of_coordinates()]
-        loaded.append(Curvature(tensors["eigenvalues"], means, tensors.get("preconditioner")))
-    return loaded
+    return [weight_curvature_at(directory, manifest, number, coordinates) for number in range(len(manifest.curvature))]
+
+
+def weight_curvature_at(
+    directory: Path, manifest: Manifest, number: int, coordinates: Sequence[WeightCoordinates]
+) -> Curvature:
+    """That of one checkpoint, by its number. Raises as `load_weight_curvature`."""
+    entry, of_run = manifest.checkpoints[number], coordinates[manifest.checkpoints[number].run]
+    kept: dict[str, tuple[int | None, ...]] = {"preconditioner": (of_run.count,)} if entry.second_moments else {}
+    shapes = {"eigenvalues": (of_run.count,), "layer_means": (len(of_run.shapes),)}
+    path = regular_path(directory, manifest.curvature[number].path)
+    tensors = load_tensors(path, "rebuild the index", **shapes, **kept)
+    means = tensors["layer_means"][of_run.layer_of_coordinates()]
+    return Curvature(tensors["eigenvalues"], means, tensors.get("preconditioner"))

@@ -37,8 +37,8 @@ from gradtrace.store.manifest import (
     Manifest,
     Precision,
     RepresentationsEntry,
-    read_manifest,
 )
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.store.row_ids import Ids
 from gradtrace.store.shards import ShardLayout, default_levels
 from gradtrace.task import Task

@@ -36,7 +36,7 @@ from gradtrace.recording import Recording
 from gradtrace.sparse.coordinates import load_coordinates
 from gradtrace.sparse.store import index_rows
 from gradtrace.sparse.strongest import StrongestOfEach
-from gradtrace.sparse.whitening import load_weight_curvature, whitening_factors
+from gradtrace.sparse.whitening import weight_curvature_at, whitening_factors
 from gradtrace.store.manifest import FisherEntry, Manifest, ShardEntry
 from gradtrace.store.precision import load_column_scales
 from gradtrace.store.row_ids import Ids, read_row_ids
@@ -301,12 +301,11 @@ class Builder:
                 basis = None if manifest.basis.is_sparse else bases[entry.run]
                 if basis is None:  # sparse rows are chosen by the curvature, that of a basis is taken from the rows
                     manifest = self._with_curvature(manifest, number, basis, bar)
+                kind = self._row_kind(manifest, number, basis)
                 if missing:
                     bar.set_description_str(f"rows at {entry.name}", refresh=False)
-                    manifest = self._with_rows(manifest, missing, basis, bar)
-                check_new_rows(
-                    self.directory, manifest, number, self._row_kind(manifest, number, basis), self._model_of
-                )
+                    manifest = self._with_rows(manifest, missing, kind, bar)
+                check_new_rows(self.directory, manifest, number, kind, self._model_of)
                 if basis is not None:
                     manifest = self._with_curvature(manifest, number, basis, bar)
         return manifest
@@ -315,8 +314,7 @@ class Builder:
         """That of the rows at a checkpoint, whose curvature is known if they are sparse. basis: of rows that are not"""
         if basis is not None:
             return DenseRows(basis)
-        coordinates = load_coordinates(self.directory, manifest)
-        curvature = load_weight_curvature(self.directory, manifest, coordinates)[number]
+        curvature = weight_curvature_at(self.directory, manifest, number, load_coordinates(self.directory, manifest))
         assert manifest.basis.damping is not None  # rows are sparse
         whitening = whitening_factors(curvature.eigenvalues, curvature.means, manifest.basis.damping)
         return StrongestOfEach(whitening.to(self.device), manifest.basis.dimensions)
@@ -330,8 +328,8 @@ class Builder:
             return manifest
         entry = manifest.checkpoints[number]
         bar.set_description_str(f"curvature at {entry.name}", refresh=False)
-        with_models = partial(self._model_of, manifest, number)
-        tensors = checkpoint_curvature(self.directory, manifest, number, basis, self._usable(manifest), with_models)
+        model = partial(self._model_of, manifest, number)
+        tensors = checkpoint_curvature(self.directory, manifest, number, basis, self._usable(manifest), model)
         file = write_curvature(self.directory, f"{entry.name}.{manifest.generation}", tensors)
         return save_pending(self.directory, manifest.model_copy(update={"curvature": [*manifest.curvature, file]}))
 
@@ -339,11 +337,10 @@ class Builder:
         return usable_ids(read_row_ids(self.directory, manifest).live_ids(), manifest)
 
     def _with_rows(
-        self, manifest: Manifest, tasks: Sequence[ShardTask], basis: Basis | None, bar: tqdm[Any]
+        self, manifest: Manifest, tasks: Sequence[ShardTask], kind: RowKind[Any], bar: tqdm[Any]
     ) -> Manifest:
         """With the rows of these stretches, all at one checkpoint."""
         number = tasks[0].checkpoint
-        kind: RowKind[Any] = self._row_kind(manifest, number, basis)
         workers = self._workers(self._model_of(manifest, number), kind, represent=number in manifest.represented)
         for task in tasks:
             bad = BadRows(manifest.skipped, self.skip_bad_rows)

@@ -14,7 +14,8 @@ from gradtrace.data.guards import check_dataset
 from gradtrace.errors import CheckpointError
 from gradtrace.fingerprint import task_entry
 from gradtrace.index import Index
-from gradtrace.store.manifest import CheckpointEntry, Manifest, Operation, by_run, read_manifest, weights_positions
+from gradtrace.store.manifest import CheckpointEntry, Manifest, Operation, by_run, weights_positions
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.store.row_ids import read_row_ids
 from gradtrace.task import Task
 from gradtrace_indexer.build.build import check_dimensions, check_order

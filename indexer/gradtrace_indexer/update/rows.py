@@ -13,7 +13,8 @@ from gradtrace.errors import QueryError, StoreError
 from gradtrace.fingerprint import task_entry, without_probes
 from gradtrace.index import Index
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.store.manifest import Manifest, read_manifest
+from gradtrace.store.manifest import Manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.store.row_ids import Ids, RowIds, read_row_ids
 from gradtrace.task import Task
 from gradtrace_indexer.build.builder import Builder, PassOptions

@@ -16,7 +16,8 @@ from gradtrace.checkpoints.weights import weight_files
 from gradtrace.data.guards import check_dataset
 from gradtrace.errors import CheckpointError
 from gradtrace.index import Index
-from gradtrace.store.manifest import Manifest, read_manifest, trained_models
+from gradtrace.store.manifest import Manifest, trained_models
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.task import Task
 from gradtrace_indexer.build.builder import PassOptions
 from gradtrace_indexer.generations import discard, read_pending

@@ -18,7 +18,7 @@ import typer
 
 from gradtrace.errors import GradtraceError
 from gradtrace.results.display import describe
-from gradtrace.store.manifest import read_manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer.cli_options import DeviceOption
 from gradtrace_service.doctor import index_files, machine, service, service_metrics
 from gradtrace_service.doctor.findings import Finding, State, findings_of

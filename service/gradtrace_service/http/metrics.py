@@ -18,7 +18,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gradtrace.errors import GradtraceError
-from gradtrace.store.manifest import MANIFEST_NAME, read_manifest
+from gradtrace.store.manifest import MANIFEST_NAME
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_client.schemas import Timing
 from gradtrace_client.service_schemas import Job
 from gradtrace_service.engine.engine import Engine

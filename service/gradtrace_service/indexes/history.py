@@ -7,7 +7,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from gradtrace.errors import StoreError
-from gradtrace.store.manifest import MANIFEST_NAME, Manifest, read_manifest
+from gradtrace.store.manifest import MANIFEST_NAME, Manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_client.service_schemas import Generation, Generations
 from gradtrace_indexer.generations import earlier_generations
 from gradtrace_indexer.writing.format_files import KEPT

@@ -13,7 +13,8 @@ import gradtrace
 from gradtrace import Index
 from gradtrace.errors import GradtraceError, QueryError, StoreError, TaskError
 from gradtrace.store.index_files import VerifiedFiles, changed_since
-from gradtrace.store.manifest import MANIFEST_NAME, Manifest, read_manifest
+from gradtrace.store.manifest import MANIFEST_NAME, Manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer.task_loading import spec_of
 from gradtrace_service.answers.rendering import try_rendering
 from gradtrace_service.engine.work import is_out_of_memory

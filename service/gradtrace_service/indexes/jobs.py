@@ -21,7 +21,8 @@ from sqlite3 import Connection
 from typing import Any
 
 from gradtrace.errors import GradtraceError, StoreError
-from gradtrace.store.manifest import PENDING_NAME, Manifest, read_manifest
+from gradtrace.store.manifest import PENDING_NAME, Manifest
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace_client.job_requests import RetrainRequest
 from gradtrace_client.service_schemas import Job
 from gradtrace_indexer.generations import kept_generations, lost_methods, read_pending

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from gradtrace import Index
 from gradtrace.errors import StoreError
-from gradtrace.store.manifest import MANIFEST_NAME, read_manifest
+from gradtrace.store.manifest import MANIFEST_NAME
+from gradtrace.store.manifest_file import read_manifest
 from gradtrace.store.row_ids import read_row_ids
 from gradtrace_service.engine.work import IndexUnavailableError
 from gradtrace_service.indexes.hosted import Hosted, file_stamp, known_name
