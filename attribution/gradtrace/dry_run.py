@@ -46,7 +46,7 @@ _KINDS_OF_ROWS: dict[RowsOption, str] = {
     "dense": "dense, {} coordinates in a common basis",
     "sparse": "sparse, each with the {} strongest weights of its own",
 }
-_POSTING_BYTES = 3.2  # of a coordinate of a sparse row, with its share of the lists
+_POSTING_BYTES, _LIST_BYTES = 3, 8  # of a coordinate of a sparse row; of one that any row has
 _COLUMN_BYTES = 32  # of a row's label, prediction, loss and norm
 
 
@@ -141,14 +141,7 @@ def check(
         hook_examples = examples[:_HOOK_EXAMPLES]
         report.hooks = [*check_hooks(task, hook_examples), *_model_hooks(model, hook_examples)]
         _describe(report, model, examples)
-        kind = rows or default_rows(task)
-        count = DEFAULT_DIMENSIONS[kind] if dimensions is None else dimensions
-        report.kind_of_rows = _KINDS_OF_ROWS[kind].format(count)
-        if kind == "sparse":
-            report.curvature = WEIGHT_FISHER.sentence
-            report.estimate = _sparse_estimate(report, model, count, batch_size)
-        else:
-            report.estimate = _estimate(report, model, count, precision, batch_size)
+        report.estimate = _estimated(report, model, rows, dimensions, precision, batch_size)
         report.notes += _room(report.estimate)
     except GradtraceError as error:
         report.problems.append(str(error))
@@ -187,6 +180,24 @@ def _model_hooks(model: GradientModel, examples: Sequence[Any]) -> list[HookChec
     return [*checks, HookCheck("representation", outcome)]
 
 
+def _estimated(
+    report: TaskReport,
+    model: GradientModel,
+    rows: RowsOption | None,
+    dimensions: int | None,
+    precision: Precision,
+    batch_size: int,
+) -> BuildEstimate:
+    """The estimate for the kind of rows that a build would write, which the report then describes."""
+    kind = rows or default_rows(model.task)
+    count = DEFAULT_DIMENSIONS[kind] if dimensions is None else dimensions
+    report.kind_of_rows = _KINDS_OF_ROWS[kind].format(count)
+    if kind == "dense":
+        return _estimate(report, model, count, precision, batch_size)
+    report.curvature = WEIGHT_FISHER.sentence
+    return _sparse_estimate(report, model, count, batch_size)
+
+
 def _estimate(
     report: TaskReport, model: GradientModel, dimensions: int, precision: Precision, batch_size: int
 ) -> BuildEstimate:
@@ -209,12 +220,13 @@ def _sparse_estimate(report: TaskReport, model: GradientModel, count: int, batch
     kind = StrongestOfEach(torch.ones(report.parameters, device=model.device), count)
     rate = _rows_per_second(model, partial(kind.encode, model), batch_size)
     fitted, segment = min(report.rows, _FITTED_ROWS), min(report.rows, default_segment_rows(count))
+    weights = report.parameters
+    lists = -(-report.rows // segment) * _LIST_BYTES * min(weights, segment * count)
     return BuildEstimate(
         rows_per_second=rate,
         seconds=report.checkpoints * (report.rows + fitted) / rate,
         memory_bytes=_model_memory(model) + MEMORY_OF_POSTING * segment * count + 12 * report.parameters,
-        disk_bytes=report.checkpoints
-        * (report.rows * (int(_POSTING_BYTES * count) + _COLUMN_BYTES) + 4 * report.parameters),
+        disk_bytes=report.checkpoints * (report.rows * (_POSTING_BYTES * count + _COLUMN_BYTES) + lists + 4 * weights),
     )
 
 

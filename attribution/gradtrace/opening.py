@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradtrace.basis import check_layers, load_bases
+from gradtrace.basis import Basis, check_layers, load_bases
 from gradtrace.checkpoints.indexed import directories_of_runs, indexed_checkpoint
 from gradtrace.checkpoints.learning_rates import warn_of_guessed_sums
 from gradtrace.contents import IndexContents
@@ -26,7 +26,7 @@ from gradtrace.models.examination import Examination
 from gradtrace.models.gradient_model import GradientModel, open_models
 from gradtrace.models.path_report import summary
 from gradtrace.search.by_name import open_searcher
-from gradtrace.sparse.coordinates import load_coordinates
+from gradtrace.sparse.coordinates import WeightCoordinates, load_coordinates
 from gradtrace.sparse.store import index_rows
 from gradtrace.sparse.whitening import load_weight_curvature
 from gradtrace.store.index_files import VerifiedFiles, check_files
@@ -92,11 +92,7 @@ def _opened(
     bases = [] if sparse else [basis.to(where) for basis in load_bases(directory, manifest)]
     coordinates = load_coordinates(directory, manifest) if sparse else []
     models = _models(directory, manifest, task, store.row_ids.live_ids(), checkpoints, where, examination)
-    for entry, model in zip(manifest.checkpoints, models, strict=True):
-        if sparse:
-            coordinates[entry.run].check(model.plan.layers)
-        else:
-            check_layers(bases[entry.run], model.plan.layers)
+    _check_layers(manifest, models, bases, coordinates)
     contents = IndexContents(
         directory,
         manifest,
@@ -115,6 +111,20 @@ def _opened(
         verified=verified,
     )
     return Index(contents)
+
+
+def _check_layers(
+    manifest: Manifest,
+    models: Sequence[GradientModel],
+    bases: Sequence[Basis],
+    coordinates: Sequence[WeightCoordinates],
+) -> None:
+    """Raises MismatchError unless the layers of every model are those of its run's rows."""
+    for entry, model in zip(manifest.checkpoints, models, strict=True):
+        if manifest.basis.is_sparse:
+            coordinates[entry.run].check(model.plan.layers)
+        else:
+            check_layers(bases[entry.run], model.plan.layers)
 
 
 def _models(

@@ -1,4 +1,4 @@
-"""manifest.json: its schema, and reading it. It is the only commit point: a file that it does not name is not part of
+"""manifest.json: its schema. It is the only commit point: a file that it does not name is not part of
 the index.
 
 The manifest of an unfinished build or update is pending.json beside it; those of earlier generations are in
