@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import CorruptIndexError, Index, LossError, QueryError, StoreError, Task, open_index
+from gradtrace.errors import SharedPositionsError
 from gradtrace.gradients.reference import gradients_reference
 from gradtrace.methods import sparse_scoring
+from gradtrace.models.full_gradients import full_gradients
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.sparse.defaults import default_rows
 from gradtrace.sparse.strongest import StrongestOfEach
@@ -175,6 +177,27 @@ def test_a_query_is_cut_to_its_strongest_coordinates(tmp_path: Path, monkeypatch
     index = build(task, tmp_path, dimensions=20)
     reference = Reference(index, task, queries, 20, query_kept=15)
     near(index.scores(queries, method="influence"), reference.scores(reference.inverse(1.0)))
+
+
+def test_examples_that_share_positions_are_differentiated_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a router sends tokens of several examples to one expert together."""
+    task, queries = WordsTask(12), [torch.tensor([1, 2, 3, 4, 5, 6]), torch.tensor([7, 7, 7, 0, 1, 12])]
+    index = build(task, tmp_path / "together", dimensions=20)
+    expected = index.scores(queries, method="influence"), index.pairs(task.train[:3], queries)
+
+    def refuses_batches(model: GradientModel, batch: Any, measure: Any = None) -> Any:
+        if len(batch) > 1:
+            raise SharedPositionsError("a position is of several examples")
+        return full_gradients(model, batch, measure)
+
+    monkeypatch.setattr("gradtrace.sparse.strongest.full_gradients", refuses_batches)
+    alone = build(task, tmp_path / "alone", dimensions=20)
+    for scores, wanted in zip(
+        (alone.scores(queries, method="influence"), alone.pairs(task.train[:3], queries)), expected, strict=True
+    ):
+        np.testing.assert_allclose(scores, wanted, rtol=0, atol=0.01 * np.abs(wanted).max())
 
 
 @pytest.fixture(scope="module")
