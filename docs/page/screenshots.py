@@ -123,7 +123,7 @@ def with_palette(png: bytes) -> bytes:
 
 def task_of(run: Path, example: Path) -> str:
     """Of an example with a task in Python, or of a language model."""
-    return f"{example / 'task.py'}:TASK" if (example / "task.py").is_file() else str(run / "task.json")
+    return f"{example / 'task.py'}:TASK" if (example / "task.py").is_file() else str(run / "index" / "task.json")
 
 
 def main(runs: Path, *names: str) -> None:

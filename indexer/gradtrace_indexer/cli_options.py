@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from gradtrace.errors import QueryError
 from gradtrace.sparse.defaults import RowsOption
-from gradtrace.store.manifest import BasisKind, Precision
+from gradtrace.store.manifest import Precision
 
 _TASK = "module:attribute or path/to/file.py:attribute"
 _OR_FILE = f"{_TASK}. Not needed for an index that was built by --model."
@@ -22,8 +22,9 @@ CheckpointsOption = Annotated[
     Path | None,
     typer.Option(help="Directory of a training's checkpoints, or a list by `select`. With --model not needed."),
 ]
+DenseBasis = Literal["gauss-newton", "spectral", "two-sided", "gaussian", "rademacher", "none"]
 BasisOption = Annotated[
-    BasisKind | None,
+    DenseBasis | None,
     typer.Option(help="How dense rows are compressed: docs/methods.md. Default: gauss-newton.", show_default=False),
 ]
 KindOfRows = Annotated[

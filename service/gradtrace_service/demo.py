@@ -99,7 +99,7 @@ class _LanguageExample(_Example):
 
     @property
     def spec(self) -> str:
-        return str(self.out / TASK_FILE)
+        return str(self.out / "index" / TASK_FILE)
 
     @property
     def checkpoints(self) -> Path:
@@ -112,6 +112,7 @@ class _LanguageExample(_Example):
                 (unfinished / name).rename(self.out / name)
         data, queries = self.out / "train.jsonl", self.out / "query.jsonl"
         text = task_file_text(TaskFile(model=self.checkpoints, data=data, query_data=queries))
+        Path(self.spec).parent.mkdir(exist_ok=True)
         Path(self.spec).write_text(text, encoding="utf-8")
 
 
