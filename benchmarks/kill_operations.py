@@ -49,7 +49,7 @@ from gradtrace_indexer import (
     set_searcher,
     verify,
 )
-from gradtrace_indexer.build import build
+from gradtrace_indexer.build import begin
 
 _ROWS, _MORE, _FEATURES, _CLASSES, _SHARD_ROWS = 60, 20, 5, 3, 32
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     draw, kills = random.Random(options.seed), 0
     logging.disable(logging.WARNING)  # of the methods that an update drops
-    build._SHARD_ROWS = _SHARD_ROWS  # type: ignore[attr-defined]
+    begin._SHARD_ROWS = _SHARD_ROWS  # type: ignore[attr-defined]
     print("| command | file operations | kills | left, each time whole |\n|---|--:|--:|---|", flush=True)
     with tempfile.TemporaryDirectory() as home:
         for position, (name, command) in enumerate(COMMANDS.items()):

@@ -34,7 +34,7 @@ from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME
 from gradtrace.store.manifest_file import read_generation, read_manifest
 from gradtrace.task import Task
 from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, delete_rows
-from gradtrace_indexer.build import build
+from gradtrace_indexer.build import begin
 from gradtrace_indexer.task_loading import load_task
 
 _POLL = 0.002
@@ -330,7 +330,7 @@ def main() -> None:
     shorter = copy.copy(task)
     shorter.train = SomeRows(task.train, range(len(task.train) * 2 // 3))
     checkpoints = load_checkpoints(arguments.checkpoints or run / "checkpoints")
-    build._SHARD_ROWS = arguments.shard_rows  # type: ignore[attr-defined]
+    begin._SHARD_ROWS = arguments.shard_rows  # type: ignore[attr-defined]
     subject = Subject(task, shorter, checkpoints, arguments.dimensions)
     trial = Trial(subject, OPERATIONS[arguments.operation], run)
     begun, total = trial.prepare()

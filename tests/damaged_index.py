@@ -26,7 +26,7 @@ from gradtrace_indexer import (
     set_searcher,
     verify,
 )
-from gradtrace_indexer.build import build
+from gradtrace_indexer.build import begin
 from gradtrace_indexer.description import details
 from tiny import ClassTask
 
@@ -38,7 +38,7 @@ def made(home: Path) -> Path:
     """Fill a folder: checkpoints/; index/, which has averages, kernels, a refitted layer, a searcher and earlier
     generations; and outside/, the files of others. Returns it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_SHARD_ROWS", 24)
+        patch.setattr(begin, "_SHARD_ROWS", 24)
         tiny.build(TASK, home, 4, basis="gauss-newton", precision="int4", dimensions=20, average_segments=2)
     delete_rows(home / "index", [3, 17])
     add_kernels(home / "index", progress=False)

@@ -13,6 +13,7 @@ from gradtrace.checkpoints.indexed import checkpoint_entries
 from gradtrace.fingerprint import task_entry
 from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer.build.builder import Builder
+from gradtrace_indexer.build.completion import complete
 from gradtrace_indexer.generations import save_pending
 
 
@@ -34,5 +35,5 @@ def fresh_build(task: Task, checkpoints: Sequence[Checkpoint], directory: Path, 
         "deleted": None,
         "shards": [],
     }
-    builder.finish(save_pending(directory, read_manifest(like).model_copy(update=begun)))
+    complete(builder, save_pending(directory, read_manifest(like).model_copy(update=begun)))
     return open_index(directory, task)

@@ -32,7 +32,7 @@ from gradtrace import (
     open_index,
 )
 from gradtrace_indexer import build_index, verify
-from gradtrace_indexer.build import build
+from gradtrace_indexer.build import begin
 from tiny import ClassTask, PairTask
 
 ROWS = tiny.classes(50)
@@ -41,7 +41,7 @@ ROWS = tiny.classes(50)
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven shards of 8 rows for each checkpoint of a task of 50 rows."""
-    monkeypatch.setattr(build, "_SHARD_ROWS", 8)
+    monkeypatch.setattr(begin, "_SHARD_ROWS", 8)
 
 
 # Killed and resumed
@@ -238,7 +238,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def index_files(directory: Path) -> list[str]:
-    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
+    return list(tiny.files(directory))
 
 
 NAMES = [

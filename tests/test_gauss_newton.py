@@ -48,10 +48,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def matrix(rows: Tensor, losses: Tensor, output: Output | None, batch: int = 1000, seed: int = 0) -> Tensor:
     """K of rows [n, coordinates] that come in batches. [coordinates, coordinates]."""
-    moments = SecondMoments(rows.shape[1], len(rows), output, CPU, seed, 3)
+    moments = SecondMoments(rows.shape[1], len(rows), output, CPU, seed, stream=3)
     for part, part_losses in zip(rows.split(batch), losses.split(batch), strict=True):
         moments.add(part.float(), part_losses)
-    return moments.mean().double()
+    return moments.total().double() / moments.count
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:

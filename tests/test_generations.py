@@ -27,7 +27,7 @@ from gradtrace_indexer import (
     roll_back,
     verify,
 )
-from gradtrace_indexer.build import build
+from gradtrace_indexer.build import begin
 from gradtrace_indexer.generations import read_pending
 from tiny import ClassTask
 
@@ -37,7 +37,7 @@ GROWN = [*ROWS, *tiny.classes(20, seed=7)]
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_SHARD_ROWS", 24)
+    monkeypatch.setattr(begin, "_SHARD_ROWS", 24)
 
 
 def grown() -> ClassTask:
@@ -75,7 +75,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("base") / "index"
     tiny.checkpoints(task(), directory.parent / "checkpoints", 4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_SHARD_ROWS", 24)
+        patch.setattr(begin, "_SHARD_ROWS", 24)
         CHANGES["build"](directory)
     delete_rows(directory, [5, 6, 17])
     return directory
@@ -161,7 +161,7 @@ def test_death_after_every_single_file(
     assert deaths > least[name]
 
 
-def begin(path: Path, name: str, dies_after: Callable[[int | None], None], files: int = 4) -> None:
+def leave_unfinished(path: Path, name: str, dies_after: Callable[[int | None], None], files: int = 4) -> None:
     """Leave a change unfinished."""
     dies_after(files)
     with pytest.raises(Died):
@@ -176,7 +176,7 @@ def test_an_unfinished_update_is_finished_or_given_up(
 ) -> None:
     path = begun(base, tmp_path, name)
     before = tiny.files(path)
-    begin(path, name, dies_after)
+    leave_unfinished(path, name, dies_after)
     for other, change in CHANGES.items():
         if other in (name, "build"):
             continue
@@ -191,7 +191,7 @@ def test_an_unfinished_update_is_finished_or_given_up(
 
 def test_an_unfinished_build_is_given_up(base: Path, tmp_path: Path, dies_after: Callable[[int | None], None]) -> None:
     path = begun(base, tmp_path, "build")
-    begin(path, "build", dies_after)
+    leave_unfinished(path, "build", dies_after)
     discard(path)
     assert tiny.files(path) == {}
     CHANGES["build"](path)
@@ -202,7 +202,7 @@ def test_what_an_interrupted_update_began_is_finished_before_more_is_done(
 ) -> None:
     """The data set and the directory of checkpoints go on growing meanwhile."""
     path = begun(base, tmp_path, "append")
-    begin(path, "append", dies_after)
+    leave_unfinished(path, "append", dies_after)
     more = ClassTask(tiny.mlp, [*GROWN, *tiny.classes(5, seed=8)])
     index = append_rows(path, more, progress=False)
     assert [kept.rows for kept in kept_generations(path)] == [40, 40, 60]

@@ -29,7 +29,7 @@ from gradtrace_indexer import (
     roll_back,
     verify,
 )
-from gradtrace_indexer.build import build
+from gradtrace_indexer.build import begin
 from gradtrace_indexer.build.builder import Builder
 from tiny import ClassTask
 
@@ -43,7 +43,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     directory = tmp_path_factory.mktemp("life")
     found = tiny.checkpoints(task(FIRST), directory / "checkpoints", CHECKPOINTS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_SHARD_ROWS", 5)
+        patch.setattr(begin, "_SHARD_ROWS", 5)
         build_index(
             task(FIRST),
             found[:1],

@@ -27,7 +27,7 @@ from gradtrace_indexer import (
     roll_back,
     verify,
 )
-from gradtrace_indexer.build import build
+from gradtrace_indexer.build import begin
 from tiny import ClassTask, ValueTask
 
 ROWS, QUERIES = [*tiny.classes(57), *tiny.classes(3)], tiny.classes(5, seed=5)  # the last three are the first again
@@ -284,7 +284,7 @@ def test_representations_of_another_shape_are_refused() -> None:
 
 
 def test_representations_follow_rows_and_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_SHARD_ROWS", 8)
+    monkeypatch.setattr(begin, "_SHARD_ROWS", 8)
     path, task, few = tmp_path / "index", ClassTask(tiny.mlp, ROWS), ClassTask(tiny.mlp, ROWS[:40])
     tiny.build(few, tmp_path, batch_size=8)
     append_rows(path, task, progress=False)

@@ -18,7 +18,7 @@ from conftest import mostly_long
 from gradtrace import Checkpoint, DatasetError, Index, LossError, StoreError, open_index
 from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, generations
-from gradtrace_indexer.build import build
+from gradtrace_indexer.build import begin
 from gradtrace_indexer.build.row_reader import RowReader
 from gradtrace_indexer.description import details
 from gradtrace_service.answers.questions import row_examples
@@ -179,7 +179,7 @@ def test_an_index_with_bad_rows_lives_on(tmp_path: Path) -> None:
 def test_a_killed_build_that_skips_rows_resumes_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_SHARD_ROWS", 24)
+    monkeypatch.setattr(begin, "_SHARD_ROWS", 24)
     skipping(tmp_path / "whole", basis="gauss-newton")
     for survived in range(1, 8):
         with monkeypatch.context() as patch:
@@ -201,7 +201,7 @@ def end_at_commit(patch: pytest.MonkeyPatch, number: int) -> None:
             raise KeyboardInterrupt
         return save(directory, manifest)
 
-    for module in ("build", "builder"):
+    for module in ("begin", "completion"):
         patch.setattr(f"gradtrace_indexer.build.{module}.save_pending", interrupted)
 
 

@@ -34,7 +34,7 @@ from gradtrace_indexer import (
     roll_back,
     verify,
 )
-from gradtrace_indexer.build import build, builder
+from gradtrace_indexer.build import begin, completion
 from tiny import ClassTask
 
 ROWS, QUERIES = tiny.classes(50), tiny.classes(4, seed=5)
@@ -43,7 +43,7 @@ ROWS, QUERIES = tiny.classes(50), tiny.classes(4, seed=5)
 @pytest.fixture(autouse=True, scope="module")
 def _small_shards() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_SHARD_ROWS", 16)
+        patch.setattr(begin, "_SHARD_ROWS", 16)
         yield
 
 
@@ -252,7 +252,7 @@ def test_rows_come_and_go(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", mostly_long(["float16", "int4"], "int4"))
 def test_a_killed_build_or_update_goes_on(tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = runs(tmp_path)
-    write, left = builder.write_rows, [0]
+    write, left = completion.write_rows, [0]
 
     def killed(*arguments: Any, **options: Any) -> Any:
         left[0] -= 1
@@ -268,10 +268,10 @@ def test_a_killed_build_or_update_goes_on(tmp_path: Path, precision: str, monkey
         way(tmp_path / "whole")
         for written in shards:
             left[0] = written
-            monkeypatch.setattr(builder, "write_rows", killed)
+            monkeypatch.setattr(completion, "write_rows", killed)
             with pytest.raises(KeyboardInterrupt):
                 way(tmp_path / "killed")
-            monkeypatch.setattr(builder, "write_rows", write)
+            monkeypatch.setattr(completion, "write_rows", write)
         way(tmp_path / "killed")
         assert tiny.files(tmp_path / "killed") == tiny.files(tmp_path / "whole")
 
@@ -280,7 +280,7 @@ def test_a_run_that_is_given_up_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     found = runs(tmp_path)
     built(found[0], tmp_path / "index", precision="int4")
     before = tiny.files(tmp_path / "index")
-    monkeypatch.setattr(builder, "write_rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(completion, "write_rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         add_run(tmp_path / "index", task(), found[1], progress=False)
     discard(tmp_path / "index")

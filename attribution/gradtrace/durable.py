@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
+_TEMPORARY = re.compile(rf"(\.[0-9a-f]{{8}})?{re.escape(TEMPORARY_SUFFIX)}$")
 
 
-def temporary_path(path: Path) -> Path:
-    """The name under which a file is written, beside its final one."""
-    return path.with_name(path.name + TEMPORARY_SUFFIX)
+def temporary_path(path: Path, writer: str = "") -> Path:
+    """The name under which a file is written, beside its final one.
+
+    writer: eight hexadecimal digits, where several processes may write the same file at the same time
+    """
+    return path.with_name(f"{path.name}.{writer}{TEMPORARY_SUFFIX}" if writer else path.name + TEMPORARY_SUFFIX)
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def final_name(name: str) -> str:
+    """The name that a file will have that is written under this one, if this one is temporary; else this one."""
+    return _TEMPORARY.sub("", name)
+
+
+def write_whole(path: Path, write: Callable[[Path], object], writer: str = "") -> None:
     """Have `write` write a file at the path it is given, then make that file `path`, durably.
+
+    writer: as for `temporary_path`
 
     Raises OSError where the file cannot be written; nothing is left of it then.
     """
-    temporary = temporary_path(path)
+    temporary = temporary_path(path, writer)
     temporary.unlink(missing_ok=True)  # what lies there may be a link to another file
     try:
         write(temporary)

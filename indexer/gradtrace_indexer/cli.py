@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +22,7 @@ from gradtrace.store.manifest_file import read_manifest
 from gradtrace.task import Task
 from gradtrace_indexer import generations
 from gradtrace_indexer.build.build import build_index
-from gradtrace_indexer.build.builder import PassOptions
+from gradtrace_indexer.build.builder import PassOptions, WorkOptions
 from gradtrace_indexer.cli_options import (
     BasisOption,
     BatchOption,
@@ -53,6 +55,8 @@ from gradtrace_indexer.update.compact import compact as compact_index
 from gradtrace_indexer.update.rows import append_rows, delete_rows
 from gradtrace_indexer.update.update import INTERVAL, run_directory, update_index, watch
 from gradtrace_indexer.verify import verify as verify_index
+from gradtrace_indexer.work.watching import unfinished_lines
+from gradtrace_indexer.work_flags import with_work_flags, without_work_flags, work_options
 
 app = typer.Typer()
 
@@ -94,6 +98,7 @@ def check(
 
 
 @app.command()
+@with_work_flags
 @with_model_flags
 def build(
     out: Annotated[Path, typer.Option(help="The index directory; an interrupted build there is resumed.")],
@@ -114,7 +119,10 @@ def build(
     **flags: Any,
 ) -> None:
     """Build the index of a task's training rows, or resume an interrupted build."""
-    named = named_task(task, flags)
+    named = named_task(task, without_work_flags(flags))
+    passes = PassOptions(
+        batch_size=batch_size or default_batch_size(named.task), num_workers=num_workers, device=device
+    )
     for sentence in named.token_sentences():
         typer.echo(sentence)
     index = build_index(
@@ -125,14 +133,12 @@ def build(
         dimensions=dimensions,
         basis=basis,
         precision=precision,
-        batch_size=batch_size or default_batch_size(named.task),
         searcher=searcher,
         average_segments=average_segments,
         seed=seed,
         recording=recording,
-        num_workers=num_workers,
         skip_bad_rows=skip_bad_rows,
-        device=device,
+        **work_options(flags, passes, named.load),
     )
     named.save(out)
     _say_what_was_built(out, index.manifest)
@@ -178,6 +184,7 @@ def select(
 
 
 @app.command()
+@with_work_flags
 def update(
     index: IndexArgument,
     task: IndexTaskOption = None,
@@ -196,14 +203,14 @@ def update(
     batch_size: BatchOption = None,
     num_workers: WorkersOption = 0,
     device: DeviceOption = "auto",
+    **flags: Any,
 ) -> None:
     """Bring an index up to date: rows that the task's data has grown by, checkpoints written since; or add another run.
 
     Only what is new is computed. Readers see the old generation until the new one is complete. Run again after an
     interruption, it resumes.
     """
-    loaded = load_task(spec_of(index, task))
-    passes = PassOptions(batch_size=batch_size or default_batch_size(loaded), num_workers=num_workers, device=device)
+    loaded, passes = _with_options(spec_of(index, task), flags, batch_size, num_workers, device)
     if new_run and (follow or run is not None):
         raise CheckpointError("--new-run adds a whole run: leave --run and --watch out, or use them once it is there")
     if follow:
@@ -218,7 +225,16 @@ def update(
     typer.echo(f"{index}: {describe(updated.manifest)}")
 
 
-def _follow(index: Path, task: Task, followed: Path, run: int | None, interval: float, passes: PassOptions) -> None:
+def _with_options(
+    spec: str, flags: Mapping[str, Any], batch_size: int | None, num_workers: int, device: str
+) -> tuple[Task, WorkOptions]:
+    """The task of this name, and how its rows go through its models."""
+    task = load_task(spec)
+    passes = PassOptions(batch_size=batch_size or default_batch_size(task), num_workers=num_workers, device=device)
+    return task, work_options(flags, passes, partial(load_task, spec))
+
+
+def _follow(index: Path, task: Task, followed: Path, run: int | None, interval: float, passes: WorkOptions) -> None:
     """Add checkpoints as they appear in a directory, until Ctrl-C."""
     typer.echo(f"Watching {followed}; Ctrl-C ends it.")
     last = ""
@@ -237,6 +253,7 @@ def _follow(index: Path, task: Task, followed: Path, run: int | None, interval: 
 
 
 @app.command()
+@with_work_flags
 def append(
     index: IndexArgument,
     task: IndexTaskOption = None,
@@ -244,14 +261,14 @@ def append(
     num_workers: WorkersOption = 0,
     skip_bad_rows: SkipOption = False,
     device: DeviceOption = "auto",
+    **flags: Any,
 ) -> None:
     """Index the rows that the task's training data has grown by.
 
     The new examples must come after the old ones: a row's number in the data set is its id, for good. Only the new rows
     are computed. Run again after an interruption, it resumes.
     """
-    loaded = load_task(spec_of(index, task))
-    passes = PassOptions(batch_size=batch_size or default_batch_size(loaded), num_workers=num_workers, device=device)
+    loaded, passes = _with_options(spec_of(index, task), flags, batch_size, num_workers, device)
     updated = append_rows(index, loaded, skip_bad_rows=skip_bad_rows, **passes)
     typer.echo(f"{index}: {describe(updated.manifest)}")
 
@@ -346,8 +363,17 @@ def verify(
 
 
 @app.command()
-def info(index: IndexArgument) -> None:
+def info(
+    index: IndexArgument,
+    tasks: Annotated[
+        bool, typer.Option("--tasks", help="The steps of an unfinished build or update, and who does which.")
+    ] = False,
+) -> None:
     """Print what an index holds: checkpoints, shards, deleted rows, sizes, and its generations."""
+    if tasks:
+        for line in unfinished_lines(index):
+            typer.echo(line)
+        return
     for line in details(index):
         typer.echo(line)
 

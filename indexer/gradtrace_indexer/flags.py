@@ -56,4 +56,5 @@ def _flag_type(annotation: Any) -> Any:
 
 
 def _help(field: FieldInfo) -> str:
-    return f"{field.description} (default: {field.default})" if field.default is not None else f"{field.description}"
+    has_default = not field.is_required() and field.default is not None
+    return f"{field.description} (default: {field.default})" if has_default else f"{field.description}"

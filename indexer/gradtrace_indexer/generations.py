@@ -20,6 +20,7 @@ from gradtrace.methods import METHODS, available_methods
 from gradtrace.store.index_files import check_files, file_problems
 from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, Manifest, Operation
 from gradtrace.store.manifest_file import read_generation, read_manifest
+from gradtrace_indexer.work.board import UNFINISHED, Board
 from gradtrace_indexer.writing.files import sole_writer, write_file, write_manifest
 from gradtrace_indexer.writing.format_files import (
     KEPT,
@@ -28,6 +29,7 @@ from gradtrace_indexer.writing.format_files import (
     kept_numbers,
     remove_file,
     remove_manifest,
+    remove_temporary_files,
     written_by,
 )
 
@@ -72,6 +74,7 @@ def publish(directory: Path, manifest: Manifest) -> Manifest:
         write_file(directory, f"{KEPT}/{manifest.generation - 1}.json", path.read_bytes())
     published = write_manifest(directory, MANIFEST_NAME, manifest.model_copy(update={"complete": True}))
     remove_manifest(directory, PENDING_NAME)
+    remove_temporary_files(directory)
     for line in _losses(before, published) if before is not None else ():
         _log.warning("generation %d of %s %s", published.generation, directory, line)
     return published
@@ -205,7 +208,7 @@ def discard(path: str | Path) -> None:
             removed.
     """
     directory = Path(path)
-    if not os.path.lexists(directory / PENDING_NAME):
+    if not os.path.lexists(directory / PENDING_NAME) and not (directory / UNFINISHED).is_dir():
         read_manifest(directory)
     with sole_writer(directory):
         remove_manifest(directory, PENDING_NAME)
@@ -245,6 +248,8 @@ def _sweep(directory: Path) -> None:
     if last_unreadable:
         _log.warning("%s: %s; the files that it may name are left", directory, earlier[last_unreadable])
     named = {name for manifest in generations for name in _file_names(manifest)}
+    if pending is not None:
+        named |= Board(directory, pending.generation).file_names()
     for name in list(format_files(directory)):
         # A generation names no file that a later one wrote.
         certain = not last_unreadable or is_temporary(name) or (written_by(name) or 0) > last_unreadable

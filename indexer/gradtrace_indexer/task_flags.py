@@ -28,15 +28,23 @@ _BATCH_SIZE = 128  # of tasks whose examples may have any size
 
 
 class NamedTask(NamedTuple):
-    """file: what a task without Python code was made from; None for a task of the user's"""
+    """file: what a task without Python code was made from; None for a task of the user's, whose name is `spec`"""
 
     task: Task
     file: TaskFile | None
+    spec: str | None = None
 
     @property
     def checkpoints(self) -> Path | None:
         """Where the checkpoints are by default."""
         return None if self.file is None else self.file.model
+
+    def load(self) -> Task:
+        """Make the task anew, in another process."""
+        if self.file is not None:
+            return language_task(self.file)
+        assert self.spec is not None
+        return load_task(self.spec)
 
     def token_sentences(self) -> list[str]:
         """What a language task's rows hold, and what was cut off them."""
@@ -63,7 +71,7 @@ def named_task(spec: str | None, flags: Mapping[str, Any]) -> NamedTask:
     if spec is not None:
         if given:
             raise TaskError(f"give either TASK or --model with --data; beside TASK there is {_flag(next(iter(given)))}")
-        return NamedTask(load_task(spec), None)
+        return NamedTask(load_task(spec), None, spec)
     if not {"model", "data"} <= given.keys():
         raise TaskError("name the task, or give the directory of a Hugging Face model and its data: --model, --data")
     try:

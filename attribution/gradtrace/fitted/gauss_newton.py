@@ -72,31 +72,41 @@ def row_weights(losses: Tensor, output: Output | None) -> Tensor:
 
 
 class SecondMoments:
-    """K at one checkpoint, from rows that come in batches.
+    """The sum of w g gT at one checkpoint over a stretch of the rows, which come in batches.
 
-    count: of the rows that will come
+    all_rows: number of the rows of which these are a stretch
     device: where the batches are
-    seed, stream: of the draws; a row's depends on its place among the rows only
+    seed, stream: of the draws; a row's depends on its place among all rows only
+    first: place of the stretch's first row among them
+
+    count: of the rows so far
     """
 
     def __init__(
-        self, coordinates: int, count: int, output: Output | None, device: torch.device, seed: int, stream: int
+        self,
+        coordinates: int,
+        all_rows: int,
+        output: Output | None,
+        device: torch.device,
+        seed: int,
+        stream: int,
+        first: int = 0,
     ) -> None:
-        self._output, self._seed, self._stream = output, seed, stream
-        self._share = rows_drawn(count, coordinates) / max(count, 1)
+        self._output, self._seed, self._stream, self._first = output, seed, stream, first
+        self._share = rows_drawn(all_rows, coordinates) / max(all_rows, 1)
         self._sum = torch.zeros(coordinates, coordinates, device=device)
         self._waiting: list[Tensor] = []
-        self._count, self._energy = 0, 0.0
+        self.count, self._energy = 0, 0.0
 
     def add(self, rows: Tensor, losses: Tensor) -> None:
         """rows: float32 [batch, coordinates];  losses: [batch]"""
         weights = row_weights(losses, self._output)
         if self._share < 1:
             probabilities = self._probabilities(weights * rows.double().square().sum(1))
-            draws = random_numbers.uniforms(self._seed, self._stream, self._count, len(rows), rows.device)
+            draws = random_numbers.uniforms(self._seed, self._stream, self._first + self.count, len(rows), rows.device)
             drawn = draws < probabilities
             rows, weights = rows[drawn], weights[drawn] / probabilities[drawn]
-        self._count += len(losses)
+        self.count += len(losses)
         self._waiting.append(rows * weights.sqrt().to(rows.dtype)[:, None])
         if sum(batch.numel() for batch in self._waiting) >= _BLOCK_VALUES:
             self._multiply()
@@ -107,10 +117,10 @@ class SecondMoments:
         energies: w |g|^2, float64 [batch], compared with their mean over the rows so far, these included one by one
         """
         totals = self._energy + energies.cumsum(0)
-        means = totals / torch.arange(self._count + 1, self._count + 1 + len(energies), device=energies.device)
+        means = totals / torch.arange(self.count + 1, self.count + 1 + len(energies), device=energies.device)
         self._energy = float(totals[-1])
         probabilities = (self._share * torch.where(means > 0, energies / means, 0)).clamp(max=1)
-        probabilities[: max(0, _FIRST_ROWS - self._count)] = 1
+        probabilities[: max(0, _FIRST_ROWS - self.count)] = 1
         return probabilities
 
     def _multiply(self) -> None:
@@ -119,10 +129,10 @@ class SecondMoments:
             self._sum.addmm_(block.T, block)
             self._waiting = []
 
-    def mean(self) -> Tensor:
-        """K, float32 [coordinates, coordinates]."""
+    def total(self) -> Tensor:
+        """The sum, float32 [coordinates, coordinates]."""
         self._multiply()
-        return self._sum / max(self._count, 1)
+        return self._sum
 
 
 def rotation(moments: Iterable[Tensor], dimensions: int) -> Tensor:

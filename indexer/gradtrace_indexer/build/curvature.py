@@ -23,8 +23,7 @@ from gradtrace_indexer.build.fit import Samples
 
 def checkpoint_curvature(
     directory: Path,
-    manifest: Manifest,
-    number: int,
+    at: Manifest,
     basis: Basis | None,
     usable: Ids,
     model_of_checkpoint: Callable[[], GradientModel],
@@ -32,20 +31,20 @@ def checkpoint_curvature(
     """The content of a curvature file: from the rows at the checkpoint, or from gradients of sampled rows, at their own
     or at sampled labels.
 
-    number: of the checkpoint;  basis: None where rows are sparse;  usable: the training rows that may be read
+    at: the generation as if it had this checkpoint alone;  basis: None where rows are sparse
+    usable: the training rows that may be read
 
     Raises:
         LossError: a row's loss or gradient is NaN or infinite.
         CurvatureError: there is no curvature: gradients are zero.
     """
-    moments = manifest.checkpoints[number].second_moments
-    if basis is not None and manifest.fisher is not None and manifest.fisher.source == "rows":
-        until_now = manifest.model_copy(update={"checkpoints": manifest.checkpoints[: number + 1]})
-        store = RowStore(directory, until_now)
-        fitted = torch.from_numpy(np.isin(store.row_ids.ids, usable[usable < manifest.basis.fitted_rows]))
-        tensors = row_curvature(store, number, manifest.fisher.output, fitted, basis.coordinates)
+    moments = at.checkpoints[0].second_moments
+    if basis is not None and at.fisher is not None and at.fisher.source == "rows":
+        store = RowStore(directory, at)
+        fitted = torch.from_numpy(np.isin(store.row_ids.ids, usable[usable < at.basis.fitted_rows]))
+        tensors = row_curvature(store, 0, at.fisher.output, fitted, basis.coordinates)
     else:
-        tensors = _sampled_curvature(model_of_checkpoint(), manifest.basis, basis, usable)
+        tensors = _sampled_curvature(model_of_checkpoint(), at.basis, basis, usable)
     return tensors | (_preconditioner(model_of_checkpoint(), basis) if moments else {})
 
 

@@ -179,8 +179,8 @@ def recorded_basis(recording: Recording, reference: GradientModel, rows: int) ->
     return recording.basis
 
 
-def write_basis(directory: Path, name: str, basis: Basis) -> FileEntry:
-    return write_file(directory, f"bases/{name}.safetensors", safetensors.torch.save(basis.tensors()))
+def write_basis(directory: Path, name: str, basis: Basis, folder: str = "bases") -> FileEntry:
+    return write_file(directory, f"{folder}/{name}.safetensors", safetensors.torch.save(basis.tensors()))
 
 
 def write_column_scales(directory: Path, name: str, basis: Basis, models: Models, samples: Samples) -> FileEntry:

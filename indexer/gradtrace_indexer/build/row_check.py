@@ -26,7 +26,7 @@ from gradtrace.models.gradient_model import GradientModel
 from gradtrace.sparse.store import SparseStore, index_rows
 from gradtrace.sparse.strongest import StrongestOfEach
 from gradtrace.sparse.vectors import Entries
-from gradtrace.store.manifest import Manifest, weights_positions
+from gradtrace.store.manifest import Manifest, ShardEntry, weights_positions
 from gradtrace.store.precision import decode, encode
 from gradtrace.store.row_ids import Ids
 from gradtrace.store.rows import RowStore
@@ -41,43 +41,37 @@ _NOISE = 20  # times what float32 changes in the row itself
 
 
 def check_new_rows(
-    directory: Path,
-    manifest: Manifest,
-    checkpoint: int,
-    kind: DenseRows | StrongestOfEach,
-    model_of: Callable[[Manifest, int], GradientModel],
+    directory: Path, at: Manifest, number: int, kind: DenseRows | StrongestOfEach, model: GradientModel
 ) -> None:
     """Compare rows of every new shard at one checkpoint with the gradients of their examples alone.
 
-    manifest: unfinished, with all shards up to this checkpoint.
+    at: the unfinished generation as if it had this checkpoint alone, with all shards
+    number: of the checkpoint in the generation;  model: at it
 
     Raises:
         LossError: rows differ; the text names them.
     """
-    shards = [
-        shard
-        for shard in manifest.shards
-        if shard.checkpoint == checkpoint and shard.rows.path.endswith(f".{manifest.generation}.rows")
-    ]
-    if not shards:
-        return
-    until_now = manifest.model_copy(update={"checkpoints": manifest.checkpoints[: checkpoint + 1]})
-    store, model = index_rows(directory, until_now), model_of(manifest, checkpoint)
+    store = index_rows(directory, at)
     check: _DenseCheck | _SparseCheck
     if isinstance(kind, StrongestOfEach):
         assert isinstance(store, SparseStore)
-        check = _SparseCheck(model, store, checkpoint, kind)
+        check = _SparseCheck(model, store, kind)
     else:
         assert isinstance(store, RowStore)
-        check = _DenseCheck(model, store, checkpoint, kind.basis, store.column_scales([checkpoint]))
-    usable = usable_ids(store.row_ids.live_ids(), manifest)
-    for shard in shards:
-        draw = np.random.default_rng([checkpoint, shard.start])
+        check = _DenseCheck(model, store, kind.basis, store.column_scales([0]))
+    usable = usable_ids(store.row_ids.live_ids(), at)
+    for shard in (shard for shard in at.shards if is_new(shard, at)):
+        draw = np.random.default_rng([number, shard.start])
         positions = shard.start + np.sort(draw.permutation(shard.stop - shard.start)[:_ROWS])
         positions = positions[np.isin(store.row_ids.ids[positions], usable)]
         differing = check.differing(positions, slice(shard.start, shard.stop))
         if differing:
-            raise LossError(_message(manifest.checkpoints[checkpoint].name, differing))
+            raise LossError(_message(at.checkpoints[0].name, differing))
+
+
+def is_new(shard: ShardEntry, manifest: Manifest) -> bool:
+    """Whether a generation's shard was written for it."""
+    return shard.rows.path.endswith(f".{manifest.generation}.rows")
 
 
 def zero_rows_message(store: StoredRows, manifest: Manifest) -> str | None:
@@ -105,15 +99,14 @@ def _message(checkpoint: str, rows: Sequence[int]) -> str:
 @dataclass(frozen=True)
 class _DenseCheck:
     model: GradientModel
-    store: RowStore
-    checkpoint: int
+    store: RowStore  # of one checkpoint
     basis: Basis
     column_scales: Tensor | None  # [1, dimensions]
 
     def differing(self, positions: Ids, shard: slice) -> list[int]:
         """The training rows among these stored ones of a shard that are not what their gradients alone give."""
-        stored = self.store.gather([self.checkpoint], positions)[:, 0]
-        slack = _OF_SHARD * float(self.store.norms(self.checkpoint)[shard].max())
+        stored = self.store.gather([0], positions)[:, 0]
+        slack = _OF_SHARD * float(self.store.norms(0)[shard].max())
         rows = zip(self.store.row_ids.ids[positions].tolist(), stored, strict=True)
         return [row for row, vector in rows if not _agrees(self.model, row, partial(self._near, vector, slack))]
 
@@ -129,13 +122,12 @@ class _DenseCheck:
 @dataclass(frozen=True)
 class _SparseCheck:
     model: GradientModel
-    store: SparseStore
-    checkpoint: int
+    store: SparseStore  # of one checkpoint
     kind: StrongestOfEach
 
     def differing(self, positions: Ids, shard: slice) -> list[int]:
         """As those of `_DenseCheck`."""
-        stored = self.store.gather(self.checkpoint, positions)
+        stored = self.store.gather(0, positions)
         squares = np.bincount(stored.places, stored.values**2, stored.n)
         slack = _OF_SHARD * float(np.sqrt(squares.max(initial=0)))
         rows = self.store.row_ids.ids[positions].tolist()

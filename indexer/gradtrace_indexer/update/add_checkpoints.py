@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from typing_extensions import Unpack
@@ -14,13 +15,18 @@ from gradtrace.data.guards import check_dataset
 from gradtrace.errors import CheckpointError
 from gradtrace.fingerprint import task_entry
 from gradtrace.index import Index
+from gradtrace.opening import open_index
 from gradtrace.store.manifest import CheckpointEntry, Manifest, Operation, by_run, weights_positions
 from gradtrace.store.manifest_file import read_manifest
 from gradtrace.store.row_ids import read_row_ids
 from gradtrace.task import Task
-from gradtrace_indexer.build.build import check_dimensions, check_order
-from gradtrace_indexer.build.builder import Builder, PassOptions
+from gradtrace_indexer.build.begin import check_dimensions
+from gradtrace_indexer.build.build import check_order
+from gradtrace_indexer.build.builder import Builder, PassOptions, WorkOptions
+from gradtrace_indexer.build.completion import complete
 from gradtrace_indexer.build.fit import FitSpec, Samples
+from gradtrace_indexer.build.run_fit import RunFitting
+from gradtrace_indexer.build.taking_part import Run, run_shared
 from gradtrace_indexer.generations import save_pending, successor, updating
 from gradtrace_indexer.searchers import refresh_searcher
 
@@ -31,7 +37,7 @@ def add_checkpoints(
     new_checkpoints: Sequence[Checkpoint],
     *,
     run: int | None = None,
-    **passes: Unpack[PassOptions],
+    **passes: Unpack[WorkOptions],
 ) -> Index:
     """Add checkpoints of a training run that the index has, publish them as one generation, and open it.
 
@@ -41,7 +47,7 @@ def add_checkpoints(
     Args:
         new_checkpoints: in training order, later than those of the run.
         run: number of the training run, from 0; None: the last one.
-        passes: see `PassOptions`.
+        passes: see `WorkOptions`.
 
     Raises:
         StoreError: no index, another update unfinished or running, a full disk, or (MismatchError) another task.
@@ -50,14 +56,25 @@ def add_checkpoints(
         TaskError: a row's loss or gradient is not finite.
     """
     check_order(new_checkpoints)
-    with _updated(path, task, "add checkpoints", passes) as (builder, current):
-        new = _not_indexed(new_checkpoints, _entries_of(current, run))
+    return _run(path, task, passes, partial(_added, directory=Path(path), checkpoints=new_checkpoints, run=run))
+
+
+def _run(path: str | Path, task: Task, passes: WorkOptions, run: Run[Index]) -> Index:
+    check_dataset(task, skip_unreadable=bool(read_manifest(Path(path)).skipped))
+    return run_shared(task, Path(path), passes, run) or open_index(path, task, device=passes.get("device", "auto"))
+
+
+def _added(
+    task: Task, passes: PassOptions, *, directory: Path, checkpoints: Sequence[Checkpoint], run: int | None
+) -> Index:
+    with _updated(directory, task, "add checkpoints", passes) as (builder, current):
+        new = _not_indexed(checkpoints, _entries_of(current, run))
         if new:
-            builder.finish(_begin(builder, current, new, run_number(current, run)))
-    return refresh_searcher(path, task, device=passes.get("device", "auto"), progress=builder.progress)
+            complete(builder, _begin(builder, current, new, run_number(current, run)))
+    return refresh_searcher(directory, task, device=passes.get("device", "auto"), progress=builder.progress)
 
 
-def add_run(path: str | Path, task: Task, checkpoints: Sequence[Checkpoint], **passes: Unpack[PassOptions]) -> Index:
+def add_run(path: str | Path, task: Task, checkpoints: Sequence[Checkpoint], **passes: Unpack[WorkOptions]) -> Index:
     """Add another training run of the task (another seed), publish it as one generation, and open it: scores are means
     over the runs.
 
@@ -66,28 +83,30 @@ def add_run(path: str | Path, task: Task, checkpoints: Sequence[Checkpoint], **p
 
     Args:
         checkpoints: in training order; the last one is the reference of the run's basis.
-        passes: see `PassOptions`.
+        passes: see `WorkOptions`.
 
     Raises as `add_checkpoints`, but that a run's checkpoints may be of any step, and have any names.
     """
     check_order(checkpoints)
-    with _updated(path, task, "add run", passes) as (builder, current):
+    return _run(path, task, passes, partial(_added_run, directory=Path(path), checkpoints=checkpoints))
+
+
+def _added_run(task: Task, passes: PassOptions, *, directory: Path, checkpoints: Sequence[Checkpoint]) -> Index:
+    with _updated(directory, task, "add run", passes) as (builder, current):
         if checkpoints[-1].sha256() not in {entry.sha256 for entry in current.checkpoints}:
-            builder.finish(_begin_run(builder, current, checkpoints))
-    return refresh_searcher(path, task, device=passes.get("device", "auto"), progress=builder.progress)
+            complete(builder, _begin_run(builder, current, checkpoints))
+    return refresh_searcher(directory, task, device=passes.get("device", "auto"), progress=builder.progress)
 
 
 @contextmanager
 def _updated(
-    path: str | Path, task: Task, operation: Operation, passes: PassOptions
+    directory: Path, task: Task, operation: Operation, passes: PassOptions
 ) -> Iterator[tuple[Builder, Manifest]]:
     """Be the only writer of an index; gives its current generation, after finishing what this operation left undone."""
-    directory = Path(path)
-    check_dataset(task, skip_unreadable=bool(read_manifest(directory).skipped))
     builder = Builder(task, directory, **passes)
     with updating(directory, operation) as (current, pending):
         builder.check(current)
-        yield builder, current if pending is None else builder.finish(pending)
+        yield builder, current if pending is None else complete(builder, pending)
 
 
 def run_number(manifest: Manifest, run: int | None) -> int:
@@ -154,9 +173,8 @@ def _begin_run(builder: Builder, current: Manifest, checkpoints: Sequence[Checkp
             builder.model(checkpoint)
     spec = FitSpec(basis.kind, basis.requested, basis.seed, current.precision)
     samples = Samples(builder.task, basis.seed, basis.fitted_rows, live)
-    fit = builder.fit(
-        checkpoints, f"{run}.{current.generation + 1}", spec, samples, live[live < basis.fitted_rows], current.fisher
-    )
+    fitting = RunFitting(builder, checkpoints, f"{run}.{current.generation + 1}", spec, samples)
+    fit = fitting.fit(live[live < basis.fitted_rows], current.fisher)
     check_dimensions([fit], basis.dimensions)
     manifest = successor(
         current,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,20 @@ from gradtrace.errors import QueryError, StoreError
 from gradtrace.fingerprint import task_entry, without_probes
 from gradtrace.index import Index
 from gradtrace.models.gradient_model import GradientModel
+from gradtrace.opening import open_index
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.manifest_file import read_manifest
 from gradtrace.store.row_ids import Ids, RowIds, read_row_ids
 from gradtrace.task import Task
-from gradtrace_indexer.build.builder import Builder, PassOptions
+from gradtrace_indexer.build.builder import Builder, PassOptions, WorkOptions
+from gradtrace_indexer.build.completion import complete
+from gradtrace_indexer.build.taking_part import run_shared
 from gradtrace_indexer.generations import publish, save_pending, successor, updating
 from gradtrace_indexer.searchers import refresh_searcher
 from gradtrace_indexer.writing.files import write_ids
 
 
-def append_rows(path: str | Path, task: Task, *, skip_bad_rows: bool = False, **passes: Unpack[PassOptions]) -> Index:
+def append_rows(path: str | Path, task: Task, *, skip_bad_rows: bool = False, **passes: Unpack[WorkOptions]) -> Index:
     """Index the rows that task.train has beyond those of the index, publish them as one generation, and open it.
 
     Their ids are their numbers in task.train; they get shards of their own. Without new rows the index is opened as it
@@ -31,7 +35,7 @@ def append_rows(path: str | Path, task: Task, *, skip_bad_rows: bool = False, **
 
     Args:
         skip_bad_rows: as in `build_index`.
-        passes: see `PassOptions`.
+        passes: see `WorkOptions`.
 
     Raises:
         StoreError: no index, or one with a recording of its training; another update unfinished or running, a full
@@ -39,8 +43,13 @@ def append_rows(path: str | Path, task: Task, *, skip_bad_rows: bool = False, **
         TaskError, CheckpointError: see `build_index`.
     """
     directory = Path(path)
-    rows = check_dataset(task, skip_unreadable=skip_bad_rows or bool(read_manifest(directory).skipped))
-    builder = Builder(task, directory, skip_bad_rows=skip_bad_rows, **passes)
+    check_dataset(task, skip_unreadable=skip_bad_rows or bool(read_manifest(directory).skipped))
+    appended = run_shared(task, directory, passes, partial(_appended, directory=directory, skip_bad_rows=skip_bad_rows))
+    return appended or open_index(directory, task, device=passes.get("device", "auto"))
+
+
+def _appended(task: Task, passes: PassOptions, *, directory: Path, skip_bad_rows: bool) -> Index:
+    builder, rows = Builder(task, directory, skip_bad_rows=skip_bad_rows, **passes), len(task.train)
     with updating(directory, "append rows") as (current, pending):
         if any(entry.kind == "recorded" for entry in current.checkpoints):
             raise StoreError(
@@ -49,9 +58,9 @@ def append_rows(path: str | Path, task: Task, *, skip_bad_rows: bool = False, **
             )
         last = builder.check(current if pending is None else pending, grown=True)
         if pending is not None:
-            current = builder.finish(pending)
+            current = complete(builder, pending)
         if rows > current.task.train_rows:
-            builder.finish(_begin(builder, current, last, rows))
+            complete(builder, _begin(builder, current, last, rows))
     return refresh_searcher(directory, task, device=passes.get("device", "auto"), progress=builder.progress)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from itertools import takewhile
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.checkpoints.indexed import entry_name
 from gradtrace.checkpoints.weights import weight_files
 from gradtrace.data.guards import check_dataset
-from gradtrace.errors import CheckpointError
+from gradtrace.errors import CheckpointError, LockedIndexError
 from gradtrace.index import Index
 from gradtrace.store.manifest import Manifest, trained_models
 from gradtrace.store.manifest_file import read_manifest
 from gradtrace.task import Task
-from gradtrace_indexer.build.builder import PassOptions
+from gradtrace_indexer.build.builder import WorkOptions
 from gradtrace_indexer.generations import discard, read_pending
 from gradtrace_indexer.update.add_checkpoints import add_checkpoints, run_number, still_to_come
 from gradtrace_indexer.update.rows import append_rows
@@ -35,7 +36,7 @@ def update_index(
     checkpoints: str | Path | None = None,
     *,
     run: int | None = None,
-    **passes: Unpack[PassOptions],
+    **passes: Unpack[WorkOptions],
 ) -> Index:
     """Index the rows that task.train has grown by, and the checkpoints that the training run wrote since.
 
@@ -44,7 +45,7 @@ def update_index(
     Args:
         checkpoints: directory of the training run; None: where the weights of its last checkpoint in the index lie.
         run: of several in the index, the number of the one that was continued; None: the last.
-        passes: see `PassOptions`.
+        passes: see `WorkOptions`.
 
     Raises as `append_rows` and `add_checkpoints`.
     """
@@ -54,7 +55,8 @@ def update_index(
     grown = check_dataset(task, skip_unreadable=bool(manifest.skipped)) > manifest.task.train_rows
     pending = read_pending(directory)
     if grown and pending is not None and pending.made_by == "add checkpoints":
-        discard(directory)  # it lacks the new rows, and these must come first: checkpoints are added to all rows
+        with suppress(LockedIndexError) if passes.get("rank") else nullcontext():  # another worker did so
+            discard(directory)  # it lacks the new rows, and these must come first: checkpoints are added to all rows
     if grown or (pending is not None and pending.made_by == "append rows"):
         append_rows(directory, task, **passes)
     new = still_to_come(written, read_manifest(directory), run)
@@ -75,7 +77,7 @@ def watch(
     run: int | None = None,
     interval: float = INTERVAL,
     on_wait: Callable[[CheckpointError], object] = lambda error: None,
-    **passes: Unpack[PassOptions],
+    **passes: Unpack[WorkOptions],
 ) -> Iterator[Index]:
     """Look into a checkpoint directory every `interval` seconds; yields the updated index whenever there were new
     checkpoints.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from gradtrace.errors import LockedIndexError, StoreError
 from gradtrace.store.index_files import hash_file
 from gradtrace.store.manifest import FileEntry, Manifest
 from gradtrace.store.regular_files import regular_path
+
+WRITER = secrets.token_hex(4)  # of this process: two workers may write the same file at the same time
+_LOCK = ".writer"  # a file of its own: network file systems lock only what is opened for writing
 
 
 def write_file(directory: Path, name: str, content: bytes) -> FileEntry:
@@ -33,7 +37,7 @@ def write_through(directory: Path, name: str, write: Callable[[Path], object]) -
     path = regular_path(directory, name)
     with write_errors_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, write)
+        write_whole(path, write, WRITER)
         return FileEntry(path=name, bytes=path.stat().st_size, xxh3=hash_file(path))
 
 
@@ -71,7 +75,7 @@ def sole_writer(directory: Path) -> Iterator[None]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY)
+        descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise StoreError(f"{directory} cannot be used for an index: {error.strerror}") from error
     try:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gradtrace.durable import TEMPORARY_SUFFIX
+from gradtrace.durable import final_name
 from gradtrace.errors import StoreError
 from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME
 from gradtrace.store.regular_files import path_problem
@@ -35,6 +35,7 @@ _NAMES = {
     "averages": r"steps-\d{9,}-\d{9,}-[0-9a-f]{8}(\.optimizer)?\.safetensors",
     "representations": rf"{_SHARD}\.rows",
     "representer": rf"{_GENERATION}\.safetensors",
+    "unfinished": r"[1-9]\d*/.+\.(json|done|safetensors|claim(\.[0-9a-f]{8})?)",
 }
 
 _MANIFEST = re.compile(rf"{re.escape(MANIFEST_NAME)}|{re.escape(PENDING_NAME)}|{KEPT}/{_KEPT_NAME}")
@@ -44,13 +45,13 @@ def format_files(directory: Path) -> Iterator[str]:
     """The regular files of generations that lie in an index, as the manifest would name them, and what killed processes
     left under temporary names. Manifests themselves are left out."""
     for folder, pattern in _NAMES.items():
-        names = re.compile(f"(?:{pattern})(?:{re.escape(TEMPORARY_SUFFIX)})?")
+        names = re.compile(pattern)
         for inner in _regular_files(directory / folder):
-            if names.fullmatch(inner):
+            if names.fullmatch(final_name(inner)):
                 yield f"{folder}/{inner}"
-    manifests = [MANIFEST_NAME, PENDING_NAME, *(f"{KEPT}/{name}" for name in _regular_files(directory / KEPT))]
-    for name in dict.fromkeys(name.removesuffix(TEMPORARY_SUFFIX) + TEMPORARY_SUFFIX for name in manifests):
-        if _MANIFEST.fullmatch(name.removesuffix(TEMPORARY_SUFFIX)) and (directory / name).is_file():
+    beside = (path.name for path in directory.iterdir() if path.is_file() and not path.is_symlink())
+    for name in [*sorted(beside), *(f"{KEPT}/{name}" for name in _regular_files(directory / KEPT))]:
+        if is_temporary(name) and _MANIFEST.fullmatch(final_name(name)):
             yield name
 
 
@@ -63,7 +64,14 @@ def written_by(name: str) -> int | None:
 
 def is_temporary(name: str) -> bool:
     """Whether a file was never finished: no generation names it."""
-    return name.endswith(TEMPORARY_SUFFIX)
+    return final_name(name) != name
+
+
+def remove_temporary_files(directory: Path) -> None:
+    """Remove what killed processes left under temporary names. Raises StoreError where a file cannot be removed."""
+    for name in list(format_files(directory)):
+        if is_temporary(name):
+            remove_file(directory, name)
 
 
 def kept_numbers(directory: Path) -> list[int]:

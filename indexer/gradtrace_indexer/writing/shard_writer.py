@@ -18,7 +18,7 @@ from gradtrace.store.manifest import FileEntry, Manifest, ShardEntry
 from gradtrace.store.precision import decode, encode, tail_norms
 from gradtrace.store.regular_files import regular_path
 from gradtrace.store.shards import REPRESENTATION_PRECISION, Shard, ShardLayout
-from gradtrace_indexer.writing.files import write_errors_of
+from gradtrace_indexer.writing.files import WRITER, write_errors_of
 
 
 class ShardWriter:
@@ -28,13 +28,12 @@ class ShardWriter:
         writer.append(rows)  # until layout.rows have come
         entry = writer.commit()
 
-    Leaving the block without a commit removes the temporary file; one that a killed process left is overwritten by the
-    next writer of the same name. `name` is relative to the index directory.
+    Leaving the block without a commit removes the temporary file. `name` is relative to the index directory.
     """
 
     def __init__(self, directory: Path, name: str, layout: ShardLayout, column_scales: Tensor | None = None) -> None:
         self._path = regular_path(directory, name)
-        self._temporary = temporary_path(self._path)
+        self._temporary = temporary_path(self._path, WRITER)
         self._name = name
         self.layout, self._column_scales = layout, column_scales
         self._written = 0

@@ -1,0 +1,255 @@
+"""What is done of an unfinished generation, and who does what: the folder `unfinished/GENERATION` of an index.
+
+Each step that a worker has done leaves a record there, which names its files; each that one does now has a claim. The
+coordinator, the only writer of the index, takes the records into pending.json. With the generation the folder goes.
+
+A build that is not shared has no claims, and the coordinator writes what it has done straight to pending.json.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tqdm import tqdm
+
+from gradtrace.errors import CorruptIndexError
+from gradtrace.store.manifest import FileEntry, ShardEntry, shard_files
+from gradtrace_indexer.work.claims import Claims, Holder
+from gradtrace_indexer.writing.files import write_file
+
+UNFINISHED = "unfinished"
+COORDINATOR = "coordinator"  # the claim of the process that begins and publishes the generation
+_PLAN, _STEPS = "plan", "steps"
+_JSON, _DONE = ".json", ".done"  # suffixes of files; the latter of the records of steps
+_POLL_SECONDS = 0.2
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class StepRecord(BaseModel):
+    """What a step wrote.
+
+    skipped: rows that turned out to be bad, with the reason
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shard: ShardEntry | None = None
+    file: FileEntry | None = None
+    skipped: dict[int, str] = {}
+
+
+class Plan(BaseModel):
+    """How the coordinator reads and differentiates rows, so that all workers write the same bytes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_size: int
+    skip_bad_rows: bool
+
+
+class ListedStep(BaseModel):
+    """A step as it is listed for those who look on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    title: str
+    units: int
+
+
+class StepList(BaseModel):
+    """The steps that the coordinator waits for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: list[ListedStep]
+
+
+class StepState(NamedTuple):
+    """holder: who does it now, if anybody does"""
+
+    step: ListedStep
+    is_done: bool
+    holder: Holder | None
+
+    @property
+    def units_done(self) -> int:
+        return self.step.units if self.is_done else self.holder.units if self.holder else 0
+
+
+class Step(NamedTuple):
+    """A part of the work that is done as a whole, with the same result whoever does it.
+
+    title: what a progress bar says meanwhile
+    compute: does it; is given what to tell of units that are done
+    checkpoint: position of the one whose model it needs; None: no model
+    units: its share of the progress
+    needs: names of the steps that come before it
+    """
+
+    name: str
+    title: str
+    compute: Callable[[Callable[[int], object]], StepRecord]
+    checkpoint: int | None = None
+    units: int = 0
+    needs: Collection[str] = ()
+
+
+class Board:
+    """
+    shared: whether other workers may take steps
+    rank, world: this worker's number among how many, which begin at different steps
+    """
+
+    def __init__(
+        self, directory: Path, generation: int, *, shared: bool = False, rank: int = 0, world: int = 1
+    ) -> None:
+        self.directory, self.generation, self.shared = directory, generation, shared
+        self.rank, self.world = rank, world
+        self.folder = f"{UNFINISHED}/{generation}"
+        self.claims = Claims(directory / self.folder)
+        self._records: dict[str, StepRecord] = {}
+        self._told: dict[str, int] = {}  # units of steps in work that the bar was told of
+
+    def record(self, step: str) -> StepRecord | None:
+        """What a step left; None: it is not done.
+
+        Raises:
+            CorruptIndexError: its record is damaged.
+        """
+        if step not in self._records and (found := self.read(step, StepRecord, _DONE)) is not None:
+            self._records[step] = found
+        return self._records.get(step)
+
+    def read(self, name: str, schema: type[M], suffix: str = _JSON) -> M | None:
+        """One of the folder's files; None where there is none. Raises CorruptIndexError where it is damaged."""
+        path = self.directory / self.folder / f"{name}{suffix}"
+        try:
+            return schema.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise CorruptIndexError(
+                f"{path} is damaged ({error.error_count()} problems): give up what is unfinished, with "
+                "`gradtrace discard`, and begin again"
+            ) from None
+
+    def write(self, name: str, content: BaseModel, suffix: str = _JSON) -> None:
+        """Raises StoreError where the disk is full."""
+        write_file(self.directory, f"{self.folder}/{name}{suffix}", content.model_dump_json().encode())
+
+    def plan(self) -> Plan | None:
+        """None as long as the work cannot be shared."""
+        return self.read(_PLAN, Plan)
+
+    @contextmanager
+    def coordinated(self, plan: Plan) -> Iterator[None]:
+        """Let other workers take steps meanwhile, if the work is shared."""
+        if not self.shared:
+            yield
+            return
+        with self.claims.claimed(COORDINATOR):
+            self.write(_PLAN, plan)
+            yield
+
+    @property
+    def is_coordinated(self) -> bool:
+        """Whether a living coordinator lets other workers take steps."""
+        return self.plan() is not None and not self.claims.is_abandoned(COORDINATOR)
+
+    def announce(self, steps: Sequence[Step]) -> None:
+        """List the steps for those who look on, where the work is shared."""
+        if self.shared:
+            listed = [ListedStep(name=step.name, title=step.title, units=step.units) for step in steps]
+            self.write(_STEPS, StepList(steps=listed))
+
+    def states(self) -> list[StepState]:
+        """How far the announced steps are; none where none are announced."""
+        listed, holders = self.read(_STEPS, StepList), self.claims.holders()
+        folder = self.directory / self.folder
+        return [
+            StepState(step, (folder / f"{step.name}{_DONE}").exists(), holders.get(step.name))
+            for step in (listed.steps if listed is not None else [])
+        ]
+
+    def file_names(self) -> set[str]:
+        """Of the files in the folder, and those that its records name."""
+        paths = list((self.directory / self.folder).glob("*"))
+        records = [self.record(path.stem) for path in paths if path.suffix == _DONE]
+        files = [record.file for record in records if record is not None and record.file is not None]
+        files += [file for record in records if record and record.shard for file in shard_files(record.shard)]
+        return {f"{self.folder}/{path.name}" for path in paths} | {file.path for file in files}
+
+    def forget(self) -> None:
+        """Remove the records of all steps."""
+        self._records.clear()
+        for path in (self.directory / self.folder).glob(f"*{_DONE}"):
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Once the generation is published: other workers see by it that nothing is left to do."""
+        shutil.rmtree(self.directory / UNFINISHED, ignore_errors=True)
+
+    def work_off(
+        self,
+        steps: Sequence[Step],
+        bar: tqdm[Any],
+        on_done: Callable[[Step, StepRecord], object] = lambda step, record: None,
+        until: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Do steps, as far as no other worker does, until all are done.
+
+        steps: each after those that it needs
+        bar: shows the progress of all workers
+        on_done: told of each step once it is done, by whomever
+        until: whether to stop before
+
+        Raises what a step raises.
+        """
+        lacking, last = {step.name: step for step in steps}, None
+        while lacking and not until():
+            for name in [name for name in lacking if self.record(name) is not None]:
+                on_done(step := lacking.pop(name), self._records[name])
+                bar.update(step.units - self._told.pop(name, 0))
+            ready = [step for step in lacking.values() if lacking.keys().isdisjoint(step.needs)]
+            for step in sorted(self._from_own_part(ready), key=lambda step: step.checkpoint != last):
+                if self._attempt(step, bar):
+                    last = step.checkpoint
+                    break
+            else:
+                if lacking:
+                    time.sleep(_POLL_SECONDS)
+
+    def _from_own_part(self, steps: list[Step]) -> list[Step]:
+        first = len(steps) * self.rank // self.world
+        return steps[first:] + steps[:first]
+
+    def _attempt(self, step: Step, bar: tqdm[Any]) -> bool:
+        """Do a step, unless another worker does."""
+        if not self.shared:
+            record = self._records[step.name] = self._computed(step, bar, lambda units: None)
+            if record.skipped:  # which pending.json has no place for
+                self.write(step.name, record, _DONE)
+            return True
+        with self.claims.claimed(step.name) as claim:
+            if claim is not None and self.record(step.name) is None:  # another may have done it just before
+                record = self._computed(step, bar, claim.advance)
+                self.write(step.name, record, _DONE)
+                self._records[step.name] = record
+        return claim is not None
+
+    def _computed(self, step: Step, bar: tqdm[Any], on_units: Callable[[int], object]) -> StepRecord:
+        def tell(units: int) -> None:
+            self._told[step.name] = self._told.get(step.name, 0) + units
+            bar.update(units)
+            on_units(units)
+
+        bar.set_description_str(step.title, refresh=False)
+        return step.compute(tell)
