@@ -7,6 +7,7 @@ All machines must see the index directory, the checkpoints and the data at the s
 from __future__ import annotations
 
 import os
+import socket
 import time
 from typing import Any
 
@@ -19,6 +20,7 @@ from gradtrace_indexer.work.watching import Watch
 
 LOCAL = "local"  # in place of a cluster's address: one of this machine alone, for as long as the work takes
 _POLL_SECONDS = 0.5
+_CONNECT_SECONDS = 10.0
 _LOOK_SECONDS = 5.0  # between two looks at how large the cluster is
 
 
@@ -54,14 +56,22 @@ def run_in_actors(payload: Payload, address: str, count: int | None, gpu: bool, 
 
 def _connect(ray: Any, address: str) -> None:
     try:
+        _check_answers(address)  # Ray itself would wait for minutes
         if address == LOCAL:
             ray.init(include_dashboard=False, log_to_driver=True)
         else:
             ray.init(address=address)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise StoreError(
             f"there is no Ray cluster at {address!r} ({error}): start one with `ray start --head`, or use --ray local"
         ) from None
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError where nothing listens at an address with a port."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
 
 
 class _Actors:
