@@ -99,7 +99,7 @@ class Full(ShardWriter):
 
 def test_threads_are_as_before_while_an_error_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its traceback keeps alive what the build was in the middle of."""
-    monkeypatch.setattr("gradtrace_indexer.build.builder.ShardWriter", Full)
+    monkeypatch.setattr("gradtrace_indexer.build.completion.ShardWriter", Full)
     torch.set_num_threads(3)
     with pytest.raises(StoreError, match="full") as caught:
         tiny.build(PairTask(tiny.mlp, ROWS), tmp_path, batch_size=4)

@@ -292,7 +292,7 @@ def test_it_lives_as_dense_indexes_do(tmp_path: Path) -> None:
 
 def test_an_interrupted_build_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = WordsTask()
-    monkeypatch.setattr("gradtrace_indexer.build.build.default_segment_rows", lambda count: 15)
+    monkeypatch.setattr("gradtrace_indexer.build.begin.default_segment_rows", lambda count: 15)
     build(task, tmp_path / "whole", dimensions=20, batch_size=8)
     encode, calls_left = GradientModel.backpropagate, [0]
 

@@ -27,7 +27,7 @@ from gradtrace import (
 from gradtrace.store.manifest import ShardEntry
 from gradtrace.store.manifest_file import read_manifest
 from gradtrace_indexer import add_checkpoints, append_rows, build_index, compact, delete_rows, discard, prune, verify
-from gradtrace_indexer.build import build
+from gradtrace_indexer.build import begin
 from same_basis import fresh_build
 from tiny import ClassTask
 
@@ -37,7 +37,7 @@ ROWS, QUERIES = tiny.classes(50), tiny.classes(4, seed=5)
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of 8 rows."""
-    monkeypatch.setattr(build, "_SHARD_ROWS", 8)
+    monkeypatch.setattr(begin, "_SHARD_ROWS", 8)
 
 
 def task(rows: Sequence[Any] = ROWS) -> ClassTask:

@@ -141,9 +141,7 @@ def flat(gradients: dict[str, Tensor], order: Sequence[str] | None = None) -> Te
 
 
 def files(directory: Path) -> dict[str, bytes]:
-    """All but the file that is locked by an index's only writer."""
-    paths = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != ".writer"]
-    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
 def stored(index: Index) -> Tensor:

@@ -19,7 +19,7 @@ from gradtrace.store.manifest import FileEntry, Manifest
 from gradtrace.store.regular_files import regular_path
 
 WRITER = secrets.token_hex(4)  # of this process: two workers may write the same file at the same time
-_LOCK = ".writer"  # a file of its own: network file systems lock only what is opened for writing
+LOCK_NAME = ".writer"
 
 
 def write_file(directory: Path, name: str, content: bytes) -> FileEntry:
@@ -75,13 +75,31 @@ def sole_writer(directory: Path) -> Iterator[None]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        descriptor = _locked(directory)
+    except BlockingIOError:
+        raise LockedIndexError(f"another process is building or updating {directory}: wait for it, or end it") from None
     except OSError as error:
         raise StoreError(f"{directory} cannot be used for an index: {error.strerror}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError:
-        raise LockedIndexError(f"another process is building or updating {directory}: wait for it, or end it") from None
     finally:
         os.close(descriptor)
+
+
+def _locked(directory: Path) -> int:
+    """A descriptor that holds the lock. Raises BlockingIOError where another process holds it."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # network file systems lock only files, and of these only such as are opened for writing
+        os.close(descriptor)
+        descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
+    return descriptor

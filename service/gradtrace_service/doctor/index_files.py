@@ -16,6 +16,8 @@ from gradtrace.store.index_files import check_file
 from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, Manifest
 from gradtrace_indexer.generations import earlier_generations, kept_generations, read_pending
 from gradtrace_indexer.progress import progress_bar
+from gradtrace_indexer.work.board import UNFINISHED
+from gradtrace_indexer.writing.files import LOCK_NAME
 from gradtrace_service.doctor.findings import Says, in_bytes, listed
 from gradtrace_service.http.file_permissions import others_may_write
 
@@ -79,6 +81,7 @@ def stray_files(directory: Path, manifest: Manifest) -> Says:
     weights = [Path(os.path.normpath(directory / entry.file)) for each in manifests for entry in each.checkpoints]
     named |= {*weights, *map(moments_path, weights), directory / MANIFEST_NAME, directory / PENDING_NAME}
     named |= {path for folder in ("jobs", "generations") for path in (directory / folder).glob("*.json")}
+    named |= {directory / LOCK_NAME, *(directory / UNFINISHED).glob("*/*")}
     stray = [path for path in directory.rglob("*") if path.is_file() and path not in named]
     if stray:
         size, names = sum(path.stat().st_size for path in stray), listed(path.relative_to(directory) for path in stray)
