@@ -1,7 +1,7 @@
 """Rows a second of whole builds by several workers against a plain training step: `python -m benchmarks.workers mnist`.
 
-A build is timed from the moment when its first rows can be written until the last are, so without the start of its
-workers and the fit, which are told beside it. Training steps are timed before, between and after the builds.
+Rows a second are those of the time that workers spend on rows, times the number of workers; fit, curvature and the
+start of workers are in the figures of the whole build alone. Training steps are timed before, between and after builds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -31,7 +31,7 @@ from gradtrace_indexer.task_loading import load_task
 from gradtrace_indexer.work.sharing import Rank
 from gradtrace_indexer.work.watching import unfinished_steps
 
-_BATCHES = 8
+_BATCHES, _ROUNDS = 4, 6
 _POLL_SECONDS = 0.05
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -44,16 +44,10 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Timed:
-    """Of a build: seconds from its beginning to its end, and how many of its rows were written when."""
+    """Of a build: seconds from its beginning to its end, and the sum of what its workers spent on rows."""
 
     seconds: float = 0.0
-    rows: list[tuple[float, int]] = field(default_factory=list)
-
-    @property
-    def rows_per_second(self) -> float:
-        begun = [(at, rows) for at, rows in self.rows if rows]
-        (first, before), (last, after) = begun[0], next(entry for entry in begun if entry[1] == begun[-1][1])
-        return (after - before) / max(last - first, 1e-9)
+    worker_seconds: float = 0.0
 
 
 def first_rows(dataset: str, rows: int | None) -> Task:
@@ -65,20 +59,21 @@ def first_rows(dataset: str, rows: int | None) -> Task:
 
 
 class Bench:
-    def __init__(self, dataset: str, runs: Path, rows: int | None, batch_size: int) -> None:
+    def __init__(self, dataset: str, runs: Path, rows: int | None, batch_size: int, last: int) -> None:
         self._load = partial(first_rows, dataset, rows)
         self.task, self._batch_size = self._load(), batch_size
-        self.checkpoints: list[Checkpoint] = load_checkpoints(runs / dataset / "checkpoints")
+        self.checkpoints: list[Checkpoint] = load_checkpoints(runs / dataset / "checkpoints")[-last:]
 
     def training_rows_per_second(self) -> float:
         """Of plain steps of stochastic gradient descent, on all threads."""
         size = self._batch_size
-        batches = [fetch(self.task.train, range(i * size, (i + 1) * size)) for i in range(_BATCHES)]
+        rows = [row % len(self.task.train) for row in range(size * _BATCHES)]
+        batches = [fetch(self.task.train, rows[start : start + size]) for start in range(0, len(rows), size)]
         model = fresh_model(self.task, batches[0])
         step = training_step(self.task, model.requires_grad_(True))
         collated = [collate(self.task, batch, torch.device("cpu")).collated for batch in batches]
         times = []
-        for _ in range(12):
+        for _ in range(_ROUNDS):
             started = time.perf_counter()
             for batch in collated:
                 step(batch)
@@ -104,10 +99,12 @@ class Bench:
 
 
 def _watch(path: Path, timed: Timed, done: threading.Event) -> None:
+    before = time.perf_counter()
     while not done.wait(_POLL_SECONDS):
-        rows = sum(state.units_done for state in unfinished_steps(path) if state.step.name.startswith("rows-"))
-        if not timed.rows or rows >= timed.rows[-1][1]:
-            timed.rows.append((time.perf_counter(), rows))
+        states = [state for state in unfinished_steps(path) if state.step.name.startswith("rows-")]
+        now = time.perf_counter()
+        timed.worker_seconds += sum(state.holder is not None and not state.is_done for state in states) * (now - before)
+        before = now
 
 
 def main() -> None:
@@ -115,12 +112,13 @@ def main() -> None:
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["this process", "2 processes"])
     parser.add_argument("--rows", type=int, help="Index only the first ones.")
+    parser.add_argument("--last", type=int, default=5, help="So many of the training's last checkpoints.")
     parser.add_argument("--dimensions", type=int, default=1024)
     parser.add_argument("--basis", default="gauss-newton")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
-    bench = Bench(arguments.dataset, arguments.runs, arguments.rows, arguments.batch_size)
+    bench = Bench(arguments.dataset, arguments.runs, arguments.rows, arguments.batch_size, arguments.last)
     steps, found = [bench.training_rows_per_second()], dict[str, Timed]()
     for way in arguments.ways:
         found[way] = bench.build({"dimensions": arguments.dimensions, "basis": arguments.basis, **WAYS[way]})
@@ -131,7 +129,7 @@ def main() -> None:
     )
     print("| workers | rows/s | against a training step | whole build, s | its rows/s |\n|---|--:|--:|--:|--:|")
     for way, timed in found.items():
-        rate, whole = timed.rows_per_second, rows / timed.seconds
+        rate, whole = WAYS[way].get("workers", 1) * rows / timed.worker_seconds, rows / timed.seconds
         print(f"| {way} | {rate:,.0f} | {rate / plain:.2f} x | {timed.seconds:.1f} | {whole:,.0f} |")
 
 
