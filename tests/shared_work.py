@@ -1,12 +1,14 @@
-"""A build whose work is shared: many small steps, in this process and in each worker that imports this module."""
+"""A build whose work is shared: many small steps, in tests that ask for it and in the workers that they start."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +17,22 @@ from gradtrace import Checkpoint
 from gradtrace_indexer.build import begin, fit, moments
 from tiny import ClassTask
 
-begin._SHARD_ROWS = 30
-moments._FEWEST_ROWS = 70
-fit._SAMPLE_ROWS = 60
+_SMALL = {(begin, "_SHARD_ROWS"): 30, (moments, "_FEWEST_ROWS"): 70, (fit, "_SAMPLE_ROWS"): 60}
+_FLAG = "GRADTRACE_TEST_SMALL_STEPS"
+
+
+@pytest.fixture(scope="module")
+def small_steps() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(_FLAG, "1")
+        for (module, name), value in _SMALL.items():
+            patch.setattr(module, name, value)
+        yield
+
+
+if _FLAG in os.environ:  # this is a worker of such a test
+    for (module, name), value in _SMALL.items():
+        setattr(module, name, value)
 
 
 class SharedTask(ClassTask):

@@ -78,6 +78,7 @@ SMOKE = {
     "sparse": Smoke("--rows 70 300 --coordinates 64 --queries 16 --out {out}/sparse"),
     "throughput": Smoke(f"digits --rounds 1 --dimensions {DIMENSIONS} --runs {{runs}}"),
     "updates": Smoke(f"digits --checkpoints {KEPT} --dimensions 32 --runs {{runs}}"),
+    "workers": Smoke("digits --rows 200 --last 1 --dimensions 32 --runs {runs}"),
 }
 
 
@@ -150,6 +151,7 @@ LONG = {
     "searchers",
     "soak",
     "updates",
+    "workers",
 }
 
 

@@ -15,8 +15,10 @@ from conftest import wait_until
 from gradtrace.errors import LossError, StoreError
 from gradtrace_indexer import build_index
 from gradtrace_indexer.work.watching import unfinished_steps
-from shared_work import FailingTask, SharedTask, checkpoints
+from shared_work import FailingTask, SharedTask, checkpoints, small_steps
 
+assert small_steps  # a fixture
+pytestmark = pytest.mark.usefixtures("small_steps")
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install gradtrace[ray]")
 
 

@@ -23,7 +23,10 @@ from gradtrace_indexer.work import claims
 from gradtrace_indexer.work.claims import Claims
 from gradtrace_indexer.work.sharing import Rank, rank_of
 from gradtrace_indexer.work.watching import unfinished_lines, unfinished_steps
-from shared_work import BadRowsTask, FailingTask, SharedTask, checkpoints
+from shared_work import BadRowsTask, FailingTask, SharedTask, checkpoints, small_steps
+
+assert small_steps  # a fixture
+pytestmark = pytest.mark.usefixtures("small_steps")
 
 WAYS: dict[str, dict[str, Any]] = {
     "two processes": {"workers": 2},
@@ -40,7 +43,7 @@ def built(task: SharedTask, path: Path, **options: Any) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def alone(small_steps: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return built(SharedTask(), tmp_path_factory.mktemp("alone") / "index")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -75,16 +75,20 @@ def complete(builder: Builder, pending: Manifest) -> Manifest:
 def _completed(builder: Builder, pending: Manifest, board: Board) -> Manifest:
     completion, manifest = Completion(builder, pending, board), pending
 
-    def commit(step: Step, record: StepRecord) -> None:
+    def commit(step: Step) -> None:
         nonlocal manifest
-        extended = completion.with_record(manifest, record)
+        extended = completion.with_step(manifest, step)
         if extended != manifest:
             manifest = save_pending(builder.directory, extended)
 
     steps = [*completion.steps(), *completion.recorded_steps()]
     board.announce(steps)
     with progress_bar("index", sum(step.units for step in steps), " rows", builder.progress) as bar:
-        board.work_off(steps, bar, commit)
+        if board.shared:  # each step has its record: a manifest for each, of all before it, would be much to write
+            board.work_off(steps, bar)
+            manifest = reduce(completion.with_step, steps, pending)
+        else:
+            board.work_off(steps, bar, commit)
     return completion.with_skipped(manifest)
 
 
@@ -151,8 +155,10 @@ class Completion:
         records = [record for name in names if (record := self._board.record(name)) is not None]
         return {row: reason for record in reversed(records) for row, reason in record.skipped.items()}
 
-    def with_record(self, manifest: Manifest, record: StepRecord) -> Manifest:
+    def with_step(self, manifest: Manifest, step: Step) -> Manifest:
         """The manifest with what a step wrote, and the curvature of all checkpoints up to the first that lacks it."""
+        record = self._board.record(step.name)
+        assert record is not None  # it is done
         if record.shard is not None:
             manifest = with_shard(manifest, record.shard)
         curvature = list(manifest.curvature)

@@ -1,7 +1,7 @@
 """What is done of an unfinished generation, and who does what: the folder `unfinished/GENERATION` of an index.
 
-Each step that a worker has done leaves a record there, which names its files; each that one does now has a claim. The
-coordinator, the only writer of the index, takes the records into pending.json. With the generation the folder goes.
+Each step that a worker has done leaves a record there, which names its files; each that one does now has a claim. In
+the end the coordinator, the only writer of the index, makes the manifest of the records. The folder goes with that.
 
 A build that is not shared has no claims, and the coordinator writes what it has done straight to pending.json.
 """
@@ -155,7 +155,7 @@ class Board:
         if not self.shared:
             yield
             return
-        with self.claims.claimed(COORDINATOR):
+        with self.claims.claimed(COORDINATOR, seized=True):  # whoever had it: this process is the only writer now
             self.write(_PLAN, plan)
             yield
 
@@ -173,9 +173,9 @@ class Board:
     def states(self) -> list[StepState]:
         """How far the announced steps are; none where none are announced."""
         listed, holders = self.read(_STEPS, StepList), self.claims.holders()
-        folder = self.directory / self.folder
+        done = self._names_done()
         return [
-            StepState(step, (folder / f"{step.name}{_DONE}").exists(), holders.get(step.name))
+            StepState(step, step.name in done, holders.get(step.name))
             for step in (listed.steps if listed is not None else [])
         ]
 
@@ -201,7 +201,7 @@ class Board:
         self,
         steps: Sequence[Step],
         bar: tqdm[Any],
-        on_done: Callable[[Step, StepRecord], object] = lambda step, record: None,
+        on_done: Callable[[Step], object] = lambda step: None,
         until: Callable[[], bool] = lambda: False,
     ) -> None:
         """Do steps, as far as no other worker does, until all are done.
@@ -215,8 +215,8 @@ class Board:
         """
         lacking, last = {step.name: step for step in steps}, None
         while lacking and not until():
-            for name in [name for name in lacking if self.record(name) is not None]:
-                on_done(step := lacking.pop(name), self._records[name])
+            for name in lacking.keys() & self._names_done():
+                on_done(step := lacking.pop(name))
                 bar.update(step.units - self._told.pop(name, 0))
             ready = [step for step in lacking.values() if lacking.keys().isdisjoint(step.needs)]
             for step in sorted(self._from_own_part(ready), key=lambda step: step.checkpoint != last):
@@ -226,6 +226,10 @@ class Board:
             else:
                 if lacking:
                     time.sleep(_POLL_SECONDS)
+
+    def _names_done(self) -> set[str]:
+        folder = self.directory / self.folder
+        return self._records.keys() | {path.stem for path in folder.glob(f"*{_DONE}")}
 
     def _from_own_part(self, steps: list[Step]) -> list[Step]:
         first = len(steps) * self.rank // self.world

@@ -95,12 +95,17 @@ class Claims:
         return {step: holder for step, holder in held.items() if holder is not None}
 
     @contextmanager
-    def claimed(self, step: str) -> Iterator[Claim | None]:
+    def claimed(self, step: str, seized: bool = False) -> Iterator[Claim | None]:
         """Hold the claim of a step meanwhile; None where a worker that may be alive holds it.
+
+        seized: take it from whoever holds it
 
         Raises:
             StoreError: the folder cannot be written.
         """
+        if seized:
+            with write_errors_of(self._path(step)):
+                self._path(step).unlink(missing_ok=True)
         claim = self._taken(step)
         if claim is None:
             yield None
