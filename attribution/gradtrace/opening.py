@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,13 +27,20 @@ from gradtrace.models.examination import Examination
 from gradtrace.models.gradient_model import GradientModel, open_models
 from gradtrace.models.path_report import summary
 from gradtrace.search.by_name import open_searcher
+from gradtrace.search.searcher import DenseSearcher
+from gradtrace.sharded.opening import open_shards
+from gradtrace.sharded.row_shards import RowShards
+from gradtrace.sharded.searcher import ShardedSearcher
+from gradtrace.sharded.stores import ShardedDenseRows, ShardedInvertedRows
 from gradtrace.sparse.coordinates import WeightCoordinates, load_coordinates
-from gradtrace.sparse.store import index_rows
+from gradtrace.sparse.inverted_rows import InvertedRows
+from gradtrace.sparse.store import SparseStore, index_rows
 from gradtrace.sparse.whitening import load_weight_curvature
+from gradtrace.store.dense_rows import DenseRows
 from gradtrace.store.index_files import VerifiedFiles, check_files
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.manifest_file import read_manifest
-from gradtrace.store.rows import RowStore, representation_store
+from gradtrace.store.rows import RowStore, representation_store, representations_manifest
 from gradtrace.task import Task
 
 _log = logging.getLogger(__name__)
@@ -47,6 +55,7 @@ def open_index(
     device: str = "auto",
     verify: bool = True,
     verified: VerifiedFiles | None = None,
+    shards: int = 0,
 ) -> Index:
     """Open an index for queries, after checking that it is whole and belongs to the task.
 
@@ -57,14 +66,16 @@ def open_index(
             rows then give wrong scores, and answers and the log say that they were not verified.
         verified: files that were read and right before, which are read again only if they were changed since; those
             that are read now are added.
+        shards: divide the rows among this number of processes, which search them at the same time; 0: search here.
 
     Raises:
         StoreError: no index, an unfinished one (IncompleteIndexError), damaged files (CorruptIndexError), or an index
             of another task, data set or checkpoint (MismatchError).
         CheckpointError: weights are missing or do not fit the model.
+        ShardLostError: a shard's process ended while it was opened.
     """
     manifest = _whole_manifest(directory := Path(path), searcher, verify, verified)
-    return _opened(directory, manifest, task, checkpoints, searcher, device, verified=verify)
+    return _opened(directory, manifest, task, checkpoints, searcher, device, verified=verify, shards=shards)
 
 
 def open_examined(path: str | Path, task: Task, examination: Examination | None, *, device: str = "auto") -> Index:
@@ -86,6 +97,7 @@ def _opened(
     *,
     verified: bool,
     examination: Examination | None = None,
+    shards: int = 0,
 ) -> Index:
     where, sparse = torch.device(pick_device(device)), manifest.basis.is_sparse
     store = index_rows(directory, manifest)
@@ -93,6 +105,7 @@ def _opened(
     coordinates = load_coordinates(directory, manifest) if sparse else []
     models = _models(directory, manifest, task, store.row_ids.live_ids(), checkpoints, where, examination)
     _check_layers(manifest, models, bases, coordinates)
+    rows = _sharded(directory, manifest, shards) if shards else _read_here(directory, manifest, store, searcher, where)
     contents = IndexContents(
         directory,
         manifest,
@@ -103,14 +116,42 @@ def _opened(
         load_weight_curvature(directory, manifest, coordinates)
         if sparse
         else load_curvature(directory, manifest, bases),
-        store,
-        open_searcher(directory, manifest, store, searcher, where) if isinstance(store, RowStore) else None,
+        rows.store,
+        rows.searcher,
         load_kernels(directory, manifest, where),
-        representation_store(directory, manifest),
+        rows.representations,
         load_refit(directory, manifest),
         verified=verified,
+        shards=rows.shards,
     )
     return Index(contents)
+
+
+class _Rows(NamedTuple):
+    """See `IndexContents`."""
+
+    store: DenseRows | InvertedRows
+    searcher: DenseSearcher | None
+    representations: DenseRows | None
+    shards: RowShards | None = None
+
+
+def _read_here(
+    directory: Path, manifest: Manifest, store: RowStore | SparseStore, searcher: str | None, device: torch.device
+) -> _Rows:
+    dense = open_searcher(directory, manifest, store, searcher, device) if isinstance(store, RowStore) else None
+    return _Rows(store, dense, representation_store(directory, manifest))
+
+
+def _sharded(directory: Path, manifest: Manifest, count: int) -> _Rows:
+    shards, of_representations = open_shards(directory, manifest, count), representations_manifest(manifest)
+    representations = None
+    if of_representations is not None:
+        representations = ShardedDenseRows(directory, of_representations, shards, "representations")
+    if manifest.basis.is_sparse:
+        return _Rows(ShardedInvertedRows(directory, manifest, shards), None, representations, shards)
+    store = ShardedDenseRows(directory, manifest, shards, "gradients")
+    return _Rows(store, ShardedSearcher(shards), representations, shards)
 
 
 def _check_layers(

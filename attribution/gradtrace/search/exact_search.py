@@ -30,7 +30,17 @@ from torch import Tensor
 from gradtrace.devices import threads
 from gradtrace.errors import QueryError
 from gradtrace.search.integer_scan import can_scan, round_queries, scan
-from gradtrace.search.scored_rows import Doubles, EndThresholds, Floats, Rows, SearchResult, check_search, rank
+from gradtrace.search.scored_rows import (
+    Doubles,
+    EndThresholds,
+    Floats,
+    Rows,
+    ScoredRows,
+    SearchResult,
+    check_search,
+    exact_parts,
+    exhaustive_scores,
+)
 from gradtrace.store.precision import norms_by_level, norms_of_levels
 from gradtrace.store.rows import RowStore
 
@@ -151,8 +161,8 @@ class ProgressiveSearcher:
             for start, values in store.first_levels(checkpoint):
                 first[checkpoint, :, start : start + len(values)] = values.T
             for start, shard in store.shards(checkpoint):
-                norms[checkpoint, :, start : start + shard.layout.rows] = norms_of_levels(shard.tails).T
-                rows = largest[start : start + shard.layout.rows]
+                norms[checkpoint, :, start : start + shard.rows] = norms_of_levels(shard.tails).T
+                rows = largest[start : start + shard.rows]
                 torch.maximum(rows, shard.tails[:, 0], out=rows)
         self._first = first.to(device)  # [C, width, rows]
         self._norms = norms  # [C, levels, rows]
@@ -171,17 +181,24 @@ class ProgressiveSearcher:
         row_scale: Tensor | None = None,
         allowed: NDArray[np.bool_] | None = None,
     ) -> list[SearchResult]:
-        """The k highest- and the k lowest-scoring rows for each query.
+        """See `RowSearcher.search`."""
+        found = self.scored(queries, checkpoints, k, row_scale=row_scale, allowed=allowed)
+        return [scored.result(k) for scored in found]
 
-        Args:
-            queries: [q, C, D] float32, C = len(checkpoints), already multiplied by the checkpoints' weights.
-            checkpoints: positions in the manifest.
-            row_scale: [rows] float32, a factor of each row's score; None: 1.
-            allowed: bool [rows], which rows may be returned; None: all.
+    def scores(self, queries: Tensor, checkpoints: Sequence[int], *, row_scale: Tensor | None = None) -> Floats:
+        """See `RowSearcher.scores`."""
+        return exhaustive_scores(self._store, queries, checkpoints, row_scale)
 
-        Raises:
-            QueryError: a query or a scale is not finite, or k < 1.
-        """
+    def scored(
+        self,
+        queries: Tensor,
+        checkpoints: Sequence[int],
+        k: int,
+        *,
+        row_scale: Tensor | None = None,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> list[ScoredRows]:
+        """As `search`, with exact scores that can be merged with those of other rows."""
         check_search(queries, k)
         scale = None if row_scale is None else row_scale.cpu().numpy()
         with np.errstate(over="ignore", invalid="ignore"):
@@ -239,7 +256,7 @@ class ProgressiveSearcher:
             for score, bound, vector, norm in zip(scores.numpy(), slack.numpy(), missing, norms, strict=True)
         ]
 
-    def _search(self, queries: Sequence[_Query], rows: Rows, k: int, scan_threads: int) -> list[SearchResult]:
+    def _search(self, queries: Sequence[_Query], rows: Rows, k: int, scan_threads: int) -> list[ScoredRows]:
         """Queries that share passes over the rows.  rows: [m], those that may be returned, ascending"""
         searches: dict[int, _Search] = {}
         most = self._store.rows * _SCAN_SHARE
@@ -291,7 +308,7 @@ class ProgressiveSearcher:
         survivors = self._survivors(query, estimate, rows[keep], partial[keep])
         return _Search(query, estimate, thresholds, survivors, touched if query.norms.any() else 0)
 
-    def _finish(self, search: _Search, searched: int) -> SearchResult:
+    def _finish(self, search: _Search, searched: int) -> ScoredRows:
         query, survivors, k = search.query, search.survivors, search.thresholds.k
         if len(survivors.rows) > enough(k) and not search.estimate.first_missing:
             self._read_missing(query, search.estimate, survivors)
@@ -300,8 +317,8 @@ class ProgressiveSearcher:
         while len(survivors.rows) > enough(k) and survivors.slack[:-1].any():
             self._read_next_level(query, search.estimate, survivors, levels_read)
             survivors.prune(search.thresholds)
-        ends = rank(self._store, query.exact, query.checkpoints, survivors.rows, k, query.row_scale)
-        return SearchResult(*ends, exact=True, rows_touched=search.touched, rows_searched=searched)
+        score_parts = exact_parts(self._store, query.exact, query.checkpoints, survivors.rows, query.row_scale)
+        return ScoredRows(survivors.rows, score_parts, True, search.touched, searched)
 
     def _seed(
         self, thresholds: EndThresholds, query: _Query, estimate: _Estimate, rows: Rows, partial: Floats, slack: Floats
