@@ -56,6 +56,7 @@ def open_index(
     verify: bool = True,
     verified: VerifiedFiles | None = None,
     shards: int = 0,
+    ray: str | None = None,
 ) -> Index:
     """Open an index for queries, after checking that it is whole and belongs to the task.
 
@@ -67,15 +68,18 @@ def open_index(
         verified: files that were read and right before, which are read again only if they were changed since; those
             that are read now are added.
         shards: divide the rows among this number of processes, which search them at the same time; 0: search here.
+        ray: address of a Ray cluster whose actors these are, in place of processes of this machine; "local": of a
+            cluster that is started here. Every machine has the index at this path.
 
     Raises:
         StoreError: no index, an unfinished one (IncompleteIndexError), damaged files (CorruptIndexError), or an index
             of another task, data set or checkpoint (MismatchError).
         CheckpointError: weights are missing or do not fit the model.
         ShardLostError: a shard's process ended while it was opened.
+        MissingLibraryError: Ray is asked for, and not installed.
     """
     manifest = _whole_manifest(directory := Path(path), searcher, verify, verified)
-    return _opened(directory, manifest, task, checkpoints, searcher, device, verified=verify, shards=shards)
+    return _opened(directory, manifest, task, checkpoints, searcher, device, verified=verify, shards=shards, ray=ray)
 
 
 def open_examined(path: str | Path, task: Task, examination: Examination | None, *, device: str = "auto") -> Index:
@@ -98,6 +102,7 @@ def _opened(
     verified: bool,
     examination: Examination | None = None,
     shards: int = 0,
+    ray: str | None = None,
 ) -> Index:
     where, sparse = torch.device(pick_device(device)), manifest.basis.is_sparse
     store = index_rows(directory, manifest)
@@ -105,7 +110,10 @@ def _opened(
     coordinates = load_coordinates(directory, manifest) if sparse else []
     models = _models(directory, manifest, task, store.row_ids.live_ids(), checkpoints, where, examination)
     _check_layers(manifest, models, bases, coordinates)
-    rows = _sharded(directory, manifest, shards) if shards else _read_here(directory, manifest, store, searcher, where)
+    if shards or ray is not None:
+        rows = _sharded(directory, manifest, open_shards(directory, manifest, shards, ray))
+    else:
+        rows = _read_here(directory, manifest, store, searcher, where)
     contents = IndexContents(
         directory,
         manifest,
@@ -143,10 +151,9 @@ def _read_here(
     return _Rows(store, dense, representation_store(directory, manifest))
 
 
-def _sharded(directory: Path, manifest: Manifest, count: int) -> _Rows:
-    shards, of_representations = open_shards(directory, manifest, count), representations_manifest(manifest)
+def _sharded(directory: Path, manifest: Manifest, shards: RowShards) -> _Rows:
     representations = None
-    if of_representations is not None:
+    if (of_representations := representations_manifest(manifest)) is not None:
         representations = ShardedDenseRows(directory, of_representations, shards, "representations")
     if manifest.basis.is_sparse:
         return _Rows(ShardedInvertedRows(directory, manifest, shards), None, representations, shards)

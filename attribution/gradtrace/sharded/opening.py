@@ -9,15 +9,19 @@ import torch
 from gradtrace.errors import StoreError
 from gradtrace.sharded.processes import ProcessShards
 from gradtrace.sharded.ranges import row_ranges
+from gradtrace.sharded.ray_actors import RayShards
 from gradtrace.sharded.row_shards import RowShards
 from gradtrace.sharded.server import ShardOpening
 from gradtrace.store.manifest import Manifest
 
 
-def open_shards(directory: Path, manifest: Manifest, count: int) -> RowShards:
-    """Divide the rows of a generation among this number of processes; fewer where there are fewer rows.
+def open_shards(directory: Path, manifest: Manifest, count: int, ray: str | None = None) -> RowShards:
+    """Divide the rows of a generation among this number of shards; fewer where there are fewer rows.
+
+    ray: address of the Ray cluster whose actors they are, see `RayShards`; None: processes of this machine
 
     Raises:
+        MissingLibraryError: Ray is not installed.
         StoreError: the index has an approximate searcher.
         CorruptIndexError: a shard cannot read its files.
         ShardLostError: a shard ended while it was opened.
@@ -28,7 +32,8 @@ def open_shards(directory: Path, manifest: Manifest, count: int) -> RowShards:
             'with searcher="progressive", or go back to exact search by `gradtrace build ... --searcher progressive`'
         )
     windows = row_ranges(manifest.rows, manifest.stretches(), count)
-    threads = max(1, torch.get_num_threads() // len(windows))
-    # The paths are absolute: the process that others are forked from may have started elsewhere.
-    openings = [ShardOpening(directory.absolute(), manifest, window, threads) for window in windows]
-    return RowShards(windows, ProcessShards(openings))
+    on_one_machine = ray in (None, "local")  # else as many threads as here, on each
+    threads = max(1, torch.get_num_threads() // (len(windows) if on_one_machine else 1))
+    # Other processes may have started in other folders. Where the files may be copies, each shard verifies its own.
+    openings = [ShardOpening(directory.absolute(), manifest, window, threads, ray is not None) for window in windows]
+    return RowShards(windows, ProcessShards(openings) if ray is None else RayShards(openings, ray))
