@@ -58,7 +58,7 @@ class NoisyDigits:
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
         digit = row % len(self._labels)
         # A counter gives each row its numbers: of every four there is one step.
-        draw = np.random.Generator(np.random.Philox(key=self._seed).advance(row * _PIXELS // 4))
+        draw = np.random.Generator(np.random.Philox(key=self._seed).advance(int(row) * _PIXELS // 4))
         noise = torch.from_numpy(draw.random(_PIXELS)).float() - 0.5
         return self._images[digit] + noise, self._labels[digit]
 
