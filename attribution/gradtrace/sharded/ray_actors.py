@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from gradtrace.errors import MissingLibraryError
+from gradtrace.errors import MissingLibraryError, StoreError
 from gradtrace.sharded.server import Question, ShardOpening, ShardServer
 from gradtrace.sharded.transport import Failure, ShardTransport, answered, lost, portable, unless_failed
 
@@ -29,13 +29,12 @@ class RayShards(ShardTransport):
 
         Raises:
             MissingLibraryError: Ray is not installed.
-            ConnectionError: there is no cluster.
+            StoreError: there is no cluster at the address.
             Exception: what a shard raises that cannot be opened.
         """
         self._ray, self._openings = _import_ray(), openings
         if not self._ray.is_initialized():
-            local = {"include_dashboard": False} if address == "local" else {}
-            self._ray.init(address, log_to_driver=False, **local)
+            _connect(self._ray, address)
         options = {"max_restarts": _RESTARTS, "max_task_retries": _REPEATS, "scheduling_strategy": "SPREAD"}
         actor = self._ray.remote(_Actor).options(**options)
         self._actors = [actor.remote(opening) for opening in openings]
@@ -85,6 +84,16 @@ def _kill(ray: Any, actors: Sequence[Any]) -> None:
     if ray.is_initialized():
         for actor in actors:
             ray.kill(actor)
+
+
+def _connect(ray: Any, address: str) -> None:
+    local = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address, log_to_driver=False, **local)
+    except (ConnectionError, ValueError) as error:
+        raise StoreError(
+            f"there is no Ray cluster at {address!r} ({error}): start one with `ray start --head`, or say --ray local"
+        ) from None
 
 
 def _import_ray() -> Any:
