@@ -246,3 +246,14 @@ def test_a_killed_service_leaves_no_shard(digits_index: DigitsRun) -> None:
         running = shards_below(psutil.Process(process.pid))
         process.kill()
         wait_until(lambda: all(is_over(pid) for pid in running))
+
+
+def test_a_shard_that_hangs_is_replaced_with_its_worker(digits_index: DigitsRun) -> None:
+    """Its request is told so at the deadline; the next one is answered."""
+    with serving_when_ready(create_service([service(digits_index)], Settings(deadline_seconds=5))) as url:
+        wait_until(lambda: httpx.post(f"{url}/influence", json=BODY, timeout=600).status_code == 200)
+        hanging = min(shards_below(psutil.Process()))
+        os.kill(hanging, signal.SIGSTOP)
+        assert httpx.post(f"{url}/influence", json=BODY, timeout=600).status_code == 504
+        wait_until(lambda: httpx.post(f"{url}/influence", json=BODY, timeout=600).status_code == 200)
+        assert is_over(hanging)

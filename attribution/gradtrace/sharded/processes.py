@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from gradtrace.forked import context_preloading
 from gradtrace.sharded.server import Question, ShardOpening, ShardServer
 from gradtrace.sharded.transport import Failure, ShardTransport, answered, lost, portable, unless_failed
 
@@ -108,7 +110,7 @@ class _ShardProcess:
     def start(self) -> None:
         """Start another. It sends None when it is open, or the Failure."""
         self.end()
-        context = _context()
+        context = context_preloading(ShardServer.__module__)
         self._connection, theirs = context.Pipe()
         with theirs:
             # A daemon: Python ends it at its own exit. What is sent is pickled here, since the Connection would share
@@ -153,15 +155,6 @@ def _end(shards: Iterable[_ShardProcess]) -> None:
         shard.end()
 
 
-def _context() -> Any:
-    """Processes are forked from one that has imported PyTorch and has started nothing, so they begin at once."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([ShardServer.__module__])
-    return context
-
-
 def _serve(connection: Connection[Any, Any], opening: ShardOpening) -> None:
     """The process: answers until the other end is closed, or its process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; whoever asks ends the shards
@@ -174,6 +167,7 @@ def _serve(connection: Connection[Any, Any], opening: ShardOpening) -> None:
         except Exception as error:
             connection.send_bytes(pickle.dumps(Failure(portable(error))))
         else:
+            gc.freeze()  # modules and rows are never garbage: to look at all of them again takes longer than a search
             connection.send_bytes(pickle.dumps(None))
         while server is not None:
             connection.send_bytes(pickle.dumps(answered(server, pickle.loads(connection.recv_bytes()))))
