@@ -9,7 +9,6 @@ clients, one of whose shards is killed again and again.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import threading
 import time
@@ -18,99 +17,59 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import psutil
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
 
+from benchmarks.noisy_digits import NoisyDigitsTask
 from benchmarks.search import timed
 from benchmarks.serving import served
-from gradtrace import CheckpointRecorder, Index, Task, load_checkpoints, open_index
+from gradtrace import CheckpointRecorder, Index, load_checkpoints, open_index
 from gradtrace.models.queries import resolve_queries
 from gradtrace.search.scored_rows import SearchResult
 from gradtrace_indexer import build_index
 
 _BATCH, _QUERIES, _WARM_UP, _K = 16, 64, 8, 10
-_ROWS = int(os.environ.get("GRADTRACE_BENCH_ROWS", "1000000"))
 _KILL_SECONDS = 3.0  # between two kills of a shard
-_PIXELS = 64
-_TASK = "benchmarks.sharded_search:TASK"
-
-
-class NoisyDigits:
-    """Row i is digit i modulo 1,797, with noise of its own."""
-
-    def __init__(self, rows: int, seed: int) -> None:
-        digits = load_digits()
-        self._images = torch.from_numpy(digits.data).float() / 16
-        self._labels: list[int] = digits.target.tolist()
-        self._rows, self._seed = rows, seed
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        digit = row % len(self._labels)
-        # A counter gives each row its numbers: of every four there is one step.
-        draw = np.random.Generator(np.random.Philox(key=self._seed).advance(int(row) * _PIXELS // 4))
-        noise = torch.from_numpy(draw.random(_PIXELS)).float() - 0.5
-        return self._images[digit] + noise, self._labels[digit]
-
-
-class DigitsTask(Task):
-    def __init__(self) -> None:
-        self.train, self.query = NoisyDigits(_ROWS, 0), NoisyDigits(1000, 1)
-
-    def model(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(_PIXELS, 48), nn.Tanh(), nn.Linear(48, 10))
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
-
-    def predict(self, model: nn.Module, batch: Any) -> Tensor:
-        logits: Tensor = model(batch[0])
-        return logits
-
-
-TASK = DigitsTask()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="keeps checkpoint and index")
+    parser.add_argument("--out", type=Path, required=True, help="keeps task, checkpoint and index")
+    parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dimensions", type=int, default=2048)
     parser.add_argument("--shards", type=int, nargs="+", default=[0, 2, 4])
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=20.0, help="of clients under kills; 0: none")
     arguments = parser.parse_args()
     if not (arguments.out / "index" / "manifest.json").exists():
-        make(arguments.out, arguments.dimensions)
-    compare(arguments.out / "index", arguments.shards)
+        make(arguments.out, arguments.rows, arguments.dimensions)
+    compare(arguments.out, arguments.rows, arguments.shards)
     if arguments.seconds:
-        under_kills(arguments.out / "index", max(arguments.shards), arguments.clients, arguments.seconds)
+        under_kills(arguments.out, arguments.rows, max(arguments.shards), arguments.clients, arguments.seconds)
 
 
-def make(out: Path, dimensions: int) -> None:
+def make(out: Path, rows: int, dimensions: int) -> None:
     """Train for a few steps, and build."""
     torch.manual_seed(0)
-    model, started = TASK.model(), time.perf_counter()
+    task = NoisyDigitsTask(rows)
+    model, started = task.model(), time.perf_counter()
     optimizer, recorder = torch.optim.SGD(model.parameters(), 0.3), CheckpointRecorder(out / "checkpoints", every=400)
     for step in range(400):
-        examples = [TASK.train[row] for row in np.random.default_rng(step).integers(0, _ROWS, 64)]
+        examples = [task.train[row] for row in np.random.default_rng(step).integers(0, rows, 64)]
         batch = torch.stack([x for x, _ in examples]), torch.tensor([y for _, y in examples])
         optimizer.zero_grad()
-        TASK.loss(model, batch).mean().backward()
+        task.loss(model, batch).mean().backward()
         optimizer.step()
         recorder.step(model, optimizer)
     recorder.finish()
+    source = f"from benchmarks.noisy_digits import NoisyDigitsTask\n\nTASK = NoisyDigitsTask({rows})\n"
+    (out / "task.py").write_text(source)
     build_index(
-        TASK,
+        task,
         load_checkpoints(out / "checkpoints"),
         out / "index",
         basis="spectral",
@@ -120,26 +79,26 @@ def make(out: Path, dimensions: int) -> None:
     print(f"built in {time.perf_counter() - started:.0f} s\n", flush=True)
 
 
-def compare(path: Path, counts: Sequence[int]) -> None:
+def compare(out: Path, rows: int, counts: Sequence[int]) -> None:
     print(
-        f"| shards of {_ROWS:,} rows | ready after, s | one query: median / 95 %, ms | batch of {_BATCH}: ms a query | "
+        f"| shards of {rows:,} rows | ready after, s | one query: median / 95 %, ms | batch of {_BATCH}: ms a query | "
         "memory of a service's worker, MB | of each of its shards | of that, private |\n"
         "|--:|--:|--:|--:|--:|--:|--:|",
         flush=True,
     )
     expected: list[SearchResult] | None = None
     for count in counts:
-        spent, index = timed(partial(open_index, path, TASK, shards=count, verify=False))
-        results = measure(index, count, spent)
+        spent, index = timed(partial(open_index, out / "index", NoisyDigitsTask(rows), shards=count, verify=False))
+        results = measure(out, index, count, spent)
         check(results, expected or results)
         expected = expected or results
         index.close()
 
 
-def measure(index: Index, count: int, opened: float) -> list[SearchResult]:
+def measure(out: Path, index: Index, count: int, opened: float) -> list[SearchResult]:
     """Print a line; what was found."""
     scoring = index.scoring("tracin")
-    examples = [TASK.query[row] for row in range(_QUERIES + _WARM_UP)]
+    examples = [index.task.query[row] for row in range(_QUERIES + _WARM_UP)]
     vectors, _ = scoring.query_vectors(resolve_queries(index.contents.last_model, examples, None))
     alone = [timed(partial(scoring.search, query[None], _K, None)) for query in vectors]
     batches = [
@@ -148,16 +107,16 @@ def measure(index: Index, count: int, opened: float) -> list[SearchResult]:
     times = [spent for spent, _ in alone][_WARM_UP:]
     print(
         f"| {count or 'none'} | {opened / 1e3:.1f} | {np.median(times):.1f} / {np.quantile(times, 0.95):.1f} "
-        f"| {np.median(batches):.1f} | {memory(index.directory, count)} |",
+        f"| {np.median(batches):.1f} | {memory(out, count)} |",
         flush=True,
     )
     return [results[0] for _, results in alone]
 
 
-def memory(path: Path, count: int) -> str:
+def memory(out: Path, count: int) -> str:
     """Of a service's worker and of each of its shards, once it has answered: cells of the table. Of mapped pages that
     several processes have, each counts for a part."""
-    with served(path, _TASK, *(["--shards", str(count)] if count else [])) as service:
+    with served(out / "index", f"{out}/task.py:TASK", "--shards", str(count)) as service:
         httpx.post(f"{service.url}/influence", json={"train_rows": [0]}, timeout=600)
         worker, shards = processes(service.process)
         private = [f"{shard.memory_full_info().uss / 1e6:,.0f}" for shard in shards]
@@ -226,9 +185,9 @@ def values(answer: Answer | str) -> NDArray[np.float64]:
     return np.array(answer, dtype=np.float64)
 
 
-def under_kills(path: Path, shards: int, count: int, seconds: float) -> None:
-    with served(path, _TASK, "--shards", str(shards)) as service:
-        clients = Clients(service.url, range(0, _ROWS, _ROWS // 50))
+def under_kills(out: Path, rows: int, shards: int, count: int, seconds: float) -> None:
+    with served(out / "index", f"{out}/task.py:TASK", "--shards", str(shards)) as service:
+        clients = Clients(service.url, range(0, rows, rows // 50))
         kills, until = 0, time.monotonic() + seconds
         with ThreadPoolExecutor(count) as pool:
             asking = [pool.submit(clients.ask_until, until, seed) for seed in range(count)]

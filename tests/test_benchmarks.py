@@ -74,6 +74,7 @@ SMOKE = {
     "rescore": Smoke(f"digits --queries 3 --dimensions {DIMENSIONS} --runs {{runs}}"),
     "search": Smoke("digits --queries 3 --index {index} --runs {runs}"),
     "searchers": Smoke("digits --queries 3 --index {index} --searchers progressive annoy:5 --runs {runs}"),
+    "sharded_search": Smoke("--out {out} --rows 300 --dimensions 32 --shards 0 2 --clients 2 --seconds 1", apart=True),
     "soak": Smoke("digits --index {index} --requests 40"),
     "sparse": Smoke("--rows 70 300 --coordinates 64 --queries 16 --out {out}/sparse"),
     "throughput": Smoke(f"digits --rounds 1 --dimensions {DIMENSIONS} --runs {{runs}}"),
@@ -148,6 +149,7 @@ LONG = {
     "overhead",
     "restarts",
     "searchers",
+    "sharded_search",
     "soak",
     "updates",
 }
