@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,28 +18,21 @@ from gradtrace.data.guards import check_dataset
 from gradtrace.devices import pick_device
 from gradtrace.errors import CorruptIndexError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.fitted.curvature import load_curvature
+from gradtrace.fitted.curvature import Curvature, load_curvature
 from gradtrace.fitted.representer_head import load_refit
 from gradtrace.fitted.trak_kernels import load_kernels
 from gradtrace.index import Index
 from gradtrace.models.examination import Examination
 from gradtrace.models.gradient_model import GradientModel, open_models
 from gradtrace.models.path_report import summary
-from gradtrace.search.by_name import open_searcher
-from gradtrace.search.searcher import DenseSearcher
+from gradtrace.sharded.open_rows import rows_here, rows_in_shards
 from gradtrace.sharded.opening import open_shards
-from gradtrace.sharded.row_shards import RowShards
-from gradtrace.sharded.searcher import ShardedSearcher
-from gradtrace.sharded.stores import ShardedDenseRows, ShardedInvertedRows
 from gradtrace.sparse.coordinates import WeightCoordinates, load_coordinates
-from gradtrace.sparse.inverted_rows import InvertedRows
-from gradtrace.sparse.store import SparseStore, index_rows
+from gradtrace.sparse.store import index_rows
 from gradtrace.sparse.whitening import load_weight_curvature
-from gradtrace.store.dense_rows import DenseRows
 from gradtrace.store.index_files import VerifiedFiles, check_files
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.manifest_file import read_manifest
-from gradtrace.store.rows import RowStore, representation_store, representations_manifest
 from gradtrace.task import Task
 
 _log = logging.getLogger(__name__)
@@ -111,9 +103,9 @@ def _opened(
     models = _models(directory, manifest, task, store.row_ids.live_ids(), checkpoints, where, examination)
     _check_layers(manifest, models, bases, coordinates)
     if shards or ray is not None:
-        rows = _sharded(directory, manifest, open_shards(directory, manifest, shards, ray))
+        rows = rows_in_shards(directory, manifest, open_shards(directory, manifest, shards, ray))
     else:
-        rows = _read_here(directory, manifest, store, searcher, where)
+        rows = rows_here(directory, manifest, store, searcher, where)
     contents = IndexContents(
         directory,
         manifest,
@@ -121,9 +113,7 @@ def _opened(
         models,
         bases,
         coordinates,
-        load_weight_curvature(directory, manifest, coordinates)
-        if sparse
-        else load_curvature(directory, manifest, bases),
+        _curvature(directory, manifest, bases, coordinates),
         rows.store,
         rows.searcher,
         load_kernels(directory, manifest, where),
@@ -135,30 +125,12 @@ def _opened(
     return Index(contents)
 
 
-class _Rows(NamedTuple):
-    """See `IndexContents`."""
-
-    store: DenseRows | InvertedRows
-    searcher: DenseSearcher | None
-    representations: DenseRows | None
-    shards: RowShards | None = None
-
-
-def _read_here(
-    directory: Path, manifest: Manifest, store: RowStore | SparseStore, searcher: str | None, device: torch.device
-) -> _Rows:
-    dense = open_searcher(directory, manifest, store, searcher, device) if isinstance(store, RowStore) else None
-    return _Rows(store, dense, representation_store(directory, manifest))
-
-
-def _sharded(directory: Path, manifest: Manifest, shards: RowShards) -> _Rows:
-    representations = None
-    if (of_representations := representations_manifest(manifest)) is not None:
-        representations = ShardedDenseRows(directory, of_representations, shards, "representations")
+def _curvature(
+    directory: Path, manifest: Manifest, bases: Sequence[Basis], coordinates: Sequence[WeightCoordinates]
+) -> list[Curvature]:
     if manifest.basis.is_sparse:
-        return _Rows(ShardedInvertedRows(directory, manifest, shards), None, representations, shards)
-    store = ShardedDenseRows(directory, manifest, shards, "gradients")
-    return _Rows(store, ShardedSearcher(shards), representations, shards)
+        return load_weight_curvature(directory, manifest, coordinates)
+    return load_curvature(directory, manifest, bases)
 
 
 def _check_layers(

@@ -30,6 +30,7 @@ from torch import Tensor
 from gradtrace.devices import threads
 from gradtrace.errors import QueryError
 from gradtrace.search.integer_scan import can_scan, round_queries, scan
+from gradtrace.search.product_error import product_error
 from gradtrace.search.scored_rows import (
     Doubles,
     EndThresholds,
@@ -57,26 +58,6 @@ _SCANNED_TOGETHER = 4  # queries in a pass, from which a scan of rows is so chea
 _FIRST_LEVEL_SHARE = 0.2  # of the products of norms that lies in the first level, below which pruning is not tried
 
 Route = Literal["prune", "scan"]
-
-# Errors of matrix products by PyTorch's names of precisions. An operand that is truncated to 10 bits errs by up to
-# 2^-10, relatively: two operands by twice as much, and the .1 covers the product of both errors. "none": not set.
-_PRODUCT_ERRORS = {"ieee": 0.0, "highest": 0.0, "none": 0.0, "tf32": 2.1 * 2.0**-10, "high": 2.1 * 2.0**-10}
-_LARGEST_PRODUCT_ERROR = 2.1 * 2.0**-7  # bfloat16: "bf16", "medium"
-
-
-def product_error(device: str | torch.device) -> float:
-    """A bound of the error that rounded operands add to a matrix product, relative to the sum of the absolute values of
-    its terms. 0 in full float32.
-
-    It follows the current `torch.set_float32_matmul_precision` and `torch.backends.*.matmul.fp32_precision`, which a
-    task's file may set for its training in the same process.
-    """
-    backend = torch.backends.cuda if torch.device(device).type == "cuda" else torch.backends.mkldnn
-    try:
-        precision = backend.matmul.fp32_precision
-    except (AttributeError, AssertionError):  # PyTorch before 2.9
-        precision = torch.get_float32_matmul_precision()
-    return _PRODUCT_ERRORS.get(precision, _LARGEST_PRODUCT_ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +163,8 @@ class ProgressiveSearcher:
         allowed: NDArray[np.bool_] | None = None,
     ) -> list[SearchResult]:
         """See `RowSearcher.search`."""
-        found = self.scored(queries, checkpoints, k, row_scale=row_scale, allowed=allowed)
-        return [scored.result(k) for scored in found]
+        by_query = self.scored(queries, checkpoints, k, row_scale=row_scale, allowed=allowed)
+        return [scored.result(k) for scored in by_query]
 
     def scores(self, queries: Tensor, checkpoints: Sequence[int], *, row_scale: Tensor | None = None) -> Floats:
         """See `RowSearcher.scores`."""

@@ -84,8 +84,8 @@ class ShardServer:
         allowed: NDArray[np.bool_] | None,
     ) -> list[ScoredRows]:
         """The ends of each query's ranking, whose rows count from the index's first. Arguments as of `RowSearcher`."""
-        found = self._searcher.scored(queries, checkpoints, k, row_scale=row_scale, allowed=allowed)
-        return [scored.at_the_ends(k, self._window.start) for scored in found]
+        by_query = self._searcher.scored(queries, checkpoints, k, row_scale=row_scale, allowed=allowed)
+        return [scored.at_the_ends(k, self._window.start) for scored in by_query]
 
     def scores(self, queries: Any, checkpoints: Sequence[int], row_scale: Any) -> Floats:
         """float32 [q, rows of the window]"""

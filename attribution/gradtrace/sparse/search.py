@@ -52,8 +52,8 @@ class SparseSearcher:
         allowed: Mask | None = None,
     ) -> list[SearchResult]:
         """See `RowSearcher.search`. queries: at each of the checkpoints, the same number of them"""
-        found = self.scored(queries, checkpoints, k, row_scale=row_scale, allowed=allowed)
-        return [scored.result(k) for scored in found]
+        by_query = self.scored(queries, checkpoints, k, row_scale=row_scale, allowed=allowed)
+        return [scored.result(k) for scored in by_query]
 
     def scored(
         self,
