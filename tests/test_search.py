@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import examples, mostly_long
 from gradtrace.errors import QueryError
-from gradtrace.search.exact_search import ProgressiveSearcher, Route, extreme_positions, product_error
+from gradtrace.search.exact_search import ProgressiveSearcher, Route, extreme_positions
 from gradtrace.search.integer_product import is_usable
+from gradtrace.search.product_error import product_error
 from gradtrace.search.scored_rows import SearchResult, exhaustive_scores
 from gradtrace.store.manifest import Precision
 from gradtrace.store.rows import RowStore

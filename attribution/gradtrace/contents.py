@@ -20,12 +20,13 @@ from gradtrace.fitted.trak_kernels import Kernel
 from gradtrace.fitted.word_scores import WordScores, text_of, word_scores
 from gradtrace.models.class_probabilities import number_of_classes
 from gradtrace.models.gradient_model import GradientModel
-from gradtrace.search.by_name import Searcher
+from gradtrace.search.searcher import DenseSearcher
+from gradtrace.sharded.row_shards import RowShards
 from gradtrace.sparse.coordinates import WeightCoordinates
-from gradtrace.sparse.store import SparseStore
+from gradtrace.sparse.inverted_rows import InvertedRows
 from gradtrace.sparse.whitening import whitening_factors
+from gradtrace.store.dense_rows import DenseRows
 from gradtrace.store.manifest import Manifest
-from gradtrace.store.rows import RowStore
 from gradtrace.task import Example, Task
 
 _TEXT_BATCH = 256  # rows that are fetched at a time for their texts
@@ -41,6 +42,7 @@ class IndexContents:
     kernels: TRAK's, by checkpoint, on that device
     representations: see `representation_store`;  refit: of the last layer, if there is one for these rows
     verified: whether the checksums of the rows were compared at the opening, too
+    shards: that have the rows of `store` and `representations`; None: they are read here
     adam_factors: see `fitted.adam.adam_factors`, by checkpoint, of those that were queried so far
     """
 
@@ -51,12 +53,13 @@ class IndexContents:
     bases: list[Basis]
     coordinates: list[WeightCoordinates]
     curvature: list[Curvature]
-    store: RowStore | SparseStore
-    searcher: Searcher | None
+    store: DenseRows | InvertedRows
+    searcher: DenseSearcher | None
     kernels: Mapping[int, Kernel]
-    representations: RowStore | None
+    representations: DenseRows | None
     refit: Refit | None
     verified: bool
+    shards: RowShards | None = None
     adam_factors: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
     _whitening: dict[int, Tensor] = field(default_factory=dict)
 

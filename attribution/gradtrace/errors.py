@@ -13,6 +13,7 @@ GradtraceError
 │   ├── IncompleteIndexError  a build was interrupted: rerun it to resume
 │   ├── CorruptIndexError     bytes on disk are not those that were written
 │   └── MismatchError         the index was built from another task, checkpoint or basis
+├── ShardLostError            a process with some of an open index's rows ended, and again when it was asked anew
 ├── QueryError                a query names something that the index does not have
 ├── EvaluationError           scores and ground truth cannot be compared
 └── MissingLibraryError       an optional library is not installed
@@ -96,6 +97,11 @@ class CorruptIndexError(StoreError):
 
 class MismatchError(StoreError):
     """The index was built from another task, data set, checkpoint or basis."""
+
+
+class ShardLostError(GradtraceError):
+    """A process with some of an open index's rows ended, and again when it was asked anew, or could not be restarted.
+    Nothing is answered without these rows; the same question may be answered later."""
 
 
 class QueryError(GradtraceError):

@@ -30,7 +30,7 @@ from gradtrace.results.hits import InfluenceResults
 from gradtrace.results.removal import RemovalEffect, removal_effects
 from gradtrace.results.rescoring import Prefilter
 from gradtrace.results.token_scores import RowTokens, row_tokens
-from gradtrace.search.by_name import Searcher
+from gradtrace.search.searcher import DenseSearcher
 from gradtrace.store.row_filter import RowFilter
 from gradtrace.task import Example, Label
 from gradtrace.tasks.language.generation import Completion, Prompt, complete
@@ -69,9 +69,15 @@ class Index:
         self.methods = tuple(name for name in possible if self.lacks(name) is None)
         self.columns: dict[str, NDArray[Any]] = self._row_ids.columns(contents.columns)
 
-    def with_searcher(self, searcher: Searcher) -> Index:
+    def with_searcher(self, searcher: DenseSearcher) -> Index:
         """The same index, searched by another searcher."""
         return Index(replace(self.contents, searcher=searcher))
+
+    def close(self) -> None:
+        """End the processes of its shards, if it has any: they hold memory until nobody holds the index any more. It
+        answers nothing then."""
+        if self.contents.shards is not None:
+            self.contents.shards.close()
 
     def label(self, example: Example) -> Label | None:
         """The task's label of an example, an integer if it is a class."""

@@ -18,21 +18,21 @@ from gradtrace.data.guards import check_dataset
 from gradtrace.devices import pick_device
 from gradtrace.errors import CorruptIndexError
 from gradtrace.fingerprint import check_probe_losses, check_task
-from gradtrace.fitted.curvature import load_curvature
+from gradtrace.fitted.curvature import Curvature, load_curvature
 from gradtrace.fitted.representer_head import load_refit
 from gradtrace.fitted.trak_kernels import load_kernels
 from gradtrace.index import Index
 from gradtrace.models.examination import Examination
 from gradtrace.models.gradient_model import GradientModel, open_models
 from gradtrace.models.path_report import summary
-from gradtrace.search.by_name import open_searcher
+from gradtrace.sharded.open_rows import rows_here, rows_in_shards
+from gradtrace.sharded.opening import open_shards
 from gradtrace.sparse.coordinates import WeightCoordinates, load_coordinates
 from gradtrace.sparse.store import index_rows
 from gradtrace.sparse.whitening import load_weight_curvature
 from gradtrace.store.index_files import VerifiedFiles, check_files
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.manifest_file import read_manifest
-from gradtrace.store.rows import RowStore, representation_store
 from gradtrace.task import Task
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ def open_index(
     device: str = "auto",
     verify: bool = True,
     verified: VerifiedFiles | None = None,
+    shards: int = 0,
+    ray: str | None = None,
 ) -> Index:
     """Open an index for queries, after checking that it is whole and belongs to the task.
 
@@ -57,14 +59,19 @@ def open_index(
             rows then give wrong scores, and answers and the log say that they were not verified.
         verified: files that were read and right before, which are read again only if they were changed since; those
             that are read now are added.
+        shards: divide the rows among this number of processes, which search them at the same time; 0: search here.
+        ray: address of a Ray cluster whose actors these are, in place of processes of this machine; "local": of a
+            cluster that is started here. Every machine has the index at this path.
 
     Raises:
         StoreError: no index, an unfinished one (IncompleteIndexError), damaged files (CorruptIndexError), or an index
             of another task, data set or checkpoint (MismatchError).
         CheckpointError: weights are missing or do not fit the model.
+        ShardLostError: a shard's process ended while it was opened.
+        MissingLibraryError: Ray is asked for, and not installed.
     """
     manifest = _whole_manifest(directory := Path(path), searcher, verify, verified)
-    return _opened(directory, manifest, task, checkpoints, searcher, device, verified=verify)
+    return _opened(directory, manifest, task, checkpoints, searcher, device, verified=verify, shards=shards, ray=ray)
 
 
 def open_examined(path: str | Path, task: Task, examination: Examination | None, *, device: str = "auto") -> Index:
@@ -86,6 +93,8 @@ def _opened(
     *,
     verified: bool,
     examination: Examination | None = None,
+    shards: int = 0,
+    ray: str | None = None,
 ) -> Index:
     where, sparse = torch.device(pick_device(device)), manifest.basis.is_sparse
     store = index_rows(directory, manifest)
@@ -93,6 +102,10 @@ def _opened(
     coordinates = load_coordinates(directory, manifest) if sparse else []
     models = _models(directory, manifest, task, store.row_ids.live_ids(), checkpoints, where, examination)
     _check_layers(manifest, models, bases, coordinates)
+    if shards or ray is not None:
+        rows = rows_in_shards(directory, manifest, open_shards(directory, manifest, shards, ray))
+    else:
+        rows = rows_here(directory, manifest, store, searcher, where)
     contents = IndexContents(
         directory,
         manifest,
@@ -100,17 +113,24 @@ def _opened(
         models,
         bases,
         coordinates,
-        load_weight_curvature(directory, manifest, coordinates)
-        if sparse
-        else load_curvature(directory, manifest, bases),
-        store,
-        open_searcher(directory, manifest, store, searcher, where) if isinstance(store, RowStore) else None,
+        _curvature(directory, manifest, bases, coordinates),
+        rows.store,
+        rows.searcher,
         load_kernels(directory, manifest, where),
-        representation_store(directory, manifest),
+        rows.representations,
         load_refit(directory, manifest),
         verified=verified,
+        shards=rows.shards,
     )
     return Index(contents)
+
+
+def _curvature(
+    directory: Path, manifest: Manifest, bases: Sequence[Basis], coordinates: Sequence[WeightCoordinates]
+) -> list[Curvature]:
+    if manifest.basis.is_sparse:
+        return load_weight_curvature(directory, manifest, coordinates)
+    return load_curvature(directory, manifest, bases)
 
 
 def _check_layers(

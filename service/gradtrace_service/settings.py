@@ -64,6 +64,20 @@ class Settings(BaseSettings):
         "stored rows, but each holds models, and 4 bytes x rows x checkpoints x (columns of the first level + levels) "
         "for the search: 0.7 GB for a million rows at 5 checkpoints.",
     )
+    shards: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Number of further processes among which each worker divides the rows of each index, which then "
+        "search at the same time; 0: each worker searches all rows itself. What --processes says of the memory for the "
+        "search is then held once over all shards, for each worker.",
+    )
+    ray: str | None = Field(
+        None,
+        description="Address of a Ray cluster, as ray.init takes it, whose actors the shards are in place of processes "
+        'of this machine; "local": of a cluster that is started here. Needs the extra gradtrace[ray], there and here, '
+        "and the index at the same path on every machine.",
+    )
     batch_size: PositiveInt = Field(
         16,
         description="Queries that are answered in one pass, if as many wait. A request with more takes several passes, "

@@ -16,6 +16,7 @@ from gradtrace.errors import StoreError
 from gradtrace.store.manifest import Manifest, Output
 from gradtrace.store.regular_files import regular_path
 from gradtrace.store.rows import RowStore
+from gradtrace.store.stored_rows import StoredRows
 from gradtrace.store.tensors import load_tensors
 
 _BLOCK_VALUES = 1 << 23  # float32 values of rows that are held at a time
@@ -71,7 +72,7 @@ def output_weights(losses: Tensor, output: Output, smallest: float) -> Tensor:
     return torch.where(weights > 0, weights, smallest)
 
 
-def stored_weights(store: RowStore, checkpoint: int, output: Output, smallest: float) -> Tensor:
+def stored_weights(store: StoredRows, checkpoint: int, output: Output, smallest: float) -> Tensor:
     """`output_weights` of all stored rows. Float32 [stored rows]."""
     return output_weights(torch.tensor(store.columns(checkpoint)["loss"]), output, smallest)
 

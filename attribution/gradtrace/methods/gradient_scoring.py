@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,10 +19,36 @@ from gradtrace.models.position_coordinates import check_measured, encode_positio
 from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors
 from gradtrace.models.task_model import MeasureName
 from gradtrace.search.scored_rows import Doubles, Floats, Rows
-from gradtrace.store.rows import RowStore
+from gradtrace.store.dense_rows import DenseRows, RowPass
 from gradtrace.task import Example
 
 _BLOCK_VALUES = 1 << 23  # float32 values of stored rows that are held at a time
+
+
+@dataclass(frozen=True, eq=False)
+class SelfProducts(RowPass):
+    """The product of each row with itself as a query.
+
+    asked, scored: places, among the checkpoints that are read, of the query's and of the row's blocks
+    factors: of query vectors, [blocks, 1 or dimensions]
+    """
+
+    asked: Sequence[int]
+    scored: Sequence[int]
+    factors: Tensor
+
+    def __call__(self, start: int, rows: Tensor) -> Tensor:
+        """float32 [b]"""
+        queries = self.queries(start, rows[:, self.asked].to(self.factors.device))
+        products: Tensor = (queries.cpu() * rows[:, self.scored]).sum((1, 2))
+        return products
+
+    def queries(self, start: int, rows: Tensor) -> Tensor:
+        """The query vectors that stored rows would have. [b, blocks, dimensions], as `rows`"""
+        return rows * self.factors
+
+    def of_rows(self, start: int, stop: int) -> SelfProducts:
+        return replace(self, factors=self.factors.cpu())
 
 
 class GradientScoring(DenseScoring):
@@ -38,7 +65,7 @@ class GradientScoring(DenseScoring):
     def __init__(
         self, contents: IndexContents, blocks: list[int], factors: Tensor, query_at: list[int] | None = None
     ) -> None:
-        assert isinstance(contents.store, RowStore)  # else rows are sparse
+        assert isinstance(contents.store, DenseRows)  # else rows are sparse
         assert contents.searcher is not None
         self.store, self.searcher = contents.store, contents.searcher
         self.blocks, self.query_at = blocks, blocks if query_at is None else query_at
@@ -159,18 +186,15 @@ class GradientScoring(DenseScoring):
         """The stored rows stand for the gradients of queries too."""
         read = sorted({*self.blocks, *self.query_at})
         asked, scored = ([read.index(block) for block in blocks] for blocks in (self.query_at, self.blocks))
-        scores = torch.empty(self.store.rows)
         size = max(1, _BLOCK_VALUES // (self.store.dimensions * len(read)))
-        for start, rows in self.store.blocks(read, size):  # [b, len(read), D]
-            queries = self.queries_of_rows(rows[:, asked], start).to(self.factors.device)
-            scores[start : start + len(rows)] = (self.reweighted(queries).cpu() * rows[:, scored]).sum((1, 2))
+        scores = self.store.each_row(read, size, self.self_products(asked, scored))
         scale = self.row_scale()
         values: Floats = (scores if scale is None else scores * scale).numpy()
         return values
 
-    def queries_of_rows(self, rows: Tensor, start: int) -> Tensor:
-        """The coordinates that the stored rows [b, blocks, dimensions] from `start` on would have as queries."""
-        return rows
+    def self_products(self, asked: Sequence[int], scored: Sequence[int]) -> SelfProducts:
+        """The scores of rows on themselves, without their scale. Arguments as of `SelfProducts`."""
+        return SelfProducts(asked, scored, self.factors)
 
     def shares_by_layer(self, vector: Tensor, positions: Rows) -> Mapping[str, Doubles]:
         names = sorted({name for basis in self.bases for name in basis.layers})

@@ -20,10 +20,10 @@ from gradtrace.errors import QueryError
 from gradtrace.methods.position_scores import PositionQuestion, PositionScores
 from gradtrace.methods.vectors import SparseQueries
 from gradtrace.models.queries import Query
-from gradtrace.search.by_name import Searcher
-from gradtrace.search.scored_rows import Doubles, Floats, Rows, SearchResult, exhaustive_scores
+from gradtrace.search.scored_rows import Doubles, Floats, Rows, SearchResult
+from gradtrace.search.searcher import DenseSearcher
+from gradtrace.store.dense_rows import DenseRows
 from gradtrace.store.manifest import CheckpointEntry, CheckpointKind, Manifest
-from gradtrace.store.rows import RowStore
 from gradtrace.store.stored_rows import StoredRows
 from gradtrace.task import Example
 
@@ -145,14 +145,14 @@ class DenseScoring(Scoring[Tensor]):
     searcher: of the rows
     """
 
-    store: RowStore
-    searcher: Searcher
+    store: DenseRows
+    searcher: DenseSearcher
 
     def search(self, vectors: Tensor, k: int, allowed: NDArray[np.bool_] | None) -> list[SearchResult]:
         return self.searcher.search(vectors, self.blocks, k, row_scale=self.row_scale(), allowed=allowed)
 
     def scores(self, vectors: Tensor) -> Floats:
-        return exhaustive_scores(self.store, vectors, self.blocks, self.row_scale())
+        return self.searcher.scores(vectors, self.blocks, row_scale=self.row_scale())
 
     def products(self, vectors: Tensor, rows: Tensor) -> Floats:
         products: Floats = (vectors.flatten(1) @ rows.flatten(1).T).cpu().numpy()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,10 +16,36 @@ from gradtrace.errors import QueryError
 from gradtrace.methods.method import DenseScoring
 from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors
 from gradtrace.search.scored_rows import Floats, SearchResult, ends_of_scored
+from gradtrace.store.dense_rows import RowPass
 from gradtrace.task import Example
 
 _BLOCK_VALUES = 1 << 18  # float64 values of stored rows that are held at a time: they stay in the processor's cache
 _QUERIES_PER_PASS = 16  # that share a pass over the rows
+
+
+@dataclass(frozen=True, eq=False)
+class RepresentationProducts(RowPass):
+    """The products of representations with query vectors.
+
+    vectors: float64 [q, blocks, size]
+    """
+
+    vectors: Tensor
+
+    def __call__(self, start: int, rows: Tensor) -> Tensor:
+        """The models' parts of each row's score. float32 [b, q, blocks]"""
+        parts, doubles = torch.empty(len(rows), *self.vectors.shape[:2]), rows.double()
+        for position in range(self.vectors.shape[1]):
+            products = self.products(list(self.vectors[:, position]), doubles[:, position], position, start)
+            parts[:, :, position] = torch.stack(products, dim=1)
+        return parts
+
+    @abstractmethod
+    def products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
+        """Each query vector's inner products [b] with the vectors of the rows [b, features] that begin at `start`.
+
+        position: of the model among the blocks
+        """
 
 
 class RepresentationScoring(DenseScoring):
@@ -49,11 +76,8 @@ class RepresentationScoring(DenseScoring):
         """Query vectors, from [queries, blocks, features] float64."""
 
     @abstractmethod
-    def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
-        """Each query vector's inner products [b] with the vectors of the rows [b, features] that begin at `start`.
-
-        position: of the model among the blocks
-        """
+    def _products(self, vectors: Tensor) -> RepresentationProducts:
+        """Of all rows with these query vectors."""
 
     def query_vectors(self, queries: Sequence[Query]) -> tuple[Tensor, list[float]]:
         representations, losses = self._represented([query.example for query in queries])
@@ -72,21 +96,16 @@ class RepresentationScoring(DenseScoring):
 
     def _parts(self, vectors: Tensor) -> Tensor:
         """The models' parts of each row's score. float32 [queries, stored rows, blocks]."""
-        parts = torch.empty(len(vectors), self.store.rows, len(self.blocks))
-        for start, rows in self._rows():
-            for position in range(len(self.blocks)):
-                products = self._products(list(vectors[:, position]), rows[:, position], position, start)
-                parts[:, start : start + len(rows), position] = torch.stack(products)
-        return parts
+        return self._each_row(self._products(vectors)).transpose(0, 1).contiguous()
 
     @property
     def store_blocks(self) -> range:
         return range(len(self.blocks))
 
-    def _rows(self) -> Iterator[tuple[int, Tensor]]:
-        """All stored rows in order, as (first row, [b, blocks, features] float64)."""
+    def _each_row(self, row_pass: RowPass) -> Tensor:
+        """Over the representations [b, blocks, features] of all stored rows. [stored rows, ...]"""
         size = max(1, _BLOCK_VALUES // (self.store.dimensions * len(self.blocks)))
-        return ((start, rows.double()) for start, rows in self.store.blocks(self.store_blocks, size))
+        return self.store.each_row(self.store_blocks, size, row_pass)
 
     def _represented(self, examples: Sequence[Example], what: str = "query") -> tuple[Tensor, list[float]]:
         """Representations float64 [examples, blocks, features], and losses at the last checkpoint.

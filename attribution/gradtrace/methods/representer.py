@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.fitted.representer_head import loss_slopes, with_constant
 from gradtrace.methods.method import Method, MethodOptions
-from gradtrace.methods.representation_scoring import RepresentationScoring
+from gradtrace.methods.representation_scoring import RepresentationProducts, RepresentationScoring
 from gradtrace.models.queries import Query
 from gradtrace.search.scored_rows import Floats
+from gradtrace.store.dense_rows import RowPass
 from gradtrace.store.manifest import Manifest
 from gradtrace.task import Example, Label
 
@@ -51,6 +53,33 @@ class Representer(Method):
         return _RepresenterScoring(contents)
 
 
+@dataclass(frozen=True, eq=False)
+class _Terms(RepresentationProducts):
+    """shares: float64 [blocks, stored rows, outputs]"""
+
+    shares: Tensor
+
+    def products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
+        f, shares = with_constant(rows), self.shares[position, start : start + len(rows)]  # [b, F + 1], [b, C]
+        products = []
+        for vector in vectors:
+            by_output = vector.view(shares.shape[1], -1)  # [outputs, F + 1], for a single query zero but for its class
+            used = by_output.any(1).nonzero().flatten()
+            products.append((f @ by_output[used].T * shares[:, used]).sum(1))
+        return products
+
+    def of_rows(self, start: int, stop: int) -> _Terms:
+        return replace(self, shares=self.shares[:, start:stop].clone())
+
+
+class _Squares(RowPass):
+    """The squared norms of representations with their constant."""
+
+    def __call__(self, start: int, rows: Tensor) -> Tensor:
+        """float64 [b, blocks]"""
+        return with_constant(rows.double()).square().sum(2)
+
+
 class _RepresenterScoring(RepresentationScoring):
     """A query vector is f_q at the query's output j and zero at the others: [outputs * (features + 1)]."""
 
@@ -74,14 +103,8 @@ class _RepresenterScoring(RepresentationScoring):
             raise QueryError("method 'representer' explains the predicted value, whatever the label: leave target out")
         return query.target_labels or [query.prediction if query.label is None else query.label]
 
-    def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
-        f, shares = with_constant(rows), self._refit.shares[position, start : start + len(rows)]  # [b, F + 1], [b, C]
-        products = []
-        for vector in vectors:
-            by_output = vector.view(self._outputs, -1)  # [outputs, F + 1], for a single query zero but for its class
-            used = by_output.any(1).nonzero().flatten()
-            products.append((f @ by_output[used].T * shares[:, used]).sum(1))
-        return products
+    def _products(self, vectors: Tensor) -> RepresentationProducts:
+        return _Terms(vectors, self._refit.shares)
 
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:
         """As if the layer had been fitted to these examples too, and were the same."""
@@ -100,7 +123,7 @@ class _RepresenterScoring(RepresentationScoring):
         if self._refit.entry.classes is not None:
             outputs = torch.from_numpy(stored.astype(np.int64))
         shares = self._refit.shares.gather(2, outputs.expand(len(self.blocks), -1)[..., None])[..., 0]  # [blocks, rows]
-        squares = torch.cat([with_constant(rows).square().sum(2) for _, rows in self._rows()])  # [rows, blocks]
+        squares = self._each_row(_Squares())  # [rows, blocks]
         scores: Floats = (shares * squares.T).mean(0).float().numpy()
         return scores
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,9 +11,10 @@ from torch import Tensor
 from gradtrace.contents import IndexContents
 from gradtrace.methods.method import Method, MethodOptions
 from gradtrace.methods.norms import inverse
-from gradtrace.methods.representation_scoring import RepresentationScoring
+from gradtrace.methods.representation_scoring import RepresentationProducts, RepresentationScoring
 from gradtrace.models.queries import Query
 from gradtrace.search.scored_rows import Floats
+from gradtrace.store.dense_rows import RowPass
 from gradtrace.task import Example
 
 _MEANINGS = {
@@ -46,38 +48,50 @@ class RepSim(Method):
         )
 
     def scoring(self, contents: IndexContents, options: MethodOptions) -> RepresentationScoring:
-        return _SCORINGS[options.get("similarity") or "cosine"](contents)
+        return _RepSimScoring(contents, _SIMILARITIES[options.get("similarity") or "cosine"])
 
 
-class _Dot(RepresentationScoring):
-    """A score is the inner product of `_query_side` and `_row_side` of the two representations."""
+class _RepSimScoring(RepresentationScoring):
+    def __init__(self, contents: IndexContents, similarity: _Dot) -> None:
+        super().__init__(contents)
+        self._similarity = similarity
 
     def _query_side(self, representations: Tensor, queries: Sequence[Query] = ()) -> Tensor:
-        return representations
+        return self._similarity.query_side(representations)
 
-    def _row_side(self, representations: Tensor) -> Tensor:
-        """[..., features] float64 -> [..., size of a query vector]."""
-        return representations
-
-    def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
-        return [rows @ vector for vector in vectors]
+    def _products(self, vectors: Tensor) -> RepresentationProducts:
+        return _Similarities(vectors, self._similarity)
 
     def row_vectors(self, examples: Sequence[Example]) -> Tensor:
-        return self._row_side(self._represented(examples, "training example")[0])
+        return self._similarity.row_side(self._represented(examples, "training example")[0])
 
     def self_influence(self) -> Floats:
-        parts = [(self._query_side(rows) * self._row_side(rows)).sum(2).mean(1) for _, rows in self._rows()]
-        scores: Floats = torch.cat(parts).float().numpy()
+        scores: Floats = self._each_row(_SelfSimilarity(self._similarity)).float().numpy()
         return scores
 
 
+class _Dot:
+    """A score is the inner product of `query_side` and `row_side` of the two representations."""
+
+    def query_side(self, representations: Tensor) -> Tensor:
+        """[..., features] float64 -> [..., size of a query vector]."""
+        return representations
+
+    def row_side(self, representations: Tensor) -> Tensor:
+        return representations
+
+    def products(self, vectors: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+        """Of each query vector with `row_side` of the rows [b, features]. [b]"""
+        return [rows @ vector for vector in vectors]
+
+
 class _Cosine(_Dot):
-    def _query_side(self, representations: Tensor, queries: Sequence[Query] = ()) -> Tensor:
+    def query_side(self, representations: Tensor) -> Tensor:
         return representations * inverse(representations.norm(dim=-1))[..., None]
 
-    _row_side = _query_side
+    row_side = query_side
 
-    def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
+    def products(self, vectors: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
         scale = inverse(torch.linalg.vector_norm(rows, dim=1))  # of the products: there are fewer than values
         return [(rows @ vector).mul_(scale) for vector in vectors]
 
@@ -85,17 +99,37 @@ class _Cosine(_Dot):
 class _Distance(_Dot):
     """-|q - r|^2 = <(q, |q|^2, 1), (2 r, -1, -|r|^2)>"""
 
-    def _query_side(self, representations: Tensor, queries: Sequence[Query] = ()) -> Tensor:
+    def query_side(self, representations: Tensor) -> Tensor:
         square = representations.square().sum(-1, keepdim=True)
         return torch.cat([representations, square, torch.ones_like(square)], dim=-1)
 
-    def _row_side(self, representations: Tensor) -> Tensor:
+    def row_side(self, representations: Tensor) -> Tensor:
         square = representations.square().sum(-1, keepdim=True)
         return torch.cat([2 * representations, -torch.ones_like(square), -square], dim=-1)
 
-    def _products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
+    def products(self, vectors: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
         squares = torch.linalg.vector_norm(rows, dim=1).square_()
         return [(rows @ v[:-2]).mul_(2).sub_(v[-2]).sub_(squares * v[-1]) for v in vectors]
 
 
-_SCORINGS = {"cosine": _Cosine, "dot": _Dot, "l2": _Distance}
+_SIMILARITIES = {"cosine": _Cosine(), "dot": _Dot(), "l2": _Distance()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Similarities(RepresentationProducts):
+    similarity: _Dot
+
+    def products(self, vectors: Sequence[Tensor], rows: Tensor, position: int, start: int) -> list[Tensor]:
+        return self.similarity.products(vectors, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class _SelfSimilarity(RowPass):
+    """The score of each row on itself, the mean over the models."""
+
+    similarity: _Dot
+
+    def __call__(self, start: int, rows: Tensor) -> Tensor:
+        """float64 [b]"""
+        doubles = rows.double()
+        return (self.similarity.query_side(doubles) * self.similarity.row_side(doubles)).sum(2).mean(1)

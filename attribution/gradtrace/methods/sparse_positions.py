@@ -15,13 +15,13 @@ from gradtrace.methods.position_scores import Lengths, PositionQuestion, Positio
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.position_coordinates import position_coordinates
 from gradtrace.search.scored_rows import Doubles, Rows
-from gradtrace.sparse.store import SparseStore
+from gradtrace.sparse.inverted_rows import InvertedRows
 from gradtrace.sparse.vectors import SparseVectors
 from gradtrace.task import Example
 
 
 def split_block(
-    store: SparseStore,
+    store: InvertedRows,
     block: int,
     model: GradientModel,
     vector: SparseVectors,
@@ -49,7 +49,7 @@ def split_block(
     return PositionScores(stored @ asked, training, signed)
 
 
-def _common(store: SparseStore, block: int, rows: Rows, vector: SparseVectors) -> tuple[NDArray[np.uint32], Doubles]:
+def _common(store: InvertedRows, block: int, rows: Rows, vector: SparseVectors) -> tuple[NDArray[np.uint32], Doubles]:
     """The coordinates that the query and any of the rows keep, ascending [m], and the rows' stored values [n, m]."""
     order = np.argsort(rows)
     entries = store.gather(block, rows[order])

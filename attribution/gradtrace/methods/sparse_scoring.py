@@ -23,7 +23,7 @@ from gradtrace.methods.vectors import SparseQueries
 from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors
 from gradtrace.models.task_model import MeasureName
 from gradtrace.search.scored_rows import Doubles, Floats, Rows, SearchResult
-from gradtrace.sparse.store import SparseStore
+from gradtrace.sparse.inverted_rows import InvertedRows
 from gradtrace.sparse.strongest import StrongestOfEach, strongest_of_batches
 from gradtrace.sparse.vectors import SparseRows, SparseVectors
 from gradtrace.task import Example
@@ -43,7 +43,7 @@ class SparseScoring(Scoring[SparseQueries]):
         normalized, full_gradient_weights: see `Scoring`.
     """
 
-    store: SparseStore
+    store: InvertedRows
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class SparseScoring(Scoring[SparseQueries]):
         full_gradient_weights: Doubles | None = None,
         normalized: bool = False,
     ) -> None:
-        assert isinstance(contents.store, SparseStore)
+        assert isinstance(contents.store, InvertedRows)
         self.store, self.blocks, self._contents, self._factors = contents.store, blocks, contents, factors
         self.full_gradient_weights, self.normalized = full_gradient_weights, normalized
 
@@ -118,10 +118,10 @@ class SparseScoring(Scoring[SparseQueries]):
         return [_one(rows, place) for place in range(len(batch))]
 
     def search(self, vectors: SparseQueries, k: int, allowed: NDArray[np.bool_] | None) -> list[SearchResult]:
-        return self.store.searcher.search(vectors.by_block, self.blocks, k, self._scale(), allowed)
+        return self.store.searcher.search(vectors.by_block, self.blocks, k, row_scale=self._scale(), allowed=allowed)
 
     def scores(self, vectors: SparseQueries) -> Floats:
-        return self.store.searcher.scores(vectors.by_block, self.blocks, self._scale())
+        return self.store.searcher.scores(vectors.by_block, self.blocks, row_scale=self._scale())
 
     def products(self, vectors: SparseQueries, rows: SparseQueries) -> Floats:
         by_block = zip(vectors.by_block, rows.by_block, strict=True)

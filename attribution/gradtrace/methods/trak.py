@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from gradtrace.contents import IndexContents
 from gradtrace.data.batches import ExampleBatch
 from gradtrace.fitted.trak_kernels import output_weights, stored_weights
-from gradtrace.methods.gradient_scoring import GradientScoring
+from gradtrace.methods.gradient_scoring import GradientScoring, SelfProducts
 from gradtrace.methods.method import Method, MethodOptions, chosen_checkpoints
 from gradtrace.methods.position_scores import Lengths
 from gradtrace.models.task_model import MeasureName
@@ -82,12 +83,11 @@ class _TrakScoring(GradientScoring):
 
     def reweighted(self, coordinates: Tensor) -> Tensor:
         """phi(q)^T (Phi^T Phi)^-1 at each checkpoint, times its factor."""
-        blocks = zip(coordinates.unbind(1), self._kernels, strict=True)
-        return super().reweighted(torch.stack([phi @ kernel.inverse for phi, kernel in blocks], dim=1))
+        return super().reweighted(_times_inverses(coordinates, [kernel.inverse for kernel in self._kernels]))
 
-    def queries_of_rows(self, rows: Tensor, start: int) -> Tensor:
-        """-phi(z), from the stored -(1 - p_z) phi(z)."""
-        return rows / self._row_weights[start : start + len(rows), :, None]
+    def self_products(self, asked: Sequence[int], scored: Sequence[int]) -> SelfProducts:
+        inverses = [kernel.inverse for kernel in self._kernels]
+        return _SelfProducts(asked, scored, self.factors, inverses, self._row_weights)
 
     @cached_property
     def _row_weights(self) -> Tensor:
@@ -95,6 +95,29 @@ class _TrakScoring(GradientScoring):
         blocks = zip(self.blocks, self._kernels, strict=True)
         weights = [stored_weights(self.store, block, self._output, kernel.smallest_weight) for block, kernel in blocks]
         return torch.stack(weights, dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _SelfProducts(SelfProducts):
+    """inverses: of the kernels, [dimensions, dimensions] at each block;  weights: 1 - p_z, [stored rows, blocks]"""
+
+    inverses: Sequence[Tensor]
+    weights: Tensor
+
+    def queries(self, start: int, rows: Tensor) -> Tensor:
+        """From -phi(z), which is the stored -(1 - p_z) phi(z) divided."""
+        weights = self.weights[start : start + len(rows), :, None].to(rows.device)
+        return super().queries(start, _times_inverses(rows / weights, self.inverses))
+
+    def of_rows(self, start: int, stop: int) -> _SelfProducts:
+        inverses = [inverse.cpu() for inverse in self.inverses]
+        return replace(self, factors=self.factors.cpu(), inverses=inverses, weights=self.weights[start:stop].clone())
+
+
+def _times_inverses(coordinates: Tensor, inverses: Sequence[Tensor]) -> Tensor:
+    """coordinates: [n, blocks, dimensions]"""
+    blocks = zip(coordinates.unbind(1), inverses, strict=True)
+    return torch.stack([phi @ inverse for phi, inverse in blocks], dim=1)
 
 
 def run_means(entries: Sequence[CheckpointEntry], chosen: Sequence[int]) -> Tensor:

@@ -12,14 +12,12 @@ import torch
 
 from gradtrace.errors import StoreError
 from gradtrace.search.annoy import AnnoySearcher
-from gradtrace.search.candidates import CandidateSearcher
 from gradtrace.search.exact_search import ProgressiveSearcher
 from gradtrace.search.faiss import FaissSearcher
+from gradtrace.search.searcher import DenseSearcher
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.regular_files import regular_path
 from gradtrace.store.rows import RowStore
-
-Searcher = ProgressiveSearcher | CandidateSearcher  # `ProgressiveSearcher.search` says what each searches for
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ class SearcherName:
 
 def open_searcher(
     directory: Path, manifest: Manifest, store: RowStore, name: str | None, device: str | torch.device
-) -> Searcher:
+) -> DenseSearcher:
     """The searcher of this name; None: the one that the index was built with.
 
     An approximate searcher that is older than the index's rows or checkpoints is not used: exact search answers.

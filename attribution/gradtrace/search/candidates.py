@@ -24,7 +24,7 @@ from torch import Tensor
 from gradtrace.devices import threads
 from gradtrace.errors import CorruptIndexError, StoreError
 from gradtrace.search.exact_search import ProgressiveSearcher
-from gradtrace.search.scored_rows import Floats, Rows, SearchResult, check_search, rank
+from gradtrace.search.scored_rows import Floats, Rows, SearchResult, check_search, exhaustive_scores, rank
 from gradtrace.store.rows import RowStore
 
 _REBUILD = "restore it or rebuild it with `gradtrace build --searcher`"
@@ -90,13 +90,17 @@ class CandidateSearcher(ABC):
         row_scale: Tensor | None = None,
         allowed: NDArray[np.bool_] | None = None,
     ) -> list[SearchResult]:
-        """As `ProgressiveSearcher.search`, query by query, so that answers do not depend on the batch."""
+        """See `RowSearcher.search`. Query by query, so that answers do not depend on the batch."""
         check_search(queries, k)
         self._check_size()
         if row_scale is not None:
             return self._exact.search(queries, checkpoints, k, row_scale=row_scale, allowed=allowed)
         with threads(1):
             return [self._search(query, list(checkpoints), k, allowed) for query in queries.cpu()]
+
+    def scores(self, queries: Tensor, checkpoints: Sequence[int], *, row_scale: Tensor | None = None) -> Floats:
+        """See `RowSearcher.scores`: all rows are read, whatever is proposed."""
+        return exhaustive_scores(self._store, queries, checkpoints, row_scale)
 
     def _search(self, query: Tensor, checkpoints: list[int], k: int, allowed: NDArray[np.bool_] | None) -> SearchResult:
         exact, norm = query.double().numpy(), float(query.double().norm())

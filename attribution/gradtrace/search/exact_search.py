@@ -30,7 +30,18 @@ from torch import Tensor
 from gradtrace.devices import threads
 from gradtrace.errors import QueryError
 from gradtrace.search.integer_scan import can_scan, round_queries, scan
-from gradtrace.search.scored_rows import Doubles, EndThresholds, Floats, Rows, SearchResult, check_search, rank
+from gradtrace.search.product_error import product_error
+from gradtrace.search.scored_rows import (
+    Doubles,
+    EndThresholds,
+    Floats,
+    Rows,
+    ScoredRows,
+    SearchResult,
+    check_search,
+    exact_parts,
+    exhaustive_scores,
+)
 from gradtrace.store.precision import norms_by_level, norms_of_levels
 from gradtrace.store.rows import RowStore
 
@@ -47,26 +58,6 @@ _SCANNED_TOGETHER = 4  # queries in a pass, from which a scan of rows is so chea
 _FIRST_LEVEL_SHARE = 0.2  # of the products of norms that lies in the first level, below which pruning is not tried
 
 Route = Literal["prune", "scan"]
-
-# Errors of matrix products by PyTorch's names of precisions. An operand that is truncated to 10 bits errs by up to
-# 2^-10, relatively: two operands by twice as much, and the .1 covers the product of both errors. "none": not set.
-_PRODUCT_ERRORS = {"ieee": 0.0, "highest": 0.0, "none": 0.0, "tf32": 2.1 * 2.0**-10, "high": 2.1 * 2.0**-10}
-_LARGEST_PRODUCT_ERROR = 2.1 * 2.0**-7  # bfloat16: "bf16", "medium"
-
-
-def product_error(device: str | torch.device) -> float:
-    """A bound of the error that rounded operands add to a matrix product, relative to the sum of the absolute values of
-    its terms. 0 in full float32.
-
-    It follows the current `torch.set_float32_matmul_precision` and `torch.backends.*.matmul.fp32_precision`, which a
-    task's file may set for its training in the same process.
-    """
-    backend = torch.backends.cuda if torch.device(device).type == "cuda" else torch.backends.mkldnn
-    try:
-        precision = backend.matmul.fp32_precision
-    except (AttributeError, AssertionError):  # PyTorch before 2.9
-        precision = torch.get_float32_matmul_precision()
-    return _PRODUCT_ERRORS.get(precision, _LARGEST_PRODUCT_ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +142,8 @@ class ProgressiveSearcher:
             for start, values in store.first_levels(checkpoint):
                 first[checkpoint, :, start : start + len(values)] = values.T
             for start, shard in store.shards(checkpoint):
-                norms[checkpoint, :, start : start + shard.layout.rows] = norms_of_levels(shard.tails).T
-                rows = largest[start : start + shard.layout.rows]
+                norms[checkpoint, :, start : start + shard.rows] = norms_of_levels(shard.tails).T
+                rows = largest[start : start + shard.rows]
                 torch.maximum(rows, shard.tails[:, 0], out=rows)
         self._first = first.to(device)  # [C, width, rows]
         self._norms = norms  # [C, levels, rows]
@@ -171,17 +162,24 @@ class ProgressiveSearcher:
         row_scale: Tensor | None = None,
         allowed: NDArray[np.bool_] | None = None,
     ) -> list[SearchResult]:
-        """The k highest- and the k lowest-scoring rows for each query.
+        """See `RowSearcher.search`."""
+        by_query = self.scored(queries, checkpoints, k, row_scale=row_scale, allowed=allowed)
+        return [scored.result(k) for scored in by_query]
 
-        Args:
-            queries: [q, C, D] float32, C = len(checkpoints), already multiplied by the checkpoints' weights.
-            checkpoints: positions in the manifest.
-            row_scale: [rows] float32, a factor of each row's score; None: 1.
-            allowed: bool [rows], which rows may be returned; None: all.
+    def scores(self, queries: Tensor, checkpoints: Sequence[int], *, row_scale: Tensor | None = None) -> Floats:
+        """See `RowSearcher.scores`."""
+        return exhaustive_scores(self._store, queries, checkpoints, row_scale)
 
-        Raises:
-            QueryError: a query or a scale is not finite, or k < 1.
-        """
+    def scored(
+        self,
+        queries: Tensor,
+        checkpoints: Sequence[int],
+        k: int,
+        *,
+        row_scale: Tensor | None = None,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> list[ScoredRows]:
+        """As `search`, with exact scores that can be merged with those of other rows."""
         check_search(queries, k)
         scale = None if row_scale is None else row_scale.cpu().numpy()
         with np.errstate(over="ignore", invalid="ignore"):
@@ -239,7 +237,7 @@ class ProgressiveSearcher:
             for score, bound, vector, norm in zip(scores.numpy(), slack.numpy(), missing, norms, strict=True)
         ]
 
-    def _search(self, queries: Sequence[_Query], rows: Rows, k: int, scan_threads: int) -> list[SearchResult]:
+    def _search(self, queries: Sequence[_Query], rows: Rows, k: int, scan_threads: int) -> list[ScoredRows]:
         """Queries that share passes over the rows.  rows: [m], those that may be returned, ascending"""
         searches: dict[int, _Search] = {}
         most = self._store.rows * _SCAN_SHARE
@@ -291,7 +289,7 @@ class ProgressiveSearcher:
         survivors = self._survivors(query, estimate, rows[keep], partial[keep])
         return _Search(query, estimate, thresholds, survivors, touched if query.norms.any() else 0)
 
-    def _finish(self, search: _Search, searched: int) -> SearchResult:
+    def _finish(self, search: _Search, searched: int) -> ScoredRows:
         query, survivors, k = search.query, search.survivors, search.thresholds.k
         if len(survivors.rows) > enough(k) and not search.estimate.first_missing:
             self._read_missing(query, search.estimate, survivors)
@@ -300,8 +298,8 @@ class ProgressiveSearcher:
         while len(survivors.rows) > enough(k) and survivors.slack[:-1].any():
             self._read_next_level(query, search.estimate, survivors, levels_read)
             survivors.prune(search.thresholds)
-        ends = rank(self._store, query.exact, query.checkpoints, survivors.rows, k, query.row_scale)
-        return SearchResult(*ends, exact=True, rows_touched=search.touched, rows_searched=searched)
+        score_parts = exact_parts(self._store, query.exact, query.checkpoints, survivors.rows, query.row_scale)
+        return ScoredRows(survivors.rows, score_parts, True, search.touched, searched)
 
     def _seed(
         self, thresholds: EndThresholds, query: _Query, estimate: _Estimate, rows: Rows, partial: Floats, slack: Floats

@@ -139,7 +139,7 @@ def scan(store: RowStore, queries: RoundedQueries, checkpoints: Sequence[int], m
         for stretch in zip(*(store.shards(checkpoint) for checkpoint in checkpoints), strict=True):
             start, first = stretch[0]
             shards = [shard for _, shard in stretch]
-            _scan_stretch(shards, queries, estimates[:, start : start + first.layout.rows], most_threads)
+            _scan_stretch(shards, queries, estimates[:, start : start + first.rows], most_threads)
     finally:
         store.expect_scan(checkpoints, False)
     return estimates if queries.limbs == 1 else estimates.unflatten(0, (queries.limbs, -1)).sum(dim=0)

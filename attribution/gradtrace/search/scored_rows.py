@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,6 +49,46 @@ class SearchResult:
     rows_searched: int
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredRows:
+    """What a search keeps of a query's ranking: rows with both ends among them, and exact scores.
+
+    rows: int64 [m], ascending
+    score_parts: float64 [m, C], summing to the scores
+    exact, rows_touched, rows_searched: see `SearchResult`
+    """
+
+    rows: Rows
+    score_parts: Doubles
+    exact: bool
+    rows_touched: int
+    rows_searched: int
+
+    def result(self, k: int) -> SearchResult:
+        ends = both_ends(self.rows, self.score_parts, k)
+        return SearchResult(*ends, self.exact, self.rows_touched, self.rows_searched)
+
+    def at_the_ends(self, k: int, first: int = 0) -> ScoredRows:
+        """Without the rows that are neither among the k best nor among the k worst.
+
+        first: the position in the index of the row that is 0 here
+        """
+        scores = self.score_parts.sum(axis=1)
+        kept = np.union1d(_end(-scores, k), _end(scores, k))
+        return replace(self, rows=self.rows[kept] + first, score_parts=self.score_parts[kept])
+
+    @classmethod
+    def merged(cls, searched: Sequence[ScoredRows]) -> ScoredRows:
+        """Of one query's rows that were searched apart, at least one of them; in the order of the rows."""
+        return cls(
+            np.concatenate([each.rows for each in searched]),
+            np.concatenate([each.score_parts for each in searched]),
+            all(each.exact for each in searched),
+            sum(each.rows_touched for each in searched),
+            sum(each.rows_searched for each in searched),
+        )
+
+
 @dataclass(slots=True)
 class EndThresholds:
     """The k-th highest score is at least `top`, the k-th lowest at most `bottom`."""
@@ -71,7 +111,14 @@ class EndThresholds:
 def rank(
     store: RowStore, query: Doubles, checkpoints: Sequence[int], rows: Rows, k: int, row_scale: Floats | None = None
 ) -> tuple[RankingEnd, RankingEnd]:
-    """Score the given rows in float64: top and bottom of their ranking.
+    """Top and bottom of the given rows' ranking. Arguments as of `exact_parts`."""
+    return both_ends(rows, exact_parts(store, query, checkpoints, rows, row_scale), k)
+
+
+def exact_parts(
+    store: RowStore, query: Doubles, checkpoints: Sequence[int], rows: Rows, row_scale: Floats | None = None
+) -> Doubles:
+    """The parts of the given rows' scores, [m, C], in float64: those of a row depend on no other row.
 
     query: [C, D], C = len(checkpoints);  rows: [m], ascending;  row_scale: [all rows]
     """
@@ -84,7 +131,7 @@ def rank(
             score_parts[start : start + chunk, position] = products.sum(axis=1)  # by row: equal rows score equally
     if row_scale is not None:
         score_parts *= row_scale[rows].astype(np.float64)[:, None]
-    return both_ends(rows, score_parts, k)
+    return score_parts
 
 
 def both_ends(rows: Rows, score_parts: Doubles, k: int) -> tuple[RankingEnd, RankingEnd]:
@@ -96,10 +143,15 @@ def both_ends(rows: Rows, score_parts: Doubles, k: int) -> tuple[RankingEnd, Ran
     scores = score_parts.sum(axis=1)
 
     def end(keys: Doubles) -> RankingEnd:
-        order = np.argsort(keys, kind="stable")[:k]
+        order = _end(keys, k)
         return RankingEnd(rows[order], scores[order].astype(np.float32), score_parts[order].astype(np.float32))
 
     return end(-scores), end(scores)
+
+
+def _end(keys: Doubles, k: int) -> Rows:
+    """Where the k lowest keys are, the lowest first; of equal keys the first comes first."""
+    return np.argsort(keys, kind="stable")[:k]
 
 
 def check_search(queries: Tensor, k: int) -> None:

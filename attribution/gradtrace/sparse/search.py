@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from gradtrace.errors import StoreError
-from gradtrace.search.scored_rows import Doubles, EndThresholds, Floats, Rows, SearchResult, both_ends, check_search
+from gradtrace.search.scored_rows import Doubles, EndThresholds, Floats, Rows, ScoredRows, SearchResult, check_search
 from gradtrace.sparse.segments import MOST_ROWS, Segment
 from gradtrace.sparse.vectors import SparseVectors
 
@@ -36,10 +36,10 @@ class SparseSearcher:
             StoreError: the checkpoints' segments are of different rows.
         """
         self._stretches = list(zip(*segments, strict=False))  # of each stretch of rows, its segment at each checkpoint
-        sizes = {tuple(segment.layout.rows for segment in of_checkpoint) for of_checkpoint in segments}
+        sizes = {tuple(segment.rows for segment in of_checkpoint) for of_checkpoint in segments}
         if len(sizes) > 1:
             raise StoreError(f"segments of the same rows are needed at each checkpoint, not of {sorted(sizes)} rows")
-        self._starts = np.append(0, np.cumsum([stretch[0].layout.rows for stretch in self._stretches], dtype=np.int64))
+        self._starts = np.append(0, np.cumsum([stretch[0].rows for stretch in self._stretches], dtype=np.int64))
         self.rows = int(self._starts[-1])
 
     def search(
@@ -47,27 +47,34 @@ class SparseSearcher:
         queries: Sequence[SparseVectors],
         checkpoints: Sequence[int],
         k: int,
+        *,
         row_scale: Floats | None = None,
         allowed: Mask | None = None,
     ) -> list[SearchResult]:
-        """The k best and the k worst rows for each query. Of equally scored rows the lower comes first.
+        """See `RowSearcher.search`. queries: at each of the checkpoints, the same number of them"""
+        by_query = self.scored(queries, checkpoints, k, row_scale=row_scale, allowed=allowed)
+        return [scored.result(k) for scored in by_query]
 
-        Args:
-            queries: at each of the checkpoints, the same number of them.
-            k: at least 1; fewer rows than that are all returned.
-            row_scale: [rows].
-            allowed: [rows], the rows that may be returned.
+    def scored(
+        self,
+        queries: Sequence[SparseVectors],
+        checkpoints: Sequence[int],
+        k: int,
+        *,
+        row_scale: Floats | None = None,
+        allowed: Mask | None = None,
+    ) -> list[ScoredRows]:
+        """As `search`, with exact scores that can be merged with those of other rows.
 
         Raises:
-            QueryError: a query is not finite, or k < 1.
-            CorruptIndexError: a file was cut off, or has rows that cannot be.
+            CorruptIndexError: also where a file has rows that cannot be.
         """
         for vectors in queries:
             check_search(torch.from_numpy(vectors.values), k)
         ends = [_Ends(k) for _ in range(len(queries[0]) if queries else 0)]
         for number, stretch in enumerate(self._stretches):
             rows = np.arange(self._starts[number], self._starts[number + 1])
-            admitted = slice(None) if allowed is None else np.flatnonzero(allowed[rows[0] : rows[-1] + 1])
+            admitted = slice(None) if allowed is None else np.flatnonzero(allowed[rows])
             for query, query_ends in enumerate(ends):
                 score_parts = _score_parts(stretch, queries, query, checkpoints)
                 if row_scale is not None:
@@ -76,9 +83,9 @@ class SparseSearcher:
         return [query_ends.result() for query_ends in ends]
 
     def scores(
-        self, queries: Sequence[SparseVectors], checkpoints: Sequence[int], row_scale: Floats | None = None
+        self, queries: Sequence[SparseVectors], checkpoints: Sequence[int], *, row_scale: Floats | None = None
     ) -> Floats:
-        """Every row's score for every query, float32 [q, rows]. Arguments and errors as in `search`."""
+        """See `RowSearcher.scores`."""
         for vectors in queries:
             check_search(torch.from_numpy(vectors.values), 1)
         scores = np.zeros((len(queries[0]) if queries else 0, self.rows), np.float32)
@@ -118,11 +125,11 @@ class _Ends:
         self._rows.append(rows)
         self._score_parts.append(score_parts)
 
-    def result(self) -> SearchResult:
+    def result(self) -> ScoredRows:
         if not self._rows:
             self.add(np.zeros(0, np.int64), np.zeros((0, 0)))
-        ends = both_ends(np.concatenate(self._rows), np.concatenate(self._score_parts), self._thresholds.k)
-        return SearchResult(*ends, True, self._touched, self._searched)
+        rows, score_parts = np.concatenate(self._rows), np.concatenate(self._score_parts)
+        return ScoredRows(rows, score_parts, True, self._touched, self._searched)
 
 
 def _score_parts(
@@ -144,5 +151,4 @@ def _products(segment: Segment, coordinates: NDArray[np.uint32], values: Floats)
     # one column for each list; a row for each number that a posting can name, whatever a damaged file names
     postings = csc_array((codes, row_numbers.astype(np.int32), starts.astype(np.int32)), (MOST_ROWS, len(lists)))
     products: Doubles = postings @ values[present].astype(np.float64)
-    segment.check_unused(products)
-    return products[: segment.layout.rows] * segment.scales
+    return segment.of_rows(products) * segment.scales

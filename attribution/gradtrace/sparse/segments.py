@@ -137,13 +137,18 @@ class SegmentRows:
 
 
 class Segment:
-    """An open segment: arrays that are views of the memory-mapped file. Never write to them.
+    """An open segment, or some consecutive rows of it: arrays that are views of the memory-mapped file. Never write to
+    them.
 
+    rows: number of these rows
     scales, norms: float32 [rows]
     """
 
-    def __init__(self, path: Path, layout: SegmentLayout) -> None:
-        """Raises CorruptIndexError where the file is missing, has another size, or its lists cannot be."""
+    def __init__(self, path: Path, layout: SegmentLayout, cut: slice = slice(None)) -> None:
+        """cut: the rows that are meant, counted from the segment's first; all of them by default. The lists of the
+        others are read, too.
+
+        Raises CorruptIndexError where the file is missing, has another size, or its lists cannot be."""
         self._path, self._map = path, map_file(path, layout.bytes)
         self.layout = layout
         coordinates, ends, row_numbers, codes, scales, norms, _ = layout.offsets
@@ -151,8 +156,9 @@ class Segment:
         self._ends = self._view(np.uint32, ends, layout.lists + 1)
         self._row_number_pairs = self._view(np.uint32, row_numbers, layout.pairs)
         self._code_pairs = self._view(np.uint16, codes, layout.pairs)
-        self.scales: NDArray[np.float32] = self._view(np.float32, scales, layout.rows)
-        self.norms: NDArray[np.float32] = self._view(np.float32, norms, layout.rows)
+        self.scales: NDArray[np.float32] = self._view(np.float32, scales, layout.rows)[cut]
+        self.norms: NDArray[np.float32] = self._view(np.float32, norms, layout.rows)[cut]
+        self.rows, self._first = len(self.scales), cut.start or 0
         self._check_lists()
         if layout.pairs:  # lists are read here and there: read-ahead would read most of the file
             start = row_numbers // mmap.PAGESIZE * mmap.PAGESIZE
@@ -209,7 +215,7 @@ class Segment:
         `numbers` [p], and codes [p]. Reads the row numbers of the whole segment."""
         self.check_size()
         place_of_row = np.full(MOST_ROWS, -1)
-        place_of_row[numbers] = np.arange(len(numbers))
+        place_of_row[numbers + self._first] = np.arange(len(numbers))
         row_numbers, chunk = self._row_number_pairs.view(np.uint16), 2 * _PAIRS_READ_TOGETHER
         wanted = [
             start + np.flatnonzero(place_of_row[row_numbers[start : start + chunk]] >= 0)
@@ -236,10 +242,13 @@ class Segment:
             squares = codes[postings].astype(np.float64) ** 2
             sums += np.bincount(row_numbers[postings], squares * of_postings, MOST_ROWS)
             first = postings.stop
-        self.check_unused(sums)
-        return sums[: self.layout.rows] * self.scales.astype(np.float64) ** 2
+        return self.of_rows(sums) * self.scales.astype(np.float64) ** 2
 
-    def check_unused(self, products: NDArray[np.float64]) -> None:
-        """Raises CorruptIndexError where rows that the segment does not have got a product. products: [MOST_ROWS]"""
+    def of_rows(self, products: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Those of the rows, of the products of all row numbers. [MOST_ROWS] -> [rows]
+
+        Raises CorruptIndexError where rows that the segment does not have got a product.
+        """
         if products[self.layout.rows :].any():
             raise self._damaged("a posting is of a row that the segment does not have")
+        return products[self._first : self._first + self.rows]

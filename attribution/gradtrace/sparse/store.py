@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 
 from gradtrace.errors import CorruptIndexError
 from gradtrace.search.scored_rows import Rows
+from gradtrace.sparse.inverted_rows import InvertedRows
 from gradtrace.sparse.search import SparseSearcher
 from gradtrace.sparse.segments import Segment, SegmentLayout
 from gradtrace.sparse.vectors import Entries
 from gradtrace.store.manifest import Manifest, SegmentSizes, ShardEntry
 from gradtrace.store.regular_files import regular_path
 from gradtrace.store.rows import RowStore
-from gradtrace.store.stored_rows import StoredRows
 
 
-class SparseStore(StoredRows):
-    """Rows that keep coordinates of their own. Segments are opened at their first use."""
+class SparseStore(InvertedRows):
+    """The sparse rows of an index, memory-mapped. Segments are opened at their first use."""
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, window: range | None = None) -> None:
         """Raises CorruptIndexError where the file of a segment cannot have the size that its postings take."""
-        super().__init__(directory, manifest)
+        super().__init__(directory, manifest, window)
         self._open: dict[str, Segment] = {}
         for entry in manifest.shards:
             if entry.rows.bytes != segment_layout(entry).bytes:
@@ -45,12 +45,14 @@ class SparseStore(StoredRows):
 
     def segments(self, checkpoint: int) -> list[Segment]:
         """In the order of the rows. Raises CorruptIndexError."""
-        return [self._segment(entry) for entry in self._entries[checkpoint]]
+        return [self._segment(checkpoint, number) for number in range(len(self._starts))]
 
-    def _segment(self, entry: ShardEntry) -> Segment:
+    def _segment(self, checkpoint: int, number: int) -> Segment:
+        entry = self._entries[checkpoint][number]
         name = entry.rows.path
         if name not in self._open:
-            self._open[name] = Segment(regular_path(self._directory, name), segment_layout(entry))
+            path = regular_path(self._directory, name)
+            self._open[name] = Segment(path, segment_layout(entry), self._cuts[number])
         return self._open[name]
 
     def norms(self, checkpoint: int) -> NDArray[np.float32]:
@@ -59,7 +61,6 @@ class SparseStore(StoredRows):
         return np.concatenate([*by_segment, np.zeros(0, np.float32)])
 
     def gather(self, checkpoint: int, rows: Rows) -> Entries:
-        """The given rows, ascending [m], as they are stored. Reads the row numbers of every segment that has some."""
         gathered = []
         for segment, first, numbers in self._by_segment(checkpoint, rows):
             coordinates, places, codes = segment.postings_of(numbers)
@@ -71,12 +72,11 @@ class SparseStore(StoredRows):
     def _by_segment(self, checkpoint: int, rows: Rows) -> Iterator[tuple[Segment, int, Rows]]:
         """The segments that have some of the rows, the place of the first of these, and their numbers in it."""
         edges = [*np.searchsorted(rows, self._starts).tolist(), len(rows)]
-        for entry, (low, high) in zip(self._entries[checkpoint], pairwise(edges), strict=True):
+        for number, (low, high) in enumerate(pairwise(edges)):
             if low < high:
-                yield self._segment(entry), low, rows[low:high] - entry.start
+                yield self._segment(checkpoint, number), low, rows[low:high] - self._starts[number]
 
     def square_sums(self, checkpoint: int, factors: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of each row the sum of its squared stored values, times the factors [coordinates]. float64 [rows]"""
         by_segment = [segment.square_sums(factors) for segment in self.segments(checkpoint)]
         return np.concatenate([*by_segment, np.zeros(0)])
 

@@ -13,26 +13,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradtrace.errors import CorruptIndexError, QueryError
+from gradtrace.store.dense_rows import DenseRows, RowPass
 from gradtrace.store.manifest import Manifest, ShardEntry
 from gradtrace.store.precision import decode, load_column_scales, unpack
 from gradtrace.store.regular_files import regular_path
 from gradtrace.store.shards import REPRESENTATION_PRECISION, Shard, ShardLayout
-from gradtrace.store.stored_rows import StoredRows
 
 _SCAN_SHARE = 8  # rows whose pages are more than 1 / 8 of a level's bytes are read with the read-ahead of a scan
 _PIECE_VALUES = 1 << 18  # values that are decoded at a time, so that they stay in the processor's cache
 
 
-class RowStore(StoredRows):
-    """The rows of an index in the coordinates of its basis. Shards are opened at their first use.
+class RowStore(DenseRows):
+    """The rows of an index in the coordinates of its basis, memory-mapped. Shards are opened at their first use.
 
-    dimensions: number of coordinates of a row at one checkpoint
     levels: column boundaries, ascending; the last equals `dimensions`
     precision: of the stored values
     """
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
-        super().__init__(directory, manifest)
+    def __init__(self, directory: Path, manifest: Manifest, window: range | None = None) -> None:
+        super().__init__(directory, manifest, window)
         self.levels = list(manifest.levels)
         self.precision = manifest.precision
         self.dimensions = self.levels[-1]
@@ -59,7 +58,8 @@ class RowStore(StoredRows):
         entry = self._entries[checkpoint][number]
         name = entry.rows.path
         if name not in self._open:
-            self._open[name] = Shard(regular_path(self._directory, name), self._shard_layout(entry))
+            path = regular_path(self._directory, name)
+            self._open[name] = Shard(path, self._shard_layout(entry), self._cuts[number])
         return self._open[name]
 
     def _readable_shard(self, checkpoint: int, number: int) -> Shard:
@@ -70,8 +70,8 @@ class RowStore(StoredRows):
 
     def shards(self, checkpoint: int) -> Iterator[tuple[int, Shard]]:
         """The first row of each shard and the shard, open, in the order of the rows. Raises CorruptIndexError."""
-        for number, entry in enumerate(self._entries[checkpoint]):
-            yield entry.start, self._readable_shard(checkpoint, number)
+        for number, start in enumerate(self._starts.tolist()):
+            yield start, self._readable_shard(checkpoint, number)
 
     def open_all(self) -> None:
         """Open every shard now: an open shard stays readable even if its file is deleted."""
@@ -106,11 +106,6 @@ class RowStore(StoredRows):
         return norms
 
     def gather(self, checkpoints: Sequence[int], rows: Tensor | NDArray[np.int64] | Sequence[int]) -> Tensor:
-        """The given rows [m], in their order, decoded. float32 [m, len(checkpoints), dimensions].
-
-        Raises:
-            QueryError: the index does not have one of the rows.
-        """
         rows = torch.as_tensor(rows, dtype=torch.int64)
         if bool((rows[1:] < rows[:-1]).any()):
             ascending, order = rows.sort()
@@ -208,6 +203,14 @@ class RowStore(StoredRows):
         finally:
             self.expect_scan(checkpoints, False)
 
+    def each_row(self, checkpoints: Sequence[int], block_rows: int, row_pass: RowPass) -> Tensor:
+        results: Tensor | None = None
+        for start, block in self.blocks(checkpoints, block_rows):
+            computed = row_pass(start, block)
+            results = computed.new_empty(self.rows, *computed.shape[1:]) if results is None else results
+            results[start : start + len(block)] = computed
+        return row_pass(0, torch.empty(0, len(checkpoints), self.dimensions)) if results is None else results
+
     def expect_scan(self, checkpoints: Sequence[int], scan: bool) -> None:
         """Tell the operating system how the later levels are read next: from end to end, or row by row."""
         for checkpoint in checkpoints:
@@ -217,7 +220,7 @@ class RowStore(StoredRows):
     def _read(self, checkpoint: int, start: int, stop: int, out: Tensor) -> None:
         """Decode rows [start, stop) into `out`, [stop - start, dimensions]."""
         for first, shard in self.shards(checkpoint):
-            low, high = max(start, first), min(stop, first + shard.layout.rows)
+            low, high = max(start, first), min(stop, first + shard.rows)
             if low >= high:
                 continue
             shard_rows, local = out[low - start : high - start], slice(low - first, high - first)
@@ -225,8 +228,14 @@ class RowStore(StoredRows):
                 decode(shard.levels[level][local], shard.scales[local], self._scales_of(checkpoint, level), target)
 
 
-def representation_store(directory: Path, manifest: Manifest) -> RowStore | None:
-    """A store whose rows are the representations; None if the index has none.
+def representation_store(directory: Path, manifest: Manifest, window: range | None = None) -> RowStore | None:
+    """A store whose rows are the representations, see `representations_manifest`; None if the index has none."""
+    representations = representations_manifest(manifest)
+    return None if representations is None else RowStore(directory, representations, window)
+
+
+def representations_manifest(manifest: Manifest) -> Manifest | None:
+    """That of an index whose rows are the representations of this one; None if it has none.
 
     Its checkpoint c is checkpoint `manifest.represented[c]` of the index.
 
@@ -248,4 +257,4 @@ def representation_store(directory: Path, manifest: Manifest) -> RowStore | None
         "column_scales": [],
         "shards": shards,
     }
-    return RowStore(directory, manifest.model_copy(update=update))
+    return manifest.model_copy(update=update)

@@ -89,23 +89,27 @@ class ShardLayout:
 
 
 class Shard:
-    """An open shard: tensors that are views of the memory-mapped file. Never write to them.
+    """An open shard, or some consecutive rows of it: tensors that are views of the memory-mapped file. Never write to
+    them.
 
+    rows: number of these rows
     levels: of each level, [rows, stored width] as `precision.encode` returns them;  scales: float32 [rows]
     tails: float32 [rows, levels], see `precision.tail_norms`
     level_arrays, scale_array: `levels` and `scales` as NumPy arrays, which gather rows faster
     """
 
-    def __init__(self, path: Path, layout: ShardLayout) -> None:
+    def __init__(self, path: Path, layout: ShardLayout, cut: slice = slice(None)) -> None:
+        """cut: the rows that are meant, counted from the shard's first; all of them by default"""
         self._path, self._map = path, map_file(path, layout.bytes)
         self.layout = layout
         *level_offsets, scales_offset, tails_offset, _ = layout.offsets
         self.levels = [
-            self._view(layout.dtype, offset, layout.rows, width)
+            self._view(layout.dtype, offset, layout.rows, width)[cut]
             for offset, width in zip(level_offsets, layout.stored_widths, strict=True)
         ]
-        self.scales = self._view(torch.float32, scales_offset, layout.rows)
-        self.tails = self._view(torch.float32, tails_offset, layout.rows, len(layout.levels))
+        self.scales = self._view(torch.float32, scales_offset, layout.rows)[cut]
+        self.tails = self._view(torch.float32, tails_offset, layout.rows, len(layout.levels))[cut]
+        self.rows = len(self.scales)
         self.level_arrays: list[NDArray[Any]] = [level.numpy() for level in self.levels]
         self.scale_array: NDArray[np.float32] = self.scales.numpy()
         self.expect(scan=False)

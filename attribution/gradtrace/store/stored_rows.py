@@ -22,16 +22,19 @@ _COLUMNS = {"label", "prediction", "loss", "correct", "norm"}
 
 
 class StoredRows(ABC):
-    """The rows of an index, memory-mapped. Not thread-safe.
+    """The rows of an index, or a window of them. Not thread-safe.
 
-    A row is named by its position in the store; `row_ids` has the training row at each position.
+    A row is named by its position in the store; `row_ids` has the training row at each position of the whole index.
 
     rows: number of stored rows
     checkpoints: number of checkpoints
     """
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
-        """Raises CorruptIndexError unless the shards of every checkpoint tile the rows in the same stretches."""
+    def __init__(self, directory: Path, manifest: Manifest, window: range | None = None) -> None:
+        """window: consecutive rows of the index that this store is limited to, and counts from 0; None: all
+
+        Raises CorruptIndexError unless the shards of every checkpoint tile the rows in the same stretches.
+        """
         self.rows, self.checkpoints = manifest.rows, len(manifest.checkpoints)
         self._directory, self._manifest = directory, manifest
         self._entries = [
@@ -40,7 +43,16 @@ class StoredRows(ABC):
         ]
         stretches = manifest.stretches()
         self._check_stretches(stretches)
-        self._starts = np.array([start for start, _ in stretches], dtype=np.int64)
+        self._limit(stretches, range(self.rows) if window is None else window)
+
+    def _limit(self, stretches: list[tuple[int, int]], window: range) -> None:
+        """Leave out the shards that have no row of the window."""
+        used = [n for n, (start, stop) in enumerate(stretches) if start < window.stop and stop > window.start]
+        self.rows = len(window)
+        self._entries = [[entries[number] for number in used] for entries in self._entries]
+        starts = [max(stretches[number][0], window.start) - window.start for number in used]
+        self._starts = np.array(starts, dtype=np.int64)
+        self._cuts = [_cut(*stretches[number], window) for number in used]  # of each shard, the rows in the window
 
     @abstractmethod
     def open_all(self) -> None:
@@ -74,9 +86,15 @@ class StoredRows(ABC):
         Raises:
             CorruptIndexError: a file is missing, is not Parquet, or does not hold the columns of these rows.
         """
-        tables = [read_columns(self._directory, entry) for entry in self._entries[checkpoint]]
+        cuts = zip(self._entries[checkpoint], self._cuts, strict=True)
+        tables = [read_columns(self._directory, entry).slice(cut.start, cut.stop - cut.start) for entry, cut in cuts]
         table = joined(tables) if tables else pyarrow.table({})
         return {name: table.column(name).to_numpy() for name in table.column_names}
+
+
+def _cut(start: int, stop: int, window: range) -> slice:
+    """Which rows of a shard, counted from its first, are in a window of the index's rows."""
+    return slice(max(window.start - start, 0), min(window.stop, stop) - start)
 
 
 def read_columns(directory: Path, shard: ShardEntry) -> pyarrow.Table:

@@ -12,7 +12,7 @@ from gradtrace_service.doctor.service import Service
 _USED = 0.8  # share of the descriptors from which on there is a warning
 _FREE_BYTES = 1e9
 _OTHER_DESCRIPTORS = 128  # beside those of connections: mapped rows, logs, pipes to workers
-_FAILURES = ("failure", "out-of-memory", "worker-lost", "index-unavailable")
+_FAILURES = ("failure", "out-of-memory", "worker-lost", "shard-lost", "index-unavailable")
 
 Samples = dict[str, dict[str, float]]  # by metric, then by its labels' values
 

@@ -20,6 +20,7 @@ from typing import Any, cast
 import psutil
 
 from gradtrace.errors import QueryError
+from gradtrace.forked import context_preloading
 from gradtrace_service.engine.work import (
     REFUSALS,
     Indexes,
@@ -100,7 +101,7 @@ class ProcessWorker(Worker):
                 wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
 
     def _begin(self) -> None:
-        context = _context()
+        context = context_preloading("gradtrace_service.indexes.preloaded")
         self._connection, theirs = context.Pipe()
         self._pipe = socket.fromfd(self._connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
         self._started = context.Process(target=_work, args=(theirs, *self._arguments), name="gradtrace-worker")
@@ -206,15 +207,6 @@ class ProcessWorker(Worker):
         if process is not None:
             with suppress(psutil.TimeoutExpired):
                 process.wait(_END_SECONDS)
-
-
-def _context() -> Any:
-    """Processes are forked from one that has imported PyTorch and has started nothing, so they begin at once."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gradtrace_service.indexes.preloaded"])
-    return context
 
 
 def _pickled(work: Work[Any], arrived: float) -> bytes | QueryError:

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from gradtrace import Index
-from gradtrace.errors import QueryError, StoreError, TaskError
+from gradtrace.errors import QueryError, ShardLostError, StoreError, TaskError
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class OutOfMemoryError(Exception):
 
 
 # Errors whose text is for the caller.
-REFUSALS = (QueryError, TaskError, IndexUnavailableError, OutOfMemoryError)
+REFUSALS = (QueryError, TaskError, IndexUnavailableError, OutOfMemoryError, ShardLostError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +132,8 @@ def _answer(index: Index, works: Sequence[Work[Any]], waited_ms: Sequence[float]
     outcomes = _attempt(lambda: list(works[0].handler(index, [work.request for work in works], waited_ms)))
     if not isinstance(outcomes, Exception):
         return outcomes
-    if len(works) == 1:
-        return [outcomes]
+    if len(works) == 1 or isinstance(outcomes, ShardLostError):  # which is no fault of a request
+        return [outcomes] * len(works)
     del outcomes  # its traceback holds the tensors of every frame
     # One of the requests is at fault, or together they need too much memory: by halves, since those without the one at
     # fault are then answered in few passes.

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradtrace.errors import DatasetError, QueryError, TaskError
+from gradtrace.errors import DatasetError, QueryError, ShardLostError, TaskError
 from gradtrace_client.service_schemas import (
     LONGEST_DETAIL,
     LONGEST_PATH,
@@ -75,6 +75,12 @@ _STATES: dict[type[Exception], tuple[int, str, str]] = {  # of the service, whic
         503,
         "out-of-memory",
         "the service lacks the memory to open this index, and tries again soon; give it more, or fewer indexes",
+    ),
+    ShardLostError: (
+        503,
+        "shard-lost",
+        "a process that has some of the index's rows ended, and again when it was started anew, and without these rows "
+        "nothing is answered; send this request again later. The service's log says which rows",
     ),
     IndexUnavailableError: (
         503,

@@ -34,6 +34,8 @@ class Hosted:
     task: str  # as `load_task` takes it
     checkpoints: list[Path] | None = None
     device: str = "auto"
+    shards: int = 0
+    ray: str | None = None
 
     def open(self, verified: VerifiedFiles | None = None) -> Index:
         """With a new task: generations differ in their data sets, and only one thread may use a task.
@@ -51,6 +53,8 @@ class Hosted:
             checkpoints=self.checkpoints,
             device=self.device,
             verified=verified,
+            shards=self.shards,
+            ray=self.ray,
         )
         try_rendering(index)
         if changed := changed_since(index.directory, {file: verified[file] for file in index.manifest.files()}):
@@ -131,7 +135,7 @@ def hosted(indexes: Sequence[str], tasks: Sequence[str], settings: Settings) -> 
         read_manifest(path)
     given: list[str | None] = [*tasks] if len(tasks) > 1 else [next(iter(tasks), None)] * len(paths)
     return [
-        Hosted(name, path, spec_of(path, task), settings.checkpoints, settings.device)
+        Hosted(name, path, spec_of(path, task), settings.checkpoints, settings.device, settings.shards, settings.ray)
         for name, path, task in zip(names, paths, given, strict=True)
     ]
 
