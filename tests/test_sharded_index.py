@@ -17,7 +17,7 @@ from conftest import mostly_long
 from gradtrace import Index, StoreError, Task, open_index
 from gradtrace.results.hits import Hit, InfluenceResult
 from gradtrace_indexer import append_rows, build_index, delete_rows
-from gradtrace_indexer.build import build
+from gradtrace_indexer.build import begin
 from test_sparse_rows import QUERIES as WORDS
 from test_sparse_rows import WordsTask
 from tiny import ClassTask
@@ -32,7 +32,7 @@ def dense_index(folder: Path, undamaged: Path) -> Built:
     shutil.copytree(undamaged, folder / "home")
     task = ClassTask(tiny.mlp, [*damaged_index.ROWS, *tiny.classes(9, seed=9)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_SHARD_ROWS", 24)
+        patch.setattr(begin, "_SHARD_ROWS", 24)
         append_rows(folder / "home" / "index", task, progress=False)
     damaged_index.add_kernels(folder / "home" / "index", progress=False)
     damaged_index.fit_representer(folder / "home" / "index")

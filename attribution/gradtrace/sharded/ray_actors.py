@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from gradtrace.errors import MissingLibraryError, StoreError
+from gradtrace.ray_cluster import import_ray, join
 from gradtrace.sharded.server import Question, ShardOpening, ShardServer
 from gradtrace.sharded.transport import Failure, ShardTransport, answered, lost, portable, unless_failed
 
@@ -32,9 +32,8 @@ class RayShards(ShardTransport):
             StoreError: there is no cluster at the address.
             Exception: what a shard raises that cannot be opened.
         """
-        self._ray, self._openings = _import_ray(), openings
-        if not self._ray.is_initialized():
-            _connect(self._ray, address)
+        self._ray, self._openings = import_ray(), openings
+        join(self._ray, address)
         options = {"max_restarts": _RESTARTS, "max_task_retries": _REPEATS, "scheduling_strategy": "SPREAD"}
         actor = self._ray.remote(_Actor).options(**options)
         self._actors = [actor.remote(opening) for opening in openings]
@@ -84,22 +83,3 @@ def _kill(ray: Any, actors: Sequence[Any]) -> None:
     if ray.is_initialized():
         for actor in actors:
             ray.kill(actor)
-
-
-def _connect(ray: Any, address: str) -> None:
-    local = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address, log_to_driver=False, **local)
-    except (ConnectionError, ValueError) as error:
-        raise StoreError(
-            f"there is no Ray cluster at {address!r} ({error}): start one with `ray start --head`, or say --ray local"
-        ) from None
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError:
-        raise MissingLibraryError("ray", "ray") from None
-    return ray

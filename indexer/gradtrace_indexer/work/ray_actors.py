@@ -7,30 +7,18 @@ All machines must see the index directory, the checkpoints and the data at the s
 from __future__ import annotations
 
 import os
-import socket
 import time
 from typing import Any
 
 import torch
 
-from gradtrace.errors import StoreError
+from gradtrace.ray_cluster import import_ray, join
 from gradtrace_indexer.work.payload import Payload
 from gradtrace_indexer.work.sharing import Rank
 from gradtrace_indexer.work.watching import Watch
 
-LOCAL = "local"  # in place of a cluster's address: one of this machine alone, for as long as the work takes
 _POLL_SECONDS = 0.5
-_CONNECT_SECONDS = 10.0
 _LOOK_SECONDS = 5.0  # between two looks at how large the cluster is
-
-
-def import_ray() -> Any:
-    """The ray module. Raises StoreError if it is not installed."""
-    try:
-        import ray
-    except ImportError as error:
-        raise StoreError(f"Ray is not installed ({error}): pip install gradtrace[ray]") from None
-    return ray
 
 
 def run_in_actors(payload: Payload, address: str, count: int | None, gpu: bool, watch: Watch) -> None:
@@ -40,38 +28,17 @@ def run_in_actors(payload: Payload, address: str, count: int | None, gpu: bool, 
     count: of actors; None: one for each CPU, or with `gpu` each GPU, also of machines that join the cluster later
 
     Raises:
-        StoreError: Ray is not installed, or there is no cluster at the address.
+        MissingLibraryError: Ray is not installed.
+        StoreError: there is no cluster at the address.
         Exception: what a call raises.
     """
     ray = import_ray()
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        _connect(ray, address)
+    is_ours = join(ray, address)
     try:
         _Actors(ray, payload, count, gpu).run(watch)
     finally:
         if is_ours:
             ray.shutdown()
-
-
-def _connect(ray: Any, address: str) -> None:
-    try:
-        _check_answers(address)  # Ray itself would wait for minutes
-        if address == LOCAL:
-            ray.init(include_dashboard=False, log_to_driver=True)
-        else:
-            ray.init(address=address)
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"there is no Ray cluster at {address!r} ({error}): start one with `ray start --head`, or use --ray local"
-        ) from None
-
-
-def _check_answers(address: str) -> None:
-    """Raises OSError where nothing listens at an address with a port."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
 
 
 class _Actors:
