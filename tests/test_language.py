@@ -77,7 +77,8 @@ def test_a_trainers_directory_is_indexed_and_asked_in_a_line_each(output: Path, 
     scores = np.zeros((2, len(TRAIN)))
     for checkpoint in load_checkpoints(output):
         model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint.path).eval()
-        of = [gradient(model, mean_loss(model, torch.tensor(words(text)["input_ids"]))) for text in [QUERY[0], *TRAIN]]
+        ids = [torch.tensor(words(text)["input_ids"]) for text in [QUERY[0], *TRAIN]]
+        of = [gradient(model, mean_loss(model, of_text) * (len(of_text) - 1)) for of_text in ids]  # as the Trainer's
         scores[0] += checkpoint.learning_rate * np.array([float(of[0] @ row) for row in of[1:]])
     for hit in hits:
         scores[1, hit["row"]] = hit["score"]
@@ -119,6 +120,7 @@ def test_check_shows_the_tokens_that_count(model: Path, tmp_path: Path) -> None:
     words = ("check", "--model", model, "--data", data, "--dimensions", 16)
     shown = " ".join(invoke(*words).split())
     assert "who sees a cat ?⟦ the dog .</s>⟧" in shown
+    assert "the loss of a row is the mean over its tokens that count" in shown
     assert "6 rows: 219 tokens, 64 in the longest; 12 (5%) count in the loss" in shown
     assert "3 rows were longer than 64 tokens and were cut" in shown
     assert "rows 1, 3, 5 have no token that counts in the loss" in shown
@@ -134,7 +136,7 @@ def test_an_index_needs_no_task_to_be_served_and_grows_with_its_file(model: Path
     assert f"{len(TRAIN)} rows" in built
     saved = json.loads((index / "task.json").read_text())
     given = {"kind": "CausalLM", "model": str(model), "data": str(data), "text": "review", "reduction": "mean"}
-    assert saved == {**given, "representations": False}
+    assert saved == {**given, "representations": False, "dtype": "float32"}
     (served,) = hosted([str(index)], [], Settings())
     opened = served.open()
     (result,) = opened.influence([opened.task.parse({"text": QUERY[0]})], k=2)

@@ -146,6 +146,10 @@ class Task(ABC):
         raise NotImplementedError
 
     @property
+    def has_label(self) -> bool:
+        return type(self).label is not Task.label
+
+    @property
     def has_predict(self) -> bool:
         return type(self).predict is not Task.predict
 

@@ -22,6 +22,7 @@ from gradtrace.data.guards import check_any_finite, check_finite, check_losses
 from gradtrace.data.sample import SAMPLE_ROWS, sample_of, varied_rows
 from gradtrace.errors import LossError, SharedPositionsError
 from gradtrace.gradients.capture import OnUse, backpropagate
+from gradtrace.gradients.loss_scale import loss_scale, scaled
 from gradtrace.gradients.plan import LayerPlan, plan_layers
 from gradtrace.gradients.reference import autograd_gradients, stray_gradients
 from gradtrace.layers import Layer, real_values
@@ -91,8 +92,7 @@ class GradientModel(TaskModel):
         try:
             if examination is None:
                 examination = examined(self, sample, probe[:largest])
-            else:
-                check_any_finite(self.model, self.task.loss, sample)
+            check_any_finite(self.model, self.task.loss, sample)
         except LossError as error:
             raise LossError(f"checkpoint {checkpoint.name}: {error}") from error
         self.examination = examination._replace(outputs=examination.outputs.with_loss(self.task.loss))
@@ -230,12 +230,25 @@ class GradientModel(TaskModel):
     ) -> Tensor:
         """Checked losses float32 [batch]; every layer's factors go to `on_use`. merge: see `capture.backpropagate`"""
 
-        def in_single(layer: Layer, x: Any, d: Tensor) -> None:  # bases and rows are float32
-            on_use(layer, x.float() if x.dtype == torch.float64 else x, d.float() if d.dtype == torch.float64 else d)
+        scale = loss_scale(self.model)
 
-        losses = backpropagate(self.model, measure or self.task.loss, batch, self.plan, in_single, merge)
+        def in_single(layer: Layer, x: Any, d: Tensor) -> None:
+            x, d = _in_single(x), _in_single(d)
+            if scale != 1:  # of a lookup, the gradient is x, and d are the tokens
+                x, d = (x, d / scale) if d.is_floating_point() else (x / scale, d)
+            on_use(layer, x, d)
+
+        measured = scaled(measure or self.task.loss, scale)
+        losses = backpropagate(self.model, measured, batch, self.plan, in_single, merge)
         check_losses(losses, len(batch))
-        return losses.float()
+        return losses.float() / scale
+
+
+def _in_single(factor: Any) -> Any:
+    """A layer's input or output gradient in float32, as bases and rows are; tokens, and what only a module takes, as
+    they are."""
+    halves = isinstance(factor, Tensor) and factor.dtype in (torch.float16, torch.bfloat16)
+    return factor.float() if halves or factor.dtype == torch.float64 else factor
 
 
 def open_models(
