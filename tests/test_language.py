@@ -96,7 +96,7 @@ def test_what_names_no_task_is_refused_with_the_remedy(model: Path, tmp_path: Pa
     def said(*words: object) -> str:
         done = CliRunner().invoke(app, [str(word) for word in words])
         assert done.exit_code
-        return f"{done.output} {done.exception}"
+        return " ".join(f"{done.output} {done.exception}".split())  # as wide as the terminal is
 
     data = tiny_language.json_lines(tmp_path / "train.jsonl", [{"text": text} for text in TRAIN])
     out = ("--out", tmp_path / "index")
@@ -127,6 +127,22 @@ def test_check_shows_the_tokens_that_count(model: Path, tmp_path: Path) -> None:
     report = json.loads(invoke(*words, "--json"))
     assert [["who sees a cat ?", False], [" the dog .</s>", True]] in report["examples"]
     assert report["estimate"]["disk_bytes"] > 0
+
+
+def test_a_model_that_does_not_fit_is_told_before_it_is_loaded(model: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    shutil.copytree(model, large)
+    config = json.loads((large / "config.json").read_text())
+    (large / "config.json").write_text(json.dumps({**config, "n_embd": 1 << 16, "n_layer": 60, "n_head": 64}))
+    data = tiny_language.json_lines(tmp_path / "train.jsonl", [{"text": text} for text in TRAIN])
+    checked = CliRunner().invoke(app, ["check", "--model", str(large), "--data", str(data)])
+    assert checked.exit_code == 1
+    shown = " ".join(checked.output.split())
+    weights = 60 * 12 * 65536**2 * 4 * 2 / 1e9  # of four attention matrices and two of four times their size
+    told = re.search(r"a build holds ([\d,.]+) GB", shown)
+    assert told is not None, shown
+    assert float(told[1].replace(",", "")) == pytest.approx(weights, rel=0.01)
+    assert "--dtype bfloat16" in shown
 
 
 def test_an_index_needs_no_task_to_be_served_and_grows_with_its_file(model: Path, tmp_path: Path) -> None:

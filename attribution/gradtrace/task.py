@@ -88,6 +88,11 @@ class Task(ABC):
         """Stack examples into a batch. Default: PyTorch's `default_collate`."""
         return default_collate(examples)
 
+    def parts(self, examples: Sequence[Example]) -> list[list[int]]:
+        """The positions of the examples that go through the model together, in parts, the largest examples first.
+        Define it where padding costs much. Default: all together."""
+        return [list(range(len(examples)))]
+
     def label(self, example: Example) -> Label | None:
         """The label of an example, None if it has none. Default: the second element of an (input, label) pair."""
         if not (isinstance(example, tuple | list) and len(example) == 2):

@@ -91,6 +91,13 @@ class Pretrained:
         except (OSError, ValueError) as error:
             raise self._unreadable("a model", error) from error
 
+    def parameter_count(self, kind: Kind) -> int:
+        """Of the model or, of an adapter, its base model. No weights are loaded."""
+        auto = getattr(imported("transformers"), _AUTO_CLASSES[kind])
+        with torch.device("meta"):
+            model: nn.Module = auto.from_config(self.config())
+        return sum(parameter.numel() for parameter in model.parameters())
+
     def model(self, kind: Kind, dtype: DType) -> nn.Module:
         """With the weights of the directory, in `dtype`; adapters stay in float32, as PEFT trains them.
 

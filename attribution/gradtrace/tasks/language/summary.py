@@ -11,9 +11,9 @@ from gradtrace.errors import TaskError
 from gradtrace.task import Example
 from gradtrace.tasks.language.options import Reduction
 from gradtrace.tasks.language.packed import Documents
+from gradtrace.tasks.language.questions import TOKENS_A_BATCH, WritingTask
 from gradtrace.tasks.language.task import LanguageTask
 
-_TOKENS_A_BATCH = 4096
 _LARGEST_BATCH = 128
 _SIZED_ROWS = 1000  # by whose longest the batches are sized
 
@@ -98,7 +98,12 @@ def _add(summary: TokenSummary, task: LanguageTask, row: int, example: Example, 
     summary.uncounted += [] if counted else [row]
 
 
+def rows_at_a_time(task: LanguageTask) -> int:
+    """Rows that a build takes together. Models that write take them in parts of alike lengths."""
+    return _LARGEST_BATCH if isinstance(task, WritingTask) else batch_size(task)
+
+
 def batch_size(task: LanguageTask) -> int:
-    """Rows in a batch, so that its tokens, and with them the model's outputs, fit into memory."""
+    """Rows in a batch of any rows, so that its tokens, and with them the model's outputs, fit into memory."""
     longest = token_summary(task, _SIZED_ROWS).longest
-    return max(1, min(_LARGEST_BATCH, _TOKENS_A_BATCH // max(longest, 1)))
+    return max(1, min(_LARGEST_BATCH, TOKENS_A_BATCH // max(longest, 1)))

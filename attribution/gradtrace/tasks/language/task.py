@@ -103,6 +103,13 @@ class LanguageTask(Task):
         model.config.pad_token_id = self.pad_id  # by which heads find the last token
         return model
 
+    @property
+    def weights_in_a_build(self) -> int:
+        """Bytes of weights that a build holds at least: the task's and a copy; of an adapter's base, one for all."""
+        bytes_each = getattr(torch, self.options.dtype).itemsize
+        copies = 1 if self.pretrained.is_adapter else 2
+        return int(self.pretrained.parameter_count(self.kind) * bytes_each * copies)
+
     @cached_property
     def train(self) -> EncodedRows:
         return EncodedRows(self.records(self._data), self.example)
