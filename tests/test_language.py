@@ -77,7 +77,8 @@ def test_a_trainers_directory_is_indexed_and_asked_in_a_line_each(output: Path, 
     scores = np.zeros((2, len(TRAIN)))
     for checkpoint in load_checkpoints(output):
         model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint.path).eval()
-        of = [gradient(model, mean_loss(model, torch.tensor(words(text)["input_ids"]))) for text in [QUERY[0], *TRAIN]]
+        ids = [torch.tensor(words(text)["input_ids"]) for text in [QUERY[0], *TRAIN]]
+        of = [gradient(model, mean_loss(model, of_text) * (len(of_text) - 1)) for of_text in ids]  # as the Trainer's
         scores[0] += checkpoint.learning_rate * np.array([float(of[0] @ row) for row in of[1:]])
     for hit in hits:
         scores[1, hit["row"]] = hit["score"]
@@ -95,7 +96,7 @@ def test_what_names_no_task_is_refused_with_the_remedy(model: Path, tmp_path: Pa
     def said(*words: object) -> str:
         done = CliRunner().invoke(app, [str(word) for word in words])
         assert done.exit_code
-        return f"{done.output} {done.exception}"
+        return " ".join(f"{done.output} {done.exception}".split())  # as wide as the terminal is
 
     data = tiny_language.json_lines(tmp_path / "train.jsonl", [{"text": text} for text in TRAIN])
     out = ("--out", tmp_path / "index")
@@ -119,12 +120,29 @@ def test_check_shows_the_tokens_that_count(model: Path, tmp_path: Path) -> None:
     words = ("check", "--model", model, "--data", data, "--dimensions", 16)
     shown = " ".join(invoke(*words).split())
     assert "who sees a cat ?⟦ the dog .</s>⟧" in shown
+    assert "the loss of a row is the mean over its tokens that count" in shown
     assert "6 rows: 219 tokens, 64 in the longest; 12 (5%) count in the loss" in shown
     assert "3 rows were longer than 64 tokens and were cut" in shown
     assert "rows 1, 3, 5 have no token that counts in the loss" in shown
     report = json.loads(invoke(*words, "--json"))
     assert [["who sees a cat ?", False], [" the dog .</s>", True]] in report["examples"]
     assert report["estimate"]["disk_bytes"] > 0
+
+
+def test_a_model_that_does_not_fit_is_told_before_it_is_loaded(model: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    shutil.copytree(model, large)
+    config = json.loads((large / "config.json").read_text())
+    (large / "config.json").write_text(json.dumps({**config, "n_embd": 1 << 16, "n_layer": 60, "n_head": 64}))
+    data = tiny_language.json_lines(tmp_path / "train.jsonl", [{"text": text} for text in TRAIN])
+    checked = CliRunner().invoke(app, ["check", "--model", str(large), "--data", str(data)])
+    assert checked.exit_code == 1
+    shown = " ".join(checked.output.split())
+    weights = 60 * 12 * 65536**2 * 4 * 2 / 1e9  # of four attention matrices and two of four times their size
+    told = re.search(r"a build holds ([\d,.]+) GB", shown)
+    assert told is not None, shown
+    assert float(told[1].replace(",", "")) == pytest.approx(weights, rel=0.01)
+    assert "--dtype bfloat16" in shown
 
 
 def test_an_index_needs_no_task_to_be_served_and_grows_with_its_file(model: Path, tmp_path: Path) -> None:
@@ -134,7 +152,7 @@ def test_an_index_needs_no_task_to_be_served_and_grows_with_its_file(model: Path
     assert f"{len(TRAIN)} rows" in built
     saved = json.loads((index / "task.json").read_text())
     given = {"kind": "CausalLM", "model": str(model), "data": str(data), "text": "review", "reduction": "mean"}
-    assert saved == {**given, "representations": False}
+    assert saved == {**given, "representations": False, "dtype": "float32"}
     (served,) = hosted([str(index)], [], Settings())
     opened = served.open()
     (result,) = opened.influence([opened.task.parse({"text": QUERY[0]})], k=2)

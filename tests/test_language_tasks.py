@@ -126,6 +126,16 @@ CASES = {
         [{"text": t, "text_pair": TEXTS[0], "score": len(t) / 50} for t in TEXTS],
         {"label": "score"},
     ),
+    "bert, several classes": Case(
+        SequenceClassification,
+        plain(
+            lambda: tiny_language.bert(
+                "ForSequenceClassification", VOCABULARY, num_labels=3, problem_type="multi_label_classification"
+            )
+        ),
+        [{"text": t, "labels": [len(t) % 2, len(t) % 3 // 2, 1]} for t in TEXTS],
+        {},
+    ),
     "bert, classes, lora": Case(
         SequenceClassification,
         adapter(lambda: tiny_language.bert("ForSequenceClassification", VOCABULARY, num_labels=3), "SEQ_CLS", "query"),

@@ -46,7 +46,7 @@ def sparse_index(folder: Path) -> Built:
     """In files of 15 rows and fewer; some deleted, some appended."""
     grown = WordsTask(40)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "default_segment_rows", lambda count: 15)
+        patch.setattr(begin, "default_segment_rows", lambda count: 15)
         checkpoints = tiny.checkpoints(WordsTask(30), folder / "checkpoints", 2)
         build_index(WordsTask(30), checkpoints, folder / "index", rows="sparse", dimensions=20, progress=False)
         append_rows(folder / "index", grown, progress=False)

@@ -95,7 +95,9 @@ def exact_whitening(model: GradientModel, squares: Tensor, damping: float) -> Te
 def fitted(model: GradientModel, batches: list[list[Any]], damping: float = 1.0) -> Tensor:
     """float32 [coordinates]"""
     squares = gradient_squares(model, map(model.batch, batches))
-    means = squares["layer_means"][WeightCoordinates.of(model.plan.layers).layer_of_coordinates()]
+    names = [layer.name for layer in model.plan.layers]
+    numbers = torch.tensor([sorted(names).index(name) for name in names])
+    means = squares["layer_means"][numbers.repeat_interleave(torch.tensor([layer.size for layer in model.plan.layers]))]
     return whitening_factors(squares["eigenvalues"], means, damping)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradtrace.basis import Basis
 from gradtrace.data.dataset import fetch
-from gradtrace.fitted.curvature import Curvature
+from gradtrace.fitted.curvature import Columns, Curvature
 from gradtrace.fitted.representer_head import Refit
 from gradtrace.fitted.trak_kernels import Kernel
 from gradtrace.fitted.word_scores import WordScores, text_of, word_scores
@@ -24,7 +24,7 @@ from gradtrace.search.searcher import DenseSearcher
 from gradtrace.sharded.row_shards import RowShards
 from gradtrace.sparse.coordinates import WeightCoordinates
 from gradtrace.sparse.inverted_rows import InvertedRows
-from gradtrace.sparse.whitening import whitening_factors
+from gradtrace.sparse.whitening import WeightCurvature, whitening_factors
 from gradtrace.store.dense_rows import DenseRows
 from gradtrace.store.manifest import Manifest
 from gradtrace.task import Example, Task
@@ -52,7 +52,7 @@ class IndexContents:
     models: list[GradientModel]
     bases: list[Basis]
     coordinates: list[WeightCoordinates]
-    curvature: list[Curvature]
+    curvature: Sequence[Curvature | WeightCurvature]
     store: DenseRows | InvertedRows
     searcher: DenseSearcher | None
     kernels: Mapping[int, Kernel]
@@ -61,7 +61,6 @@ class IndexContents:
     verified: bool
     shards: RowShards | None = None
     adam_factors: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)
-    _whitening: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def is_sparse(self) -> bool:
@@ -84,13 +83,11 @@ class IndexContents:
         """Whether every layer is projected to all columns; else each coordinate belongs to one layer."""
         return not self.is_sparse and self.bases[0].projects_all_layers
 
-    def whitening(self, checkpoint: int) -> Tensor:
-        """What the coordinates of sparse rows were multiplied by. float32 [coordinates], on the CPU"""
-        if checkpoint not in self._whitening:
-            damping, curvature = self.manifest.basis.damping, self.curvature[checkpoint]
-            assert damping is not None  # rows are sparse
-            self._whitening[checkpoint] = whitening_factors(curvature.eigenvalues, curvature.means, damping)
-        return self._whitening[checkpoint]
+    def whitening(self, checkpoint: int, columns: Columns) -> Tensor:
+        """What some coordinates of sparse rows were multiplied by. float32 [n], on the CPU"""
+        damping, curvature = self.manifest.basis.damping, self.curvature[checkpoint].at(columns)
+        assert damping is not None  # rows are sparse
+        return whitening_factors(curvature.eigenvalues, curvature.means, damping)
 
     def basis_of(self, checkpoint: int) -> Basis:
         """The basis of the rows at a checkpoint: its training run's."""

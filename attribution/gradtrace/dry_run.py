@@ -136,6 +136,8 @@ def check(
         if isinstance(task, LanguageTask):
             report.tokens = list(token_summary(task, _COUNTED_ROWS).sentences())
             report.examples = [task.stretches(example) for example in examples[:_SHOWN_EXAMPLES]]
+            if (too_large := weights_that_do_not_fit(task)) is not None:
+                raise GradtraceError(too_large)
         where = torch.device(pick_device(device))
         model = GradientModel(task, checkpoints[-1], where, examples, rows=probe_rows)
         hook_examples = examples[:_HOOK_EXAMPLES]
@@ -149,6 +151,19 @@ def check(
         report.problems.append(f"the task fails on a training row: {type(error).__name__}: {error}")
     report.problems += [hook.outcome for hook in report.hooks if hook.problem]
     return report
+
+
+def weights_that_do_not_fit(task: Task) -> str | None:
+    """Of a language model, told before it is loaded: that its weights alone exceed the free memory, and the remedy."""
+    if not isinstance(task, LanguageTask):
+        return None
+    needed, free = task.weights_in_a_build, psutil.virtual_memory().available
+    if needed <= free:
+        return None
+    return (
+        f"the model's weights alone do not fit: a build holds {needed / 1e9:,.1f} GB of them, and {free / 1e9:,.1f} GB "
+        "of memory are free; take --dtype bfloat16, which halves them, or a larger machine"
+    )
 
 
 def _describe(report: TaskReport, model: GradientModel, examples: Sequence[Any]) -> None:

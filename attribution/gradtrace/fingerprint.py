@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from gradtrace.data.dataset import content_hash
 from gradtrace.errors import LossError, MismatchError
@@ -105,13 +106,19 @@ def check_probe_losses(task: Task, model: GradientModel, entry: TaskEntry) -> No
         MismatchError: names the row.
     """
     losses = _losses(model, [task.train[row] for row in entry.probe.rows], entry.probe.rows)
-    tolerance = _LOSS_TOLERANCE * max(map(abs, entry.probe.losses), default=0) + _LOSS_ROUNDING
+    relative = max(_LOSS_TOLERANCE, 2 * max(map(_precision, model.model.parameters()), default=0.0))
+    tolerance = relative * max(map(abs, entry.probe.losses), default=0) + _LOSS_ROUNDING
     for row, now, then in zip(entry.probe.rows, losses, entry.probe.losses, strict=True):
         if abs(now - then) > tolerance:
             raise MismatchError(
                 f"the loss of task.train[{row}] at the last checkpoint is {now:.6g} and was {then:.6g} when the index "
                 "was built: the loss function or the model's forward pass was changed; restore it or rebuild the index"
             )
+
+
+def _precision(values: Tensor) -> float:
+    """The relative distance of neighbouring numbers."""
+    return torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
 
 
 def _losses(model: GradientModel, examples: Sequence[Example], rows: Sequence[int]) -> list[float]:

@@ -29,7 +29,7 @@ from gradtrace.sharded.open_rows import rows_here, rows_in_shards
 from gradtrace.sharded.opening import open_shards
 from gradtrace.sparse.coordinates import WeightCoordinates, load_coordinates
 from gradtrace.sparse.store import index_rows
-from gradtrace.sparse.whitening import load_weight_curvature
+from gradtrace.sparse.whitening import WeightCurvature, load_weight_curvature
 from gradtrace.store.index_files import VerifiedFiles, check_files
 from gradtrace.store.manifest import Manifest
 from gradtrace.store.manifest_file import read_manifest
@@ -127,7 +127,7 @@ def _opened(
 
 def _curvature(
     directory: Path, manifest: Manifest, bases: Sequence[Basis], coordinates: Sequence[WeightCoordinates]
-) -> list[Curvature]:
+) -> Sequence[Curvature | WeightCurvature]:
     if manifest.basis.is_sparse:
         return load_weight_curvature(directory, manifest, coordinates)
     return load_curvature(directory, manifest, bases)

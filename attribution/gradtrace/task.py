@@ -88,6 +88,11 @@ class Task(ABC):
         """Stack examples into a batch. Default: PyTorch's `default_collate`."""
         return default_collate(examples)
 
+    def parts(self, examples: Sequence[Example]) -> list[list[int]]:
+        """The positions of the examples that go through the model together, in parts, the largest examples first.
+        Define it where padding costs much. Default: all together."""
+        return [list(range(len(examples)))]
+
     def label(self, example: Example) -> Label | None:
         """The label of an example, None if it has none. Default: the second element of an (input, label) pair."""
         if not (isinstance(example, tuple | list) and len(example) == 2):
@@ -144,6 +149,10 @@ class Task(ABC):
         The same rows and seed should give the same model. `seed` is in [0, 2^32).
         """
         raise NotImplementedError
+
+    @property
+    def has_label(self) -> bool:
+        return type(self).label is not Task.label
 
     @property
     def has_predict(self) -> bool:

@@ -123,7 +123,7 @@ def build(
     passes = PassOptions(
         batch_size=batch_size or default_batch_size(named.task), num_workers=num_workers, device=device
     )
-    for sentence in named.token_sentences():
+    for sentence in named.sentences():
         typer.echo(sentence)
     index = build_index(
         named.task,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from gradtrace.dry_run import weights_that_do_not_fit
 from gradtrace.durable import write_whole
 from gradtrace.errors import TaskError
 from gradtrace.task import Task
@@ -15,8 +16,8 @@ from gradtrace.tasks.language import (
     TASK_FILE,
     LanguageTask,
     TaskFile,
-    batch_size,
     language_task,
+    rows_at_a_time,
     task_file_text,
     token_summary,
 )
@@ -46,9 +47,13 @@ class NamedTask(NamedTuple):
         assert self.spec is not None
         return load_task(self.spec)
 
-    def token_sentences(self) -> list[str]:
-        """What a language task's rows hold, and what was cut off them."""
-        return list(token_summary(self.task, _COUNTED_ROWS).sentences()) if isinstance(self.task, LanguageTask) else []
+    def sentences(self) -> list[str]:
+        """Of a language task: that its model does not fit into memory, what its rows hold, and what was cut off."""
+        if not isinstance(self.task, LanguageTask):
+            return []
+        too_large = weights_that_do_not_fit(self.task)
+        warnings = [] if too_large is None else [f"Warning: {too_large}"]
+        return [*warnings, *token_summary(self.task, _COUNTED_ROWS).sentences()]
 
     def save(self, index: Path) -> None:
         """Write the file beside the index, so that no later command has to be told the task."""
@@ -83,7 +88,7 @@ def named_task(spec: str | None, flags: Mapping[str, Any]) -> NamedTask:
 
 
 def default_batch_size(task: Task) -> int:
-    return batch_size(task) if isinstance(task, LanguageTask) else _BATCH_SIZE
+    return rows_at_a_time(task) if isinstance(task, LanguageTask) else _BATCH_SIZE
 
 
 def _flag(name: str) -> str:

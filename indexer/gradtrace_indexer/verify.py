@@ -16,7 +16,7 @@ from gradtrace.fitted.representer_head import load_refit
 from gradtrace.fitted.trak_kernels import load_kernels
 from gradtrace.sparse.coordinates import load_coordinates
 from gradtrace.sparse.store import index_rows
-from gradtrace.sparse.whitening import load_weight_curvature
+from gradtrace.sparse.whitening import WeightCurvature, load_weight_curvature
 from gradtrace.store.index_files import file_problems
 from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, FileEntry, Manifest
 from gradtrace.store.manifest_file import read_manifest
@@ -111,7 +111,7 @@ def _content_problems(directory: Path, manifest: Manifest) -> Iterator[str]:
             yield str(error)
 
 
-def _curvature(directory: Path, manifest: Manifest) -> list[Curvature]:
+def _curvature(directory: Path, manifest: Manifest) -> Sequence[Curvature | WeightCurvature]:
     """With the bases, or the coordinates of sparse rows, that it is of."""
     if manifest.basis.is_sparse:
         return load_weight_curvature(directory, manifest, load_coordinates(directory, manifest))

@@ -58,7 +58,7 @@ def check_finite(values: Tensor, what: str) -> None:
         raise LossError(
             f"the {what} of {len(bad)} example(s) is NaN or infinite, or above {LARGEST_VALUE:.0e} (positions {bad[:5]}"
             " of the batch): check these examples for missing values, the checkpoint for divergence, and the loss for "
-            "log(0) and for roots of zero",
+            "log(0) and for roots of zero. A model in float16 overflows above 65,504: run it in bfloat16 or float32",
             bad,
         )
 

@@ -13,6 +13,9 @@ from gradtrace.store.manifest import Manifest
 from gradtrace.store.regular_files import regular_path
 from gradtrace.store.tensors import load_tensors
 
+Columns = slice | Tensor  # int64 [n], the numbers of columns
+ALL_COLUMNS = slice(None)
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Curvature:
@@ -27,6 +30,11 @@ class Curvature:
     eigenvalues: Tensor
     means: Tensor
     preconditioner: Tensor | None
+
+    def at(self, columns: Columns) -> Curvature:
+        """That in some of the columns."""
+        preconditioner = None if self.preconditioner is None else self.preconditioner[columns]
+        return Curvature(self.eigenvalues[columns], self.means[columns], preconditioner)
 
 
 def load_curvature(directory: Path, manifest: Manifest, bases: Sequence[Basis]) -> list[Curvature]:

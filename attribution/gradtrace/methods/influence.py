@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gradtrace.contents import IndexContents
+from gradtrace.fitted.curvature import Columns
 from gradtrace.methods.method import Method, MethodOptions, Scoring, chosen_checkpoints
 from gradtrace.methods.sparse_scoring import scoring_of_rows
 from gradtrace.store.manifest import by_run, trained_models, weights_positions
@@ -48,13 +50,14 @@ class Influence(Method):
         entries = contents.manifest.checkpoints
         usual = weights_positions(entries) if contents.sums_checkpoints else trained_models(entries)
         chosen = chosen_checkpoints(entries, options, usual)
-        damping, damped = options.get("damping") or _DAMPING, []
-        for checkpoint in chosen:
-            curvature = contents.curvature[checkpoint]
-            damped.append(curvature.eigenvalues.double() + damping * curvature.means.double())
-        eigenvalues = torch.stack(damped)  # [checkpoints, D]
-        inverse = torch.where(eigenvalues > 0, 1 / eigenvalues, 0)  # a layer that no sample used has no curvature
-        scoring = scoring_of_rows(contents, chosen, (inverse / len(by_run(entries, chosen))).float())
+        damping, runs = options.get("damping") or _DAMPING, len(by_run(entries, chosen))
+
+        def inverse(place: int, columns: Columns) -> Tensor:
+            curvature = contents.curvature[chosen[place]].at(columns)
+            damped = curvature.eigenvalues.double() + damping * curvature.means.double()
+            return torch.where(damped > 0, 1 / damped, 0) / runs  # a layer that no sample used has no curvature
+
+        scoring = scoring_of_rows(contents, chosen, inverse)
         of_run = Counter(entries[checkpoint].run for checkpoint in chosen)
         estimates = np.array([of_run[entries[checkpoint].run] for checkpoint in chosen])
         scoring.removal_factors = 1 / (contents.manifest.task.train_rows * estimates)

@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gradtrace.checkpoints.learning_rates import stretch_sums
 from gradtrace.contents import IndexContents
+from gradtrace.fitted.curvature import Columns
 from gradtrace.methods.method import Method, MethodOptions, Scoring, chosen_checkpoints
 from gradtrace.methods.sparse_scoring import scoring_of_rows
 from gradtrace.search.scored_rows import Doubles
@@ -63,15 +65,18 @@ class Source(Method):
         entries = contents.manifest.checkpoints
         available = [block for block, entry in enumerate(entries) if entry.kind == self.kind]
         chosen = chosen_checkpoints(entries, options, available, self.kind)
-        runs = by_run(entries, chosen)
-        factors = torch.zeros(len(entries), contents.columns_of_curvature)
-        for run in by_run(entries, available):
-            segments = None if self.kind == "average" else options.get("segments") or _SEGMENTS
-            factors[run] = torch.from_numpy(_run_factors(contents, run, segments)).float()
+        segments = None if self.kind == "average" else options.get("segments") or _SEGMENTS
+        run_of = {block: run for run in by_run(entries, available) for block in run}
+        runs = len(by_run(entries, chosen))
+
+        def factors(place: int, columns: Columns) -> Tensor:
+            run = run_of[block := chosen[place]]
+            return torch.from_numpy(_run_factors(contents, run, segments, columns)[run.index(block)]) / runs
+
         query_at, trained = None, trained_models(entries)
         if not contents.sums_checkpoints:
             query_at = [trained[entries[block].run] for block in chosen]
-        scoring = scoring_of_rows(contents, chosen, factors[chosen] / len(runs), query_at)
+        scoring = scoring_of_rows(contents, chosen, factors, query_at)
         scoring.removal_factors = np.full(len(chosen), 1 / contents.manifest.task.train_rows)
         return scoring
 
@@ -125,10 +130,10 @@ def unrolled(lengths: Doubles, eigenvalues: Doubles, gains: Doubles, decays: Dou
     return factors
 
 
-def _run_factors(contents: IndexContents, blocks: list[int], segments: int | None) -> Doubles:
-    """As `unrolled`, of the checkpoints of a training run."""
+def _run_factors(contents: IndexContents, blocks: list[int], segments: int | None, columns: Columns) -> Doubles:
+    """As `unrolled`, of the checkpoints of a training run, in some of the columns."""
     entries = [contents.manifest.checkpoints[block] for block in blocks]
-    curvature = [contents.curvature[block] for block in blocks]
+    curvature = [contents.curvature[block].at(columns) for block in blocks]
     eigenvalues = torch.stack([checkpoint.eigenvalues for checkpoint in curvature]).double().numpy()
     gains = np.ones_like(eigenvalues)
     for number, entry in enumerate(entries):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -15,9 +16,19 @@ from gradtrace.methods.position_scores import Lengths, PositionQuestion, Positio
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.position_coordinates import position_coordinates
 from gradtrace.search.scored_rows import Doubles, Rows
+from gradtrace.sparse.factors import Factors
 from gradtrace.sparse.inverted_rows import InvertedRows
 from gradtrace.sparse.vectors import SparseVectors
 from gradtrace.task import Example
+
+
+@dataclass(frozen=True, eq=False)
+class Multipliers:
+    """What the gradients of rows were multiplied by, and that of the query, which was multiplied by `scale`, too."""
+
+    of_rows: Factors
+    of_query: Factors
+    scale: float
 
 
 def split_block(
@@ -25,24 +36,20 @@ def split_block(
     block: int,
     model: GradientModel,
     vector: SparseVectors,
-    whitening: Tensor,
-    factors: Tensor,
+    multipliers: Multipliers,
     question: PositionQuestion,
 ) -> PositionScores:
-    """One block's part of the scores, before the rows' scale.
-
-    vector: of the query at this block.  whitening, factors: what the gradients of rows, and of the query, were
-    multiplied by, float32 [coordinates]
-    """
+    """One block's part of the scores, before the rows' scale. vector: of the query at this block"""
     kept, stored = _common(store, block, question.rows, vector)
     asked, measure = values_at(vector, kept), model.measure(question.query.measure)
     training = []
     for values, example, lengths in zip(stored, question.examples, question.lengths, strict=True):
         of_row = values != 0
         gradients = _weights_by_position(model, example, lengths, kept[of_row])
-        training.append(gradients @ (asked * _at(whitening, kept))[of_row])
+        training.append(gradients @ (asked * _at(multipliers.of_rows, kept))[of_row])
+    of_query = _at(multipliers.of_query, kept) * multipliers.scale
     query = [
-        _weights_by_position(model, example, lengths, kept, measure) * _at(factors, kept) @ stored.T
+        _weights_by_position(model, example, lengths, kept, measure) * of_query @ stored.T
         for example, lengths in zip(question.query.explained, question.query_lengths, strict=True)
     ]
     signed = [scores * (-1 if number else 1) for number, scores in enumerate(query)]
@@ -95,6 +102,6 @@ def values_at(query: SparseVectors, coordinates: NDArray[np.uint32]) -> Doubles:
     return np.where(known[places] == coordinates, values[places], 0.0)
 
 
-def _at(factors: Tensor, coordinates: NDArray[np.uint32]) -> Doubles:
-    values: Doubles = factors.cpu().double().numpy()[coordinates]
+def _at(factors: Factors, coordinates: NDArray[np.uint32]) -> Doubles:
+    values: Doubles = factors[torch.from_numpy(coordinates.astype(np.int64))].double().numpy()
     return values

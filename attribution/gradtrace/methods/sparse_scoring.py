@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,27 @@ from torch import Tensor
 from gradtrace.contents import IndexContents
 from gradtrace.data.batches import ExampleBatch
 from gradtrace.errors import QueryError
+from gradtrace.fitted.curvature import ALL_COLUMNS, Columns
 from gradtrace.methods.explained import encoded_queries
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Scoring
 from gradtrace.methods.norms import inverse, inverse_row_norms, live_norms, squared_norm_sums
 from gradtrace.methods.position_scores import PositionQuestion, PositionScores
-from gradtrace.methods.sparse_positions import split_block, values_at
+from gradtrace.methods.sparse_positions import Multipliers, split_block, values_at
 from gradtrace.methods.vectors import SparseQueries
 from gradtrace.models.queries import QUERY_BATCH, Query, named_in_errors
 from gradtrace.models.task_model import MeasureName
 from gradtrace.search.scored_rows import Doubles, Floats, Rows, SearchResult
+from gradtrace.sparse.factors import ComputedFactors
 from gradtrace.sparse.inverted_rows import InvertedRows
-from gradtrace.sparse.strongest import StrongestOfEach, strongest_of_batches
+from gradtrace.sparse.strongest import strongest_of_batches
 from gradtrace.sparse.vectors import SparseRows, SparseVectors
 from gradtrace.task import Example
 
 QUERY_COORDINATES = 4096  # LDS on a small GPT-2: .603 with 1,024, .617 with 4,096, .615 with 16,384
+
+# Of a block, by its place among the blocks, and some of its columns. Floating point [n], or [1] for all of them
+BlockFactors = Callable[[int, Columns], Tensor]
 
 
 class SparseScoring(Scoring[SparseQueries]):
@@ -39,7 +45,7 @@ class SparseScoring(Scoring[SparseQueries]):
 
     Args:
         blocks: column blocks, see `Scoring`; the query's gradient is taken at each block's checkpoint.
-        factors: float32 [blocks, 1 or coordinates].
+        factors: of each block's coordinates.
         normalized, full_gradient_weights: see `Scoring`.
     """
 
@@ -49,7 +55,7 @@ class SparseScoring(Scoring[SparseQueries]):
         self,
         contents: IndexContents,
         blocks: list[int],
-        factors: Tensor,
+        factors: BlockFactors,
         full_gradient_weights: Doubles | None = None,
         normalized: bool = False,
     ) -> None:
@@ -97,10 +103,21 @@ class SparseScoring(Scoring[SparseQueries]):
         factors = self._query_factors(self.blocks.index(checkpoint))
         return strongest_of_batches(model, batches, model.measure(measure), factors, QUERY_COORDINATES)
 
-    def _query_factors(self, place: int) -> Tensor:
-        """Of a block, by its place among the blocks. float32 [coordinates]"""
-        whitening = self._contents.whitening(self.blocks[place])
-        return torch.where(whitening > 0, self._factors[place] / whitening, 0)
+    def _query_factors(self, place: int) -> ComputedFactors:
+        """Of a block, by its place among the blocks: the factor over the whitening."""
+        return self._over_whitening(place, 1)
+
+    def _over_whitening(self, place: int, power: int) -> ComputedFactors:
+        """The factors over a power of the whitening, 0 where that is 0."""
+
+        def of_columns(columns: Columns) -> Tensor:
+            whitening = self._contents.whitening(self.blocks[place], columns).double()
+            return torch.where(whitening > 0, self._factors(place, columns) / whitening**power, 0)
+
+        return ComputedFactors(of_columns, self._contents.columns_of_curvature)
+
+    def _whitening(self, block: int) -> ComputedFactors:
+        return ComputedFactors(partial(self._contents.whitening, block), self._contents.columns_of_curvature)
 
     def row_vectors(self, examples: Sequence[Example]) -> SparseQueries:
         rows = [
@@ -113,8 +130,8 @@ class SparseScoring(Scoring[SparseQueries]):
         """A batch of examples as they would be stored, but not rounded."""
         model, batch = self._contents.models[block], examples[start : start + QUERY_BATCH]
         with named_in_errors(range(start, start + len(batch)), "training example"):
-            kind = StrongestOfEach(self._contents.whitening(block), self._contents.manifest.basis.dimensions)
-            rows, _ = kind.encode(model, model.batch(batch), None)
+            kept, whitening = self._contents.manifest.basis.dimensions, self._whitening(block)
+            rows, _ = strongest_of_batches(model, [model.batch(batch)], None, whitening, kept)
         return [_one(rows, place) for place in range(len(batch))]
 
     def search(self, vectors: SparseQueries, k: int, allowed: NDArray[np.bool_] | None) -> list[SearchResult]:
@@ -139,16 +156,15 @@ class SparseScoring(Scoring[SparseQueries]):
         return None if scale is None else scale.numpy()
 
     def self_influence(self) -> Floats:
-        """By methods whose factors are the same for all weights, from the whole gradients' norms; by others, from the
-        coordinates that rows keep."""
+        """By methods that weigh checkpoints alone, from the whole gradients' norms; by others, from the coordinates
+        that rows keep."""
         if (scale := self._scale()) is not None:
             return (scale > 0).astype(np.float32)
-        if self._factors.shape[1] == 1:
-            return squared_norm_sums(live_norms(self.store, self.blocks), self._factors[:, 0].double().numpy())
+        if self.full_gradient_weights is not None:
+            return squared_norm_sums(live_norms(self.store, self.blocks), self.full_gradient_weights)
         sums = np.zeros(self.store.rows)
         for place, block in enumerate(self.blocks):
-            whitening = self._contents.whitening(block).double()
-            factors = torch.where(whitening > 0, self._factors[place].double() / whitening.square(), 0)
+            factors = self._over_whitening(place, 2).whole().double()
             sums += self.store.square_sums(block, factors.numpy())
         return sums.astype(np.float32)
 
@@ -171,9 +187,13 @@ class SparseScoring(Scoring[SparseQueries]):
         rows, _ = self._query_rows([question.query])
         inverse_norms, vectors, split = self._inverse_norms(rows), self._vectors(rows).by_block, []
         for place, block in enumerate(self.blocks):
-            factors = self._query_factors(place) * (1.0 if inverse_norms is None else float(inverse_norms[0]))
-            model, whitening = self._contents.models[block], self._contents.whitening(block)
-            split.append(split_block(self.store, block, model, vectors[place], whitening, factors, question))
+            scaled = Multipliers(
+                self._whitening(block),
+                self._query_factors(place),
+                1.0 if inverse_norms is None else float(inverse_norms[0]),
+            )
+            model = self._contents.models[block]
+            split.append(split_block(self.store, block, model, vectors[place], scaled, question))
         scale = self._scale()
         return PositionScores.summed(split, np.ones(len(question.rows)) if scale is None else scale[question.rows])
 
@@ -188,13 +208,22 @@ class SparseScoring(Scoring[SparseQueries]):
 
 
 def scoring_of_rows(
-    contents: IndexContents, blocks: list[int], factors: Tensor, query_at: list[int] | None = None
+    contents: IndexContents, blocks: list[int], factors: BlockFactors, query_at: list[int] | None = None
 ) -> Scoring[Any]:
-    """Of rows of the index's kind. Arguments as those of `GradientScoring`; queries of sparse rows are always taken at
-    each block's own checkpoint."""
+    """Of rows of the index's kind. Queries of sparse rows are always taken at each block's own checkpoint.
+
+    factors: of each block's columns;  query_at: see `GradientScoring`
+    """
     if contents.is_sparse:
         return SparseScoring(contents, blocks, factors)
-    return GradientScoring(contents, blocks, factors, query_at)
+    by_block = torch.stack([factors(place, ALL_COLUMNS) for place in range(len(blocks))])
+    return GradientScoring(contents, blocks, by_block.float(), query_at)
+
+
+def weights_alone(weights: Doubles) -> BlockFactors:
+    """Factors that are the same for all columns of a block. weights: float64 [blocks]"""
+    values = torch.from_numpy(weights)
+    return lambda place, columns: values[place, None]
 
 
 def _one(rows: SparseRows, place: int) -> SparseRows:

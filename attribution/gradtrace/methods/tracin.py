@@ -14,11 +14,12 @@ from gradtrace.contents import IndexContents
 from gradtrace.data.batches import ExampleBatch
 from gradtrace.errors import MismatchError, QueryError
 from gradtrace.fitted.adam import adam_factors, encode_preconditioned, encode_preconditioned_positions
+from gradtrace.fitted.curvature import Columns
 from gradtrace.methods.gradient_scoring import GradientScoring
 from gradtrace.methods.method import Method, MethodOptions, Scoring, chosen_checkpoints
 from gradtrace.methods.norms import inverse, inverse_row_norms, live_norms, squared_norm_sums
 from gradtrace.methods.position_scores import Lengths
-from gradtrace.methods.sparse_scoring import SparseScoring
+from gradtrace.methods.sparse_scoring import SparseScoring, weights_alone
 from gradtrace.models.queries import Query
 from gradtrace.models.task_model import MeasureName
 from gradtrace.search.scored_rows import Doubles, Floats
@@ -55,7 +56,7 @@ class _GradientProduct(Method):
     def scoring(self, contents: IndexContents, options: MethodOptions) -> Scoring[Any]:
         chosen, weights = self.weighted(contents, options)
         if contents.is_sparse:
-            return SparseScoring(contents, chosen, torch.from_numpy(weights).float()[:, None], weights)
+            return SparseScoring(contents, chosen, weights_alone(weights), weights)
         return _ProductScoring(contents, chosen, weights)
 
     def weighted(self, contents: IndexContents, options: MethodOptions) -> tuple[list[int], Doubles]:
@@ -101,11 +102,15 @@ class TracInAdam(TracIn):
 
     def scoring(self, contents: IndexContents, options: MethodOptions) -> Scoring[Any]:
         chosen, weights = self.weighted(contents, options)
-        factors = torch.from_numpy(weights).float()[:, None]
         if not contents.is_sparse:
-            return _AdamScoring(contents, chosen, factors)
-        diagonals = [contents.curvature[block].preconditioner for block in chosen]
-        return SparseScoring(contents, chosen, factors * torch.stack([d for d in diagonals if d is not None]))
+            return _AdamScoring(contents, chosen, torch.from_numpy(weights).float()[:, None])
+
+        def factors(place: int, columns: Columns) -> Tensor:
+            diagonal = contents.curvature[chosen[place]].preconditioner
+            assert diagonal is not None  # else `lacks` refused
+            return diagonal[columns] * float(weights[place])
+
+        return SparseScoring(contents, chosen, factors)
 
 
 class GradDot(_GradientProduct):
@@ -128,7 +133,7 @@ class Cosine(_GradientProduct):
         blocks, _ = self.weighted(contents, options)
         if contents.is_sparse:
             equal = np.ones(len(blocks))
-            return SparseScoring(contents, blocks, torch.ones(len(blocks), 1), equal, normalized=True)
+            return SparseScoring(contents, blocks, weights_alone(equal), equal, normalized=True)
         return _CosineScoring(contents, blocks, np.ones(len(blocks)))
 
 

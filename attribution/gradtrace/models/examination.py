@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from gradtrace.data.sample import Sample, sample_of
 from gradtrace.gradients.path_choice import examine
 from gradtrace.gradients.plan import PathChoice
 from gradtrace.models.outputs import Outputs, model_outputs
-from gradtrace.models.task_model import TaskModel
+from gradtrace.models.task_model import TaskModel, copied
 from gradtrace.task import Example
 
 
@@ -39,6 +40,7 @@ def examined(model: TaskModel, sample: Sample, examples: Sequence[Example]) -> E
 
     examples: few, to find the outputs on.  Raises as `GradientModel`.
     """
+    model = _in_single(model, sample)
     measured = _measured_samples(model, sample)
     choice = examine(model.model, measured, model.trainable)
     return Examination(
@@ -47,6 +49,15 @@ def examined(model: TaskModel, sample: Sample, examples: Sequence[Example]) -> E
         measurement=model.task.measurement in [measure for measure, _ in measured],
         varied=not sample.examples.uniform,
     )
+
+
+def _in_single(model: TaskModel, sample: Sample) -> TaskModel:
+    """The model in float32, if it is in half precision and runs so: rounding then hides no difference between paths."""
+    if not any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.model.parameters()):
+        return model
+    in_single = copy.copy(model)
+    in_single.model = copied(model.model).float()
+    return model if _tried(in_single, model.task.loss, sample) is None else in_single
 
 
 def _measured_samples(model: TaskModel, sample: Sample) -> list[tuple[Measure, Sample]]:

@@ -22,11 +22,13 @@ from gradtrace.data.guards import check_any_finite, check_finite, check_losses
 from gradtrace.data.sample import SAMPLE_ROWS, sample_of, varied_rows
 from gradtrace.errors import LossError, SharedPositionsError
 from gradtrace.gradients.capture import OnUse, backpropagate
+from gradtrace.gradients.loss_scale import loss_scale, scaled
 from gradtrace.gradients.plan import LayerPlan, plan_layers
 from gradtrace.gradients.reference import autograd_gradients, stray_gradients
 from gradtrace.layers import Layer, real_values
 from gradtrace.models.examination import Examination, examined
 from gradtrace.models.outputs import Outputs, predictions_of
+from gradtrace.models.parts import in_parts, joined_tensors, places_in
 from gradtrace.models.representations import TASK_HOOK, Uses, find_representation, recorded_inputs
 from gradtrace.models.task_model import TaskModel, copied, private_copy
 from gradtrace.task import Example, Label, Task
@@ -87,12 +89,12 @@ class GradientModel(TaskModel):
         self.model.eval().requires_grad_(False).to(device)
         if any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        largest = min(largest, len(self.task.parts(probe)[0]))
         sample = sample_of(self.task, range(len(probe)) if rows is None else rows, probe, device, largest)
         try:
             if examination is None:
                 examination = examined(self, sample, probe[:largest])
-            else:
-                check_any_finite(self.model, self.task.loss, sample)
+            check_any_finite(self.model, self.task.loss, sample)
         except LossError as error:
             raise LossError(f"checkpoint {checkpoint.name}: {error}") from error
         self.examination = examination._replace(outputs=examination.outputs.with_loss(self.task.loss))
@@ -120,12 +122,15 @@ class GradientModel(TaskModel):
         """
         if measure == self.task.measurement and self.task.has_measurement and not self.examination.measurement:
             return self.encode_by_autograd(basis, batch, measure)
+        return in_parts(batch, measure or self.task.loss, partial(self._encode_together, basis), joined_tensors)
+
+    def _encode_together(self, basis: Basis, batch: ExampleBatch, measure: Measure) -> tuple[Tensor, Tensor]:
         try:
-            return self._encode(basis, batch, measure or self.task.loss)
+            return self._encode(basis, batch, measure)
         except SharedPositionsError:
             if len(batch) == 1:
                 raise
-            alone = [self._encode(basis, batch.alone(n), measure or self.task.loss) for n in range(len(batch))]
+            alone = [self._encode(basis, batch.alone(n), measure) for n in range(len(batch))]
             return torch.cat([rows for rows, _ in alone]), torch.cat([losses for _, losses in alone])
 
     def encode_by_autograd(self, basis: Basis, batch: ExampleBatch, measure: Measure) -> tuple[Tensor, Tensor]:
@@ -190,10 +195,18 @@ class GradientModel(TaskModel):
 
     def _representations(self, uses: Uses, batch: ExampleBatch) -> Tensor:
         """uses: of the represented layer; the first is that of the forward pass."""
-        with torch.no_grad():
-            values = (uses[0][1] if uses else self.task.representation(self.model, batch.collated)).float()
+        values = uses[0][1].float() if uses else self._from_hook(batch)
         check_finite(values, "representation")
         return values
+
+    def _from_hook(self, batch: ExampleBatch) -> Tensor:
+        parts = self.task.parts(batch.examples)
+        with torch.no_grad():
+            by_part = [
+                self.task.representation(self.model, (batch if len(parts) == 1 else batch.chosen(part)).collated)
+                for part in parts
+            ]
+        return (by_part[0] if len(parts) == 1 else joined_tensors(by_part, places_in(parts))).float()
 
     @property
     def predicts(self) -> bool:
@@ -230,12 +243,25 @@ class GradientModel(TaskModel):
     ) -> Tensor:
         """Checked losses float32 [batch]; every layer's factors go to `on_use`. merge: see `capture.backpropagate`"""
 
-        def in_single(layer: Layer, x: Any, d: Tensor) -> None:  # bases and rows are float32
-            on_use(layer, x.float() if x.dtype == torch.float64 else x, d.float() if d.dtype == torch.float64 else d)
+        scale = loss_scale(self.model)
 
-        losses = backpropagate(self.model, measure or self.task.loss, batch, self.plan, in_single, merge)
+        def in_single(layer: Layer, x: Any, d: Tensor) -> None:
+            x, d = _in_single(x), _in_single(d)
+            if scale != 1:  # of a lookup, the gradient is x, and d are the tokens
+                x, d = (x, d / scale) if d.is_floating_point() else (x / scale, d)
+            on_use(layer, x, d)
+
+        measured = scaled(measure or self.task.loss, scale)
+        losses = backpropagate(self.model, measured, batch, self.plan, in_single, merge)
         check_losses(losses, len(batch))
-        return losses.float()
+        return losses.float() / scale
+
+
+def _in_single(factor: Any) -> Any:
+    """A layer's input or output gradient in float32, as bases and rows are; tokens, and what only a module takes, as
+    they are."""
+    halves = isinstance(factor, Tensor) and factor.dtype in (torch.float16, torch.bfloat16)
+    return factor.float() if halves or factor.dtype == torch.float64 else factor
 
 
 def open_models(

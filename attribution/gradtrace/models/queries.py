@@ -193,6 +193,6 @@ def _predictions(
 def _lacks_label(task: Task, example: Example, label: Label | None) -> bool:
     """Whether a label is missing. None is no proof: labels may be tensors, and language models have none at all."""
     is_pair = isinstance(example, tuple | list) and len(example) == 2
-    if type(task).label is not Task.label:  # the task knows
+    if task.has_label:  # the task knows
         return label is None and (is_pair or type(task).with_label is not Task.with_label)
     return is_pair and example[1] is None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gradtrace.errors import CorruptIndexError, MismatchError
+from gradtrace.fitted.curvature import Columns
 from gradtrace.layers import Layer
 from gradtrace.sparse.vectors import LARGEST_COORDINATE, check_coordinates
 from gradtrace.store.manifest import Manifest
@@ -48,11 +49,18 @@ class WeightCoordinates:
         """Number of coordinates."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def layer_of_coordinates(self) -> Tensor:
-        """Number of the layer, in alphabetical order, that each coordinate belongs to. int64 [coordinates]"""
+    def alphabetical_numbers(self) -> list[int]:
+        """Of each layer, its number in alphabetical order."""
         names = sorted(self.shapes)
-        sizes = torch.tensor([math.prod(shape) for shape in self.shapes.values()])
-        return torch.tensor([names.index(name) for name in self.shapes]).repeat_interleave(sizes)
+        return [names.index(name) for name in self.shapes]
+
+    def of_layers(self, values: Tensor, columns: Columns) -> Tensor:
+        """The value of the layer that each of the columns belongs to. values: one for each layer. [n]"""
+        edges = torch.tensor([0, *(part.stop for part in self.slices.values())])
+        if isinstance(columns, Tensor):
+            return values[torch.searchsorted(edges, columns, right=True) - 1]
+        start, stop, _ = columns.indices(self.count)
+        return values.repeat_interleave(edges.clamp(start, stop).diff())
 
     def check(self, layers: Sequence[Layer]) -> None:
         """Raises MismatchError unless these are the layers, in this order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from gradtrace.errors import SharedPositionsError
 from gradtrace.layers import IDENTITY, Layer
 from gradtrace.models.full_gradients import FullGradients, full_gradients
 from gradtrace.models.gradient_model import GradientModel
+from gradtrace.models.parts import in_parts
+from gradtrace.sparse.factors import Factors
 from gradtrace.sparse.vectors import LARGEST_COORDINATE, SparseRows, SparseVectors
 
 _SAFE_NORM = 2.0**-40  # of float32 values, whose squares are then far from underflow where they count
@@ -24,13 +26,13 @@ _GROUPS = 8  # of coordinates, for each of those that are kept
 _LARGEST_FLOAT = np.uint64(0x7FFFFFFF)  # the bits of a float without its sign
 
 
-def strongest_coordinates(model: GradientModel, gradients: FullGradients, factors: Tensor, count: int) -> SparseRows:
+def strongest_coordinates(model: GradientModel, gradients: FullGradients, factors: Factors, count: int) -> SparseRows:
     """Of each example's gradient times the factors, the `count` coordinates of largest size.
 
     Of equally large ones the lower comes first. An example with fewer coordinates than that, other than zero, is
-    filled with zeros. Takes the memory of one layer's gradient of some examples, beside the factors of all layers.
+    filled with zeros. Takes the memory of one layer's gradient of some examples, and of one layer's factors.
 
-    gradients: of the model;  factors: float32 [coordinates], in the order of the model's layers
+    gradients: of the model;  factors: of all coordinates, in the order of the model's layers
 
     Raises:
         LossError: a gradient, times its factor, is NaN or infinite.
@@ -49,17 +51,38 @@ def strongest_coordinates(model: GradientModel, gradients: FullGradients, factor
 
 
 def strongest_of_batches(
-    model: GradientModel, batches: Sequence[ExampleBatch], measure: Measure | None, factors: Tensor, count: int
+    model: GradientModel, batches: Sequence[ExampleBatch], measure: Measure | None, factors: Factors, count: int
 ) -> tuple[SparseRows, Tensor]:
     """The strongest coordinates of the examples' gradients, minus those of the same positions in further batches, and
     the values of the measure in the first [batch]. Raises as `strongest_coordinates` and `full_gradients`."""
+    if len(batches) == 1:
+        together = partial(_strongest_together, model, factors=factors, count=count)
+        return in_parts(batches[0], measure or model.task.loss, together, _joined)
+    return _strongest_of_differences(model, batches, measure, factors, count)
+
+
+def _strongest_together(
+    model: GradientModel, batch: ExampleBatch, measure: Measure, factors: Factors, count: int
+) -> tuple[SparseRows, Tensor]:
+    return _strongest_of_differences(model, [batch], measure, factors, count)
+
+
+def _joined(rows: Sequence[SparseRows], places: Sequence[int]) -> SparseRows:
+    joined, order = SparseRows.joined(rows), list(places)
+    vectors = SparseVectors(joined.vectors.coordinates[order], joined.vectors.values[order])
+    return SparseRows(vectors, joined.norms[order])
+
+
+def _strongest_of_differences(
+    model: GradientModel, batches: Sequence[ExampleBatch], measure: Measure | None, factors: Factors, count: int
+) -> tuple[SparseRows, Tensor]:
     try:
         first, *subtracted = (full_gradients(model, batch, measure) for batch in batches)
     except SharedPositionsError:
         if len(batches[0]) == 1:
             raise
         examples = [[batch.alone(position) for batch in batches] for position in range(len(batches[0]))]
-        alone = [strongest_of_batches(model, example, measure, factors, count) for example in examples]
+        alone = [_strongest_of_differences(model, example, measure, factors, count) for example in examples]
         return SparseRows.joined([rows for rows, _ in alone]), torch.cat([values for _, values in alone])
     gradients = reduce(FullGradients.minus, subtracted, first)
     return strongest_coordinates(model, gradients, factors, count), first.losses

@@ -9,7 +9,7 @@ from gradtrace.tasks.language.causal import CausalLM
 from gradtrace.tasks.language.classification import SequenceClassification, TokenClassification
 from gradtrace.tasks.language.options import TASK_FILE, LanguageOptions, TaskFile
 from gradtrace.tasks.language.seq2seq import SequenceToSequence
-from gradtrace.tasks.language.summary import TokenSummary, batch_size, token_summary
+from gradtrace.tasks.language.summary import TokenSummary, batch_size, rows_at_a_time, token_summary
 from gradtrace.tasks.language.task import LanguageTask
 from gradtrace.tasks.language.task_file import language_task, read_task_file, task_file_text
 
@@ -26,6 +26,7 @@ __all__ = [
     "batch_size",
     "language_task",
     "read_task_file",
+    "rows_at_a_time",
     "task_file_text",
     "token_summary",
 ]

@@ -13,6 +13,7 @@ from gradtrace.task import Batch, Example
 from gradtrace.tasks.language.encoding import IGNORED, Encoded, Piece
 from gradtrace.tasks.language.losses import token_losses
 from gradtrace.tasks.language.options import Kind
+from gradtrace.tasks.language.packed import unpacked
 from gradtrace.tasks.language.questions import WritingTask
 from gradtrace.tasks.language.records import Record
 from gradtrace.tasks.payload import shown
@@ -22,8 +23,9 @@ class CausalLM(WritingTask):
     """A language model that predicts each token from those before it.
 
     A row is a text; a prompt with a completion, each a text or a list of messages; a conversation (`messages`); or
-    `input_ids`, with `labels` that are -100 at tokens that do not count. The loss of a row is the mean cross-entropy of
-    its tokens that count, or their sum. It never depends on the other rows of a batch.
+    `input_ids`, with `labels` that are -100 at tokens that do not count, or with TRL's masks. The documents of packed
+    rows (`packed`) are rows. The loss of a row is the mean cross-entropy of its tokens that count, or their sum. It
+    never depends on the other rows of a batch.
 
         TASK = CausalLM("runs/gpt2", "train.jsonl", "test.jsonl", text="review")
 
@@ -32,7 +34,9 @@ class CausalLM(WritingTask):
     """
 
     kind: ClassVar[Kind] = "CausalLM"
-    keys: ClassVar = ("text", "prompt", "completion", "messages", "input_ids", "labels")
+    keys: ClassVar = (
+        "text", "prompt", "completion", "messages", "input_ids", "labels", "completion_mask", "assistant_masks",
+    )  # fmt: skip
     first_is_given: ClassVar = True
 
     def encoded(self, record: Record) -> tuple[Example, int]:
@@ -47,7 +51,7 @@ class CausalLM(WritingTask):
     def _encoded(self, values: dict[str, Any], record: Record) -> Encoded:
         if "input_ids" in values:
             ids = self.ids("input_ids", values["input_ids"])
-            labels = self.ids("labels", values.get("labels", ids))
+            labels = self._labels(values, ids)
             if len(ids) != len(labels):
                 raise DatasetError(f"a row has {len(ids)} input_ids and {len(labels)} labels; give one label for each")
             return self.encoder.shortened(ids, labels != IGNORED, [0] * len(ids))
@@ -68,6 +72,21 @@ class CausalLM(WritingTask):
         if "text" in values:
             return self.encoder.encode([Piece(_text(values["text"]), True)], eos=eos)
         raise self.lacks(record, "text", "prompt", "completion", "messages", "input_ids")
+
+    def _labels(self, values: dict[str, Any], ids: Tensor) -> Tensor:
+        """Of a pretokenised row. TRL's rows have masks in place of labels."""
+        if "labels" in values:
+            return self.ids("labels", values["labels"])
+        names = ["assistant_masks", *(["completion_mask"] if self.options.loss_on != "all" else [])]
+        for mask in (torch.as_tensor(values[name]) for name in names if name in values):
+            if mask.shape != ids.shape:
+                raise DatasetError(f"a row has {len(ids)} input_ids and {len(mask)} values in its mask; give one each")
+            ids = ids.where(mask != 0, IGNORED)
+        return ids
+
+    def records(self, source: Any) -> Sequence[Record]:
+        """Packed rows are taken apart."""
+        return unpacked(super().records(source))
 
     def token_ids(self, example: Example) -> tuple[Tensor, Tensor]:
         """The first token is never predicted."""

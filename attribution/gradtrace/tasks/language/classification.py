@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from gradtrace.errors import DatasetError, TaskError
+from gradtrace.errors import DatasetError
 from gradtrace.task import Batch, Example, Label
 from gradtrace.tasks.language.encoding import IGNORED, kept_tokens
-from gradtrace.tasks.language.losses import token_losses
+from gradtrace.tasks.language.losses import at_least_single, token_losses
 from gradtrace.tasks.language.options import Kind
 from gradtrace.tasks.language.records import Record
 from gradtrace.tasks.language.task import LanguageTask
@@ -49,7 +50,8 @@ class SequenceClassification(_Classifier):
     """A class for each text or pair of texts; a number, if the model has a single output.
 
     A row is a text, or two (`text_pair`), or `input_ids`; with a label. The loss is the cross-entropy of the label, or
-    the squared error.
+    the squared error. Where the model gives several labels at once, a row has 0 or 1 for each class, or a list of the
+    names of its classes (`labels`), and the loss is the mean of the classes' binary cross-entropies.
 
         TASK = SequenceClassification("runs/bert", "train.parquet", text="sentence1", text_pair="sentence2")
 
@@ -57,21 +59,29 @@ class SequenceClassification(_Classifier):
     """
 
     kind: ClassVar[Kind] = "SequenceClassification"
+    reduces_tokens: ClassVar = False
     keys: ClassVar = ("text", "text_pair", "input_ids", "token_type_ids", "label", "labels")
 
     @cached_property
     def _regresses(self) -> bool:
-        config = self._model.config
-        if config.problem_type == "multi_label_classification":
-            raise TaskError(
-                f"{self.pretrained.directory} gives an example several labels at once, which this task does not: write "
-                "a gradtrace.Task of your own with the sum of their losses, docs/tasks.md"
-            )
-        return self.classes == 1 or config.problem_type == "regression"
+        return not self._several and (self.classes == 1 or self._model.config.problem_type == "regression")
+
+    @cached_property
+    def _several(self) -> bool:
+        """Whether an example has several labels at once."""
+        return bool(self._model.config.problem_type == "multi_label_classification")
+
+    @property
+    def has_predict(self) -> bool:
+        return not self._several
+
+    @property
+    def has_label(self) -> bool:
+        return not self._several
 
     def encoded(self, record: Record) -> tuple[Example, int]:
         """input_ids: int64 [length];  token_type_ids: the same, if the model has them;  second: position of the second
-        text's first token, 0 if there is none;  label: int, float or None"""
+        text's first token, 0 if there is none;  label: int, float or None; of several, labels: float32 [classes]"""
         values = self.columns(record)
         if "input_ids" in values:
             names = [name for name in ("input_ids", "token_type_ids") if record.get(name) is not None]
@@ -89,7 +99,21 @@ class SequenceClassification(_Classifier):
         kept = kept_tokens(sequences, self.encoder.max_length)
         second = sequences.index(1) if 1 in sequences else len(sequences)
         example = {name: value[kept] for name, value in inputs.items()}
-        return {**example, "second": int(kept[:second].sum()), "label": self._label(values)}, int((~kept).sum())
+        labels = {"labels": self._label_flags(values)} if self._several else {"label": self._label(values)}
+        return {**example, "second": int(kept[:second].sum()), **labels}, int((~kept).sum())
+
+    def _label_flags(self, values: Mapping[str, Any]) -> Tensor:
+        """1 for the classes of an example, 0 for the others. float32 [classes]"""
+        labels = values.get("label", values.get("labels"))
+        if not isinstance(labels, Sequence | np.ndarray) or isinstance(labels, str):
+            raise DatasetError(f"labels {shown(labels)}: give 0 or 1 for each of the {self.classes} classes, or names")
+        if (len(labels) and isinstance(labels[0], str)) or not len(labels):
+            flags = torch.zeros(self.classes)
+            flags[[self.class_number(label) for label in labels]] = 1
+            return flags
+        if len(labels) != self.classes or any(label not in (0, 1) for label in labels):
+            raise DatasetError(f"labels {shown(labels)}: give 0 or 1 for each of the {self.classes} classes, or names")
+        return torch.tensor([float(label) for label in labels])
 
     def _label(self, values: Mapping[str, Any]) -> Label | None:
         label = values.get("label", values.get("labels"))
@@ -105,27 +129,33 @@ class SequenceClassification(_Classifier):
         return example["input_ids"], torch.ones_like(example["input_ids"], dtype=torch.bool)
 
     def label(self, example: Example) -> Label | None:
-        return example["label"]  # type: ignore[no-any-return]
+        """None of several: they are part of the example."""
+        return example.get("label")  # type: ignore[no-any-return]
 
     def with_label(self, example: Example, label: Label) -> Example:
         return {**example, "label": label}
 
     def collate(self, examples: list[Example]) -> Batch:
-        """input_ids, attention_mask, token_type_ids: int64 [batch, longest];  label: int64 or float32 [batch]"""
-        dtype = torch.float32 if self._regresses else torch.int64
+        """input_ids, attention_mask, token_type_ids: int64 [batch, longest];  label: int64 or float32 [batch], of
+        several float32 [batch, classes]"""
         batch = self.inputs([example["input_ids"] for example in examples])
         if "token_type_ids" in examples[0]:
             types = [example["token_type_ids"] for example in examples]
             batch["token_type_ids"] = pad_sequence(types, batch_first=True)
+        if self._several:
+            return {**batch, "label": torch.stack([example["labels"] for example in examples])}
+        dtype = torch.float32 if self._regresses else torch.int64
         return {**batch, "label": torch.tensor([example["label"] for example in examples], dtype=dtype)}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """[batch, classes] logits, or [batch] values"""
         logits: Tensor = model(**{name: value for name, value in batch.items() if name != "label"}).logits
-        return logits[:, 0] if self._regresses else logits
+        return at_least_single(logits[:, 0] if self._regresses else logits)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         predicted = self.predict(model, batch)
+        if self._several:
+            return F.binary_cross_entropy_with_logits(predicted, batch["label"], reduction="none").mean(1)
         if self._regresses:
             error: Tensor = predicted - batch["label"]
             return error.square()
@@ -134,7 +164,14 @@ class SequenceClassification(_Classifier):
     def render(self, example: Example) -> dict[str, Any]:
         first, second = example["input_ids"][: example["second"]], example["input_ids"][example["second"] :]
         pair = {"text_pair": self.encoder.decode(second)} if len(second) else {}
-        return {"text": self.encoder.decode(first), **pair}
+        return {"text": self.encoder.decode(first), **pair, **self._shown_labels(example)}
+
+    def _shown_labels(self, example: Example) -> dict[str, Any]:
+        if not self._several:
+            return {}
+        names = self.class_names
+        flags = example["labels"].int().tolist()
+        return {"labels": [name for name, flag in zip(names, flags, strict=True) if flag] if names else flags}
 
 
 class TokenClassification(_Classifier):

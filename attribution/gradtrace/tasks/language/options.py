@@ -12,6 +12,7 @@ TASK_FILE = "task.json"  # in an index that was built without a task of the user
 Kind = Literal["CausalLM", "SequenceToSequence", "SequenceClassification", "TokenClassification"]
 LossOn = Literal["completion", "all"]
 Reduction = Literal["mean", "sum"]
+DType = Literal["float32", "bfloat16", "float16"]
 
 
 class LanguageOptions(BaseModel):
@@ -32,7 +33,11 @@ class LanguageOptions(BaseModel):
         description="Tokens that count in a CausalLM's loss: completion (of conversations, the assistant's turns) or "
         "all. Default: completion for prompts with completions, all for the rest.",
     )
-    reduction: Reduction = Field("mean", description="Loss of an example: mean or sum over its own tokens.")
+    reduction: Reduction | None = Field(
+        None,
+        description="Loss of an example: mean or sum over its own tokens. Default: the sum for what transformers' "
+        "Trainer or TRL trained, whose steps weight all tokens alike, else the mean.",
+    )
     append_eos: bool | None = Field(
         None, description="End each sequence with the end-of-sequence token. Default: only completions."
     )
@@ -42,6 +47,9 @@ class LanguageOptions(BaseModel):
         "write; classifiers' need no flag.",
     )
     max_length: int | None = Field(None, ge=2, description="Tokens kept of a row. Default: what the model takes.")
+    dtype: DType = Field(
+        "float32", description="Numbers that the model computes with. Gradients are summed in float32 always."
+    )
     tokenizer: Path | None = Field(None, description="Directory of the tokenizer. Default: the model's.")
     base_model: Path | None = Field(None, description="Directory of an adapter's base model, if it was moved.")
     layers: list[str] | None = Field(

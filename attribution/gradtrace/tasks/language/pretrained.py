@@ -9,16 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import nn
 
 from gradtrace.errors import TaskError
 from gradtrace.tasks.language.optional import imported
-from gradtrace.tasks.language.options import Kind
+from gradtrace.tasks.language.options import DType, Kind
 from gradtrace.tasks.payload import listed
 
 _CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _TOKENIZER_FILES = ("tokenizer*.json", "vocab*", "*.model")
+_TRAINER_FILES = ("trainer_state.json", "training_args.bin", "checkpoint-*/trainer_state.json")
 _AUTO_CLASSES: dict[Kind, str] = {
     "CausalLM": "AutoModelForCausalLM",
     "SequenceToSequence": "AutoModelForSeq2SeqLM",
@@ -52,7 +54,7 @@ class Pretrained:
     """
 
     def __init__(self, directory: Path, base: Path | None = None, tokenizer: Path | None = None) -> None:
-        self.directory = _model_directory(directory)
+        self._given, self.directory = directory, _model_directory(directory)
         self._base, self._tokenizer = base, tokenizer
         self.is_adapter = (self.directory / _ADAPTER_CONFIG).is_file()
 
@@ -76,6 +78,11 @@ class Pretrained:
             raise TaskError(f"{self.directory} names no base model; give its directory as base_model (--base-model)")
         return name
 
+    @cached_property
+    def is_trainers(self) -> bool:
+        """Whether transformers' Trainer, or one that is made from it, wrote the directory."""
+        return any(any(self._given.glob(pattern)) for pattern in _TRAINER_FILES)
+
     def config(self) -> Any:
         """The model's configuration; of an adapter, its base model's."""
         transformers = imported("transformers")
@@ -84,8 +91,15 @@ class Pretrained:
         except (OSError, ValueError) as error:
             raise self._unreadable("a model", error) from error
 
-    def model(self, kind: Kind) -> nn.Module:
-        """In float32, with the weights of the directory.
+    def parameter_count(self, kind: Kind) -> int:
+        """Of the model or, of an adapter, its base model. No weights are loaded."""
+        auto = getattr(imported("transformers"), _AUTO_CLASSES[kind])
+        with torch.device("meta"):
+            model: nn.Module = auto.from_config(self.config())
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    def model(self, kind: Kind, dtype: DType) -> nn.Module:
+        """With the weights of the directory, in `dtype`; adapters stay in float32, as PEFT trains them.
 
         Raises:
             TaskError: transformers or peft cannot read it.
@@ -95,12 +109,14 @@ class Pretrained:
         auto = getattr(transformers, _AUTO_CLASSES[kind])
         try:
             with _without_progress_bars(transformers):
-                model: nn.Module = auto.from_pretrained(str(self.base_directory), local_files_only=True, **self._head())
+                model: nn.Module = auto.from_pretrained(
+                    str(self.base_directory), local_files_only=True, dtype=getattr(torch, dtype), **self._head()
+                )
                 if self.is_adapter:
                     model = self._with_adapter(model)
         except (OSError, ValueError, RuntimeError) as error:
             raise self._unreadable(_AUTO_CLASSES[kind], error) from error
-        return share_frozen(model.float())
+        return share_frozen(model.float() if dtype == "float32" else model)
 
     def tokenizer(self) -> Any:
         """Raises TaskError if there is none, or only one that does not tell where in the text its tokens are."""

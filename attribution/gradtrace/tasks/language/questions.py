@@ -17,6 +17,7 @@ from gradtrace.tasks.language.records import Record
 from gradtrace.tasks.language.task import LanguageTask
 from gradtrace.tasks.payload import listed, shown
 
+TOKENS_A_BATCH = 4096  # so that the model's outputs fit into memory
 _LISTED = 40  # tokens, in an error
 
 
@@ -60,6 +61,16 @@ class WritingTask(LanguageTask):
     @abstractmethod
     def written(self, prompt: Tensor, generated: Tensor) -> tuple[Tensor, Example]:
         """The tokens that were written, and the example whose loss is theirs. generated: by transformers' `generate`"""
+
+    def parts(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Examples of about the same length, so few that with padding they have `TOKENS_A_BATCH` tokens at most."""
+        lengths = [self.length(example) for example in examples]
+        order, parts = sorted(range(len(examples)), key=lambda position: -lengths[position]), []
+        while order:
+            fitting = max(1, TOKENS_A_BATCH // max(lengths[order[0]], 1))
+            parts.append(order[:fitting])
+            order = order[fitting:]
+        return parts
 
     @property
     def has_representation(self) -> bool:

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from gradtrace.errors import DatasetError, QueryError
 from gradtrace.task import Example, Task
 from gradtrace.tasks.language.encoding import IGNORED, Encoder
-from gradtrace.tasks.language.options import Kind, LanguageOptions
+from gradtrace.tasks.language.options import Kind, LanguageOptions, Reduction
 from gradtrace.tasks.language.pretrained import Pretrained
 from gradtrace.tasks.language.records import Record, open_records
 from gradtrace.tasks.payload import check_keys, listed, shown
@@ -50,6 +50,7 @@ class LanguageTask(Task):
     """
 
     kind: ClassVar[Kind]
+    reduces_tokens: ClassVar[bool] = True  # the loss is made from those of tokens
     keys: ClassVar[tuple[str, ...]]  # of requests; columns of the data have these names or those in the options
 
     def __init__(self, model: str | Path, data: Any, query_data: Any = None, **options: Any) -> None:
@@ -98,17 +99,28 @@ class LanguageTask(Task):
 
     @cached_property
     def _model(self) -> Any:
-        model: Any = self.pretrained.model(self.kind)
+        model: Any = self.pretrained.model(self.kind, self.options.dtype)
         model.config.pad_token_id = self.pad_id  # by which heads find the last token
         return model
 
+    @property
+    def weights_in_a_build(self) -> int:
+        """Bytes of weights that a build holds at least: the task's and a copy; of an adapter's base, one for all."""
+        bytes_each = getattr(torch, self.options.dtype).itemsize
+        copies = 1 if self.pretrained.is_adapter else 2
+        return int(self.pretrained.parameter_count(self.kind) * bytes_each * copies)
+
     @cached_property
     def train(self) -> EncodedRows:
-        return EncodedRows(open_records(self._data), self.example)
+        return EncodedRows(self.records(self._data), self.example)
 
     @cached_property
     def query(self) -> EncodedRows | None:
         return None if self._query_data is None else EncodedRows(open_records(self._query_data), self.asked)
+
+    def records(self, source: Any) -> Sequence[Record]:
+        """Of a file or a data set, those that are rows of this task."""
+        return open_records(source)
 
     def example(self, record: Record) -> Example:
         return self.encoded(record)[0]
@@ -132,6 +144,11 @@ class LanguageTask(Task):
         limits = [getattr(config, name, None) for name in _POSITIONS]
         known = [limit for limit in [*limits, tokenizer.model_max_length] if isinstance(limit, int) and limit > 0]
         return min([*known, _UNLIMITED])
+
+    @cached_property
+    def reduction(self) -> Reduction:
+        """Whether the loss of an example is the mean or the sum over its tokens. By default as in the training."""
+        return self.options.reduction or ("sum" if self.pretrained.is_trainers else "mean")
 
     def columns(self, record: Record) -> dict[str, Any]:
         """The record's values under the names that requests have."""
@@ -183,4 +200,4 @@ class LanguageTask(Task):
     def reduced(self, losses: Tensor, counts: Tensor) -> Tensor:
         """The loss of each example from those of its tokens. Both [batch, length] -> [batch]; zero if none counts"""
         sums = (losses * counts).sum(1)
-        return sums if self.options.reduction == "sum" else sums / counts.sum(1).clamp(min=1)
+        return sums if self.reduction == "sum" else sums / counts.sum(1).clamp(min=1)

@@ -54,7 +54,9 @@ def read_task_file(path: Path) -> LanguageTask:
 
 def task_file_text(file: TaskFile) -> str:
     """The content of a file, with absolute paths and the kind of task."""
-    whole = _with_paths(file, Path.resolve).model_copy(update={"kind": language_task(file).kind})
+    task = language_task(file)
+    known = {"kind": task.kind, "reduction": task.reduction}  # whatever becomes of the model's directory
+    whole = _with_paths(file, Path.resolve).model_copy(update=known)
     return whole.model_dump_json(indent=1, exclude_none=True) + "\n"
 
 
