@@ -22,6 +22,7 @@ from conftest import DigitsRun, mostly_long, wait_until
 from gradtrace.store.manifest_file import read_manifest
 from gradtrace_client import Client
 from gradtrace_client.service_schemas import Job
+from gradtrace_indexer.work.watching import unfinished_steps
 from gradtrace_indexer.writing.files import sole_writer
 from gradtrace_service.app import create_service
 from gradtrace_service.indexes import jobs as jobs_module
@@ -97,6 +98,16 @@ def test_a_new_checkpoint_is_indexed_and_served_and_rolled_back_without_a_failed
     asking.join()
     assert not failures
     assert generations == {1, 2, 3}
+
+
+def test_several_processes_share_a_job(run: DigitsRun) -> None:
+    service = create_service([Hosted("index", run.index, run.task)], Settings(processes=0, job_workers=2))
+    with serving(service) as url:
+        job = begin(url)
+        wait_until(lambda: len(unfinished_steps(run.index)) > 0 or read_manifest(run.index).generation == 2)
+        assert ended(url, job).state == "succeeded"
+    assert read_manifest(run.index).generation == 2
+    assert not (run.index / "unfinished").exists()
 
 
 def test_a_killed_job_resumes(run: DigitsRun, url: str) -> None:

@@ -87,7 +87,7 @@ def create_service(hosted: list[Hosted], settings: Settings) -> FastAPI:
         if hosted:
             workers[0].open_default()  # so that whoever starts the service learns now what is wrong with it
         metrics, database = Metrics(), Database(state_file(hosted, settings))
-        jobs = JobRunner(hosted, database)
+        jobs = JobRunner(hosted, database, settings.job_workers)
         engine = Engine(workers, settings, metrics.batch_answered)
         metrics.watch(engine, hosted, jobs)
         by_name = {index.name: index for index in hosted}

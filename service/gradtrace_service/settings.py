@@ -118,6 +118,9 @@ class Settings(BaseSettings):
         "Made when it is first written to. Default: INDEX.state.sqlite, beside the directory of the first index.",
     )
     audit_log: Path | None = Field(None, description="File to which each admin call is written, as a line of JSON.")
+    job_workers: PositiveInt = Field(
+        1, description="Processes that share the work of a job that brings an index up to date."
+    )
     max_body_mb: PositiveFloat = Field(16.0, description="Size of a request's body; larger ones are refused with 413.")
     max_connections: PositiveInt | None = Field(
         None,

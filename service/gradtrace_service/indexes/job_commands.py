@@ -14,8 +14,8 @@ from gradtrace_service.indexes.job_files import result_path, rows_path
 _NICER = 10  # than the service
 
 
-def command(job: Job, hosted: Hosted) -> list[str]:
-    """What does the job, by the command line."""
+def command(job: Job, hosted: Hosted, workers: int) -> list[str]:
+    """What does the job, by the command line. workers: processes that share the work of an update"""
     program = [sys.executable, "-m", "gradtrace_service"]
     if job.roll_back_to is not None:
         return [*program, "rollback", str(hosted.path), str(job.roll_back_to)]
@@ -24,7 +24,8 @@ def command(job: Job, hosted: Hosted) -> list[str]:
     if job.operation == "retrain":
         return [*program, *_retrain_words(job, hosted)]
     moved = [] if hosted.checkpoints is None else ["--checkpoints", str(hosted.checkpoints[-1])]
-    return [*program, "update", str(hosted.path), "--task", hosted.task, "--device", hosted.device, *moved]
+    shared = ["--workers", str(workers)] if workers > 1 else []
+    return [*program, "update", str(hosted.path), "--task", hosted.task, "--device", hosted.device, *moved, *shared]
 
 
 def _retrain_words(job: Job, hosted: Hosted) -> list[str]:

@@ -26,6 +26,8 @@ from gradtrace.store.manifest_file import read_manifest
 from gradtrace_client.job_requests import RetrainRequest
 from gradtrace_client.service_schemas import Job
 from gradtrace_indexer.generations import kept_generations, lost_methods, read_pending
+from gradtrace_indexer.work.board import UNFINISHED
+from gradtrace_indexer.work.watching import unfinished_steps
 from gradtrace_indexer.writing.shard_writer import missing_shards
 from gradtrace_service.engine.engine import DrainingError
 from gradtrace_service.engine.work import IndexUnavailableError
@@ -52,9 +54,13 @@ _log = logging.getLogger(__name__)
 
 
 class JobRunner:
-    """Starts jobs and follows them. All methods are for the event loop's thread."""
+    """Starts jobs and follows them. All methods are for the event loop's thread.
 
-    def __init__(self, hosted: Sequence[Hosted], database: Database) -> None:
+    workers: processes that share the work of a job that updates an index
+    """
+
+    def __init__(self, hosted: Sequence[Hosted], database: Database, workers: int = 1) -> None:
+        self._workers = workers
         self._hosted: Mapping[str, Hosted] = {index.name: index for index in hosted}
         self._database = database
         self._jobs: dict[str, Job] = {}  # in the order of their starts
@@ -252,7 +258,7 @@ class JobRunner:
         """Run the job's process. Returns its exit code, negative for signals, and its last error message."""
         await self._change(job.id, attempts=attempt)
         process = await asyncio.create_subprocess_exec(
-            *command(job, self._hosted[job.index]),
+            *command(job, self._hosted[job.index], self._workers),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -280,7 +286,7 @@ class JobRunner:
             _log.warning("job %s, attempt %d, ended with %d: %s", job.id, attempt, code, cause)
         return code, complaint
 
-    async def _update_progress(self, job: str, before: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+    async def _update_progress(self, job: str, before: object) -> object:
         """before: as returned by the last call, None at first"""
         path = self._hosted[self._jobs[job].index].path
         if self._jobs[job].operation == "retrain":
@@ -288,8 +294,8 @@ class JobRunner:
             if trained > self._jobs[job].progress:
                 await self._change(job, progress=trained)
             return None
-        stamp = await asyncio.to_thread(file_stamp, path / PENDING_NAME)
-        if stamp != before:  # it is long where there are many shards
+        stamp = await asyncio.to_thread(_unfinished_stamp, path)
+        if stamp != before:  # a manifest is long where there are many shards
             share = await asyncio.to_thread(_share_done, path)
             if share is not None and share != self._jobs[job].progress:
                 await self._change(job, progress=share)
@@ -335,8 +341,16 @@ def _check_rows(field: str, rows: Sequence[int], manifest: Manifest) -> None:
         raise FieldError(f"{field}[{at}]", f"there is no row {row}; rows of this index are 0 to {known - 1}")
 
 
+def _unfinished_stamp(path: Path) -> object:
+    """Another one whenever more of the index's unfinished generation is done."""
+    folders = [folder.stat().st_mtime_ns for folder in (path / UNFINISHED).glob("*")]
+    return file_stamp(path / PENDING_NAME), folders
+
+
 def _share_done(path: Path) -> float | None:
     """The share of its rows that the index's unfinished generation has. None: there is none, or it is being replaced"""
+    if steps := unfinished_steps(path):  # of several workers
+        return round(sum(step.units_done for step in steps) / max(1, sum(step.step.units for step in steps)), 3)
     with contextlib.suppress(GradtraceError):
         pending = read_pending(path)
         if pending is not None:
