@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from functools import partial, reduce
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +44,7 @@ from gradtrace_indexer.writing.shard_writer import (
     missing_shards,
     representation_writer,
     shard_name,
-    with_shard,
+    with_shards,
 )
 
 OnUnits = Callable[[int], object]
@@ -77,7 +77,7 @@ def _completed(builder: Builder, pending: Manifest, board: Board) -> Manifest:
 
     def commit(step: Step) -> None:
         nonlocal manifest
-        extended = completion.with_step(manifest, step)
+        extended = completion.with_steps(manifest, [step])
         if extended != manifest:
             manifest = save_pending(builder.directory, extended)
 
@@ -86,7 +86,7 @@ def _completed(builder: Builder, pending: Manifest, board: Board) -> Manifest:
     with progress_bar("index", sum(step.units for step in steps), " rows", builder.progress) as bar:
         if board.shared:  # each step has its record: a manifest for each, of all before it, would be much to write
             board.work_off(steps, bar)
-            manifest = reduce(completion.with_step, steps, pending)
+            manifest = completion.with_steps(pending, steps)
         else:
             board.work_off(steps, bar, commit)
     return completion.with_skipped(manifest)
@@ -155,16 +155,14 @@ class Completion:
         records = [record for name in names if (record := self._board.record(name)) is not None]
         return {row: reason for record in reversed(records) for row, reason in record.skipped.items()}
 
-    def with_step(self, manifest: Manifest, step: Step) -> Manifest:
-        """The manifest with what a step wrote, and the curvature of all checkpoints up to the first that lacks it."""
-        record = self._board.record(step.name)
-        assert record is not None  # it is done
-        if record.shard is not None:
-            manifest = with_shard(manifest, record.shard)
+    def with_steps(self, manifest: Manifest, steps: Iterable[Step]) -> Manifest:
+        """The manifest with what steps wrote, and the curvature of all checkpoints up to the first that lacks it."""
+        records = [self._board.record(step.name) for step in steps]
+        shards = [record.shard for record in records if record is not None and record.shard is not None]
         curvature = list(manifest.curvature)
         while (known := self._board.record(_curvature(len(curvature)))) is not None and known.file is not None:
             curvature.append(known.file)
-        return manifest.model_copy(update={"curvature": curvature})
+        return with_shards(manifest, shards).model_copy(update={"curvature": curvature})
 
     def _at(self, number: int) -> Manifest:
         """The generation as if it had this checkpoint alone, with what is known there so far."""

@@ -23,7 +23,7 @@ from gradtrace_indexer.progress import progress_bar
 from gradtrace_indexer.writing.columns import gathered
 from gradtrace_indexer.writing.files import write_file, write_ids
 from gradtrace_indexer.writing.segment_file import SegmentWriter
-from gradtrace_indexer.writing.shard_writer import ShardWriter, representation_writer, shard_name, with_shard
+from gradtrace_indexer.writing.shard_writer import ShardWriter, representation_writer, shard_name, with_shards
 
 _COPIED_ROWS = 4096  # at a time
 
@@ -105,7 +105,7 @@ def _with_shards(
                         shard = sources[0][0].model_copy(update=span)
                     else:
                         shard = _copied_shard(directory, manifest, stretch.start, sources)
-                    manifest = save_pending(directory, with_shard(manifest, shard))
+                    manifest = save_pending(directory, with_shards(manifest, [shard]))
                 bar.update(stretch.rows)
     return manifest
 

@@ -4,7 +4,7 @@ complete and on disk."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,6 +142,6 @@ def representation_writer(
     return ShardWriter(directory, f"representations/{shard_name(manifest, checkpoint, start)}.rows", layout)
 
 
-def with_shard(manifest: Manifest, shard: ShardEntry) -> Manifest:
-    shards = sorted([*manifest.shards, shard], key=lambda entry: (entry.checkpoint, entry.start))
+def with_shards(manifest: Manifest, added: Iterable[ShardEntry]) -> Manifest:
+    shards = sorted([*manifest.shards, *added], key=lambda entry: (entry.checkpoint, entry.start))
     return manifest.model_copy(update={"shards": shards})
