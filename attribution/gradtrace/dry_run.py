@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from gradtrace.data.batches import ExampleBatch, Measure
 from gradtrace.data.dataset import fetch
 from gradtrace.data.guards import check_dataset
 from gradtrace.data.sample import varied_rows
-from gradtrace.devices import pick_device
+from gradtrace.devices import pick_device, threads
 from gradtrace.errors import GradtraceError
 from gradtrace.fitted.gauss_newton import coordinates_before, rows_drawn
 from gradtrace.models.gradient_model import GradientModel, R
@@ -41,6 +41,8 @@ _HOOK_EXAMPLES = 3  # on which the task's hooks are tried
 _SHOWN_EXAMPLES = 10  # of a language task
 _COUNTED_ROWS = 2000  # whose tokens are counted
 _TIMED_SECONDS = 2.0  # for which rows are timed
+_SHARED_SECONDS = 120.0  # of a build, from which it may be worth to start processes for it
+_FASTER = 1.3
 _FITTED_ROWS = 2048  # on which a build fits basis and curvature; about two passes at each checkpoint
 _KINDS_OF_ROWS: dict[RowsOption, str] = {
     "dense": "dense, {} coordinates in a common basis",
@@ -55,12 +57,14 @@ class BuildEstimate:
     """An estimate of the cost of building the index.
 
     rows_per_second: gradient rows at one checkpoint, in batches of the build's size
+    workers: processes by which it is done soonest (`--workers`, docs/scaling.md); 1: this one alone
     """
 
     rows_per_second: float
     seconds: float
     memory_bytes: int
     disk_bytes: int
+    workers: int = 1
 
 
 @dataclass
@@ -208,9 +212,25 @@ def _estimated(
     count = DEFAULT_DIMENSIONS[kind] if dimensions is None else dimensions
     report.kind_of_rows = _KINDS_OF_ROWS[kind].format(count)
     if kind == "dense":
-        return _estimate(report, model, count, precision, batch_size)
-    report.curvature = WEIGHT_FISHER.sentence
-    return _sparse_estimate(report, model, count, batch_size)
+        estimate = _estimate(report, model, count, precision, batch_size)
+    else:
+        report.curvature = WEIGHT_FISHER.sentence
+        estimate = _sparse_estimate(report, model, count, batch_size)
+    return replace(estimate, workers=_workers(estimate, model, batch_size))
+
+
+def _workers(estimate: BuildEstimate, model: GradientModel, batch_size: int) -> int:
+    """As many as there are threads, if rows then come clearly faster for long enough, and memory suffices."""
+    count = torch.get_num_threads()
+    if model.device.type != "cpu" or count == 1 or estimate.seconds < _SHARED_SECONDS:
+        return 1
+    if count * estimate.memory_bytes > _free_memory():
+        return 1
+    basis = two_sided_basis(model.plan.layers, len(model.plan.layers), 0)
+    together = _rows_per_second(model, partial(model.encode, basis), batch_size)
+    with threads(1):
+        alone = _rows_per_second(model, partial(model.encode, basis), batch_size)
+    return count if count * alone > _FASTER * together else 1
 
 
 def _estimate(
@@ -271,13 +291,18 @@ def _peak_memory() -> int:
 
 def _room(estimate: BuildEstimate) -> list[str]:
     """A note where a build needs more memory than is free."""
-    free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    free = _free_memory()
     if estimate.memory_bytes <= free:
         return []
     return [
         f"a build needs about {estimate.memory_bytes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: give "
         "it a smaller batch size, fewer dimensions, or fewer layers (Task.layers)"
     ]
+
+
+def _free_memory() -> int:
+    """Bytes, with what this process has."""
+    return psutil.virtual_memory().available + psutil.Process().memory_info().rss
 
 
 def _rotation_products(report: TaskReport, coordinates: int, dimensions: int) -> float:

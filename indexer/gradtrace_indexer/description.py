@@ -147,6 +147,8 @@ def print_report(report: TaskReport, console: Console) -> None:
             f"checkpoint), {estimate.memory_bytes / 1e9:.1f} GB of memory and {estimate.disk_bytes / 1e6:,.0f} MB of "
             "disk"
         )
+        if estimate.workers > 1:
+            console.print(f"[bold]Sooner[/bold] with --workers {estimate.workers} (docs/scaling.md)")
     for note in report.notes:
         console.print(f"[yellow]Note:[/yellow] {escape(note)}")
     for problem in report.problems:
