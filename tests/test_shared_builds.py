@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import tiny
-from conftest import mostly_long, wait_until
+from conftest import DigitsRun, mostly_long, wait_until
 from gradtrace import open_index
 from gradtrace.errors import LossError, StoreError
 from gradtrace_indexer import add_checkpoints, append_rows, build_index, discard
@@ -28,6 +28,7 @@ from shared_work import BadRowsTask, FailingTask, SharedTask, checkpoints, small
 assert small_steps  # a fixture
 pytestmark = pytest.mark.usefixtures("small_steps")
 
+GRADTRACE = Path(sys.executable).with_name("gradtrace")
 WAYS: dict[str, dict[str, Any]] = {
     "two processes": {"workers": 2},
     "four processes": {"workers": 4},
@@ -64,6 +65,15 @@ def test_ranks_one_after_another(alone: dict[str, bytes], tmp_path: Path) -> Non
 def test_other_kinds_of_rows(tmp_path: Path, options: dict[str, Any]) -> None:
     whole = built(SharedTask(), tmp_path / "alone", **options)
     assert built(SharedTask(), tmp_path / "shared", workers=2, **options) == whole
+
+
+def test_the_command_line_shares_work(digits_index: DigitsRun, tmp_path: Path, small_steps: None) -> None:
+    for name, words in (("alone", []), ("shared", ["--workers", "2"])):
+        command = ["build", digits_index.task, "--checkpoints", str(digits_index.checkpoints), "--dimensions", "32"]
+        subprocess.run([GRADTRACE, *command, "--out", str(tmp_path / name), *words], check=True)
+    assert tiny.files(tmp_path / "shared") == tiny.files(tmp_path / "alone")
+    told = subprocess.run([GRADTRACE, "info", str(tmp_path / "alone"), "--tasks"], capture_output=True, check=True)
+    assert b"no shared build or update is unfinished" in told.stdout
 
 
 def test_bad_rows_are_the_same_whoever_finds_them(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,12 +41,13 @@ class NamedTask(NamedTuple):
         """Where the checkpoints are by default."""
         return None if self.file is None else self.file.model
 
-    def load(self) -> Task:
-        """Make the task anew, in another process."""
+    @property
+    def load(self) -> Callable[[], Task]:
+        """Makes the task anew, in another process."""
         if self.file is not None:
-            return language_task(self.file)
+            return partial(language_task, self.file)
         assert self.spec is not None
-        return load_task(self.spec)
+        return partial(load_task, self.spec)
 
     def sentences(self) -> list[str]:
         """Of a language task: that its model does not fit into memory, what its rows hold, and what was cut off."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import subprocess
@@ -105,6 +106,8 @@ def work(outcome: int) -> None:
     stdin = sys.stdin.buffer
     message: tuple[Payload, Rank] = pickle.load(stdin)
     threading.Thread(target=_end_with_parent, args=(stdin,), daemon=True).start()
+    logging.basicConfig(format=f"worker {message[1].number}: %(message)s")
+    logging.captureWarnings(True)
     with os.fdopen(outcome, "wb") as file:
         file.write(_called(message[0].unpacked, message[1]))
     os._exit(0)  # whatever threads a task may have left
