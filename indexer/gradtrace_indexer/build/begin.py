@@ -116,11 +116,10 @@ def _begin_together(
     """As `begin`, while other workers take a share of the passes over all rows."""
     rows, draft = len(builder.task.train), board.read(DRAFT, Draft)
     if draft is None or not draft.is_of(rows, entries, spec):
-        board.forget()  # steps of another draft have the names of these
         draft = _draft(builder, board, runs, entries, spec)
         board.write(DRAFT, draft)
     screened = _screened_before(builder, draft)
-    sums, steps = moment_sums(builder, draft), moment_steps(builder, draft)
+    sums, steps = moment_sums(builder, draft), moment_steps(builder, board, draft)
     board.announce(steps)
     with progress_bar("rotation", sum(step.units for step in steps), " rows", builder.progress) as bar:
         board.work_off(steps, bar)
@@ -177,8 +176,9 @@ def moment_sums(builder: Builder, draft: Draft) -> list[MomentSums]:
     return [MomentSums(builder, basis, live, draft.fisher) for basis in bases]
 
 
-def moment_steps(builder: Builder, draft: Draft) -> list[Step]:
+def moment_steps(builder: Builder, board: Board, draft: Draft) -> list[Step]:
     """Of each checkpoint and stretch of rows, the sum of second moments."""
+    board.turn_to(draft.model_dump_json().encode())
     steps, sums = [], moment_sums(builder, draft)
     for position, entry in enumerate(draft.checkpoints):
         of_run = sums[entry.run]

@@ -106,6 +106,12 @@ class Completion:
     def __init__(self, builder: Builder, pending: Manifest, board: Board) -> None:
         self._builder, self._directory, self._pending, self._board = builder, builder.directory, pending, board
         self._missing = missing_shards(pending)
+        begun: dict[str, object] = {
+            "shards": [],
+            "curvature": [],
+            "checksum": "",
+        }  # what is added while it is completed
+        board.turn_to(pending.model_copy(update=begun).content())
         self._bases = builder.bases_of(pending)
         self._rows_at: _RowsAt | None = None
 

@@ -24,7 +24,7 @@ from gradtrace_indexer.build.builder import Builder, PassOptions, WorkOptions
 from gradtrace_indexer.build.completion import Completion
 from gradtrace_indexer.generations import read_pending
 from gradtrace_indexer.progress import progress_bar
-from gradtrace_indexer.work.board import UNFINISHED, Board, Step
+from gradtrace_indexer.work.board import Board, Step, unfinished_generations
 from gradtrace_indexer.work.payload import payload
 from gradtrace_indexer.work.processes import run_in_processes
 from gradtrace_indexer.work.ray_actors import run_in_actors
@@ -106,8 +106,8 @@ class Helper:
 
     def help_out(self) -> None:
         """Take steps of the unfinished generation until none is left to do, or nobody coordinates it."""
-        for folder in sorted((self._directory / UNFINISHED).glob("*"), key=lambda folder: int(folder.name)):
-            board = self._own_builder().board(int(folder.name))
+        for generation in unfinished_generations(self._directory):
+            board = self._own_builder().board(generation)
             try:
                 self._take_steps(board)
             except Exception:
@@ -128,7 +128,7 @@ class Helper:
         if pending is not None and pending.generation == board.generation:
             self._work_off(board, self._steps_to_complete(pending, board))
         elif (draft := board.read(DRAFT, Draft)) is not None:
-            self._work_off(board, moment_steps(builder, draft))
+            self._work_off(board, moment_steps(builder, board, draft))
 
     def _steps_to_complete(self, pending: Manifest, board: Board) -> list[Step]:
         builder = self._own_builder()

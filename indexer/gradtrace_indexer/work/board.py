@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
@@ -35,11 +36,13 @@ M = TypeVar("M", bound=BaseModel)
 class StepRecord(BaseModel):
     """What a step wrote.
 
+    work: digest of the work that it was a step of; filled in when it is kept
     skipped: rows that turned out to be bad, with the reason
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    work: str = ""
     shard: ShardEntry | None = None
     file: FileEntry | None = None
     skipped: dict[int, str] = {}
@@ -102,6 +105,11 @@ class Step(NamedTuple):
     needs: Collection[str] = ()
 
 
+def unfinished_generations(directory: Path) -> list[int]:
+    """The numbers of those that have a folder, ascending."""
+    return sorted(int(folder.name) for folder in (directory / UNFINISHED).glob("*") if folder.name.isdecimal())
+
+
 class Board:
     """
     shared: whether other workers may take steps
@@ -115,8 +123,18 @@ class Board:
         self.rank, self.world = rank, world
         self.folder = f"{UNFINISHED}/{generation}"
         self.claims = Claims(directory / self.folder)
+        self._work = ""
         self._records: dict[str, StepRecord] = {}
         self._told: dict[str, int] = {}  # units of steps in work that the bar was told of
+
+    def turn_to(self, work: bytes) -> None:
+        """From now on, records are those of steps of this work; others count as not there. A worker that did not see
+        that a build was given up may leave some in the folder of the next.
+
+        work: all that its steps depend on
+        """
+        self._work = xxhash.xxh3_128_hexdigest(work)
+        self._records.clear()
 
     def record(self, step: str) -> StepRecord | None:
         """What a step left; None: it is not done.
@@ -124,8 +142,10 @@ class Board:
         Raises:
             CorruptIndexError: its record is damaged.
         """
-        if step not in self._records and (found := self.read(step, StepRecord, _DONE)) is not None:
-            self._records[step] = found
+        if step not in self._records:
+            found = self.read(step, StepRecord, _DONE)
+            if found is not None and found.work == self._work:
+                self._records[step] = found
         return self._records.get(step)
 
     def read(self, name: str, schema: type[M], suffix: str = _JSON) -> M | None:
@@ -182,16 +202,10 @@ class Board:
     def file_names(self) -> set[str]:
         """Of the files in the folder, and those that its records name."""
         paths = list((self.directory / self.folder).glob("*"))
-        records = [self.record(path.stem) for path in paths if path.suffix == _DONE]
+        records = [self.read(path.stem, StepRecord, _DONE) for path in paths if path.suffix == _DONE]
         files = [record.file for record in records if record is not None and record.file is not None]
         files += [file for record in records if record and record.shard for file in shard_files(record.shard)]
         return {f"{self.folder}/{path.name}" for path in paths} | {file.path for file in files}
-
-    def forget(self) -> None:
-        """Remove the records of all steps."""
-        self._records.clear()
-        for path in (self.directory / self.folder).glob(f"*{_DONE}"):
-            path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Once the generation is published: other workers see by it that nothing is left to do."""
@@ -216,8 +230,9 @@ class Board:
         lacking, last = {step.name: step for step in steps}, None
         while lacking and not until():
             for name in lacking.keys() & self._names_done():
-                on_done(step := lacking.pop(name))
-                bar.update(step.units - self._told.pop(name, 0))
+                if self.record(name) is not None:
+                    on_done(step := lacking.pop(name))
+                    bar.update(step.units - self._told.pop(name, 0))
             ready = [step for step in lacking.values() if lacking.keys().isdisjoint(step.needs)]
             for step in sorted(self._from_own_part(ready), key=lambda step: step.checkpoint != last):
                 if self._attempt(step, bar):
@@ -238,7 +253,7 @@ class Board:
     def _attempt(self, step: Step, bar: tqdm[Any]) -> bool:
         """Do a step, unless another worker does."""
         if not self.shared:
-            record = self._records[step.name] = self._computed(step, bar, lambda units: None)
+            self._records[step.name] = record = self._computed(step, bar, lambda units: None)
             if record.skipped:  # which pending.json has no place for
                 self.write(step.name, record, _DONE)
             return True
@@ -256,4 +271,4 @@ class Board:
             on_units(units)
 
         bar.set_description_str(step.title, refresh=False)
-        return step.compute(tell)
+        return step.compute(tell).model_copy(update={"work": self._work})

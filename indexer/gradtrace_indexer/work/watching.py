@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 from gradtrace.errors import CorruptIndexError
 from gradtrace_indexer.progress import progress_bar
-from gradtrace_indexer.work.board import UNFINISHED, Board, StepState
+from gradtrace_indexer.work.board import Board, StepState, unfinished_generations
 
 
 def unfinished_steps(directory: Path) -> list[StepState]:
     """The steps that a coordinator waits for in an index directory, and how far each is; none where none are known."""
-    for folder in (directory / UNFINISHED).glob("*"):
+    for generation in unfinished_generations(directory):
         with suppress(CorruptIndexError):  # of a file that is removed meanwhile
-            if states := Board(directory, int(folder.name)).states():
+            if states := Board(directory, generation).states():
                 return states
     return []
 
