@@ -21,8 +21,8 @@ from gradtrace.task import Batch
 from gradtrace.tasks import SequenceClassification, data_file
 
 BATCH_SIZE = 16
-EPOCHS = {"rte": 4, "sst2": 4}
-_LEARNING_RATE = 1e-3
+EPOCHS = {"rte": 8, "sst2": 4}
+_LEARNING_RATES = {"rte": 3e-4, "sst2": 1e-3}  # at three times as much, RTE is not even learned by heart
 
 
 class _Glue(SequenceClassification):
@@ -37,6 +37,7 @@ class _Glue(SequenceClassification):
     files: ClassVar[tuple[str, str]]
     text_columns: ClassVar[dict[str, str]]
     epochs: ClassVar[int]
+    learning_rate: ClassVar[float]
 
     def __init__(self, directory: str | Path, train_rows: int, queries: int) -> None:
         whole, held_out = (_rows(name) for name in self.files)
@@ -59,7 +60,7 @@ class _Glue(SequenceClassification):
                 scratch,
                 num_train_epochs=self.epochs,
                 per_device_train_batch_size=BATCH_SIZE,
-                learning_rate=_LEARNING_RATE,
+                learning_rate=self.learning_rate,
                 weight_decay=0.01,
                 max_grad_norm=0.0,
                 remove_unused_columns=False,
@@ -87,11 +88,11 @@ class _Glue(SequenceClassification):
 
 
 class Rte(_Glue):
-    """Does a sentence follow from a text?"""
+    """Does a sentence follow from a text? This model learns the training pairs by heart, and nothing about others."""
 
     classes_in_order, files = ("entailment", "not_entailment"), ("rte-train", "rte-validation")
     text_columns: ClassVar = {"text": "premise", "text_pair": "hypothesis"}
-    epochs = EPOCHS["rte"]
+    epochs, learning_rate = EPOCHS["rte"], _LEARNING_RATES["rte"]
 
     def __init__(self, directory: str | Path = "runs/rte", train_rows: int = 2_490, queries: int = 200) -> None:
         super().__init__(directory, train_rows, queries)
@@ -102,7 +103,7 @@ class Sst2(_Glue):
 
     classes_in_order, files = ("negative", "positive"), ("sst2-train-sentences", "sst2-validation")
     text_columns: ClassVar = {"text": "text"}
-    epochs = EPOCHS["sst2"]
+    epochs, learning_rate = EPOCHS["sst2"], _LEARNING_RATES["sst2"]
 
     def __init__(self, directory: str | Path = "runs/sst2-2k", train_rows: int = 2_000, queries: int = 200) -> None:
         super().__init__(directory, train_rows, queries)
