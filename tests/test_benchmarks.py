@@ -227,6 +227,27 @@ def test_a_language_model_is_retrained_on_halves_of_its_texts(tmp_path: Path, at
 
 @pytest.mark.recipe
 @pytest.mark.long
+@pytest.mark.parametrize("name", ["Rte", "Sst2"])
+def test_a_classifier_of_texts_is_retrained_on_halves_of_its_rows(
+    name: str, tmp_path: Path, at_root: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_without(Smoke("", data=True))
+    outside = [path for path in sys.path if Path(path) != ROOT / "benchmarks"]  # other tests may have added it,
+    monkeypatch.setattr(sys, "path", outside)  # and its datasets.py would hide the library of this name
+    for library in ("accelerate", "transformers"):
+        pytest.importorskip(library, reason="a development environment has it, and others may not")
+    task = getattr(importlib.import_module("benchmarks.glue"), name)(tmp_path, train_rows=8, queries=4)
+    truth = subset_outputs(Retrainings(task, tmp_path / "truth", progress=False), 2, seeds=2)
+    assert truth.outputs.shape == (2, 2, 4)
+    assert not np.array_equal(truth.outputs[0], truth.outputs[1]), "both halves gave the same model"
+    start, trained = task.model(), task.fit(range(8), 0)
+    assert not torch.equal(start.classifier.weight, trained.classifier.weight), "the weights of the start were trained"
+    batch = task.collate([task.query[row] for row in range(4)])
+    assert torch.equal(task.measurement(start, batch) < 0, task.predict(start, batch).argmax(1) == batch["label"])
+
+
+@pytest.mark.recipe
+@pytest.mark.long
 def test_all_of_them_in_one_report(tmp_path: Path) -> None:
     """`make bench` with one small benchmark, for a data set that was trained before."""
     (tmp_path / "digits" / "checkpoints").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import tiny
 from gradtrace import Hit, Index, InfluenceResult, MissingLibraryError, Recall
+from gradtrace.results.token_scores import RowTokens, TokenScores
 from gradtrace_indexer import delete_rows
 from tiny import ClassTask
 
@@ -53,6 +55,33 @@ def test_a_result_reads_as_two_tables(result: InfluenceResult) -> None:
     assert "opponents: none" in repr(replace(result, opponents=[]))
     assert repr(result.proponents[0]).startswith(f"Hit(row={result.proponents[0].row}, score=+")
     assert repr(Recall(0.5, 1.0)) == "Recall(top=0.5, bottom=1.0)"
+
+
+def test_tables_of_texts_have_no_columns_of_labels(result: InfluenceResult) -> None:
+    def bare(hits: list[Hit]) -> list[Hit]:
+        return [replace(hit, label=None, prediction=None) for hit in hits]
+
+    ends = {"proponents": bare(result.proponents), "opponents": bare(result.opponents)}
+    texts = replace(result, label=None, prediction=None, **ends)
+    shown = repr(texts).splitlines()
+    assert shown[0].startswith("tracin of query: loss ")
+    assert shown[2].split() == ["row", "score", "loss"]
+    assert {len(line.split()) for line in shown[3:7]} == {3}
+    page = texts._repr_html_()
+    assert "<th>label</th>" not in page
+    assert page.count("<th>example</th>") == 2
+    assert page.count("<td>") == 4 * len(result.proponents + result.opponents)
+
+
+def test_tokens_are_coloured_by_their_scores() -> None:
+    training = TokenScores([EVIL, " a", "b"], [2.0, -1.0, 0.0], 0.5)
+    page = RowTokens(3, 1.5, "loss", training, TokenScores(["c"], [0.0], 1.5))._repr_html_()
+    assert "row 3, score +1.5" in page
+    assert EVIL not in page
+    pattern = r'<span title="(.*?)" style="[^"]*rgba\(([\d, ]+), ([\d.]+)\)">'
+    green, red = "0, 150, 80", "210, 40, 60"
+    expected = [("+2", green, "0.60"), ("-1", red, "0.30"), ("+0", green, "0.00"), ("+0", green, "0.00")]
+    assert re.findall(pattern, page) == expected
 
 
 def test_results_are_a_list_that_shows_itself(index: Index) -> None:

@@ -45,6 +45,17 @@ def table_html(title: str, heads: Sequence[str], lines: Iterable[Sequence[str]])
     return f"<table><caption>{escape(title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def tokens_html(tokens: Sequence[str], scores: Sequence[float]) -> str:
+    """A text whose tokens are the greener, or redder where they oppose, the stronger their scores are."""
+    largest = max(map(abs, scores), default=0.0) or 1.0
+    colours = {True: "0, 150, 80", False: "210, 40, 60"}
+    return "".join(
+        f'<span title="{score:+.4g}" style="white-space:pre-wrap;background:rgba({colours[score >= 0]}, '
+        f'{0.6 * abs(score) / largest:.2f})">{escape(token)}</span>'
+        for token, score in zip(tokens, scores, strict=True)
+    )
+
+
 def label_text(label: Label | None, task: Task | None) -> str:
     """A label in words: its class name, if it has one."""
     if label is None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _BINS = 60
 _QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 _HEADS = ("row", "score", "label", "prediction", "loss")
+_HEADS_WITHOUT_LABELS = ("row", "score", "loss")  # of texts, which have none
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -137,13 +138,13 @@ class InfluenceResult:
 
     def __repr__(self) -> str:
         tables = (
-            f"{name}:\n{table_text(_HEADS, map(self._cells, hits))}" if hits else f"{name}: none"
+            f"{name}:\n{table_text(self._heads(), map(self._cells, hits))}" if hits else f"{name}: none"
             for name, hits in (("proponents", self.proponents), ("opponents", self.opponents))
         )
         return "\n".join([self._title(), *tables])
 
     def _repr_html_(self) -> str:
-        heads = _HEADS if self.task is None else (*_HEADS, "example")
+        heads = self._heads() if self.task is None else (*self._heads(), "example")
         tables = (
             table_html(title, heads, map(self._html_cells, hits))
             for title, hits in (("Proponents", self.proponents), ("Opponents", self.opponents))
@@ -152,21 +153,32 @@ class InfluenceResult:
 
     def _title(self) -> str:
         queries = f"mean of {self.queries} queries" if self.queries > 1 else "query"
-        labels = f"label {label_text(self.label, self.task)}, predicted {label_text(self.prediction, self.task)}"
+        label, prediction = label_text(self.label, self.task), label_text(self.prediction, self.task)
+        labels = f"label {label}, predicted {prediction}, " if self._has_labels() else ""
         search = "exact" if self.exact else "approximate"
         return (
-            f"{self.method} of {queries}: {labels}, loss {self.loss:.4g}; explained: {self.target}; {search} search of "
-            f"{self.rows_searched:,} rows"
+            f"{self.method} of {queries}: {labels}loss {self.loss:.4g}; explained: {self.target}; "
+            f"{search} search of {self.rows_searched:,} rows"
         )
 
+    def _has_labels(self) -> bool:
+        of_hits = [label for hit in (*self.proponents, *self.opponents) for label in (hit.label, hit.prediction)]
+        return any(label is not None for label in (self.label, self.prediction, *of_hits))
+
+    def _heads(self) -> tuple[str, ...]:
+        return _HEADS if self._has_labels() else _HEADS_WITHOUT_LABELS
+
     def _cells(self, hit: Hit) -> list[str]:
-        """The texts under `_HEADS`."""
-        label, prediction = label_text(hit.label, self.task), label_text(hit.prediction, self.task)
-        return [str(hit.row), f"{hit.score:+.4g}", label, prediction, f"{hit.loss:.4g}"]
+        """The texts under `_heads`."""
+        labels = [label_text(label, self.task) for label in (hit.label, hit.prediction)] if self._has_labels() else []
+        return [str(hit.row), f"{hit.score:+.4g}", *labels, f"{hit.loss:.4g}"]
 
     def _html_cells(self, hit: Hit) -> list[str]:
-        example = [] if self.task is None else [training_example_html(self.task, hit.row)]
-        return [*map(escape, self._cells(hit)), *example]
+        cells = [*map(escape, self._cells(hit))]
+        if self.task is None:
+            return cells
+        example = training_example_html(self.task, hit.row)
+        return [*cells, f'<div style="text-align:left">{example}</div>']  # notebooks align cells on the right
 
     def _records(self) -> list[dict[str, Any]]:
         return [

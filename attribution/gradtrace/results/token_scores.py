@@ -15,6 +15,7 @@ from gradtrace.errors import QueryError, TaskError
 from gradtrace.methods.method import Scoring
 from gradtrace.methods.position_scores import PositionQuestion
 from gradtrace.models.queries import Query
+from gradtrace.results.display import tokens_html
 from gradtrace.search.scored_rows import Doubles
 from gradtrace.task import Example, Task
 
@@ -43,6 +44,11 @@ class RowTokens:
     target: str  # what is explained of the query, in words
     training: TokenScores
     query: TokenScores
+
+    def _repr_html_(self) -> str:
+        sides = ((f"row {self.row}, score {self.score:+.4g}", self.training), ("query", self.query))
+        lines = (f"<p>{title}: {tokens_html(side.tokens, side.scores)}</p>" for title, side in sides)
+        return f"<div>{''.join(lines)}</div>"
 
 
 def row_tokens(contents: IndexContents, scoring: Scoring[Any], query: Query, rows: Sequence[int]) -> list[RowTokens]:
