@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from conftest import DigitsRun, mostly_long, wait_until
 from gradtrace import open_index
 from gradtrace.errors import LossError, StoreError
 from gradtrace_indexer import add_checkpoints, append_rows, build_index, discard
+from gradtrace_indexer.build import completion
 from gradtrace_indexer.work import claims
 from gradtrace_indexer.work.claims import Claims
 from gradtrace_indexer.work.sharing import Rank, rank_of
@@ -157,6 +159,75 @@ def test_an_abandoned_build_is_finished_by_the_next(alone: dict[str, bytes], tmp
         worker.wait(60)  # it ends with the process that started it
     assert list(unfinished_lines(tmp_path / "index"))[-1].endswith("steps are done")
     assert built(SharedTask(), tmp_path / "index") == alone
+
+
+@pytest.mark.usefixtures("slow")
+def test_both_workers_do_steps_and_may_read_by_processes_of_their_own(alone: dict[str, bytes], tmp_path: Path) -> None:
+    done, together = threading.Event(), set[int]()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            holders = [state.holder for state in unfinished_steps(tmp_path / "index") if state.holder is not None]
+            together.update(holder.pid for holder in holders)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        assert built(SharedTask(), tmp_path / "index", workers=2, num_workers=1) == alone
+    finally:
+        done.set()
+        watching.join()
+    assert len(together) == 2
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_build_of_other_arguments_takes_nothing_of_one_that_was_given_up_in_its_fit(tmp_path: Path) -> None:
+    for worker in abandoned(tmp_path):
+        worker.wait(60)
+    if (tmp_path / "index" / "pending.json").exists():  # it was faster than the kill
+        discard(tmp_path / "index")
+    whole = built(SharedTask(), tmp_path / "alone", seed=1)
+    assert built(SharedTask(), tmp_path / "index", seed=1, workers=2) == whole
+
+
+def test_an_append_that_was_left_goes_on_by_workers_when_the_data_has_grown_again(tmp_path: Path) -> None:
+    found, path = checkpoints(tmp_path / "checkpoints"), tmp_path / "index"
+    build_index(SharedTask(100), found, path, batch_size=16, progress=False)
+    shutil.copytree(path, tmp_path / "alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(completion, "publish", left)
+        with pytest.raises(KeyboardInterrupt):
+            append_rows(path, SharedTask(150), batch_size=16, progress=False)
+    append_rows(path, SharedTask(), batch_size=16, progress=False, workers=2)
+    for rows in (150, 200):
+        append_rows(tmp_path / "alone", SharedTask(rows), batch_size=16, progress=False)
+    assert tiny.files(path) == tiny.files(tmp_path / "alone")
+
+
+def left(directory: Path, manifest: Any) -> None:
+    raise KeyboardInterrupt
+
+
+class EndingTask(SharedTask):
+    """Ends the program in a worker."""
+
+    def model(self) -> Any:
+        if "gradtrace_indexer.work" in " ".join(psutil.Process().cmdline()):
+            sys.exit("no more")
+        return super().model()
+
+
+class LongErrorTask(SharedTask):
+    """Fails with a text that is longer than a pipe holds."""
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        raise LossError("too long " * 20_000)
+
+
+@pytest.mark.parametrize(("task", "words"), [(EndingTask, "SystemExit: no more"), (LongErrorTask, "too long too long")])
+def test_whatever_ends_a_worker_is_told(tmp_path: Path, task: type[SharedTask], words: str) -> None:
+    with pytest.raises((RuntimeError, LossError), match=words):
+        built(task(), tmp_path / "index", workers=2)
 
 
 def test_what_a_worker_finds_wrong_is_raised(tmp_path: Path) -> None:

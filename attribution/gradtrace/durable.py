@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
+WRITER = secrets.token_hex(4)  # of this process, for files that several may write at the same time
 _TEMPORARY = re.compile(rf"(\.[0-9a-f]{{8}})?{re.escape(TEMPORARY_SUFFIX)}$")
 
 

@@ -20,7 +20,7 @@ from gradtrace.methods import METHODS, available_methods
 from gradtrace.store.index_files import check_files, file_problems
 from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, Manifest, Operation
 from gradtrace.store.manifest_file import read_generation, read_manifest
-from gradtrace_indexer.work.board import UNFINISHED, Board
+from gradtrace_indexer.work.board import UNFINISHED, Board, remove_steps
 from gradtrace_indexer.writing.files import sole_writer, write_file, write_manifest
 from gradtrace_indexer.writing.format_files import (
     KEPT,
@@ -116,6 +116,8 @@ def unfinished(directory: Path) -> Manifest | None:
     pending = read_pending(directory)
     if pending is None:
         remove_manifest(directory, PENDING_NAME)
+        if (directory / MANIFEST_NAME).exists():
+            remove_steps(directory)
     return pending
 
 

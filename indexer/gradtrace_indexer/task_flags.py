@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from gradtrace.dry_run import weights_that_do_not_fit
-from gradtrace.durable import write_whole
+from gradtrace.durable import WRITER, write_whole
 from gradtrace.errors import TaskError
 from gradtrace.task import Task
 from gradtrace.tasks.language import (
@@ -61,7 +61,7 @@ class NamedTask(NamedTuple):
         """Write the file beside the index, so that no later command has to be told the task."""
         if self.file is not None:
             text = task_file_text(self.file)
-            write_whole(index / TASK_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+            write_whole(index / TASK_FILE, lambda path: path.write_text(text, encoding="utf-8"), WRITER)
 
 
 def with_model_flags(command: Callable[..., None]) -> Callable[..., None]:

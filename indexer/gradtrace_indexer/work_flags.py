@@ -40,8 +40,6 @@ def work_options(flags: Mapping[str, Any], passes: PassOptions, load: Callable[[
         StoreError: flags that do not go together.
     """
     workers, ray, rank, world = (flags.get(name) for name in _WorkFlags.model_fields)
-    if rank is not None and (workers is not None or ray is not None):
-        raise StoreError("--rank is of a process that a scheduler starts: leave --workers and --ray out")
     if rank is None and world is not None:
         raise StoreError("--world goes with --rank")
     ranked = None if rank is None else rank_of(rank, world)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from gradtrace.basis import load_basis
 from gradtrace.checkpoints import Checkpoint
-from gradtrace.errors import StoreError
-from gradtrace.fingerprint import task_entry
+from gradtrace.errors import MismatchError, StoreError
+from gradtrace.fingerprint import check_task, task_entry
 from gradtrace.models.gradient_model import GradientModel
 from gradtrace.models.loss_output import row_fisher
 from gradtrace.sparse.segments import default_segment_rows
@@ -32,6 +32,7 @@ from gradtrace.store.manifest import (
     Manifest,
     Precision,
     RepresentationsEntry,
+    TaskEntry,
 )
 from gradtrace.store.regular_files import regular_path
 from gradtrace.store.row_ids import Ids
@@ -45,7 +46,7 @@ from gradtrace_indexer.build.moments import MomentSums, PartialSum, mean_moments
 from gradtrace_indexer.build.run_fit import RunFitting
 from gradtrace_indexer.generations import save_pending
 from gradtrace_indexer.progress import progress_bar
-from gradtrace_indexer.work.board import UNFINISHED, Board, Step, StepRecord
+from gradtrace_indexer.work.board import Board, Step, StepRecord
 from gradtrace_indexer.writing.files import write_file
 from gradtrace_indexer.writing.format_files import remove_file
 
@@ -67,19 +68,27 @@ class Draft(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rows: int
+    task: TaskEntry
     requested: int
     seed: int
     precision: Precision
     checkpoints: list[CheckpointEntry]
+    skip_bad_rows: bool
     skipped: dict[int, str]
     fisher: FisherEntry
     bases: list[FileEntry]
     dimensions: list[int]
 
-    def is_of(self, rows: int, entries: list[CheckpointEntry], spec: FitSpec) -> bool:
-        asked = rows, spec.dimensions, spec.seed, spec.precision, entries
-        return asked == (self.rows, self.requested, self.seed, self.precision, self.checkpoints)
+    def is_of(self, builder: Builder, entries: list[CheckpointEntry], spec: FitSpec) -> bool:
+        """Whether it is a draft of this build."""
+        asked = spec.dimensions, spec.seed, spec.precision, builder.skip_bad_rows, entries
+        if asked != (self.requested, self.seed, self.precision, self.skip_bad_rows, self.checkpoints):
+            return False
+        try:
+            check_task(builder.task, self.task)
+        except MismatchError:
+            return False
+        return True
 
 
 class _Screened(NamedTuple):
@@ -115,22 +124,24 @@ def _begin_together(
 ) -> Manifest:
     """As `begin`, while other workers take a share of the passes over all rows."""
     rows, draft = len(builder.task.train), board.read(DRAFT, Draft)
-    if draft is None or not draft.is_of(rows, entries, spec):
+    if draft is None or not draft.is_of(builder, entries, spec):
+        board.drop(DRAFT)  # nobody works on another build's any more
         draft = _draft(builder, board, runs, entries, spec)
         board.write(DRAFT, draft)
     screened = _screened_before(builder, draft)
-    sums, steps = moment_sums(builder, draft), moment_steps(builder, board, draft)
+    sums = moment_sums(builder, draft, screened.live)
+    steps = _moment_steps(builder, board, draft, sums)
     board.announce(steps)
     with progress_bar("rotation", sum(step.units for step in steps), " rows", builder.progress) as bar:
         board.work_off(steps, bar)
     samples = Samples(builder.task, spec.seed, rows, screened.good)
     fits = []
     for number, run in enumerate(runs):
-        moments = _moments_of_run(builder, board, draft, number)
+        moments = _moments_of_run(board, draft, number, sums[number])
         fits.append(_fitting(builder, run, number, spec, samples).rotated(sums[number].basis, moments))
     manifest = save_pending(builder.directory, _manifest(builder, entries, spec, screened, draft.fisher, fits))
     for step in steps:
-        remove_file(builder.directory, _moments_name(board.folder, step.name))
+        remove_file(builder.directory, _moments_file(board, step.name).path)
     return manifest
 
 
@@ -141,11 +152,12 @@ def _draft(builder: Builder, board: Board, runs: Runs, entries: list[CheckpointE
     assert fisher is not None  # the basis is a Gauss-Newton one
     bases = [_fitting(builder, run, number, spec, samples).first_basis() for number, run in enumerate(runs)]
     return Draft(
-        rows=len(builder.task.train),
+        task=task_entry(builder.task, builder.model(runs[-1][-1]), screened.good),
         requested=spec.dimensions,
         seed=spec.seed,
         precision=spec.precision,
         checkpoints=entries,
+        skip_bad_rows=builder.skip_bad_rows,
         skipped=screened.skipped,
         fisher=fisher,
         bases=[
@@ -157,17 +169,16 @@ def _draft(builder: Builder, board: Board, runs: Runs, entries: list[CheckpointE
 
 def _screened_before(builder: Builder, draft: Draft) -> _Screened:
     """What the draft's coordinator found; models are examined on the same rows from now on."""
-    if not builder.skip_bad_rows:
-        return _Screened(np.arange(draft.rows), {}, np.arange(draft.rows))
-    bad = list(draft.skipped)
-    good = np.setdiff1d(sample_rows(draft.seed, draft.rows), bad)
+    rows, bad = np.arange(draft.task.train_rows), list(draft.skipped)
+    if not draft.skip_bad_rows:
+        return _Screened(rows, {}, rows)
+    good = np.setdiff1d(sample_rows(draft.seed, len(rows)), bad)
     builder.probe_on(good)
-    return _Screened(good, draft.skipped, np.setdiff1d(np.arange(draft.rows), bad))
+    return _Screened(good, draft.skipped, np.setdiff1d(rows, bad))
 
 
-def moment_sums(builder: Builder, draft: Draft) -> list[MomentSums]:
-    """One for each training run."""
-    live = _screened_before(builder, draft).live
+def moment_sums(builder: Builder, draft: Draft, live: Ids) -> list[MomentSums]:
+    """One for each training run. live: the rows that are not bad"""
     paths = [regular_path(builder.directory, file.path) for file in draft.bases]
     bases = [
         load_basis(path, "spectral", dimensions, draft.seed)
@@ -176,22 +187,32 @@ def moment_sums(builder: Builder, draft: Draft) -> list[MomentSums]:
     return [MomentSums(builder, basis, live, draft.fisher) for basis in bases]
 
 
-def moment_steps(builder: Builder, board: Board, draft: Draft) -> list[Step]:
-    """Of each checkpoint and stretch of rows, the sum of second moments."""
+def steps_of_draft(builder: Builder, board: Board, draft: Draft) -> list[Step]:
+    """For a helper: of each checkpoint and stretch of rows, the sum of second moments.
+
+    Raises:
+        MismatchError: the draft is of another task.
+    """
+    check_task(builder.task, draft.task)
+    return _moment_steps(builder, board, draft, moment_sums(builder, draft, _screened_before(builder, draft).live))
+
+
+def _moment_steps(builder: Builder, board: Board, draft: Draft, sums: Sequence[MomentSums]) -> list[Step]:
     board.turn_to(draft.model_dump_json().encode())
-    steps, sums = [], moment_sums(builder, draft)
+    steps = []
     for position, entry in enumerate(draft.checkpoints):
         of_run = sums[entry.run]
         for start, stop in of_run.stretches():
             name, title = _moments(position, start), f"rotation at {entry.name}"
             number = sum(other.run == entry.run for other in draft.checkpoints[:position])
-            compute = partial(_write_moments, builder, of_run, entry, number, start, name)
+            compute = partial(_write_moments, builder, board, of_run, entry, number, start, name)
             steps.append(Step(name, title, compute, position, stop - start))
     return steps
 
 
 def _write_moments(
     builder: Builder,
+    board: Board,
     sums: MomentSums,
     entry: CheckpointEntry,
     number: int,
@@ -201,26 +222,29 @@ def _write_moments(
 ) -> StepRecord:
     total, rows = sums.of_stretch(builder.indexed_model(entry), number, start, on_units)
     content = safetensors.torch.save({"total": total.cpu(), "rows": torch.tensor(rows)})
-    return StepRecord(file=write_file(builder.directory, _moments_name(f"{UNFINISHED}/1", step), content))
+    name = f"{board.folder}/{step}.{board.work}.safetensors"  # a worker of another draft does not write over it
+    return StepRecord(file=write_file(builder.directory, name, content))
 
 
-def _moments_of_run(builder: Builder, board: Board, draft: Draft, run: int) -> Iterator[Tensor]:
+def _moments_file(board: Board, step: str) -> FileEntry:
+    record = board.record(step)
+    assert record is not None  # the step is done
+    assert record.file is not None
+    return record.file
+
+
+def _moments_of_run(board: Board, draft: Draft, run: int, sums: MomentSums) -> Iterator[Tensor]:
     """K at each of a run's checkpoints, from what workers have written."""
-    sums = moment_sums(builder, draft)[run]
     for position, entry in enumerate(draft.checkpoints):
         if entry.run == run:
-            names = [_moments(position, start) for start, _ in sums.stretches()]
-            paths = [regular_path(builder.directory, _moments_name(board.folder, name)) for name in names]
+            files = [_moments_file(board, _moments(position, start)) for start, _ in sums.stretches()]
+            paths = [regular_path(board.directory, file.path) for file in files]
             read = (load_tensors(path, "run `gradtrace discard`, and build again") for path in paths)
             yield mean_moments(PartialSum(tensors["total"], int(tensors["rows"])) for tensors in read)
 
 
 def _moments(position: int, start: int) -> str:
     return f"moments-{position:03d}-{start:09d}"
-
-
-def _moments_name(folder: str, step: str) -> str:
-    return f"{folder}/{step}.safetensors"
 
 
 def _manifest(

@@ -35,7 +35,7 @@ from gradtrace_indexer.build.row_kinds import DenseRows
 from gradtrace_indexer.build.rows import RowWorkers, write_rows
 from gradtrace_indexer.generations import publish, save_pending
 from gradtrace_indexer.progress import progress_bar
-from gradtrace_indexer.work.board import Board, Step, StepRecord
+from gradtrace_indexer.work.board import Board, Step, StepRecord, remove_steps
 from gradtrace_indexer.writing.files import write_file
 from gradtrace_indexer.writing.segment_file import SegmentWriter
 from gradtrace_indexer.writing.shard_writer import (
@@ -66,7 +66,7 @@ def complete(builder: Builder, pending: Manifest) -> Manifest:
         if message is not None:
             warnings.warn(message, stacklevel=2)
         published = publish(directory, finished)
-        board.remove()
+        remove_steps(directory)
         return published
     except MismatchError as error:
         raise MismatchError(f"{error}; or give up what is unfinished, with `gradtrace discard`") from error

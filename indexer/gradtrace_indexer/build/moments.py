@@ -24,7 +24,8 @@ from gradtrace_indexer.build.rows import encoded_batches
 
 _DRAWN_ROWS = 1 << 40  # first of the streams of random numbers that draw rows
 _FEWEST_ROWS = 16_384  # of a stretch, beside which its matrix costs little
-_MOST_STRETCHES = 8  # matrices that lie on disk for each checkpoint where workers share them
+_FEW_STRETCHES = 8  # whose matrices lie on disk for each checkpoint where workers share them; more of many rows
+_ROWS_PER_MORE = 1_000_000
 
 
 class PartialSum(NamedTuple):
@@ -47,7 +48,7 @@ class MomentSums:
     def stretches(self) -> list[tuple[int, int]]:
         """(start, stop) of each, by positions among `rows`."""
         count = len(self._rows)
-        size = max(_FEWEST_ROWS, -(-count // _MOST_STRETCHES))
+        size = max(_FEWEST_ROWS, -(-count // (_FEW_STRETCHES + count // _ROWS_PER_MORE)))
         return [(start, min(start + size, count)) for start in range(0, count, size)]
 
     def of_stretch(self, model: GradientModel, number: int, start: int, on_rows: Callable[[int], object]) -> PartialSum:

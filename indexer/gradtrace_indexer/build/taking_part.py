@@ -19,7 +19,7 @@ from gradtrace.devices import pick_device
 from gradtrace.errors import LockedIndexError, StoreError
 from gradtrace.store.manifest import Manifest
 from gradtrace.task import Task
-from gradtrace_indexer.build.begin import DRAFT, Draft, moment_steps
+from gradtrace_indexer.build.begin import DRAFT, Draft, steps_of_draft
 from gradtrace_indexer.build.builder import Builder, PassOptions, WorkOptions
 from gradtrace_indexer.build.completion import Completion
 from gradtrace_indexer.generations import read_pending
@@ -30,6 +30,7 @@ from gradtrace_indexer.work.processes import run_in_processes
 from gradtrace_indexer.work.ray_actors import run_in_actors
 from gradtrace_indexer.work.sharing import Rank
 from gradtrace_indexer.work.watching import Watch
+from gradtrace_indexer.writing.files import sole_writer
 
 _POLL_SECONDS = 0.5
 
@@ -45,6 +46,8 @@ def run_shared(task: Task, directory: Path, passes: WorkOptions, run: Run[T]) ->
     workers, ray, load = passes.get("workers"), passes.get("ray"), passes.get("load")
     alone = _without_workers(passes)
     if passes.get("rank") is not None:
+        if ray is not None or workers is not None:
+            raise StoreError("a rank is of a process that a scheduler starts: leave workers and ray out")
         return _take_part(task, directory, alone, run)
     if ray is None and workers in (None, 1):
         return run(task, alone)
@@ -89,6 +92,8 @@ def _take_part(task: Task, directory: Path, passes: PassOptions, run: Run[T]) ->
     helper: Helper | None = None
     while True:
         try:
+            with sole_writer(directory):  # before all is read that a run takes
+                pass
             return run(task, passes)
         except LockedIndexError:
             helper = helper or Helper(task, directory, passes)
@@ -100,43 +105,38 @@ class Helper:
     """Takes steps of the work that another process coordinates."""
 
     def __init__(self, task: Task, directory: Path, passes: PassOptions) -> None:
-        self._task, self._directory, self._passes = task, directory, passes
-        self._builder: Builder | None = None
-        self._checked = 0  # generation that the task was compared with
+        self._directory = directory
+        self._builder = Builder(task, directory, **passes)
+        self._known: tuple[str, Board, list[Step]] | None = None  # what was done last, and by which document
 
     def help_out(self) -> None:
         """Take steps of the unfinished generation until none is left to do, or nobody coordinates it."""
         for generation in unfinished_generations(self._directory):
-            board = self._own_builder().board(generation)
+            board = self._builder.board(generation)
             try:
                 self._take_steps(board)
             except Exception:
                 if board.is_coordinated:
                     raise  # else its files may have been removed, as those of a generation that is published
 
-    def _own_builder(self) -> Builder:
-        self._builder = self._builder or Builder(self._task, self._directory, **self._passes)
-        return self._builder
-
     def _take_steps(self, board: Board) -> None:
         plan = board.plan()
         if plan is None or not board.is_coordinated:
             return
-        builder = self._own_builder()
-        builder.follow(plan)
-        pending = read_pending(self._directory)
+        self._builder.follow(plan)
+        pending, draft = read_pending(self._directory), board.read(DRAFT, Draft)
         if pending is not None and pending.generation == board.generation:
-            self._work_off(board, self._steps_to_complete(pending, board))
-        elif (draft := board.read(DRAFT, Draft)) is not None:
-            self._work_off(board, moment_steps(builder, board, draft))
+            self._work_off(pending.checksum, board, partial(self._steps_to_complete, pending))
+        elif draft is not None:
+            self._work_off(draft.model_dump_json(), board, partial(steps_of_draft, self._builder, draft=draft))
 
     def _steps_to_complete(self, pending: Manifest, board: Board) -> list[Step]:
-        builder = self._own_builder()
-        if self._checked != pending.generation:
-            builder.check(pending)
-            self._checked = pending.generation
-        return Completion(builder, pending, board).steps()
+        self._builder.check(pending, grown=pending.made_by == "append rows")
+        return Completion(self._builder, pending, board).steps()
 
-    def _work_off(self, board: Board, steps: list[Step]) -> None:
-        with progress_bar("index", sum(step.units for step in steps), " rows", self._own_builder().progress) as bar:
+    def _work_off(self, document: str, board: Board, steps_of: Callable[[Board], list[Step]]) -> None:
+        if self._known is None or self._known[0] != document:
+            self._known = document, board, steps_of(board)
+        _, board, steps = self._known
+        with progress_bar("index", sum(step.units for step in steps), " rows", self._builder.progress) as bar:
             board.work_off(steps, bar, until=lambda: not board.is_coordinated)

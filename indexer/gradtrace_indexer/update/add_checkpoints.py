@@ -56,7 +56,7 @@ def add_checkpoints(
         TaskError: a row's loss or gradient is not finite.
     """
     check_order(new_checkpoints)
-    return _run(path, task, passes, partial(_added, directory=Path(path), checkpoints=new_checkpoints, run=run))
+    return _run(path, task, passes, partial(add_alone, directory=Path(path), checkpoints=new_checkpoints, run=run))
 
 
 def _run(path: str | Path, task: Task, passes: WorkOptions, run: Run[Index]) -> Index:
@@ -64,7 +64,7 @@ def _run(path: str | Path, task: Task, passes: WorkOptions, run: Run[Index]) -> 
     return run_shared(task, Path(path), passes, run) or open_index(path, task, device=passes.get("device", "auto"))
 
 
-def _added(
+def add_alone(
     task: Task, passes: PassOptions, *, directory: Path, checkpoints: Sequence[Checkpoint], run: int | None
 ) -> Index:
     with _updated(directory, task, "add checkpoints", passes) as (builder, current):

@@ -44,11 +44,13 @@ def append_rows(path: str | Path, task: Task, *, skip_bad_rows: bool = False, **
     """
     directory = Path(path)
     check_dataset(task, skip_unreadable=skip_bad_rows or bool(read_manifest(directory).skipped))
-    appended = run_shared(task, directory, passes, partial(_appended, directory=directory, skip_bad_rows=skip_bad_rows))
+    appended = run_shared(
+        task, directory, passes, partial(append_alone, directory=directory, skip_bad_rows=skip_bad_rows)
+    )
     return appended or open_index(directory, task, device=passes.get("device", "auto"))
 
 
-def _appended(task: Task, passes: PassOptions, *, directory: Path, skip_bad_rows: bool) -> Index:
+def append_alone(task: Task, passes: PassOptions, *, directory: Path, skip_bad_rows: bool) -> Index:
     builder, rows = Builder(task, directory, skip_bad_rows=skip_bad_rows, **passes), len(task.train)
     with updating(directory, "append rows") as (current, pending):
         if any(entry.kind == "recorded" for entry in current.checkpoints):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -15,15 +15,18 @@ from gradtrace.checkpoints import Checkpoint, load_checkpoints
 from gradtrace.checkpoints.indexed import entry_name
 from gradtrace.checkpoints.weights import weight_files
 from gradtrace.data.guards import check_dataset
-from gradtrace.errors import CheckpointError, LockedIndexError
+from gradtrace.errors import CheckpointError
 from gradtrace.index import Index
+from gradtrace.opening import open_index
 from gradtrace.store.manifest import Manifest, trained_models
 from gradtrace.store.manifest_file import read_manifest
 from gradtrace.task import Task
-from gradtrace_indexer.build.builder import WorkOptions
+from gradtrace_indexer.build.build import check_order
+from gradtrace_indexer.build.builder import PassOptions, WorkOptions
+from gradtrace_indexer.build.taking_part import run_shared
 from gradtrace_indexer.generations import discard, read_pending
-from gradtrace_indexer.update.add_checkpoints import add_checkpoints, run_number, still_to_come
-from gradtrace_indexer.update.rows import append_rows
+from gradtrace_indexer.update.add_checkpoints import add_alone, add_checkpoints, run_number, still_to_come
+from gradtrace_indexer.update.rows import append_alone
 
 INTERVAL = 10.0  # seconds between two looks
 
@@ -50,17 +53,25 @@ def update_index(
     Raises as `append_rows` and `add_checkpoints`.
     """
     directory = Path(path)
+    update = partial(_updated, directory=directory, checkpoints=checkpoints, run=run)
+    updated = run_shared(task, directory, passes, update)
+    return updated or open_index(directory, task, device=passes.get("device", "auto"))
+
+
+def _updated(
+    task: Task, passes: PassOptions, *, directory: Path, checkpoints: str | Path | None, run: int | None
+) -> Index:
     manifest = read_manifest(directory)
     written = load_checkpoints(checkpoints or run_directory(directory, manifest, run))  # a wrong path changes nothing
     grown = check_dataset(task, skip_unreadable=bool(manifest.skipped)) > manifest.task.train_rows
     pending = read_pending(directory)
     if grown and pending is not None and pending.made_by == "add checkpoints":
-        with suppress(LockedIndexError) if passes.get("rank") else nullcontext():  # another worker did so
-            discard(directory)  # it lacks the new rows, and these must come first: checkpoints are added to all rows
+        discard(directory)  # it lacks the new rows, and these must come first: checkpoints are added to all rows
     if grown or (pending is not None and pending.made_by == "append rows"):
-        append_rows(directory, task, **passes)
+        append_alone(task, passes, directory=directory, skip_bad_rows=False)
     new = still_to_come(written, read_manifest(directory), run)
-    return add_checkpoints(directory, task, new, run=run, **passes)
+    check_order(new)
+    return add_alone(task, passes, directory=directory, checkpoints=new, run=run)
 
 
 def run_directory(directory: Path, manifest: Manifest, run: int | None) -> Path:

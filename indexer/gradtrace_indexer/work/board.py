@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
 from gradtrace.errors import CorruptIndexError
-from gradtrace.store.manifest import FileEntry, ShardEntry, shard_files
+from gradtrace.store.manifest import MANIFEST_NAME, PENDING_NAME, FileEntry, ShardEntry, shard_files
 from gradtrace_indexer.work.claims import Claims, Holder
 from gradtrace_indexer.writing.files import write_file
 
@@ -105,8 +105,15 @@ class Step(NamedTuple):
     needs: Collection[str] = ()
 
 
+def remove_steps(directory: Path) -> None:
+    """Once a generation is published: other workers see by it that nothing is left to do."""
+    shutil.rmtree(directory / UNFINISHED, ignore_errors=True)
+
+
 def unfinished_generations(directory: Path) -> list[int]:
-    """The numbers of those that have a folder, ascending."""
+    """The numbers of those whose steps are known, ascending."""
+    if (directory / MANIFEST_NAME).exists() and not (directory / PENDING_NAME).exists():
+        return []  # what a process left that was killed after publishing
     return sorted(int(folder.name) for folder in (directory / UNFINISHED).glob("*") if folder.name.isdecimal())
 
 
@@ -123,7 +130,7 @@ class Board:
         self.rank, self.world = rank, world
         self.folder = f"{UNFINISHED}/{generation}"
         self.claims = Claims(directory / self.folder)
-        self._work = ""
+        self.work = ""  # digest of the work whose steps these are
         self._records: dict[str, StepRecord] = {}
         self._told: dict[str, int] = {}  # units of steps in work that the bar was told of
 
@@ -133,7 +140,7 @@ class Board:
 
         work: all that its steps depend on
         """
-        self._work = xxhash.xxh3_128_hexdigest(work)
+        self.work = xxhash.xxh3_128_hexdigest(work)
         self._records.clear()
 
     def record(self, step: str) -> StepRecord | None:
@@ -144,7 +151,7 @@ class Board:
         """
         if step not in self._records:
             found = self.read(step, StepRecord, _DONE)
-            if found is not None and found.work == self._work:
+            if found is not None and found.work == self.work:
                 self._records[step] = found
         return self._records.get(step)
 
@@ -207,9 +214,9 @@ class Board:
         files += [file for record in records if record and record.shard for file in shard_files(record.shard)]
         return {f"{self.folder}/{path.name}" for path in paths} | {file.path for file in files}
 
-    def remove(self) -> None:
-        """Once the generation is published: other workers see by it that nothing is left to do."""
-        shutil.rmtree(self.directory / UNFINISHED, ignore_errors=True)
+    def drop(self, name: str) -> None:
+        """Remove one of the folder's files, if it is there."""
+        (self.directory / self.folder / f"{name}{_JSON}").unlink(missing_ok=True)
 
     def work_off(
         self,
@@ -271,4 +278,4 @@ class Board:
             on_units(units)
 
         bar.set_description_str(step.title, refresh=False)
-        return step.compute(tell).model_copy(update={"work": self._work})
+        return step.compute(tell).model_copy(update={"work": self.work})

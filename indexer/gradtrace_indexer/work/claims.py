@@ -152,7 +152,12 @@ class Claim:
         self._ended = threading.Event()
         self._units = 0
         self._thread = threading.Thread(target=self._renew, name="gradtrace-claim", daemon=True)
-        self._write(0)
+        try:
+            self._write(0)
+        except OSError:  # as of a full disk: nobody shall wait for it
+            path.unlink(missing_ok=True)
+            os.close(file)
+            raise
 
     def advance(self, units: int) -> None:
         """Tell others that so many more units of the step are done."""

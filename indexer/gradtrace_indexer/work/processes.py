@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from gradtrace.durable import write_whole
 from gradtrace.errors import StoreError
 from gradtrace_indexer.work.payload import Payload
 from gradtrace_indexer.work.sharing import Rank
@@ -31,7 +35,8 @@ def run_in_processes(payload: Payload, count: int, watch: Watch) -> None:
         Exception: what a call raises.
     """
     with ExitStack() as ended:
-        workers = [_Worker(payload, Rank(number, count), ended) for number in range(count)]
+        folder = Path(ended.enter_context(TemporaryDirectory(prefix="gradtrace-")))
+        workers = [_Worker(payload, Rank(number, count), folder / str(number), ended) for number in range(count)]
         losses = steps = 0
         while True:
             time.sleep(_POLL_SECONDS)
@@ -45,7 +50,7 @@ def run_in_processes(payload: Payload, count: int, watch: Watch) -> None:
                 if outcome is None:
                     losses += 1
                     _refuse_many(losses, code)
-                    workers[place] = _Worker(payload, worker.rank, ended)
+                    workers[place] = _Worker(payload, worker.rank, folder / str(place), ended)
                 elif isinstance(outcome, Exception):
                     raise outcome
                 else:
@@ -63,15 +68,14 @@ def _refuse_many(losses: int, code: int) -> None:
 
 
 class _Worker:
-    """A process, ended with `ended` if not before."""
+    """A process, ended with `ended` if not before. outcome: the file that it writes what becomes of the call to"""
 
-    def __init__(self, payload: Payload, rank: Rank, ended: ExitStack) -> None:
-        self.rank = rank
-        read, write = os.pipe()
-        command = [sys.executable, "-c", f"from {__name__} import work; work({write})"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[write])
-        os.close(write)
-        self._outcome = os.fdopen(read, "rb")
+    def __init__(self, payload: Payload, rank: Rank, outcome: Path, ended: ExitStack) -> None:
+        self.rank, self._outcome = rank, outcome
+        outcome.unlink(missing_ok=True)
+        # As here, and without the working directory, in which a file may have the name of a library's module.
+        command = f"import sys; sys.path[:] = {payload.path!r}; from {__name__} import work; work({str(outcome)!r})"
+        self._process = subprocess.Popen([sys.executable, "-c", command], stdin=subprocess.PIPE)
         ended.callback(self._end)
         assert self._process.stdin is not None
         self._feeder = threading.Thread(target=self._feed, args=(self._process.stdin, (payload, rank)), daemon=True)
@@ -89,27 +93,25 @@ class _Worker:
 
     def outcome(self) -> object:
         """What the call of a process that has ended raised, or True; None: it was lost."""
-        content = self._outcome.read()
-        return pickle.loads(content) if content else None
+        return pickle.loads(self._outcome.read_bytes()) if self._outcome.exists() else None
 
     def _end(self) -> None:
         self._process.kill()
         self._process.wait(_END_SECONDS)
-        self._outcome.close()
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
 
 
-def work(outcome: int) -> None:
-    """The process. outcome: the descriptor that what becomes of the call is written to"""
-    stdin = sys.stdin.buffer
-    message: tuple[Payload, Rank] = pickle.load(stdin)
-    threading.Thread(target=_end_with_parent, args=(stdin,), daemon=True).start()
+def work(outcome: str) -> None:
+    """The process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the process that waits ends this one
+    message: tuple[Payload, Rank] = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(format=f"worker {message[1].number}: %(message)s")
     logging.captureWarnings(True)
-    with os.fdopen(outcome, "wb") as file:
-        file.write(_called(message[0].unpacked, message[1]))
+    content = _called(message[0].unpacked, message[1])
+    write_whole(Path(outcome), lambda path: path.write_bytes(content))
     os._exit(0)  # whatever threads a task may have left
 
 
@@ -117,9 +119,10 @@ def _called(unpacked: Callable[[], Callable[[Rank], object]], rank: Rank) -> byt
     try:
         unpacked()(rank)
         return pickle.dumps(True)
-    except Exception as error:
+    except BaseException as error:  # a task may also end the program
         with suppress(Exception):
-            return _portable(error)
+            if isinstance(error, Exception):
+                return _portable(error)
         return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
@@ -130,6 +133,7 @@ def _portable(error: Exception) -> bytes:
     return content
 
 
-def _end_with_parent(stdin: Any) -> None:
-    stdin.read()
+def _end_with_parent() -> None:
+    while os.read(0, 1):  # not by sys.stdin, whose lock processes that are forked would wait for
+        pass
     os._exit(1)

@@ -6,12 +6,14 @@ All machines must see the index directory, the checkpoints and the data at the s
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import Any
 
 import torch
 
+from gradtrace.errors import StoreError
 from gradtrace.ray_cluster import import_ray, join
 from gradtrace_indexer.work.payload import Payload
 from gradtrace_indexer.work.sharing import Rank
@@ -19,6 +21,7 @@ from gradtrace_indexer.work.watching import Watch
 
 _POLL_SECONDS = 0.5
 _LOOK_SECONDS = 5.0  # between two looks at how large the cluster is
+_MOST_LOSSES = 20  # of an actor
 
 
 def run_in_actors(payload: Payload, address: str, count: int | None, gpu: bool, watch: Watch) -> None:
@@ -47,21 +50,20 @@ class _Actors:
         self._payload = ray.put(payload)
         room = {"num_gpus": 1} if gpu else {"num_cpus": 1}
         # The name of the actor's class is what Ray's dashboard shows.
-        self._kind = ray.remote(max_restarts=-1, max_task_retries=-1, **room)(GradtraceWorker)
+        self._kind = ray.remote(max_restarts=_MOST_LOSSES, max_task_retries=_MOST_LOSSES, **room)(GradtraceWorker)
         self._actors: list[Any] = []
-        self._calls: dict[Any, int] = {}
+        self._calls: list[Any] = []
 
     def run(self, watch: Watch) -> None:
-        looked = -_LOOK_SECONDS
+        looked = -math.inf
         try:
             while True:
                 if time.monotonic() - looked > _LOOK_SECONDS:
                     looked = time.monotonic()
                     self._grow()
                 watch.look()
-                ended, _ = self._ray.wait(list(self._calls), timeout=_POLL_SECONDS)
-                for call in ended:
-                    self._raise_cause(call)
+                ended, self._calls = self._ray.wait(self._calls, timeout=_POLL_SECONDS)
+                if any(map(self._came_to_its_end, ended)):
                     return
         finally:
             for actor in self._actors:
@@ -73,13 +75,22 @@ class _Actors:
         for number in range(len(self._actors), self._count or max(1, room)):
             actor = self._kind.remote()
             self._actors.append(actor)
-            self._calls[actor.work.remote(self._payload, number, self._count or max(1, room))] = number
+            self._calls.append(actor.work.remote(self._payload, number, self._count or max(1, room)))
 
-    def _raise_cause(self, call: Any) -> None:
+    def _came_to_its_end(self, call: Any) -> bool:
+        """False where the actor was lost for good, and others are left. Raises what the call raised."""
         try:
             self._ray.get(call)
+            return True
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
+        except self._ray.exceptions.RayError as error:
+            if self._calls:
+                return False
+            raise StoreError(
+                f"all of Ray's actors were lost, each of them {_MOST_LOSSES} times and more ({error}): Ray's log says "
+                "why. What is done stays, and the next run resumes"
+            ) from None
 
 
 class GradtraceWorker:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +14,8 @@ from tqdm import tqdm
 from gradtrace.errors import CorruptIndexError
 from gradtrace_indexer.progress import progress_bar
 from gradtrace_indexer.work.board import Board, StepState, unfinished_generations
+
+_LOOK_SECONDS = 1.0
 
 
 def unfinished_steps(directory: Path) -> list[StepState]:
@@ -50,6 +54,7 @@ class Watch:
     def __init__(self, directory: Path, shown: bool) -> None:
         self._directory, self._shown = directory, shown
         self._bar: tqdm[Any] | None = None
+        self._looked = -math.inf
         self._names: set[str] = set()
         self._done: set[str] = set()
 
@@ -58,7 +63,10 @@ class Watch:
         return len(self._done)
 
     def look(self) -> None:
-        """Bring the bar up to date."""
+        """Bring the bar up to date, once a second at most."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
         states = unfinished_steps(self._directory)
         if not states:
             return

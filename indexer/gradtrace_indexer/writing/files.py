@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gradtrace.durable import write_whole
+from gradtrace.durable import WRITER, write_whole
 from gradtrace.errors import LockedIndexError, StoreError
 from gradtrace.store.index_files import hash_file
 from gradtrace.store.manifest import FileEntry, Manifest
 from gradtrace.store.regular_files import regular_path
 
-WRITER = secrets.token_hex(4)  # of this process: two workers may write the same file at the same time
 LOCK_NAME = ".writer"
 
 

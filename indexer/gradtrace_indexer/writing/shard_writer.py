@@ -11,14 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradtrace.durable import rename_durably, temporary_path
+from gradtrace.durable import WRITER, rename_durably, temporary_path
 from gradtrace.errors import StoreError
 from gradtrace.store.index_files import hash_file
 from gradtrace.store.manifest import FileEntry, Manifest, ShardEntry
 from gradtrace.store.precision import decode, encode, tail_norms
 from gradtrace.store.regular_files import regular_path
 from gradtrace.store.shards import REPRESENTATION_PRECISION, Shard, ShardLayout
-from gradtrace_indexer.writing.files import WRITER, write_errors_of
+from gradtrace_indexer.writing.files import write_errors_of
 
 
 class ShardWriter:

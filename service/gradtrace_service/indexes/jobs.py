@@ -343,7 +343,7 @@ def _check_rows(field: str, rows: Sequence[int], manifest: Manifest) -> None:
 
 def _unfinished_stamp(path: Path) -> object:
     """Another one whenever more of the index's unfinished generation is done."""
-    folders = [folder.stat().st_mtime_ns for folder in (path / UNFINISHED).glob("*")]
+    folders = [file_stamp(folder) for folder in (path / UNFINISHED).glob("*")]
     return file_stamp(path / PENDING_NAME), folders
 
 
