@@ -39,9 +39,10 @@ def test_every_file_names_options_that_are_there() -> None:
         assert all(option in told.stdout for option in options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("script", "environments"), [
     ("slurm-array.sh", [ARRAY, ARRAY | {"SLURM_ARRAY_TASK_ID": "1"}]),
-    pytest.param("torchrun.sh", [{"DEVICE": "cpu"}], marks=pytest.mark.long),
+    ("torchrun.sh", [{"DEVICE": "cpu"}]),
 ])  # fmt: skip
 def test_a_script_builds_the_index(
     digits_index: DigitsRun, tmp_path: Path, script: str, environments: list[dict[str, str]]

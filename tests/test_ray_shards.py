@@ -52,6 +52,7 @@ def test_actors_answer_as_one_searcher_also_after_one_was_killed(tmp_path: Path)
     sharded.close()
 
 
+@pytest.mark.long
 def test_what_cannot_be_answered_is_an_error(tmp_path: Path) -> None:
     task = tiny.ClassTask(tiny.mlp, tiny.classes(30))
     tiny.build(task, tmp_path)

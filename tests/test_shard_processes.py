@@ -19,7 +19,7 @@ import torch
 
 import shard_questions
 import tiny
-from conftest import DigitsRun, program, serving_when_ready, wait_until
+from conftest import DigitsRun, mostly_long, program, serving_when_ready, wait_until
 from gradtrace import CorruptIndexError, Index, open_index
 from gradtrace.errors import ShardLostError
 from gradtrace.search.exact_search import ProgressiveSearcher
@@ -150,7 +150,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("end", ["exit", "SIGKILL", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("end", mostly_long(["exit", "SIGKILL", "SIGTERM", "SIGINT"], "SIGKILL"))
 def test_shards_end_with_the_program_that_opened_them(digits_index: DigitsRun, tmp_path: Path, end: str) -> None:
     (tmp_path / "opens.py").write_text(PROGRAM)
     words = [str(tmp_path / "opens.py"), str(digits_index.index), "exit" if end == "exit" else "sleep"]

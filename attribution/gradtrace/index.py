@@ -15,11 +15,7 @@ from gradtrace import methods
 from gradtrace.contents import IndexContents
 from gradtrace.errors import QueryError
 from gradtrace.methods.vectors import Vectors, mean_vector, vector_batches
-from gradtrace.models.queries import (
-    Query,
-    joined_targets,
-    require_labels,
-)
+from gradtrace.models.queries import Query, joined_targets, require_labels
 from gradtrace.models.targets import Target
 from gradtrace.results.answering import Aggregate, Answering, Include, Stopwatch, check_aggregate, measured_recall
 from gradtrace.results.asked import asked_queries, checked_target
