@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import tiny
 from conftest import DigitsRun
@@ -24,9 +25,22 @@ ARRAY = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_COUNT": "2"}
 ], ids=lambda words: words[0])  # fmt: skip
 def test_the_linters_have_nothing_to_say(words: list[str]) -> None:
     if not (PROGRAMS / words[0]).exists():
-        pytest.skip(f"{words[0]} is not installed; the extra `dev` has it")
+        pytest.skip(f"{words[0]} is not installed")
     done = subprocess.run([PROGRAMS / words[0], *words[1:]], cwd=FOLDER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_pods_of_the_job_are_as_many_as_they_are_told() -> None:
+    job = yaml.safe_load((FOLDER / "kubernetes-job.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    (worker,) = pod["containers"]
+    told = {variable["name"]: variable["value"] for variable in worker["env"]}
+    assert (job["apiVersion"], job["kind"], job["spec"]["completionMode"]) == ("batch/v1", "Job", "Indexed")
+    assert told == {"JOB_COMPLETIONS": str(job["spec"]["completions"])}
+    assert pod["restartPolicy"] == "Never"
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert worker["securityContext"]["capabilities"]["drop"] == ["ALL"]
+    assert {mount["name"] for mount in worker["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
 
 def test_every_file_names_options_that_are_there() -> None:
