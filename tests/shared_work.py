@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import tiny
 from gradtrace import Checkpoint
+from gradtrace_indexer import build_index
 from gradtrace_indexer.build import begin, fit, moments
 from tiny import ClassTask
 
@@ -65,3 +66,14 @@ class FailingTask(SharedTask):
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
     return tiny.checkpoints(SharedTask(), folder, 3)
+
+
+def built(task: SharedTask, path: Path, **options: Any) -> dict[str, bytes]:
+    """The files of an index, whose checkpoints lie beside it."""
+    build_index(task, checkpoints(path.parent / "checkpoints"), path, progress=False, **{"batch_size": 16, **options})
+    return tiny.files(path)
+
+
+@pytest.fixture(scope="module")
+def alone(small_steps: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return built(SharedTask(), tmp_path_factory.mktemp("alone") / "index")

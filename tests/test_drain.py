@@ -165,6 +165,7 @@ def test_within_the_grace_requests_are_answered(slow_task: str, digits_index: Di
         process.wait(60)
 
 
+@pytest.mark.long
 def test_restarts_under_clients_fail_no_request(digits_index: DigitsRun) -> None:
     for _ in range(2):
         clients, failed, _ = restart(digits_index.index, digits_index.task, 32, 1.0, "--grace-seconds", "1")

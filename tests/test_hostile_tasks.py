@@ -211,6 +211,7 @@ def test_a_task_that_ends_its_process_when_it_is_loaded(
         create_service([Hosted("a", digits_index.index, f"{path}:TASK")], Settings(processes=processes))
 
 
+@pytest.mark.long
 def test_a_thread_that_hangs_ends_the_service(hosted: Hosted, tmp_path: Path) -> None:
     """So that its supervisor starts it again."""
     words = ["serve", str(hosted.path), "--task", hosted.task, "--port", "0", "--processes", "0"]

@@ -32,6 +32,7 @@ def _cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.long
 def test_actors_answer_as_one_searcher_also_after_one_was_killed(tmp_path: Path) -> None:
     task, queries = tiny.ClassTask(tiny.mlp, tiny.classes(30)), tiny.classes(3, seed=2)
     whole = tiny.build(task, tmp_path)

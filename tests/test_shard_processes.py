@@ -248,6 +248,7 @@ def test_a_killed_service_leaves_no_shard(digits_index: DigitsRun) -> None:
         wait_until(lambda: all(is_over(pid) for pid in running))
 
 
+@pytest.mark.long
 def test_a_shard_that_hangs_is_replaced_with_its_worker(digits_index: DigitsRun) -> None:
     """Its request is told so at the deadline; the next one is answered."""
     with serving_when_ready(create_service([service(digits_index)], Settings(deadline_seconds=5))) as url:

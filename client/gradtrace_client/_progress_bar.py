@@ -14,7 +14,7 @@ _WIDTH = 30
 @contextmanager
 def progress_bar(enabled: bool) -> Iterator[Callable[[Job], None]]:
     """Yields a function that shows a job's state on stderr, if that is a terminal or a notebook and not a log file."""
-    shown = enabled and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    shown = enabled and (sys.stderr.isatty() or _in_notebook())
 
     def show(job: Job) -> None:
         bar = ("#" * round(job.progress * _WIDTH)).ljust(_WIDTH, ".")
@@ -27,3 +27,9 @@ def progress_bar(enabled: bool) -> Iterator[Callable[[Job], None]]:
     finally:
         if shown:
             print(file=sys.stderr)
+
+
+def _in_notebook() -> bool:
+    """Whether a kernel runs this code; other libraries import ipykernel where none does."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
