@@ -173,6 +173,7 @@ def test_restarts_under_clients_fail_no_request(digits_index: DigitsRun) -> None
         assert clients.happened["200"]
 
 
+@pytest.mark.long
 def test_an_inherited_socket_is_restarted_without_a_refused_connection(digits_index: DigitsRun, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener, ThreadPoolExecutor(2) as other:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"

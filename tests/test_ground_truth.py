@@ -151,6 +151,7 @@ def test_halves_are_drawn_evenly() -> None:
     np.testing.assert_allclose(subsets.mean(0), 0.3, atol=0.05)
 
 
+@pytest.mark.long
 def test_processes_give_what_this_one_gives(tmp_path: Path) -> None:
     alone = subset_outputs(opened(ridge_task.NOISY, tmp_path / "1"), 3, seeds=2)
     together = subset_outputs(opened(f"{ridge_task.__file__}:NOISY", tmp_path / "2", workers=2), 3, seeds=2)

@@ -169,6 +169,7 @@ def test_processes_that_were_killed_while_idle_are_no_fault_of_the_next_request(
             assert rows(ask(http, GOOD)) == expected
 
 
+@pytest.mark.long
 def test_a_worker_above_its_memory_limit_is_replaced_between_answers(
     hosted: Hosted, caplog: pytest.LogCaptureFixture
 ) -> None:

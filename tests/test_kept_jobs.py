@@ -93,6 +93,7 @@ def running(number: int, **fields: object) -> Job:
     return Job.model_validate({"id": f"{number:x}" * 16, "generation": 1, "created": created, **known, **fields})
 
 
+@pytest.mark.long
 def test_of_jobs_that_seem_to_run_on_one_index_the_latest_is_resumed(run: DigitsRun) -> None:
     for number in range(3):
         keep_job(run.index, running(number))
@@ -124,6 +125,7 @@ def test_a_damaged_state_file_keeps_no_job_from_running(run: DigitsRun, caplog: 
     assert "the states of jobs could not be kept" in caplog.text
 
 
+@pytest.mark.long
 def test_files_of_others_where_jobs_have_theirs_are_left_alone(run: DigitsRun) -> None:
     (run.index / "jobs").mkdir()
     (run.index / "jobs" / "notes.json").write_text("precious")

@@ -34,13 +34,16 @@ def workers_of(process: psutil.Process) -> list[psutil.Process]:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLEEP", "0.05")
+    monkeypatch.setenv("SLEEP", "0.02")
 
 
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize("kills", mostly_long([3, 20], 3))
-def test_killed_workers_are_replaced_and_change_nothing(alone: dict[str, bytes], tmp_path: Path, kills: int) -> None:
+def test_killed_workers_are_replaced_and_change_nothing(
+    alone: dict[str, bytes], tmp_path: Path, kills: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each is killed in the midst of a step, so that a step may have been begun by several."""
+    monkeypatch.setenv("SLEEP", "0.02" if kills < 10 else "0.05")
     done, draw = threading.Event(), random.Random(kills)
     killed = list[int]()  # steps that were done when a worker was killed
 
@@ -110,6 +113,7 @@ def test_both_workers_do_steps_and_may_read_by_processes_of_their_own(alone: dic
     assert len(together) == 2
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("slow")
 def test_a_build_of_other_arguments_takes_nothing_of_one_that_was_given_up_in_its_fit(tmp_path: Path) -> None:
     for worker in abandoned(tmp_path):

@@ -150,6 +150,7 @@ def test_deleted_rows_are_in_neither_training(run: DigitsRun, client: Client) ->
     check(job.result.model_dump(mode="json"), run, [0, *range(4, 400)], QUERIES)
 
 
+@pytest.mark.long
 def test_a_killed_process_is_started_again_and_trains_only_what_lacks(run: DigitsRun, client: Client) -> None:
     """The index can be written meanwhile, and no second model is retrained."""
     waiting, fits = run.index.with_name("wait"), run.index.with_name("fits")

@@ -117,6 +117,7 @@ def test_an_index_has_one_writer(run: DigitsRun, client: Client, monkeypatch: py
     assert client.wait(job).generation == 2
 
 
+@pytest.mark.long
 def test_a_killed_service_deletes_the_rows_when_it_is_started_again(run: DigitsRun) -> None:
     """It is killed while another process holds the index, so that its job cannot have ended."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -152,6 +153,7 @@ def test_where_the_rows_cannot_be_kept_the_job_fails(
     assert client.wait(client.delete_rows(range(300))).generation == 2
 
 
+@pytest.mark.long
 def test_the_generations_are_listed(run: DigitsRun, client: Client) -> None:
     (first,) = client.generations().generations
     assert (first.generation, first.rows, first.checkpoints, first.current, first.reason) == (1, 400, 3, True, "build")

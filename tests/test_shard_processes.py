@@ -239,6 +239,7 @@ def test_generations_are_swapped_over_all_shards_at_once(copied_run: DigitsRun) 
         assert len(shards_below(psutil.Process())) == 3
 
 
+@pytest.mark.long
 def test_a_killed_service_leaves_no_shard(digits_index: DigitsRun) -> None:
     words = ["-m", "gradtrace_service", "serve", str(digits_index.index), "--task", digits_index.task, "--port", "0"]
     with program(*words, "--shards", "2", stderr=subprocess.DEVNULL) as process:

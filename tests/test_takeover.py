@@ -195,6 +195,7 @@ def test_wait_returns_when_the_new_generation_answers(behind: DigitsRun, monkeyp
         assert client.wait(job.id, progress=False) == ended  # long ended
 
 
+@pytest.mark.long
 def test_wait_ends_where_the_new_generation_cannot_be_opened(
     behind: DigitsRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
