@@ -30,7 +30,7 @@ from digits_task import TASK
 HUNG = 10.0  # in place of ten minutes: many times what opening the index of digits takes
 
 
-@pytest.fixture(params=[1, 0], ids=["process", "thread"])
+@pytest.fixture(params=[1, pytest.param(0, marks=pytest.mark.long)], ids=["process", "thread"])
 def service(
     digits_index: DigitsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[str]:

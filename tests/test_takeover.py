@@ -21,7 +21,7 @@ import pytest
 
 import gradtrace
 import tiny
-from conftest import DigitsRun, mostly_long, wait_until
+from conftest import DigitsRun, wait_until
 from digits_task import TASK
 from gradtrace.store.manifest_file import read_manifest
 from gradtrace_client import AsyncClient, Client, NotTakenOverError
@@ -122,7 +122,8 @@ def is_ready(url: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize("flags", mostly_long([[], ["--processes", "1"]], ["--processes", "1"]))
+@pytest.mark.long
+@pytest.mark.parametrize("flags", [[], ["--processes", "1"]])
 def test_append_beside_a_service_is_followed(tmp_path: Path, flags: list[str]) -> None:
     """The data file is read by a module that the task imports."""
     project = Project(tmp_path, f"rows_of_{len(flags)}")
