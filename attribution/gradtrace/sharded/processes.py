@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
-import os
 import pickle
 import signal
-import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,9 +14,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from gradtrace.forked import context_preloading
+from gradtrace.child_processes import context_preloading, end_with_parent, portable
 from gradtrace.sharded.server import Question, ShardOpening, ShardServer
-from gradtrace.sharded.transport import Failure, ShardTransport, answered, lost, portable, unless_failed
+from gradtrace.sharded.transport import Failure, ShardTransport, answered, lost, unless_failed
 
 T = TypeVar("T")
 
@@ -158,7 +155,7 @@ def _end(shards: Iterable[_ShardProcess]) -> None:
 def _serve(connection: Connection[Any, Any], opening: ShardOpening) -> None:
     """The process: answers until the other end is closed, or its process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; whoever asks ends the shards
-    threading.Thread(target=_end_with_parent, name="gradtrace-parent", daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(opening.threads)
     server: ShardServer | None = None
     with suppress(*_LOST):
@@ -171,10 +168,3 @@ def _serve(connection: Connection[Any, Any], opening: ShardOpening) -> None:
             connection.send_bytes(pickle.dumps(None))
         while server is not None:
             connection.send_bytes(pickle.dumps(answered(server, pickle.loads(connection.recv_bytes()))))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)  # also from the midst of an answer

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from gradtrace.child_processes import portable
 from gradtrace.ray_cluster import import_ray, join
 from gradtrace.sharded.server import Question, ShardOpening, ShardServer
-from gradtrace.sharded.transport import Failure, ShardTransport, answered, lost, portable, unless_failed
+from gradtrace.sharded.transport import Failure, ShardTransport, answered, lost, unless_failed
 
 T = TypeVar("T")
 

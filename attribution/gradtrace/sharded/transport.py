@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from gradtrace.child_processes import portable
 from gradtrace.errors import ShardLostError
 from gradtrace.sharded.server import Question, ShardOpening, ShardServer
 
@@ -47,15 +46,6 @@ def answered(server: ShardServer, question: Question[Any]) -> Any:
         return question(server)
     except Exception as error:
         return Failure(portable(error))
-
-
-def portable(error: Exception) -> Exception:
-    """The error as another process can receive it: some cannot be pickled, or not unpickled."""
-    try:
-        copied = pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever its class does
-        copied = None
-    return copied if isinstance(copied, Exception) else RuntimeError("".join(traceback.format_exception(error)))
 
 
 def unless_failed(reply: Any) -> Any:

@@ -53,10 +53,9 @@ from gradtrace_indexer.writing.format_files import remove_file
 _SHARD_BYTES = 256 << 20
 _SHARD_ROWS = 32_768
 
-Runs = Sequence[Sequence[Checkpoint]]  # the checkpoints of each training run
-
-
 DRAFT = "draft"
+
+Runs = Sequence[Sequence[Checkpoint]]  # the checkpoints of each training run
 
 
 class Draft(BaseModel):
@@ -123,18 +122,18 @@ def _begin_together(
     builder: Builder, board: Board, runs: Runs, entries: list[CheckpointEntry], spec: FitSpec
 ) -> Manifest:
     """As `begin`, while other workers take a share of the passes over all rows."""
-    rows, draft = len(builder.task.train), board.read(DRAFT, Draft)
+    draft = board.read(DRAFT, Draft)
     if draft is None or not draft.is_of(builder, entries, spec):
         board.drop(DRAFT)  # nobody works on another build's any more
         draft = _draft(builder, board, runs, entries, spec)
         board.write(DRAFT, draft)
     screened = _screened_before(builder, draft)
-    sums = moment_sums(builder, draft, screened.live)
+    sums = _moment_sums(builder, draft, screened.live)
     steps = _moment_steps(builder, board, draft, sums)
     board.announce(steps)
     with progress_bar("rotation", sum(step.units for step in steps), " rows", builder.progress) as bar:
         board.work_off(steps, bar)
-    samples = Samples(builder.task, spec.seed, rows, screened.good)
+    samples = Samples(builder.task, spec.seed, draft.task.train_rows, screened.good)
     fits = []
     for number, run in enumerate(runs):
         moments = _moments_of_run(board, draft, number, sums[number])
@@ -177,7 +176,7 @@ def _screened_before(builder: Builder, draft: Draft) -> _Screened:
     return _Screened(good, draft.skipped, np.setdiff1d(rows, bad))
 
 
-def moment_sums(builder: Builder, draft: Draft, live: Ids) -> list[MomentSums]:
+def _moment_sums(builder: Builder, draft: Draft, live: Ids) -> list[MomentSums]:
     """One for each training run. live: the rows that are not bad"""
     paths = [regular_path(builder.directory, file.path) for file in draft.bases]
     bases = [
@@ -194,7 +193,7 @@ def steps_of_draft(builder: Builder, board: Board, draft: Draft) -> list[Step]:
         MismatchError: the draft is of another task.
     """
     check_task(builder.task, draft.task)
-    return _moment_steps(builder, board, draft, moment_sums(builder, draft, _screened_before(builder, draft).live))
+    return _moment_steps(builder, board, draft, _moment_sums(builder, draft, _screened_before(builder, draft).live))
 
 
 def _moment_steps(builder: Builder, board: Board, draft: Draft, sums: Sequence[MomentSums]) -> list[Step]:

@@ -108,6 +108,7 @@ class Helper:
         self._directory = directory
         self._builder = Builder(task, directory, **passes)
         self._known: tuple[str, Board, list[Step]] | None = None  # what was done last, and by which document
+        self._left = True  # whether steps of it are
 
     def help_out(self) -> None:
         """Take steps of the unfinished generation until none is left to do, or nobody coordinates it."""
@@ -136,7 +137,10 @@ class Helper:
 
     def _work_off(self, document: str, board: Board, steps_of: Callable[[Board], list[Step]]) -> None:
         if self._known is None or self._known[0] != document:
-            self._known = document, board, steps_of(board)
+            self._known, self._left = (document, board, steps_of(board)), True
         _, board, steps = self._known
+        if not self._left:  # what comes next is the coordinator's
+            return
         with progress_bar("index", sum(step.units for step in steps), " rows", self._builder.progress) as bar:
             board.work_off(steps, bar, until=lambda: not board.is_coordinated)
+        self._left = any(board.record(step.name) is None for step in steps)

@@ -12,10 +12,8 @@ import inspect
 import io
 import json
 import multiprocessing
-import os
 import pickle
 import textwrap
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -29,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from gradtrace.child_processes import end_with_parent
 from gradtrace.data.batches import collate
 from gradtrace.data.dataset import content_hash, fetch
 from gradtrace.data.guards import check_dataset, check_losses
@@ -302,16 +301,8 @@ def _in_processes(
 def _start_worker(task: Task | str, directory: Path, split: Split, queries: Sequence[int], target: str | None) -> None:
     global _trainer
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _trainer = Trainer(load_task(task) if isinstance(task, str) else task, directory, split, queries, target)
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot end its workers."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _call(function: Callable[[Trainer, J], R], job: J) -> R:

@@ -53,6 +53,7 @@ def update_index(
     Raises as `append_rows` and `add_checkpoints`.
     """
     directory = Path(path)
+    read_manifest(directory)  # refuses a directory without an index before anything is created in it
     update = partial(_updated, directory=directory, checkpoints=checkpoints, run=run)
     updated = run_shared(task, directory, passes, update)
     return updated or open_index(directory, task, device=passes.get("device", "auto"))

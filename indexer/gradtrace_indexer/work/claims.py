@@ -75,10 +75,6 @@ def _machine() -> str:
     return f"{socket.gethostname()} {psutil.boot_time()}"
 
 
-def default_worker_name() -> str:
-    return f"{socket.gethostname()[:60]}:{os.getpid()}"
-
-
 class Claims:
     """The claims in a folder, which is made when the first is taken.
 
@@ -86,7 +82,7 @@ class Claims:
     """
 
     def __init__(self, folder: Path, worker: str | None = None) -> None:
-        self._folder, self.worker = folder, (worker or default_worker_name())[:100]
+        self._folder, self.worker = folder, (worker or f"{socket.gethostname()[:60]}:{os.getpid()}")[:100]
         self._seen: dict[str, tuple[Holder, float]] = {}  # by step, with the time when it was first seen so
 
     def holders(self) -> dict[str, Holder]:

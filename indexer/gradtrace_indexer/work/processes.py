@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from gradtrace.child_processes import portable
 from gradtrace.durable import write_whole
 from gradtrace.errors import StoreError
 from gradtrace_indexer.work.payload import Payload
@@ -120,17 +121,7 @@ def _called(unpacked: Callable[[], Callable[[Rank], object]], rank: Rank) -> byt
         unpacked()(rank)
         return pickle.dumps(True)
     except BaseException as error:  # a task may also end the program
-        with suppress(Exception):
-            if isinstance(error, Exception):
-                return _portable(error)
-        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
-
-
-def _portable(error: Exception) -> bytes:
-    """Raises where it cannot be pickled and read again."""
-    content = pickle.dumps(error)
-    pickle.loads(content)
-    return content
+        return pickle.dumps(portable(error))
 
 
 def _end_with_parent() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import logging.config
-import multiprocessing
 import os
 import pickle
 import signal
@@ -19,8 +18,8 @@ from typing import Any, cast
 
 import psutil
 
+from gradtrace.child_processes import context_preloading, end_with_parent, portable
 from gradtrace.errors import QueryError
-from gradtrace.forked import context_preloading
 from gradtrace_service.engine.work import (
     REFUSALS,
     Indexes,
@@ -222,7 +221,7 @@ def _work(connection: Connection[Any, Any], indexes: Callable[[], Indexes], log_
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C, and a supervisor's SIGTERM, may reach the whole group; the
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # service ends its workers itself, when all is answered
     logging.config.dictConfig(log_config)
-    threading.Thread(target=_end_with_parent, name="gradtrace-parent", daemon=True).start()
+    end_with_parent(lambda: os.killpg(0, signal.SIGKILL))  # with what a task forked
     opened = indexes()
     connection.send(None)
     with suppress(EOFError, OSError):
@@ -244,21 +243,10 @@ def _reply(indexes: Indexes, message: list[bytes] | None) -> Report | Exception 
     return None
 
 
-def _end_with_parent() -> None:
-    """Exit when the service dies, however it died, also from the midst of a batch."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.killpg(0, signal.SIGKILL)  # with what a task forked
-
-
 def _portable(outcome: Outcome) -> Outcome:
-    """Pickle loses the tracebacks of exceptions, and one that cannot be unpickled would end its worker."""
+    """Errors that are none of a request are for the log: their tracebacks, which pickle loses."""
     if not isinstance(outcome, Exception):
         return outcome
-    try:
-        if isinstance(outcome, (*REFUSALS, NotOpenYetError)):
-            return pickle.loads(pickle.dumps(outcome))
-    except Exception:  # a user's exception class that cannot be unpickled
-        pass
+    if isinstance(outcome, (*REFUSALS, NotOpenYetError)):
+        return portable(outcome)
     return RuntimeError("".join(traceback.format_exception(outcome)))

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gradtrace.errors import DatasetError
+from gradtrace.layers.base import wide
 from gradtrace.task import Batch, Example, Label
 from gradtrace.tasks.language.encoding import IGNORED, kept_tokens
-from gradtrace.tasks.language.losses import at_least_single, token_losses
+from gradtrace.tasks.language.losses import token_losses
 from gradtrace.tasks.language.options import Kind
 from gradtrace.tasks.language.records import Record
 from gradtrace.tasks.language.task import LanguageTask
@@ -150,7 +151,7 @@ class SequenceClassification(_Classifier):
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """[batch, classes] logits, or [batch] values"""
         logits: Tensor = model(**{name: value for name, value in batch.items() if name != "label"}).logits
-        return at_least_single(logits[:, 0] if self._regresses else logits)
+        return wide(logits[:, 0] if self._regresses else logits)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         predicted = self.predict(model, batch)
